@@ -1,0 +1,267 @@
+"""Results turned into files and back: kept by content, written all or nothing, with their provenance.
+
+A heavy result lives in ``<artifacts>/store/<stage>/<key>/``. The key is a digest of the settings, the code of
+the stage, the digests of its inputs and the versions of the libraries, so equal questions find their answer
+and any other question does not. The folder is filled under a temporary name and renamed when complete; its
+``manifest.json`` is written last and holds the provenance.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from harvis_utils import config
+
+#: libraries whose version can change a number
+VERSIONED = ("numpy", "scipy", "torch", "scikit-learn")
+
+
+class ArtifactError(RuntimeError):
+    """A missing or damaged artifact; the message names the file and the notebook that makes it."""
+
+
+# ------------------------------------------------------------------------------------------- atomic writing
+
+
+@contextmanager
+def replacing(path: Path):
+    """Yield a temporary sibling of ``path`` to write to; it takes the name when the block ends without error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        _fsync(part)
+        os.replace(part, path)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: could not be written ({error.strerror or error}); nothing was left behind"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` to ``path``, all or nothing."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: Path, value) -> Path:
+    """Write ``value`` as JSON; NaN is refused, because JSON has none."""
+    return write_text(path, json.dumps(config.as_json(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path):
+    """Read a JSON file; a missing or broken one raises :class:`ArtifactError` naming it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path} is not readable as JSON ({error}); delete it and run its notebook again"
+        ) from error
+
+
+def write_dataset(path: Path, dataset) -> Path:
+    """Write an xarray Dataset as netCDF, all or nothing."""
+    with replacing(path) as part:
+        dataset.to_netcdf(part, engine="h5netcdf")
+    return Path(path)
+
+
+def read_dataset(path: Path):
+    """Read a netCDF file into memory and close it."""
+    import xarray as xr
+
+    return xr.load_dataset(path, engine="h5netcdf")
+
+
+# ------------------------------------------------------------------------------------------------- provenance
+
+
+@lru_cache
+def git_revision() -> str:
+    """The checked-out revision, with ``+`` when files differ from it; ``unknown`` outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ("git", *words), cwd=config.REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def provenance(cfg: config.Settings, **more) -> dict:
+    """Settings, seed, versions, revision, device and threads of a result, as plain JSON values."""
+    import torch
+
+    device = config.torch_device(cfg.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "settings": config.as_json(cfg) | {"device": None},
+        "versions": {"python": platform.python_version(), **{lib: version(lib) for lib in VERSIONED}},
+        "git": git_revision(),
+        "device": f"{device.type} ({name})",
+        "threads": config.threads(),
+        **more,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- the store
+
+
+def code_digest(module: str) -> str:
+    """Digest of what a module computes: its syntax tree without docstrings, so prose never retrains anything."""
+    tree = ast.parse(Path(importlib.util.find_spec(f"harvis_utils.{module}").origin).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0] = ast.Pass()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of result: its name, the notebook that makes it, and the modules that decide its content."""
+
+    name: str
+    notebook: str
+    modules: tuple[str, ...]
+
+    def key(self, settings, *inputs: str) -> str:
+        """Digest of settings, code, inputs and library versions: the address of one result."""
+        content = {
+            "stage": self.name,
+            "settings": config.as_json(settings),
+            "inputs": list(inputs),
+            "code": [code_digest(m) for m in self.modules],
+            "versions": [version(lib).split("+")[0] for lib in VERSIONED],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+    def folder(self, key: str) -> Path:
+        """Where the result with ``key`` is or will be."""
+        return config.artifact_root() / "store" / self.name / key
+
+    def checkpoint(self, key: str) -> Path:
+        """A folder for what an interrupted computation left; emptied when the result is complete."""
+        return self.folder(key).with_name(f"{key}.checkpoint")
+
+    def obtain(self, key: str, build: Callable[[Path], None], about: dict) -> Path:
+        """Folder of the result, computed by ``build(folder)`` unless it is there already.
+
+        ``about`` is its provenance. A build that fails or is killed leaves nothing under the final name.
+        """
+        folder = self.folder(key)
+        if (folder / "manifest.json").exists():
+            return self.require(key)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        part = Path(tempfile.mkdtemp(prefix=f".{key}.{os.getpid()}.", suffix=".part", dir=folder.parent))
+        started = time.perf_counter()
+        try:
+            build(part)
+            seconds = round(time.perf_counter() - started, 3)
+            files = {p.name: _file_digest(p) for p in sorted(part.iterdir())}
+            write_json(
+                part / "manifest.json",
+                {"stage": self.name, "key": key, "files": files, "wall_s": seconds, "provenance": about},
+            )
+            if folder.exists():  # another process was faster, or a damaged one lies there
+                shutil.rmtree(folder)
+            os.replace(part, folder)
+        except OSError as error:
+            raise ArtifactError(
+                f"{folder}: could not be written ({error.strerror or error}); nothing was left behind"
+            ) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(self.checkpoint(key), ignore_errors=True)
+        return folder
+
+    def require(self, key: str) -> Path:
+        """Folder of a result that must be there; a missing or damaged one says which notebook makes it."""
+        folder = self.folder(key)
+        if not (folder / "manifest.json").exists():
+            raise ArtifactError(
+                f"no result of stage {self.name!r} for these settings, data and code; run notebook {self.notebook} first "
+                f"(same PROFILE and DATASET)"
+            )
+        for name, digest in read_json(folder / "manifest.json")["files"].items():
+            if not (folder / name).exists() or _file_digest(folder / name) != digest:
+                raise ArtifactError(
+                    f"{folder / name} is damaged; delete {folder} and run notebook {self.notebook} again"
+                )
+        return folder
+
+    def manifest(self, key: str) -> dict:
+        """Provenance, wall time and file digests of a result."""
+        return read_json(self.folder(key) / "manifest.json")
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left half-written."""
+        for orphan in self.folder("x").parent.glob(".*.part"):
+            pid = orphan.name.split(".")[2]
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(orphan, ignore_errors=True)
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.file_digest(Path(path).open("rb"), "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------- figures and tables
+
+
+def save_figure(cfg: config.Settings, figure, name: str) -> Path:
+    """Write a matplotlib figure as PNG to ``figures/`` of the run's reports."""
+    path = cfg.reports / "figures" / f"{name}.png"
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
+    return path
+
+
+def save_table(cfg: config.Settings, table, name: str) -> Path:
+    """Write a pandas table as CSV to ``tables/`` of the run's reports."""
+    return write_text(cfg.reports / "tables" / f"{name}.csv", table.to_csv(index=True))
+
+
+def digests(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files by name, for comparing two runs."""
+    return {Path(p).name: _file_digest(p) for p in paths}

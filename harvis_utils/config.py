@@ -1,0 +1,242 @@
+"""Names of profiles and data sets turned into frozen, typed settings; every path anchored at the repository.
+
+A notebook starts with one call::
+
+    cfg = config.begin(globals(), PROFILE=str, DATASET=str, DEVICE=str | None)
+
+which refuses parameters that papermill would only warn about, sets the number of threads and returns
+:class:`Settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+#: suffix of a data set whose archive is used although its digests do not match the pinned ones
+APPROXIMATE = "-approximate"
+
+
+class SettingsError(ValueError):
+    """An unknown profile, data set or notebook parameter; the message lists the valid ones."""
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How recordings become network inputs (paper section 4.2)."""
+
+    rate_hz: float = 30.0  # Paper: resampled to 30 Hz
+    length: int = 30  # Paper: N_T = 30 samples, one second
+    step: int = 15  # Paper: 50 % overlap
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """SF-HF (paper section 4.2, Fig. 2, after Muenzner et al. 2017)."""
+
+    n_units: int = 64  # Paper: 64 units in each convolution
+    n_layers: int = 3  # Paper: Conv1 to Conv3 are the ones shown
+    kernel: int = 5  # Paper: 1 x 5
+    batch_norm: bool = True  # Choice: the largest single factor in the study of what F1 depends on
+    pool: str = "none"  # Choice: temporal pooling after the trunk: none, max2 or mean
+    mixing: str = "conv"  # Choice: "conv" = one (axes x 1) convolution, "dense" = straight to the dense layer
+    n_dense: int = 128  # Choice: width of the dense layer before the classes; 0 is none
+    dropout: float = 0.5  # Choice: before the class layer
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Adam on cross entropy (paper section 4.2)."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Paper: five networks
+    epochs: int = 200  # Paper
+    learning_rate: float = 1e-4  # Paper
+    batch_size: int = 64  # Choice: not stated
+    weight_decay: float = 0.0  # Choice: not stated
+
+
+@dataclass(frozen=True)
+class MaximizationSettings:
+    """Activation Maximization (paper sections 3 and 4.3)."""
+
+    n_steps: int = 5000  # Paper
+    weight: float = 0.1  # Paper: w, the weight of the penalties
+    start_amplitude_g: float = 0.3  # Paper: the start is a sine of 0.3 G
+    start_periods: float = 1.0  # Choice: one period per window; not stated
+    th_aap_g: float = 1.5  # Paper: amplitude beyond which AAP penalizes
+    lowpass_hz: float = 5.0  # Choice: cut-off of the low-pass method; notebook 03 sweeps it
+    lowpass_order: int = 4  # Choice
+
+
+@dataclass(frozen=True)
+class SimilaritySettings:
+    """Ssim (paper section 4.5)."""
+
+    piece: int = 10  # Paper: s_w, samples cut from a signal
+    n_similar: int = 50  # Paper: N_sim
+    fail_amplitude_g: float = 10.0  # Paper: th_fail
+
+
+@dataclass(frozen=True)
+class AtlasSettings:
+    """t-SNE map of the signals (paper section 6)."""
+
+    perplexity: float = 15.0  # Choice: not stated; notebook 05 shows others beside it
+    seed: int = 0  # Choice
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
+
+    profile: str
+    dataset: str
+    windows: WindowSettings = field(default_factory=WindowSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    maximization: MaximizationSettings = field(default_factory=MaximizationSettings)
+    similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
+    atlas: AtlasSettings = field(default_factory=AtlasSettings)
+    device: str | None = None
+
+    @property
+    def derived(self) -> Path:
+        """Folder of this run's artifacts."""
+        return artifact_root() / self.profile / self.dataset
+
+    @property
+    def reports(self) -> Path:
+        """Folder of this run's executed notebooks, figures and tables."""
+        return report_root() / self.profile / self.dataset
+
+    def digest(self, *sections: str) -> str:
+        """Short digest of the named sections (all without names); equal settings give equal digests."""
+        chosen = sections or tuple(f.name for f in dataclasses.fields(self) if f.name != "device")
+        values = {name: as_json(getattr(self, name)) for name in chosen}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+PROFILES: dict[str, dict] = {
+    # a newcomer's first run and every smoke test: small, not a toy
+    "quick": {
+        "model": ModelSettings(n_units=16, n_dense=32),
+        "training": TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3),
+        "maximization": MaximizationSettings(n_steps=400),
+        "similarity": SimilaritySettings(),
+    },
+    # a real result on a desk machine: fewer epochs and seeds, a larger step to make up for it
+    "desk": {
+        "training": TrainingSettings(seeds=(0, 1), epochs=12, learning_rate=5e-4),
+    },
+    # the paper's own settings, on one GPU
+    "paper": {},
+}
+
+
+def load(profile: str = "quick", dataset: str = "synthetic", device: str | None = None) -> Settings:
+    """Settings of ``profile`` for ``dataset``; unknown names raise :class:`SettingsError` listing the valid ones."""
+    from harvis_utils import datasets  # the registry is data, not code that config builds on
+
+    if profile not in PROFILES:
+        raise SettingsError(f"unknown profile {profile!r}; valid profiles: {', '.join(PROFILES)}")
+    datasets.check_name(dataset)
+    return Settings(profile=profile, dataset=dataset, device=device, **PROFILES[profile])
+
+
+def as_json(value):
+    """Dataclasses, tuples and paths as plain JSON values."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [as_json(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): as_json(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+# --------------------------------------------------------------------------------------------------- paths
+
+
+def _anchored(variable: str, default: str) -> Path:
+    """A path from the environment; a relative one counts from the repository wherever the kernel runs."""
+    return (REPOSITORY / os.environ.get(variable, default)).resolve()
+
+
+def artifact_root() -> Path:
+    """Where artifacts live: ``HARVIS_ARTIFACTS``, else ``data/derived``."""
+    return _anchored("HARVIS_ARTIFACTS", "data/derived")
+
+
+def report_root() -> Path:
+    """Where reports live: ``HARVIS_REPORTS``, else ``reports``."""
+    return _anchored("HARVIS_REPORTS", "reports")
+
+
+def data_folders() -> list[Path]:
+    """Where archives are looked for, in order: ``HARVIS_DATA`` if set, then ``data/raw``."""
+    folders = [_anchored("HARVIS_DATA", "")] if os.environ.get("HARVIS_DATA") else []
+    return [*folders, REPOSITORY / "data" / "raw"]
+
+
+# ----------------------------------------------------------------------------------- threads and the device
+
+
+def threads() -> int:
+    """Number of computing threads: ``HARVIS_THREADS``, else the cores this process may use."""
+    text = os.environ.get("HARVIS_THREADS", "")
+    if text and (not text.isdigit() or int(text) < 1):
+        raise SettingsError(f"HARVIS_THREADS={text!r} is not a number of threads (1, 2, ...)")
+    return int(text) if text else len(os.sched_getaffinity(0))
+
+
+def torch_device(device: str | None = None):
+    """The one place where the device is chosen: the one asked for, else CUDA where there is one, else the CPU."""
+    import torch
+
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+# ------------------------------------------------------------------------------------- notebook parameters
+
+
+def check_parameters(namespace: dict, **declared) -> None:
+    """Refuse unknown names and wrong types among a notebook's parameters.
+
+    ``namespace`` is the notebook's ``globals()``; ``declared`` maps each parameter to its type (``str``,
+    ``int``, ``str | None``). Call it before anything else is assigned: every plain value found that is not
+    declared was injected by mistake, because papermill only warns about those.
+    """
+    plain = (str, int, float, bool, list, dict, tuple, types.NoneType)
+    ipython = {"In", "Out", "PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
+    for name, value in namespace.items():
+        if name.startswith("_") or name in ipython or name in declared or not isinstance(value, plain):
+            continue
+        raise SettingsError(f"unknown notebook parameter {name!r}; valid parameters: {', '.join(sorted(declared))}")
+    for name, kind in declared.items():
+        if name not in namespace:
+            raise SettingsError(f"notebook parameter {name!r} is not set")
+        allowed = typing.get_args(kind) or (kind,)
+        value = namespace[name]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            wanted = " or ".join("None" if k is types.NoneType else k.__name__ for k in allowed)
+            raise SettingsError(f"notebook parameter {name} = {value!r} should be {wanted}")
+
+
+def begin(namespace: dict, **declared) -> Settings:
+    """Check a notebook's parameters, set the threads, and return the settings of its PROFILE and DATASET."""
+    import torch
+
+    check_parameters(namespace, **declared)
+    torch.set_num_threads(threads())
+    return load(namespace["PROFILE"], namespace["DATASET"], namespace.get("DEVICE"))
