@@ -1,0 +1,645 @@
+"""Signals turned into a 2-D map (paper section 6, Fig. 8), into numbers about its structure, and into a page.
+
+A picture can be read in many ways, so the claims about it (C10 to C12) are answered by numbers: is there more
+clustering than in noise with the same covariance, how far apart do units lie, how complex is a signal, how many
+units say the same. Everywhere ``signals`` is (unit, time) in G. A unit whose signal is not finite or constant has
+no shape; it is left out, and results say how many were.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: a signal that moves less than this, in G, counts as constant
+CONSTANT_G = 1e-6
+#: fewer units than this have no map
+FEWEST_UNITS = 5
+
+
+class AtlasError(ValueError):
+    """Too few units, or arrays that do not belong together; the message says which and what to do."""
+
+
+def usable(signals: np.ndarray) -> np.ndarray:
+    """Which units have a shape: finite and not constant; bool (unit,)."""
+    signals = _two_dimensional(signals)
+    finite = np.isfinite(signals).all(1)
+    moves = np.zeros(len(signals), bool)
+    moves[finite] = np.ptp(signals[finite], axis=1) > CONSTANT_G
+    return moves
+
+
+def _two_dimensional(signals: np.ndarray) -> np.ndarray:
+    signals = np.asarray(signals, dtype=np.float64)
+    if signals.ndim != 2 or signals.shape[1] < 2:
+        raise AtlasError(f"signals should be (unit, time) with at least two samples, not of shape {signals.shape}")
+    return signals
+
+
+def _used(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
+    """The usable signals as float64; too few raise :class:`AtlasError`."""
+    keep = usable(signals)
+    if keep.sum() < fewest:
+        raise AtlasError(
+            f"{keep.sum()} of {len(keep)} units have a signal that is finite and not constant; at least {fewest} are "
+            f"needed; take a layer, method or preset with more of them"
+        )
+    return _two_dimensional(signals)[keep]
+
+
+# ------------------------------------------------------------------------------------------------ the map
+
+
+def effective_perplexity(perplexity: float, n_units: int) -> float:
+    """The perplexity used for ``n_units``: the one asked for, at most a third of the other units.
+
+    t-SNE is undefined from n_units on and says nothing long before: each unit's neighbourhood would be all others.
+    """
+    return float(min(perplexity, (n_units - 1) / 3))  # Choice: the usual bound, three perplexities of neighbours
+
+
+def embed(signals: np.ndarray, perplexity: float = 15.0, seed: int = 0, init: str = "pca") -> np.ndarray:
+    """t-SNE map of the units (paper section 6): (unit, time) in G to (unit, 2), NaN for units without a shape.
+
+    Choice: distances are Euclidean between the signals as they are, in G, neither shifted nor scaled, because the
+    paper embeds the generated signals themselves. Choice: ``init="pca"`` makes the map a function of the signals
+    alone, whatever the seed; ``init="random"`` shows what another seed would have drawn. ``perplexity`` is limited
+    by :func:`effective_perplexity`. Raises :class:`AtlasError` for fewer than five usable or for identical signals.
+    """
+    from sklearn.manifold import TSNE
+
+    used = _used(signals)
+    if np.ptp(used, axis=0).max() <= CONSTANT_G:
+        raise AtlasError(f"all {len(used)} signals are the same; a map needs at least two different ones")
+    positions = np.full((len(signals), 2), np.nan)
+    tsne = TSNE(perplexity=effective_perplexity(perplexity, len(used)), init=init, random_state=seed, n_jobs=1)
+    positions[usable(signals)] = tsne.fit_transform(used)
+    return positions
+
+
+def neighbours(points: np.ndarray, k: int) -> np.ndarray:
+    """Indices of each point's ``k`` nearest other points, nearest first: (point, dimension) to (point, k)."""
+    from scipy.spatial.distance import cdist
+
+    if not 1 <= k < len(points):
+        raise AtlasError(f"k = {k} neighbours need more than k points; there are {len(points)}")
+    distances = cdist(points, points)
+    np.fill_diagonal(distances, np.inf)
+    return np.argsort(distances, axis=1, kind="stable")[:, :k]
+
+
+def common_neighbours(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
+    """Mean share of ``k`` nearest neighbours that units have in common in two maps (unit, 2), from 0 to 1.
+
+    Two unrelated maps of n units share k / (n - 1) by chance. Units that are NaN in either are left out.
+    """
+    keep = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+    k = min(k, int(keep.sum()) - 1)
+    near_a, near_b = neighbours(a[keep], k), neighbours(b[keep], k)
+    return float((near_a[:, :, None] == near_b[:, None, :]).any(2).mean())
+
+
+def trustworthiness(signals: np.ndarray, positions: np.ndarray, k: int = 5) -> float:
+    """How far neighbours on the map are neighbours among the signals (Venna and Kaski 2001), from 0 to 1."""
+    from sklearn import manifold
+
+    keep = usable(signals)
+    if keep.sum() < FEWEST_UNITS:
+        raise AtlasError(f"only {keep.sum()} units have a shape; at least {FEWEST_UNITS} are needed")
+    k = min(k, max(1, int(keep.sum()) // 2 - 1))  # the measure is defined below half of the units
+    return float(manifold.trustworthiness(np.asarray(signals, float)[keep], positions[keep], n_neighbors=k))
+
+
+def sensitivity(
+    signals: np.ndarray, perplexities: Sequence[float], seeds: Sequence[int], reference: np.ndarray, k: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maps with other perplexities and random starts, and how much of ``reference`` (unit, 2) each keeps.
+
+    Returns maps (perplexity, seed, unit, 2) and the shares of common neighbours (perplexity, seed).
+    """
+    maps = np.stack([[embed(signals, p, s, init="random") for s in seeds] for p in perplexities])
+    shares = np.array([[common_neighbours(reference, one, k) for one in row] for row in maps])
+    return maps, shares
+
+
+# ------------------------------------------------------------------------------- clusters and scatter (C10)
+
+
+def gaussian_null(points: np.ndarray, seed: int) -> np.ndarray:
+    """As many points from a Gaussian with the mean and covariance of ``points`` (unit, time): no clusters in it."""
+    points = np.asarray(points, np.float64)
+    mean = points.mean(0)
+    weights = np.random.default_rng(seed).standard_normal((len(points), len(points))) / np.sqrt(len(points) - 1)
+    return mean + weights @ (points - mean)  # covariance in expectation that of the points, whatever their rank
+
+
+def hopkins(points: np.ndarray, seed: int = 0, repeats: int = 20) -> float:
+    """Hopkins statistic: distance from random places to the nearest point, against that between points.
+
+    About 0.5 for points spread evenly over their bounding box, towards 1 for clusters; correlated samples alone
+    raise it too, so read it beside :func:`gaussian_null`. Choice: all points, first power of the distances.
+    """
+    from scipy.spatial import cKDTree
+
+    points = np.asarray(points, np.float64)
+    tree = cKDTree(points)
+    between = tree.query(points, k=2)[0][:, 1].sum()
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(repeats):
+        places = generator.uniform(points.min(0), points.max(0), points.shape)
+        outside = tree.query(places)[0].sum()
+        values.append(outside / (outside + between) if outside + between > 0 else 0.5)
+    return float(np.mean(values))
+
+
+def clusters(points: np.ndarray, k: int) -> np.ndarray:
+    """Ward clusters 0 .. k-1 of ``points`` (unit, dimension), the largest first; fewer where points coincide."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    if not 1 <= k <= len(points):
+        raise AtlasError(f"{k} clusters of {len(points)} units cannot be made")
+    return _by_size(fcluster(linkage(np.asarray(points, np.float64), "ward"), k, "maxclust"))
+
+
+def _by_size(labels: np.ndarray) -> np.ndarray:
+    """Labels renamed 0, 1, ... from the largest group to the smallest."""
+    _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    rank = np.empty(len(sizes), int)
+    rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
+    return rank[labels]
+
+
+def best_silhouette(points: np.ndarray, ks: Sequence[int] = tuple(range(2, 11))) -> tuple[int, float]:
+    """Number of Ward clusters with the largest mean silhouette, and that silhouette (-1 to 1)."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import pdist, squareform
+    from sklearn.metrics import silhouette_score
+
+    points = np.asarray(points, np.float64)
+    tree, distances = linkage(points, "ward"), squareform(pdist(points))
+    best = (1, -1.0)
+    for k in ks:
+        labels = fcluster(tree, k, "maxclust")
+        if 2 <= len(np.unique(labels)) < len(points):
+            best = max(best, (k, float(silhouette_score(distances, labels, metric="precomputed"))), key=lambda b: b[1])
+    return best
+
+
+@dataclass(frozen=True)
+class Tendency:
+    """How clustered the signals are, beside the same numbers of Gaussian noise with their covariance."""
+
+    hopkins: float
+    hopkins_null: tuple[float, float, float]  # mean, smallest, largest over the noise draws
+    best_k: int
+    silhouette: float
+    silhouette_null: tuple[float, float, float]
+    spread: float
+    spread_null: tuple[float, float, float]
+    n_units: int
+    n_excluded: int
+
+
+def cluster_tendency(signals: np.ndarray, seed: int = 0, n_null: int = 20) -> Tendency:
+    """Hopkins statistic, best silhouette and spread of (unit, time) signals and of ``n_null`` noise draws (C10)."""
+    used = _used(signals)
+    k, silhouette = best_silhouette(used)
+    draws = [gaussian_null(used, seed + i) for i in range(n_null)]
+    return Tendency(
+        hopkins=hopkins(used, seed),
+        hopkins_null=_summary(hopkins(draw, seed) for draw in draws),
+        best_k=k,
+        silhouette=silhouette,
+        silhouette_null=_summary(best_silhouette(draw)[1] for draw in draws),
+        spread=spread(used),
+        spread_null=_summary(spread(draw) for draw in draws),
+        n_units=len(used),
+        n_excluded=len(signals) - len(used),
+    )
+
+
+def spread(signals: np.ndarray) -> float:
+    """Mean distance to the nearest other unit over the mean distance between units: small when units bunch."""
+    from scipy.spatial.distance import pdist, squareform
+
+    used = _used(signals, fewest=2)
+    between = pdist(used)
+    if between.max() <= CONSTANT_G:
+        return 0.0  # all the same: nothing is scattered
+    distances = squareform(between)
+    np.fill_diagonal(distances, np.inf)
+    return float(distances.min(1).mean() / between.mean())
+
+
+@dataclass(frozen=True)
+class ClusterActivities:
+    """Clusters against the activities of the units' nearest real windows."""
+
+    labels: np.ndarray  # (unit,) cluster, -1 for a unit left out
+    contingency: np.ndarray  # (cluster, activity) numbers of units
+    majority: tuple[int, ...]  # activity that most units of each cluster have
+    all_different: bool
+    purity: float  # share of units that have their cluster's majority activity
+    purity_chance: float  # mean over shuffled activities
+    p_value: float  # share of shuffles at least as pure
+
+
+def clusters_and_activities(
+    points: np.ndarray, activities: np.ndarray, n_clusters: int = 3, seed: int = 0, n_permutations: int = 2000
+) -> ClusterActivities:
+    """Do clusters belong to different activities (C10)? Ward clusters of ``points``, signals or map positions.
+
+    ``points`` is (unit, dimension), ``activities`` (unit,) indices, negative for none. Units without finite points
+    or without an activity are left out. The p-value shuffles the activities over the units.
+    """
+    points, activities = np.asarray(points, np.float64), np.asarray(activities)
+    if activities.shape != points.shape[:1]:
+        raise AtlasError(f"{activities.shape} activities do not belong to points of shape {points.shape}")
+    keep = np.isfinite(points).all(1) & (activities >= 0)
+    if keep.sum() < max(n_clusters, FEWEST_UNITS):
+        raise AtlasError(f"only {keep.sum()} units have a place and an activity; {n_clusters} clusters need more")
+    inside = clusters(points[keep], n_clusters)
+    one_hot_cluster = np.eye(inside.max() + 1)[inside]
+    one_hot_activity = np.eye(activities[keep].max() + 1)[activities[keep]]
+    contingency = one_hot_cluster.T @ one_hot_activity
+
+    generator = np.random.default_rng(seed)
+    shuffles = (one_hot_activity[generator.permutation(len(inside))] for _ in range(n_permutations))
+    chance = np.array([(one_hot_cluster.T @ shuffled).max(1).sum() for shuffled in shuffles])
+    observed = contingency.max(1).sum()
+    labels = np.full(len(points), -1)
+    labels[keep] = inside
+    majority = tuple(int(a) for a in contingency.argmax(1))
+    return ClusterActivities(
+        labels=labels,
+        contingency=contingency.astype(int),
+        majority=majority,
+        all_different=len(set(majority)) == len(majority),
+        purity=float(observed / len(inside)),
+        purity_chance=float(chance.mean() / len(inside)),
+        p_value=float((1 + (chance >= observed).sum()) / (1 + n_permutations)),
+    )
+
+
+# --------------------------------------------------------------------------------- complexity (C11) and rank
+
+
+def spectral_complexity(signals: np.ndarray) -> np.ndarray:
+    """Effective number of frequencies of each signal (C11): (unit, time) to (unit,), NaN for units without a shape.
+
+    exp of the entropy of the power spectrum without its constant part: 1 for a sine with whole periods, time // 2
+    for a spectrum that is flat. Choice: no taper, because a generated signal has no ends to fade.
+    """
+    signals = _two_dimensional(signals)
+    keep = usable(signals)
+    used = signals[keep]
+    power = np.abs(np.fft.rfft(used - used.mean(1, keepdims=True), axis=1)[:, 1:]) ** 2
+    complexity = np.full(len(signals), np.nan)
+    complexity[keep] = _effective_number(power)
+    return complexity
+
+
+def _effective_number(weights: np.ndarray) -> np.ndarray:
+    """exp of the entropy of ``weights`` (..., item) >= 0 made to sum to 1: how many items carry them."""
+    share = weights / weights.sum(-1, keepdims=True)
+    logs = np.log(share, out=np.zeros_like(share), where=share > 0)
+    return np.exp(-(share * logs).sum(-1))
+
+
+def effective_rank(signals: np.ndarray) -> float:
+    """exp of the entropy of the normalized singular values of the signals less their mean over units.
+
+    1 when all units are multiples of one shape, at most min(units - 1, time); 0 when all units are the same.
+    """
+    used = _used(signals, fewest=2)
+    values = np.linalg.svd(used - used.mean(0), compute_uv=False)
+    return float(_effective_number(values)) if values.max() > CONSTANT_G else 0.0
+
+
+def superiority(shallow: np.ndarray, deep: np.ndarray, seed: int = 0, n: int = 2000) -> tuple[float, float, float]:
+    """Chance that a unit of ``deep`` exceeds one of ``shallow`` (ties half), with a 95 % bootstrap interval over units.
+
+    0.5 means no difference between two layers' values, (unit,) each; NaN are left out.
+    """
+    shallow, deep = (np.asarray(v, float)[np.isfinite(v)] for v in (shallow, deep))
+    if not len(shallow) or not len(deep):
+        raise AtlasError("a layer has no finite value to compare")
+    wins = (deep[:, None] > shallow).astype(float) + 0.5 * (deep[:, None] == shallow)
+    generator = np.random.default_rng(seed)
+    draws = [
+        wins[generator.integers(len(deep), size=len(deep))][
+            :, generator.integers(len(shallow), size=len(shallow))
+        ].mean()
+        for _ in range(n)
+    ]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(wins.mean()), float(low), float(high)
+
+
+# ------------------------------------------------------------------------------------ near-duplicates (C12)
+
+
+def best_correlation(signals: np.ndarray, max_shift: int = 10) -> np.ndarray:
+    """Largest correlation of every two signals under a time shift of up to ``max_shift`` samples: (unit, unit).
+
+    Correlation (-1 to 1, mean and size removed) over the samples that overlap; 0 where an overlapping piece is
+    constant. Units without a shape have NaN.
+    """
+    signals = _two_dimensional(signals)
+    length = signals.shape[1]
+    if not 0 <= max_shift <= length - 2:
+        raise AtlasError(f"max_shift = {max_shift} leaves fewer than two samples of {length} to compare")
+    keep = usable(signals)
+    used = signals[keep]
+    best = np.full((len(used), len(used)), -1.0)
+    for shift in range(max_shift + 1):
+        correlation = _standardized(used[:, shift:]) @ _standardized(used[:, : length - shift]).T
+        best = np.maximum(best, np.maximum(correlation, correlation.T))  # the transpose is the shift the other way
+    everything = np.full((len(signals), len(signals)), np.nan)
+    everything[np.ix_(keep, keep)] = best.clip(-1, 1)
+    return everything
+
+
+def _standardized(pieces: np.ndarray) -> np.ndarray:
+    """Rows without their mean and with norm 1; zeros where a row is constant."""
+    centred = pieces - pieces.mean(1, keepdims=True)
+    constant = np.ptp(pieces, axis=1) <= CONSTANT_G
+    norms = np.linalg.norm(centred, axis=1)
+    return np.where(constant[:, None], 0.0, centred / np.where(constant, 1.0, norms)[:, None])
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Units that say the same up to a time shift and a scale."""
+
+    share: float  # of the units with a shape: how many have a near-duplicate
+    share_null: tuple[float, float, float]  # the same of Gaussian noise with their covariance: mean, smallest, largest
+    n_groups: int  # distinct shapes: near-duplicates linked into groups, single units counted
+    groups: np.ndarray  # (unit,) group, largest first; -1 for a unit left out
+    best: np.ndarray  # (unit,) largest correlation with another unit, NaN for a unit left out
+    n_units: int
+    n_excluded: int
+
+
+def near_duplicates(
+    signals: np.ndarray, threshold: float = 0.95, max_shift: int = 10, seed: int = 0, n_null: int = 20
+) -> Duplicates:
+    """Share of units with a near-duplicate under the best time shift, and the number of distinct groups (C12).
+
+    Two units are near-duplicates when :func:`best_correlation` exceeds ``threshold``; groups are the connected
+    sets of these, so a chain of small differences is one group. Smooth signals resemble each other anyhow, hence the
+    share among ``n_null`` draws of noise with the same covariance beside it.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    keep = usable(signals)
+    used = _used(signals, fewest=2)
+    correlation = _with_others(used, max_shift)
+    linked = correlation > threshold
+    n_groups, labels = connected_components(linked, directed=False)
+    groups, best = np.full(len(keep), -1), np.full(len(keep), np.nan)
+    groups[keep] = _by_size(labels)
+    best[keep] = correlation.max(1)
+    draws = (gaussian_null(used, seed + i) for i in range(n_null))
+    return Duplicates(
+        share=float(linked.any(1).mean()),
+        share_null=_summary((_with_others(draw, max_shift) > threshold).any(1).mean() for draw in draws),
+        n_groups=int(n_groups),
+        groups=groups,
+        best=best,
+        n_units=len(used),
+        n_excluded=int((~keep).sum()),
+    )
+
+
+def _with_others(signals: np.ndarray, max_shift: int) -> np.ndarray:
+    """Best correlation with the other units; -1 with itself and where there is none."""
+    correlation = np.nan_to_num(best_correlation(signals, max_shift), nan=-1.0)
+    np.fill_diagonal(correlation, -1.0)
+    return correlation
+
+
+def _summary(values: Iterable[float]) -> tuple[float, float, float]:
+    """Mean, smallest and largest."""
+    values = list(values)
+    return float(np.mean(values)), float(min(values)), float(max(values))
+
+
+# ------------------------------------------------------------------------------------------ the page to hover
+
+
+@dataclass(frozen=True)
+class AtlasLayer:
+    """What the page shows of one layer; all arrays share the unit axis, times are samples."""
+
+    name: str
+    positions: np.ndarray  # (unit, 2), NaN for a unit left out
+    signals: np.ndarray  # (unit, time), G
+    activities: np.ndarray  # (unit,) activity of the nearest real window, negative for none
+    windows: np.ndarray  # (unit, time), G: the nearest real window
+    starts: np.ndarray  # (unit,) where the compared piece begins in the signal
+    offsets: np.ndarray  # (unit,) where it begins in the window
+    distances: np.ndarray  # (unit,) d(u, i) of that window, G^2
+
+
+def interactive_html(
+    layers: Sequence[AtlasLayer],
+    names: Sequence[str],
+    colours: Mapping[str, str],
+    piece: int = 10,
+    rate_hz: float = 30.0,
+    title: str = "Atlas of what the units respond to",
+    caveat: str = "",
+) -> str:
+    """A page of its own, without anything to load: pointing at a unit shows its waveform and its nearest real window.
+
+    ``colours`` maps each of the activity ``names`` to a colour. ``page.html#conv1-3`` opens with unit 3 of conv1.
+    Units with NaN positions are left out and counted on the page. Raises :class:`AtlasError` when a layer's arrays
+    do not fit together.
+    """
+    content = {
+        "names": list(names),
+        "colours": [colours[name] for name in names],
+        "rate": rate_hz,
+        "piece": piece,
+        "layers": [_layer_content(layer, len(names)) for layer in layers],
+    }
+    text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = _PAGE
+    for mark, value in (("TITLE", _escaped(title)), ("CAVEAT", _escaped(caveat)), ("CONTENT", text)):
+        page = page.replace(f"@@{mark}@@", value)
+    return page
+
+
+def _layer_content(layer: AtlasLayer, n_names: int) -> dict:
+    n = len(layer.positions)
+    for name in ("signals", "activities", "windows", "starts", "offsets", "distances"):
+        if len(getattr(layer, name)) != n:
+            raise AtlasError(f"layer {layer.name}: {name} has {len(getattr(layer, name))} units, positions has {n}")
+    if np.max(layer.activities, initial=-1) >= n_names:
+        raise AtlasError(f"layer {layer.name}: activity {np.max(layer.activities)} has no name ({n_names} names)")
+    units = np.flatnonzero(np.isfinite(layer.positions).all(1) & usable(layer.signals))
+
+    def numbers(values, digits: int = 4) -> list:
+        rounded = np.round(np.asarray(values, np.float64), digits)
+        return np.where(np.isfinite(rounded), rounded, None).tolist()
+
+    return {
+        "name": layer.name,
+        "left_out": n - len(units),
+        "units": [
+            {
+                "unit": int(u),
+                "at": numbers(layer.positions[u]),
+                "activity": int(layer.activities[u]),
+                "signal": numbers(layer.signals[u]),
+                "window": numbers(layer.windows[u]),
+                "start": int(layer.starts[u]),
+                "offset": int(layer.offsets[u]),
+                "distance": numbers(layer.distances[u], 6),
+            }
+            for u in units
+        ],
+    }
+
+
+def _escaped(text: str) -> str:
+    from html import escape
+
+    return escape(text)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>@@TITLE@@</title>
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 1.2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.3rem; margin: 0 0 .2rem; } h2 { font-size: 1rem; margin: .3rem 0; }
+#caveat { color: #d1495b; font-style: italic; }
+#maps { display: flex; flex-wrap: wrap; gap: 1rem; } .map { flex: 1 1 340px; }
+svg { width: 100%; display: block; } .map svg { border: 1px solid #ccc; border-radius: 4px; }
+.map circle { stroke: #fff; stroke-width: 1; cursor: pointer; }
+.map circle.faded { opacity: .12; } .map circle.chosen { stroke: #000; stroke-width: 2.5; }
+.map circle:focus { outline: none; stroke: #000; stroke-width: 2; }
+#detail { display: flex; flex-wrap: wrap; gap: 1rem; min-height: 230px; margin-top: .8rem; }
+#detail > div { flex: 1 1 340px; } #legend { margin: .7rem 0; }
+#legend button { font: inherit; font-size: 13px; border: 0; background: none; cursor: pointer; padding: 1px 6px; }
+#legend i { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 5px; }
+.note { color: #555; font-size: 13px; } text { font-size: 11px; fill: #444; }
+</style></head><body>
+<h1>@@TITLE@@</h1>
+<div id="caveat">@@CAVEAT@@</div>
+<p class="note">A point is a unit, its colour the activity of the real window nearest to the unit's signal; near points
+have similar signals (t-SNE, axes without unit). Point at one (or reach it with the Tab key); a click keeps it. Point
+at an activity to see only its units.</p>
+<div id="legend"></div><div id="maps"></div>
+<div id="detail"><div><h2 id="who">No unit chosen</h2><div id="signal"></div></div>
+<div><h2 id="what">&nbsp;</h2><div id="window"></div></div></div>
+<p class="note">Shaded: the samples compared. Both frames share one scale.</p>
+<script id="content" type="application/json">@@CONTENT@@</script>
+<script>
+"use strict";
+const data = JSON.parse(document.getElementById("content").textContent);
+const space = "http://www.w3.org/2000/svg";
+function draw(parent, kind, attributes, text) {
+  const node = document.createElementNS(space, kind);
+  for (const key in attributes) node.setAttribute(key, attributes[key]);
+  if (text !== undefined) node.textContent = text;
+  parent.appendChild(node);
+  return node;
+}
+const colour = (a) => (a < 0 ? "#999999" : data.colours[a]);
+const called = (a) => (a < 0 ? "none" : data.names[a]);
+const title = (name) => name.charAt(0).toUpperCase() + name.slice(1);
+const points = new Map();
+let kept = null;
+
+function frame(id, values, begin, limit, stroke) {
+  const box = document.getElementById(id), w = 520, h = 200, x0 = 46, y0 = 12, pw = w - x0 - 8, ph = h - y0 - 38;
+  box.replaceChildren();
+  const svg = draw(box, "svg", { viewBox: `0 0 ${w} ${h}`, role: "img" });
+  const x = (t) => x0 + (pw * t) / Math.max(1, values.length - 1), y = (v) => y0 + (ph * (limit - v)) / (2 * limit);
+  const from = Math.max(x0, x(begin - 0.5)), to = Math.min(x0 + pw, x(begin + data.piece - 0.5));
+  draw(svg, "rect", { x: from, y: y0, width: to - from, height: ph, fill: "#f6c177", opacity: 0.45, class: "piece" });
+  draw(svg, "rect", { x: x0, y: y0, width: pw, height: ph, fill: "none", stroke: "#cccccc" });
+  for (const v of [-limit, 0, limit]) {
+    draw(svg, "line", { x1: x0, x2: x0 + pw, y1: y(v), y2: y(v), stroke: "#dddddd" });
+    draw(svg, "text", { x: x0 - 5, y: y(v) + 4, "text-anchor": "end" }, v === 0 ? "0" : v.toPrecision(2));
+  }
+  const end = (values.length - 1) / data.rate;
+  for (const s of [0, end / 2, end]) {
+    const anchor = s < end ? "middle" : "end";
+    draw(svg, "text", { x: x(s * data.rate), y: y0 + ph + 15, "text-anchor": anchor }, s.toFixed(2));
+  }
+  draw(svg, "text", { x: x0 + pw / 2, y: h - 6, "text-anchor": "middle" }, "time [s]");
+  const side = draw(svg, "text", { x: 0, y: 0, "text-anchor": "middle" }, "acceleration [G]");
+  side.setAttribute("transform", `translate(10 ${y0 + ph / 2}) rotate(-90)`);
+  const path = values.map((v, t) => (v === null ? "" : `${x(t).toFixed(1)},${y(v).toFixed(1)}`)).join(" ");
+  draw(svg, "polyline", { points: path, fill: "none", stroke: stroke, "stroke-width": 2 });
+}
+
+function show(key) {
+  const found = points.get(key);
+  if (!found) return;
+  for (const other of points.values()) other.node.classList.remove("chosen");
+  found.node.classList.add("chosen");
+  const u = found.unit, all = u.signal.concat(u.window).filter((v) => v !== null);
+  const limit = 1.08 * Math.max(...all.map(Math.abs), 1e-3);
+  document.getElementById("who").textContent = `${title(found.layer)}, unit ${u.unit}: its signal`;
+  const far = u.distance === null ? "" : `, d = ${u.distance.toPrecision(3)} G²`;
+  document.getElementById("what").textContent = `Nearest real window: ${called(u.activity)}${far}`;
+  frame("signal", u.signal, u.start, limit, "#1b4965");
+  frame("window", u.window, u.offset, limit, colour(u.activity));
+}
+
+function only(activity) {
+  for (const p of points.values()) p.node.classList.toggle("faded", activity !== null && p.unit.activity !== activity);
+}
+
+const maps = document.getElementById("maps"), present = new Set();
+for (const layer of data.layers) {
+  const box = document.createElement("div");
+  box.className = "map";
+  const head = document.createElement("h2");
+  const lost = layer.left_out ? ` (${layer.left_out} without a signal left out)` : "";
+  head.textContent = `${title(layer.name)}: ${layer.units.length} units${lost}`;
+  box.appendChild(head);
+  maps.appendChild(box);
+  const svg = draw(box, "svg", { viewBox: "0 0 400 300" });
+  const xs = layer.units.map((u) => u.at[0]), ys = layer.units.map((u) => u.at[1]);
+  const width = (all) => Math.max(...all) - Math.min(...all) || 1;
+  const scale = (v, all, size) => 18 + ((size - 36) * (v - Math.min(...all))) / width(all);
+  for (const u of layer.units) {
+    const key = `${layer.name}-${u.unit}`;
+    present.add(u.activity);
+    const node = draw(svg, "circle", {
+      cx: scale(u.at[0], xs, 400).toFixed(1), cy: (300 - scale(u.at[1], ys, 300)).toFixed(1), r: 5.5,
+      fill: colour(u.activity), tabindex: 0, id: `unit-${key}`, "aria-label": `${key}, ${called(u.activity)}` });
+    points.set(key, { node: node, unit: u, layer: layer.name });
+    for (const event of ["mouseenter", "focus"]) node.addEventListener(event, () => show(key));
+    node.addEventListener("mouseleave", () => kept && show(kept));
+    node.addEventListener("click", () => { kept = key; history.replaceState(null, "", "#" + key); show(key); });
+  }
+}
+for (const a of [...present].sort((p, q) => p - q)) {
+  const button = document.createElement("button"), dot = document.createElement("i");
+  dot.style.background = colour(a);
+  button.append(dot, called(a));
+  for (const event of ["mouseenter", "focus"]) button.addEventListener(event, () => only(a));
+  for (const event of ["mouseleave", "blur"]) button.addEventListener(event, () => only(null));
+  document.getElementById("legend").appendChild(button);
+}
+function fromAddress() {
+  const key = decodeURIComponent(location.hash.slice(1));
+  if (points.has(key)) { kept = key; show(key); }
+}
+addEventListener("hashchange", fromAddress);
+fromAddress();
+if (!kept && points.size) show(points.keys().next().value);
+</script></body></html>
+"""

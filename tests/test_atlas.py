@@ -1,0 +1,383 @@
+"""The atlas: every fast routine against a readable naive twin, and what each measure says of known structure."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from harvis_utils import atlas
+
+TIME = np.arange(30) / 30
+FEW = settings(max_examples=25, deadline=None)
+
+
+def random_signals():
+    """Arrays (unit, time) of coarse values, so that constants and equal rows happen but nearly equal ones do not."""
+    shapes = st.tuples(st.integers(6, 12), st.integers(8, 14))
+    return shapes.flatmap(lambda s: arrays(np.float64, s, elements=st.integers(-8, 8).map(lambda v: v / 4)))
+
+
+def sines(n, frequency=1.0, seed=0):
+    generator = np.random.default_rng(seed)
+    return np.stack([np.sin(2 * np.pi * frequency * TIME + p) for p in generator.uniform(0, 2 * np.pi, n)])
+
+
+def three_clusters(per=12, noise=0.02, seed=0):
+    """Three shapes with a little noise: (signals, the shape of each)."""
+    generator = np.random.default_rng(seed)
+    shapes = np.stack([np.tanh(8 * (TIME - 0.5)), -np.tanh(8 * (TIME - 0.5)), np.exp(-((TIME - 0.5) ** 2) / 0.01)])
+    kind = np.repeat(np.arange(3), per)
+    return shapes[kind] + noise * generator.standard_normal((3 * per, 30)), kind
+
+
+# ----------------------------------------------------------------------------------------------- naive twins
+
+
+def naive_correlation(a, b, max_shift):
+    best = -1.0
+    for shift in range(-max_shift, max_shift + 1):
+        one, two = (a[shift:], b[: len(b) - shift]) if shift >= 0 else (a[: len(a) + shift], b[-shift:])
+        flat = one.max() == one.min() or two.max() == two.min()
+        best = max(best, 0.0 if flat else np.corrcoef(one, two)[0, 1])
+    return best
+
+
+def naive_complexity(signal):
+    n, powers = len(signal), []
+    for k in range(1, n // 2 + 1):
+        real = sum(x * np.cos(2 * np.pi * k * t / n) for t, x in enumerate(signal))
+        imaginary = sum(x * np.sin(2 * np.pi * k * t / n) for t, x in enumerate(signal))
+        powers.append(real**2 + imaginary**2)
+    shares = [p / sum(powers) for p in powers]
+    return np.exp(-sum(p * np.log(p) for p in shares if p > 0))
+
+
+def naive_spread(signals):
+    n = len(signals)
+    distance = [[np.sqrt(((signals[i] - signals[j]) ** 2).sum()) for j in range(n)] for i in range(n)]
+    nearest = [min(distance[i][j] for j in range(n) if j != i) for i in range(n)]
+    every = [distance[i][j] for i in range(n) for j in range(i)]
+    return np.mean(nearest) / np.mean(every)
+
+
+def naive_common(a, b, k):
+    shares = []
+    for i in range(len(a)):
+        near = []
+        for points in (a, b):
+            order = sorted((np.linalg.norm(points[j] - points[i]), j) for j in range(len(points)) if j != i)
+            near.append({j for _, j in order[:k]})
+        shares.append(len(near[0] & near[1]) / k)
+    return np.mean(shares)
+
+
+def naive_hopkins(points, seed, repeats):
+    generator, values = np.random.default_rng(seed), []
+    for _ in range(repeats):
+        places = generator.uniform(points.min(0), points.max(0), points.shape)
+        outside = sum(min(np.linalg.norm(q - p) for p in points) for q in places)
+        between = sum(
+            min(np.linalg.norm(points[i] - points[j]) for j in range(len(points)) if j != i) for i in range(len(points))
+        )
+        values.append(outside / (outside + between) if outside + between else 0.5)
+    return np.mean(values)
+
+
+def naive_groups(linked):
+    """Number of connected sets, by spreading the smallest label until nothing changes."""
+    label = list(range(len(linked)))
+    for _ in linked:
+        for i in range(len(linked)):
+            for j in range(len(linked)):
+                if linked[i][j]:
+                    label[i] = label[j] = min(label[i], label[j])
+    return len(set(label))
+
+
+@FEW
+@given(random_signals(), st.integers(0, 4))
+def test_best_correlation_agrees_with_twin(signals, max_shift):
+    got, keep = atlas.best_correlation(signals, max_shift), np.ptp(signals, axis=1) > 0
+    assert np.isnan(got[~keep]).all() and np.isnan(got[:, ~keep]).all()
+    for i in np.flatnonzero(keep):
+        for j in np.flatnonzero(keep):
+            assert got[i, j] == pytest.approx(naive_correlation(signals[i], signals[j], max_shift), abs=1e-9)
+
+
+@FEW
+@given(random_signals())
+def test_spectral_complexity_agrees_with_twin(signals):
+    got = atlas.spectral_complexity(signals)
+    for value, signal in zip(got, signals, strict=True):
+        if np.ptp(signal) == 0:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(naive_complexity(signal), rel=1e-6)
+
+
+@FEW
+@given(random_signals())
+def test_spread_effective_rank_and_groups_agree_with_twins(signals):
+    used = signals[np.ptp(signals, axis=1) > 0]
+    if len(used) < 2:
+        with pytest.raises(atlas.AtlasError, match="finite and not constant"):
+            atlas.spread(signals)
+        return
+    duplicates = atlas.near_duplicates(signals, 0.9, 2)
+    linked = np.array(
+        [[i != j and naive_correlation(a, b, 2) > 0.9 for j, b in enumerate(used)] for i, a in enumerate(used)]
+    )
+    assert duplicates.n_groups == naive_groups(linked) == len(set(duplicates.groups[duplicates.groups >= 0]))
+    assert duplicates.share == pytest.approx(linked.any(1).mean())
+    assert (duplicates.n_units, duplicates.n_excluded) == (len(used), len(signals) - len(used))
+    if np.ptp(used, axis=0).max() == 0:
+        assert atlas.spread(signals) == atlas.effective_rank(signals) == 0
+        return
+    assert atlas.spread(signals) == pytest.approx(naive_spread(used))
+    centred = used - used.mean(0)
+    values = np.sqrt(np.linalg.eigvalsh(centred @ centred.T).clip(0))
+    shares = values[values > 1e-6 * values.max()] / values[values > 1e-6 * values.max()].sum()
+    assert atlas.effective_rank(signals) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+
+
+@FEW
+@given(arrays(np.float64, (9, 2), elements=st.floats(-5, 5), unique=True), st.integers(1, 8), st.integers(0, 99))
+def test_common_neighbours_agree_with_twin(points, k, seed):
+    other = points + np.random.default_rng(seed).normal(size=points.shape)
+    assert atlas.common_neighbours(points, other, k) == pytest.approx(naive_common(points, other, k))
+    assert atlas.common_neighbours(points, points, k) == 1
+
+
+@FEW
+@given(random_signals(), st.integers(0, 9))
+def test_hopkins_agrees_with_twin(points, seed):
+    assert atlas.hopkins(points, seed, repeats=2) == pytest.approx(naive_hopkins(points, seed, 2))
+
+
+@FEW
+@given(st.lists(st.integers(0, 3), min_size=12, max_size=20), st.integers(0, 9))
+def test_contingency_and_p_value_agree_with_counting(activities, seed):
+    activities = np.array(activities)
+    points = np.random.default_rng(seed).normal(size=(len(activities), 2))
+    got = atlas.clusters_and_activities(points, activities, 3, seed, n_permutations=40)
+
+    def pure(order):
+        total = 0
+        for c in set(got.labels):
+            members = [activities[order[u]] for u in range(len(order)) if got.labels[u] == c]
+            total += max(members.count(a) for a in set(members))
+        return total
+
+    generator, n = np.random.default_rng(seed), len(activities)
+    chance = [pure(generator.permutation(n)) for _ in range(40)]
+    assert got.contingency.sum() == n
+    assert got.purity == pytest.approx(pure(range(n)) / n)
+    assert got.purity_chance == pytest.approx(np.mean(chance) / n)
+    assert got.p_value == pytest.approx((1 + sum(c >= pure(range(n)) for c in chance)) / 41)
+
+
+@FEW
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=8),
+    st.lists(st.integers(0, 5), min_size=1, max_size=8),
+)
+def test_superiority_agrees_with_counting(shallow, deep):
+    wins = [1.0 if d > s else 0.5 if d == s else 0.0 for d in deep for s in shallow]
+    value, low, high = atlas.superiority(np.array([*shallow, np.nan]), np.array(deep), n=50)
+    assert value == pytest.approx(np.mean(wins))
+    assert 0 <= low <= high <= 1
+
+
+# ------------------------------------------------------------------------------- known structure is recognized
+
+
+def test_a_sine_has_one_frequency_and_an_impulse_all():
+    signals = np.stack([sines(1, 3)[0], np.eye(30)[7], sines(1, 2)[0] + sines(1, 5)[0]])
+    assert atlas.spectral_complexity(signals) == pytest.approx([1, 15, 2], abs=1e-6)
+
+
+def test_effective_rank_counts_independent_shapes():
+    generator = np.random.default_rng(0)
+    shapes = np.linalg.qr(generator.normal(size=(30, 3)))[0].T
+    weights = np.linalg.qr(generator.normal(size=(40, 3)))[0]
+    assert atlas.effective_rank((weights - weights.mean(0)) @ shapes) == pytest.approx(3, rel=0.02)
+    assert atlas.effective_rank(np.outer(generator.normal(size=9), shapes[0])) == pytest.approx(1, abs=1e-6)
+
+
+def test_shifted_and_scaled_copies_are_duplicates_but_mirrored_ones_are_not():
+    edge = np.tanh(12 * (TIME - 0.5))
+    signals = np.stack([edge, 3 * np.roll(edge, 0) + 1, np.tanh(12 * (TIME - 0.6)), -edge, sines(1, 4)[0]])
+    found = atlas.near_duplicates(signals)
+    assert found.share == pytest.approx(3 / 5)
+    assert found.n_groups == 3
+    assert found.groups.tolist()[:3] == [0, 0, 0]
+
+
+def test_copies_stand_out_from_noise_as_smooth_as_they_are():
+    generator = np.random.default_rng(2)
+    rough = generator.normal(size=(10, 30))
+    found = atlas.near_duplicates(np.vstack([rough, rough + 0.02 * generator.normal(size=rough.shape)]))
+    assert found.share == 1 and found.n_groups == 10
+    assert found.share_null[2] < 0.5
+    smooth = np.stack([sines(1, f, seed)[0] for f in (1, 1.2) for seed in range(10)])
+    assert atlas.near_duplicates(smooth).share_null[0] > 0.9  # a high share alone proves nothing
+
+
+def test_clusters_stand_out_from_noise_with_the_same_covariance():
+    signals, kind = three_clusters()
+    tendency = atlas.cluster_tendency(signals, n_null=5)
+    assert tendency.best_k == 3
+    assert tendency.silhouette > 0.8 > tendency.silhouette_null[2]
+    assert tendency.hopkins > tendency.hopkins_null[2]
+    assert tendency.spread < tendency.spread_null[1]
+    matched = atlas.clusters_and_activities(signals, kind, n_permutations=200)
+    assert matched.all_different and matched.purity == 1 and matched.p_value == pytest.approx(1 / 201)
+    shuffled = np.random.default_rng(1).permutation(kind)
+    assert atlas.clusters_and_activities(signals, shuffled, n_permutations=200).p_value > 0.05
+
+
+def test_noise_without_clusters_lies_within_its_null():
+    signals = np.random.default_rng(3).normal(size=(60, 30))
+    tendency = atlas.cluster_tendency(signals, n_null=20)
+    assert tendency.hopkins_null[1] - 0.02 < tendency.hopkins < tendency.hopkins_null[2] + 0.02
+    assert tendency.silhouette < 0.2
+
+
+def test_gaussian_null_has_the_covariance_of_the_points():
+    points = np.random.default_rng(0).normal(size=(40, 3)) @ np.array([[1, 0.8, 0], [0, 0.5, 0], [0, 0, 2]])
+    draws = np.stack([np.cov(atlas.gaussian_null(points, seed).T, bias=False) for seed in range(300)])
+    assert draws.mean(0) == pytest.approx(np.cov(points.T), abs=0.15)
+
+
+# ---------------------------------------------------------------------------------------------------- the map
+
+
+def test_the_map_keeps_clusters_together_and_leaves_units_without_shape_out():
+    signals, kind = three_clusters()
+    signals[4], signals[20, 3] = 0.7, np.nan
+    positions = atlas.embed(signals, perplexity=8)
+    lost = np.isnan(positions).all(1)
+    assert np.flatnonzero(lost).tolist() == [4, 20]
+    assert np.array_equal(positions, atlas.embed(signals, perplexity=8), equal_nan=True)
+    near = atlas.neighbours(positions[~lost], 5)
+    assert (kind[~lost][near] == kind[~lost][:, None]).mean() > 0.95
+    assert atlas.trustworthiness(signals, positions) > 0.8
+
+
+def test_sensitivity_compares_other_maps_with_the_shown_one():
+    signals, _ = three_clusters(per=6)
+    reference = atlas.embed(signals, 5)
+    maps, shares = atlas.sensitivity(signals, (3, 5), (0, 1), reference, k=4)
+    assert maps.shape == (2, 2, 18, 2) and shares.shape == (2, 2)
+    assert shares[1, 0] == pytest.approx(atlas.common_neighbours(reference, atlas.embed(signals, 5, 0, "random"), 4))
+    assert (shares > 4 / 17).all()
+
+
+def test_perplexity_is_limited_by_the_number_of_units():
+    assert atlas.effective_perplexity(15, 64) == 15
+    assert atlas.effective_perplexity(15, 16) == 5
+    assert atlas.embed(sines(6), perplexity=30).shape == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: atlas.embed(np.ones((8, 30))), "0 of 8 units"),
+        (lambda: atlas.embed(np.repeat(sines(1), 8, 0)), "all 8 signals are the same"),
+        (lambda: atlas.embed(np.zeros(30)), r"should be \(unit, time\)"),
+        (lambda: atlas.neighbours(np.zeros((3, 2)), 3), "k = 3 neighbours"),
+        (lambda: atlas.trustworthiness(np.ones((8, 30)), np.zeros((8, 2))), "only 0 units"),
+        (lambda: atlas.clusters(sines(3), 4), "4 clusters of 3 units"),
+        (lambda: atlas.clusters_and_activities(sines(8), np.zeros(7, int)), "do not belong"),
+        (lambda: atlas.clusters_and_activities(sines(8), np.full(8, -1)), "only 0 units"),
+        (lambda: atlas.best_correlation(sines(3), 29), "max_shift = 29"),
+        (lambda: atlas.superiority(np.array([np.nan]), np.ones(3)), "no finite value"),
+    ],
+)
+def test_input_that_cannot_be_measured_says_so(call, message):
+    with pytest.raises(atlas.AtlasError, match=message):
+        call()
+
+
+# --------------------------------------------------------------------------------------------------- the page
+
+
+def a_layer(name="conv1", n=7, **more):
+    signals = sines(n)
+    values = {
+        "positions": np.random.default_rng(0).normal(size=(n, 2)),
+        "signals": signals,
+        "activities": np.arange(n) % 3 - 1,
+        "windows": signals / 2,
+        "starts": np.arange(n),
+        "offsets": np.arange(n)[::-1],
+        "distances": np.full(n, 0.01),
+    }
+    return atlas.AtlasLayer(name=name, **(values | more))
+
+
+NAMES = ("walking", "running </script><b>")
+COLOURS = {NAMES[0]: "#112233", NAMES[1]: "#445566"}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a page loads and its embedded content."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.stack, self.scripts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "action", "data")]
+        self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.stack and self.stack.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] == "script":
+            self.scripts.append(data)
+
+
+def test_the_page_holds_everything_and_loads_nothing():
+    lost = a_layer(
+        "conv3", positions=np.vstack([np.full((1, 2), np.nan), np.random.default_rng(1).normal(size=(6, 2))])
+    )
+    text = atlas.interactive_html([a_layer(), lost], NAMES, COLOURS, title="A & B", caveat="made-up data")
+    page = Page(text)
+    assert page.addresses == []
+    assert not re.search(r"@import|fetch\(|XMLHttpRequest|https?://(?!www\.w3\.org/2000/svg)", text)
+    assert "A &amp; B" in text and "made-up data" in text and "@@" not in text
+    content = json.loads(page.scripts[0])
+    assert content["names"] == list(NAMES) and content["colours"] == list(COLOURS.values())
+    assert [len(layer["units"]) for layer in content["layers"]] == [7, 6]
+    assert [layer["left_out"] for layer in content["layers"]] == [0, 1]
+    third = content["layers"][0]["units"][2]
+    assert (third["unit"], third["activity"], third["start"], third["offset"]) == (2, 1, 2, 4)
+    assert third["signal"] == pytest.approx(sines(7)[2], abs=1e-4)
+    assert len(text) < 500_000
+
+
+def test_a_page_for_two_full_layers_stays_small():
+    layers = [a_layer(name, 64) for name in ("conv1", "conv2", "conv3")]
+    names = [f"activity {i}" for i in range(2)]
+    assert len(atlas.interactive_html(layers, names, dict.fromkeys(names, "#000000")).encode()) < 500_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"windows": sines(6)}, "layer conv1: windows has 6 units, positions has 7"),
+        ({"activities": np.full(7, 5)}, "activity 5 has no name"),
+    ],
+)
+def test_a_layer_that_does_not_fit_together_is_refused(change, message):
+    with pytest.raises(atlas.AtlasError, match=message):
+        atlas.interactive_html([a_layer(**change)], NAMES, COLOURS)
