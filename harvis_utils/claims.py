@@ -49,7 +49,7 @@ class Evidence:
 
     def of(self, method: str, variable: str, layer: str | None = None) -> np.ndarray:
         """(seed, unit) values of one layer, or of all layers side by side; failed and dead units are NaN."""
-        chosen = self.scores.sel(preset=self.preset, method=method)
+        chosen = self.scores.sel({"preset": self.preset, "method": method})
         values = chosen[variable].where(~chosen["dead"])
         if variable in ("s_u", "shape_match"):  # Paper: failed units are left out of Ssim
             values = values.where(~chosen["failed"])
@@ -138,7 +138,7 @@ def _lift(shape: str, activity_words: str):
     def values(e: Evidence) -> np.ndarray:
         names = [str(a) for a in e.scores["activity"].values]
         index = [i for i, name in enumerate(names) if activity_words in name]
-        chosen = e.scores.sel(preset=e.preset, method=PROPOSED)
+        chosen = e.scores.sel({"preset": e.preset, "method": PROPOSED})
         found = chosen["nearest_share"].isel(activity=index).sum("activity") / float(
             e.scores["activity_share"][index].sum()
         )

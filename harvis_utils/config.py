@@ -240,3 +240,21 @@ def begin(namespace: dict, **declared) -> Settings:
     check_parameters(namespace, **declared)
     torch.set_num_threads(threads())
     return load(namespace["PROFILE"], namespace["DATASET"], namespace.get("DEVICE"))
+
+
+# ------------------------------------------------------------------------------------------------- progress
+
+
+def progress(iterable, **options):
+    """A tqdm bar over long work: on a terminal or in a notebook, and nowhere else.
+
+    Where ``HARVIS_PROGRESS`` names a file (the chain sets it for its kernels), the bar goes there instead, so that
+    executed notebooks stay free of it and a person can still watch.
+    """
+    from tqdm.auto import tqdm
+
+    if path := os.environ.get("HARVIS_PROGRESS"):
+        from tqdm.std import tqdm as plain
+
+        return plain(iterable, file=open(path, "a", encoding="utf-8"), mininterval=5, ascii=True, **options)  # noqa: SIM115
+    return tqdm(iterable, disable=None, **options)

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, f1_score
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from harvis_utils import artifacts, config
 from harvis_utils.config import ModelSettings, Settings, TrainingSettings
@@ -67,6 +66,16 @@ def load_networks(cfg: Settings, windows: Windows) -> list[Network]:
     return [_read(STAGE.require(_key(cfg, windows, s)), windows, cfg.model, s) for s in cfg.training.seeds]
 
 
+def untrained(cfg: Settings, windows: Windows) -> list[Network]:
+    """The same networks before any training: the control that tells what training put into them."""
+    found = []
+    for seed in cfg.training.seeds:
+        model = new_model(windows, cfg.model, seed).eval()
+        key = STAGE.key([cfg.windows, cfg.model, "untrained", seed], windows.digest)
+        found.append(Network(seed, model, {}, -1, {}, {}, key, 0.0))
+    return found
+
+
 def train(cfg: Settings, windows: Windows, seed: int) -> Network:
     """Train one network with Adam on cross entropy, keep the epoch with the best validation macro F1.
 
@@ -92,7 +101,7 @@ def _fit(cfg: Settings, windows: Windows, seed: int, checkpoint: Path, part: Pat
     history, best = _resume(checkpoint, model, optimizer)
     x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
     done = len(history["loss"])
-    bar = tqdm(range(done, training.epochs), initial=done, total=training.epochs, desc=f"network {seed}", disable=None)
+    bar = config.progress(range(done, training.epochs), initial=done, total=training.epochs, desc=f"network {seed}")
     predicted = {name: predict(model, getattr(windows, name)) for name in ("val", "test")}
     for epoch in bar:
         history["loss"].append(_epoch(model, optimizer, x, y, training, seed, epoch))
@@ -108,7 +117,7 @@ def _fit(cfg: Settings, windows: Windows, seed: int, checkpoint: Path, part: Pat
     save_file(_contiguous(model.state_dict()), part / "last_weights.safetensors")
     arrays = {name: torch.as_tensor(best[name]) for name in predicted}
     arrays |= {f"last_{name}": torch.as_tensor(classes) for name, classes in predicted.items()}
-    save_file(arrays, part / "predictions.safetensors")
+    save_file(_contiguous(arrays), part / "predictions.safetensors")
     artifacts.write_json(part / "history.json", history | {"best_epoch": int(np.argmax(history["val_f1"]))})
 
 

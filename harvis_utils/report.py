@@ -1,0 +1,263 @@
+"""Everything a run found, as one checked file: ``results.json``, and the tables that notebook 06 shows of it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from harvis_utils import activations, artifacts, claims, config, maximization, similarity, training
+from harvis_utils.config import Settings
+from harvis_utils.training import Network
+from harvis_utils.windows import Windows, amplitude_threshold
+
+
+class ResultsError(ValueError):
+    """``results.json`` does not follow its schema; the message names the place and what is wrong there."""
+
+
+@lru_cache
+def schema() -> dict:
+    """The JSON Schema that defines ``results.json``."""
+    return json.loads(resources.files("harvis_utils").joinpath("results.schema.json").read_text(encoding="utf-8"))
+
+
+def validate(results: dict) -> None:
+    """Raise :class:`ResultsError` unless ``results`` follows the schema and holds no NaN."""
+    import jsonschema
+
+    try:
+        json.dumps(results, allow_nan=False)
+        jsonschema.validate(results, schema(), cls=jsonschema.Draft202012Validator)
+    except jsonschema.ValidationError as error:
+        where = "/".join(map(str, error.absolute_path)) or "the top level"
+        raise ResultsError(f"results.json is not valid at {where}: {error.message[:300]}") from None
+    except ValueError as error:
+        raise ResultsError(f"results.json holds a number that JSON has not ({error}); use null and a reason") from None
+
+
+def results_path(cfg: Settings) -> Path:
+    """Where a run's ``results.json`` is."""
+    return cfg.reports / "results.json"
+
+
+def over_seeds(values) -> dict:
+    """Per-seed values with their mean and standard deviation (n - 1)."""
+    values = [float(v) for v in values]
+    if len(values) == 1:
+        return {"per_seed": values, "mean": values[0], "std": None, "reason": "one network has no spread"}
+    return {"per_seed": values, "mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
+
+
+def test_f1(windows: Windows, networks: list[Network]) -> tuple[list[float], list[float]]:
+    """Macro F1 on the test subjects per network: at the epoch chosen on validation, and at the last epoch."""
+    split = windows.test
+    return (
+        [training.macro_f1(split, n.predicted["test"]) for n in networks],
+        [training.macro_f1(split, n.predicted_last["test"]) for n in networks],
+    )
+
+
+def assemble(
+    cfg: Settings,
+    windows: Windows,
+    networks: list[Network],
+    scores: xr.Dataset,
+    controls: xr.Dataset,
+    atlas: dict[str, dict],
+    motifs: list[dict] | None,
+) -> dict:
+    """The content of ``results.json``; checked against the schema before it is returned.
+
+    ``atlas`` maps layers to measures, each a list with one value per seed; ``motifs`` is the recovery table of a
+    data set with planted motifs, else ``None``.
+    """
+    chosen, last = test_f1(windows, networks)
+    threshold = amplitude_threshold(windows.train)
+    layers = [str(layer) for layer in scores["layer"].values]
+    evidence = claims.Evidence(
+        dataset=cfg.dataset,
+        epochs=cfg.training.epochs,
+        macro_f1=np.array(chosen),
+        amplitude_threshold_g=threshold,
+        scores=scores,
+        controls=controls,
+        atlas=atlas,
+    )
+    results = {
+        "dataset": cfg.dataset,
+        "profile": cfg.profile,
+        "verified_data": windows.caveat == "",
+        "caveat": windows.caveat,
+        "provenance": artifacts.provenance(cfg, data=windows.digest),
+        "data": {"n_windows": windows.counts(), "amplitude_threshold_g": threshold},
+        "training": {
+            "macro_f1": over_seeds(chosen),
+            "macro_f1_last_epoch": over_seeds(last),
+            "epochs": cfg.training.epochs,
+            "best_epoch": [n.best_epoch + 1 for n in networks],
+        },
+        "n_seeds": len(networks),
+        "methods": {
+            str(preset): {
+                str(method): {
+                    layer: similarity.summarize(scores.sel({"preset": preset, "method": method, "layer": layer}))
+                    for layer in layers
+                }
+                for method in scores["method"].values
+            }
+            for preset in scores["preset"].values
+        },
+        "controls": {
+            str(control): {
+                layer: similarity.summarize(controls.sel({"control": control, "layer": layer})) for layer in layers
+            }
+            for control in controls["control"].values
+        },
+        "atlas": atlas,
+        "motifs": motifs,
+        "claims": claims.judge_all(evidence),
+        "timings_s": timings(cfg, windows, networks),
+    }
+    validate(results)
+    return results
+
+
+def timings(cfg: Settings, windows: Windows, networks: list[Network]) -> dict[str, float]:
+    """Seconds spent on each stage's results, summed over networks; a reused result counts what it once took."""
+    untrained = training.untrained(cfg, windows)
+    found = {
+        "networks": sum(n.wall_s for n in networks),
+        "statistics": sum(_seconds(activations.STAGE, activations.key(windows, n)) for n in [*networks, *untrained]),
+        "signals": sum(
+            _seconds(maximization.STAGE, maximization.key(cfg, windows, n, layer, preset, tuple(methods)))
+            for nets, presets, methods in (
+                (networks, maximization.PRESETS, maximization.METHODS),
+                (untrained, ("calibrated",), maximization.CONTROL_METHODS),
+            )
+            for n in nets
+            for layer in n.trunk.layers
+            for preset in presets
+        ),
+        "scores": sum(
+            _seconds(similarity.STAGE, similarity.key(cfg, windows, n, kind))
+            for n in networks
+            for kind in ("methods", "controls")
+        ),
+    }
+    return {stage: round(seconds, 1) for stage, seconds in found.items()}
+
+
+def _seconds(stage: artifacts.Stage, key: str) -> float:
+    return float(stage.manifest(key)["wall_s"])
+
+
+# ------------------------------------------------------------------------------------------------- the tables
+
+
+def claims_table(results: dict) -> pd.DataFrame:
+    """Paper, ours, interval, verdict and why, one row per claim."""
+
+    def number(value) -> str:
+        return "" if value is None else f"{value:.3g}"
+
+    rows = [
+        {
+            "claim": c["id"],
+            "paper": c["paper"],
+            "ours": number(c["ours"]),
+            "interval": "" if c["interval"] is None else " to ".join(number(v) for v in c["interval"]),
+            "verdict": c["verdict"],
+            "why": c["why"],
+        }
+        for c in results["claims"]
+    ]
+    return pd.DataFrame(rows).set_index("claim")
+
+
+def criteria_table(results: dict) -> pd.DataFrame:
+    """Every criterion behind every verdict, with its interval and its range."""
+    rows = [
+        {
+            "claim": c["id"],
+            "criterion": k["what"],
+            "ours": k["ours"],
+            "low": k["interval"][0] if k["interval"] else None,
+            "high": k["interval"][1] if k["interval"] else None,
+            "range from": k["range"][0],
+            "range to": k["range"][1],
+            "standing": k["standing"],
+        }
+        for c in results["claims"]
+        for k in c["criteria"]
+    ]
+    columns = ["claim", "criterion", "ours", "low", "high", "range from", "range to", "standing"]
+    return pd.DataFrame(rows, columns=columns).set_index("claim")
+
+
+def scores_table(results: dict, preset: str = "calibrated") -> pd.DataFrame:
+    """Means over the seeds for every method of a preset and every control, one row per layer."""
+    named = [("method", results["methods"][preset]), ("control", results["controls"])]
+    rows = [
+        {
+            "kind": kind,
+            "name": name,
+            "layer": layer,
+            **{f: s[f]["mean"] for f in ("ssim", "activation_ratio", "activation_ratio_p95", "peak_amplitude_g")},
+            **{f: s[f] for f in ("failed_units", "dead_units", "inactive_at_start", "silent_units")},
+        }
+        for kind, table in named
+        for name, layers in table.items()
+        for layer, s in layers.items()
+    ]
+    return pd.DataFrame(rows).set_index(["kind", "name", "layer"])
+
+
+def choices_table(cfg: Settings) -> pd.DataFrame:
+    """Every setting with its value in this run, and whether the paper fixes it or we chose it.
+
+    Read from the comments beside the settings themselves, so the table cannot disagree with the code.
+    """
+    source = Path(config.__file__).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    sections = {type(getattr(cfg, f.name)).__name__: f.name for f in dataclasses.fields(cfg)}
+    rows = []
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ClassDef) or node.name not in sections or not node.name.endswith("Settings"):
+            continue
+        for item in node.body:
+            if not isinstance(item, ast.AnnAssign):
+                continue
+            _, _, comment = lines[item.end_lineno - 1].partition("  # ")
+            by, _, text = comment.partition(": ") if ": " in comment else (comment, "", "")
+            section, name = sections[node.name], item.target.id
+            rows.append(
+                {
+                    "setting": f"{section}.{name}",
+                    "here": str(getattr(getattr(cfg, section), name)),
+                    "default": str(item.value and ast.unparse(item.value)),
+                    "fixed by": {"Paper": "the paper", "Choice": "us"}.get(by, "us"),
+                    "note": text,
+                }
+            )
+    return pd.DataFrame(rows).set_index("setting")
+
+
+def code_choices() -> pd.DataFrame:
+    """The other choices, made in the code: every ``Choice:`` in the package outside the settings, with its place."""
+    rows = []
+    for path in sorted(Path(config.__file__).parent.rglob("*.py")):
+        if path.name in ("config.py", "report.py"):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if "Choice: " in line:
+                place = f"{path.relative_to(config.REPOSITORY)}:{number}"
+                rows.append({"where": place, "choice": line.split("Choice: ", 1)[1].strip()})
+    return pd.DataFrame(rows, columns=["where", "choice"]).set_index("where")

@@ -1,0 +1,420 @@
+"""Signals and training windows turned into distances d(u, i), Ssim, failures and controls (paper section 4.5).
+
+For each unit the piece of its signal with the largest output is compared with every piece of every training
+segment (one axis of one window). ``S_u`` is the mean of the 50 smallest distances; Ssim is its mean over a layer's
+units that have not failed. Ssim can be won by doing nothing, so every score stands beside its controls.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from harvis_utils import activations, artifacts, config, maximization
+from harvis_utils.config import Settings, SimilaritySettings
+from harvis_utils.models import Trunk
+from harvis_utils.training import Network
+from harvis_utils.windows import Split, Windows
+
+STAGE = artifacts.Stage(
+    "scores", notebook="04_similarity", modules=("windows", "models.sfhf", "activations", "maximization", "similarity")
+)
+
+#: what is measured with the same fields as the methods, so that a score can be read at all
+CONTROLS = {
+    "starting-sine": "the untouched start of every signal",
+    "flat-zero": "a signal of zeros",
+    "random-weights": "the proposed method on the network before training",
+    "held-out-windows": "real single-axis windows of the test subjects, drawn at random",
+    "held-out-strongest": "the real test window with the largest mean output of the unit",
+    "spectrum-noise": "noise with the mean power spectrum of the training windows",
+}
+
+# ------------------------------------------------------------------------------------------- exact search
+
+#: segments and queries per block of the distance matrix: a block stays in the cache
+BLOCK_SEGMENTS, BLOCK_QUERIES = 64, 512
+#: segments per round of keeping the best
+ROUND = 4096
+#: candidates kept beyond the wanted ones, so that rounding cannot push a true neighbour out
+SPARE = 14
+
+
+def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The piece under which the unit's output sums highest, the earliest of equals.
+
+    ``signals`` and ``maps`` are (signal, time); returns first samples (signal,) and pieces (signal, length).
+    """
+    sums = np.lib.stride_tricks.sliding_window_view(maps.astype(np.float64), length, axis=1).sum(-1)
+    start = sums.argmax(1)
+    return start, np.take_along_axis(signals, start[:, None] + np.arange(length), axis=1)
+
+
+def nearest_segments(
+    pieces: np.ndarray, segments: np.ndarray, n_similar: int, device: torch.device | str = "cpu"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ``n_similar`` training segments nearest to each piece, exactly (paper eq. 8).
+
+    ``pieces`` is (piece, s_w) and ``segments`` (segment, time), both in G. Returns distances d(u, i) (mean squared
+    error in G^2, float64), segment indices and offsets of the matching piece, each (piece, n_similar), sorted by
+    distance, then by index. Raises ``ValueError`` for fewer segments than ``n_similar``.
+
+    A blocked float32 matrix product proposes candidates; their distances are recomputed in float64. Where the
+    rounding error of the proposal could hide a neighbour, that piece is searched again wholly in float64.
+    """
+    if len(segments) < n_similar:
+        raise ValueError(f"{len(segments)} training segments are fewer than the {n_similar} neighbours wanted")
+    unique, back = np.unique(np.ascontiguousarray(pieces, dtype=np.float32), axis=0, return_inverse=True)
+    back = back.reshape(-1)
+    shape = (len(unique), n_similar)
+    distance, index, offset = np.empty(shape), np.empty(shape, np.int64), np.empty(shape, np.int64)
+    largest = float((segments.astype(np.float64) ** 2).max())
+    table = torch.as_tensor(np.ascontiguousarray(segments, dtype=np.float32), device=device)
+    blocks = range(0, len(unique), BLOCK_QUERIES)
+    for begin in config.progress(blocks, desc="nearest windows", leave=False):
+        some = slice(begin, begin + BLOCK_QUERIES)
+        near, who = _propose(torch.as_tensor(unique[some], device=device), table, n_similar + SPARE)
+        for row, query in enumerate(unique[some].astype(np.float64)):
+            # |q|^2 + |w|^2 - 2 q.w in float32: each of about s_w + 3 roundings is at most eps times the terms
+            error = (len(query) + 3) * np.finfo(np.float32).eps * ((query**2).sum() + len(query) * largest) / len(query)
+            found = _exact(query, segments, np.sort(who[row]), n_similar)
+            complete = who.shape[1] == len(segments) or found[0][-1] + error < near[row, -1] - error
+            distance[begin + row], index[begin + row], offset[begin + row] = (
+                found if complete else _exact(query, segments, None, n_similar)
+            )
+    return distance[back], index[back], offset[back]
+
+
+def _propose(queries: torch.Tensor, table: torch.Tensor, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest float32 distances of (query, s_w) to (segment, time): values and segments, each (query, keep)."""
+    width = queries.shape[1]
+    offsets = table.shape[1] - width + 1
+    doubled = (-2 * queries).T.contiguous()
+    norms = (queries**2).sum(1)
+    best = torch.full((len(queries), 0), torch.inf, device=queries.device)
+    who = torch.zeros((len(queries), 0), dtype=torch.int64, device=queries.device)
+    for first in range(0, len(table), ROUND):
+        chunk = table[first : first + ROUND]
+        smallest = torch.empty((len(chunk), len(queries)), device=queries.device)
+        for begin in range(0, len(chunk), BLOCK_SEGMENTS):
+            pieces = chunk[begin : begin + BLOCK_SEGMENTS].unfold(1, width, 1).reshape(-1, width)
+            product = torch.addmm((pieces**2).sum(1, keepdim=True), pieces, doubled)
+            smallest[begin : begin + BLOCK_SEGMENTS] = product.view(-1, offsets, len(queries)).amin(1)
+        merged = torch.cat([best, smallest.T], 1)
+        ids = torch.cat([who, torch.arange(first, first + len(chunk), device=table.device).expand(len(queries), -1)], 1)
+        best, order = merged.topk(min(keep, merged.shape[1]), dim=1, largest=False, sorted=True)
+        who = ids.gather(1, order)
+    return ((best + norms[:, None]) / width).cpu().numpy(), who.cpu().numpy()
+
+
+def _exact(query: np.ndarray, segments: np.ndarray, chosen: np.ndarray | None, n: int):
+    """The ``n`` nearest of the chosen segments (all without a choice) to one piece in float64, ties by index."""
+    rows = segments if chosen is None else segments[chosen]
+    pieces = np.lib.stride_tricks.sliding_window_view(rows, len(query), axis=1)
+    errors = np.empty(pieces.shape[:2])
+    for begin in range(0, len(pieces), ROUND):
+        errors[begin : begin + ROUND] = ((pieces[begin : begin + ROUND] - query) ** 2).mean(-1)
+    at = errors.argmin(1)
+    distance = errors[np.arange(len(at)), at]
+    order = np.argsort(distance, kind="stable")[:n]
+    return distance[order], order if chosen is None else chosen[order], at[order]
+
+
+# ------------------------------------------------------------------------------------ measures of one signal
+
+#: above this frequency human movement has little power; what an optimizer adds there is noise
+HIGH_FREQUENCY_HZ = 5.0
+#: a piece is called by the shape it correlates with at least this much
+SHAPE_CORRELATION = 0.8
+
+
+def power_spectrum(signals: np.ndarray) -> np.ndarray:
+    """Share of each frequency above zero in the power of (..., time) signals; all NaN for a constant one."""
+    power = np.abs(np.fft.rfft(signals.astype(np.float64), axis=-1)[..., 1:]) ** 2
+    total = power.sum(-1, keepdims=True)
+    return np.where(total > 1e-18, power / np.where(total > 1e-18, total, 1), np.nan)
+
+
+def effective_frequencies(signals: np.ndarray) -> np.ndarray:
+    """Effective number of frequencies: exponential of the entropy of the power spectrum without its mean, (...,)."""
+    share = power_spectrum(signals)
+    return np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(-1))
+
+
+def high_frequency_share(signals: np.ndarray, rate_hz: float) -> np.ndarray:
+    """Share of power above 5 Hz, without the mean, (...,)."""
+    frequency = np.fft.rfftfreq(signals.shape[-1], 1 / rate_hz)[1:]
+    return power_spectrum(signals)[..., frequency > HIGH_FREQUENCY_HZ].sum(-1)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation along the last axis; NaN where either is constant."""
+    a, b = (v - v.mean(-1, keepdims=True) for v in (a.astype(np.float64), b.astype(np.float64)))
+    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    return np.where(scale > 1e-12, (a * b).sum(-1) / np.where(scale > 1e-12, scale, 1), np.nan)
+
+
+def shape_names(pieces: np.ndarray) -> np.ndarray:
+    """ "rising edge", "falling edge", "peak", "valley" or "other" for each of (piece, time)."""
+    time = np.linspace(-1, 1, pieces.shape[-1])
+    bump = np.cos(np.pi * time / 2) ** 2
+    shapes = {"rising edge": time, "falling edge": -time, "peak": bump, "valley": -bump}
+    match = np.stack([correlation(pieces, np.broadcast_to(s, pieces.shape)) for s in shapes.values()], -1)
+    match = np.nan_to_num(match, nan=-1.0)
+    names = np.array([*shapes, "other"])
+    return names[np.where(match.max(-1) >= SHAPE_CORRELATION, match.argmax(-1), len(shapes))]
+
+
+# ------------------------------------------------------------------------------------------------- the scores
+
+
+def score(
+    signals: xr.Dataset, statistics: xr.Dataset, start: np.ndarray, train: Split, cfg: Settings, n_classes: int
+) -> xr.Dataset:
+    """Everything that is measured of signals, dims (..., layer, unit[, neighbour | activity]).
+
+    ``signals`` holds ``signal``, ``map`` and ``start_map`` over (..., layer, unit, time); ``statistics`` holds
+    ``th_eap``, ``p95`` and ``dead`` over (layer, unit); ``start`` is (time,) in G. Amplitudes are in G, distances in
+    G^2. Failed signals (amplitude above 10 G) and dead units are not searched and have NaN distances.
+    """
+    settings: SimilaritySettings = cfg.similarity
+    dims = [d for d in signals["signal"].dims if d != "time"]
+    ordered = signals.transpose(*dims, "time")
+    shape = tuple(ordered.sizes[d] for d in dims)
+    x, maps, at_start = (ordered[v].values.reshape(-1, ordered.sizes["time"]) for v in ("signal", "map", "start_map"))
+    dead = statistics["dead"].broadcast_like(ordered["signal"].isel(time=0)).transpose(*dims).values.reshape(-1)
+    amplitude = np.abs(x).max(1)
+    failed = amplitude > settings.fail_amplitude_g
+    begin, pieces = best_piece(x, maps, settings.piece)
+    searched = ~failed & ~dead
+    found = _searched(pieces[searched], searched, train, settings, n_classes, cfg)
+    top = maps.max(1)
+    flat = {
+        "failed": failed,
+        "dead": dead,
+        "peak_amplitude_g": amplitude,
+        "displacement_g": np.sqrt(((x - start) ** 2).mean(1)),
+        "max_output": top,
+        "inactive_at_start": at_start.max(1) <= 0,
+        "silent": top <= 0,
+        "total_variation_g": np.abs(np.diff(x, axis=1)).sum(1),
+        "high_frequency_share": high_frequency_share(x, cfg.windows.rate_hz),
+        "n_frequencies": effective_frequencies(x),
+        "piece_start": begin,
+        "shape": shape_names(pieces),
+        **found,
+    }
+    variables = {}
+    for name, values in flat.items():
+        tail = () if values.ndim == 1 else ("activity",) if name == "nearest_share" else ("neighbour",)
+        variables[name] = ((*dims, *tail), values.reshape(*shape, *values.shape[1:]))
+    result = xr.Dataset(variables, coords={d: ordered[d] for d in dims})
+    for name, reference in (("activation_ratio", "th_eap"), ("activation_ratio_p95", "p95")):
+        below = statistics[reference].where(statistics[reference] > 0)
+        result[name] = (result["max_output"] / below).transpose(*dims)
+    return result
+
+
+def _searched(pieces, searched, train: Split, settings: SimilaritySettings, n_classes: int, cfg: Settings) -> dict:
+    """Distances and neighbours, with NaN, -1 and 0 where a signal was not searched."""
+    segments, n, k = train.segments, len(searched), settings.n_similar
+    distance, segment, offset = np.full((n, k), np.nan), np.full((n, k), -1), np.full((n, k), -1)
+    match, share = np.full(n, np.nan), np.zeros((n, n_classes))
+    if len(pieces):
+        device = config.torch_device(cfg.device)
+        distance[searched], segment[searched], offset[searched] = nearest_segments(pieces, segments, k, device)
+        at = offset[searched, :1] + np.arange(settings.piece)
+        match[searched] = correlation(pieces, np.take_along_axis(segments[segment[searched, 0]], at, axis=1))
+        n_axes = train.series.shape[1]
+        activity = train.activity[segment[searched] // n_axes]
+        share[searched] = (activity[:, :, None] == np.arange(n_classes)).mean(1)
+    return {
+        "s_u": distance.mean(1),  # Paper: mean of the N_sim smallest d(u, i)
+        "distance": distance.astype(np.float32),
+        "segment": segment.astype(np.int32),
+        "offset": offset.astype(np.int32),
+        "shape_match": match,
+        "nearest_share": share.astype(np.float32),
+    }
+
+
+def scores(
+    cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, signals: xr.Dataset
+) -> xr.Dataset:
+    """Scores of all methods, dims (seed, layer, preset, method, unit[, ...]); missing ones are made."""
+
+    def build(net: Network) -> xr.Dataset:
+        chosen = signals[["signal", "map"]].sel(seed=net.seed).transpose("preset", "method", "layer", "unit", "time")
+        start = maximization.starting_signal(cfg.maximization, cfg.windows.length)
+        start_map = _maps_of(net.trunk, start[None], chosen)
+        chosen = chosen.assign(start_map=start_map.broadcast_like(chosen["map"]))
+        return score(chosen, statistics.sel(seed=net.seed), start, windows.train, cfg, len(windows.activities))
+
+    return _stored(cfg, windows, networks, "methods", build)
+
+
+def load_scores(cfg: Settings, windows: Windows, networks: list[Network], kind: str = "methods") -> xr.Dataset:
+    """The scores ("methods") or controls ("controls") that notebook 04 made."""
+    return _stored(cfg, windows, networks, kind, None)
+
+
+def key(cfg: Settings, windows: Windows, network: Network, kind: str) -> str:
+    """Address of the scores of one network."""
+    return STAGE.key([cfg.maximization, cfg.similarity, cfg.windows, kind], activations.key(windows, network))
+
+
+def _stored(cfg: Settings, windows: Windows, networks: list[Network], kind: str, build) -> xr.Dataset:
+    def folder(net: Network) -> Path:
+        address = key(cfg, windows, net, kind)
+        if build is None:
+            return STAGE.require(address)
+        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed, kind=kind)
+        return STAGE.obtain(address, lambda part: artifacts.write_dataset(part / "scores.nc", build(net)), about)
+
+    found = [artifacts.read_dataset(folder(net) / "scores.nc").expand_dims(seed=[net.seed]) for net in networks]
+    result = xr.concat(found, "seed")
+    every = np.bincount(windows.train.activity, minlength=len(windows.activities)) / len(windows.train)
+    return result.assign_coords(activity=list(windows.activities)).assign(activity_share=("activity", every))
+
+
+# ----------------------------------------------------------------------------------------------- the controls
+
+
+def _maps_of(trunk: Trunk, x: np.ndarray, like: xr.Dataset) -> xr.DataArray:
+    """Maps of every layer and unit for one signal (1, time): (layer, unit, time)."""
+    with torch.no_grad():
+        maps = [trunk.feature_map(torch.as_tensor(x), str(layer))[0].numpy() for layer in like["layer"].values]
+    return xr.DataArray(np.stack(maps), dims=("layer", "unit", "time"))
+
+
+def control_signals(
+    cfg: Settings, windows: Windows, network: Network, random_signals: xr.Dataset, seed: int = 0
+) -> xr.Dataset:
+    """One signal per control, layer and unit: ``signal``, ``map``, ``start_map`` over (control, layer, unit, time).
+
+    ``random_signals`` are the proposed method's signals on the untrained network, (layer, unit, time).
+    """
+    trunk, length = network.trunk, cfg.windows.length
+    rng = np.random.default_rng((seed, network.seed))
+    start = maximization.starting_signal(cfg.maximization, length)
+    n_units = random_signals.sizes["unit"]
+    shape = (len(trunk.layers), n_units, length)
+    held_out = windows.test.segments
+    strongest = activations.collect(trunk, held_out, n_top=1)["top_segment"].isel(rank=0).values
+    x = {
+        "starting-sine": np.broadcast_to(start, shape),
+        "flat-zero": np.zeros(shape, np.float32),
+        "random-weights": random_signals["signal"].transpose("layer", "unit", "time").values,
+        "held-out-windows": held_out[rng.integers(len(held_out), size=shape[:2])],
+        "held-out-strongest": held_out[strongest],
+        "spectrum-noise": spectrum_noise(windows.train.segments, shape[0] * n_units, rng).reshape(shape),
+    }
+    unit = torch.arange(n_units)
+
+    def maps(signals: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            each = [
+                maximization.unit_maps(trunk, layer, unit, torch.tensor(signals[i], dtype=torch.float32)).numpy()
+                for i, layer in enumerate(trunk.layers)
+            ]
+        return np.stack(each)
+
+    found = {name: maps(np.ascontiguousarray(v)) for name, v in x.items()}
+    found["random-weights"] = (
+        random_signals["map"].transpose("layer", "unit", "time").values
+    )  # its own network's output
+    dims = ("control", "layer", "unit", "time")
+    start_maps = {name: maps(np.broadcast_to(start, shape).copy()) for name in x}
+    return xr.Dataset(
+        {
+            "signal": (dims, np.stack([x[c] for c in CONTROLS]).astype(np.float32)),
+            "map": (dims, np.stack([found[c] for c in CONTROLS])),
+            "start_map": (dims, np.stack([start_maps[c] for c in CONTROLS])),
+        },
+        coords={"control": list(CONTROLS), "layer": list(trunk.layers), "unit": np.arange(n_units)},
+    )
+
+
+def spectrum_noise(segments: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise whose expected power spectrum is the mean one of ``segments``: (n, time) float32 in G."""
+    length = segments.shape[1]
+    power = (np.abs(np.fft.rfft(segments.astype(np.float64), axis=1)) ** 2).mean(0)
+    real, imaginary = rng.standard_normal((2, n, len(power)))
+    waves = (real + 1j * imaginary) / np.sqrt(2)
+    waves[:, 0] = real[:, 0]  # the mean and the Nyquist frequency have no phase
+    if length % 2 == 0:
+        waves[:, -1] = real[:, -1]
+    return np.fft.irfft(waves * np.sqrt(power), n=length, axis=1).astype(np.float32)
+
+
+def controls(
+    cfg: Settings,
+    windows: Windows,
+    networks: list[Network],
+    statistics: xr.Dataset,
+    random_networks: list[Network],
+    random_statistics: xr.Dataset,
+    random_signals: xr.Dataset,
+) -> xr.Dataset:
+    """Scores of all controls, dims (seed, layer, control, unit[, neighbour | activity]); missing ones are made.
+
+    ``random_signals`` has dims (seed, layer, unit, time): the proposed method on the untrained networks, judged by
+    their own thresholds.
+    """
+    others = {net.seed: net for net in random_networks}
+
+    def build(net: Network) -> xr.Dataset:
+        signals = control_signals(cfg, windows, net, random_signals.sel(seed=net.seed))
+        start = maximization.starting_signal(cfg.maximization, cfg.windows.length)
+        untrained = _maps_of(others[net.seed].trunk, start[None], signals)
+        signals["start_map"].loc[{"control": "random-weights"}] = untrained.values
+        own = signals.sel(control=[c for c in CONTROLS if c != "random-weights"])
+        parts = [
+            score(own, statistics.sel(seed=net.seed), start, windows.train, cfg, len(windows.activities)),
+            score(
+                signals.sel(control=["random-weights"]),
+                random_statistics.sel(seed=net.seed),
+                start,
+                windows.train,
+                cfg,
+                len(windows.activities),
+            ),
+        ]
+        return xr.concat(parts, "control").sel(control=list(CONTROLS))
+
+    return _stored(cfg, windows, networks, "controls", build)
+
+
+# -------------------------------------------------------------------------------------------------- summaries
+
+
+def summarize(values: xr.Dataset) -> dict:
+    """The SCORES entry of ``results.json`` for (seed, unit) scores of one layer and method or control.
+
+    Means leave out dead units, and for Ssim failed ones (paper section 4.5); ``min`` and ``max`` are over the seeds'
+    means, as the paper's error bars; counts are means over the seeds.
+    """
+    alive = ~values["dead"]
+
+    def spread(name: str, keep: xr.DataArray) -> dict:
+        means = values[name].where(keep).mean("unit").values
+        means = means[~np.isnan(means)]
+        if not len(means):
+            return {"mean": None, "min": None, "max": None, "reason": "no unit is left: all failed, dead or silent"}
+        return {"mean": float(means.mean()), "min": float(means.min()), "max": float(means.max())}
+
+    return {
+        "ssim": spread("s_u", alive & ~values["failed"]),
+        "ssim_without_inactive": spread("s_u", alive & ~values["failed"] & ~values["inactive_at_start"]),
+        "activation_ratio": spread("activation_ratio", alive),
+        "activation_ratio_p95": spread("activation_ratio_p95", alive),
+        "peak_amplitude_g": spread("peak_amplitude_g", alive),
+        "displacement_g": spread("displacement_g", alive),
+        "failed_units": float((values["failed"] & alive).sum("unit").mean()),
+        "dead_units": float(values["dead"].sum("unit").mean()),
+        "inactive_at_start": float((values["inactive_at_start"] & alive).sum("unit").mean()),
+        "silent_units": float((values["silent"] & alive).sum("unit").mean()),
+    }
