@@ -20,6 +20,10 @@ from harvis_utils.config import APPROXIMATE, SettingsError
 STANDARD_GRAVITY = 9.80665
 
 
+class DataError(RuntimeError):
+    """An archive that is missing, damaged or not what it should be; the message names archive and member."""
+
+
 @dataclass(frozen=True)
 class Recording:
     """One subject doing one activity: ``signal`` is (time, axis) in G at the data set's own rate."""
@@ -50,7 +54,8 @@ class Dataset:
     """What a module of this package says about its data set.
 
     ``read`` turns the archive's files into recordings: it gets a function ``open_member(member) -> bytes``
-    (``None`` for a data set without an archive) and yields :class:`Recording` objects.
+    (``None`` for a data set without an archive) and yields :class:`Recording` objects. It parses a member before
+    it opens the next and raises ``ValueError`` for bad content; whoever called it adds archive and member.
     """
 
     name: str
@@ -105,3 +110,18 @@ def check_name(name: str) -> Dataset:
             f"verified: {', '.join(k + APPROXIMATE for k, d in known.items() if d.archive)}"
         )
     return known[base]
+
+
+def load_recordings(name: str, *, download: bool = True) -> Recordings:
+    """All recordings of the data set ``name``: float32 (time, axis) in G at the data set's own rate.
+
+    The archive is looked for in the folders of ``config.data_folders()``, else downloaded unless ``download`` is
+    False; its members are verified, parsed once and kept as a small derived file. ``<name>-approximate`` reads an
+    archive that cannot be verified, and never downloads. Made-up data are generated.
+
+    Raises :class:`SettingsError` for an unknown name and :class:`DataError` for a bad or missing archive.
+    """
+    from harvis_utils.datasets import archive  # it builds on the classes above
+
+    dataset = check_name(name)
+    return archive.load(name, dataset, download=download) if dataset.archive else archive.generate(dataset)

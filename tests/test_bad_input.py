@@ -1,0 +1,228 @@
+"""Archives that are not what they should be: each ends in one error naming archive, member and what to do."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_archives import example_files, isolate, left_over, register_example, table, write_folder, write_zip
+
+from harvis_utils import datasets
+from harvis_utils.datasets import DataError, archive, dsads, mhealth
+
+MEMBER = "subject2_walking.csv"
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """An empty ``data/raw``, with the example data set in the registry."""
+    place = isolate(monkeypatch, tmp_path)
+    register_example(monkeypatch, tmp_path)
+    return place
+
+
+def refused(raw: Path, *parts: str, name: str = "example") -> None:
+    """Loading fails with an error that holds all ``parts``, and leaves nothing beside what was there."""
+    before = left_over(raw.parents[1])
+    with pytest.raises(DataError) as caught:
+        datasets.load_recordings(name, download=False)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert left_over(raw.parents[1]) == before
+
+
+def damage(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+# --------------------------------------------------------------------------------------------- whole archives
+
+
+@pytest.mark.parametrize("name", ["example", "example-approximate"])
+def test_truncated_zip(raw, name):
+    path = write_zip(raw / "example.zip", example_files())
+    path.write_bytes(path.read_bytes()[:-200])
+    refused(raw, f"{path}: is a truncated or damaged zip file; get the archive again from https://", name=name)
+
+
+@pytest.mark.parametrize("name", ["example", "example-approximate"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_flipped_byte(raw, name, compression):
+    path = write_zip(raw / "example.zip", example_files(), compression=compression)
+    with zipfile.ZipFile(path) as packed:
+        damage(path, packed.getinfo(MEMBER).header_offset + 30 + len(MEMBER) + 60)
+    refused(raw, f"{path}: {MEMBER}: damaged or unreadable (", "get the archive again", name=name)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<!DOCTYPE html>\n<html><head><title>UCI</title></head></html>", "is an HTML page, not the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a git-LFS pointer"),
+        (b"", "is empty"),
+        (b"\x1f\x8b\x08 something packed otherwise", "is not a zip file"),
+    ],
+)
+def test_something_else_instead_of_the_archive(raw, content, what):
+    raw.mkdir(parents=True)
+    (raw / "example.zip").write_bytes(content)
+    refused(raw, str(raw / "example.zip"), what, "get the archive again from https://example.org/example.zip")
+
+
+@pytest.mark.parametrize("name", ["../out.csv", "a/../../out.csv", "/etc/out.csv", "..\\out.csv", "C:/out.csv"])
+def test_a_path_that_leaves_the_folder(raw, name):
+    path = write_zip(raw / "example.zip", example_files() | {name: b"1,2,3,4,5,6\n"})
+    refused(raw, f"{path}: {name!r} is a path that leaves the folder; do not use this archive")
+    refused(raw, "leaves the folder", name="example-approximate")
+
+
+def test_a_description_whose_members_leave_the_folder(raw):
+    described = datasets.Archive("x.zip", "https://example.org/x.zip", ("../secret.csv",), "")
+    raw.mkdir(parents=True)
+    leaves = "'../secret.csv' is a path that leaves the folder"
+    with pytest.raises(DataError, match=leaves), archive.opened(raw, described):
+        pytest.fail("was opened")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_missing_members(raw, packed):
+    files = example_files()
+    del files[MEMBER]
+    place = write_zip(raw / "example.zip", files) if packed else write_folder(raw, files)
+    refused(raw, f"{place}: {MEMBER} is missing; get the archive again")
+    if packed:
+        del files["subject3_sitting.csv"]
+        write_zip(raw / "example.zip", files)
+        refused(raw, f"{MEMBER} and 1 more are missing", name="example-approximate")
+
+
+def test_a_member_found_twice(raw):
+    path = write_zip(raw / "example.zip", example_files() | {f"copy/{MEMBER}": b""})
+    refused(raw, f"{path}: {MEMBER}: found twice ({MEMBER}, copy/{MEMBER})")
+
+
+def test_harvis_data_that_is_no_folder(raw, monkeypatch):
+    monkeypatch.setenv("HARVIS_DATA", "nowhere")
+    refused(raw, "HARVIS_DATA names", "nowhere, which is no folder; name the folder that holds example.zip")
+
+
+# ---------------------------------------------------------------------------------------------------- members
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_mismatch_names_the_member_and_the_way_out(raw, packed):
+    files = example_files() | {MEMBER: b"1,2,3,4,5,6\n"}
+    place = write_zip(raw / "example.zip", files) if packed else write_folder(raw, files)
+    refused(raw, f"{place}: {MEMBER}: its SHA-256 starts with", "DATASET=example-approximate")
+
+
+def test_a_pointer_instead_of_a_member(raw):
+    write_folder(raw, example_files() | {MEMBER: b"version https://git-lfs.github.com/spec/v1\n"})
+    refused(raw, f"{raw}: {MEMBER}: is a git-LFS pointer", "git lfs pull")
+
+
+def test_members_that_only_differ_beyond_the_pinned_digits(raw):
+    files = example_files()
+    described = datasets.registry()["example"].archive
+    blind = datasets.Archive(described.filename, described.url, described.members, described.digest)  # no culprit known
+    path = write_zip(raw / "example.zip", files | {MEMBER: b"1,2,3,4,5,6\n"})
+    with pytest.raises(DataError, match=r"members together: their digest is [0-9a-f]{64} instead of [0-9a-f]{64}"):
+        archive.verify("example", blind, path)
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        (b"1,2,3,4,5", "row 3 has 5 columns instead of 6"),
+        (b"1,2,3,4,5,6,7", "row 3 has 7 columns instead of 6"),
+        (b"", "row 3 has 1 columns instead of 6"),
+        (b"1,2,three,4,5,6", "row 3, column 3 is 'three', not a number"),
+        (b"1,2,,4,5,6", "row 3, column 3 is '', not a number"),
+        (b"1,2,3,4,\xff,6", "row 3, column 5 is '\N{REPLACEMENT CHARACTER}', not a number"),
+        (b"1,2,3,NaN,5,6", "row 3, column 4 is nan, not a finite number"),
+        (b"1,2,3,4,5,-inf", "row 3, column 6 is -inf, not a finite number"),
+        (b"1,2,3,4,5,1e999", "row 3, column 6 is inf, not a finite number"),
+    ],
+)
+def test_a_bad_row(raw, row, what):
+    lines = example_files()[MEMBER].splitlines()
+    lines[2] = row
+    path = write_zip(raw / "example.zip", example_files() | {MEMBER: b"\n".join(lines) + b"\n"})
+    refused(raw, f"{path}: {MEMBER}: {what}; correct that file or get", name="example-approximate")
+
+
+def test_an_empty_member(raw):
+    path = write_zip(raw / "example.zip", example_files() | {MEMBER: b""})
+    refused(raw, f"{path}: {MEMBER}: 0 rows instead of at least one", name="example-approximate")
+
+
+def test_a_blank_row_in_a_table_of_one_column():
+    with pytest.raises(ValueError, match="row 2, column 1 is '', not a number"):
+        archive.parse_table(b"1\n\n3\n", (0,), n_columns=1)
+
+
+def test_dsads_with_a_wrong_number_of_rows():
+    content = table(np.random.default_rng(0), 124, 45)
+    with pytest.raises(ValueError, match="124 rows instead of 125"):
+        next(iter(dsads.read(lambda member: content)))
+
+
+@pytest.mark.parametrize("label", [13, -1, 1.5])
+def test_mhealth_with_an_unknown_label(label):
+    row = "\t".join(["0.5"] * 23 + [str(label)]) + "\n"
+    with pytest.raises(ValueError, match=f"label {re.escape(str(label))} is not one of 0 to 12"):
+        next(iter(mhealth.read(lambda member: row.encode())))
+
+
+def test_recordings_that_do_not_fit_their_description():
+    good = np.zeros((5, 6), np.float32)
+    for item, what in [
+        (datasets.Recording(1, 0, good[:, :5]), r"shape \(5, 5\) instead of \(time, 6\)"),
+        (datasets.Recording(1, 0, good.astype(float)), "not made of finite float32"),
+        (datasets.Recording(1, 0, good + np.float32(np.nan)), "not made of finite float32"),
+        (datasets.Recording(9, 0, good), "subject 9 or activity 0 is not one of dsads's"),
+        (datasets.Recording(1, 19, good), "subject 1 or activity 19"),
+    ]:
+        with pytest.raises(ValueError, match=what):
+            archive._check(item, dsads.DATASET)
+
+
+def test_an_archive_without_any_activity(raw, monkeypatch):
+    log = b"\t".join([b"0.5"] * 23 + [b"0"]) + b"\n"
+    path = write_zip(raw / "mhealth+dataset.zip", {member: log for member in mhealth.DIGESTS})
+    refused(raw, f"{path}: no recordings in it", name="mhealth-approximate")
+
+
+# ------------------------------------------------------------------------------------------------- anything
+
+
+@settings(max_examples=150, deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255), keep=st.one_of(st.none(), st.floats(0, 1)))
+def test_any_damage_is_an_error_or_harmless(position, mask, keep):
+    """One changed byte, or a lost end, anywhere in a zip file: never another exception, never other content."""
+    files = {name: content[:80] for name, content in example_files().items()}
+    digests = {name: archive.hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    described = datasets.Archive("x.zip", "https://example.org/x.zip", tuple(files), archive.members_digest(digests))
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_zip(Path(folder) / "x.zip", files)
+        content = bytearray(path.read_bytes())
+        if keep is None:
+            content[int(position * len(content))] ^= mask
+        else:
+            del content[int(keep * len(content)) :]
+        path.write_bytes(content)
+        try:
+            with archive.opened(path, described) as open_member:
+                found = {member: open_member(member) for member in files}
+            assert found == files
+        except DataError as error:
+            assert str(path) in str(error)
