@@ -1,0 +1,96 @@
+"""Planted motifs and signals turned into recovery: how well does any signal reproduce a shape known to be there?
+
+The measure is the normalized cross-correlation: the Pearson correlation between the motif and the equally long
+piece of a signal that fits it best. It is blind to level and strength, but not to sign: an inverted motif is no
+match.
+
+Read it beside its controls only. A maximum over many signals and shifts is biased upward: among enough random
+signals some piece resembles any short shape, the more so the shorter the shape. A match says something where it
+exceeds that of equally many signals that cannot know the motif: the untouched start, a network with random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: pieces that range over no more than this (G) count as constant: they have no shape, only rounding errors
+FLAT_G = 1e-6
+_CHUNK = 4096  # signals at a time: bounds memory, changes no result
+
+
+def ncc(shape: np.ndarray, signal: np.ndarray) -> float:
+    """Best Pearson correlation, in [-1, 1], between ``shape`` (length,) and the pieces of ``signal`` (time,).
+
+    All shifts where the shape lies inside the signal are tried; constant pieces count 0. Raises ``ValueError``
+    as :func:`best_match` does.
+    """
+    return float(best_match([shape], np.asarray(signal)[None])[0, 0])
+
+
+def best_match(shapes: Sequence[np.ndarray], signals: np.ndarray) -> np.ndarray:
+    """:func:`ncc` of every shape with every signal: (shape, signal) from ``signals`` (signal, time).
+
+    Raises ``ValueError`` for a constant shape, a shape longer than the signals, or values that are not finite.
+    """
+    signals = np.asarray(signals, dtype=np.float64)
+    if signals.ndim != 2:
+        raise ValueError(f"signals should be (signal, time), not an array of shape {signals.shape}")
+    if not np.isfinite(signals).all():
+        bad = int((~np.isfinite(signals).all(axis=1)).sum())
+        raise ValueError(f"{bad} of {len(signals)} signals hold NaN or infinity; leave failed signals out first")
+    result = np.empty((len(shapes), len(signals)))
+    for k, shape in enumerate(shapes):
+        unit_shape = _unit_shape(np.asarray(shape, dtype=np.float64), signals.shape[1])
+        for first in range(0, len(signals), _CHUNK):
+            some = slice(first, first + _CHUNK)
+            result[k, some] = _correlations(unit_shape, signals[some]).max(axis=1)
+    return result
+
+
+def _unit_shape(shape: np.ndarray, n_time: int) -> np.ndarray:
+    """``shape`` with its mean removed and a norm of 1."""
+    if shape.ndim != 1 or not 2 <= len(shape) <= n_time:
+        raise ValueError(f"a motif should be (length,) with 2 to {n_time} samples, not an array of shape {shape.shape}")
+    if not np.isfinite(shape).all() or np.ptp(shape) <= FLAT_G:
+        raise ValueError("a motif should be finite and not constant: a constant correlates with nothing")
+    centred = shape - shape.mean()
+    return centred / np.linalg.norm(centred)
+
+
+def _correlations(unit_shape: np.ndarray, signals: np.ndarray) -> np.ndarray:
+    """(signal, shift): Pearson correlation of the shape with each piece, 0 where the piece is constant."""
+    pieces = np.lib.stride_tricks.sliding_window_view(signals, len(unit_shape), axis=1)
+    flat = pieces.max(axis=2) - pieces.min(axis=2) <= FLAT_G
+    pieces = pieces - pieces.mean(axis=2, keepdims=True)
+    norm = np.where(flat, 1.0, np.linalg.norm(pieces, axis=2))
+    return np.where(flat, 0.0, np.clip(pieces @ unit_shape / norm, -1.0, 1.0))
+
+
+def recovery_table(
+    names: Sequence[str], shapes: Sequence[np.ndarray], layers: Sequence[str], columns: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """One row per motif: its layer, its length, and for each column the best match among that column's signals.
+
+    ``columns`` maps a heading ("proposed", "random weights", ...) to signals (signal, time); all in the same unit,
+    G. How many signals each column chose among is in ``table.attrs["n_signals"]``: compare columns of equal
+    numbers. Raises ``ValueError`` naming the column that is empty or unusable.
+    """
+    import pandas as pd
+
+    about = {"layer": list(layers), "length": [len(shape) for shape in shapes]}
+    table = pd.DataFrame(about, index=pd.Index(names, name="motif"))
+    for heading, signals in columns.items():
+        if len(signals) == 0:
+            raise ValueError(f"column {heading!r} has no signals to look for motifs in")
+        try:
+            table[heading] = best_match(shapes, signals).max(axis=1)
+        except ValueError as error:
+            raise ValueError(f"column {heading!r}: {error}") from error
+    table.attrs["n_signals"] = {heading: len(signals) for heading, signals in columns.items()}
+    return table

@@ -1,0 +1,118 @@
+"""Recovery of planted motifs: the fast routine against a plain one, and what the measure must and must not see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvis_utils import motifs
+
+
+def naive_ncc(shape, signal):
+    """The definition, one shift at a time."""
+    best = -np.inf
+    for start in range(len(signal) - len(shape) + 1):
+        piece = signal[start : start + len(shape)]
+        constant = max(piece) - min(piece) <= motifs.FLAT_G
+        best = max(best, 0.0 if constant else np.corrcoef(shape, piece)[0, 1])
+    return best
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_signals=st.integers(1, 5),
+    n_time=st.integers(2, 30),
+    flat=st.booleans(),
+    single=st.booleans(),
+    data=st.data(),
+)
+def test_best_match_equals_the_definition(seed, n_signals, n_time, flat, single, data):
+    rng = np.random.default_rng(seed)
+    signals = rng.normal(scale=data.draw(st.sampled_from([0.01, 1.0, 50.0])), size=(n_signals, n_time))
+    if flat:  # some constant pieces, at a level of their own
+        signals[:, : n_time // 2] = 1.0
+        signals[0] = 0.7
+    if single:
+        signals = signals.astype(np.float32)
+    shapes = [rng.normal(size=data.draw(st.integers(2, n_time))) for _ in range(3)]
+    expected = [[naive_ncc(shape, signal) for signal in signals.astype(np.float64)] for shape in shapes]
+    np.testing.assert_allclose(motifs.best_match(shapes, signals), expected, atol=1e-9)
+    assert motifs.ncc(shapes[0], signals[0]) == pytest.approx(expected[0][0], abs=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1), length=st.integers(3, 13), gain=st.floats(0.05, 20.0), level=st.floats(-5.0, 5.0)
+)
+def test_a_planted_shape_is_found_whatever_its_strength_and_level(seed, length, gain, level):
+    rng = np.random.default_rng(seed)
+    shape, signal = rng.normal(size=length), rng.normal(size=30)
+    start = rng.integers(0, 30 - length + 1)
+    signal[start : start + length] = level + gain * shape
+    assert motifs.ncc(shape, signal) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_sign_matters_and_constants_match_nothing():
+    shape = np.array([0.0, 1.0, -0.5, 0.2, -0.7])
+    assert motifs.ncc(shape, shape) == pytest.approx(1.0)
+    assert motifs.ncc(shape, -shape) == pytest.approx(-1.0)
+    assert motifs.ncc(shape, np.full(30, 1.3)) == 0.0
+    assert motifs.ncc(shape, np.full(30, 1.3) + 1e-8 * np.arange(30) ** 2) == 0.0  # rounding errors have no shape
+
+
+def test_chunks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes, signals = [rng.normal(size=5), rng.normal(size=9)], rng.normal(size=(23, 30))
+    whole = motifs.best_match(shapes, signals)
+    monkeypatch.setattr(motifs, "_CHUNK", 4)
+    np.testing.assert_array_equal(motifs.best_match(shapes, signals), whole)
+
+
+def test_the_maximum_over_more_signals_is_larger_for_noise_alone():
+    """The bias that the module warns of: the reason why every match needs its controls."""
+    rng = np.random.default_rng(1)
+    shape, noise = rng.normal(size=5), rng.normal(size=(500, 30))
+    match = motifs.best_match([shape], noise)[0]
+    assert match[:2].max() < match.max()
+    assert match.max() > 0.95
+
+
+def test_recovery_table_tells_a_planted_motif_from_noise():
+    rng = np.random.default_rng(2)
+    shapes = [rng.normal(size=9), rng.normal(size=13)]
+    noise = 0.05 * rng.normal(size=(4, 30))
+    planted = noise.copy()
+    planted[2, 7:16] += shapes[0]
+    table = motifs.recovery_table(["a", "b"], shapes, ["conv2", "conv3"], {"planted": planted, "noise": noise[:2]})
+    assert list(table.columns) == ["layer", "length", "planted", "noise"]
+    assert list(table.index) == ["a", "b"] and list(table["layer"]) == ["conv2", "conv3"]
+    assert list(table["length"]) == [9, 13]
+    assert table.loc["a", "planted"] > 0.95 > table.loc["a", "noise"]
+    assert table.loc["b", "planted"] == max(naive_ncc(shapes[1], signal) for signal in planted)
+    assert table.attrs["n_signals"] == {"planted": 4, "noise": 2}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "signals", "message"),
+    [
+        ([np.ones(5)], np.zeros((2, 30)), "not constant"),
+        ([np.array([0.0, np.nan, 1.0])], np.zeros((2, 30)), "finite"),
+        ([np.arange(31.0)], np.zeros((2, 30)), "2 to 30 samples"),
+        ([np.arange(5.0)], np.full((2, 30), np.nan), "2 of 2 signals hold NaN or infinity"),
+        ([np.arange(5.0)], np.zeros(30), r"\(signal, time\)"),
+    ],
+)
+def test_unusable_input_is_named(shapes, signals, message):
+    with pytest.raises(ValueError, match=message):
+        motifs.best_match(shapes, signals)
+
+
+def test_recovery_table_names_the_column():
+    shape = np.arange(5.0)
+    with pytest.raises(ValueError, match="column 'naive' has no signals"):
+        motifs.recovery_table(["a"], [shape], ["conv1"], {"naive": np.empty((0, 30))})
+    with pytest.raises(ValueError, match="column 'naive': 1 of 1 signals"):
+        motifs.recovery_table(["a"], [shape], ["conv1"], {"naive": np.full((1, 30), np.inf)})
