@@ -74,7 +74,7 @@ def nearest_segments(
     largest = float((segments.astype(np.float64) ** 2).max())
     table = torch.as_tensor(np.ascontiguousarray(segments, dtype=np.float32), device=device)
     blocks = range(0, len(unique), BLOCK_QUERIES)
-    for begin in config.progress(blocks, desc="nearest windows", leave=False):
+    for begin in config.progress(blocks, desc="nearest windows", leave=False) if len(blocks) > 1 else blocks:
         some = slice(begin, begin + BLOCK_QUERIES)
         near, who = _propose(torch.as_tensor(unique[some], device=device), table, n_similar + SPARE)
         for row, query in enumerate(unique[some].astype(np.float64)):
@@ -418,3 +418,22 @@ def summarize(values: xr.Dataset) -> dict:
         "inactive_at_start": float((values["inactive_at_start"] & alive).sum("unit").mean()),
         "silent_units": float((values["silent"] & alive).sum("unit").mean()),
     }
+
+
+def best_examples(scores: xr.Dataset, shapes: tuple[str, ...]) -> list[tuple[str, int, str]]:
+    """For each shape the (layer, unit, shape) whose piece correlates best with its nearest real piece (Fig. 5).
+
+    ``scores`` has dims (layer, unit); shapes that no searched unit has are left out.
+    """
+    found = []
+    for shape in shapes:
+        match = scores["shape_match"].where(scores["shape"] == shape).stack(each=("layer", "unit"))
+        if match.notnull().any():
+            layer, unit = match["each"].values[int(match.argmax("each"))]
+            found.append((str(layer), int(unit), shape))
+    return found
+
+
+def activity_lift(scores: xr.Dataset) -> xr.DataArray:
+    """Share of each activity among the nearest windows over its share of all: (..., unit, activity); 1 is chance."""
+    return scores["nearest_share"] / scores["activity_share"]

@@ -1,0 +1,224 @@
+"""Ssim, its search, its controls and its summaries against readable twins."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvis_utils import config, similarity
+from harvis_utils.windows import Split
+
+# ---------------------------------------------------------------------------------------------- the search
+
+
+def naive_search(pieces, segments, n):
+    """Three loops: every piece, every segment, every offset."""
+    result = []
+    for piece in pieces.astype(np.float64):
+        rows = []
+        for i, segment in enumerate(segments.astype(np.float64)):
+            errors = [((segment[j : j + len(piece)] - piece) ** 2).mean() for j in range(len(segment) - len(piece) + 1)]
+            rows.append((min(errors), i, int(np.argmin(errors))))
+        result.append(sorted(rows)[:n])
+    return (np.array([[r[k] for r in rows] for rows in result]) for k in range(3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_segments=st.integers(5, 90),
+    n_pieces=st.integers(1, 6),
+    scale=st.sampled_from([0.01, 1.0, 10.0]),
+    grid=st.booleans(),
+)
+def test_search_equals_three_loops(seed, n_segments, n_pieces, scale, grid):
+    rng = np.random.default_rng(seed)
+    segments, pieces = rng.normal(size=(n_segments, 14)) * scale, rng.normal(size=(n_pieces, 6)) * scale
+    if grid:  # coarse values make many distances equal: ties go to the earlier segment
+        segments, pieces = np.round(segments / scale), np.round(pieces / scale)
+    segments, pieces = segments.astype(np.float32), pieces.astype(np.float32)
+    found = similarity.nearest_segments(pieces, segments, 5)
+    expected = list(naive_search(pieces, segments, 5))
+    assert np.allclose(found[0], expected[0], atol=1e-6)
+    assert np.array_equal(found[1], expected[1]) and np.array_equal(found[2], expected[2])
+
+
+def test_search_is_exact_far_away_and_across_blocks(monkeypatch):
+    """Large norms are where float32 products cancel; many blocks are where bookkeeping goes wrong."""
+    monkeypatch.setattr(similarity, "BLOCK_SEGMENTS", 3)
+    monkeypatch.setattr(similarity, "BLOCK_QUERIES", 2)
+    monkeypatch.setattr(similarity, "ROUND", 10)
+    rng = np.random.default_rng(0)
+    segments = (9 + 0.001 * rng.normal(size=(60, 30))).astype(np.float32)
+    pieces = (9 + 0.001 * rng.normal(size=(5, 10))).astype(np.float32)
+    found = similarity.nearest_segments(pieces, segments, 4)
+    expected = list(naive_search(pieces, segments, 4))
+    assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-9, atol=0)
+
+
+def test_equal_pieces_get_equal_answers_and_a_piece_of_the_data_has_distance_zero():
+    segments = np.random.default_rng(1).normal(size=(40, 30)).astype(np.float32)
+    pieces = np.stack([segments[7, 4:14], segments[7, 4:14]])
+    distance, index, offset = similarity.nearest_segments(pieces, segments, 3)
+    assert distance[0, 0] == 0 and index[0, 0] == 7 and offset[0, 0] == 4
+    assert np.array_equal(distance[0], distance[1])
+
+
+def test_too_few_segments_are_refused():
+    with pytest.raises(ValueError, match="3 training segments are fewer than the 50 neighbours"):
+        similarity.nearest_segments(np.zeros((1, 10)), np.zeros((3, 30)), 50)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), length=st.integers(1, 12))
+def test_best_piece_equals_a_loop(seed, length):
+    rng = np.random.default_rng(seed)
+    maps = np.maximum(rng.normal(size=(4, 12)), 0).round() / 4  # sums of quarters are exact, so ties are ties
+    signals = rng.normal(size=(4, 12))
+    start, pieces = similarity.best_piece(signals, maps, length)
+    for row in range(4):
+        sums = [sum(maps[row, j : j + length]) for j in range(12 - length + 1)]
+        best = max(sums)
+        first = sums.index(best)
+        assert start[row] == first and np.array_equal(pieces[row], signals[row, first : first + length])
+
+
+# --------------------------------------------------------------------------------------------- the measures
+
+
+def test_spectral_measures_of_known_signals():
+    time = np.arange(30) / 30
+    slow, fast = np.sin(2 * np.pi * 2 * time), np.sin(2 * np.pi * 8 * time)
+    found = similarity.effective_frequencies(np.stack([slow, slow + fast]))
+    assert np.allclose(found, [1, 2], atol=1e-6)
+    assert np.allclose(
+        similarity.high_frequency_share(np.stack([slow, fast, slow + fast]), 30.0), [0, 1, 0.5], atol=1e-9
+    )
+    assert np.isnan(similarity.effective_frequencies(np.ones((1, 30)))).all()
+
+
+def test_shapes_are_called_by_their_names():
+    time = np.linspace(-1, 1, 10)
+    bump = np.exp(-(time**2) / 0.2)
+    pieces = np.stack([time, 5 - 3 * time, bump, 1 - bump, np.sin(12 * time), np.zeros(10)])
+    names = ["rising edge", "falling edge", "peak", "valley", "other", "other"]
+    assert list(similarity.shape_names(pieces)) == names
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_correlation_equals_numpy(seed):
+    a, b = np.random.default_rng(seed).normal(size=(2, 3, 8))
+    expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]
+    assert np.allclose(similarity.correlation(a, b), expected)
+    assert np.isnan(similarity.correlation(a, np.ones((3, 8)))).all()
+
+
+def test_spectrum_noise_has_the_mean_power_spectrum():
+    rng = np.random.default_rng(0)
+    segments = np.cumsum(rng.normal(size=(200, 30)), axis=1)
+    noise = similarity.spectrum_noise(segments, 20_000, rng)
+    wanted, found = ((np.abs(np.fft.rfft(v, axis=1)) ** 2).mean(0) for v in (segments, noise))
+    assert np.allclose(found / wanted, 1, atol=0.05)
+
+
+# ----------------------------------------------------------------------------------------------- the scores
+
+
+def made_scores(failed_unit=None, dead_unit=None):
+    """Scores of three units of one layer on a made split of 60 single-axis windows."""
+    rng = np.random.default_rng(0)
+    series = rng.normal(size=(60 * 30, 1)).astype(np.float32)
+    column = np.zeros(60, int)
+    train = Split(series, np.arange(60) * 30, np.arange(60) % 3, column, column, column, 30)
+    x = rng.normal(size=(1, 3, 30)).astype(np.float32)
+    if failed_unit is not None:
+        x[0, failed_unit, 3] = -10.5
+    maps = np.abs(rng.normal(size=(1, 3, 30))).astype(np.float32)
+    dims = ("layer", "unit", "time")
+    signals = xr.Dataset(
+        {"signal": (dims, x), "map": (dims, maps), "start_map": (dims, maps * np.array([1, 0, 1])[:, None])},
+        coords={"layer": ["conv1"], "unit": [0, 1, 2]},
+    )
+    dead = np.array([[u == dead_unit for u in range(3)]])
+    statistics = xr.Dataset(
+        {
+            "th_eap": (("layer", "unit"), np.where(dead, np.nan, [[1.0, 2.0, 4.0]])),
+            "p95": (("layer", "unit"), [[0.5, 0.0, 2.0]]),
+            "dead": (("layer", "unit"), dead),
+        },
+        coords={"layer": ["conv1"], "unit": [0, 1, 2]},
+    )
+    cfg = config.Settings("quick", "synthetic")
+    cfg = dataclasses.replace(cfg, similarity=dataclasses.replace(cfg.similarity, n_similar=5))
+    return similarity.score(signals, statistics, np.zeros(30), train, cfg, 3), signals, train
+
+
+def test_scores_of_a_unit_by_hand():
+    found, signals, train = made_scores()
+    x, a = signals["signal"].values[0, 2].astype(float), signals["map"].values[0, 2].astype(float)
+    start = int(np.argmax([a[j : j + 10].sum() for j in range(21)]))
+    distance, index, offset = naive_search(x[None, start : start + 10].astype(np.float32), train.segments, 5)
+    one = found.sel(layer="conv1", unit=2)
+    assert one["piece_start"] == start
+    assert np.isclose(one["s_u"], distance.mean()) and list(one["segment"].values) == list(index[0])
+    assert list(one["offset"].values) == list(offset[0])
+    assert np.allclose(one["nearest_share"], [(train.activity[index[0]] == k).mean() for k in range(3)])
+    assert np.isclose(one["activation_ratio"], a.max() / 4) and np.isclose(one["activation_ratio_p95"], a.max() / 2)
+    assert np.isclose(one["peak_amplitude_g"], np.abs(x).max())
+    assert np.isclose(one["displacement_g"], np.sqrt((x**2).mean()))
+    assert np.isclose(one["total_variation_g"], np.abs(np.diff(x)).sum(), rtol=1e-5)
+    near = train.segments[index[0, 0], offset[0, 0] : offset[0, 0] + 10]
+    assert np.isclose(one["shape_match"], np.corrcoef(x[start : start + 10], near)[0, 1])
+
+
+def test_failed_and_dead_units_are_counted_and_left_out():
+    found, _, _ = made_scores(failed_unit=0, dead_unit=2)
+    assert list(found["failed"].values[0]) == [True, False, False]
+    assert list(np.isnan(found["s_u"].values[0])) == [True, False, True]
+    assert (found["segment"].sel(unit=0) == -1).all()
+    summary = similarity.summarize(found.isel(layer=0).expand_dims(seed=[0]))
+    assert summary["failed_units"] == 1 and summary["dead_units"] == 1
+    assert summary["inactive_at_start"] == 1  # unit 1 answers nothing to the start
+    assert np.isclose(summary["ssim"]["mean"], float(found["s_u"].sel(unit=1).values[0]))
+    assert (
+        summary["ssim_without_inactive"]["mean"] is None
+        and "no unit is left" in summary["ssim_without_inactive"]["reason"]
+    )
+
+
+def test_summaries_average_units_then_seeds():
+    one = made_scores()[0].isel(layer=0)
+    other = one.copy(deep=True)
+    other["s_u"] = other["s_u"] * 3
+    summary = similarity.summarize(xr.concat([one, other], "seed"))["ssim"]
+    mean = float(one["s_u"].mean())
+    assert np.allclose([summary["mean"], summary["min"], summary["max"]], [2 * mean, mean, 3 * mean])
+
+
+def test_a_zero_reference_gives_no_ratio():
+    found, _, _ = made_scores()
+    assert np.isnan(found["activation_ratio_p95"].sel(unit=1)).all()
+
+
+def test_best_examples_and_lift():
+    found, _, _ = made_scores()
+    found["shape"] = (("layer", "unit"), np.array([["peak", "other", "peak"]]))
+    match = found["shape_match"].values[0]
+    expected = ("conv1", 0 if match[0] > match[2] else 2, "peak")
+    assert similarity.best_examples(found, ("peak", "valley")) == [expected]
+    found = found.assign(activity_share=("activity", np.array([0.5, 0.25, 0.25])))
+    lift = similarity.activity_lift(found)
+    assert np.allclose(lift.values, found["nearest_share"].values / [0.5, 0.25, 0.25])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_finds_the_same_neighbours():
+    rng = np.random.default_rng(0)
+    segments, pieces = rng.normal(size=(500, 30)), rng.normal(size=(9, 10))
+    cpu, gpu = (similarity.nearest_segments(pieces, segments.astype(np.float32), 5, d) for d in ("cpu", "cuda"))
+    assert all(np.array_equal(a, b) for a, b in zip(cpu, gpu, strict=True))
