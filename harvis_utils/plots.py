@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
 
 #: widest figure in inches: a notebook page shows it unscaled, so that 9 pt stay 9 pt
@@ -429,10 +430,10 @@ def plot_signal_gallery(
         if i + columns >= len(signals):
             ax.tick_params(labelbottom=True)
     _hide_rest(axes, len(signals))
-    note = "; shaded: output, each unit's own scale" if maps is not None else ""
     axes[-1, 0].set_xlabel("time [s]")
-    figure.supylabel(f"signal [G]{note}", fontsize=10)
-    return _finish(figure, caveat, title)
+    figure.supylabel("signal [G]", fontsize=10)
+    note = "shaded: the unit's output, each on its own scale" if maps is not None else ""
+    return _finish(figure, caveat, "\n".join(part for part in (title, note) if part))
 
 
 def plot_history(
@@ -646,7 +647,8 @@ def plot_atlas(
     shown = np.flatnonzero(np.isfinite(positions).all(1))  # unit numbers of what has a place
     n_lost = len(positions) - len(shown)
     positions, signals, activities = positions[shown], signals[shown], activities[shown]
-    figure = plt.figure(figsize=(WIDTH, 7.2), layout="none")
+    # an engine that does nothing: without any, matplotlib falls back on the style's constrained layout
+    figure = plt.figure(figsize=(WIDTH, 7.2), layout=PlaceHolderLayoutEngine(True, True))
     plt.close(figure)
     left, bottom, side, tall = 0.125, 0.175, 0.53, 0.62
     ax = figure.add_axes((left, bottom, side, tall))
@@ -836,4 +838,196 @@ def plot_sweep(
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     _legend_above(figure, *ax.get_legend_handles_labels(), columns=min(4, len(lines)), title=title)
+    return _finish(figure, caveat)
+
+
+def plot_beside_null(
+    measures: Mapping[str, Mapping[str, Sequence[float | None]]],
+    nulls: Mapping[str, Mapping[str, Sequence[float | None]]],
+    null_name: str = "noise with the same covariance",
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """Measures of each layer, one dot per seed, beside what they are without structure: a grey bar per seed.
+
+    ``measures`` and ``nulls`` map a measure to {layer: one value per seed}, ``None`` where there is none.
+    """
+    figure, axes = _grid(1, len(measures), WIDTH, 3.6)
+    for ax, (name, by_layer) in zip(axes.flat, measures.items(), strict=True):
+        for i, (layer, values) in enumerate(by_layer.items()):
+            y = np.array(values, dtype=float)
+            x = i + (np.arange(len(y)) - (len(y) - 1) / 2) * 0.18
+            null = np.array(nulls[name][layer], dtype=float)
+            ax.hlines(null, x - 0.08, x + 0.08, color="#919191", linewidth=3, label=null_name if i == 0 else None)
+            ax.plot(x, y, "o", color=SIGNAL, label="a network" if i == 0 else None)
+            if not np.isfinite(y).any():
+                ax.annotate("n/a", (i, 0.5), xycoords=("data", "axes fraction"), ha="center")
+        ax.set_xticks(range(len(by_layer)), [layer.capitalize() for layer in by_layer])
+        ax.set_xlim(-0.6, len(by_layer) - 0.4)
+        ax.grid(axis="x", visible=False)
+        ax.set_xlabel("layer")
+        ax.set_ylabel(name)
+    handles, labels = _all_entries(axes)
+    _legend_above(figure, handles, labels, len(labels), title=title)
+    return _finish(figure, caveat)
+
+
+def plot_score_panels(
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    layers: Sequence[str],
+    controls: Mapping[str, np.ndarray] | None = None,
+    xlabel: str = "Ssim [G²], lower is better",
+    line: float | None = None,
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """Figs. 3 and 4 in small: one panel per preset, one row per method, one marker per layer, on one log axis.
+
+    ``panels`` maps a preset to {method: (layer, 3)} of mean, smallest, largest over seeds; ``controls`` are drawn
+    in every panel below a line. A value that is zero or missing is written at the left edge instead of drawn.
+    """
+    controls = dict(controls or {})
+    shades = ("#5fa8d3", "#e09f3e", "#1b4965", "#7fb069", "#9d6fbf")
+    names = [*next(iter(panels.values())), *controls]
+    everything = np.concatenate([np.asarray(v, float) for p in panels.values() for v in (p | controls).values()])
+    positive = everything[np.isfinite(everything) & (everything > 0)]
+    floor, top = (positive.min() / 2, positive.max() * 2) if positive.size else (0.1, 10.0)
+    figure, axes = _grid(1, len(panels), WIDTH, 1.3 + 0.3 * len(names), sharey=True)
+    for ax, (panel, methods) in zip(axes.flat, panels.items(), strict=True):
+        for row, name in enumerate(names):
+            values = np.asarray((methods | controls)[name], dtype=float)
+            shift = (np.arange(len(layers)) - (len(layers) - 1) / 2) * 0.22
+            for i, (mean, low, high) in enumerate(values):
+                y, colour = row + shift[i], shades[i % len(shades)]
+                if not mean > 0:
+                    ax.plot(floor, y, "<", color=colour, markersize=5, markerfacecolor="none", clip_on=False)
+                    continue
+                ax.plot([max(low, floor), high], [y, y], color=colour, linewidth=1)
+                ax.plot(mean, y, MARKERS[i % len(MARKERS)], color=colour, markersize=5)
+        if controls:
+            ax.axhline(len(names) - len(controls) - 0.5, color="black", linewidth=0.8)
+        if line is not None:
+            ax.axvline(line, color="black", linestyle=":", linewidth=1.2)
+        ax.set_xscale("log")
+        ax.set_xlim(floor, top)
+        ax.set_xlabel(xlabel)
+        ax.set_title(panel)
+        ax.set_yticks(range(len(names)), names)
+    axes[0, 0].invert_yaxis()
+    handles = [
+        Line2D([], [], color=shades[i % len(shades)], marker=MARKERS[i % len(MARKERS)]) for i in range(len(layers))
+    ]
+    none = Line2D([], [], color="#555555", marker="<", markerfacecolor="none", linestyle="")
+    _legend_above(
+        figure, [*handles, none], [*(n.capitalize() for n in layers), "0 or no unit left"], len(layers) + 1, title=title
+    )
+    return _finish(figure, caveat)
+
+
+# --------------------------------------------------------------------------- pipeline, motifs, the study of F1
+
+
+def plot_pipeline(stages: Sequence[tuple[str, str]], title: str = "") -> Figure:
+    """Stages as boxes joined by arrows; each stage is (what it makes, which notebook makes it)."""
+    figure, axes = _grid(1, 1, WIDTH, 1.5)
+    ax = axes[0, 0]
+    for i, (name, notebook) in enumerate(stages):
+        ax.text(
+            i,
+            0.6,
+            name,
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            bbox={"boxstyle": "round,pad=0.45", "facecolor": "#eef3f7", "edgecolor": SIGNAL, "linewidth": 1.0},
+        )
+        ax.text(i, 0.12, notebook, ha="center", va="center", fontsize=9, color="#555555")
+        if i:
+            ax.annotate("", (i - 0.36, 0.6), (i - 0.64, 0.6), arrowprops={"arrowstyle": "->", "color": SIGNAL})
+    ax.set_xlim(-0.5, len(stages) - 0.5)
+    ax.set_ylim(0, 1)
+    ax.set_axis_off()
+    return _finish(figure, "", title)
+
+
+def plot_motifs(names: Sequence[str], shapes: Sequence[np.ndarray], rate_hz: float = 30.0, caveat: str = "") -> Figure:
+    """The planted shapes, each (time,) in G, on one common scale: the truth that maximization should find."""
+    rows, columns = _panels(len(shapes), 9)
+    figure, axes = _grid(rows, columns, WIDTH, 0.4 + 1.5 * rows, sharey=True)
+    longest = max(len(shape) for shape in shapes)
+    for ax, name, shape in zip(axes.flat, names, shapes, strict=False):
+        seconds = (np.arange(len(shape)) - (len(shape) - 1) / 2) / rate_hz
+        ax.axhline(0, color="#bbbbbb", linewidth=0.7)
+        ax.plot(seconds, shape, "o-", color=SIGNAL, markersize=2.5)
+        ax.set_xlim(-0.55 * longest / rate_hz, 0.55 * longest / rate_hz)
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel("time [s]", fontsize=9)
+    axes[0, 0].set_ylabel("shape [G]")
+    _hide_rest(axes, len(shapes))
+    return _finish(figure, caveat)
+
+
+def plot_planted(
+    signal: np.ndarray,
+    axis_names: Sequence[str],
+    places: Sequence[tuple[int, int, int, str]],
+    rate_hz: float,
+    first_sample: int = 0,
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """A recording with its planted motifs shaded: ``signal`` (time, axis) in G, one row per axis.
+
+    ``places`` are (axis, first sample, length, motif) with samples counted as in ``signal``; ``first_sample`` is
+    where ``signal`` begins in its recording, for the time scale.
+    """
+    figure, axes = _grid(len(axis_names), 1, WIDTH, 0.9 + 0.95 * len(axis_names), sharex=True)
+    colours = class_colours(sorted({motif for *_, motif in places}))
+    seconds = (first_sample + np.arange(len(signal))) / rate_hz
+    for a, (ax, name) in enumerate(zip(axes[:, 0], axis_names, strict=True)):
+        ax.plot(seconds, signal[:, a], color="#888888", linewidth=1.0)
+        for _, begin, length, motif in (place for place in places if place[0] == a):
+            part = slice(begin, begin + length)
+            ax.axvspan(*seconds[part][[0, -1]], color=colours[motif], alpha=0.2, linewidth=0)
+            ax.plot(seconds[part], signal[part, a], color=colours[motif], linewidth=1.8)
+        ax.margins(x=0)
+        ax.set_ylabel(f"{name}\n[G]", fontsize=9)
+    axes[-1, 0].set_xlabel("time [s]")
+    handles = [Line2D([], [], color=colour, linewidth=4, alpha=0.8) for colour in colours.values()]
+    _legend_above(figure, handles, list(colours), min(len(colours), 6), title=title)
+    return _finish(figure, caveat)
+
+
+def plot_study(
+    names: Sequence[str],
+    val_f1: Sequence[float],
+    test_f1: np.ndarray,
+    chosen: str,
+    tolerance: float,
+    paper_f1: float | None = None,
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """Validation and test macro F1 of every setting; ``test_f1`` is (setting, 3): mean, smallest, largest.
+
+    The band is what the rule of choice counts as equal to the best validation F1; the chosen setting is bold.
+    """
+    figure, axes = _grid(1, 1, WIDTH * 0.85, 1.5 + 0.27 * len(names))
+    ax, places = axes[0, 0], np.arange(len(names))
+    best = float(np.max(val_f1))
+    ax.axvspan(best - tolerance, best, color=SPLIT_COLOURS["val"], alpha=0.2, linewidth=0, label="as good as the best")
+    spread = np.abs(test_f1[:, 1:].T - test_f1[:, 0])
+    style = {"fmt": "s", "color": SPLIT_COLOURS["test"], "markersize": 4, "elinewidth": 1, "capsize": 2}
+    ax.errorbar(test_f1[:, 0], places + 0.12, xerr=spread, label="test: mean and range", **style)
+    ax.plot(val_f1, places - 0.12, "o", color=SPLIT_COLOURS["val"], markersize=6, label="validation (decides)")
+    if paper_f1 is not None:
+        ax.axvline(paper_f1, color="black", linestyle=":", label=f"paper: {paper_f1:.3f}")
+    ax.set_yticks(places, names)
+    for label in ax.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == chosen else "normal")
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("macro F1")
+    ax.set_ylabel("setting")
+    _legend_above(figure, *ax.get_legend_handles_labels(), columns=4, title=title)
     return _finish(figure, caveat)
