@@ -9,11 +9,24 @@ no shape; it is left out, and results say how many were.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
+from harvis_utils import artifacts, similarity
+from harvis_utils.config import Settings
+from harvis_utils.training import Network
+from harvis_utils.windows import Split, Windows
+
+STAGE = artifacts.Stage("atlas", notebook="05_atlas", modules=("atlas", "similarity"))
+
+#: Paper: the atlas shows the proposed method's signals
+PRESET, METHOD = "calibrated", "L2+TV+EAP+clip"
+#: Choice: a signal that ranges over less than this, in G, says nothing that a sensor could tell from rest
+FLAT_G = 0.05
 #: a signal that moves less than this, in G, counts as constant
 CONSTANT_G = 1e-6
 #: fewer units than this have no map
@@ -286,22 +299,7 @@ def clusters_and_activities(
     )
 
 
-# --------------------------------------------------------------------------------- complexity (C11) and rank
-
-
-def spectral_complexity(signals: np.ndarray) -> np.ndarray:
-    """Effective number of frequencies of each signal (C11): (unit, time) to (unit,), NaN for units without a shape.
-
-    exp of the entropy of the power spectrum without its constant part: 1 for a sine with whole periods, time // 2
-    for a spectrum that is flat. Choice: no taper, because a generated signal has no ends to fade.
-    """
-    signals = _two_dimensional(signals)
-    keep = usable(signals)
-    used = signals[keep]
-    power = np.abs(np.fft.rfft(used - used.mean(1, keepdims=True), axis=1)[:, 1:]) ** 2
-    complexity = np.full(len(signals), np.nan)
-    complexity[keep] = _effective_number(power)
-    return complexity
+# ---------------------------------------------------------------------------------------- rank and comparison
 
 
 def _effective_number(weights: np.ndarray) -> np.ndarray:
@@ -428,6 +426,153 @@ def _summary(values: Iterable[float]) -> tuple[float, float, float]:
     """Mean, smallest and largest."""
     values = list(values)
     return float(np.mean(values)), float(min(values)), float(max(values))
+
+
+# ------------------------------------------------------------------------------------------- stored measures
+
+
+def kept_signals(signals: xr.Dataset, scores: xr.Dataset, seed: int, layer: str) -> np.ndarray:
+    """The proposed method's signals of one network's layer, (unit, time) in G; failed and dead units are NaN."""
+    which = {"preset": PRESET, "method": METHOD, "seed": seed, "layer": layer}
+    chosen, judged = signals["signal"].sel(which), scores.sel(which)
+    return chosen.where(~judged["failed"] & ~judged["dead"]).transpose("unit", "time").values.astype(np.float64)
+
+
+def view(
+    signals: xr.Dataset, scores: xr.Dataset, positions: xr.DataArray, train: Split, seed: int, layer: str
+) -> AtlasLayer:
+    """One layer of one network with its nearest real windows, for figures and for the page.
+
+    ``positions`` is what :func:`load_positions` returns; the activity is that of the single nearest training
+    window, as in the paper's Fig. 8, and -1 for a unit that was not searched.
+    """
+    chosen = scores.sel({"preset": PRESET, "method": METHOD, "seed": seed, "layer": layer})
+    nearest = chosen[["segment", "offset", "distance"]].isel(neighbour=0)
+    segment = nearest["segment"].values
+    n_axes = train.series.shape[1]
+    real = train.x[segment // n_axes, segment % n_axes].astype(np.float64)
+    real[segment < 0] = np.nan
+    return AtlasLayer(
+        name=layer,
+        positions=positions.sel(seed=seed, layer=layer).transpose("unit", "coordinate").values,
+        signals=kept_signals(signals, scores, seed, layer),
+        activities=np.where(segment < 0, -1, train.activity[segment // n_axes]),
+        windows=real,
+        starts=chosen["piece_start"].values,
+        offsets=nearest["offset"].values,
+        distances=nearest["distance"].values,
+    )
+
+
+def measure(signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarray) -> dict[str, float | str | None]:
+    """Every number about one layer's (unit, time) signals, NaN for units left out; null and a reason where none.
+
+    ``activities`` (unit,) are those of the nearest real windows, ``n_frequencies`` (unit,) effective numbers of
+    frequencies. What ends in ``_moving`` leaves out units that are all but flat (less than 0.05 G), which lie
+    together whatever the others do.
+    """
+    shaped = usable(signals)
+    moving = shaped.copy()
+    moving[shaped] = np.ptp(signals[shaped], axis=1) >= FLAT_G
+    only_moving = np.where(moving[:, None], signals, np.nan)
+    reasons: list[str] = []
+
+    def attempt(call: Callable, *arguments):
+        try:
+            return call(*arguments)
+        except AtlasError as error:
+            reasons.append(str(error))
+            return None
+
+    def of(result, name: str, item: int | None = None):
+        value = None if result is None else getattr(result, name)
+        return value if value is None or item is None else value[item]
+
+    tendency, tendency_moving = attempt(cluster_tendency, signals), attempt(cluster_tendency, only_moving)
+    duplicates, duplicates_moving = attempt(near_duplicates, signals), attempt(near_duplicates, only_moving)
+    found = attempt(clusters_and_activities, np.where(shaped[:, None], signals, np.nan), activities)
+    several = None if found is None else int(found.all_different)
+    return {
+        "hopkins": of(tendency, "hopkins"),
+        "hopkins_null": of(tendency, "hopkins_null", 0),
+        "hopkins_moving": of(tendency_moving, "hopkins"),
+        "hopkins_moving_null": of(tendency_moving, "hopkins_null", 0),
+        "silhouette": of(tendency, "silhouette"),
+        "silhouette_null": of(tendency, "silhouette_null", 0),
+        "best_k": of(tendency, "best_k"),
+        "spread": of(tendency, "spread"),
+        "spread_null": of(tendency, "spread_null", 0),
+        "spread_moving": of(tendency_moving, "spread"),
+        "spread_moving_null": of(tendency_moving, "spread_null", 0),
+        "clusters_p": of(found, "p_value"),
+        "purity": of(found, "purity"),
+        "purity_chance": of(found, "purity_chance"),
+        "clusters_all_different": several,
+        "effective_rank": attempt(effective_rank, signals),
+        "n_frequencies": float(np.mean(n_frequencies[shaped])) if shaped.any() else None,
+        "near_duplicates": of(duplicates, "share"),
+        "near_duplicates_null": of(duplicates, "share_null", 0),
+        "near_duplicates_moving": of(duplicates_moving, "share"),
+        "near_duplicates_moving_null": of(duplicates_moving, "share_null", 0),
+        "n_groups": of(duplicates, "n_groups"),
+        "n_units": int(shaped.sum()),
+        "n_flat": int((shaped & ~moving).sum()),
+        "n_excluded": int((~shaped).sum()),
+        "reason": "; ".join(dict.fromkeys(reasons)) or None,
+    }
+
+
+def measures(
+    cfg: Settings, windows: Windows, networks: list[Network], scores: xr.Dataset, signals: xr.Dataset
+) -> dict[str, dict[str, list]]:
+    """Measures of every layer, each a list with one value per seed (null where there is none, ``reason`` says why).
+
+    Made where they are not there yet, with the maps that :func:`load_positions` returns.
+    """
+
+    def build(part: Path) -> None:
+        layers = [str(layer) for layer in signals["layer"].values]
+        empty = xr.DataArray(
+            np.full((len(networks), len(layers), signals.sizes["unit"], 2), np.nan),
+            dims=("seed", "layer", "unit", "coordinate"),
+            coords={"seed": [n.seed for n in networks], "layer": layers},
+        )
+        positions, found = empty.copy(), {layer: [] for layer in layers}
+        for layer in layers:
+            for net in networks:
+                seen = view(signals, scores, empty, windows.train, net.seed, layer)
+                which = {"preset": PRESET, "method": METHOD, "seed": net.seed, "layer": layer}
+                values = measure(seen.signals, seen.activities, scores["n_frequencies"].sel(which).values)
+                found[layer].append(values)
+                if values["n_units"] >= FEWEST_UNITS and not _all_same(seen.signals):
+                    placed = embed(seen.signals, cfg.atlas.perplexity, cfg.atlas.seed)
+                    positions.loc[{"seed": net.seed, "layer": layer}] = placed
+        table = {layer: {name: [one[name] for one in rows] for name in rows[0]} for layer, rows in found.items()}
+        artifacts.write_json(part / "measures.json", table)
+        artifacts.write_dataset(part / "positions.nc", positions.to_dataset(name="positions"))
+
+    about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=[n.seed for n in networks])
+    return artifacts.read_json(STAGE.obtain(key(cfg, windows, networks), build, about) / "measures.json")
+
+
+def _all_same(signals: np.ndarray) -> bool:
+    used = signals[usable(signals)]
+    return bool(np.ptp(used, axis=0).max() <= CONSTANT_G)
+
+
+def load_measures(cfg: Settings, windows: Windows, networks: list[Network]) -> dict[str, dict[str, list]]:
+    """The measures that notebook 05 made; missing ones raise :class:`artifacts.ArtifactError`."""
+    return artifacts.read_json(STAGE.require(key(cfg, windows, networks)) / "measures.json")
+
+
+def load_positions(cfg: Settings, windows: Windows, networks: list[Network]) -> xr.DataArray:
+    """The t-SNE maps, (seed, layer, unit, coordinate); NaN for units without a place."""
+    return artifacts.read_dataset(STAGE.require(key(cfg, windows, networks)) / "positions.nc")["positions"]
+
+
+def key(cfg: Settings, windows: Windows, networks: list[Network]) -> str:
+    """Address of the measures and maps of a run."""
+    return STAGE.key([cfg.atlas], *(similarity.key(cfg, windows, net, "methods") for net in networks))
 
 
 # ------------------------------------------------------------------------------------------ the page to hover

@@ -112,12 +112,17 @@ def _share(method: str, variable: str, low: float = -np.inf, high: float = np.in
     return values
 
 
+def _mean(values: np.ndarray) -> float:
+    """Mean without NaN; NaN where nothing is left."""
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+
 def _extra_gain(layer: str):
     """Per unit: how much more the proposed method lowers Ssim in ``layer`` than, on average, in Conv1 (log10)."""
 
     def values(e: Evidence) -> np.ndarray:
         deep, first = (_log_ratio(PROPOSED, BASELINE, "s_u", name)(e) for name in (layer, "conv1"))
-        return deep - np.nanmean(first)
+        return deep - _mean(first)
 
     return values
 
@@ -366,9 +371,7 @@ CLAIMS: tuple[Claim, ...] = (
         (
             Criterion(
                 "effective number of frequencies, conv3 minus conv1",
-                lambda e: (
-                    e.of(PROPOSED, "n_frequencies", "conv3") - np.nanmean(e.of(PROPOSED, "n_frequencies", "conv1"))
-                ),
+                lambda e: e.of(PROPOSED, "n_frequencies", "conv3") - _mean(e.of(PROPOSED, "n_frequencies", "conv1")),
                 0.0,
             ),
         ),

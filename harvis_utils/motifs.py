@@ -18,6 +18,12 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
+
+    from harvis_utils.config import Settings
+    from harvis_utils.datasets import Dataset
+    from harvis_utils.training import Network
+    from harvis_utils.windows import Windows
 
 #: pieces that range over no more than this (G) count as constant: they have no shape, only rounding errors
 FLAT_G = 1e-6
@@ -94,3 +100,72 @@ def recovery_table(
             raise ValueError(f"column {heading!r}: {error}") from error
     table.attrs["n_signals"] = {heading: len(signals) for heading, signals in columns.items()}
     return table
+
+
+#: columns of :func:`motif_recovery` that are methods of :mod:`harvis_utils.maximization`
+METHOD_COLUMNS = {"proposed": "L2+TV+EAP+clip", "naive": "naive", "L2+TV": "L2+TV"}
+
+
+def motif_recovery(
+    cfg: Settings,
+    windows: Windows,
+    networks: Sequence[Network],
+    signals: xr.Dataset,
+    random_signals: xr.Dataset,
+    dataset: Dataset,
+) -> pd.DataFrame | None:
+    """How well the units' signals reproduce each planted motif; ``None`` for data without planted motifs.
+
+    One row per motif. For "proposed", "naive" and "L2+TV" (calibrated preset) and for "random weights" (the proposed
+    method on the untrained networks): the best match among the signals of all units of the layers whose receptive
+    field holds the motif, averaged over the seeds; "... min" and "... max" over the seeds; "... layer" the layer whose
+    best unit, averaged over the seeds, matches best. These columns choose among equally many signals, given in
+    ``n_signals`` (per seed). "starting sine" is the match of the start itself, one signal.
+
+    ``signals`` has dims (seed, layer, preset, method, unit, time); ``random_signals`` the same or (seed, layer,
+    unit, time). Raises ``ValueError`` where a signal is not finite.
+    """
+    import pandas as pd
+
+    from harvis_utils import maximization
+
+    if dataset.motifs is None:
+        return None
+    truth, layers = dataset.motifs(), list(networks[0].trunk.layers)
+    start = maximization.starting_signal(cfg.maximization, windows.train.length)
+    columns = {
+        name: signals["signal"].sel({"preset": "calibrated", "method": method})
+        for name, method in METHOD_COLUMNS.items()
+    }
+    single = {dim: 0 for dim in ("preset", "method") if dim in random_signals["signal"].dims}
+    columns["random weights"] = random_signals["signal"].isel(single)
+    # per column: (motif, seed, layer), the best match among the units
+    best = {
+        name: np.stack(
+            [
+                [
+                    best_match(truth.shapes, of.sel(seed=net.seed, layer=layer).transpose("unit", "time").values).max(1)
+                    for layer in layers
+                ]
+                for net in networks
+            ]
+        ).transpose(2, 0, 1)
+        for name, of in columns.items()
+    }
+    rows = []
+    for k, (motif, shape, first) in enumerate(zip(truth.names, truth.shapes, truth.layers, strict=True)):
+        holding = layers[layers.index(first) :]
+        row = {"motif": motif, "first layer": first, "length": len(shape)}
+        row["n_signals"] = len(holding) * signals.sizes["unit"]
+        for name, values in best.items():
+            found = values[k][:, -len(holding) :]  # (seed, layer)
+            over_seeds = found.max(1)
+            row |= {
+                name: float(over_seeds.mean()),
+                f"{name} min": float(over_seeds.min()),
+                f"{name} max": float(over_seeds.max()),
+                f"{name} layer": holding[int(found.mean(0).argmax())],
+            }
+        row["starting sine"] = ncc(shape, start)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("motif")

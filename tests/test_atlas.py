@@ -3,14 +3,16 @@
 import html.parser
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harvis_utils import atlas
+from harvis_utils import artifacts, atlas, claims, config, similarity
 
 TIME = np.arange(30) / 30
 FEW = settings(max_examples=25, deadline=None)
@@ -111,8 +113,8 @@ def test_best_correlation_agrees_with_twin(signals, max_shift):
 
 @FEW
 @given(random_signals())
-def test_spectral_complexity_agrees_with_twin(signals):
-    got = atlas.spectral_complexity(signals)
+def test_effective_frequencies_agree_with_twin(signals):
+    got = similarity.effective_frequencies(signals)
     for value, signal in zip(got, signals, strict=True):
         if np.ptp(signal) == 0:
             assert np.isnan(value)
@@ -198,7 +200,7 @@ def test_superiority_agrees_with_counting(shallow, deep):
 
 def test_a_sine_has_one_frequency_and_an_impulse_all():
     signals = np.stack([sines(1, 3)[0], np.eye(30)[7], sines(1, 2)[0] + sines(1, 5)[0]])
-    assert atlas.spectral_complexity(signals) == pytest.approx([1, 15, 2], abs=1e-6)
+    assert similarity.effective_frequencies(signals) == pytest.approx([1, 15, 2], abs=1e-6)
 
 
 def test_effective_rank_counts_independent_shapes():
@@ -381,3 +383,98 @@ def test_a_page_for_two_full_layers_stays_small():
 def test_a_layer_that_does_not_fit_together_is_refused(change, message):
     with pytest.raises(atlas.AtlasError, match=message):
         atlas.interactive_html([a_layer(**change)], NAMES, COLOURS)
+
+
+# --------------------------------------------------------------------------------------------- stored measures
+
+LAYERS = ("conv1", "conv2", "conv3")
+
+
+def a_run(tmp_path, monkeypatch, units=12):
+    """Two made-up networks: conv1 in three clusters, conv2 with two usable units, conv3 noise."""
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
+    rng = np.random.default_rng(0)
+    seeds, time = (3, 7), 30
+    dims = ("seed", "layer", "preset", "method", "unit")
+    shape = (2, 3, 1, 1, units)
+    coords = {"seed": list(seeds), "layer": list(LAYERS), "preset": [atlas.PRESET], "method": [atlas.METHOD]}
+    values, kind = np.empty((*shape, time)), three_clusters(units // 3)[1]
+    for s in range(2):
+        values[s, 0, 0, 0] = three_clusters(units // 3, seed=s)[0]
+        values[s, 1:, 0, 0] = rng.normal(size=(2, units, time))
+    signals = xr.Dataset({"signal": ((*dims, "time"), values)}, coords=coords)
+    failed, dead = np.zeros(shape, bool), np.zeros(shape, bool)
+    failed[:, 1, ..., : units - 3] = True
+    dead[:, 1, ..., units - 3] = True
+    segment = np.broadcast_to(kind * 2 + 1, shape)[..., None].copy()  # window = kind, axis 1
+    segment[failed | dead] = -1
+    scores = xr.Dataset(
+        {
+            "failed": (dims, failed),
+            "dead": (dims, dead),
+            "piece_start": (dims, np.full(shape, 5)),
+            "n_frequencies": (dims, np.broadcast_to(np.arange(units), shape).astype(float)),
+            "segment": ((*dims, "neighbour"), segment),
+            "offset": ((*dims, "neighbour"), np.full_like(segment, 2)),
+            "distance": ((*dims, "neighbour"), np.full(segment.shape, 0.1)),
+        },
+        coords=coords,
+    )
+    train = SimpleNamespace(
+        series=np.zeros((90, 2)), x=rng.normal(size=(3, 2, time)).astype(np.float32), activity=np.array([4, 5, 6])
+    )
+    windows = SimpleNamespace(train=train, digest="abc", caveat="made-up data")
+    networks = [SimpleNamespace(seed=s, key=f"net{s}") for s in seeds]
+    return config.load("quick", "synthetic"), windows, networks, scores, signals
+
+
+def test_measures_are_stored_and_hold_null_and_a_reason_where_too_few_units_are_left(tmp_path, monkeypatch):
+    cfg, windows, networks, scores, signals = a_run(tmp_path, monkeypatch)
+    with pytest.raises(artifacts.ArtifactError, match="run notebook 05_atlas first"):
+        atlas.load_measures(cfg, windows, networks)
+    found = atlas.measures(cfg, windows, networks, scores, signals)
+    assert list(found) == list(LAYERS) and atlas.load_measures(cfg, windows, networks) == found
+    assert all(len(values) == 2 for layer in found.values() for values in layer.values())
+    one = found["conv1"]
+    assert all(h > n + 0.1 for h, n in zip(one["hopkins"], one["hopkins_null"], strict=True))
+    assert one["best_k"] == [3, 3] and one["purity"] == [1, 1] and one["clusters_all_different"] == [1, 1]
+    assert max(one["clusters_p"]) < 0.01 and one["n_units"] == [12, 12] and one["reason"] == [None, None]
+    assert one["n_frequencies"] == [5.5, 5.5]
+    few = found["conv2"]
+    assert few["hopkins"] == few["clusters_p"] == [None, None] and "at least 5 are needed" in few["reason"][0]
+    assert few["n_units"] == [2, 2] and few["n_excluded"] == [10, 10] and few["effective_rank"][0] is not None
+    assert found["conv3"]["hopkins"][0] < one["hopkins"][0] and found["conv3"]["spread"][0] > one["spread"][0]
+
+
+def test_maps_are_stored_for_every_network_and_views_carry_the_nearest_windows(tmp_path, monkeypatch):
+    cfg, windows, networks, scores, signals = a_run(tmp_path, monkeypatch)
+    atlas.measures(cfg, windows, networks, scores, signals)
+    positions = atlas.load_positions(cfg, windows, networks)
+    assert positions.dims == ("seed", "layer", "unit", "coordinate") and positions.shape == (2, 3, 12, 2)
+    placed = np.isfinite(positions).all("coordinate").sum("unit")
+    assert placed.sel(layer="conv1").values.tolist() == [12, 12] and (placed.sel(layer="conv2") == 0).all()
+    again = atlas.embed(signals["signal"].sel(seed=7, layer="conv1").values[0, 0], cfg.atlas.perplexity, cfg.atlas.seed)
+    assert np.array_equal(positions.sel(seed=7, layer="conv1").values, again)
+    seen = atlas.view(signals, scores, positions, windows.train, 7, "conv1")
+    assert set(seen.activities) == {4, 5, 6}
+    assert np.array_equal(seen.windows, windows.train.x[seen.activities - 4, 1])
+    gone = atlas.view(signals, scores, positions, windows.train, 7, "conv2")
+    assert (
+        (gone.activities[:10] == -1).all() and np.isnan(gone.signals[:10]).all() and np.isnan(gone.windows[:10]).all()
+    )
+    assert np.isfinite(gone.signals[10:]).all()
+
+
+def test_flat_units_are_counted_and_measured_apart():
+    moving = three_clusters(4)[0]
+    flat = 1 + 1e-3 * np.random.default_rng(0).normal(size=(6, 30))
+    signals = np.concatenate([moving, flat, np.full((1, 30), np.nan)])
+    found = atlas.measure(signals, np.zeros(19, int), np.ones(19))
+    assert (found["n_units"], found["n_flat"], found["n_excluded"]) == (18, 6, 1)
+    assert found["hopkins_moving"] == atlas.cluster_tendency(moving).hopkins != found["hopkins"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_atlas_shows_the_method_that_the_claims_call_proposed():
+    assert claims.PROPOSED == atlas.METHOD
+    assert claims.Evidence.__dataclass_fields__["preset"].default == atlas.PRESET

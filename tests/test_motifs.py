@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvis_utils import motifs
+from harvis_utils import config, maximization, motifs
 
 
 def naive_ncc(shape, signal):
@@ -116,3 +119,74 @@ def test_recovery_table_names_the_column():
         motifs.recovery_table(["a"], [shape], ["conv1"], {"naive": np.empty((0, 30))})
     with pytest.raises(ValueError, match="column 'naive': 1 of 1 signals"):
         motifs.recovery_table(["a"], [shape], ["conv1"], {"naive": np.full((1, 30), np.inf)})
+
+
+# ----------------------------------------------------------------------------------- recovery among units' signals
+
+LAYERS = ("conv1", "conv2", "conv3")
+
+
+def made_signals(
+    seeds=(0, 1), units=4, methods=("naive", "L2+TV", "L2+TV+EAP+clip"), presets=("literal", "calibrated")
+):
+    dims = {"seed": len(seeds), "layer": 3, "preset": len(presets), "method": len(methods), "unit": units, "time": 30}
+    values = 0.01 * np.random.default_rng(3).normal(size=tuple(dims.values()))
+    coords = {"seed": list(seeds), "layer": list(LAYERS), "preset": list(presets), "method": list(methods)}
+    return xr.Dataset({"signal": (tuple(dims), values)}, coords=coords)
+
+
+def recovery(signals, random_signals):
+    rng = np.random.default_rng(4)
+    shapes = (rng.normal(size=5), rng.normal(size=9), rng.normal(size=13))
+    truth = SimpleNamespace(names=("short", "middle", "long"), shapes=shapes, layers=LAYERS)
+    cfg = config.load("quick", "synthetic")
+    data = SimpleNamespace(train=SimpleNamespace(length=30))
+    networks = [SimpleNamespace(seed=s, trunk=SimpleNamespace(layers=LAYERS)) for s in (0, 1)]
+    dataset = SimpleNamespace(motifs=lambda: truth)
+    return shapes, lambda: motifs.motif_recovery(cfg, data, networks, signals, random_signals, dataset)
+
+
+def test_motif_recovery_finds_what_one_unit_shows_in_a_layer_that_can_hold_it():
+    signals = made_signals()
+    control = made_signals(methods=("L2+TV+EAP+clip",), presets=("calibrated",))
+    shapes, call = recovery(signals, control)
+    ours = {"preset": "calibrated", "method": "L2+TV+EAP+clip"}
+    signals["signal"].loc[{**ours, "layer": "conv3", "unit": 2}][:, 4:13] = shapes[1]  # both networks, deeper
+    signals["signal"].loc[{**ours, "layer": "conv2", "unit": 1}][:, 4:17] = shapes[2]  # too shallow: must not count
+    signals["signal"].loc[{**ours, "layer": "conv1", "unit": 0, "seed": 1}][4:9] = shapes[0]  # one network only
+    signals["signal"].loc[{"preset": "literal", "method": "naive", "layer": "conv3"}][..., 4:13] = shapes[1]
+    table = call()
+    assert table.loc["middle", "proposed"] == pytest.approx(1) and table.loc["middle", "proposed layer"] == "conv3"
+    assert table.loc["middle", "naive"] < 0.999  # the literal preset is not what is asked for
+    assert table.loc["long", "proposed"] < 0.999
+    assert table.loc["short", "proposed max"] == pytest.approx(1)
+    assert table.loc["short", "proposed min"] < 0.9999
+    low, high = table.loc["short", ["proposed min", "proposed max"]]
+    assert table.loc["short", "proposed"] == pytest.approx((low + high) / 2)
+    assert list(table["n_signals"]) == [12, 8, 4] and list(table["first layer"]) == list(LAYERS)
+    assert table["proposed min"].le(table["proposed"]).all()
+
+
+def test_motif_recovery_agrees_with_a_plain_search():
+    signals, control = made_signals(), made_signals(methods=("L2+TV+EAP+clip",), presets=("calibrated",))
+    shapes, call = recovery(signals, control.isel(preset=0, method=0, drop=True))
+    table = call()
+    columns = {
+        "naive": signals["signal"].sel({"preset": "calibrated", "method": "naive"}),
+        "random weights": control["signal"].isel(preset=0, method=0),
+    }
+    start = maximization.starting_signal(config.load("quick", "synthetic").maximization, 30)
+    for k, motif in enumerate(table.index):
+        for name, of in columns.items():
+            each = [
+                max(naive_ncc(shapes[k], x) for layer in LAYERS[k:] for x in of.sel(seed=s, layer=layer).values)
+                for s in (0, 1)
+            ]
+            assert table.loc[motif, name] == pytest.approx(np.mean(each))
+            assert tuple(table.loc[motif, [f"{name} min", f"{name} max"]]) == pytest.approx((min(each), max(each)))
+        assert table.loc[motif, "starting sine"] == pytest.approx(naive_ncc(shapes[k], start))
+
+
+def test_data_without_planted_motifs_have_no_recovery():
+    none = SimpleNamespace(motifs=None)
+    assert motifs.motif_recovery(config.load(), None, [], None, None, none) is None

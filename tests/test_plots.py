@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import io
 
 import matplotlib
 import numpy as np
@@ -238,3 +239,37 @@ def test_plots_imports_nothing_of_the_package():
     imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert not [name for name in imported if name.startswith("harvis_utils")]
+
+
+def test_beside_null_draws_every_network_and_its_null_and_says_what_is_missing():
+    values = {"Hopkins": {"conv1": [0.9, 0.8], "conv2": [None, None]}}
+    values["spread"] = {"conv1": [0.2, 0.3], "conv2": [0.5, 0.4]}
+    nulls = {name: {layer: [0.6, 0.6] for layer in by} for name, by in values.items()}
+    figure = rendered(plots.plot_beside_null(values, nulls, title="T", caveat=CAVEAT))
+    first, second = figure.axes
+    assert [ax.get_ylabel() for ax in figure.axes] == ["Hopkins", "spread"]
+    assert first.lines[0].get_ydata().tolist() == [0.9, 0.8] and second.lines[1].get_ydata().tolist() == [0.5, 0.4]
+    assert "n/a" in [t.get_text() for t in first.texts] and not second.texts
+    assert CAVEAT in [t.get_text() for t in texts(figure)]
+
+
+def test_score_panels_have_a_row_for_every_method_and_control():
+    panels = {preset: bars(*METHODS) for preset in ("literal", "calibrated")}
+    panels["literal"]["naive"] = np.full((3, 3), np.nan)
+    figure = rendered(
+        plots.plot_score_panels(panels, LAYERS, bars("noise", "zero"), line=1.0, title="T", caveat=CAVEAT)
+    )
+    assert [ax.get_title() for ax in figure.axes] == list(panels)
+    left = figure.axes[0]
+    assert [t.get_text() for t in left.get_yticklabels()] == [*METHODS, "noise", "zero"]
+    assert sum(line.get_marker() == "<" for line in left.lines) == 3  # naive has no value in any layer
+    drawn = {round(float(line.get_xdata()[0]), 9) for line in left.lines if line.get_marker() in plots.MARKERS}
+    assert drawn >= {round(float(v), 9) for v in panels["literal"]["L2+TV"][:, 0]}
+
+
+def test_the_atlas_is_shown_twice_without_a_warning(recwarn):
+    plots.use_style()
+    figure = plots.plot_atlas(_r().normal(size=(UNITS, 2)), signals(), np.zeros(UNITS, int), ACTIVITIES[:1])
+    for _ in range(2):
+        figure.savefig(io.BytesIO(), format="png", bbox_inches="tight")
+    assert not [str(w.message) for w in recwarn if "layout" in str(w.message)]

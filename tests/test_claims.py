@@ -1,0 +1,311 @@
+"""Verdicts: the interval against a plain twin, edges of standings, and claims that follow what is planted."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvis_utils import claims
+from harvis_utils.maximization import METHODS
+from harvis_utils.similarity import CONTROLS
+
+LAYERS, UNITS = ("conv1", "conv2", "conv3"), 8
+ACTIVITIES = ("sitting", "playing basketball", "running on a treadmill")
+CLAIM = {c.id: c for c in claims.CLAIMS}
+
+
+# -------------------------------------------------------------------------------------------- made-up evidence
+
+
+def table(kind, names, n_seeds):
+    """Scores that say nothing special: every unit within the paper's ordinary range, nothing failed or dead."""
+    rng = np.random.default_rng(0)
+    dims = {"seed": n_seeds, kind: len(names), "layer": len(LAYERS), "unit": UNITS}
+
+    def about(value):
+        return (tuple(dims), value * rng.uniform(0.98, 1.02, tuple(dims.values())))
+
+    numbers = {
+        "s_u": 0.1,
+        "activation_ratio": 1.0,
+        "activation_ratio_p95": 1.2,
+        "peak_amplitude_g": 1.0,
+        "high_frequency_share": 0.1,
+        "total_variation_g": 1.0,
+        "n_frequencies": 4.0,
+        "shape_match": 0.95,
+    }
+    off = (tuple(dims), np.zeros(tuple(dims.values()), bool))
+    made = xr.Dataset(
+        {name: about(value) for name, value in numbers.items()}
+        | {"failed": off, "dead": off, "shape": (tuple(dims), np.full(tuple(dims.values()), "other", dtype="<U12"))},
+        coords={"seed": np.arange(n_seeds), kind: list(names), "layer": list(LAYERS)},
+    )
+    return made.assign(nearest_share=made["s_u"].expand_dims(activity=list(ACTIVITIES)) * 0 + 1 / 3).copy(deep=True)
+
+
+def evidence(n_seeds=2, dataset="dsads", epochs=200, **more):
+    scores = table("method", METHODS, n_seeds).expand_dims(preset=["literal", "calibrated"]).copy(deep=True)
+    scores = scores.assign(activity_share=("activity", np.full(3, 1 / 3)))
+    atlas = {"hopkins": [0.9] * n_seeds, "spread": [0.5] * n_seeds, "clusters_p": [0.01] * n_seeds}
+    given = {
+        "dataset": dataset,
+        "epochs": epochs,
+        "macro_f1": np.full(n_seeds, 0.737),
+        "amplitude_threshold_g": 1.371,
+        "scores": scores,
+        "controls": table("control", CONTROLS, n_seeds),
+        "atlas": {layer: dict(atlas) for layer in LAYERS},
+    }
+    return claims.Evidence(**given | more)
+
+
+def put(made, method, variable, value, layer=slice(None), unit=slice(None)):
+    """Plant a value for one method of the calibrated preset."""
+    where = {"preset": "calibrated", "method": method, "layer": layer}
+    array = made.scores[variable].transpose("preset", "method", "layer", "seed", "unit", ...)
+    block = array.sel(where).copy()
+    block[..., unit] = value
+    array.loc[where] = block
+    made.scores[variable] = array
+
+
+def verdict(made, claim):
+    return claims.judge(CLAIM[claim], made)["verdict"]
+
+
+# --------------------------------------------------------------------------------------- interval and standing
+
+
+def naive_interval(rows, summary, n, seed):
+    """The same draws, one value at a time: networks first when there are five, then units."""
+    measure = {"mean": lambda v: sum(v) / len(v), "median": lambda v: sorted_median(v)}[summary]
+    rows = [[v for v in row if not np.isnan(v)] for row in rows]
+    rows = [row for row in rows if row]
+    if not rows:
+        return np.nan, None
+    pooled = [v for row in rows for v in row]
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(n):
+        if len(rows) >= 5:
+            chosen = [rows[k] for k in rng.integers(len(rows), size=len(rows))]
+            values = [row[k] for row in chosen for k in rng.integers(len(row), size=len(row))]
+        else:
+            values = [pooled[k] for k in rng.integers(len(pooled), size=len(pooled))]
+        draws.append(measure(values))
+    return measure(pooled), [np.quantile(draws, 0.025), np.quantile(draws, 0.975)]
+
+
+def sorted_median(values):
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 6).flatmap(
+        lambda n: st.lists(
+            st.lists(st.integers(-5, 5) | st.just(np.nan), min_size=4, max_size=4), min_size=n, max_size=n
+        )
+    ),
+    st.sampled_from(["mean", "median"]),
+    st.integers(0, 99),
+)
+def test_interval_agrees_with_twin(rows, summary, seed):
+    point, bounds = claims.interval(rows, summary, n=40, seed=seed)
+    expected, expected_bounds = naive_interval(rows, summary, 40, seed)
+    if expected_bounds is None:
+        assert np.isnan(point) and bounds is None
+    else:
+        assert point == pytest.approx(expected) and bounds == pytest.approx(expected_bounds)
+        assert min(v for r in rows for v in r if not np.isnan(v)) <= bounds[0] <= bounds[1]
+
+
+def test_interval_of_one_number_and_of_one_value_per_network():
+    assert claims.interval(1.5) == (1.5, [1.5, 1.5])
+    assert claims.interval(float("nan"))[1] is None
+    assert claims.interval([0.7, 0.7]) == (pytest.approx(0.7), pytest.approx([0.7, 0.7]))
+    assert claims.interval(np.asarray([None, 0.5], dtype=float))[0] == 0.5  # null in the atlas is no value
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ([1.0, 2.0], "met"),  # both edges belong to the range
+        ([1.2, 1.8], "met"),
+        ([0.99, 1.5], "open"),
+        ([1.5, 2.01], "open"),
+        ([0.5, 2.5], "open"),
+        ([0.5, 0.99], "missed"),
+        ([2.01, 3.0], "missed"),
+        ([0.5, 1.0], "open"),  # touches the edge
+        (None, "open"),
+    ],
+)
+def test_standing_at_the_edges(bounds, expected):
+    assert claims.standing(bounds, 1.0, 2.0) == expected
+
+
+# ---------------------------------------------------------------------------------------------- judging claims
+
+
+def test_no_verdict_is_better_than_partly_below_five_networks():
+    for n_seeds, expected in ((2, claims.PARTLY), (4, claims.PARTLY), (5, claims.HOLDS)):
+        entry = claims.judge(CLAIM["C6"], evidence(n_seeds))
+        assert entry["verdict"] == expected
+        assert ("intervals over units only" in entry["why"]) == (n_seeds < 5)
+        assert entry["why"].startswith("3 of 3 criteria met")
+
+
+def test_a_claim_about_data_alone_needs_no_networks():
+    assert verdict(evidence(2), "C2") == claims.HOLDS
+    assert verdict(evidence(2, amplitude_threshold_g=1.42), "C2") == claims.PARTLY  # within 0.1, not to the rounding
+    assert verdict(evidence(2, amplitude_threshold_g=1.7), "C2") == claims.FAILS
+    assert verdict(evidence(2, "mhealth-approximate", amplitude_threshold_g=1.574), "C2") == claims.HOLDS
+
+
+@pytest.mark.parametrize(
+    ("claim", "change", "reason"),
+    [
+        ("C1", {"epochs": 15}, "training was shortened to 15 of 200 epochs"),
+        ("C1", {"dataset": "synthetic"}, "no figure for this data set"),
+        ("C2", {"dataset": "synthetic"}, "no figure for this data set"),
+        ("C9", {"dataset": "mhealth"}, "the paper tells this of DSADS only"),
+        ("C10", {"dataset": "dsads"}, "the paper tells this of MHEALTH only"),
+        ("C12", {}, "networks of several widths"),
+    ],
+)
+def test_what_cannot_be_tested_says_why(claim, change, reason):
+    entry = claims.judge(CLAIM[claim], evidence(**change))
+    assert entry["verdict"] == claims.UNTESTABLE and reason in entry["why"]
+    assert entry["ours"] is None and entry["interval"] is None and entry["criteria"] == []
+
+
+def test_macro_f1_is_compared_within_two_points():
+    for f1, expected in ((0.73, claims.HOLDS), (0.70, claims.FAILS), (0.78, claims.FAILS)):
+        assert verdict(evidence(5, macro_f1=np.full(5, f1)), "C1") == expected
+
+
+def test_failed_and_dead_units_are_left_out():
+    made = evidence()
+    put(made, claims.PROPOSED, "s_u", 99.0, "conv1", slice(0, 2))
+    put(made, claims.PROPOSED, "failed", True, "conv1", 0)
+    put(made, claims.PROPOSED, "dead", True, "conv1", 1)
+    values = made.of(claims.PROPOSED, "s_u", "conv1")
+    assert np.isnan(values[:, :2]).all() and (values[:, 2:] < 1).all()
+    ratio = made.of(claims.PROPOSED, "activation_ratio", "conv1")
+    assert not np.isnan(ratio[:, 0]).any() and np.isnan(ratio[:, 1]).all()  # Ssim alone leaves failed units out
+
+
+def test_naive_has_to_be_noisy_large_and_fifteenfold():
+    made = evidence(5)
+    assert verdict(made, "C3") == claims.FAILS
+    put(made, "naive", "activation_ratio_p95", 15.0)
+    put(made, "naive", "peak_amplitude_g", 8.0)
+    assert verdict(made, "C3") == claims.PARTLY
+    put(made, "naive", "high_frequency_share", 0.6)
+    assert verdict(made, "C3") == claims.HOLDS
+    put(made, "naive", "activation_ratio_p95", 60.0)
+    assert verdict(made, "C3") == claims.PARTLY
+
+
+def test_lowpass_has_to_fail_for_most_units():
+    made = evidence(5)
+    assert verdict(made, "C4") == claims.FAILS
+    put(made, "lowpass", "failed", True)
+    assert verdict(made, "C4") == claims.HOLDS
+    put(made, "lowpass", "failed", False, unit=slice(0, 4))
+    assert verdict(made, "C4") == claims.PARTLY  # half of the units: the interval crosses the edge
+
+
+def test_ssim_has_to_fall_most_in_the_deeper_layers():
+    made = evidence(5)
+    assert verdict(made, "C5") in (claims.FAILS, claims.PARTLY)
+    for layer, value in (("conv1", 0.02), ("conv2", 0.002), ("conv3", 0.002)):
+        put(made, claims.PROPOSED, "s_u", value, layer)
+    assert verdict(made, "C5") == claims.HOLDS
+    put(made, claims.PROPOSED, "s_u", 0.0002, "conv1")  # now conv1 gains most
+    assert verdict(made, "C5") == claims.PARTLY
+
+
+def test_output_has_to_be_close_to_the_threshold():
+    made = evidence(5)
+    put(made, claims.PROPOSED, "activation_ratio", 1.5, "conv2")
+    assert verdict(made, "C6") == claims.PARTLY
+    put(made, claims.PROPOSED, "activation_ratio", 0.2)
+    assert verdict(made, "C6") == claims.FAILS
+
+
+def test_penalties_without_clipping_have_to_let_outputs_through():
+    made = evidence(5)
+    put(made, "L2+TV+AAP", "activation_ratio_p95", 2.0, "conv1")
+    put(made, "L2+TV+AAP", "activation_ratio", 2.0, "conv1")
+    assert verdict(made, "C7") == claims.HOLDS
+    put(made, "L2+TV+EAP", "activation_ratio", 5.0, unit=0)
+    put(made, "L2+TV+EAP", "total_variation_g", 3.0)
+    assert verdict(made, "C8") == claims.HOLDS
+    put(made, "L2+TV+EAP", "total_variation_g", 0.3)
+    assert verdict(made, "C8") == claims.PARTLY
+
+
+def test_shapes_have_to_lie_near_the_activities_that_the_paper_names():
+    made = evidence(5)
+    put(made, claims.PROPOSED, "shape", "rising edge", unit=slice(0, 4))
+    put(made, claims.PROPOSED, "shape", "peak", unit=slice(4, 8))
+    assert verdict(made, "C9") == claims.PARTLY  # the shapes match, the activities are at chance
+    share = made.scores["nearest_share"]
+    rising, peak = made.scores["shape"] == "rising edge", made.scores["shape"] == "peak"
+    for activity, shape in ((ACTIVITIES[1], rising), (ACTIVITIES[2], peak)):
+        share = xr.where((share["activity"] == activity) & shape, 0.9, share)
+    made.scores["nearest_share"] = share
+    assert verdict(made, "C9") == claims.HOLDS
+
+
+def test_the_atlas_has_to_cluster_in_conv1_and_scatter_in_conv3():
+    made = evidence(5, "mhealth")
+    made.atlas["conv3"]["spread"] = [0.8] * 5
+    assert verdict(made, "C10") == claims.HOLDS
+    made.atlas["conv1"]["hopkins"] = [None] * 5  # too few units: no value, so not met and not missed
+    entry = claims.judge(CLAIM["C10"], made)
+    assert entry["verdict"] == claims.PARTLY and entry["ours"] is None
+    assert [c["standing"] for c in entry["criteria"]] == ["open", "met", "met", "met"]
+    for layer in made.atlas.values():
+        layer |= {name: [None] * 5 for name in layer}
+    entry = claims.judge(CLAIM["C10"], made)
+    assert entry["verdict"] == claims.UNTESTABLE and entry["why"] == "no unit is left to measure it on"
+
+
+def test_depth_has_to_add_frequencies():
+    made = evidence(5)
+    put(made, claims.PROPOSED, "n_frequencies", 6.0, "conv3")
+    assert verdict(made, "C11") == claims.HOLDS
+    put(made, claims.PROPOSED, "n_frequencies", 2.0, "conv3")
+    assert verdict(made, "C11") == claims.FAILS
+
+
+def test_width_needs_both_duplicates_and_no_loss():
+    made = evidence(5, widths={"near_duplicates": [0.5] * 5, "f1_change": [-0.005] * 5})
+    assert verdict(made, "C12") == claims.HOLDS
+    assert verdict(dataclasses.replace(made, widths={**made.widths, "f1_change": [-0.1] * 5}), "C12") == claims.PARTLY
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_layer_without_a_unit_left_is_open():
+    made = evidence(5)
+    put(made, claims.PROPOSED, "dead", True, "conv1")
+    entry = claims.judge(CLAIM["C5"], made)
+    assert [c["standing"] for c in entry["criteria"]] == ["open", "missed", "missed", "open", "open"]
+    assert claims.judge(CLAIM["C11"], made)["verdict"] == claims.UNTESTABLE
+
+
+def test_all_claims_are_judged_in_order_on_the_calibrated_preset():
+    made = evidence()
+    entries = claims.judge_all(made)
+    assert [e["id"] for e in entries] == [f"C{i}" for i in range(1, 13)]
+    put(made, "lowpass", "failed", True)
+    assert claims.judge(CLAIM["C4"], made)["ours"] == 1.0
+    assert claims.judge(CLAIM["C4"], dataclasses.replace(made, preset="literal"))["ours"] == 0.0

@@ -1,0 +1,75 @@
+"""README.md says what the published files say."""
+
+import json
+import re
+
+import pytest
+
+from harvis_utils import config, readme
+
+README = config.REPOSITORY / "README.md"
+
+
+def test_the_results_in_readme_are_those_published():
+    text = README.read_text(encoding="utf-8")
+    assert readme.rewritten(text) == text, "run: python -m harvis_utils.readme"
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 150
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (config.REPOSITORY / target).exists(), f"README links to {target}, which is not there"
+
+
+def test_every_notebook_and_module_is_in_readme():
+    text = README.read_text(encoding="utf-8")
+    for path in [*config.REPOSITORY.glob("notebooks/*.ipynb"), *config.REPOSITORY.glob("harvis_utils/*.py")]:
+        if path.name != "__init__.py":
+            assert path.stem in text, f"README does not name {path.name}"
+
+
+def test_blocks():
+    assert readme.results_block({}) == "No results are published yet."
+    begin = "<!-- results: made by harvis_utils.readme from reports/published -->"
+    marked = f"a\n{begin}\nold\n<!-- end of results -->\nb"
+    assert readme.updated(marked, "results", "new") == marked.replace("old", "new")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        readme.updated("nothing here", "results", "new")
+
+
+def test_runtimes_come_from_the_published_notebooks(tmp_path):
+    (tmp_path / "desk/aaa").mkdir(parents=True)
+    for name, took in (("01_data", 12.4), ("02_model", 1234.0)):
+        notebook = {"metadata": {"papermill": {"duration": took}}}
+        (tmp_path / "desk/aaa" / f"{name}.ipynb").write_text(json.dumps(notebook))
+    text = readme.notebooks_block(["desk/aaa"], tmp_path)
+    assert "| desk/aaa |" in text and text.count("| - |") == 5
+    assert "| 12 s |" in text and "| 21 min |" in text
+
+
+def made_run(verified: bool) -> dict:
+    scores = {la: {"ssim": {"mean": 0.5}, "activation_ratio": {"mean": None}} for la in ("conv1", "conv2", "conv3")}
+    return {
+        "caveat": "" if verified else "approximate data",
+        "verified_data": verified,
+        "n_seeds": 2,
+        "training": {"epochs": 7, "macro_f1": {"mean": 0.71234, "std": None if verified else 0.01}},
+        "data": {"amplitude_threshold_g": 1.37132},
+        "methods": {"calibrated": {m: scores for m in ("L2+TV", "L2+TV+EAP+clip")}},
+        "controls": {"starting-sine": {"conv3": {"ssim": {"mean": 0.00049}}}},
+        "claims": [{"id": "C1", "paper": "something (section 1)", "verdict": "holds"}],
+    }
+
+
+def test_tables_of_a_made_run(tmp_path):
+    for name, verified in (("desk/aaa", False), ("desk/bbb", True)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "results.json").write_text(json.dumps(made_run(verified)))
+    runs = readme.published(tmp_path)
+    assert list(runs) == ["desk/bbb", "desk/aaa"]  # verified data first
+    text = readme.results_block(runs)
+    assert "| macro F1, test subjects | 0.737, 0.955 | 0.712 | 0.712 ± 0.010 |" in text
+    assert "| 2-sigma amplitude [G] | 1.37, 1.57 | 1.371 | 1.371 |" in text
+    assert "| conv1: Ssim, L2+TV / proposed [G²] | (bars) | 0.5 / 0.5 |" in text and "- / -" in text
+    assert "| C1 | something (section 1) | holds | holds |" in text

@@ -1,0 +1,213 @@
+"""results.json: its schema takes a plausible result and refuses what must not be in it; the tables follow the code."""
+
+import ast
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harvis_utils import artifacts, claims, config, report
+from harvis_utils.maximization import METHODS, PRESETS
+from harvis_utils.similarity import CONTROLS
+
+LAYERS = ("conv1", "conv2", "conv3")
+
+
+def spread(mean=0.5):
+    return {"mean": mean, "min": mean * 0.9, "max": mean * 1.1}
+
+
+def scores_entry(ssim=0.5):
+    fields = ("ssim", "ssim_without_inactive", "activation_ratio", "activation_ratio_p95", "peak_amplitude_g")
+    counts = ("failed_units", "dead_units", "inactive_at_start", "silent_units")
+    return {f: spread(ssim) for f in (*fields, "displacement_g")} | {c: 0.5 for c in counts}
+
+
+def measures():
+    names = ("hopkins", "spread", "clusters_p", "n_frequencies", "near_duplicates", "n_units")
+    return {n: [0.5, None] for n in names} | {"reason": [None, "4 of 16 units have a signal"]}
+
+
+def plausible():
+    """A made result of two networks, as notebook 06 would write it."""
+    cfg = config.load("quick", "synthetic")
+    by_layer = {layer: scores_entry() for layer in LAYERS}
+    claim = {"paper": "x", "ours": 0.5, "interval": [0.4, 0.6], "verdict": claims.PARTLY, "why": "1 of 1 criteria met"}
+    criterion = {"what": "a", "ours": 0.5, "interval": [0.4, 0.6], "range": [0.3, None], "standing": "met"}
+    result = {
+        "dataset": "synthetic",
+        "profile": "quick",
+        "verified_data": False,
+        "caveat": "made-up data",
+        "provenance": artifacts.provenance(cfg, data="abc"),
+        "data": {"n_windows": {"train": 9, "val": 3, "test": 3}, "amplitude_threshold_g": 1.2},
+        "training": {
+            "macro_f1": report.over_seeds([0.5, 0.6]),
+            "macro_f1_last_epoch": report.over_seeds([0.5, 0.6]),
+            "epochs": 6,
+            "best_epoch": [5, 6],
+        },
+        "n_seeds": 2,
+        "methods": {preset: {method: by_layer for method in METHODS} for preset in PRESETS},
+        "controls": {control: by_layer for control in CONTROLS},
+        "atlas": {layer: measures() for layer in LAYERS},
+        "motifs": [{"motif": "a", "proposed": 0.9}],
+        "claims": [claim | {"id": c.id, "criteria": [criterion]} for c in claims.CLAIMS],
+        "timings_s": {"networks": 12.5},
+    }
+    return json.loads(json.dumps(result))  # no entry is shared with another
+
+
+def changed(path, value):
+    """The plausible result with one place changed; ``None`` as value removes it."""
+    result = plausible()
+    place = result
+    for step in path[:-1]:
+        place = place[step]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return result
+
+
+def test_a_plausible_result_is_valid():
+    report.validate(plausible())
+    without = plausible() | {"motifs": None}
+    without["methods"]["literal"]["naive"]["conv1"]["ssim"] = {
+        "mean": None,
+        "min": None,
+        "max": None,
+        "reason": "no unit is left",
+    }
+    report.validate(without)
+
+
+SSIM = ("methods", "calibrated", "naive", "conv1", "ssim")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ((*SSIM, "mean"), float("nan"), "value that JSON has not"),
+        (("data", "amplitude_threshold_g"), np.float32(1), "value that JSON has not"),
+        (("methods", "literal", "L2+TV"), None, "methods/literal: 'L2\\+TV' is a required"),
+        (("methods", "literal", "L3"), {}, "methods/literal.*L3"),
+        (("methods", "calibrated"), None, "methods: 'calibrated'"),
+        (("controls", "flat-zero"), None, "controls: 'flat-zero'"),
+        (SSIM, {"mean": None, "min": None, "max": None}, "conv1/ssim: 'reason' is a required"),
+        (("methods", "calibrated", "naive", "conv2", "failed_units"), None, "'failed_units' is a required"),
+        (("claims", 3, "verdict"), "perhaps", "claims/3/verdict: 'perhaps'"),
+        (("claims", 11), None, "claims: .* too short"),
+        (("atlas", "conv1", "hopkins"), 0.5, "atlas/conv1/hopkins"),
+        (("atlas", "conv1", "spread"), None, "atlas/conv1: 'spread'"),
+        (("training", "macro_f1", "per_seed"), [73.7], "per_seed/0: 73.7"),
+        (("extra",), 1, "top level.*extra"),
+    ],
+)
+def test_what_must_not_be_in_it_is_refused_by_name(path, value, message):
+    with pytest.raises(report.ResultsError, match=message):
+        report.validate(changed(path, value))
+
+
+def test_one_network_has_no_spread():
+    assert report.over_seeds([0.7]) == {
+        "per_seed": [0.7],
+        "mean": 0.7,
+        "std": None,
+        "reason": "one network has no spread",
+    }
+    assert report.over_seeds([0.6, 0.8])["std"] == pytest.approx(np.sqrt(0.02))
+
+
+# -------------------------------------------------------------------------------------------------- the tables
+
+
+def test_claims_and_criteria_tables_hold_every_entry():
+    results = plausible()
+    results["claims"][0] |= {"ours": None, "interval": None, "verdict": claims.UNTESTABLE, "criteria": []}
+    table, criteria = report.claims_table(results), report.criteria_table(results)
+    assert list(table.index) == [c.id for c in claims.CLAIMS]
+    assert tuple(table.loc["C1", ["ours", "interval", "verdict"]]) == ("", "", claims.UNTESTABLE)
+    assert tuple(table.loc["C2", ["ours", "interval"]]) == ("0.5", "0.4 to 0.6")
+    assert list(criteria.index) == [c.id for c in claims.CLAIMS][1:]
+    assert criteria.loc["C2", "low"] == 0.4 and np.isnan(float(criteria.loc["C2", "range to"] or "nan"))
+    assert report.criteria_table({"claims": [results["claims"][0]]}).empty
+
+
+def test_scores_table_has_a_row_for_every_method_control_and_layer():
+    results = plausible()
+    results["methods"]["calibrated"]["naive"]["conv2"]["ssim"]["mean"] = 4.5
+    table = report.scores_table(results)
+    assert len(table) == (len(METHODS) + len(CONTROLS)) * len(LAYERS)
+    assert table.loc[("method", "naive", "conv2"), "ssim"] == 4.5
+    assert table.loc[("control", "flat-zero", "conv1"), "failed_units"] == 0.5
+
+
+def test_choices_table_covers_every_setting_and_says_who_fixed_it():
+    cfg = config.load("quick", "synthetic")
+    table = report.choices_table(cfg)
+    sections = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+    wanted = {
+        f"{name}.{f.name}"
+        for name, section in sections.items()
+        if dataclasses.is_dataclass(section)
+        for f in dataclasses.fields(section)
+    }
+    assert set(table.index) == wanted and len(table) == len(wanted)
+    assert set(table["fixed by"]) == {"the paper", "us"}
+    assert table.loc["maximization.weight", "fixed by"] == "the paper"
+    assert table.loc["model.batch_norm", "fixed by"] == "us"
+    assert tuple(table.loc["training.epochs", ["default", "here", "changed here"]]) == (
+        "200",
+        str(cfg.training.epochs),
+        "yes",
+    )
+    assert table.loc["windows.length", "changed here"] == ""
+    assert "start" in table.loc["maximization.start_amplitude_g", "note"]
+
+
+def test_every_setting_says_who_fixed_it():
+    source = Path(config.__file__).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Settings") and node.name != "Settings":
+            for item in node.body:
+                if isinstance(item, ast.AnnAssign):
+                    assert re.search(r"  # (Paper|Choice)\b", lines[item.end_lineno - 1]), item.target.id
+
+
+def test_code_choices_names_every_place_with_its_whole_sentence():
+    table = report.code_choices()
+    folder = Path(config.__file__).parent
+    there = {
+        p.relative_to(config.REPOSITORY).as_posix()
+        for p in folder.rglob("*.py")
+        if "Choice: " in p.read_text(encoding="utf-8") and p.name not in ("config.py", "report.py")
+    }
+    assert {where.split(",")[0] for where in table.index} == there
+    assert table["choice"].str.len().min() > 3
+    assert "harvis_utils/maximization.py, aap" in table.index
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("x = 1  # Choice: one, because\ny = 2", "one, because"),
+        ("# Choice: one, and\n# here is why\nx = 1", "one, and here is why"),
+        ('"""Say. Choice: one of\n    two. And more.\n    """', "one of two"),
+        ('"""Say. Choice: one."""\nx = 1', "one"),
+        ('"""Choice: a. Choice: b."""', "a"),
+        ('"""Choice: a\n\n    Other."""', "a"),
+    ],
+)
+def test_a_choice_ends_where_its_sentence_or_comment_ends(text, choice):
+    assert report._sentence(text.splitlines(), 0) == choice
+
+
+def test_a_place_is_the_innermost_function():
+    source = "A = 1\n\nclass B:\n    def c(self):\n        return 1\n"
+    assert [report._named_place(source, n) for n in (1, 3, 5)] == ["", ", B", ", c"]
