@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+from safetensors import SafetensorError
 
 from harvis_utils import config
 
@@ -41,19 +42,28 @@ class ArtifactError(RuntimeError):
 
 
 @contextmanager
+def _writing(path: Path):
+    """Turn what a failed write raises into one error that names the file; safetensors has an error of its own."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "deserializ" in str(error):
+            raise  # a damaged file was read
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"{path}: could not be written ({reason}); nothing was left behind") from error
+
+
+@contextmanager
 def replacing(path: Path):
     """Yield a temporary sibling of ``path`` to write to; it takes the name when the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield part
-        _fsync(part)
-        os.replace(part, path)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: could not be written ({error.strerror or error}); nothing was left behind"
-        ) from error
+        with _writing(path):
+            yield part
+            _fsync(part)
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -92,8 +102,10 @@ def read_json(path: Path):
 
 def write_dataset(path: Path, dataset) -> Path:
     """Write an xarray Dataset as netCDF, all or nothing."""
+    # made in memory: HDF5 on a full disk raises an error of its own and may crash the process afterwards
+    content = dataset.to_netcdf(engine="h5netcdf")
     with replacing(path) as part:
-        dataset.to_netcdf(part, engine="h5netcdf")
+        part.write_bytes(content)
     return Path(path)
 
 
@@ -199,20 +211,17 @@ class Stage:
         part = Path(tempfile.mkdtemp(prefix=f".{key}.{os.getpid()}.", suffix=".part", dir=folder.parent))
         started = time.perf_counter()
         try:
-            build(part)
-            seconds = round(time.perf_counter() - started, 3)
-            files = {p.name: _file_digest(p) for p in sorted(part.iterdir())}
-            write_json(
-                part / "manifest.json",
-                {"stage": self.name, "key": key, "files": files, "wall_s": seconds, "provenance": about},
-            )
-            if folder.exists():  # another process was faster, or a damaged one lies there
-                shutil.rmtree(folder)
-            os.replace(part, folder)
-        except OSError as error:
-            raise ArtifactError(
-                f"{folder}: could not be written ({error.strerror or error}); nothing was left behind"
-            ) from error
+            with _writing(folder):
+                build(part)
+                seconds = round(time.perf_counter() - started, 3)
+                files = {p.name: _file_digest(p) for p in sorted(part.iterdir())}
+                write_json(
+                    part / "manifest.json",
+                    {"stage": self.name, "key": key, "files": files, "wall_s": seconds, "provenance": about},
+                )
+                if folder.exists():  # another process was faster, or a damaged one lies there
+                    shutil.rmtree(folder)
+                os.replace(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(self.checkpoint(key), ignore_errors=True)
@@ -223,8 +232,8 @@ class Stage:
         folder = self.folder(key)
         if not (folder / "manifest.json").exists():
             raise ArtifactError(
-                f"no result of stage {self.name!r} for these settings, data and code; run notebook {self.notebook} first "
-                f"(same PROFILE and DATASET)"
+                f"no result of stage {self.name!r} for these settings, data and code; "
+                f"run notebook {self.notebook} first (same PROFILE and DATASET)"
             )
         for name, digest in read_json(folder / "manifest.json")["files"].items():
             if not (folder / name).exists() or _file_digest(folder / name) != digest:

@@ -71,16 +71,18 @@ def nearest_segments(
     back = back.reshape(-1)
     shape = (len(unique), n_similar)
     distance, index, offset = np.empty(shape), np.empty(shape, np.int64), np.empty(shape, np.int64)
-    largest = float((segments.astype(np.float64) ** 2).max())
     table = torch.as_tensor(np.ascontiguousarray(segments, dtype=np.float32), device=device)
     blocks = range(0, len(unique), BLOCK_QUERIES)
     for begin in config.progress(blocks, desc="nearest windows", leave=False) if len(blocks) > 1 else blocks:
         some = slice(begin, begin + BLOCK_QUERIES)
         near, who = _propose(torch.as_tensor(unique[some], device=device), table, n_similar + SPARE)
         for row, query in enumerate(unique[some].astype(np.float64)):
-            # |q|^2 + |w|^2 - 2 q.w in float32: each of about s_w + 3 roundings is at most eps times the terms
-            error = (len(query) + 3) * np.finfo(np.float32).eps * ((query**2).sum() + len(query) * largest) / len(query)
             found = _exact(query, segments, np.sort(who[row]), n_similar)
+            # A piece w nearer than the last one found has |w| <= |q| + sqrt(s_w d). In float32 |q|^2 + |w|^2 - 2 q.w
+            # is wrong by at most (s_w + 3) roundings of that size; beyond that margin nothing can have been missed.
+            norm = np.sqrt((query**2).sum())
+            size = norm**2 + (norm + np.sqrt(len(query) * found[0][-1])) ** 2
+            error = (len(query) + 3) * np.finfo(np.float32).eps * size / len(query)
             complete = who.shape[1] == len(segments) or found[0][-1] + error < near[row, -1] - error
             distance[begin + row], index[begin + row], offset[begin + row] = (
                 found if complete else _exact(query, segments, None, n_similar)

@@ -1,0 +1,72 @@
+"""What every test gets: folders of its own for artifacts and reports, so that none writes where people work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harvis_utils.config import WindowSettings
+from harvis_utils.datasets import Dataset, Recording, Recordings
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path_factory, monkeypatch):
+    """Artifacts and reports of a test go to an empty folder; returns it."""
+    folder = tmp_path_factory.mktemp("own")
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(folder / "derived"))
+    monkeypatch.setenv("HARVIS_REPORTS", str(folder / "reports"))
+    return folder
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """One computing thread: tiny networks get no faster by more, and a run is bit-equal to another one."""
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("HARVIS_THREADS", "1")
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def made_recordings(lengths: dict[tuple[int, int], int], rate_hz: float = 30.0, n_axes: int = 3, **changes):
+    """Recordings of (subject, activity) with a number of samples each: an activity is a tempo, noise is added.
+
+    Subjects 1 and 2 train, 3 validates, 4 tests; ``changes`` replace fields of the data set.
+    """
+    activities = tuple(f"activity {i}" for i in range(1 + max((activity for _, activity in lengths), default=0)))
+    fields = {
+        "name": "made",
+        "title": "Made",
+        "source": "made by the tests",
+        "licence": "MIT",
+        "rate_hz": rate_hz,
+        "activities": activities,
+        "axes": tuple(f"axis {i}" for i in range(n_axes)),
+        "split": {"train": (1, 2), "val": (3,), "test": (4,)},
+        "read": lambda _: (),
+        "made_up": True,
+    }
+    items = []
+    for index, ((subject, activity), n_samples) in enumerate(lengths.items()):
+        rng = np.random.default_rng((index, n_samples))
+        wave = np.sin(2 * np.pi * (activity + 1) * 1.5 * np.arange(n_samples) / rate_hz + subject)
+        signal = 0.5 * wave[:, None] + 0.2 * rng.normal(size=(n_samples, n_axes))
+        items.append(Recording(subject, activity, signal.astype(np.float32)))
+    return Recordings("made", Dataset(**(fields | changes)), tuple(items), verified=True, digest="made by the tests")
+
+
+@pytest.fixture(scope="session")
+def make_recordings():
+    """The function above."""
+    return made_recordings
+
+
+@pytest.fixture(scope="session")
+def tiny_windows():
+    """48 training, 24 validation and 24 test windows of 3 activities on 3 axes."""
+    from harvis_utils import windows
+
+    lengths = {(s, a): 30 + 15 * 7 for s in (1, 2, 3, 4) for a in range(3)}
+    return windows.cut(made_recordings(lengths), WindowSettings())

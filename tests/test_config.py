@@ -1,0 +1,282 @@
+"""Names turned into settings, notebook parameters checked, paths anchored at the repository."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+import os
+import re
+import types
+from pathlib import Path
+
+import pytest
+
+from harvis_utils import config, datasets
+from harvis_utils.config import SettingsError
+
+SECTIONS = ("windows", "model", "training", "maximization", "similarity", "atlas")
+FIELDS = [(s, f.name) for s in SECTIONS for f in dataclasses.fields(getattr(config.Settings("p", "d"), s))]
+
+
+# ------------------------------------------------------------------------------------ profiles and data sets
+
+
+def test_the_default_is_quick_on_made_up_data():
+    assert config.load() == config.load("quick", "synthetic")
+    assert (config.load().profile, config.load().dataset) == ("quick", "synthetic")
+
+
+def test_an_unknown_profile_lists_the_valid_ones():
+    with pytest.raises(SettingsError, match=r"unknown profile 'papper'; valid profiles: quick, desk, paper$"):
+        config.load("papper")
+
+
+@pytest.mark.parametrize("name", ["dsad", "", "DSADS", "synthetic-approximate", "-approximate"])
+def test_an_unknown_data_set_lists_the_valid_ones(name):
+    with pytest.raises(SettingsError, match=re.escape(f"unknown data set {name!r}; valid data sets: ")) as error:
+        config.load("quick", name)
+    for known in datasets.registry():
+        assert known in str(error.value)
+    assert "mhealth-approximate" in str(error.value)
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+@pytest.mark.parametrize("dataset", ["synthetic", "dsads", "mhealth", "mhealth-approximate"])
+def test_every_profile_meets_every_data_set(profile, dataset):
+    cfg = config.load(profile, dataset, "cpu")
+    assert (cfg.profile, cfg.dataset, cfg.device) == (profile, dataset, "cpu")
+
+
+def test_the_paper_profile_has_the_papers_values():
+    cfg = config.load("paper", "dsads")
+    assert (cfg.windows.rate_hz, cfg.windows.length, cfg.windows.step) == (30, 30, 15)
+    assert (cfg.model.n_units, cfg.model.n_layers, cfg.model.kernel) == (64, 3, 5)
+    assert (len(cfg.training.seeds), cfg.training.epochs, cfg.training.learning_rate) == (5, 200, 1e-4)
+    m = cfg.maximization
+    assert (m.n_steps, m.weight, m.start_amplitude_g, m.th_aap_g) == (5000, 0.1, 0.3, 1.5)
+    s = cfg.similarity
+    assert (s.piece, s.n_similar, s.fail_amplitude_g) == (10, 50, 10)
+
+
+def test_no_profile_is_a_toy():
+    for profile in config.PROFILES:
+        cfg = config.load(profile)
+        assert cfg.model.n_layers >= 3 and cfg.model.n_units >= 16 and len(cfg.training.seeds) >= 2
+    desk = config.load("desk", "dsads")
+    assert desk.model == config.ModelSettings(), "desk trains the paper's network, only shorter"
+
+
+def test_settings_cannot_be_changed():
+    cfg = config.load()
+    for section in (cfg, *(getattr(cfg, s) for s in SECTIONS)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(section, dataclasses.fields(section)[0].name, 1)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_value_says_whether_the_paper_fixes_it(section):
+    kind = type(getattr(config.load(), section))
+    lines = inspect.getsource(kind).splitlines()
+    for field in dataclasses.fields(kind):
+        (line,) = [line for line in lines if re.match(rf"    {field.name}: ", line)]
+        assert re.search(r"  # (Paper|Choice)\b", line), line.strip()
+    assert re.search(r"paper section", kind.__doc__)
+
+
+# ---------------------------------------------------------------------------------------------------- digests
+
+
+def another(value):
+    """Some other value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return (*value, 99)
+    return value + "x" if isinstance(value, str) else value + 1
+
+
+@pytest.mark.parametrize(("section", "field"), FIELDS)
+def test_the_digest_changes_with_every_value(section, field):
+    cfg = config.load("desk", "dsads")
+    part = getattr(cfg, section)
+    changed = dataclasses.replace(cfg, **{section: dataclasses.replace(part, **{field: another(getattr(part, field))})})
+    assert changed.digest() != cfg.digest()
+    for name in SECTIONS:
+        assert (changed.digest(name) != cfg.digest(name)) == (name == section)
+
+
+def test_the_digest_knows_profile_and_data_set_but_not_the_device():
+    cfg = config.load("desk", "dsads")
+    assert cfg.digest() == config.load("desk", "dsads", "cuda").digest()
+    assert cfg.digest() != dataclasses.replace(cfg, profile="paper").digest()
+    assert cfg.digest() != dataclasses.replace(cfg, dataset="mhealth").digest()
+    assert cfg.digest("model", "windows") == cfg.digest("windows", "model") != cfg.digest("windows")
+    assert re.fullmatch(r"[0-9a-f]{16}", cfg.digest())
+
+
+def test_as_json_is_plain():
+    cfg = config.load("quick", "synthetic")
+    plain = config.as_json({1: cfg, "path": Path("a/b"), "pair": (1, [2.5, None])})
+    assert json.loads(json.dumps(plain)) == plain
+    assert (plain["path"], plain["pair"]) == ("a/b", [1, [2.5, None]])
+    assert plain["1"]["training"]["seeds"] == [0, 1] and plain["1"]["model"]["n_units"] == 16
+    assert set(plain["1"]) == {"profile", "dataset", "device", *SECTIONS}
+
+
+# ------------------------------------------------------------------------------------------------------ paths
+
+
+def test_paths_are_anchored_at_the_repository_whatever_the_working_directory(tmp_path, monkeypatch):
+    for variable in ("HARVIS_ARTIFACTS", "HARVIS_REPORTS", "HARVIS_DATA"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).resolve().parents[1]
+    cfg = config.load("desk", "dsads")
+    assert root == config.REPOSITORY
+    assert cfg.derived == root / "data" / "derived" / "desk" / "dsads"
+    assert cfg.reports == root / "reports" / "desk" / "dsads"
+    assert config.data_folders() == [root / "data" / "raw"]
+
+
+def test_roots_from_the_environment_relative_and_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HARVIS_DATA", "../somewhere/data")
+    monkeypatch.setenv("HARVIS_ARTIFACTS", "elsewhere")
+    monkeypatch.setenv("HARVIS_REPORTS", str(tmp_path / "pages"))
+    root = config.REPOSITORY
+    assert config.data_folders() == [root.parent / "somewhere" / "data", root / "data" / "raw"]
+    assert config.artifact_root() == root / "elsewhere"
+    assert config.load().reports == tmp_path / "pages" / "quick" / "synthetic"
+    monkeypatch.setenv("HARVIS_DATA", str(tmp_path))
+    assert config.data_folders()[0] == tmp_path
+    for variable in ("HARVIS_DATA", "HARVIS_ARTIFACTS", "HARVIS_REPORTS"):
+        monkeypatch.setenv(variable, "")
+    assert config.data_folders() == [root / "data" / "raw"], "empty is the same as not set"
+    assert (config.artifact_root(), config.report_root()) == (root / "data" / "derived", root / "reports")
+
+
+# ---------------------------------------------------------------------------------- threads and the device
+
+
+def test_threads_from_the_environment(monkeypatch):
+    monkeypatch.setenv("HARVIS_THREADS", "3")
+    assert config.threads() == 3
+    for unset in ("", None):
+        monkeypatch.setenv("HARVIS_THREADS", "") if unset == "" else monkeypatch.delenv("HARVIS_THREADS")
+        assert config.threads() == len(os.sched_getaffinity(0)) >= 1
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", " 2", "²"])
+def test_bad_threads_are_refused(text, monkeypatch):
+    monkeypatch.setenv("HARVIS_THREADS", text)
+    with pytest.raises(SettingsError, match=re.escape(f"HARVIS_THREADS={text!r} is not a number of threads")):
+        config.threads()
+
+
+def test_the_device_is_the_one_asked_for_else_cuda_where_there_is_one(monkeypatch):
+    import torch
+
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert config.torch_device().type == ("cuda" if there else "cpu")
+        assert config.torch_device("cpu").type == "cpu"
+
+
+# -------------------------------------------------------------------------------------- notebook parameters
+
+DECLARED = {"PROFILE": str, "DATASET": str, "UNIT": int, "DEVICE": str | None}
+
+
+def notebook_globals(**injected) -> dict:
+    """What a kernel's globals hold after the parameters cell, its setup cell's imports and papermill's injection."""
+    namespace = {
+        "__name__": "__main__",
+        "__doc__": "Automatically created module",
+        "_ih": [""],
+        "_dh": [Path.cwd()],
+        "_": "",
+        "_i1": "code",
+        "In": ["", "code"],
+        "Out": {1: 2},
+        "get_ipython": lambda: None,
+        "exit": object(),
+        "open": open,
+        "PAPERMILL_INPUT_PATH": "notebooks/a.ipynb",
+        "PAPERMILL_OUTPUT_PATH": "reports/a.ipynb",
+        "config": config,
+        "Path": Path,
+        "np": types.ModuleType("np"),
+    }
+    return namespace | {"PROFILE": "quick", "DATASET": "synthetic", "UNIT": 3, "DEVICE": None} | injected
+
+
+def test_good_parameters_pass():
+    config.check_parameters(notebook_globals(), **DECLARED)
+    config.check_parameters(notebook_globals(DEVICE="cpu"), **DECLARED)
+    config.check_parameters({"FLAG": True}, FLAG=bool)
+
+
+@pytest.mark.parametrize("name", ["PROFIEL", "profile", "Data_Set", "x", "SEED"])
+@pytest.mark.parametrize("value", ["desk", 3, 0.5, True, None, [1], {"a": 1}, (1, 2)])
+def test_an_unknown_parameter_is_refused_by_name(name, value):
+    message = rf"unknown notebook parameter '{name}'; valid parameters: DATASET, DEVICE, PROFILE, UNIT$"
+    with pytest.raises(SettingsError, match=message):
+        config.check_parameters(notebook_globals(**{name: value}), **DECLARED)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("PROFILE", 3, "str"),
+        ("PROFILE", None, "str"),
+        ("UNIT", "3", "int"),
+        ("UNIT", 3.0, "int"),
+        ("UNIT", True, "int"),  # True is an int to Python, not to a reader
+        ("UNIT", None, "int"),
+        ("DEVICE", 0, "str or None"),
+        ("DEVICE", False, "str or None"),
+    ],
+)
+def test_a_wrong_type_is_refused(name, value, wanted):
+    with pytest.raises(SettingsError, match=re.escape(f"notebook parameter {name} = {value!r} should be {wanted}")):
+        config.check_parameters(notebook_globals(**{name: value}), **DECLARED)
+
+
+def test_a_missing_parameter_is_named():
+    with pytest.raises(SettingsError, match="notebook parameter 'UNIT' is not set"):
+        config.check_parameters({"PROFILE": "quick", "DATASET": "synthetic", "DEVICE": None}, **DECLARED)
+
+
+def test_begin_checks_sets_threads_and_loads(one_thread, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("HARVIS_THREADS", "2")
+    cfg = config.begin(notebook_globals(PROFILE="desk", DATASET="dsads", DEVICE="cpu"), **DECLARED)
+    assert cfg == config.load("desk", "dsads", "cpu")
+    assert torch.get_num_threads() == 2
+    assert config.begin({"PROFILE": "quick", "DATASET": "synthetic"}, PROFILE=str, DATASET=str).device is None
+    with pytest.raises(SettingsError, match="unknown notebook parameter 'EPOCHS'"):
+        config.begin(notebook_globals(EPOCHS=3), **DECLARED)
+    with pytest.raises(SettingsError, match="unknown profile"):
+        config.begin(notebook_globals(PROFILE="fast"), **DECLARED)
+
+
+# --------------------------------------------------------------------------------------------------- progress
+
+
+def test_progress_goes_to_its_file(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HARVIS_PROGRESS", str(tmp_path / "progress"))
+    assert list(config.progress(range(3), desc="networks")) == [0, 1, 2]
+    assert list(config.progress(iter("ab"), desc="signals", total=2)) == ["a", "b"]
+    text = (tmp_path / "progress").read_text(encoding="utf-8")
+    assert re.search(r"networks: 100%.*3/3", text) and re.search(r"signals: 100%.*2/2", text)
+    assert text.isascii()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_is_silent_where_nobody_watches(monkeypatch, capfd):
+    monkeypatch.delenv("HARVIS_PROGRESS", raising=False)
+    assert math.prod(config.progress(range(1, 5), desc="networks")) == 24
+    assert capfd.readouterr() == ("", "")

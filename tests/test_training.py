@@ -1,0 +1,310 @@
+"""Tiny networks trained, interrupted and read back; scores against readable loops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from harvis_utils import artifacts, config, training
+from harvis_utils.config import ModelSettings, TrainingSettings
+from harvis_utils.windows import Split
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EPOCHS = 5
+
+
+def tiny(seeds: tuple[int, ...] = (0,), epochs: int = EPOCHS, **model) -> config.Settings:
+    return dataclasses.replace(
+        config.load("quick", "synthetic", "cpu"),
+        model=ModelSettings(**({"n_units": 4, "n_dense": 16, "dropout": 0.2} | model)),
+        training=TrainingSettings(seeds=seeds, epochs=epochs, learning_rate=1e-2, batch_size=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_windows, tmp_path_factory):
+    """One network that was never interrupted, and the folder of its files."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("trained")))
+        network = training.train(tiny(), tiny_windows, 0)
+        return network, training.STAGE.folder(network.key)
+
+
+def assert_same(network: training.Network, other: training.Network) -> None:
+    """Bit-equal weights, history and predictions."""
+    first, second = network.model.state_dict(), other.model.state_dict()
+    assert first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
+    assert (network.seed, network.key, network.best_epoch) == (other.seed, other.key, other.best_epoch)
+    for name in ("history", "predicted", "predicted_last"):
+        one, two = getattr(network, name), getattr(other, name)
+        assert one.keys() == two.keys()
+        for key, values in one.items():
+            np.testing.assert_array_equal(values, two[key])
+
+
+def interrupt(monkeypatch, where: str, at: int) -> None:
+    """Make the ``at``-th call of ``training.<where>`` from now on end as Ctrl-C would."""
+    real, calls = getattr(training, where), iter(range(at + 1))
+
+    def stopped(*args):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(training, where, stopped)
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+def test_the_loss_falls_and_the_classes_are_learned(tiny_windows):
+    network = training.train(tiny(epochs=15), tiny_windows, 1)
+    loss = network.history["loss"]
+    assert loss.shape == (15,) and 0.9 < loss[0] < 1.6, "about log(3) before anything is learned"
+    assert loss[-1] < 0.5 * loss[0]
+    assert network.history["test_f1"][network.best_epoch] > 0.8 > 2 * network.history["test_f1"][0]
+    assert set(network.history) == {"loss", "val_f1", "test_f1"} and network.wall_s > 0
+
+
+def test_predictions_are_those_of_the_two_epochs(trained, tiny_windows):
+    network, folder = trained
+    last = training.new_model(tiny_windows, tiny().model, 0)
+    last.load_state_dict(load_file(folder / "last_weights.safetensors"))
+    for name in ("val", "test"):
+        split, history = getattr(tiny_windows, name), network.history[f"{name}_f1"]
+        for model, predicted, epoch in (
+            (network.model, network.predicted, network.best_epoch),
+            (last, network.predicted_last, -1),
+        ):
+            with torch.no_grad():
+                scores = torch.stack([model.eval()(torch.as_tensor(x)[None])[0] for x in split.x])
+            np.testing.assert_array_equal(predicted[name], scores.argmax(1))
+            assert training.macro_f1(split, predicted[name]) == history[epoch]
+
+
+def test_predict_in_small_batches(trained, tiny_windows, monkeypatch):
+    network, _ = trained
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 7)
+    np.testing.assert_array_equal(training.predict(network.model, tiny_windows.test), network.predicted["test"])
+
+
+def test_the_first_of_the_best_epochs_is_kept(tiny_windows, monkeypatch):
+    """Made-up validation scores with a tie: the weights are those of the earlier epoch."""
+    scores = iter([0.2, 0.9, 0.5, 0.9, 0.9])
+    seen = []
+
+    def made_f1(split, classes):
+        return next(scores) if split is tiny_windows.val else 0.5
+
+    real = training._epoch
+
+    def noting(model, *args):
+        loss = real(model, *args)
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(training, "macro_f1", made_f1)
+    monkeypatch.setattr(training, "_epoch", noting)
+    network = training.train(tiny(), tiny_windows, 0)
+    assert network.best_epoch == 1 and network.history["val_f1"].tolist() == [0.2, 0.9, 0.5, 0.9, 0.9]
+    assert all(torch.equal(v, seen[1][k]) for k, v in network.model.state_dict().items())
+    last = load_file(training.STAGE.folder(network.key) / "last_weights.safetensors")
+    assert all(torch.equal(v, seen[-1][k]) for k, v in last.items())
+
+
+def test_best_epoch_of_a_real_history(trained):
+    history = trained[0].history["val_f1"].tolist()
+    assert trained[0].best_epoch == history.index(max(history))
+
+
+# --------------------------------------------------------------------------------------------- the same means
+
+
+def test_the_same_seed_gives_bit_equal_networks(trained, tiny_windows):
+    torch.manual_seed(99)  # what was drawn before does not matter
+    assert_same(training.train(tiny(), tiny_windows, 0), trained[0])
+
+
+def test_another_seed_gives_another_network(trained, tiny_windows):
+    (first, second) = training.networks(tiny(seeds=(0, 1), epochs=1), tiny_windows)
+    assert (first.seed, second.seed) == (0, 1) and first.key != second.key
+    assert not torch.equal(first.model.conv1.weight, second.model.conv1.weight)
+
+
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(epoch, trained, tiny_windows, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "_epoch", epoch)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(tiny(), tiny_windows, 0)
+    key = trained[0].key
+    assert not training.STAGE.folder(key).exists()
+    assert (training.STAGE.checkpoint(key) / "checkpoint.safetensors").exists() == (epoch > 0)
+    torch.rand(epoch + 1)
+    with monkeypatch.context() as patched:
+        interrupt(patched, "_epoch", EPOCHS - epoch)  # epochs that are done are not done again
+        assert_same(training.train(tiny(), tiny_windows, 0), trained[0])
+    assert not training.STAGE.checkpoint(key).exists()
+
+
+@pytest.mark.parametrize(("where", "at"), [("predict", 5), ("_save_checkpoint", 2), ("save_file", EPOCHS + 1)])
+def test_interrupted_anywhere_else(where, at, trained, tiny_windows, monkeypatch):
+    """Between training and scoring an epoch, before its checkpoint, and while the result is written."""
+    with monkeypatch.context() as patched:
+        interrupt(patched, where, at) if where != "save_file" else patched.setattr(
+            training, "save_file", stopping_save(at)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            training.train(tiny(), tiny_windows, 0)
+    assert_same(training.train(tiny(), tiny_windows, 0), trained[0])
+
+
+def stopping_save(at: int):
+    real, calls = training.save_file, iter(range(at + 1))
+
+    def save(tensors, path, metadata=None):
+        real(tensors, path, metadata=metadata)
+        if next(calls) == at:
+            raise KeyboardInterrupt
+
+    return save
+
+
+def test_resuming_with_another_shape_and_without_batch_norm(tiny_windows, monkeypatch, tmp_path):
+    """Adam's moments are kept row by row, the weights channels last: it makes no difference to a bit."""
+    cfg = tiny(epochs=3, n_units=12, batch_norm=False, mixing="conv", pool="max2")
+    with monkeypatch.context() as patched:
+        patched.setenv("HARVIS_ARTIFACTS", str(tmp_path / "whole"))
+        whole = training.train(cfg, tiny_windows, 1)
+    with monkeypatch.context() as patched:
+        interrupt(patched, "_epoch", 2)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(cfg, tiny_windows, 1)
+    assert_same(training.train(cfg, tiny_windows, 1), whole)
+
+
+def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
+    class Noting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.order, self.noise = torch.nn.Parameter(torch.zeros(3)), [], []
+
+        def forward(self, x):
+            self.order += x[:, 0].int().tolist()
+            self.noise.append(float(torch.rand(())))  # what dropout draws from
+            return self.weight.expand(len(x), 3)
+
+    x, y = torch.arange(10.0)[:, None], torch.zeros(10, dtype=torch.int64)
+
+    def walk(seed: int, epoch: int, batch_size: int = 4):
+        torch.rand(seed + epoch)  # something else was drawn before
+        model = Noting()
+        sgd = torch.optim.SGD(model.parameters(), 0.1)
+        loss = training._epoch(model, sgd, x, y, TrainingSettings(batch_size=batch_size), seed, epoch)
+        return model.order, model.noise, loss
+
+    first, again = walk(1, 2), walk(1, 2)
+    assert first == again and sorted(first[0]) == list(range(10))
+    others = [walk(1, 3), walk(2, 2), walk(2, 1)]
+    assert all(other[0] != first[0] and other[1] != first[1] for other in others)
+    assert sorted(walk(1, 2, batch_size=3)[0]) != list(range(10)), "a single leftover window is left out"
+    assert len(walk(1, 2, batch_size=3)[0]) == 9
+
+
+def test_the_key_knows_what_decides_the_weights_and_nothing_else(tiny_windows):
+    cfg = tiny(seeds=(0, 1))
+    key = training._key(cfg, tiny_windows, 0)
+    for section in ("windows", "model", "training"):
+        part = getattr(cfg, section)
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            other = not value if isinstance(value, bool) else f"{value}x" if isinstance(value, str) else None
+            if field.name == "seeds":
+                continue
+            other = value + 1 if other is None else other
+            changed = dataclasses.replace(cfg, **{section: dataclasses.replace(part, **{field.name: other})})
+            assert training._key(changed, tiny_windows, 0) != key, field.name
+    assert training._key(cfg, tiny_windows, 1) != key
+    assert training._key(cfg, dataclasses.replace(tiny_windows, digest="other"), 0) != key
+    same = dataclasses.replace(
+        tiny(seeds=(0, 7)), device="cuda", profile="other", maximization=config.MaximizationSettings(n_steps=1)
+    )
+    assert training._key(same, tiny_windows, 0) == key
+
+
+# ------------------------------------------------------------------------------------------------ reading back
+
+
+def test_networks_are_trained_once_and_read_afterwards(tiny_windows, monkeypatch):
+    cfg = tiny(epochs=1)
+    (network,) = training.networks(cfg, tiny_windows)
+    interrupt(monkeypatch, "_epoch", 0)
+    for found in (training.networks(cfg, tiny_windows), training.load_networks(cfg, tiny_windows)):
+        assert_same(found[0], network)
+    about = training.STAGE.manifest(network.key)["provenance"]
+    assert (about["seed"], about["data"], about["caveat"]) == (0, tiny_windows.digest, "made-up data")
+
+
+def test_missing_networks_say_which_notebook_makes_them(tiny_windows):
+    with pytest.raises(artifacts.ArtifactError, match="stage 'networks' .* run notebook 02_model first"):
+        training.load_networks(tiny(), tiny_windows)
+
+
+def test_untrained_networks_are_the_start_of_the_trained_ones(tiny_windows):
+    cfg = tiny(seeds=(0, 1))
+    first, again = training.untrained(cfg, tiny_windows), training.untrained(cfg, tiny_windows)
+    for network, other, seed in zip(first, again, (0, 1), strict=True):
+        assert_same(network, other)
+        start = training.new_model(tiny_windows, cfg.model, seed)
+        assert all(torch.equal(v, start.state_dict()[k]) for k, v in network.model.state_dict().items())
+        assert not network.model.training and network.trunk.layers == ("conv1", "conv2", "conv3")
+    assert not torch.equal(first[0].model.conv1.weight, first[1].model.conv1.weight)
+    keys = {n.key for n in first} | {training._key(cfg, tiny_windows, s) for s in (0, 1)}
+    assert len(keys) == 4
+
+
+# ----------------------------------------------------------------------------------------------------- scores
+
+
+def naive_f1(true, predicted, c: int) -> float:
+    hits = sum(t == c and p == c for t, p in zip(true, predicted, strict=True))
+    said, there = sum(p == c for p in predicted), sum(t == c for t in true)
+    return 2 * hits / (said + there) if said + there else 0.0
+
+
+def naive_macro(true, predicted) -> float:
+    classes = sorted(set(true))
+    return sum(naive_f1(true, predicted, c) for c in classes) / len(classes)
+
+
+N_CLASSES = 4
+rows = st.lists(st.tuples(*(st.integers(0, N_CLASSES - 1),) * 2, st.integers(1, 3)), min_size=1, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=rows)
+def test_scores_against_their_twins(rows):
+    true, predicted, subject = (np.array(column) for column in zip(*rows, strict=True))
+    zero = np.zeros(len(true), dtype=np.int64)
+    split = Split(np.zeros((30, 1), np.float32), zero, true, subject, zero, zero, 30)
+    t, p = true.tolist(), predicted.tolist()
+    assert training.macro_f1(split, predicted) == pytest.approx(naive_macro(t, p))
+    expected = [naive_f1(t, p, c) for c in range(N_CLASSES)]
+    np.testing.assert_allclose(training.class_f1(split, predicted, N_CLASSES), expected)
+    by_subject = {
+        s: naive_macro([a for a, _, w in rows if w == s], [b for _, b, w in rows if w == s])
+        for s in set(subject.tolist())
+    }
+    assert training.subject_f1(split, predicted) == pytest.approx(by_subject)
+    shares = training.confusion(split, predicted, N_CLASSES)
+    for c in range(N_CLASSES):
+        for d in range(N_CLASSES):
+            pairs = sum((a, b) == (c, d) for a, b in zip(t, p, strict=True))
+            assert shares[c, d] == pytest.approx(pairs / t.count(c) if c in t else 0.0)
