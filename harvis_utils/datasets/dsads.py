@@ -39,6 +39,7 @@ def read(open_member: Callable[[str], bytes]) -> Iterator[Recording]:
                 parse_table(open_member(member), COLUMNS, n_columns=N_COLUMNS, n_rows=N_ROWS)
                 for member in members(activity, subject)
             ]
+            # Choice: gaps (all axes exactly 0, in a few recordings) stay in; the paper does not speak of them
             yield Recording(subject, activity, (np.concatenate(segments) / STANDARD_GRAVITY).astype(np.float32))
 
 
