@@ -1,0 +1,67 @@
+# Everything runs in .venv, which is built once, from pyproject.toml and constraints.txt.
+# In an activated conda environment made from environment.yml, that one is used and nothing is built.
+PYTHON  = python3
+PROFILE = quick
+DATASET = synthetic
+DEVICE  =
+THREADS =
+
+ifeq ($(CONDA_DEFAULT_ENV),harvis)
+PY  = python
+ENV =
+else
+PY  = .venv/bin/python
+ENV = .venv/.complete
+endif
+# an environment that was moved points to where it was made
+ifneq ($(shell cat .venv/.complete 2>/dev/null),$(CURDIR))
+MOVED = moved
+endif
+
+CHAIN = $(PY) -m harvis_utils.chain
+RUN   = --profile $(PROFILE) --dataset $(DATASET)
+export HARVIS_THREADS := $(or $(THREADS),$(HARVIS_THREADS))
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test test-kill lab report publish clean moved
+
+help: ## show this list
+	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., DEVICE=cpu|cuda, THREADS=n):"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
+
+reproduce: $(ENV) ## execute all notebooks that are not up to date, then show where the results are
+	@$(CHAIN) reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE))
+
+test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick profile
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m nbstripout --verify notebooks/*.ipynb
+	$(PY) -m pytest -q --cov --cov-report=term
+	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
+	echo "notebooks, in order, in an empty root" && \
+	HARVIS_ARTIFACTS="$$root/derived" HARVIS_REPORTS="$$root/reports" JUPYTER_PREFER_ENV_PATH=1 \
+	$(PY) -m pytest -q --nbval-lax --nbval-current-env notebooks/*.ipynb
+
+test-kill: $(ENV) ## kill runs at every stage and at random, and compare what the restarts end with
+	$(PY) -m pytest -v -x tests/kill
+
+lab: $(ENV) ## open JupyterLab on the notebooks
+	$(PY) -m jupyterlab notebooks
+
+report: $(ENV) ## executed notebooks as HTML, and reports/index.html
+	@$(CHAIN) report
+
+publish: $(ENV) ## copy a finished run, without HTML, to reports/published/
+	@$(CHAIN) publish $(RUN)
+
+clean: $(ENV) ## remove what runs have made (not raw data, not published results, not .venv)
+	@$(CHAIN) clean
+
+.venv/.complete: pyproject.toml constraints.txt $(MOVED)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo 'not there')." \
+	"Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "building .venv, once; this takes some minutes"
+	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@echo '$(CURDIR)' > $@

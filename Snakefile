@@ -1,0 +1,64 @@
+# One rule per notebook, made from what harvis_utils.chain finds: `make reproduce`, or by hand, for one run
+#   .venv/bin/python -m snakemake --cores 2 --config profile=quick dataset=synthetic
+# Snakemake decides what has to run. Heavy results live in a store of their own, by content, and survive a
+# notebook being executed again; so the outputs declared here are light.
+import os
+import shlex
+import sys
+from pathlib import Path
+
+# names of their own: a Snakefile shares its globals with Snakemake
+import harvis_utils.chain as harvis_chain
+import harvis_utils.config as harvis_config
+
+DEVICE = str(config.get("device", "auto"))
+NOTEBOOKS = Path(config.get("notebooks", harvis_chain.NOTEBOOKS))
+RUN = harvis_config.load(str(config.get("profile", "quick")), str(config.get("dataset", "synthetic")),
+                    None if DEVICE == "auto" else DEVICE)
+JOBS = harvis_chain.plan(RUN, NOTEBOOKS)
+# the one setting for threads; a rule takes all cores, so heavy notebooks run one at a time
+THREADS = harvis_config.threads()
+
+RUN.reports.mkdir(parents=True, exist_ok=True)
+
+
+workdir: str(RUN.reports)
+
+
+def near(path):
+    # relative, so that a project that was moved is still up to date
+    return os.path.relpath(path, RUN.reports)
+
+
+rule all:
+    input:
+        [f"{job.name}.ipynb" for job in JOBS],
+        [f"stamps/{job.name}.json" for job in JOBS],
+
+
+for place, job in enumerate(JOBS):
+
+    rule:
+        name:
+            f"n{job.name}"
+        input:
+            notebook=near(job.notebook),
+            modules=[near(path) for path in job.modules],
+            # ancient: the order counts; chain.outdated sees to it when an earlier notebook's data changed
+            earlier=ancient([f"stamps/{name}.json" for name in job.earlier]),
+        output:
+            executed=f"{job.name}.ipynb",
+            stamp=f"stamps/{job.name}.json",
+        # the executed notebook while it runs; unlike an output it stays when the job fails
+        log:
+            notebook=f"logs/{job.name}.ipynb",
+        params:
+            settings=job.settings,
+        threads: THREADS
+        priority: len(JOBS) - place
+        shell:
+            "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} "
+            + shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
+            + " -m harvis_utils.chain run {input.notebook:q}"
+            + f" --profile {RUN.profile} --dataset {RUN.dataset}"
+            + (f" --device {shlex.quote(RUN.device)}" if RUN.device else "")

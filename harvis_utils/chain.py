@@ -1,0 +1,607 @@
+"""Notebooks turned into executed notebooks, each once, in order, and only those that are not up to date.
+
+Snakemake decides what runs; this module tells it on what each notebook depends (its modules, its settings),
+executes one notebook per call with papermill, and says in a few lines what happened::
+
+    python -m harvis_utils.chain reproduce --profile quick --dataset synthetic
+    python -m harvis_utils.chain run notebooks/02_model.ipynb --profile quick --dataset synthetic
+
+A run lives in ``<reports>/<profile>/<dataset>/``: executed notebooks, ``logs/`` (the same notebooks while they
+run and when they fail), ``stamps/`` (what each notebook made, by digest), figures, tables, ``results.json``.
+
+A notebook is executed again when its file, a module it imports, a setting these mention, or a library version
+changed; when something it made is missing; or when an earlier notebook's tables came out differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from harvis_utils import artifacts, config
+
+PACKAGE = Path(__file__).resolve().parent
+NOTEBOOKS = config.REPOSITORY / "notebooks"
+SNAKEFILE = config.REPOSITORY / "Snakefile"
+
+#: keys whose values differ between equal runs
+UNSTABLE = frozenset({"provenance", "timings_s", "wall_s", "seconds", "date"})
+
+#: folders of a run that are about the run, not made by a notebook
+OWN_FOLDERS = ("logs", "stamps", "html", ".snakemake")
+
+
+class ChainError(RuntimeError):
+    """A notebook failed or cannot be run; the message names it, the cell, and the file to look into."""
+
+
+# --------------------------------------------------------------------------------- what a notebook depends on
+
+
+def find_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
+    """The numbered notebooks ``NN_name.ipynb`` of a folder, in order."""
+    found = sorted(p for p in Path(folder).glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem))
+    if not found:
+        raise ChainError(f"no numbered notebooks (NN_name.ipynb) in {folder}")
+    return found
+
+
+def notebook_code(notebook: Path) -> list[ast.Module]:
+    """The syntax tree of each code cell; lines with IPython magics are left out."""
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError) as error:
+        raise ChainError(f"{notebook} is not a notebook ({error!r})") from error
+    trees = []
+    for number, cell in enumerate(cells, start=1):
+        if cell["cell_type"] != "code":
+            continue
+        source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+        plain = "\n".join("" if line.lstrip()[:1] in ("%", "!", "?") else line for line in source.splitlines())
+        try:
+            trees.append(ast.parse(plain))
+        except SyntaxError as error:
+            raise ChainError(
+                f"{notebook}, cell {number}: not valid Python ({error.msg}, line {error.lineno})"
+            ) from error
+    return trees
+
+
+def imported_modules(tree: ast.AST, package: str = "") -> set[Path]:
+    """Files of ``harvis_utils`` that the imports of a syntax tree name, packages' ``__init__`` included.
+
+    ``package`` is the dotted package of the code, for relative imports.
+    """
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{stem}.{alias.name}" for alias in node.names}
+    return {path for name in names if name.split(".")[0] == PACKAGE.name for path in _files_of(name)}
+
+
+def _files_of(name: str) -> Iterator[Path]:
+    """The modules that importing ``harvis_utils.a.b`` loads, as far as its parts are modules."""
+    place = PACKAGE
+    yield place / "__init__.py"
+    for part in name.split(".")[1:]:
+        if (place / f"{part}.py").exists():
+            yield place / f"{part}.py"
+            return
+        place = place / part
+        if not (place / "__init__.py").exists():
+            return
+        yield place / "__init__.py"
+
+
+def modules_used(notebook: Path, dataset: str = "synthetic") -> list[Path]:
+    """Files of the package that a notebook depends on, found in its imports and in the imports of those.
+
+    ``config.py`` is left out: its values count through :func:`settings_used`. Of the data sets, which are found
+    by being there, only the one of the run counts. Data files that a used module names are included.
+    """
+    left = set().union(*(imported_modules(tree) for tree in notebook_code(notebook)))
+    used: set[Path] = set()
+    while left:
+        path = left.pop()
+        if path in used or path == PACKAGE / "config.py":
+            continue
+        used.add(path)
+        package = path.parent.relative_to(PACKAGE.parent).as_posix().replace("/", ".")
+        source = path.read_text(encoding="utf-8")
+        left |= imported_modules(ast.parse(source), package)
+        used |= {p for kind in ("json", "txt") for p in path.parent.glob(f"*.{kind}") if p.name in source}
+        if path == PACKAGE / "datasets" / "__init__.py":
+            module = path.with_name(dataset.removesuffix(config.APPROXIMATE).replace("-", "_") + ".py")
+            left |= {module} if module.exists() else set(path.parent.glob("*.py"))
+    return sorted(used)
+
+
+def settings_used(notebook: Path, dataset: str = "synthetic") -> list[str]:
+    """Sections of the settings (``training``, ``atlas`` ...) that a notebook or one of its modules mentions."""
+    sections = {f.name for f in dataclasses.fields(config.Settings)} - {"device"}
+    bookkeeping = {PACKAGE / "artifacts.py", PACKAGE / "chain.py"}
+    files = [p for p in modules_used(notebook, dataset) if p.suffix == ".py" and p not in bookkeeping]
+    trees = notebook_code(notebook) + [ast.parse(p.read_text(encoding="utf-8")) for p in files]
+    named = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return sorted(sections & named | {"profile", "dataset"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook of a run. ``settings`` is a digest; ``earlier`` names the notebooks executed before it."""
+
+    name: str
+    notebook: Path
+    modules: tuple[Path, ...]
+    settings: str
+    earlier: tuple[str, ...]
+
+
+def plan(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[Job]:
+    """The jobs of a run, in order. Notebook 00 waits for none; each other one for all before it."""
+    jobs: list[Job] = []
+    versions = ",".join(f"{lib}={version(lib).split('+')[0]}" for lib in artifacts.VERSIONED)
+    for notebook in find_notebooks(folder):
+        modules = tuple(modules_used(notebook, cfg.dataset))
+        settings = f"{cfg.digest(*settings_used(notebook, cfg.dataset))} {versions}"
+        earlier = tuple(j.name for j in jobs if not j.name.startswith("00_"))
+        jobs.append(Job(notebook.stem, notebook, modules, settings, earlier))
+    return jobs
+
+
+# ------------------------------------------------------------------------------------------ one notebook, once
+
+
+def run_notebook(
+    notebook: Path, cfg: config.Settings, parameters: dict | None = None, earlier: tuple[str, ...] = ()
+) -> Path:
+    """Execute a notebook with papermill and return the executed copy in the run's folder.
+
+    While it runs, and when it fails, the notebook with its outputs is ``logs/<name>.ipynb``. ``parameters`` are
+    injected beside PROFILE, DATASET and DEVICE. Raises :class:`ChainError` naming the cell that failed.
+    """
+    import papermill
+
+    log = cfg.reports / "logs" / f"{notebook.stem}.ipynb"
+    journal = log.with_suffix(".results.txt")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for old in (log, journal):
+        old.unlink(missing_ok=True)
+    before = _made_files(cfg.reports)
+    given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
+    place = {"HARVIS_JOURNAL": str(journal), "JUPYTER_PREFER_ENV_PATH": "1"}
+    place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    try:
+        with _environment(place), _stopping_with_the_chain():
+            papermill.execute_notebook(
+                notebook,
+                log,
+                parameters=given | (parameters or {}),
+                kernel_name="python3",
+                language="python",
+                cwd=notebook.parent,
+                progress_bar=False,
+                start_timeout=180,
+            )
+    except papermill.exceptions.PapermillExecutionError as error:
+        raise ChainError(_failure(notebook, log, error)) from None
+    except Exception as error:  # the kernel did not start, died, or the notebook cannot be read
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = " (often out of memory)" if "DeadKernel" in type(error).__name__ else ""
+        raise ChainError(
+            f"notebook {notebook.name} could not be executed to its end\n  {reason}{hint}\n  executed so far: {log}"
+        ) from error
+    finally:
+        if log.exists():
+            _write_portable(log, log)
+    made = _made_files(cfg.reports)
+    changed = {name: stat for name, stat in made.items() if before.get(name) != stat}
+    executed = _write_portable(log, cfg.reports / f"{notebook.stem}.ipynb")
+    artifacts.write_json(_stamp(cfg, notebook.stem), _describe(cfg, notebook.stem, sorted(changed), journal, earlier))
+    return executed
+
+
+def _failure(notebook: Path, log: Path, error) -> str:
+    """What is said about a failed cell: where, its first line, the error, and where to see all of it."""
+    cells = json.loads(log.read_text(encoding="utf-8"))["cells"]
+    failed = next(
+        (i for i, c in enumerate(cells) if c["metadata"].get("papermill", {}).get("status") == "failed"),
+        error.cell_index,
+    )
+    # papermill's own cells, the parameters it injects and its banners, are not in the reader's notebook
+    own = {"injected-parameters", "papermill-error-cell-tag"}
+    added = sum(bool(own & set(c["metadata"].get("tags", []))) for c in cells[: failed + 1])
+    line = next((text for text in error.source.splitlines() if text.strip()), "")
+    what = "\n  ".join(f"{error.ename}: {error.evalue}".strip().splitlines())
+    return (
+        f"notebook {notebook.name} failed in cell {failed + 1 - added}: {line.strip()}\n  {what}\n"
+        f"  executed up to there, with the full traceback: {log}"
+    )
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]):
+    """Environment variables for the kernel started inside the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _stopping_with_the_chain():
+    """Stop this process and its kernel when Snakemake or the chain above it is killed.
+
+    A kernel has a session of its own, so no signal to a process group reaches it; ipykernel itself ends within a
+    second when its parent is gone, and this ends the parent.
+    """
+    above = [p for p in psutil.Process().parents() if {"snakemake", "harvis_utils.chain"} & set(_words(p))]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            if all(_alive(p) for p in above):
+                continue
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            os._exit(137)
+
+    if above:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # gone, or not ours to look at
+        return []
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+# ------------------------------------------------------------------------------------ notebooks without paths
+
+
+def portable(text: str) -> str:
+    """``text`` with this machine's folders written relative to the project, ``HARVIS_DATA`` and home as ``~``."""
+    names = {config.report_root(): "reports", config.artifact_root(): "data/derived", config.REPOSITORY: ""}
+    names |= {folder: "HARVIS_DATA" for folder in config.data_folders()[:-1]} | {Path.home(): "~"}
+    for folder, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
+        if len(folder.parts) < 2:
+            continue
+        start, end = r"(?<![\w.~-])" + re.escape(str(folder)), r"(?![\w-])"
+        text = re.sub(start + "/", f"{name}/" if name else "", text)
+        text = re.sub(start + end, name or ".", text)
+    return text
+
+
+def _write_portable(source: Path, target: Path) -> Path:
+    """Copy an executed notebook, without absolute paths in its metadata and text outputs; images stay untouched."""
+    book = json.loads(source.read_text(encoding="utf-8"))
+    if "papermill" in book["metadata"]:
+        book["metadata"]["papermill"] |= {"input_path": f"notebooks/{source.name}", "output_path": source.name}
+    for cell in book["cells"]:
+        cell["outputs"] = [_portable_output(o) for o in cell["outputs"]] if "outputs" in cell else None
+        if cell["outputs"] is None:
+            del cell["outputs"]
+    return artifacts.write_text(target, json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+
+
+def _portable_output(value, kind: str = "text/plain"):
+    if isinstance(value, dict):
+        return {k: _portable_output(v, k if "/" in k else kind) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_portable_output(v, kind) for v in value]
+    return portable(value) if isinstance(value, str) and not kind.startswith("image/") else value
+
+
+# ------------------------------------------------------------------------------- stamps: what a notebook made
+
+
+def _stamp(cfg: config.Settings, name: str) -> Path:
+    return cfg.reports / "stamps" / f"{name}.json"
+
+
+def _made_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Files of a run that notebooks made, with inode and time: an atomically replaced file gets a new inode."""
+    names = [p for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
+    own = [p for p in names if p.relative_to(folder).parts[0] not in OWN_FOLDERS and not p.name.startswith(".")]
+    kept = [p for p in own if not (p.parent == folder and p.suffix == ".ipynb")]
+    return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in sorted(kept)}
+
+
+def _describe(cfg: config.Settings, name: str, files: list[str], journal: Path, earlier: tuple[str, ...]) -> dict:
+    """A notebook's stamp: the files it made, the stored results it answers for, and what it was run after."""
+    stored = sorted(set(journal.read_text(encoding="utf-8").split())) if journal.exists() else []
+    data = {f: _content_digest(cfg.reports / f) for f in files if Path(f).suffix in (".csv", ".json", ".nc", ".npz")}
+    made = {"data": data, "files": files, "stored": stored}
+    after = {other: _made_digest(cfg, other) for other in earlier}
+    return {"notebook": name, "made": made, "after": after}
+
+
+def _made_digest(cfg: config.Settings, name: str) -> str | None:
+    """Digest of the data files a notebook made, or None when it has no stamp."""
+    path = _stamp(cfg, name)
+    if not path.exists():
+        return None
+    return hashlib.sha256(json.dumps(artifacts.read_json(path)["made"]["data"], sort_keys=True).encode()).hexdigest()
+
+
+def _content_digest(path: Path) -> str:
+    """SHA-256 of a file; of a JSON file without what differs between equal runs."""
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        content = json.dumps(stable(artifacts.read_json(path)), sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def stable(value):
+    """A JSON value without provenance and times, at any depth: what has to be equal between equal runs."""
+    if isinstance(value, dict):
+        return {k: stable(v) for k, v in value.items() if k not in UNSTABLE}
+    return [stable(v) for v in value] if isinstance(value, list) else value
+
+
+def outdated(cfg: config.Settings, jobs: list[Job]) -> list[str]:
+    """Finished notebooks to execute again: something they made is missing, or an earlier one's data differ now.
+
+    Snakemake sees neither: stored results are kept by content and are not its outputs, and a notebook that was
+    executed again and made the same data is no reason to execute those after it.
+    """
+    store = config.artifact_root() / "store"
+    names, claimed = [], set()
+    for job in jobs:
+        if not _stamp(cfg, job.name).exists():
+            continue
+        stamp = artifacts.read_json(_stamp(cfg, job.name))
+        gone = {s for s in stamp["made"]["stored"] if not (store / s / "manifest.json").exists()} - claimed
+        gone |= {f for f in stamp["made"]["files"] if not (cfg.reports / f).exists()}
+        differ = any(_made_digest(cfg, other) not in (digest, None) for other, digest in stamp["after"].items())
+        if gone or differ:
+            names.append(job.name)
+            claimed |= gone  # the first notebook that answers for a result makes it again
+    return names
+
+
+# -------------------------------------------------------------------------------------------------- whole runs
+
+
+@contextlib.contextmanager
+def alone(cfg: config.Settings, wait_s: float = 20.0):
+    """Hold the run's lock and yield its file descriptor. The system frees it however its holders end.
+
+    Waits a moment for what a killed run may have left behind to end; then says that another run is in progress.
+    """
+    cfg.reports.mkdir(parents=True, exist_ok=True)
+    with open(cfg.reports / ".lock", "a") as handle:
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ChainError(
+                        f"another run of profile {cfg.profile} on {cfg.dataset} is in progress; wait for it or stop it"
+                    ) from None
+                time.sleep(0.2)
+        yield handle.fileno()
+
+
+def snakemake_command(cfg: config.Settings, folder: Path, force: list[str], *options: str) -> list[str]:
+    """The Snakemake call of a run; its own lock is off, because a kill leaves it behind and :func:`alone` guards."""
+    names = {"profile": cfg.profile, "dataset": cfg.dataset, "device": cfg.device or "auto", "notebooks": str(folder)}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", str(config.threads())]
+    command += ["--directory", str(cfg.reports)]
+    command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
+    command += options
+    command += ["--forcerun", *(f"n{name}" for name in force)] if force else []
+    return [*command, "--config", *(f"{k}={json.dumps(v)}" for k, v in names.items())]
+
+
+def reproduce(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[str]:
+    """Bring all notebooks of a run up to date; returns the names of those that were executed.
+
+    Raises :class:`ChainError` with the failing notebook's message.
+    """
+    jobs = plan(cfg, folder)
+    logs = cfg.reports / "logs"
+    with alone(cfg) as lock:
+        logs.mkdir(exist_ok=True)
+        _sweep(cfg.reports)
+        before = {j.name: _changed_at(cfg, j.name) for j in jobs}
+        for error in logs.glob("*.error.txt"):
+            error.unlink()
+        for turn in range(len(jobs) + 1):  # an executed notebook can make later ones outdated, at most once each
+            force = outdated(cfg, jobs)
+            with open(logs / "snakemake.log", "w" if turn == 0 else "a", encoding="utf-8") as log:
+                log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
+                log.flush()
+                command = snakemake_command(cfg, folder.resolve(), force)
+                code = subprocess.run(command, stderr=log, cwd=config.REPOSITORY, pass_fds=(lock,)).returncode
+            if code:
+                raise ChainError(_why_it_stopped(logs, code))
+            if not outdated(cfg, jobs):
+                break
+        else:
+            raise ChainError("the notebooks' data keep changing from one execution to the next; see " + str(logs))
+    return [name for name, at in before.items() if _changed_at(cfg, name) != at]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove half-written files whose writer was killed."""
+    for part in folder.rglob(".*.part"):
+        writer = part.name.split(".")[-2]
+        if part.is_file() and writer.isdigit() and not psutil.pid_exists(int(writer)):
+            part.unlink()
+
+
+def _changed_at(cfg: config.Settings, name: str) -> int:
+    path = _stamp(cfg, name)
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _why_it_stopped(logs: Path, code: int) -> str:
+    """The failed notebooks' own messages; without one, the end of Snakemake's log."""
+    messages = [p.read_text(encoding="utf-8").strip() for p in sorted(logs.glob("*.error.txt"))]
+    if messages:
+        return "\n".join(messages)
+    if code < 0:
+        return f"Snakemake was stopped by signal {-code}; the same command goes on where it stopped"
+    tail = "\n  ".join((logs / "snakemake.log").read_text(encoding="utf-8").strip().splitlines()[-12:])
+    return f"Snakemake ended with status {code}; the end of {logs / 'snakemake.log'}:\n  {tail}"
+
+
+def notebook_seconds(executed: Path) -> float | None:
+    """How long papermill took for an executed notebook."""
+    return artifacts.read_json(executed)["metadata"].get("papermill", {}).get("duration")
+
+
+def summary(cfg: config.Settings, names: list[str], executed: list[str]) -> str:
+    """The end of ``make reproduce``: notebooks with their times, the caveat, and where to look."""
+    from harvis_utils import pages
+
+    times = {name: notebook_seconds(cfg.reports / f"{name}.ipynb") or 0.0 for name in names}
+    rows = [f"  {n:<22}{t:8.1f} s   {'executed' if n in executed else 'up to date'}" for n, t in times.items()]
+    run = pages.describe(cfg.reports)
+    head = f"profile {cfg.profile}, data set {cfg.dataset}" + (f" ({run.caveat})" if run.caveat else "")
+    look = {
+        "pages": config.report_root() / "index.html",
+        "results": cfg.reports / "results.json",
+        "figures": cfg.reports / "figures",
+        "tables": cfg.reports / "tables",
+    }
+    rows += [f"  {'all':<22}{sum(times.values()):8.1f} s", ""]
+    rows += [f"  {what:<9}{_near(path)}" for what, path in look.items() if path.exists()]
+    if run.macro_f1:
+        rows += [f"  macro F1 {run.macro_f1} on test subjects"]
+    return "\n".join(["", head, *rows])
+
+
+def _near(path: Path) -> Path:
+    """A path as the reader types it: relative to the repository where it lies inside."""
+    return path.relative_to(config.REPOSITORY) if path.is_relative_to(config.REPOSITORY) else path
+
+
+def clean() -> list[Path]:
+    """Remove what runs have made, and nothing else: runs, their pages, stored results; returns what was removed."""
+    reports, store = config.report_root(), config.artifact_root()
+    folders = [root / profile for root in (reports, store) for profile in config.PROFILES]
+    found = [p for p in [*folders, reports / "html", reports / "index.html", store / "store"] if p.exists()]
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return found
+
+
+# -------------------------------------------------------------------------------------------- the command line
+
+
+def _run_command(words: argparse.Namespace, cfg: config.Settings) -> None:
+    """One notebook, called by its Snakemake rule: a line when it starts, a line when it ends."""
+    notebook = Path(words.notebook).resolve()
+    if not notebook.exists():
+        raise ChainError(f"{notebook} does not exist")
+    error = cfg.reports / "logs" / f"{notebook.stem}.error.txt"
+    earlier = next((j.earlier for j in plan(cfg, notebook.parent) if j.name == notebook.stem), ())
+    print(f"  {notebook.stem:<22} ...", flush=True)
+    started = time.perf_counter()
+    try:
+        run_notebook(notebook, cfg, earlier=earlier)
+    except ChainError as failure:
+        artifacts.write_text(error, f"{failure}\n")
+        raise
+    print(f"  {notebook.stem:<22}{time.perf_counter() - started:8.1f} s", flush=True)
+
+
+def _reproduce_command(words: argparse.Namespace, cfg: config.Settings) -> None:
+    from harvis_utils import pages
+
+    folder = Path(words.notebooks).resolve()
+    executed = reproduce(cfg, folder)
+    pages.build_run(cfg.reports)
+    pages.build_index()
+    print(summary(cfg, [j.stem for j in find_notebooks(folder)], executed))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``reproduce``, ``run``, ``report``, ``publish`` or ``clean``; 0 when it worked."""
+    parser = argparse.ArgumentParser(prog="python -m harvis_utils.chain", description="Execute the notebooks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("reproduce", "run", "report", "publish", "clean"):
+        command = commands.add_parser(name)
+        if name == "run":
+            command.add_argument("notebook")
+        if name in ("reproduce", "run", "publish"):
+            command.add_argument("--profile", default="quick")
+            command.add_argument("--dataset", default="synthetic")
+            command.add_argument("--device", default=None)
+        if name in ("reproduce", "publish"):
+            command.add_argument("--notebooks", default=str(NOTEBOOKS))
+    words = parser.parse_args(arguments)
+    from harvis_utils import pages
+
+    try:
+        cfg = config.load(words.profile, words.dataset, words.device) if "profile" in words else None
+        if words.command == "reproduce":
+            _reproduce_command(words, cfg)
+        elif words.command == "run":
+            _run_command(words, cfg)
+        elif words.command == "report":
+            print(f"pages: {_near(pages.build_all())}")
+        elif words.command == "publish":
+            print(f"published: {_near(pages.publish(cfg, find_notebooks(Path(words.notebooks))))}")
+        else:
+            for path in clean() or [None]:
+                print(f"removed {_near(path)}" if path else "nothing to remove")
+    except (ChainError, config.SettingsError, artifacts.ArtifactError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

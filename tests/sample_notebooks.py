@@ -1,0 +1,23 @@
+"""Tiny notebooks for testing the chain; they import nothing slow."""
+
+from pathlib import Path
+
+import nbformat
+
+PARAMETERS = 'PROFILE = "quick"  # settings\nDATASET = "synthetic"  # data\nDEVICE = None  # chosen automatically'
+SETUP = """from harvis_utils import artifacts, config
+config.check_parameters(globals(), PROFILE=str, DATASET=str, DEVICE=str | None)
+cfg = config.load(PROFILE, DATASET)"""
+
+
+def write(folder: Path, name: str, *cells: str, prose: str = "Some prose.") -> Path:
+    """Write ``<folder>/<name>.ipynb``: prose, the parameters, the setup, then ``cells``."""
+    new = nbformat.v4
+    tagged = new.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    book = new.new_notebook(cells=[new.new_markdown_cell(prose), tagged, *map(new.new_code_cell, (SETUP, *cells))])
+    for number, cell in enumerate(book.cells):
+        cell.id = f"cell-{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.ipynb"
+    nbformat.write(book, path)
+    return path

@@ -1,0 +1,400 @@
+"""The chain on tiny notebooks: what they depend on, what is executed again, how failures and kills end."""
+
+import ast
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sample_notebooks import write
+
+import harvis_utils
+from harvis_utils import artifacts, chain, config, pages
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """An empty root for reports and artifacts, and one thread."""
+    monkeypatch.setenv("HARVIS_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path / "derived"))
+    monkeypatch.setenv("HARVIS_THREADS", "1")
+    monkeypatch.delenv("HARVIS_DATA", raising=False)
+    return tmp_path
+
+
+TABLE = 'artifacts.write_json(cfg.reports / "tables" / "table.json", {"value": %d, "wall_s": cfg.windows.step})'
+RESULTS = {"training": {"macro_f1": {"mean": 0.5, "std": 0.1}}, "claims": [{"verdict": "holds"}]}
+REPORT = f'artifacts.write_json(cfg.reports / "results.json", {RESULTS!r})'
+
+
+# --------------------------------------------------------------------------------- what a notebook depends on
+
+
+def names(paths) -> set[str]:
+    return {p.relative_to(chain.PACKAGE).as_posix() for p in paths}
+
+
+def test_modules_used_follow_imports_and_leave_config_out(root):
+    direct = write(root, "01_a", "from harvis_utils import windows", "%matplotlib inline\nimport numpy")
+    used = names(chain.modules_used(direct))
+    assert {"windows.py", "artifacts.py", "datasets/__init__.py", "datasets/synthetic.py", "__init__.py"} <= used
+    assert "config.py" not in used and "datasets/dsads.py" not in used and "plots.py" not in used
+    assert {"datasets/dsads.py", "datasets/dsads_digests.txt"} <= names(chain.modules_used(direct, "dsads"))
+    assert "datasets/mhealth.py" in names(chain.modules_used(direct, "mhealth-approximate"))
+
+
+@pytest.mark.parametrize(
+    ("code", "package", "expected"),
+    [
+        ("import harvis_utils.models.sfhf as m", "", {"__init__.py", "models/__init__.py", "models/sfhf.py"}),
+        ("from harvis_utils.training import fit", "", {"__init__.py", "training.py"}),
+        ("def f():\n    from harvis_utils import atlas", "", {"__init__.py", "atlas.py"}),
+        ("from . import sfhf", "harvis_utils.models", {"__init__.py", "models/__init__.py", "models/sfhf.py"}),
+        ("from ..windows import cut", "harvis_utils.models", {"__init__.py", "windows.py"}),
+        ("import numpy, os.path", "", set()),
+    ],
+)
+def test_imported_modules(code, package, expected):
+    assert names(chain.imported_modules(ast.parse(code), package)) == expected
+
+
+def test_a_setting_counts_where_it_is_mentioned(root):
+    plain, mapped = write(root, "01_a", "cfg.windows"), write(root, "05_b", "print(cfg.atlas.perplexity)")
+    assert "atlas" not in chain.settings_used(plain) and "windows" in chain.settings_used(plain)
+    assert {"atlas", "profile", "dataset"} <= set(chain.settings_used(mapped))
+    quick, desk = (chain.plan(config.load(p), root) for p in ("quick", "desk"))
+    assert [j.settings for j in quick] != [j.settings for j in desk]
+    assert quick[1].earlier == ("01_a",)
+
+
+def test_what_is_not_a_notebook_is_said(root):
+    with pytest.raises(chain.ChainError, match="no numbered notebooks"):
+        chain.find_notebooks(root)
+    (root / "01_a.ipynb").write_text("<html>")
+    with pytest.raises(chain.ChainError, match="01_a.ipynb is not a notebook"):
+        chain.modules_used(root / "01_a.ipynb")
+    with pytest.raises(chain.ChainError, match=r"01_b.ipynb, cell 4: not valid Python"):
+        chain.modules_used(write(root, "01_b", "1 +"))
+
+
+# --------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_only_what_is_needed_is_executed_again(root, capsys):
+    books = root / "books"
+    stage = 'artifacts.Stage("made", "01_data", ("windows",)).obtain("k", lambda f: (f / "a.txt").write_text("1"), {})'
+    write(books, "01_data", TABLE % 1, "print(cfg.reports)", stage)
+    write(books, "06_report", REPORT)
+    cfg = config.load()
+    assert chain.main(["reproduce", "--notebooks", str(books)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("executed") == 2 and "made-up data" in shown and "0.500 ± 0.100" in shown
+    assert (root / "reports" / "index.html").exists()
+
+    copy = (cfg.reports / "01_data.ipynb").read_text()
+    assert str(root) not in copy and "reports/quick/synthetic" in copy
+    assert pages.machine_paths(cfg.reports / "01_data.ipynb") == []
+
+    jobs = chain.plan(cfg, books)
+    stamps = [(cfg.reports / "stamps" / f"{j.name}.json").read_text() for j in jobs]
+    assert chain.reproduce(cfg, books) == [] and chain.outdated(cfg, jobs) == []
+
+    write(books, "01_data", TABLE % 1, "print(cfg.reports)", stage, prose="Better prose.")
+    assert chain.reproduce(cfg, books) == ["01_data"]
+    assert [(cfg.reports / "stamps" / f"{j.name}.json").read_text() for j in jobs] == stamps, "the same was made"
+
+    (cfg.reports / "results.json").unlink()
+    assert chain.outdated(cfg, jobs) == ["06_report"]
+    shutil.rmtree(root / "derived" / "store" / "made")
+    assert chain.outdated(cfg, jobs) == ["01_data", "06_report"]
+
+    write(books, "01_data", TABLE % 2, prose="Better prose.")
+    assert chain.reproduce(cfg, books) == ["01_data", "06_report"]
+    write(books, "01_data", TABLE % 3, prose="Better prose.")
+    assert chain.reproduce(cfg, books) == ["01_data", "06_report"], "other data, so all after it"
+
+
+def test_a_failing_notebook_is_kept_and_named(root, capsys):
+    books = root / "books"
+    write(books, "01_data", 'print("so far")', "\n# why\nraise ValueError('too dark')")
+    assert chain.main(["reproduce", "--notebooks", str(books)]) == 1
+    said = capsys.readouterr().err
+    log = root / "reports/quick/synthetic/logs/01_data.ipynb"
+    # cells of the file: prose, parameters, setup, print, the failing one
+    assert "notebook 01_data.ipynb failed in cell 5: # why" in said
+    assert "ValueError: too dark" in said and str(log) in said
+    assert "so far" in log.read_text()
+    assert not (log.parents[1] / "01_data.ipynb").exists() and not (log.parents[1] / "stamps/01_data.json").exists()
+
+
+def test_a_mistyped_parameter_is_an_error(root):
+    notebook = write(root, "01_data", "1")
+    with pytest.raises(chain.ChainError, match=r"failed in cell 3.*\n.*unknown notebook parameter 'PROFLE'"):
+        chain.run_notebook(notebook, config.load(), {"PROFLE": "desk"})
+    with pytest.raises(chain.ChainError, match="PROFILE = 3 should be str"):
+        chain.run_notebook(notebook, config.load(), {"PROFILE": 3})
+
+
+def test_a_kernel_that_dies_is_said(root):
+    notebook = write(root, "01_data", "import os\nos._exit(1)")
+    with pytest.raises(chain.ChainError, match="01_data.ipynb could not be executed to its end"):
+        chain.run_notebook(notebook, config.load())
+
+
+def test_unknown_names_and_missing_files_end_with_one_message(root, capsys):
+    assert chain.main(["run", str(root / "01_no.ipynb")]) == 1
+    assert "01_no.ipynb does not exist" in capsys.readouterr().err
+    assert chain.main(["reproduce", "--profile", "quik"]) == 1
+    assert "valid profiles: quick, desk, paper" in capsys.readouterr().err
+
+
+def test_run_says_when_it_starts_and_ends_and_passes_the_device(root, capsys):
+    notebook = write(root, "01_data", "assert DEVICE == 'cpu'")
+    assert chain.main(["run", str(notebook), "--device", "cpu"]) == 0
+    assert re.search(r"01_data +\.\.\.\n +01_data +\d+\.\d s", capsys.readouterr().out)
+    broken = write(root, "02_model", "assert DEVICE == 'cuda'")
+    assert chain.main(["run", str(broken), "--device", "cpu"]) == 1
+    assert "02_model.ipynb failed in cell 4" in (config.load().reports / "logs/02_model.error.txt").read_text()
+
+
+@pytest.mark.parametrize("victim", ["snakemake", "group"])
+def test_a_kill_leaves_no_process_and_no_lock(root, victim):
+    books = root / "books"
+    signs = 'import os, time\n(cfg.derived / "pid").write_text(str(os.getpid()))\ntime.sleep(120)'
+    write(books, "01_data", "cfg.derived.mkdir(parents=True)", signs)
+    command = [sys.executable, "-m", "harvis_utils.chain", "reproduce", "--notebooks", str(books)]
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    sign = root / "derived/quick/synthetic/pid"
+    try:
+        wait_for(lambda: sign.exists() and sign.read_text(), 60)
+        kernel = psutil.Process(int(sign.read_text()))
+        if victim == "snakemake":
+            next(p for p in psutil.Process(process.pid).children() if "snakemake" in p.cmdline()).kill()
+            said = process.communicate(timeout=20)[1]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 15)
+    with chain.alone(config.load(), wait_s=5):
+        if victim == "snakemake":
+            assert "Snakemake was stopped by signal 9; the same command goes on" in said
+        with (
+            pytest.raises(chain.ChainError, match="another run of profile quick on synthetic"),
+            chain.alone(config.load(), 0.1),
+        ):
+            pass
+
+
+def wait_for(condition, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_half_written_files_of_dead_writers_are_swept(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead, living = (tmp_path / f".t.csv.{pid}.part" for pid in (gone.pid, os.getpid()))
+    for path in (dead, living):
+        path.write_text("half")
+    chain._sweep(tmp_path)
+    assert not dead.exists() and living.exists()
+
+
+def test_clean_removes_runs_and_nothing_else(root, capsys):
+    for name in ("reports/quick/synthetic/a", "reports/published/desk/x", "derived/store/networks/k", "derived/notes"):
+        (root / name).mkdir(parents=True)
+    (root / "reports/index.html").write_text("x")
+    assert chain.main(["clean"]) == 0
+    assert capsys.readouterr().out.count("removed") == 3
+    left = {p.relative_to(root).as_posix() for p in root.rglob("*")}
+    assert left == {
+        "reports",
+        "derived",
+        "reports/published",
+        "reports/published/desk",
+        "reports/published/desk/x",
+        "derived/notes",
+    }
+    assert chain.main(["clean"]) == 0 and "nothing to remove" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------- paths and digests
+
+
+@given(st.text())
+def test_text_without_paths_stays_as_it_is(text):
+    known = [str(config.REPOSITORY), str(Path.home()), *map(str, config.data_folders())]
+    if not any(k in text for k in known):
+        assert chain.portable(text) == text
+
+
+def test_paths_are_written_relative(root, monkeypatch):
+    monkeypatch.setenv("HARVIS_DATA", str(root / "archives"))
+    text = (
+        f"{config.REPOSITORY}/Makefile {root}/reports/quick {root}/derived/x {root}/archives/a.zip {config.REPOSITORY}"
+    )
+    assert chain.portable(text) == "Makefile reports/quick data/derived/x HARVIS_DATA/a.zip ."
+    assert chain.portable(f"{config.REPOSITORY}-other x{config.REPOSITORY}/y").count(str(config.REPOSITORY)) == 2
+
+
+def test_equal_runs_have_equal_digests():
+    one = {"a": [1, {"wall_s": 3, "b": 2}], "provenance": {"git": "x"}, "timings_s": {"data": 1}}
+    assert chain.stable(one) == {"a": [1, {"b": 2}]}
+
+
+# ----------------------------------------------------------------------------------- pages and publishing
+
+
+@pytest.fixture
+def finished(root, monkeypatch):
+    """A finished run of two notebooks, made by hand, and a report module that accepts it."""
+    cfg = config.load()
+    books = [
+        write(root / "books", name, "1 + 1", prose=r"Formula $x^2$, then [the end](06_report.ipynb)")
+        for name in ("01_data", "06_report")
+    ]
+    for book in books:
+        done = json.loads(book.read_text())
+        done["metadata"]["papermill"] = {"duration": 150.0, "end_time": "2026-01-02T03:04:05", "exception": None}
+        for cell in (c for c in done["cells"] if c["cell_type"] == "code"):
+            cell |= {"execution_count": 1, "outputs": [{"output_type": "stream", "name": "stdout", "text": "ok\n"}]}
+        artifacts.write_text(cfg.reports / book.name, json.dumps(done))
+        made = {"files": ["tables/t.csv", "figures/f.html"] if book.stem == "01_data" else [], "data": {}, "stored": []}
+        artifacts.write_json(cfg.reports / "stamps" / f"{book.stem}.json", {"made": made, "after": {}})
+    artifacts.write_text(cfg.reports / "tables" / "t.csv", "a,b\n1,2\n")
+    artifacts.write_text(cfg.reports / "tables" / "left_over.csv", "old\n")
+    artifacts.write_text(cfg.reports / "figures" / "f.html", "<p>")
+    artifacts.write_json(cfg.reports / "results.json", RESULTS)
+
+    def validate(results):
+        if "training" not in results:
+            raise ValueError("'training' is missing")
+
+    monkeypatch.setattr(harvis_utils, "report", SimpleNamespace(validate=validate), raising=False)
+    return SimpleNamespace(cfg=cfg, books=books, run=cfg.reports)
+
+
+def test_pages_are_made_once_and_linked(finished, capsys):
+    published = pages.publish(finished.cfg, finished.books)
+    assert chain.main(["report"]) == 0 and "index.html" in capsys.readouterr().out
+    index = (config.report_root() / "index.html").read_text()
+    for text in (
+        "made-up data",
+        "0.500 ± 0.100",
+        "2026-01-02",
+        "5 min",
+        "holds 1",
+        "quick/synthetic/html/01_data.html",
+    ):
+        assert text in index
+    assert 'href="html/quick/synthetic/06_report.html"' in index and not list(published.glob("**/*.html"))
+    page = finished.run / "html" / "01_data.html"
+    assert "made-up data" in page.read_text() and "06_report →" in page.read_text()
+    assert '<a href="06_report.html">the end</a>' in page.read_text()
+    assert 'src=""' not in page.read_text() and "require.min.js" not in page.read_text()
+    assert pages.build_run(finished.run) == []
+    os.utime(finished.run / "06_report.ipynb")
+    (finished.run / "01_data.ipynb").unlink()
+    assert [p.name for p in pages.build_run(finished.run)] == ["06_report.html"] and not page.exists()
+
+
+def test_an_index_without_runs_says_what_to_do(root):
+    assert "make reproduce" in pages.build_index().read_text()
+
+
+def test_caveats():
+    assert pages.caveat("dsads") == "" and pages.caveat("synthetic") == "made-up data"
+    assert pages.caveat("mhealth-approximate").startswith("approximate")
+    assert "does not know" in pages.caveat("gone")
+
+
+def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished):
+    older = config.report_root() / "published/quick/synthetic/older.txt"
+    artifacts.write_text(older, "x")
+    target = pages.publish(finished.cfg, finished.books)
+    files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
+    assert files == ["01_data.ipynb", "06_report.ipynb", "results.json", "tables/t.csv"]
+    assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
+
+
+def test_published_images_are_smaller_and_look_the_same(finished):
+    generator = np.random.default_rng(0)
+    pixels = np.repeat(np.repeat(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8), 60, 0), 60, 1)
+    noisy = Image.fromarray(
+        np.clip(pixels.astype(int) + generator.integers(0, 3, pixels.shape), 0, 255).astype(np.uint8)
+    )
+    noisy.save(buffer := io.BytesIO(), "PNG")
+    small = pages.light_png(buffer.getvalue())
+    assert len(small) < 0.7 * len(buffer.getvalue())
+    off = np.abs(np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int) - np.asarray(noisy).astype(int))
+    assert off.max() <= 8
+
+    book = finished.run / "01_data.ipynb"
+    done = json.loads(book.read_text())
+    image = base64.b64encode(buffer.getvalue()).decode()
+    done["cells"][1]["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": image}}]
+    book.write_text(json.dumps(done))
+    target = pages.publish(finished.cfg, finished.books)
+    published = json.loads((target / book.name).read_text())["cells"][1]["outputs"][0]["data"]["image/png"]
+    assert base64.b64decode(published) == small
+
+
+def _spoil(finished, what):
+    run = finished.run
+    book = run / "01_data.ipynb"
+    if what == "unexecuted":
+        (run / "06_report.ipynb").unlink()
+    elif what == "unfinished":
+        book.write_text(book.read_text().replace('"execution_count": 1', '"execution_count": null', 1))
+    elif what == "path":
+        book.write_text(book.read_text().replace("ok\\n", f"{config.REPOSITORY}/x", 1))
+    elif what == "user":
+        (run / "tables/t.csv").write_text("a\n/Users/someone/data\n")
+    elif what == "invalid":
+        artifacts.write_json(run / "results.json", {})
+    elif what == "no results":
+        (run / "results.json").unlink()
+    elif what == "no table":
+        (run / "tables/t.csv").unlink()
+    elif what == "large":
+        (run / "tables/t.csv").write_bytes(b"1" * (pages.PUBLISHED_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("unexecuted", "06_report.ipynb has not been executed"),
+        ("unfinished", "01_data.ipynb was not executed to its end"),
+        ("path", "01_data.ipynb contains paths of this machine"),
+        ("user", "t.csv contains paths of this machine, as '/Users/someone/data'"),
+        ("invalid", "results.json is not valid: 'training' is missing"),
+        ("no results", "results.json does not exist"),
+        ("no table", "t.csv is missing"),
+        ("large", "at most 6 MB"),
+    ],
+)
+def test_publish_refuses(finished, what, message):
+    _spoil(finished, what)
+    with pytest.raises(pages.PublishError, match=re.escape(message)):
+        pages.publish(finished.cfg, finished.books)
+    assert not (config.report_root() / "published").exists() or not list(
+        (config.report_root() / "published").rglob("*.*")
+    )
