@@ -21,6 +21,8 @@ endif
 CHAIN = $(PY) -m harvis_utils.chain
 RUN   = --profile $(PROFILE) --dataset $(DATASET)
 export HARVIS_THREADS := $(or $(THREADS),$(HARVIS_THREADS))
+# idle OpenMP threads sleep instead of spinning: beside other work, spinning costs a factor of ten
+export OMP_WAIT_POLICY := $(or $(OMP_WAIT_POLICY),PASSIVE)
 
 .DEFAULT_GOAL := help
 .PHONY: help reproduce test test-kill lab report publish clean moved
@@ -51,8 +53,9 @@ lab: $(ENV) ## open JupyterLab on the notebooks
 report: $(ENV) ## executed notebooks as HTML, and reports/index.html
 	@$(CHAIN) report
 
-publish: $(ENV) ## copy a finished run, without HTML, to reports/published/
+publish: $(ENV) ## copy a finished run, without HTML, to reports/published/, and its numbers into README.md
 	@$(CHAIN) publish $(RUN)
+	@$(PY) -m harvis_utils.readme
 
 clean: $(ENV) ## remove what runs have made (not raw data, not published results, not .venv)
 	@$(CHAIN) clean

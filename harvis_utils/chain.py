@@ -187,11 +187,17 @@ def run_notebook(
     log = cfg.reports / "logs" / f"{notebook.stem}.ipynb"
     journal = log.with_suffix(".results.txt")
     log.parent.mkdir(parents=True, exist_ok=True)
-    for old in (log, journal):
+    for old in (log, journal, log.with_suffix(".progress.txt")):
         old.unlink(missing_ok=True)
     before = _made_files(cfg.reports)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
-    place = {"HARVIS_JOURNAL": str(journal), "JUPYTER_PREFER_ENV_PATH": "1"}
+    place = {
+        "HARVIS_JOURNAL": str(journal),
+        "HARVIS_PROGRESS": str(log.with_suffix(".progress.txt")),  # to be watched with tail -f
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        # idle OpenMP threads sleep: a notebook imports torch before the package could say so
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+    }
     place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
         with _environment(place), _stopping_with_the_chain():
