@@ -38,6 +38,8 @@ CONTROL_GREYS = ("#3d3d3d", "#6b6b6b", "#919191", "#b4b4b4", "#d5d5d5")
 CONTROL_HATCHES = ("", "///", "...", "\\\\\\", "xxx")
 SPLIT_COLOURS = {"train": "#1b4965", "val": "#edae49", "test": "#d1495b"}
 COMPONENT_COLOURS = ("#1b4965", "#d1495b", "#e09f3e", "#5fa8d3", "#7fb069", "#9d6fbf")
+#: a log axis shows at most this share of its largest value; what is smaller is written, not drawn
+LOG_SPAN = 1e-6
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SIGNAL, MAP, ACCENT = "#1b4965", "#c9d6df", "#d1495b"
 
@@ -490,7 +492,8 @@ def plot_scores(
     n, width = len(everything), 0.86 / len(everything)
     numbers = np.array([np.asarray(v, float)[:, :3] for v in everything.values()])
     positive = numbers[np.isfinite(numbers) & (numbers > 0)]
-    floor = positive.min() / 2 if log and positive.size else 0.0
+    # a control that meets the data exactly would stretch a log axis over ten empty decades
+    floor = max(positive.min() / 2, positive.max() * LOG_SPAN) if log and positive.size else 0.0
     if log:
         ax.set_yscale("log")
     for k, (name, rows) in enumerate(zip(everything, numbers, strict=True)):
@@ -520,8 +523,10 @@ def plot_scores(
         )
         for j, place in enumerate(places):
             count = 0 if failed is None or name not in failed else failed[name][j]
-            text = "n/a" if not np.isfinite(rows[j, 0]) else "0" if log and rows[j, 0] <= 0 else ""
-            text = f"{text} {int(count)} failed".strip() if count else text
+            below = log and rows[j, 0] < floor
+            text = "n/a" if not np.isfinite(rows[j, 0]) else f"{rows[j, 0]:.0e}" if below and rows[j, 0] > 0 else ""
+            text = "0" if below and rows[j, 0] <= 0 else text
+            text = f"{text} {count:.3g} failed".strip() if count else text
             top = np.nanmax([rows[j, 0], rows[j, 2], floor if log else 0.0])
             if text:
                 ax.annotate(
@@ -884,14 +889,16 @@ def plot_score_panels(
     """Figs. 3 and 4 in small: one panel per preset, one row per method, one marker per layer, on one log axis.
 
     ``panels`` maps a preset to {method: (layer, 3)} of mean, smallest, largest over seeds; ``controls`` are drawn
-    in every panel below a line. A value that is zero or missing is written at the left edge instead of drawn.
+    in every panel below a line. A value that is zero, missing or far below all others is an open marker at the edge.
     """
     controls = dict(controls or {})
     shades = ("#5fa8d3", "#e09f3e", "#1b4965", "#7fb069", "#9d6fbf")
     names = [*next(iter(panels.values())), *controls]
     everything = np.concatenate([np.asarray(v, float) for p in panels.values() for v in (p | controls).values()])
     positive = everything[np.isfinite(everything) & (everything > 0)]
-    floor, top = (positive.min() / 2, positive.max() * 2) if positive.size else (0.1, 10.0)
+    floor, top = (0.1, 10.0)
+    if positive.size:
+        floor, top = max(positive.min() / 2, positive.max() * LOG_SPAN), positive.max() * 2
     figure, axes = _grid(1, len(panels), WIDTH, 1.3 + 0.3 * len(names), sharey=True)
     for ax, (panel, methods) in zip(axes.flat, panels.items(), strict=True):
         for row, name in enumerate(names):
@@ -899,7 +906,7 @@ def plot_score_panels(
             shift = (np.arange(len(layers)) - (len(layers) - 1) / 2) * 0.22
             for i, (mean, low, high) in enumerate(values):
                 y, colour = row + shift[i], shades[i % len(shades)]
-                if not mean > 0:
+                if not mean >= floor:
                     ax.plot(floor, y, "<", color=colour, markersize=5, markerfacecolor="none", clip_on=False)
                     continue
                 ax.plot([max(low, floor), high], [y, y], color=colour, linewidth=1)
