@@ -456,8 +456,11 @@ def reproduce(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[str]:
         before = {j.name: _changed_at(cfg, j.name) for j in jobs}
         for error in logs.glob("*.error.txt"):
             error.unlink()
-        for turn in range(len(jobs) + 1):  # an executed notebook can make later ones outdated, at most once each
+        # One turn is not enough. An executed notebook can make later ones outdated; and Snakemake looks at nothing
+        # that stands behind a job it will run, so behind an ancient input it misses what else has changed.
+        for turn in range(2 * len(jobs) + 2):
             force = outdated(cfg, jobs)
+            at = {j.name: _changed_at(cfg, j.name) for j in jobs}
             with open(logs / "snakemake.log", "w" if turn == 0 else "a", encoding="utf-8") as log:
                 log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
                 log.flush()
@@ -465,7 +468,7 @@ def reproduce(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[str]:
                 code = subprocess.run(command, stderr=log, cwd=config.REPOSITORY, pass_fds=(lock,)).returncode
             if code:
                 raise ChainError(_why_it_stopped(logs, code))
-            if not outdated(cfg, jobs):
+            if at == {j.name: _changed_at(cfg, j.name) for j in jobs} and not outdated(cfg, jobs):
                 break
         else:
             raise ChainError("the notebooks' data keep changing from one execution to the next; see " + str(logs))

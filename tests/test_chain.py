@@ -128,6 +128,19 @@ def test_only_what_is_needed_is_executed_again(root, capsys):
     assert chain.reproduce(cfg, books) == ["01_data", "06_report"], "other data, so all after it"
 
 
+def test_all_that_changed_is_executed_in_one_call(root):
+    """Also what stands behind another changed notebook, where Snakemake does not look at once."""
+    books = root / "books"
+    for name in ("01_data", "02_model", "03_maximization"):
+        write(books, name, "print(cfg.profile)")
+    cfg = config.load()
+    assert chain.reproduce(cfg, books) == ["01_data", "02_model", "03_maximization"]
+    for name in ("01_data", "03_maximization"):
+        write(books, name, "print(cfg.profile)", prose="Better prose.")
+    assert chain.reproduce(cfg, books) == ["01_data", "03_maximization"]
+    assert chain.reproduce(cfg, books) == []
+
+
 def test_a_failing_notebook_is_kept_and_named(root, capsys):
     books = root / "books"
     write(books, "01_data", 'print("so far")', "\n# why\nraise ValueError('too dark')")

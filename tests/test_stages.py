@@ -1,0 +1,130 @@
+"""The stages one after another on tiny networks: what each keeps, what the next needs, what the report says."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from harvis_utils import activations, artifacts, atlas, config, maximization, report, similarity, training
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROPOSED = maximization.CONTROL_METHODS[0]
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return dataclasses.replace(
+        config.load("quick", "synthetic", "cpu"),
+        model=config.ModelSettings(n_units=6, n_dense=8),
+        training=config.TrainingSettings(seeds=(0, 1), epochs=2, learning_rate=1e-2, batch_size=8),
+        maximization=config.MaximizationSettings(n_steps=30),
+        similarity=config.SimilaritySettings(n_similar=5),
+    )
+
+
+@pytest.fixture(scope="module")
+def stages(cfg, tiny_windows, tmp_path_factory):
+    """All results of a tiny run and the folder they are kept in."""
+    folder = tmp_path_factory.mktemp("stages")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HARVIS_ARTIFACTS", str(folder))
+        nets = training.networks(cfg, tiny_windows)
+        random = training.untrained(cfg, tiny_windows)
+        stats, random_stats = (activations.statistics(cfg, tiny_windows, n) for n in (nets, random))
+        made = maximization.signals(cfg, tiny_windows, nets, stats)
+        random_made = maximization.signals(
+            cfg, tiny_windows, random, random_stats, maximization.CONTROL_METHODS, ("calibrated",)
+        )
+        scores = similarity.scores(cfg, tiny_windows, nets, stats, made)
+        one = random_made.sel({"preset": "calibrated", "method": PROPOSED}, drop=True)
+        controls = similarity.controls(cfg, tiny_windows, nets, stats, random, random_stats, one)
+        measures = atlas.measures(cfg, tiny_windows, nets, scores, made)
+        results = report.assemble(cfg, tiny_windows, nets, scores, controls, measures, None)
+    return {
+        "folder": folder,
+        "nets": nets,
+        "random": random,
+        "stats": stats,
+        "signals": made,
+        "random_signals": random_made,
+        "scores": scores,
+        "controls": controls,
+        "results": results,
+    }
+
+
+def test_signals_cover_everything_and_score_dimensions_follow(stages, cfg):
+    sizes = {"seed": 2, "layer": 3, "preset": 2, "method": 8, "unit": 6}
+    assert {k: stages["signals"].sizes[k] for k in sizes} == sizes
+    assert {k: stages["scores"].sizes[k] for k in sizes} == sizes
+    assert stages["scores"].sizes["neighbour"] == 5 and stages["controls"].sizes["control"] == len(similarity.CONTROLS)
+
+
+def test_stored_signals_are_those_of_one_direct_call(stages, cfg):
+    net = stages["nets"][1]
+    th = stages["stats"]["th_eap"].sel(seed=1, layer="conv2").values
+    direct = maximization.maximize(net.trunk, "conv2", th, preset="literal", settings=cfg.maximization)
+    kept = stages["signals"]["signal"].sel(seed=1, layer="conv2", preset="literal")
+    assert np.array_equal(kept.transpose("method", "unit", "time").values, direct["signal"].values)
+
+
+def test_everything_is_read_back_and_nothing_is_computed_again(stages, cfg, tiny_windows, monkeypatch):
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(stages["folder"]))
+    for stage in (training.STAGE, activations.STAGE, maximization.STAGE, similarity.STAGE):
+        monkeypatch.setattr(type(stage), "obtain", lambda *_: pytest.fail("computed again"))
+    nets = training.load_networks(cfg, tiny_windows)
+    assert activations.load_statistics(cfg, tiny_windows, nets).equals(stages["stats"])
+    assert maximization.load_signals(cfg, tiny_windows, nets).equals(stages["signals"])
+    for kind in ("methods", "controls"):
+        name = {"methods": "scores"}.get(kind, kind)
+        assert similarity.load_scores(cfg, tiny_windows, nets, kind).equals(stages[name])
+
+
+@pytest.mark.parametrize(
+    ("load", "notebook"),
+    [
+        (lambda c, w, n: activations.load_statistics(c, w, n), "03_maximization"),
+        (lambda c, w, n: maximization.load_signals(c, w, n), "03_maximization"),
+        (lambda c, w, n: similarity.load_scores(c, w, n), "04_similarity"),
+    ],
+)
+def test_what_is_missing_says_which_notebook_makes_it(stages, cfg, tiny_windows, load, notebook):
+    with pytest.raises(artifacts.ArtifactError, match=f"run notebook {notebook} first"):
+        load(cfg, tiny_windows, stages["nets"])  # the test's own empty store
+
+
+def test_controls_are_what_they_say(stages, cfg, tiny_windows):
+    controls = stages["controls"]
+    start = maximization.starting_signal(cfg.maximization, 30)
+    still, zero, random = (controls.sel(control=c) for c in ("starting-sine", "flat-zero", "random-weights"))
+    assert np.allclose(still["peak_amplitude_g"], np.abs(start).max()) and np.allclose(still["displacement_g"], 0)
+    assert (zero["peak_amplitude_g"] == 0).all() and np.allclose(zero["displacement_g"], np.sqrt((start**2).mean()))
+    made = stages["random_signals"].sel({"preset": "calibrated", "method": PROPOSED})
+    assert np.allclose(random["max_output"], made["map"].max("time").transpose("seed", "layer", "unit"))
+    # the strongest real window: no test segment has a larger mean output
+    net, held_out = stages["nets"][0], tiny_windows.test.segments
+    best = activations.collect(net.trunk, held_out, n_top=1)["top_segment"].sel(layer="conv2").values[:, 0]
+    maps = net.trunk.feature_map(torch.tensor(held_out), "conv2").detach().numpy()
+    expected = maps[best, np.arange(6)].max(1)
+    assert np.allclose(controls["max_output"].sel(seed=0, layer="conv2", control="held-out-strongest"), expected)
+
+
+def test_scores_of_the_start_itself_are_those_of_the_sine_control(stages):
+    """Method and control go through the same code: a method that did not move scores as the sine does."""
+    literal = stages["scores"].sel({"preset": "literal", "method": "naive"})
+    sine = stages["controls"].sel(control="starting-sine")
+    unmoved = literal["displacement_g"] < 1e-6
+    assert np.allclose(literal["s_u"].where(unmoved), sine["s_u"].where(unmoved), atol=1e-6, equal_nan=True)
+    assert (literal["inactive_at_start"] == sine["inactive_at_start"]).all()
+
+
+def test_the_report_follows_its_schema_and_counts_its_time(stages):
+    results = stages["results"]
+    report.validate(results)
+    assert results["n_seeds"] == 2 and set(results["timings_s"]) >= {"networks", "statistics", "signals", "scores"}
+    assert all(seconds >= 0 for seconds in results["timings_s"].values()) and results["timings_s"]["networks"] > 0
+    assert results["caveat"] == "made-up data" and not results["verified_data"]
+    assert "chosen on validation: batch_norm True" in results["claims"][0]["why"]
+    assert len(results["training"]["macro_f1"]["per_seed"]) == 2
