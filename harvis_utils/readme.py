@@ -66,6 +66,7 @@ def results_block(runs: dict[str, dict]) -> str:
     rows = [
         ("data", "DSADS, MHEALTH", lambda r: r["caveat"] or "verified"),
         ("networks x epochs", "5 x 200", lambda r: f"{r['n_seeds']} x {r['training']['epochs']}"),
+        ("computing, all stages", "", lambda r: _duration(sum(r["timings_s"].values()))),
         ("macro F1, test subjects", "0.737, 0.955", lambda r: _with_spread(r["training"]["macro_f1"])),
         ("2-sigma amplitude [G]", "1.37, 1.57", lambda r: f"{r['data']['amplitude_threshold_g']:.3f}"),
         *(

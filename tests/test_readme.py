@@ -54,6 +54,7 @@ def made_run(verified: bool) -> dict:
         "caveat": "" if verified else "approximate data",
         "verified_data": verified,
         "n_seeds": 2,
+        "timings_s": {"networks": 90.0, "signals": 60.0},
         "training": {"epochs": 7, "macro_f1": {"mean": 0.71234, "std": None if verified else 0.01}},
         "data": {"amplitude_threshold_g": 1.37132},
         "methods": {"calibrated": {m: scores for m in ("L2+TV", "L2+TV+EAP+clip")}},
@@ -70,6 +71,7 @@ def test_tables_of_a_made_run(tmp_path):
     assert list(runs) == ["desk/bbb", "desk/aaa"]  # verified data first
     text = readme.results_block(runs)
     assert "| macro F1, test subjects | 0.737, 0.955 | 0.712 | 0.712 ± 0.010 |" in text
+    assert "| computing, all stages |  | 2 min | 2 min |" in text
     assert "| 2-sigma amplitude [G] | 1.37, 1.57 | 1.371 | 1.371 |" in text
     assert "| conv1: Ssim, L2+TV / proposed [G²] | (bars) | 0.5 / 0.5 |" in text and "- / -" in text
     assert "| C1 | something (section 1) | holds | holds |" in text
