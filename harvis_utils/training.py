@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, f1_score
 from torch.nn import functional as F
@@ -23,6 +23,10 @@ STAGE = artifacts.Stage("networks", notebook="02_model", modules=("windows", "mo
 
 #: windows pushed through a network at once when only its output is wanted
 EVALUATION_BATCH = 1024
+
+
+class TrainingError(RuntimeError):
+    """Training diverged or its checkpoint is damaged; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,11 @@ def _fit(cfg: Settings, windows: Windows, seed: int, checkpoint: Path, part: Pat
 
 
 def _epoch(model, optimizer, x, y, training: TrainingSettings, seed: int, epoch: int) -> float:
-    """One pass over the training windows; returns the mean loss."""
+    """One pass over the training windows; returns the mean loss. Raises :class:`TrainingError` where it diverges."""
     torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed * 100_003 + epoch)).to(x.device)
     model.train()
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    total, seen = torch.zeros((), dtype=torch.float64, device=x.device), 0
     for chosen in order.split(training.batch_size):
         if len(chosen) == 1 and len(order) > 1:
             continue  # batch norm cannot normalize a single leftover window
@@ -135,7 +139,14 @@ def _epoch(model, optimizer, x, y, training: TrainingSettings, seed: int, epoch:
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(chosen)
-    return float(total / len(x))
+        seen += len(chosen)
+    mean = float(total / seen)
+    if not np.isfinite(mean):
+        raise TrainingError(
+            f"network {seed}: the loss is {mean} in epoch {epoch + 1}; lower training.learning_rate "
+            f"({training.learning_rate:g}) of this profile and run notebook 02 again"
+        )
+    return mean
 
 
 @torch.no_grad()
@@ -207,9 +218,12 @@ def _resume(folder: Path, model, optimizer) -> tuple[dict, dict]:
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return {"loss": [], "val_f1": [], "test_f1": []}, {}
-    with safe_open(path, framework="pt") as file:
-        history = json.loads(file.metadata()["history"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    try:
+        with safe_open(path, framework="pt") as file:
+            history = json.loads(file.metadata()["history"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise TrainingError(f"{path} is damaged ({error}); delete it and run notebook 02 again") from error
 
     def part(prefix: str) -> dict:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

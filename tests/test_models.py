@@ -174,3 +174,11 @@ def test_weights_depend_on_the_seed_alone(tiny_windows):
 def test_a_new_network_fits_its_windows(tiny_windows):
     model = training.new_model(tiny_windows, SMALL, seed=0)
     assert model(torch.as_tensor(tiny_windows.val.x)).shape == (24, 3)
+
+
+def test_unknown_layer_and_even_kernel_are_refused():
+    model = SFHF(2, 30, 3, ModelSettings(n_units=4))
+    with pytest.raises(ValueError, match="unknown layer 'conv9'; valid layers: conv1, conv2, conv3"):
+        model.feature_maps(torch.zeros(1, 2, 30), upto="conv9")
+    with pytest.raises(ValueError, match="kernel 4 must be odd"):
+        SFHF(2, 30, 3, ModelSettings(kernel=4))

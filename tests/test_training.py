@@ -308,3 +308,19 @@ def test_scores_against_their_twins(rows):
         for d in range(N_CLASSES):
             pairs = sum((a, b) == (c, d) for a, b in zip(t, p, strict=True))
             assert shares[c, d] == pytest.approx(pairs / t.count(c) if c in t else 0.0)
+
+
+def test_a_diverging_loss_is_told_at_once(tiny_windows):
+    cfg = dataclasses.replace(
+        config.Settings("quick", "synthetic"),
+        model=ModelSettings(n_units=4, n_dense=8),
+        training=TrainingSettings(seeds=(0,), epochs=3, learning_rate=1e25, batch_size=8),
+    )
+    with pytest.raises(training.TrainingError, match="network 0: the loss is (nan|inf) in epoch .*learning_rate"):
+        training.train(cfg, tiny_windows, 0)
+
+
+def test_a_damaged_checkpoint_is_named(tiny_windows, tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(training.TrainingError, match=r"checkpoint.safetensors is damaged .*delete it"):
+        training._resume(tmp_path, None, None)

@@ -31,6 +31,8 @@ class SFHF(nn.Module):
             raise ValueError(
                 f"pool {settings.pool!r} must be one of {POOLS}, mixing {settings.mixing!r} one of {MIXINGS}"
             )
+        if settings.kernel % 2 == 0:
+            raise ValueError(f"kernel {settings.kernel} must be odd: feature maps keep the length of the input")
         units, kernel = settings.n_units, settings.kernel
         self.settings = settings
         self.layers = tuple(f"conv{i + 1}" for i in range(settings.n_layers))
@@ -48,7 +50,12 @@ class SFHF(nn.Module):
         self.classes = nn.Linear(settings.n_dense or width, n_classes)
 
     def feature_maps(self, x: Tensor, upto: str | None = None) -> dict[str, Tensor]:
-        """Rectified outputs of the trunk's layers by name, each (batch, unit, axis, time); stops at ``upto``."""
+        """Rectified outputs of the trunk's layers by name, each (batch, unit, axis, time); stops at ``upto``.
+
+        An unknown ``upto`` raises ``ValueError`` listing the valid layers.
+        """
+        if upto is not None and upto not in self.layers:
+            raise ValueError(f"unknown layer {upto!r}; valid layers: {', '.join(self.layers)}")
         maps, h = {}, x.unsqueeze(1)
         for name in self.layers:
             h = maps[name] = F.relu(getattr(self, f"norm_{name}")(getattr(self, name)(h)))
