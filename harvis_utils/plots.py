@@ -34,8 +34,8 @@ METHOD_COLOURS = {
     "unit-norm": "#3fb8a5",
 }
 #: greys for what methods are compared with, told apart by hatching too
-CONTROL_GREYS = ("#3d3d3d", "#6b6b6b", "#919191", "#b4b4b4", "#d5d5d5")
-CONTROL_HATCHES = ("", "///", "...", "\\\\\\", "xxx")
+CONTROL_GREYS = ("#3d3d3d", "#6b6b6b", "#919191", "#b4b4b4", "#d5d5d5", "#7d7d7d")
+CONTROL_HATCHES = ("", "///", "...", "\\\\\\", "xxx", "|||")
 SPLIT_COLOURS = {"train": "#1b4965", "val": "#edae49", "test": "#d1495b"}
 COMPONENT_COLOURS = ("#1b4965", "#d1495b", "#e09f3e", "#5fa8d3", "#7fb069", "#9d6fbf")
 #: a log axis shows at most this share of its largest value; what is smaller is written, not drawn
