@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import os
 
-from harvis_utils.config import WindowSettings
-from harvis_utils.datasets import Dataset, Recording, Recordings
+# One thread for all tests, said before torch is loaded: arrays are bit-equal for one number of threads only, and a
+# fixture of a module is made before any fixture of a test could say so.
+os.environ["OMP_NUM_THREADS"] = os.environ["HARVIS_THREADS"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from harvis_utils.config import WindowSettings  # noqa: E402
+from harvis_utils.datasets import Dataset, Recording, Recordings  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
