@@ -8,11 +8,11 @@ import os
 # fixture of a module is made before any fixture of a test could say so.
 os.environ["OMP_NUM_THREADS"] = os.environ["HARVIS_THREADS"] = "1"
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
-from harvis_utils.config import WindowSettings  # noqa: E402
-from harvis_utils.datasets import Dataset, Recording, Recordings  # noqa: E402
+from harvis_utils.config import WindowSettings
+from harvis_utils.datasets import Dataset, Recording, Recordings
 
 
 @pytest.fixture(autouse=True)
