@@ -71,6 +71,7 @@ class MaximizationSettings:
     """Activation Maximization (paper sections 3 and 4.3)."""
 
     n_steps: int = 5000  # Paper
+    tolerance_g: float = 1e-6  # Choice: a signal stops once its remaining steps cannot move it by more; 0: never
     weight: float = 0.1  # Paper: w, the weight of the penalties
     start_amplitude_g: float = 0.3  # Paper: the start is a sine of 0.3 G
     start_periods: float = 1.0  # Choice: one period per window; not stated
@@ -247,8 +248,8 @@ def begin(namespace: dict, **declared) -> Settings:
 # ------------------------------------------------------------------------------------------------- progress
 
 
-def progress(iterable, **options):
-    """A tqdm bar over long work: on a terminal or in a notebook, and nowhere else.
+def progress(iterable=None, **options):
+    """A tqdm bar over long work, or one to be updated by hand: on a terminal or in a notebook, and nowhere else.
 
     Where ``HARVIS_PROGRESS`` names a file (the chain sets it for its kernels), the bar goes there instead, so that
     executed notebooks stay free of it and a person can still watch.

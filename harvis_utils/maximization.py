@@ -3,12 +3,13 @@
     X* = argmax f(X) - w R(X),    X <- X + eta d/dX (f - w R),    eta <- gamma eta
 
 ``f`` is the mean of the unit's feature map, ``R`` the sum of the penalties a method uses. A signal is one sensor
-axis, because SF-HF treats the axes separately. All units of a layer and all methods run as one batch: row by row
-the rows never mix, so a batch gives what single runs give.
+axis, because SF-HF treats the axes separately. This module says what is climbed, for which units, from where;
+:mod:`harvis_utils.engine` climbs all of them at once.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ import xarray as xr
 from torch import Tensor
 from torch.nn import functional as F
 
-from harvis_utils import activations, artifacts, config
+from harvis_utils import activations, artifacts, config, engine
 from harvis_utils.config import MaximizationSettings, Settings
+from harvis_utils.engine import Step
 from harvis_utils.models import Trunk
 from harvis_utils.training import Network
 from harvis_utils.windows import Windows
 
-STAGE = artifacts.Stage("signals", notebook="03_maximization", modules=("models.sfhf", "maximization"))
+STAGE = artifacts.Stage("signals", notebook="03_maximization", modules=("models.sfhf", "engine", "maximization"))
 
 
 # -------------------------------------------------------------------------------------- methods and presets
@@ -57,22 +59,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A reading of the paper's step sizes."""
-
-    optimizer: str  # a key of OPTIMIZERS
-    step_size: float  # eta
-    decay: float  # gamma
-
-
-OPTIMIZERS = {"ascent": torch.optim.SGD, "adam": torch.optim.Adam}
-
-PRESETS: dict[str, Preset] = {
+#: readings of the paper's step sizes
+PRESETS: dict[str, Step] = {
     # Paper: the stated values, plain gradient ascent; their sum is 0.02, so X can hardly move
-    "literal": Preset("ascent", 1e-4, 0.995),
+    "literal": Step("ascent", 1e-4, 0.995),
     # Choice: the reading that reproduces the paper's results on nearly every count
-    "calibrated": Preset("adam", 0.1, 0.995),
+    "calibrated": Step("adam", 0.1, 0.995),
 }
 
 
@@ -82,49 +74,7 @@ def _known(kind: str, name: str, valid: Sequence[str]) -> str:
     return name
 
 
-# --------------------------------------------------------------------------------------------- the penalties
-
-
-def l2_norm(x: Tensor) -> Tensor:
-    """Euclidean norm of each signal: (signal, time) in G -> (signal,). Paper eq. 3 with p = 2."""
-    return torch.linalg.vector_norm(x, dim=-1)
-
-
-def total_variation(x: Tensor) -> Tensor:
-    """Sum of the absolute differences of neighbours: (signal, time) in G -> (signal,). Paper eq. 4."""
-    return x.diff(dim=-1).abs().sum(-1)
-
-
-def _mean_excess(values: Tensor, threshold: Tensor | float) -> Tensor:
-    excess = F.relu(values - threshold)
-    return excess.sum(-1) / (excess > 0).sum(-1).clamp(min=1)
-
-
-def aap(x: Tensor, th_aap_g: float) -> Tensor:
-    """Abnormal Amplitude Penalty: mean excess of ``|x|`` over ``th_aap_g`` among samples beyond it, else 0.
-
-    (signal, time) in G -> (signal,). Paper section 4.4; Choice: the mean, by analogy with EAP.
-    """
-    return _mean_excess(x.abs(), th_aap_g)
-
-
-def eap(maps: Tensor, th_eap: Tensor) -> Tensor:
-    """Extreme Activation Penalty: mean excess over ``th_eap`` among outputs beyond it, else 0. Paper eq. 6.
-
-    ``maps`` (signal, time) are unclipped outputs, ``th_eap`` is (signal,); returns (signal,).
-    """
-    return _mean_excess(maps, th_eap[:, None])
-
-
-def clipped(maps: Tensor, th_eap: Tensor) -> Tensor:
-    """Activation Clipping: outputs above ``th_eap`` count as ``th_eap`` and pass no gradient. Paper eq. 7.
-
-    Choice: the paper's th_max and th_eap are taken as equal.
-    """
-    return torch.where(maps > th_eap[:, None], th_eap[:, None], maps)
-
-
-# ------------------------------------------------------------------------------------------------ the engine
+# ------------------------------------------------------------------------------------------------- the ascent
 
 
 def starting_signal(settings: MaximizationSettings, length: int) -> np.ndarray:
@@ -163,21 +113,27 @@ def maximize(
     *,
     methods: Sequence[str] = tuple(METHODS),
     units: Sequence[int] | None = None,
-    preset: str | Preset = "calibrated",
+    preset: str | Step = "calibrated",
     settings: MaximizationSettings | None = None,
     length: int = 30,
     rate_hz: float = 30.0,
     start: np.ndarray | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    chunk_bytes: int | None = None,
+    workers: int | None = None,
 ) -> xr.Dataset:
     """Signals that excite units of ``layer`` most, all methods and units in one batch.
 
-    ``th_eap`` is (unit,) over all units of the layer; NaN (a dead unit) means no threshold. ``start`` is (time,) or
-    (method, unit, time) in G, by default the paper's sine. Returns a Dataset with ``signal`` and ``map`` over
-    (method, unit, time) and the history of ``objective``, ``activation``, ``l2``, ``tv``, ``aap``, ``eap`` and
-    ``amplitude_g`` over (method, unit, step). Unknown layers, methods, units and presets raise ``ValueError``
-    listing the valid ones.
+    ``th_eap`` is (unit,) over all units of the layer; NaN (a dead unit) means no threshold. ``start`` is (time,),
+    (method, unit, time) or, for several starting points, (start, method, unit, time), in G; by default the paper's
+    sine. Returns a Dataset with ``signal`` and ``map`` over (method, unit, time), the history of ``objective``,
+    ``activation``, ``l2``, ``tv``, ``aap``, ``eap`` and ``amplitude_g`` over (method, unit, step) and ``steps``,
+    the steps taken before nothing could move by ``settings.tolerance_g`` any more, over (method, unit); with
+    several starting points each has a leading dimension ``start``. Unknown layers, methods, units, presets and
+    optimizers raise ``ValueError`` listing the valid ones.
+
+    ``workers`` chunks of ``chunk_bytes`` are computed at once, by default one on each of torch's threads.
     """
     settings = settings or MaximizationSettings()
     n_units = len(trunk.biases[trunk.depth(layer) - 1])
@@ -185,102 +141,75 @@ def maximize(
     recipes = [METHODS[_known("method", m, tuple(METHODS))] for m in methods]
     if isinstance(preset, str):
         preset = PRESETS[_known("preset", preset, tuple(PRESETS))]
-    trunk = trunk.to(device, dtype)
-    shape = (len(recipes), len(units), length)
-    start = starting_signal(settings, length) if start is None else start
-    x = torch.tensor(np.broadcast_to(start, shape).reshape(-1, length), dtype=dtype, device=device)
-    unit = torch.tensor(list(units), device=device).repeat(len(recipes))
-    threshold = torch.as_tensor(np.asarray(th_eap), dtype=dtype, device=device).nan_to_num(nan=torch.inf)[unit]
-    ascent = _Ascent(trunk, layer, unit, threshold, recipes, settings, rate_hz, length)
+    start = starting_signal(settings, length) if start is None else np.asarray(start)
+    starts = (len(start),) if start.ndim == 4 else ()
+    shape = (*starts, len(recipes), len(units), length)
+    rows = _rows(recipes, list(units), np.asarray(th_eap), settings.weight, int(np.prod(starts, dtype=int)))
+    record = recorded_steps(settings.n_steps)
+    on_cpu = torch.device(device).type == "cpu"
+    lock = threading.Lock()
+    with config.progress(
+        total=len(rows) * settings.n_steps, desc=f"maximizing {layer}", leave=False, unit="step", unit_scale=True
+    ) as bar:
 
-    ascent.project(x)
-    x.requires_grad_()
-    kind = {"ascent": torch.optim.SGD, "adam": torch.optim.Adam}[
-        _known("optimizer", preset.optimizer, ("ascent", "adam"))
-    ]
-    optimizer = kind([x], lr=preset.step_size, maximize=True)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, preset.decay)
-    kept = {s: None for s in recorded_steps(settings.n_steps)}
-    for step in config.progress(range(settings.n_steps), desc=f"maximizing {layer}", leave=False):
-        optimizer.zero_grad(set_to_none=True)
-        terms = ascent.terms(x)
-        terms["objective"].sum().backward()
-        if step in kept:
-            kept[step] = _snapshot(terms)
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            ascent.project(x)
-    with torch.no_grad():
-        kept[settings.n_steps] = _snapshot(ascent.terms(x))
-        maps = unit_maps(trunk, layer, unit, x)
-    return _labelled(x, maps, kept, shape, list(methods), list(units))
+        def tick(n: int) -> None:
+            with lock:
+                bar.update(n)
+
+        found = engine.climb(
+            trunk,
+            layer,
+            rows,
+            np.broadcast_to(start, shape).reshape(-1, length),
+            preset,
+            n_steps=settings.n_steps,
+            record=record,
+            tolerance_g=settings.tolerance_g,
+            th_aap_g=settings.th_aap_g,
+            lowpass=lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, rate_hz),
+            device=device,
+            dtype=dtype,
+            chunk_bytes=chunk_bytes,
+            workers=workers or (torch.get_num_threads() if on_cpu else 1),
+            tick=tick,
+        )
+    dims = (*(("start",) if starts else ()), "method", "unit")
+    arrays = {"signal": ("time", found.signal), "map": ("time", found.map)}
+    arrays |= {name: ("step", values) for name, values in found.history.items()}
+    return xr.Dataset(
+        {name: ((*dims, dim), values.reshape(*shape[:-1], -1)) for name, (dim, values) in arrays.items()}
+        | {"steps": (dims, found.steps.reshape(shape[:-1]))},
+        coords={"method": list(methods), "unit": list(units), "step": record, "time": np.arange(length)},
+    )
 
 
-class _Ascent:
-    """What the rows of a batch have in common and where they differ: masks of penalties, clipping, projections."""
+def _rows(recipes: list[Method], units: list[int], th_eap: np.ndarray, weight: float, n_starts: int) -> engine.Rows:
+    """One row per starting point, method and unit, in this order."""
 
-    def __init__(self, trunk, layer, unit, threshold, recipes, settings, rate_hz, length):
-        def rows(values) -> Tensor:
-            each = torch.tensor(list(values), dtype=threshold.dtype, device=threshold.device)
-            return each.repeat_interleave(len(unit) // len(recipes))
+    def each(name: str, scale: float | None = None) -> torch.Tensor:
+        values = torch.tensor([getattr(m, name) for m in recipes])
+        values = values if scale is None else values.double() * scale
+        return values.repeat_interleave(len(units)).repeat(n_starts)
 
-        self.trunk, self.layer, self.unit, self.threshold = trunk, layer, unit, threshold
-        self.weight, self.th_aap = settings.weight, settings.th_aap_g
-        self.uses = {name: rows(float(getattr(m, name)) for m in recipes) for name in ("l2", "tv", "aap", "eap")}
-        self.clips = rows(float(m.clip) for m in recipes) > 0
-        self.filtered = rows(float(m.after == "lowpass") for m in recipes) > 0
-        self.normed = rows(float(m.after == "unit-norm") for m in recipes) > 0
-        matrix = lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, rate_hz)
-        self.lowpass = torch.tensor(matrix.copy(), dtype=threshold.dtype, device=threshold.device)
-        self.filters, self.norms = bool(self.filtered.any()), bool(self.normed.any())
-
-    def terms(self, x: Tensor) -> dict[str, Tensor]:
-        """Objective and its parts, each (signal,), at x (signal, time)."""
-        maps = unit_maps(self.trunk, self.layer, self.unit, x)
-        counted = torch.where(self.clips[:, None], clipped(maps, self.threshold), maps)
-        found = {
-            "activation": counted.mean(1),
-            "l2": l2_norm(x),
-            "tv": total_variation(x),
-            "aap": aap(x, self.th_aap),
-            "eap": eap(maps, self.threshold),  # Paper: on the unclipped map
-        }
-        # Paper: R is the plain sum of the penalties in use
-        penalty = sum(self.uses[name] * found[name] for name in self.uses)
-        return found | {"objective": found["activation"] - self.weight * penalty, "amplitude_g": x.abs().amax(1)}
-
-    def project(self, x: Tensor) -> None:
-        """Filter or normalize, in place, the rows whose method asks for it."""
-        if self.filters:
-            x[self.filtered] = x[self.filtered] @ self.lowpass.T
-        if self.norms:
-            chosen = x[self.normed]
-            x[self.normed] = chosen / l2_norm(chosen).clamp(min=1e-12)[:, None]
+    unit = torch.tensor(units).repeat(len(recipes) * n_starts)
+    after = [m.after for m in recipes]
+    filtered, normed = (
+        torch.tensor([a == name for a in after]).repeat_interleave(len(units)).repeat(n_starts)
+        for name in ("lowpass", "unit-norm")
+    )
+    return engine.Rows(
+        unit=unit,
+        threshold=torch.tensor(np.where(np.isnan(th_eap), np.inf, th_eap), dtype=torch.float64)[unit],
+        **{name: each(name, weight) for name in ("l2", "tv", "aap", "eap")},
+        clips=each("clip"),
+        filtered=filtered,
+        normed=normed,
+    )
 
 
 def recorded_steps(n_steps: int, n: int = 60) -> list[int]:
     """Steps whose history is kept: 0, the last one, and about ``n`` between them, evenly spaced in log time."""
     return sorted({0, n_steps, *np.unique(np.geomspace(1, max(n_steps, 1), n).astype(int)).tolist()})
-
-
-def _snapshot(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: value.detach().cpu().numpy().copy() for name, value in terms.items()}
-
-
-def _labelled(x, maps, kept, shape, methods, units) -> xr.Dataset:
-    def arrange(a: Tensor):
-        return (("method", "unit", "time"), a.detach().cpu().numpy().reshape(shape))
-
-    steps = sorted(kept)
-    history = {
-        name: (("method", "unit", "step"), np.stack([kept[s][name] for s in steps], -1).reshape(*shape[:2], -1))
-        for name in kept[steps[0]]
-    }
-    return xr.Dataset(
-        {"signal": arrange(x), "map": arrange(maps), **history},
-        coords={"method": methods, "unit": units, "step": steps, "time": np.arange(shape[2])},
-    )
 
 
 # -------------------------------------------------------------------------------------------- stored signals

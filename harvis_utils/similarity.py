@@ -20,7 +20,9 @@ from harvis_utils.training import Network
 from harvis_utils.windows import Split, Windows
 
 STAGE = artifacts.Stage(
-    "scores", notebook="04_similarity", modules=("windows", "models.sfhf", "activations", "maximization", "similarity")
+    "scores",
+    notebook="04_similarity",
+    modules=("windows", "models.sfhf", "activations", "engine", "maximization", "similarity"),
 )
 
 #: what is measured with the same fields as the methods, so that a score can be read at all

@@ -1,4 +1,4 @@
-"""Activation Maximization against hand-computed values, finite differences and a readable loop."""
+"""Activation Maximization: what is climbed, from where, and what comes back. The climbing itself: test_engine."""
 
 import dataclasses
 
@@ -7,129 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_trunks import made_trunk
 from torch.nn import functional as F
 
 from harvis_utils import maximization as m
 from harvis_utils.config import MaximizationSettings
-from harvis_utils.models import Trunk
 
 LENGTH = 30
 FEW = MaximizationSettings(n_steps=40)
-
-
-def made_trunk(n_units: int = 4, seed: int = 0, dtype=torch.float32) -> Trunk:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    weights = (normal(n_units, 1, 5), *(normal(n_units, n_units, 5) * (0.4 / n_units) ** 0.5 for _ in range(2)))
-    return Trunk(weights, tuple(0.1 * normal(n_units) for _ in range(3)))
-
-
-# ------------------------------------------------------------------------------------------- the penalties
-
-
-def test_penalties_by_hand():
-    x = torch.tensor([[0.0, 3.0, -4.0], [0.0, 0.0, 0.0]])
-    assert m.l2_norm(x).tolist() == [5.0, 0.0]
-    assert m.total_variation(x).tolist() == [10.0, 0.0]
-    # excess over 1.5: 1.5 and 2.5, mean 2.0; none in the second signal
-    assert m.aap(x, 1.5).tolist() == [2.0, 0.0]
-    maps = torch.tensor([[0.0, 1.0, 5.0, 3.0], [0.0, 1.0, 2.0, 2.0]])
-    th = torch.tensor([2.0, 2.0])
-    assert m.eap(maps, th).tolist() == [2.0, 0.0]  # excess 3 and 1; an output equal to th is not beyond it
-    assert m.clipped(maps, th).tolist() == [[0.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 2.0]]
-
-
-def test_no_gradient_flows_through_clipped_outputs():
-    maps = torch.tensor([[1.0, 5.0]], requires_grad=True)
-    m.clipped(maps, torch.tensor([2.0])).sum().backward()
-    assert maps.grad.tolist() == [[1.0, 0.0]]
-
-
-PENALTIES = {
-    "l2": m.l2_norm,
-    "tv": m.total_variation,
-    "aap": lambda x: m.aap(x, 0.5),
-    "eap": lambda x: m.eap(x, torch.full((len(x),), 0.5, dtype=x.dtype)),
-}
-
-
-@pytest.mark.parametrize("name", PENALTIES)
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_gradients_of_penalties_match_finite_differences(name, seed):
-    x = torch.randn((3, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    edges = torch.cat([x.diff(dim=1).abs().flatten(), (x.abs() - 0.5).abs().flatten(), (x - 0.5).abs().flatten()])
-    if edges.min() < 1e-4:  # a kink: no derivative to compare with
-        return
-    x.requires_grad_()
-    PENALTIES[name](x).sum().backward()
-    step = 1e-6
-    for i in range(3):
-        for t in range(8):
-            nudge = torch.zeros_like(x)
-            nudge[i, t] = step
-            with torch.no_grad():
-                slope = (PENALTIES[name](x + nudge).sum() - PENALTIES[name](x - nudge).sum()) / (2 * step)
-            assert abs(slope - x.grad[i, t]) < 1e-6
-
-
-# ---------------------------------------------------------------------------------- the engine and its twin
-
-
-def naive(trunk, layer, unit, th, method, preset, settings, length=LENGTH):
-    """One unit, one method, the whole network, a plain loop: what the batch must equal."""
-    recipe, preset = m.METHODS[method], m.PRESETS[preset]
-    lowpass = torch.tensor(
-        m.lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, 30.0).copy(), dtype=torch.float64
-    )
-
-    def project(x):
-        if recipe.after == "lowpass":
-            return lowpass @ x
-        return x / x.norm() if recipe.after == "unit-norm" else x
-
-    x = project(torch.tensor(m.starting_signal(settings, length), dtype=torch.float64))
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
-    eta = preset.step_size
-    for step in range(1, settings.n_steps + 1):
-        x.requires_grad_()
-        a = trunk.feature_map(x[None], layer)[0, unit]
-        f = torch.minimum(a, torch.tensor(th)).mean() if recipe.clip else a.mean()
-        penalty = torch.zeros((), dtype=torch.float64)
-        if recipe.l2:
-            penalty = penalty + (x**2).sum().sqrt()
-        if recipe.tv:
-            penalty = penalty + (x[1:] - x[:-1]).abs().sum()
-        if recipe.aap and (x.abs() > settings.th_aap_g).any():
-            penalty = penalty + (x.abs()[x.abs() > settings.th_aap_g] - settings.th_aap_g).mean()
-        if recipe.eap and (a > th).any():
-            penalty = penalty + (a[a > th] - th).mean()
-        (gradient,) = torch.autograd.grad(f - settings.weight * penalty, x)
-        x = x.detach()
-        if preset.optimizer == "ascent":
-            x = x + eta * gradient
-        else:
-            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-            x = x + eta * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-        x = project(x)
-        eta *= preset.decay
-    return x.numpy()
-
-
-@pytest.mark.parametrize("preset", m.PRESETS)
-@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
-def test_batch_equals_the_naive_loop_in_float64(layer, preset):
-    trunk = made_trunk(dtype=torch.float64)
-    th = np.array([0.3, 0.5, 0.4, 0.6])
-    units = [0, 2]
-    found = m.maximize(trunk, layer, th, units=units, preset=preset, settings=FEW, dtype=torch.float64)
-    for method in m.METHODS:
-        for unit in units:
-            expected = naive(trunk, layer, unit, th[unit], method, preset, FEW)
-            assert np.abs(found["signal"].sel({"method": method, "unit": unit}).values - expected).max() < 1e-8
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,0 +1,298 @@
+"""The engine against a readable loop, autograd, finite differences and what its bounds promise.
+
+``naive`` is its specification: one unit, one method, the whole network, autograd, nothing else.
+"""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_trunks import made_trunk
+
+from harvis_utils import engine
+from harvis_utils import maximization as m
+from harvis_utils.config import MaximizationSettings
+
+LENGTH = 30
+FEW = MaximizationSettings(n_steps=40)
+STEPS = m.PRESETS | {"momentum": engine.Step("momentum", 0.02, 0.995)}
+
+
+# ------------------------------------------------------------------------------------------- the penalties
+
+
+def test_penalties_by_hand():
+    x = torch.tensor([[0.0, 3.0, -4.0], [0.0, 0.0, 0.0]])
+    assert engine.l2_norm(x).tolist() == [5.0, 0.0]
+    assert engine.total_variation(x).tolist() == [10.0, 0.0]
+    # excess over 1.5: 1.5 and 2.5, mean 2.0; none in the second signal
+    assert engine.aap(x, 1.5).tolist() == [2.0, 0.0]
+    maps = torch.tensor([[0.0, 1.0, 5.0, 3.0], [0.0, 1.0, 2.0, 2.0]])
+    th = torch.tensor([2.0, 2.0])
+    assert engine.eap(maps, th).tolist() == [2.0, 0.0]  # excess 3 and 1; an output equal to th is not beyond it
+    assert engine.clipped(maps, th).tolist() == [[0.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 2.0]]
+
+
+def test_no_gradient_flows_through_clipped_outputs():
+    maps = torch.tensor([[1.0, 5.0]], requires_grad=True)
+    engine.clipped(maps, torch.tensor([2.0])).sum().backward()
+    assert maps.grad.tolist() == [[1.0, 0.0]]
+
+
+PENALTIES = {
+    "l2": engine.l2_norm,
+    "tv": engine.total_variation,
+    "aap": lambda x: engine.aap(x, 0.5),
+    "eap": lambda x: engine.eap(x, torch.full((len(x),), 0.5, dtype=x.dtype)),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_gradients_of_penalties_match_finite_differences(name, seed):
+    x = torch.randn((3, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    edges = torch.cat([x.diff(dim=1).abs().flatten(), (x.abs() - 0.5).abs().flatten(), (x - 0.5).abs().flatten()])
+    if edges.min() < 1e-4:  # a kink: no derivative to compare with
+        return
+    x.requires_grad_()
+    PENALTIES[name](x).sum().backward()
+    step = 1e-6
+    for i in range(3):
+        for t in range(8):
+            nudge = torch.zeros_like(x)
+            nudge[i, t] = step
+            with torch.no_grad():
+                slope = (PENALTIES[name](x + nudge).sum() - PENALTIES[name](x - nudge).sum()) / (2 * step)
+            assert abs(slope - x.grad[i, t]) < 1e-6
+
+
+# ---------------------------------------------------------------------------------- the engine and its twin
+
+
+def naive(trunk, layer, unit, th, method, step, settings, start=None):
+    """One unit, one method, the whole network, a plain loop: what the batch must equal."""
+    recipe = m.METHODS[method]
+    lowpass = torch.tensor(
+        m.lowpass_matrix(LENGTH, settings.lowpass_hz, settings.lowpass_order, 30.0).copy(), dtype=torch.float64
+    )
+
+    def project(x):
+        if recipe.after == "lowpass":
+            return lowpass @ x
+        return x / x.norm() if recipe.after == "unit-norm" else x
+
+    start = m.starting_signal(settings, LENGTH) if start is None else start
+    x = project(torch.tensor(start, dtype=torch.float64))
+    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    eta = step.step_size
+    for number in range(1, settings.n_steps + 1):
+        x.requires_grad_()
+        a = trunk.feature_map(x[None], layer)[0, unit]
+        f = torch.minimum(a, torch.tensor(th)).mean() if recipe.clip else a.mean()
+        penalty = torch.zeros((), dtype=torch.float64)
+        if recipe.l2:
+            penalty = penalty + (x**2).sum().sqrt()
+        if recipe.tv:
+            penalty = penalty + (x[1:] - x[:-1]).abs().sum()
+        if recipe.aap and (x.abs() > settings.th_aap_g).any():
+            penalty = penalty + (x.abs()[x.abs() > settings.th_aap_g] - settings.th_aap_g).mean()
+        if recipe.eap and (a > th).any():
+            penalty = penalty + (a[a > th] - th).mean()
+        (gradient,) = torch.autograd.grad(f - settings.weight * penalty, x)
+        x = x.detach()
+        if step.optimizer == "ascent":
+            x = x + eta * gradient
+        elif step.optimizer == "momentum":
+            first = 0.9 * first + gradient
+            x = x + eta * first
+        else:
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            x = x + eta * (first / (1 - 0.9**number)) / ((second / (1 - 0.999**number)).sqrt() + 1e-8)
+        x = project(x)
+        eta *= step.decay
+    return x.numpy()
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
+def test_batch_equals_the_naive_loop_in_float64(layer, step):
+    trunk = made_trunk(dtype=torch.float64)
+    th = np.array([0.3, 0.5, 0.4, 0.6])
+    units = [0, 2]
+    made = dataclasses.replace(FEW, n_steps=200)
+    found = m.maximize(trunk, layer, th, units=units, preset=STEPS[step], settings=made, dtype=torch.float64)
+    for method in m.METHODS:
+        for unit in units:
+            expected = naive(trunk, layer, unit, th[unit], method, STEPS[step], made)
+            assert np.abs(found["signal"].sel({"method": method, "unit": unit}).values - expected).max() < 1e-8
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_layers=st.integers(1, 4),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    method=st.sampled_from(list(m.METHODS)),
+    step=st.sampled_from(list(STEPS)),
+)
+def test_any_trunk_and_start_climb_as_in_the_naive_loop(seed, n_layers, kernel, method, step):
+    trunk = made_trunk(3, seed, torch.float64, n_layers, kernel)
+    random = np.random.default_rng(seed)
+    start, th = random.normal(size=LENGTH), random.uniform(0.1, 2, 3)
+    few = MaximizationSettings(n_steps=15, tolerance_g=0)
+    layer = f"conv{n_layers}"
+    made = {"settings": few, "preset": STEPS[step], "dtype": torch.float64, "start": start}
+    found = m.maximize(trunk, layer, th, methods=[method], units=[1], **made)
+    expected = naive(trunk, layer, 1, th[1], method, STEPS[step], few, start=start)
+    assert np.abs(found["signal"].values[0, 0] - expected).max() < 1e-9
+
+
+def test_one_step_in_float32_equals_float64():
+    th, one = np.full(6, 0.5), dataclasses.replace(FEW, n_steps=1)
+    for layer in ("conv1", "conv2", "conv3"):
+        for preset in m.PRESETS:
+            found = [
+                m.maximize(made_trunk(6, dtype=d), layer, th, preset=preset, settings=one, dtype=d)["signal"]
+                for d in (torch.float32, torch.float64)
+            ]
+            assert np.abs(found[0] - found[1]).max() < 1e-5
+
+
+# ----------------------------------------------------------------------------------------- chunks and workers
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), layer=st.sampled_from(["conv1", "conv2", "conv3"]), rows=st.integers(1, 40))
+def test_float64_results_do_not_depend_on_chunks_or_workers(seed, layer, rows):
+    trunk, th = made_trunk(seed=seed, dtype=torch.float64), np.full(4, 0.5)
+    per_row = int(8e9 / engine.chunk_rows(trunk, layer, LENGTH, torch.float64, int(8e9)))
+    whole, cut = (
+        m.maximize(trunk, layer, th, settings=FEW, dtype=torch.float64, chunk_bytes=size, workers=workers)
+        for size, workers in ((10**9, 1), (rows * (per_row + 1), 2))
+    )
+    for name in whole.data_vars:
+        assert np.abs(whole[name] - cut[name]).max() < 1e-10, name
+
+
+def test_chunks_keep_to_their_budget():
+    trunk = made_trunk(64)
+    for layer in trunk.layers:
+        for budget in (1, 10**5, 10**7):
+            rows = engine.chunk_rows(trunk, layer, LENGTH, torch.float32, budget)
+            hidden = 64 * (trunk.depth(layer) - 1)
+            assert rows == 1 or rows * LENGTH * 4 * (2 * hidden + 16) <= budget
+
+
+def test_workers_leave_the_number_of_threads_as_it_was():
+    before = torch.get_num_threads()
+    m.maximize(made_trunk(), "conv2", np.ones(4), settings=FEW, chunk_bytes=1, workers=2)
+    assert torch.get_num_threads() == before
+
+
+def test_an_interrupt_stops_all_workers():
+    running = threading.active_count()
+    ticks = []
+
+    def tick(n):
+        ticks.append(n)
+        raise KeyboardInterrupt
+
+    rows = m._rows(list(m.METHODS.values()), [0, 1, 2, 3], np.ones(4), 0.1, 1)
+    start = np.zeros((len(rows), LENGTH), np.float32)
+    step = m.PRESETS["calibrated"]
+    with pytest.raises(KeyboardInterrupt):
+        engine.climb(made_trunk(), "conv3", rows, start, step, n_steps=10**6, chunk_bytes=1, workers=2, tick=tick)
+    assert threading.active_count() == running and len(ticks) <= 3
+
+
+# -------------------------------------------------------------------------------------------------- stopping
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("layer", ["conv1", "conv3"])
+def test_a_signal_that_stops_would_not_have_moved(layer, step):
+    trunk, th = made_trunk(dtype=torch.float64), np.full(4, 0.5)
+    tolerance = 1e-4
+    # a fast decay, so that few steps show it
+    quick = dataclasses.replace(STEPS[step], decay=0.95)
+    made = [
+        m.maximize(
+            trunk,
+            layer,
+            th,
+            preset=quick,
+            dtype=torch.float64,
+            settings=MaximizationSettings(n_steps=600, tolerance_g=tolerance if stops else 0.0),
+        )
+        for stops in (True, False)
+    ]
+    taken = made[0]["steps"]
+    assert (made[1]["steps"] == 600).all()
+    assert (taken.sel({"method": "lowpass"}) == 600).all(), "the filter goes on moving a signal"
+    others = taken.drop_sel({"method": ["lowpass"]})
+    assert int(others.min()) > 0 and int(others.max()) < 600
+    assert np.abs(made[0]["signal"] - made[1]["signal"]).max() < tolerance
+    # what is recorded after the stop is what was reached
+    late = made[0]["step"].values[made[0]["step"].values >= int(others.max())]
+    assert (made[0]["objective"].sel(step=late).drop_sel({"method": ["lowpass"]}).std("step") < 1e-15).all()
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10_000), step=st.sampled_from(list(STEPS)))
+def test_no_step_is_longer_than_its_bound(seed, step):
+    """Ascent on a random trunk, one step at a time: each moves a sample by at most what the bound allows."""
+    trunk = made_trunk(4, seed, torch.float64)
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(1, 1, LENGTH)) * random.choice([0.1, 3])
+    th = random.uniform(0.1, 2, 4)
+    for method in set(m.METHODS) - {"lowpass"}:
+        rows = m._rows([m.METHODS[method]], [2], th, 0.1, 1)
+        one = dataclasses.replace(STEPS[step], decay=1.0)
+        reach = reach_of(trunk, "conv3", rows, one)
+        made = {"methods": [method], "units": [2], "preset": one, "dtype": torch.float64, "start": x}
+        path = [
+            m.maximize(trunk, "conv3", th, settings=MaximizationSettings(n_steps=n), **made)["signal"].values
+            for n in range(6)
+        ]
+        assert np.abs(np.diff(path, axis=0)).max() <= reach * (1 + 1e-9)
+
+
+def reach_of(trunk, layer, rows, step):
+    """Smallest tolerance at which one remaining step, a late one, is no longer taken."""
+    low, high = 1e-9, 1e9
+    for _ in range(100):
+        middle = (low * high) ** 0.5
+        taken = engine.stopping_step(trunk, layer, rows, step, 1, LENGTH, middle)[0]
+        low, high = (middle, high) if taken else (low, middle)
+    return high
+
+
+def test_adam_cannot_outrun_its_bound():
+    """The steepest history: each gradient b1 / b2 times the one after it, the one that Cauchy-Schwarz names."""
+    first = second = 0.0
+    for k in reversed(range(4000)):
+        g = (engine.BETA1 / engine.BETA2) ** k
+        first = engine.BETA1 * first + (1 - engine.BETA1) * g
+        second = engine.BETA2 * second + (1 - engine.BETA2) * g**2
+    bound = (1 - engine.BETA1) / np.sqrt((1 - engine.BETA2) * (1 - engine.BETA1**2 / engine.BETA2))
+    assert 0.999 * bound < first / np.sqrt(second) <= bound * (1 + 1e-9)
+
+
+def test_unknown_optimizers_are_refused():
+    with pytest.raises(ValueError, match="unknown optimizer 'newton'; valid optimizers: ascent, momentum, adam"):
+        m.maximize(made_trunk(), "conv1", np.ones(4), preset=engine.Step("newton", 0.1, 0.9), settings=FEW)
+
+
+def test_several_starting_points():
+    starts = np.random.default_rng(0).normal(size=(3, 1, 1, LENGTH))
+    made = {"methods": ["naive", "L2+TV"], "units": [1, 3], "settings": FEW, "dtype": torch.float64}
+    found = m.maximize(made_trunk(dtype=torch.float64), "conv2", np.ones(4), start=starts, **made)
+    assert dict(found["signal"].sizes) == {"start": 3, "method": 2, "unit": 2, "time": LENGTH}
+    for i in range(3):
+        alone = m.maximize(made_trunk(dtype=torch.float64), "conv2", np.ones(4), start=starts[i, 0, 0], **made)
+        assert np.abs(found["signal"].isel(start=i) - alone["signal"]).max() < 1e-12
