@@ -135,6 +135,7 @@ class UnitMaps:
         self.trunk, self.depth = trunk, depth
         last = trunk.weights[depth - 1][unit]  # (row, channel, tap)
         self.own, self.own_bias = last.transpose(1, 2).contiguous(), trunk.biases[depth - 1][unit][:, None]
+        self.own_back = self.own.flip(1)
         self.between = [_channels_last(w[:, :, None, :]) for w in trunk.weights[1 : depth - 1]]
         # the gradient of a 'same' convolution is one with its kernel turned around and its channels exchanged
         self.back = [_channels_last(w.transpose(0, 1).flip(2)[:, :, None, :]) for w in trunk.weights[1 : depth - 1]]
@@ -143,7 +144,6 @@ class UnitMaps:
     def forward(self, x: Tensor) -> Tensor:
         """(row, time) in G -> rectified map of each row's unit, (row, time)."""
         self.hidden = []
-        h = x[:, :, None]
         if self.depth > 1:
             w = self.trunk.weights[0][:, 0]  # (channel, tap)
             pieces = F.pad(x, _half(w.shape[1])).unfold(1, w.shape[1], 1).reshape(-1, w.shape[1])
@@ -152,21 +152,22 @@ class UnitMaps:
         for w, b in zip(self.between, self.trunk.biases[1:], strict=False):
             h = _convolve(h, w, b).relu_()
             self.hidden.append(h)
-        taps = torch.bmm(self.own, h.transpose(1, 2))  # (row, tap, time)
+        # (row, tap, time); batched products of one channel are slow
+        taps = torch.bmm(self.own, h.transpose(1, 2)) if self.depth > 1 else self.own * x[:, None]
         return _gather(taps).add_(self.own_bias).relu_()
 
     def backward(self, g: Tensor) -> Tensor:
         """Gradient with respect to x, (row, time), of what has gradient ``g`` with respect to the map before ReLU."""
-        taps = self.own.shape[1]
-        pieces = F.pad(g, _half(taps)).unfold(1, taps, 1)  # (row, time, tap), taps in reverse
         if self.depth == 1:
-            return torch.einsum("rtk,rk->rt", pieces, self.own[:, :, 0].flip(1))
-        g = torch.bmm(pieces, self.own.flip(1))
+            return _gather(self.own_back * g[:, None])
+        taps = self.own.shape[1]
+        # contiguous: a batched product of overlapping views goes row by row
+        g = torch.bmm(F.pad(g, _half(taps)).unfold(1, taps, 1).contiguous(), self.own_back)
         for h, w in zip(reversed(self.hidden[1:]), reversed(self.back), strict=True):
             g = _convolve(torch.ops.aten.threshold_backward(g, h, 0), w)
         g = torch.ops.aten.threshold_backward(g, self.hidden[0], 0)
         w = self.trunk.weights[0][:, 0]
-        taps = (w.T @ g.view(-1, g.shape[2]).T).view(w.shape[1], len(g), -1)
+        taps = (w.T @ g.reshape(-1, g.shape[2]).T).view(w.shape[1], len(g), -1)
         return _gather(taps.flip(0).transpose(0, 1))
 
 
@@ -214,7 +215,8 @@ class Chunk:
         self.rows = rows
         self.maps = UnitMaps(self.trunk, self.layer, rows.unit)
         self.threshold = rows.threshold[:, None]
-        self.some = {name: bool(getattr(rows, name).any()) for name in ("aap", "eap", "clips", "filtered", "normed")}
+        self.some = {name: bool(getattr(rows, name).any()) for name in ("aap", "eap", "clips")}
+        self.filtered, self.normed = rows.filtered.nonzero()[:, 0], rows.normed.nonzero()[:, 0]
 
     def keep(self, chosen: Tensor) -> None:
         """Go on with the chosen rows only."""
@@ -257,12 +259,11 @@ class Chunk:
 
     def project(self) -> None:
         """Filter or normalize the rows whose method asks for it."""
-        if self.some["filtered"]:
-            chosen = self.rows.filtered
-            self.x[chosen] = self.x[chosen] @ self.lowpass.T
-        if self.some["normed"]:
-            chosen = self.x[self.rows.normed]
-            self.x[self.rows.normed] = chosen / l2_norm(chosen).clamp(min=1e-12)[:, None]
+        if len(self.filtered):
+            self.x[self.filtered] = self.x[self.filtered] @ self.lowpass.T
+        if len(self.normed):
+            chosen = self.x[self.normed]
+            self.x[self.normed] = chosen / l2_norm(chosen).clamp(min=1e-12)[:, None]
 
     def terms(self) -> dict[str, Tensor]:
         """The objective and its parts as they are now, each (row,)."""
