@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -153,9 +154,14 @@ def provenance(cfg: config.Settings, **more) -> dict:
 # ------------------------------------------------------------------------------------------------- the store
 
 
+#: CPython 3.11's parser of syntax trees fails when two threads use it at once
+_PARSING = threading.Lock()
+
+
 def code_digest(module: str) -> str:
     """Digest of what a module computes: its syntax tree without docstrings, so prose never retrains anything."""
-    tree = ast.parse(Path(importlib.util.find_spec(f"harvis_utils.{module}").origin).read_text(encoding="utf-8"))
+    with _PARSING:
+        tree = ast.parse(Path(importlib.util.find_spec(f"harvis_utils.{module}").origin).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (
@@ -195,10 +201,11 @@ class Stage:
         """A folder for what an interrupted computation left; emptied when the result is complete."""
         return self.folder(key).with_name(f"{key}.checkpoint")
 
-    def obtain(self, key: str, build: Callable[[Path], None], about: dict) -> Path:
+    def obtain(self, key: str, build: Callable[[Path], object], about: dict) -> Path:
         """Folder of the result, computed by ``build(folder)`` unless it is there already.
 
-        ``about`` is its provenance. A build that fails or is killed leaves nothing under the final name.
+        ``about`` is its provenance. A build that shared its time with others returns its own share in seconds. One
+        that fails or is killed leaves nothing under the final name.
         """
         folder = self.folder(key)
         if journal := os.environ.get("HARVIS_JOURNAL"):  # the chain notes which results a notebook answers for
@@ -212,12 +219,12 @@ class Stage:
         started = time.perf_counter()
         try:
             with _writing(folder):
-                build(part)
-                seconds = round(time.perf_counter() - started, 3)
+                share = build(part)
+                seconds = share if isinstance(share, float) else time.perf_counter() - started
                 files = {p.name: _file_digest(p) for p in sorted(part.iterdir())}
                 write_json(
                     part / "manifest.json",
-                    {"stage": self.name, "key": key, "files": files, "wall_s": seconds, "provenance": about},
+                    {"stage": self.name, "key": key, "files": files, "wall_s": round(seconds, 3), "provenance": about},
                 )
                 if folder.exists():  # another process was faster, or a damaged one lies there
                     shutil.rmtree(folder)

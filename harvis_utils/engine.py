@@ -412,12 +412,12 @@ def climb(
                 done = 0
         tick(done)
 
-    with _exact_products(device), _threads_inside(1 if workers > 1 else None):
+    with _exact_products(device), threads_inside(1 if workers > 1 else None):
         if workers == 1 or len(chunks) == 1:
             for chosen in chunks:
                 run(chosen)
         else:
-            with ThreadPoolExecutor(workers) as pool:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 try:
                     futures = [pool.submit(run, chosen) for chosen in chunks]
                     wait(futures, return_when="FIRST_EXCEPTION")
@@ -446,8 +446,8 @@ def _write(history: dict[str, np.ndarray], rows: np.ndarray, columns: slice, ter
 
 
 @contextmanager
-def _threads_inside(n: int | None):
-    """Each worker computes on ``n`` threads of its own; the number is the process's, so it is put back."""
+def threads_inside(n: int | None):
+    """Compute on ``n`` threads (None: no change) and put the number back afterwards."""
     before = torch.get_num_threads()
     if n:
         torch.set_num_threads(n)

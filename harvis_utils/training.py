@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, f1_score
 from torch.nn import functional as F
 
-from harvis_utils import artifacts, config
+from harvis_utils import artifacts, config, engine
 from harvis_utils.config import ModelSettings, Settings, TrainingSettings
-from harvis_utils.models import SFHF, Trunk, folded_trunk
+from harvis_utils.models import SFHF, Dropout, Trunk, folded_trunk
 from harvis_utils.windows import SPLITS, Split, Windows
 
 STAGE = artifacts.Stage("networks", notebook="02_model", modules=("windows", "models.sfhf", "training"))
@@ -52,17 +56,74 @@ class Network:
         return folded_trunk(self.model)
 
 
+#: torch initializes layers from its one global generator
+_DRAWING = threading.Lock()
+
+
 def new_model(windows: Windows, settings: ModelSettings, seed: int) -> SFHF:
     """An untrained network whose weights depend on ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SFHF(len(windows.axes), windows.train.length, len(windows.activities), settings)
     return model.to(memory_format=torch.channels_last)
 
 
 def networks(cfg: Settings, windows: Windows) -> list[Network]:
-    """One trained network per seed; trains those that are not there yet."""
-    return [train(cfg, windows, seed) for seed in cfg.training.seeds]
+    """One trained network per seed; trains those that are not there yet, on a CPU as many at once as it has threads.
+
+    Each network is computed on one thread, so its weights do not depend on how many are trained beside it. They
+    take turns epoch by epoch: no thread is idle while one last network trains.
+    """
+    seeds = cfg.training.seeds
+    at_once = torch.get_num_threads() if config.torch_device(cfg.device).type == "cpu" else 1
+    turns = _Turns(min(at_once, len(seeds)))
+    with (
+        engine.threads_inside(1),
+        ThreadPoolExecutor(len(seeds), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        futures = [pool.submit(train, cfg, windows, seed, turns) for seed in seeds]
+        try:
+            wait(futures)
+        finally:  # an interrupt
+            turns.halt.set()
+    errors = [e for e in (future.exception() for future in futures) if e]
+    for error in sorted(errors, key=lambda e: isinstance(e, _Halted)):  # the cause before those it stopped
+        raise error
+    return [future.result() for future in futures]
+
+
+class _Halted(Exception):
+    """Another network failed, or the user interrupted."""
+
+
+class _Turns:
+    """Lets ``n`` networks train at once, first come, first served; ``halt`` stops all of them at their next batch."""
+
+    def __init__(self, n: int):
+        self.n, self.halt = n, threading.Event()
+        self._waiting, self._running, self._changed = deque(), 0, threading.Condition()
+
+    def __enter__(self) -> None:
+        me = object()
+        with self._changed:
+            self._waiting.append(me)
+            # a semaphore would let the network that just ended its turn go first
+            self._changed.wait_for(lambda: self._running < self.n and self._waiting[0] is me)
+            self._waiting.popleft()
+            self._changed.notify_all()
+            self.check()
+            self._running += 1
+
+    def __exit__(self, *error) -> None:
+        if any(error):
+            self.halt.set()
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+    def check(self) -> None:
+        if self.halt.is_set():
+            raise _Halted
 
 
 def load_networks(cfg: Settings, windows: Windows) -> list[Network]:
@@ -80,15 +141,17 @@ def untrained(cfg: Settings, windows: Windows) -> list[Network]:
     return found
 
 
-def train(cfg: Settings, windows: Windows, seed: int) -> Network:
-    """Train one network with Adam on cross entropy, keep the epoch with the best validation macro F1.
+def train(cfg: Settings, windows: Windows, seed: int, turns: _Turns | None = None) -> Network:
+    """Train one network with Adam on cross entropy, on one thread, and keep the epoch with the best validation F1.
 
     Interrupted training goes on after its last finished epoch and ends with the weights of an uninterrupted run:
     the order of the windows and the dropout of an epoch depend on (seed, epoch) alone.
     """
     key = _key(cfg, windows, seed)
     about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed)
-    folder = STAGE.obtain(key, lambda part: _fit(cfg, windows, seed, STAGE.checkpoint(key), part), about)
+    turns = turns or _Turns(1)
+    with engine.threads_inside(1):
+        folder = STAGE.obtain(key, lambda part: _fit(cfg, windows, seed, STAGE.checkpoint(key), part, turns), about)
     return _read(folder, windows, cfg.model, seed)
 
 
@@ -97,7 +160,8 @@ def _key(cfg: Settings, windows: Windows, seed: int) -> str:
     return STAGE.key(settings, windows.digest)
 
 
-def _fit(cfg: Settings, windows: Windows, seed: int, checkpoint: Path, part: Path) -> None:
+def _fit(cfg: Settings, windows: Windows, seed: int, checkpoint: Path, part: Path, turns: _Turns) -> float:
+    """Train, save to ``part``, and return this network's share of the seconds that all of them took."""
     device = config.torch_device(cfg.device)
     training = cfg.training
     model = new_model(windows, cfg.model, seed).to(device)
@@ -106,32 +170,45 @@ def _fit(cfg: Settings, windows: Windows, seed: int, checkpoint: Path, part: Pat
     x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
     done = len(history["loss"])
     bar = config.progress(range(done, training.epochs), initial=done, total=training.epochs, desc=f"network {seed}")
-    predicted = {name: predict(model, getattr(windows, name)) for name in ("val", "test")}
-    for epoch in bar:
-        history["loss"].append(_epoch(model, optimizer, x, y, training, seed, epoch))
+    with turns:
         predicted = {name: predict(model, getattr(windows, name)) for name in ("val", "test")}
-        for name, classes in predicted.items():
-            history[f"{name}_f1"].append(macro_f1(getattr(windows, name), classes))
-        # Choice: the epoch with the best validation macro F1, the earliest of equals; the paper does not say
-        if int(np.argmax(history["val_f1"])) == epoch:
-            best = {"state": {k: v.clone() for k, v in model.state_dict().items()}, **predicted}
-        bar.set_postfix(loss=f"{history['loss'][-1]:.3f}", val_f1=f"{history['val_f1'][-1]:.3f}")
-        _save_checkpoint(checkpoint, model, optimizer, history, best)
+    spent = 0.0
+    for epoch in bar:
+        with turns:
+            started = time.perf_counter()
+            history["loss"].append(_epoch(model, optimizer, x, y, training, seed, epoch, turns.check))
+            predicted = {name: predict(model, getattr(windows, name)) for name in ("val", "test")}
+            for name, classes in predicted.items():
+                history[f"{name}_f1"].append(macro_f1(getattr(windows, name), classes))
+            # Choice: the epoch with the best validation macro F1, the earliest of equals; the paper does not say
+            if int(np.argmax(history["val_f1"])) == epoch:
+                best = {"state": {k: v.clone() for k, v in model.state_dict().items()}, **predicted}
+            bar.set_postfix(loss=f"{history['loss'][-1]:.3f}", val_f1=f"{history['val_f1'][-1]:.3f}")
+            _save_checkpoint(checkpoint, model, optimizer, history, best)
+            spent += time.perf_counter() - started
     save_file(_contiguous(best["state"]), part / "weights.safetensors")
     save_file(_contiguous(model.state_dict()), part / "last_weights.safetensors")
     arrays = {name: torch.as_tensor(best[name]) for name in predicted}
     arrays |= {f"last_{name}": torch.as_tensor(classes) for name, classes in predicted.items()}
     save_file(_contiguous(arrays), part / "predictions.safetensors")
     artifacts.write_json(part / "history.json", history | {"best_epoch": int(np.argmax(history["val_f1"]))})
+    return spent / turns.n
 
 
-def _epoch(model, optimizer, x, y, training: TrainingSettings, seed: int, epoch: int) -> float:
-    """One pass over the training windows; returns the mean loss. Raises :class:`TrainingError` where it diverges."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+def _epoch(model, optimizer, x, y, training: TrainingSettings, seed: int, epoch: int, check=lambda: None) -> float:
+    """One pass over the training windows; returns the mean loss. Raises :class:`TrainingError` where it diverges.
+
+    ``check`` is called before each batch and may raise.
+    """
+    noise = torch.Generator(x.device).manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.generator = noise
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed * 100_003 + epoch)).to(x.device)
     model.train()
     total, seen = torch.zeros((), dtype=torch.float64, device=x.device), 0
     for chosen in order.split(training.batch_size):
+        check()
         if len(chosen) == 1 and len(order) > 1:
             continue  # batch norm cannot normalize a single leftover window
         optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from harvis_utils import artifacts, config, training
+from harvis_utils import artifacts, config, engine, training
 from harvis_utils.config import ModelSettings, TrainingSettings
+from harvis_utils.models import Dropout
 from harvis_utils.windows import Split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -195,10 +198,11 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
         def __init__(self):
             super().__init__()
             self.weight, self.order, self.noise = torch.nn.Parameter(torch.zeros(3)), [], []
+            self.dropout = Dropout(0.5)
 
         def forward(self, x):
             self.order += x[:, 0].int().tolist()
-            self.noise.append(float(torch.rand(())))  # what dropout draws from
+            self.noise += self.dropout(torch.ones(5)).tolist()
             return self.weight.expand(len(x), 3)
 
     x, y = torch.arange(10.0)[:, None], torch.zeros(10, dtype=torch.int64)
@@ -237,6 +241,58 @@ def test_the_key_knows_what_decides_the_weights_and_nothing_else(tiny_windows):
         tiny(seeds=(0, 7)), device="cuda", profile="other", maximization=config.MaximizationSettings(n_steps=1)
     )
     assert training._key(same, tiny_windows, 0) == key
+
+
+# --------------------------------------------------------------------------------------------- side by side
+
+
+def test_networks_trained_side_by_side_equal_those_trained_alone(tiny_windows):
+    cfg = tiny(seeds=(0, 1, 2))
+    with engine.threads_inside(3):
+        together = training.networks(cfg, tiny_windows)
+        assert torch.get_num_threads() == 3
+    for network in together:
+        shutil.rmtree(training.STAGE.folder(network.key))
+        assert_same(training.train(cfg, tiny_windows, network.seed), network)
+
+
+def test_networks_take_turns(tiny_windows, monkeypatch):
+    begun, real, start = [], training._epoch, threading.Barrier(3)
+
+    def noting(model, optimizer, x, y, settings, seed, epoch, check):
+        begun.append(seed)
+        return real(model, optimizer, x, y, settings, seed, epoch, check)
+
+    def together(*arguments):
+        start.wait(30)  # one of them could be done before the last one has begun
+        return resume(*arguments)
+
+    resume = training._resume
+    monkeypatch.setattr(training, "_resume", together)
+    monkeypatch.setattr(training, "_epoch", noting)
+    training.networks(tiny(seeds=(0, 1, 2), epochs=6), tiny_windows)
+    assert len(begun) == 18
+    for i in range(18):
+        done = [begun[:i].count(seed) for seed in (0, 1, 2)]
+        assert max(done) - min(done) <= 2, "each in its turn"
+
+
+def test_an_error_in_one_network_stops_the_others(tiny_windows, monkeypatch):
+    cfg, real, begun = tiny(seeds=(0, 1, 2, 3), epochs=50), training._epoch, []
+
+    def failing(model, optimizer, x, y, settings, seed, epoch, check):
+        begun.append((seed, epoch))
+        if (seed, epoch) == (1, 1):
+            raise training.TrainingError("network 1: made to fail")
+        return real(model, optimizer, x, y, settings, seed, epoch, check)
+
+    monkeypatch.setattr(training, "_epoch", failing)
+    with pytest.raises(training.TrainingError, match="network 1: made to fail"):
+        training.networks(cfg, tiny_windows)
+    assert len(begun) < 20 and not [t for t in threading.enumerate() if "Pool" in t.name]
+    monkeypatch.setattr(training, "_epoch", real)
+    checkpoint = training.STAGE.checkpoint(training._key(cfg, tiny_windows, 0))
+    assert (checkpoint / "checkpoint.safetensors").exists(), "what the others had done is not lost"
 
 
 # ------------------------------------------------------------------------------------------------ reading back

@@ -18,6 +18,23 @@ POOLS = ("none", "max2", "mean")
 MIXINGS = ("conv", "dense")
 
 
+class Dropout(nn.Module):
+    """Dropout that draws from a generator of its own, so that networks trained side by side stay reproducible.
+
+    Without a ``generator`` it draws from torch's global one.
+    """
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share, self.generator = share, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.share == 0:
+            return x
+        kept = torch.empty_like(x).bernoulli_(1 - self.share, generator=self.generator)
+        return x * kept.div_(1 - self.share)
+
+
 class SFHF(nn.Module):
     """A per-axis trunk ``conv1`` ... ``convN`` and an axis-mixing head ending in class scores.
 
@@ -46,7 +63,7 @@ class SFHF(nn.Module):
             self.norm_mix = nn.BatchNorm2d(units) if settings.batch_norm else nn.Identity()
         width = units * steps * (1 if settings.mixing == "conv" else n_axes)
         self.dense = nn.Linear(width, settings.n_dense) if settings.n_dense else nn.Identity()
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout)
         self.classes = nn.Linear(settings.n_dense or width, n_classes)
 
     def feature_maps(self, x: Tensor, upto: str | None = None) -> dict[str, Tensor]:
