@@ -6,7 +6,7 @@ A row is one signal: it belongs to one unit and one method. Rows never mix, so a
 * Only what is needed: the network stops at the layer, and of that layer each row computes its own unit alone.
 * The gradient is written out. With two convolutions and a few small products there is nothing left for autograd
   to find, and its bookkeeping took longer than the penalties.
-* Chunks that fit a cache, channels last, one worker thread per core; each thread computes alone.
+* The network sees blocks of rows that fit a cache, channels last; one worker per core, each computing alone.
 * A row stops once everything the remaining steps could do is below a tolerance (:func:`stopping_step`).
 """
 
@@ -25,9 +25,9 @@ from torch.nn import functional as F
 
 from harvis_utils.models import Trunk
 
-#: bytes of intermediate arrays in a chunk. Choice: on a CPU about what the caches hold; see the benchmarks
-CPU_CHUNK_BYTES = 4 * 2**20
-CUDA_CHUNK_BYTES = 4 * 2**30
+#: bytes of a block's intermediate arrays. Choice: on a CPU about what one core's caches hold; see the benchmarks
+CPU_BLOCK_BYTES = 8 * 2**20
+CUDA_BLOCK_BYTES = 4 * 2**30
 
 #: torch.optim.Adam's own values
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -135,9 +135,11 @@ class UnitMaps:
         self.trunk, self.depth = trunk, depth
         last = trunk.weights[depth - 1][unit]  # (row, channel, tap)
         self.own, self.own_bias = last.transpose(1, 2).contiguous(), trunk.biases[depth - 1][unit][:, None]
-        self.own_back = self.own.flip(1)
-        self.between = [_channels_last(w[:, :, None, :]) for w in trunk.weights[1 : depth - 1]]
         # the gradient of a 'same' convolution is one with its kernel turned around and its channels exchanged
+        self.own_back = self.own.flip(1)
+        self.first = torch.cat([trunk.weights[0][:, 0].T, trunk.biases[0][None]])  # (tap and bias, channel)
+        self.first_back = self.first[:-1].flip(0)
+        self.between = [_channels_last(w[:, :, None, :]) for w in trunk.weights[1 : depth - 1]]
         self.back = [_channels_last(w.transpose(0, 1).flip(2)[:, :, None, :]) for w in trunk.weights[1 : depth - 1]]
         self.hidden: list[Tensor] = []
 
@@ -145,9 +147,10 @@ class UnitMaps:
         """(row, time) in G -> rectified map of each row's unit, (row, time)."""
         self.hidden = []
         if self.depth > 1:
-            w = self.trunk.weights[0][:, 0]  # (channel, tap)
-            pieces = F.pad(x, _half(w.shape[1])).unfold(1, w.shape[1], 1).reshape(-1, w.shape[1])
-            h = torch.addmm(self.trunk.biases[0], pieces, w.T).relu_().view(*x.shape, -1)
+            taps = self.first.shape[0] - 1
+            pieces = x.new_ones(*x.shape, taps + 1)  # the last one meets the bias
+            pieces[:, :, :taps] = F.pad(x, _half(taps)).unfold(1, taps, 1)
+            h = (pieces.view(-1, taps + 1) @ self.first).relu_().view(*x.shape, -1)
             self.hidden.append(h)
         for w, b in zip(self.between, self.trunk.biases[1:], strict=False):
             h = _convolve(h, w, b).relu_()
@@ -164,11 +167,15 @@ class UnitMaps:
         # contiguous: a batched product of overlapping views goes row by row
         g = torch.bmm(F.pad(g, _half(taps)).unfold(1, taps, 1).contiguous(), self.own_back)
         for h, w in zip(reversed(self.hidden[1:]), reversed(self.back), strict=True):
-            g = _convolve(torch.ops.aten.threshold_backward(g, h, 0), w)
-        g = torch.ops.aten.threshold_backward(g, self.hidden[0], 0)
-        w = self.trunk.weights[0][:, 0]
-        taps = (w.T @ g.reshape(-1, g.shape[2]).T).view(w.shape[1], len(g), -1)
-        return _gather(taps.flip(0).transpose(0, 1))
+            g = _convolve(_rectified(g, h), w)
+        g = _rectified(g, self.hidden[0])
+        taps = (self.first_back @ g.view(-1, g.shape[2]).T).view(-1, *g.shape[:2])
+        return _gather(taps.transpose(0, 1))
+
+
+def _rectified(g: Tensor, h: Tensor) -> Tensor:
+    """Gradient ``g`` of a rectified output ``h``, in place: none where the output is 0."""
+    return torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
 
 
 def _channels_last(w: Tensor) -> Tensor:
@@ -202,45 +209,70 @@ def _gather(taps: Tensor) -> Tensor:
 
 
 class Chunk:
-    """Rows of one network and layer that are climbed together: their signals, gradients and moments."""
+    """Rows of one network and layer that are climbed together: their signals and moments, (row, time) each.
 
-    def __init__(self, trunk: Trunk, layer: str, rows: Rows, x: Tensor, step: Step, th_aap_g: float, lowpass: Tensor):
-        self.trunk, self.layer, self.step, self.th_aap_g, self.lowpass = trunk, layer, step, th_aap_g, lowpass
-        self.x = x
+    The network sees ``block`` rows at a time, there and back, so that their hidden layers stay in a cache.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        layer: str,
+        rows: Rows,
+        x: Tensor,
+        step: Step,
+        th_aap_g: float,
+        lowpass: Tensor,
+        block: int,
+    ):
+        self.trunk, self.layer, self.step, self.block = trunk, layer, step, block
+        self.x, self.th_aap_g, self.lowpass = x, th_aap_g, lowpass
         self.first, self.second = torch.zeros_like(x), torch.zeros_like(x)  # Adam's moments; momentum uses the first
         self._hold(rows)
         self.project()
 
     def _hold(self, rows: Rows) -> None:
         self.rows = rows
-        self.maps = UnitMaps(self.trunk, self.layer, rows.unit)
-        self.threshold = rows.threshold[:, None]
-        self.some = {name: bool(getattr(rows, name).any()) for name in ("aap", "eap", "clips")}
+        places = [slice(begin, begin + self.block) for begin in range(0, len(rows), self.block)]
+        parts = [rows.take(at) for at in places]
+        self.blocks = [
+            (at, part, UnitMaps(self.trunk, self.layer, part.unit), bool(part.clips.any()), bool(part.eap.any()))
+            for at, part in zip(places, parts, strict=True)
+        ]
         self.filtered, self.normed = rows.filtered.nonzero()[:, 0], rows.normed.nonzero()[:, 0]
+        self.bounded = rows.aap.nonzero()[:, 0]
 
-    def keep(self, chosen: Tensor) -> None:
-        """Go on with the chosen rows only."""
-        self.x, self.first, self.second = self.x[chosen], self.first[chosen], self.second[chosen]
-        self._hold(self.rows.take(chosen))
+    def keep(self, n: int) -> None:
+        """Go on with the first ``n`` rows only."""
+        self.x, self.first, self.second = self.x[:n].clone(), self.first[:n].clone(), self.second[:n].clone()
+        self._hold(self.rows.take(slice(n)))
+
+    def outputs(self) -> Tensor:
+        """Feature map of each row's unit, (row, time)."""
+        return torch.cat([maps.forward(self.x[at]) for at, _, maps, _, _ in self.blocks])
 
     def gradient(self) -> Tensor:
         """Gradient of each row's objective f - w R with respect to its signal, (row, time)."""
-        x, rows = self.x, self.rows
-        maps = self.maps.forward(x)
-        over = maps > self.threshold
-        g = torch.full_like(maps, 1 / maps.shape[1])
-        if self.some["clips"]:
-            g.masked_fill_(over & rows.clips[:, None], 0)
-        if self.some["eap"]:
-            g -= over * (rows.eap / over.sum(1).clamp(min=1))[:, None]
-        g = self.maps.backward(torch.ops.aten.threshold_backward(g, maps, 0))
+        x, rows, g = self.x, self.rows, torch.empty_like(self.x)
+        for at, part, maps, some_clip, some_eap in self.blocks:
+            out = maps.forward(x[at])
+            slope = torch.full_like(out, 1 / out.shape[1])
+            if some_clip or some_eap:
+                over = out > part.threshold[:, None]
+            if some_clip:
+                slope.masked_fill_(over & part.clips[:, None], 0)
+            if some_eap:
+                slope -= over * (part.eap / over.sum(1).clamp(min=1))[:, None]
+            g[at] = maps.backward(_rectified(slope, out))
         g -= x * (rows.l2 / l2_norm(x).clamp(min=torch.finfo(x.dtype).tiny))[:, None]
         slope = x.diff(dim=1).sign_().mul_(rows.tv[:, None])
         g[:, 1:] -= slope
         g[:, :-1] += slope
-        if self.some["aap"]:
-            beyond = x.abs() > self.th_aap_g
-            g -= x.sign() * beyond * (rows.aap / beyond.sum(1).clamp(min=1))[:, None]
+        if len(self.bounded):
+            signal = x[self.bounded]
+            beyond = signal.abs() > self.th_aap_g
+            weight = rows.aap[self.bounded] / beyond.sum(1).clamp(min=1)
+            g[self.bounded] -= signal.sign() * beyond * weight[:, None]
         return g
 
     def advance(self, number: int) -> None:
@@ -268,7 +300,7 @@ class Chunk:
     def terms(self) -> dict[str, Tensor]:
         """The objective and its parts as they are now, each (row,)."""
         x, rows = self.x, self.rows
-        maps = self.maps.forward(x)
+        maps = self.outputs()
         counted = torch.where(rows.clips[:, None], clipped(maps, rows.threshold), maps)
         found = {
             "activation": counted.mean(1),
@@ -351,14 +383,15 @@ def climb(
     lowpass: np.ndarray | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    chunk_bytes: int | None = None,
+    block_bytes: int | None = None,
     workers: int = 1,
     tick: Callable[[int], object] = lambda n: None,
 ) -> Climbed:
     """Climb from ``start`` (row, time) in G for ``n_steps``; ``record`` are the steps whose terms are kept.
 
-    Chunks hold as many rows as ``chunk_bytes`` of intermediate arrays allow, and at most an equal share for each
-    worker. ``tick`` is called with the number of row-steps done since the last call. An exception in one worker
+    Each worker climbs an equal share of the rows; the network sees blocks of as many rows as ``block_bytes`` of
+    intermediate arrays allow, so memory is bounded by that and about 16 arrays of the size of ``start``. ``tick`` is
+    called with the number of row-steps done since the last call. An exception in one worker
     stops the others. Raises ``ValueError`` for an unknown optimizer.
     """
     if step.optimizer not in OPTIMIZERS:
@@ -376,17 +409,17 @@ def climb(
         {name: np.empty((len(rows), len(record))) for name in TERMS},
         until,
     )
-    # rows that stop late come first, so that a chunk shrinks from its end and chunks stop together
+    # rows that stop late come first, so that a chunk shrinks from its end; equal shares stop together
     order = np.argsort(-until, kind="stable")
-    size = chunk_rows(trunk, layer, length, dtype, chunk_bytes or _budget(device))
-    size = min(size, -(-len(rows) // workers))
-    chunks = [order[begin : begin + size] for begin in range(0, len(order), size)]
+    block = block_rows(trunk, layer, length, dtype, block_bytes or _budget(device))
+    n_chunks = workers if len(rows) > block else 1  # what fits one block is not worth dividing
+    chunks = [chunk for chunk in np.array_split(order, n_chunks) if len(chunk)]
     halt = threading.Event()
 
     @torch.inference_mode()
     def run(chosen: np.ndarray) -> None:
         at = torch.as_tensor(chosen, device=device)
-        chunk = Chunk(trunk, layer, rows.take(at), x[at].clone(), step, th_aap_g, matrix.to(device, dtype))
+        chunk = Chunk(trunk, layer, rows.take(at), x[at], step, th_aap_g, matrix.to(device, dtype), block)
         ends, done = until[chosen], 0
         for number in range(int(ends.max(initial=0)) + 1):
             if halt.is_set():
@@ -400,11 +433,11 @@ def climb(
                     gone = chosen[stay:]
                     _write(found.history, gone, slice(column, None), {k: v[stay:] for k, v in chunk.terms().items()})
                     found.signal[gone] = chunk.x[stay:].cpu().numpy()
-                    found.map[gone] = chunk.maps.forward(chunk.x)[stay:].cpu().numpy()
+                    found.map[gone] = chunk.outputs()[stay:].cpu().numpy()
                     chosen, ends = chosen[:stay], ends[:stay]
                     if not stay:
                         break
-                    chunk.keep(torch.arange(stay, device=device))
+                    chunk.keep(stay)
             chunk.advance(number)
             done += stay
             if number % 50 == 49:
@@ -429,7 +462,7 @@ def climb(
     return found
 
 
-def chunk_rows(trunk: Trunk, layer: str, length: int, dtype: torch.dtype, budget_bytes: int) -> int:
+def block_rows(trunk: Trunk, layer: str, length: int, dtype: torch.dtype, budget_bytes: int) -> int:
     """Rows whose intermediate arrays fit ``budget_bytes``: each hidden layer there and back, and about 16 signals."""
     hidden = sum(len(b) for b in trunk.biases[: trunk.depth(layer) - 1])
     per_row = length * (2 * hidden + 16) * torch.finfo(dtype).bits // 8
@@ -437,7 +470,7 @@ def chunk_rows(trunk: Trunk, layer: str, length: int, dtype: torch.dtype, budget
 
 
 def _budget(device: torch.device) -> int:
-    return CPU_CHUNK_BYTES if device.type == "cpu" else CUDA_CHUNK_BYTES
+    return CPU_BLOCK_BYTES if device.type == "cpu" else CUDA_BLOCK_BYTES
 
 
 def _write(history: dict[str, np.ndarray], rows: np.ndarray, columns: slice, terms: dict[str, Tensor]) -> None:

@@ -120,7 +120,7 @@ def maximize(
     start: np.ndarray | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    chunk_bytes: int | None = None,
+    block_bytes: int | None = None,
     workers: int | None = None,
 ) -> xr.Dataset:
     """Signals that excite units of ``layer`` most, all methods and units in one batch.
@@ -133,7 +133,8 @@ def maximize(
     several starting points each has a leading dimension ``start``. Unknown layers, methods, units, presets and
     optimizers raise ``ValueError`` listing the valid ones.
 
-    ``workers`` chunks of ``chunk_bytes`` are computed at once, by default one on each of torch's threads.
+    ``workers`` shares are computed at once, by default one on each of torch's threads; ``block_bytes`` bounds the
+    memory of each (see :func:`harvis_utils.engine.climb`).
     """
     settings = settings or MaximizationSettings()
     n_units = len(trunk.biases[trunk.depth(layer) - 1])
@@ -169,7 +170,7 @@ def maximize(
             lowpass=lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, rate_hz),
             device=device,
             dtype=dtype,
-            chunk_bytes=chunk_bytes,
+            block_bytes=block_bytes,
             workers=workers or (torch.get_num_threads() if on_cpu else 1),
             tick=tick,
         )

@@ -168,29 +168,29 @@ def test_one_step_in_float32_equals_float64():
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000), layer=st.sampled_from(["conv1", "conv2", "conv3"]), rows=st.integers(1, 40))
-def test_float64_results_do_not_depend_on_chunks_or_workers(seed, layer, rows):
+def test_float64_results_do_not_depend_on_blocks_or_workers(seed, layer, rows):
     trunk, th = made_trunk(seed=seed, dtype=torch.float64), np.full(4, 0.5)
-    per_row = int(8e9 / engine.chunk_rows(trunk, layer, LENGTH, torch.float64, int(8e9)))
+    per_row = int(8e9 / engine.block_rows(trunk, layer, LENGTH, torch.float64, int(8e9)))
     whole, cut = (
-        m.maximize(trunk, layer, th, settings=FEW, dtype=torch.float64, chunk_bytes=size, workers=workers)
+        m.maximize(trunk, layer, th, settings=FEW, dtype=torch.float64, block_bytes=size, workers=workers)
         for size, workers in ((10**9, 1), (rows * (per_row + 1), 2))
     )
     for name in whole.data_vars:
         assert np.abs(whole[name] - cut[name]).max() < 1e-10, name
 
 
-def test_chunks_keep_to_their_budget():
+def test_blocks_keep_to_their_budget():
     trunk = made_trunk(64)
     for layer in trunk.layers:
         for budget in (1, 10**5, 10**7):
-            rows = engine.chunk_rows(trunk, layer, LENGTH, torch.float32, budget)
+            rows = engine.block_rows(trunk, layer, LENGTH, torch.float32, budget)
             hidden = 64 * (trunk.depth(layer) - 1)
             assert rows == 1 or rows * LENGTH * 4 * (2 * hidden + 16) <= budget
 
 
 def test_workers_leave_the_number_of_threads_as_it_was():
     before = torch.get_num_threads()
-    m.maximize(made_trunk(), "conv2", np.ones(4), settings=FEW, chunk_bytes=1, workers=2)
+    m.maximize(made_trunk(), "conv2", np.ones(4), settings=FEW, block_bytes=1, workers=2)
     assert torch.get_num_threads() == before
 
 
@@ -206,7 +206,7 @@ def test_an_interrupt_stops_all_workers():
     start = np.zeros((len(rows), LENGTH), np.float32)
     step = m.PRESETS["calibrated"]
     with pytest.raises(KeyboardInterrupt):
-        engine.climb(made_trunk(), "conv3", rows, start, step, n_steps=10**6, chunk_bytes=1, workers=2, tick=tick)
+        engine.climb(made_trunk(), "conv3", rows, start, step, n_steps=10**6, block_bytes=1, workers=2, tick=tick)
     assert threading.active_count() == running and len(ticks) <= 3
 
 
