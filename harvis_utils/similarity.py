@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from harvis_utils import activations, artifacts, config, maximization
+from harvis_utils import activations, artifacts, maximization, nearest
 from harvis_utils.config import Settings, SimilaritySettings
 from harvis_utils.models import Trunk
 from harvis_utils.training import Network
@@ -22,7 +22,7 @@ from harvis_utils.windows import Split, Windows
 STAGE = artifacts.Stage(
     "scores",
     notebook="04_similarity",
-    modules=("windows", "models.sfhf", "activations", "engine", "maximization", "similarity"),
+    modules=("windows", "models.sfhf", "activations", "engine", "maximization", "nearest", "similarity"),
 )
 
 #: what is measured with the same fields as the methods, so that a score can be read at all
@@ -35,14 +35,7 @@ CONTROLS = {
     "spectrum-noise": "noise with the mean power spectrum of the training windows",
 }
 
-# ------------------------------------------------------------------------------------------- exact search
-
-#: segments and queries per block of the distance matrix: a block stays in the cache
-BLOCK_SEGMENTS, BLOCK_QUERIES = 64, 512
-#: segments per round of keeping the best
-ROUND = 4096
-#: candidates kept beyond the wanted ones, so that rounding cannot push a true neighbour out
-SPARE = 14
+# ---------------------------------------------------------------------------------------- the piece searched
 
 
 def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,78 +46,6 @@ def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.n
     sums = np.lib.stride_tricks.sliding_window_view(maps.astype(np.float64), length, axis=1).sum(-1)
     start = sums.argmax(1)
     return start, np.take_along_axis(signals, start[:, None] + np.arange(length), axis=1)
-
-
-def nearest_segments(
-    pieces: np.ndarray, segments: np.ndarray, n_similar: int, device: torch.device | str = "cpu"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``n_similar`` training segments nearest to each piece, exactly (paper eq. 8).
-
-    ``pieces`` is (piece, s_w) and ``segments`` (segment, time), both in G. Returns distances d(u, i) (mean squared
-    error in G^2, float64), segment indices and offsets of the matching piece, each (piece, n_similar), sorted by
-    distance, then by index. Raises ``ValueError`` for fewer segments than ``n_similar``.
-
-    A blocked float32 matrix product proposes candidates; their distances are recomputed in float64. Where the
-    rounding error of the proposal could hide a neighbour, that piece is searched again wholly in float64.
-    """
-    if len(segments) < n_similar:
-        raise ValueError(f"{len(segments)} training segments are fewer than the {n_similar} neighbours wanted")
-    unique, back = np.unique(np.ascontiguousarray(pieces, dtype=np.float32), axis=0, return_inverse=True)
-    back = back.reshape(-1)
-    shape = (len(unique), n_similar)
-    distance, index, offset = np.empty(shape), np.empty(shape, np.int64), np.empty(shape, np.int64)
-    table = torch.as_tensor(np.ascontiguousarray(segments, dtype=np.float32), device=device)
-    blocks = range(0, len(unique), BLOCK_QUERIES)
-    for begin in config.progress(blocks, desc="nearest windows", leave=False) if len(blocks) > 1 else blocks:
-        some = slice(begin, begin + BLOCK_QUERIES)
-        near, who = _propose(torch.as_tensor(unique[some], device=device), table, n_similar + SPARE)
-        for row, query in enumerate(unique[some].astype(np.float64)):
-            found = _exact(query, segments, np.sort(who[row]), n_similar)
-            # A piece w nearer than the last one found has |w| <= |q| + sqrt(s_w d). In float32 |q|^2 + |w|^2 - 2 q.w
-            # is wrong by at most (s_w + 3) roundings of that size; beyond that margin nothing can have been missed.
-            norm = np.sqrt((query**2).sum())
-            size = norm**2 + (norm + np.sqrt(len(query) * found[0][-1])) ** 2
-            error = (len(query) + 3) * np.finfo(np.float32).eps * size / len(query)
-            complete = who.shape[1] == len(segments) or found[0][-1] + error < near[row, -1] - error
-            distance[begin + row], index[begin + row], offset[begin + row] = (
-                found if complete else _exact(query, segments, None, n_similar)
-            )
-    return distance[back], index[back], offset[back]
-
-
-def _propose(queries: torch.Tensor, table: torch.Tensor, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest float32 distances of (query, s_w) to (segment, time): values and segments, each (query, keep)."""
-    width = queries.shape[1]
-    offsets = table.shape[1] - width + 1
-    doubled = (-2 * queries).T.contiguous()
-    norms = (queries**2).sum(1)
-    best = torch.full((len(queries), 0), torch.inf, device=queries.device)
-    who = torch.zeros((len(queries), 0), dtype=torch.int64, device=queries.device)
-    for first in range(0, len(table), ROUND):
-        chunk = table[first : first + ROUND]
-        smallest = torch.empty((len(chunk), len(queries)), device=queries.device)
-        for begin in range(0, len(chunk), BLOCK_SEGMENTS):
-            pieces = chunk[begin : begin + BLOCK_SEGMENTS].unfold(1, width, 1).reshape(-1, width)
-            product = torch.addmm((pieces**2).sum(1, keepdim=True), pieces, doubled)
-            smallest[begin : begin + BLOCK_SEGMENTS] = product.view(-1, offsets, len(queries)).amin(1)
-        merged = torch.cat([best, smallest.T], 1)
-        ids = torch.cat([who, torch.arange(first, first + len(chunk), device=table.device).expand(len(queries), -1)], 1)
-        best, order = merged.topk(min(keep, merged.shape[1]), dim=1, largest=False, sorted=True)
-        who = ids.gather(1, order)
-    return ((best + norms[:, None]) / width).cpu().numpy(), who.cpu().numpy()
-
-
-def _exact(query: np.ndarray, segments: np.ndarray, chosen: np.ndarray | None, n: int):
-    """The ``n`` nearest of the chosen segments (all without a choice) to one piece in float64, ties by index."""
-    rows = segments if chosen is None else segments[chosen]
-    pieces = np.lib.stride_tricks.sliding_window_view(rows, len(query), axis=1)
-    errors = np.empty(pieces.shape[:2])
-    for begin in range(0, len(pieces), ROUND):
-        errors[begin : begin + ROUND] = ((pieces[begin : begin + ROUND] - query) ** 2).mean(-1)
-    at = errors.argmin(1)
-    distance = errors[np.arange(len(at)), at]
-    order = np.argsort(distance, kind="stable")[:n]
-    return distance[order], order if chosen is None else chosen[order], at[order]
 
 
 # ------------------------------------------------------------------------------------ measures of one signal
@@ -194,7 +115,7 @@ def score(
     failed = amplitude > settings.fail_amplitude_g
     begin, pieces = best_piece(x, maps, settings.piece)
     searched = ~failed & ~dead
-    found = _searched(pieces[searched], searched, train, settings, n_classes, cfg)
+    found = _searched(pieces[searched], searched, train, settings, n_classes)
     top = maps.max(1)
     flat = {
         "failed": failed,
@@ -222,14 +143,14 @@ def score(
     return result
 
 
-def _searched(pieces, searched, train: Split, settings: SimilaritySettings, n_classes: int, cfg: Settings) -> dict:
+def _searched(pieces, searched, train: Split, settings: SimilaritySettings, n_classes: int) -> dict:
     """Distances and neighbours, with NaN, -1 and 0 where a signal was not searched."""
     segments, n, k = train.segments, len(searched), settings.n_similar
     distance, segment, offset = np.full((n, k), np.nan), np.full((n, k), -1), np.full((n, k), -1)
     match, share = np.full(n, np.nan), np.zeros((n, n_classes))
     if len(pieces):
-        device = config.torch_device(cfg.device)
-        distance[searched], segment[searched], offset[searched] = nearest_segments(pieces, segments, k, device)
+        index = nearest.piece_index(train, settings.piece)
+        distance[searched], segment[searched], offset[searched] = index.nearest(pieces, k)
         at = offset[searched, :1] + np.arange(settings.piece)
         match[searched] = correlation(pieces, np.take_along_axis(segments[segment[searched, 0]], at, axis=1))
         n_axes = train.series.shape[1]

@@ -3,74 +3,15 @@
 import dataclasses
 
 import numpy as np
-import pytest
-import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_search import naive_search
 
 from harvis_utils import config, similarity
 from harvis_utils.windows import Split
 
-# ---------------------------------------------------------------------------------------------- the search
-
-
-def naive_search(pieces, segments, n):
-    """Three loops: every piece, every segment, every offset."""
-    result = []
-    for piece in pieces.astype(np.float64):
-        rows = []
-        for i, segment in enumerate(segments.astype(np.float64)):
-            errors = [((segment[j : j + len(piece)] - piece) ** 2).mean() for j in range(len(segment) - len(piece) + 1)]
-            rows.append((min(errors), i, int(np.argmin(errors))))
-        result.append(sorted(rows)[:n])
-    return (np.array([[r[k] for r in rows] for rows in result]) for k in range(3))
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    n_segments=st.integers(5, 90),
-    n_pieces=st.integers(1, 6),
-    scale=st.sampled_from([0.01, 1.0, 10.0]),
-    grid=st.booleans(),
-)
-def test_search_equals_three_loops(seed, n_segments, n_pieces, scale, grid):
-    rng = np.random.default_rng(seed)
-    segments, pieces = rng.normal(size=(n_segments, 14)) * scale, rng.normal(size=(n_pieces, 6)) * scale
-    if grid:  # coarse values make many distances equal: ties go to the earlier segment
-        segments, pieces = np.round(segments / scale), np.round(pieces / scale)
-    segments, pieces = segments.astype(np.float32), pieces.astype(np.float32)
-    found = similarity.nearest_segments(pieces, segments, 5)
-    expected = list(naive_search(pieces, segments, 5))
-    assert np.allclose(found[0], expected[0], atol=1e-6)
-    assert np.array_equal(found[1], expected[1]) and np.array_equal(found[2], expected[2])
-
-
-def test_search_is_exact_far_away_and_across_blocks(monkeypatch):
-    """Large norms are where float32 products cancel; many blocks are where bookkeeping goes wrong."""
-    monkeypatch.setattr(similarity, "BLOCK_SEGMENTS", 3)
-    monkeypatch.setattr(similarity, "BLOCK_QUERIES", 2)
-    monkeypatch.setattr(similarity, "ROUND", 10)
-    rng = np.random.default_rng(0)
-    segments = (9 + 0.001 * rng.normal(size=(60, 30))).astype(np.float32)
-    pieces = (9 + 0.001 * rng.normal(size=(5, 10))).astype(np.float32)
-    found = similarity.nearest_segments(pieces, segments, 4)
-    expected = list(naive_search(pieces, segments, 4))
-    assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-9, atol=0)
-
-
-def test_equal_pieces_get_equal_answers_and_a_piece_of_the_data_has_distance_zero():
-    segments = np.random.default_rng(1).normal(size=(40, 30)).astype(np.float32)
-    pieces = np.stack([segments[7, 4:14], segments[7, 4:14]])
-    distance, index, offset = similarity.nearest_segments(pieces, segments, 3)
-    assert distance[0, 0] == 0 and index[0, 0] == 7 and offset[0, 0] == 4
-    assert np.array_equal(distance[0], distance[1])
-
-
-def test_too_few_segments_are_refused():
-    with pytest.raises(ValueError, match="3 training segments are fewer than the 50 neighbours"):
-        similarity.nearest_segments(np.zeros((1, 10)), np.zeros((3, 30)), 50)
+# ----------------------------------------------------------------------------------------------- the piece
 
 
 @settings(max_examples=40, deadline=None)
@@ -214,11 +155,3 @@ def test_best_examples_and_lift():
     found = found.assign(activity_share=("activity", np.array([0.5, 0.25, 0.25])))
     lift = similarity.activity_lift(found)
     assert np.allclose(lift.values, found["nearest_share"].values / [0.5, 0.25, 0.25])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_cuda_finds_the_same_neighbours():
-    rng = np.random.default_rng(0)
-    segments, pieces = rng.normal(size=(500, 30)), rng.normal(size=(9, 10))
-    cpu, gpu = (similarity.nearest_segments(pieces, segments.astype(np.float32), 5, d) for d in ("cpu", "cuda"))
-    assert all(np.array_equal(a, b) for a, b in zip(cpu, gpu, strict=True))

@@ -1,0 +1,15 @@
+"""The search as its definition says it: what every fast one must equal."""
+
+import numpy as np
+
+
+def naive_search(pieces, segments, n):
+    """Every piece, every segment, every offset."""
+    result = []
+    for piece in pieces.astype(np.float64):
+        rows = []
+        for i, segment in enumerate(segments.astype(np.float64)):
+            errors = [((segment[j : j + len(piece)] - piece) ** 2).mean() for j in range(len(segment) - len(piece) + 1)]
+            rows.append((min(errors), i, int(np.argmin(errors))))
+        result.append(sorted(rows)[:n])
+    return (np.array([[r[k] for r in rows] for rows in result]) for k in range(3))
