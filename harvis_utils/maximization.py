@@ -80,7 +80,9 @@ def _known(kind: str, name: str, valid: Sequence[str]) -> str:
 def starting_signal(settings: MaximizationSettings, length: int) -> np.ndarray:
     """The sine every signal starts from, (time,) in G."""
     time = np.arange(length) / length
-    return (settings.start_amplitude_g * np.sin(2 * np.pi * settings.start_periods * time)).astype(np.float32)
+    sine = np.sin(2 * np.pi * settings.start_periods * time)
+    sine[np.abs(sine) < 1e-12] = 0  # its nodes: Adam would make a step of a rounding error, in whatever direction
+    return (settings.start_amplitude_g * sine).astype(np.float32)
 
 
 def lowpass_matrix(length: int, cutoff_hz: float, order: int, rate_hz: float) -> np.ndarray:

@@ -16,6 +16,7 @@ from made_trunks import made_trunk
 from harvis_utils import engine
 from harvis_utils import maximization as m
 from harvis_utils.config import MaximizationSettings
+from harvis_utils.models import Trunk
 
 LENGTH = 30
 FEW = MaximizationSettings(n_steps=40)
@@ -130,6 +131,18 @@ def test_batch_equals_the_naive_loop_in_float64(layer, step):
         for unit in units:
             expected = naive(trunk, layer, unit, th[unit], method, STEPS[step], made)
             assert np.abs(found["signal"].sel({"method": method, "unit": unit}).values - expected).max() < 1e-8
+
+
+@pytest.mark.parametrize("preset", m.PRESETS)
+def test_a_silent_unit_equals_the_naive_loop_too(preset):
+    """Only the penalties move its signal, which stays symmetric: ties and zeros have to be kept as what they are."""
+    trunk = made_trunk(dtype=torch.float64)
+    silent = Trunk(trunk.weights, (*trunk.biases[:2], trunk.biases[2] - 100))
+    made = dataclasses.replace(FEW, n_steps=200)
+    found = m.maximize(silent, "conv3", np.full(4, 0.5), units=[1], preset=preset, settings=made, dtype=torch.float64)
+    for method in m.METHODS:
+        expected = naive(silent, "conv3", 1, 0.5, method, m.PRESETS[preset], made)
+        assert np.abs(found["signal"].sel({"method": method, "unit": 1}).values - expected).max() < 1e-8
 
 
 @settings(max_examples=25, deadline=None)

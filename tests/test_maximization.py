@@ -111,6 +111,7 @@ def test_other_starts():
 
 def test_the_sine_and_its_period():
     start = m.starting_signal(MaximizationSettings(), LENGTH)
+    assert start[15] == 0, "a node is no rounding error"
     assert (
         start[0] == 0 and abs(np.abs(start).max() - 0.3) < 2e-3 and start[:15].min() >= -1e-7 and start[16:].max() < 0
     )
