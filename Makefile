@@ -28,7 +28,7 @@ export MALLOC_MMAP_THRESHOLD_ := $(or $(MALLOC_MMAP_THRESHOLD_),1073741824)
 export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-kill lab report publish clean moved
+.PHONY: help reproduce test test-kill bench lab report publish clean moved
 
 help: ## show this list
 	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., DEVICE=cpu|cuda, THREADS=n):"
@@ -49,6 +49,11 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 
 test-kill: $(ENV) ## kill runs at every stage and at random, and compare what the restarts end with
 	$(PY) -m pytest -v -x tests/kill
+
+bench: $(ENV) ## our engine and search beside what others would use; tables for README.md
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(PY) -m benchmarks $(RUN) $(if $(DEVICE),--device $(DEVICE))
+	@$(PY) -m harvis_utils.readme
 
 lab: $(ENV) ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks

@@ -105,6 +105,97 @@ def _pair(run: dict, layer: str, quantity: str = "activation_ratio") -> str:
     return " / ".join(_number(table[m][layer][quantity]) for m in (BASELINE, PROPOSED))
 
 
+def benchmarks_block(root: Path | None = None) -> str:
+    """The benchmark tables of every published device."""
+    root = root or config.REPOSITORY / "reports" / "published"
+    found = [artifacts.read_json(p) for p in sorted((root / "benchmarks").glob("*.json"))]
+    return "\n\n".join(benchmark_tables(result) for result in found) or "No benchmark is published yet."
+
+
+def benchmark_tables(result: dict) -> str:
+    """A file that `make bench` wrote, as Markdown tables."""
+    parts = [_bench_machine(result)]
+    for name, table in (
+        ("maximization", _bench_maximization),
+        ("grid", _bench_grid),
+        ("search", _bench_search),
+        ("training", _bench_training),
+    ):
+        if name in result:
+            parts.append(table(result))
+    return "\n\n".join(parts)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _bench_machine(result: dict) -> str:
+    m = result["machine"]
+    caveat = f" **{result['caveat']}**" if result["caveat"] else ""
+    return (
+        f"Measured on {m['device']}, {m['threads']} threads ({m['product_gflops']:.0f} GFLOP/s in matrix products, "
+        f"{m['convolution_gflops']:.0f} in SF-HF's convolutions, {m['copy_gb_s']:.0f} GB/s), medians of "
+        f"{result['rounds']} rounds, {result['dataset']}, profile {result['profile']}.{caveat}"
+    )
+
+
+def _bench_maximization(result: dict) -> str:
+    layers = ("conv1", "conv2", "conv3")
+    rows = [
+        [
+            name,
+            *(f"{entry['us_per_signal_step'][la]:.1f}" for la in layers),
+            f"{entry['times_faster_than_one_at_a_time']:.1f}",
+            f"{entry['peak_mib']:.0f}",
+        ]
+        for name, entry in result["maximization"].items()
+    ]
+    floor = result["floors"]
+    rows.append(["*floor: operations / matrix rate*", *(f"{floor[la]['us_by_products']:.1f}" for la in layers), "", ""])
+    head = ["maximization, µs per signal and step", "Conv1", "Conv2", "Conv3", "times faster", "peak MiB"]
+    return _table(head, rows)
+
+
+def _bench_grid(result: dict) -> str:
+    g = result["grid"]
+    return (
+        f"The paper's grid for one data set ({g['networks']} networks, {g['signals']:,} signals, {g['steps']} steps, "
+        f"stopping at {g['tolerance_g']:g} G): **{g['seconds'] / 60:.1f} minutes**."
+    )
+
+
+def _bench_search(result: dict) -> str:
+    rows = []
+    for name, entry in result["search"].items():
+        if "left_out" in entry:
+            rows.append([name, "-", "-", "-", "-", entry["left_out"]])
+            continue
+        rows.append(
+            [
+                name,
+                f"{entry['prepare_s']:.1f}",
+                f"{entry['ms_per_piece']:.2f}",
+                f"{entry['all_pieces_s']:.0f}",
+                f"{entry['times_slower_than_ours']:.0f}",
+                f"{entry['peak_mib']:.0f}",
+            ]
+        )
+    n = result["search"]["ours"]["pieces"]
+    head = ["Ssim search", "prepare s", "ms per piece", f"all {n:,} pieces s", "times slower", "peak MiB"]
+    return _table(head, rows)
+
+
+def _bench_training(result: dict) -> str:
+    t = result["training"]
+    rows = [
+        [name, f"{e['ms_per_batch']:.1f}", f"{e['gflops']:.0f}", f"{100 * e['share_of_convolution_rate']:.0f} %"]
+        for name, e in t["contenders"].items()
+    ]
+    head = [f"training {t['networks']} networks", "ms per batch", "GFLOP/s", "of the convolution rate"]
+    return _table(head, rows)
+
+
 def updated(text: str, name: str, content: str) -> str:
     """``text`` with the block ``name`` replaced; raises ``ValueError`` where its markers are missing."""
     begin, end = f"<!-- {name}: made by harvis_utils.readme from reports/published -->", f"<!-- end of {name} -->"
@@ -115,9 +206,16 @@ def updated(text: str, name: str, content: str) -> str:
 
 
 def rewritten(text: str) -> str:
-    """README.md with both blocks as the published files have them."""
+    """README.md with all blocks as the published files have them."""
     runs = published()
-    return updated(updated(text, "notebooks", notebooks_block(list(runs))), "results", results_block(runs))
+    blocks = {
+        "notebooks": notebooks_block(list(runs)),
+        "results": results_block(runs),
+        "benchmarks": benchmarks_block(),
+    }
+    for name, content in blocks.items():
+        text = updated(text, name, content)
+    return text
 
 
 def main() -> int:

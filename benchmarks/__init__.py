@@ -1,0 +1,1 @@
+"""What the engine and the search cost beside what people would otherwise use: ``make bench``."""

@@ -1,0 +1,109 @@
+"""Run all benchmarks and write them as JSON: ``make bench``, or
+
+    python -m benchmarks --profile desk --dataset dsads
+
+The networks and, for the search, the generated signals of that run are needed; missing ones are made first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import climbing, measure, searching, training
+from harvis_utils import activations, artifacts, config, datasets, maximization, readme, similarity, windows
+from harvis_utils import training as networks_of
+
+
+def collect(cfg: config.Settings, device: str, rounds: int, only: list[str]) -> dict:
+    """All measurements of one machine, in the order of their cost."""
+    data = windows.cut(datasets.load_recordings(cfg.dataset), cfg.windows)
+    networks = networks_of.networks(cfg, data)
+    statistics = activations.statistics(cfg, data, networks)
+    first, th = networks[0], statistics["th_eap"]
+    mine = th.sel(seed=first.seed)
+    n_axes = len(data.axes)
+    result = {
+        "dataset": cfg.dataset,
+        "profile": cfg.profile,
+        "caveat": data.caveat,
+        "date": date.today().isoformat(),
+        "rounds": rounds,
+        "machine": {"kind": device} | measure.machine(device),
+    }
+
+    def note(name: str, run) -> None:
+        if only and name not in only:
+            return
+        begun = time.perf_counter()
+        print(f"{name} ...", flush=True)
+        result[name] = run()
+        print(f"{name} {time.perf_counter() - begun:.0f} s", flush=True)
+
+    note("agreement", lambda: climbing.agreement(first, mine, n_axes))
+    note("maximization", lambda: climbing.compare(first, mine, n_axes, rounds, device))
+    if "maximization" in result:
+        result["floors"] = climbing.floors(
+            result["maximization"], cfg.model.n_units, cfg.model.kernel, result["machine"]
+        )
+    note("training", lambda: training.compare(cfg, data, rounds, result["machine"]))
+    if device == "cpu":
+        note("ideas", lambda: climbing.ideas(first, mine, rounds))
+        note("scaling", lambda: climbing.scaling(first, mine))
+    note("full_runs", lambda: climbing.full_runs(first, mine))
+    note("grid", lambda: climbing.grid(networks, th, config.MaximizationSettings()))
+    if set(only) & {"search", "search_by_distance", "search_scaling"} or not only:
+        signals = maximization.signals(cfg, data, networks, statistics)
+        pieces = generated_pieces(cfg, signals, statistics)
+        n = cfg.similarity.n_similar
+        note("search", lambda: searching.compare(data.train, pieces, n, rounds, device))
+        note("search_by_distance", lambda: searching.by_distance(data.train, pieces, n))
+        note("search_scaling", lambda: searching.scaling(data.train, pieces, n))
+    return result
+
+
+def generated_pieces(cfg: config.Settings, signals, statistics) -> np.ndarray:
+    """The different pieces that Ssim has to search: of all signals of the grid that are neither dead nor failed."""
+    dead = statistics["dead"].broadcast_like(signals["signal"].isel(time=0))
+    dead = dead.transpose(*(d for d in signals["signal"].dims if d != "time")).values.reshape(-1)
+    x, maps = (signals[v].values.reshape(-1, signals.sizes["time"]) for v in ("signal", "map"))
+    searched = (np.abs(x).max(1) <= cfg.similarity.fail_amplitude_g) & ~dead
+    _, pieces = similarity.best_piece(x[searched], maps[searched], cfg.similarity.piece)
+    return np.unique(pieces.astype(np.float32), axis=0)
+
+
+def target(result: dict, device: str) -> Path:
+    """Published when the data are real; beside the other reports when they are made up."""
+    real = not result["caveat"]
+    root = config.REPOSITORY / "reports" / "published" if real else config.report_root()
+    return root / "benchmarks" / ("cpu.json" if device == "cpu" else "gpu.json")
+
+
+def main() -> int:
+    """Measure, write, and show the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--dataset", default="synthetic")
+    parser.add_argument("--device", default=None, help="cpu or cuda; by default CUDA where there is one")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each contender; the median counts")
+    parser.add_argument("--only", nargs="*", default=[], help="parts to measure; the others keep their last values")
+    given = parser.parse_args()
+    device = config.torch_device(given.device).type
+    torch.set_num_threads(config.threads())
+    cfg = config.load(given.profile, given.dataset, device)
+    result = collect(cfg, device, given.rounds, given.only)
+    path = target(result, device)
+    if given.only and path.exists():
+        result = artifacts.read_json(path) | result
+    artifacts.write_json(path, result)
+    print(f"\n{readme.benchmark_tables(result)}\n\nwritten to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

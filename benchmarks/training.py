@@ -1,0 +1,74 @@
+"""Training: all networks side by side, against one after the other, and both against the machine's ceiling."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from benchmarks import measure
+from harvis_utils import engine, training
+from harvis_utils.config import Settings
+from harvis_utils.windows import Windows
+
+
+def operations_per_window(cfg: Settings, windows: Windows) -> int:
+    """Floating-point operations of products and convolutions for one window, there and twice back."""
+    model, axes, length = cfg.model, len(windows.axes), windows.train.length
+    macs = axes * length * model.kernel * model.n_units  # the first convolution
+    macs += (model.n_layers - 1) * axes * length * model.kernel * model.n_units**2
+    steps = {"none": length, "max2": length // 2, "mean": 1}[model.pool]
+    flat = model.n_units * steps * (axes if model.mixing == "dense" else 1)
+    if model.mixing == "conv":
+        macs += model.n_units**2 * axes * steps
+    macs += flat * model.n_dense + model.n_dense * len(windows.activities)
+    return 2 * macs * 3  # forward, with respect to inputs, with respect to weights
+
+
+def compare(cfg: Settings, windows: Windows, rounds: int, machine: dict, n_batches: int = 24) -> dict:
+    """Milliseconds per batch and network, one after the other on all threads and side by side on one each."""
+    device, seeds = machine["kind"], cfg.training.seeds
+    batch = cfg.training.batch_size
+    x = torch.as_tensor(windows.train.x[: n_batches * batch], device=device)
+    y = torch.as_tensor(windows.train.activity[: n_batches * batch], device=device)
+    threads = torch.get_num_threads()
+    models = [training.new_model(windows, cfg.model, seed).to(device) for seed in seeds]
+    adams = [torch.optim.Adam(m.parameters(), cfg.training.learning_rate) for m in models]
+
+    def one(i: int) -> None:
+        training._epoch(models[i], adams[i], x, y, cfg.training, seeds[i], 0)
+
+    def in_turn() -> None:
+        for i in range(len(seeds)):
+            one(i)
+
+    def together() -> None:
+        workers = threads if device == "cpu" else 1
+        with (
+            engine.threads_inside(1),
+            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
+            list(pool.map(one, range(len(seeds))))
+
+    in_turn()
+    seconds = measure.alternate({"one after the other": in_turn, "side by side": together}, rounds)
+    work = operations_per_window(cfg, windows) * batch
+    n = len(seeds) * n_batches
+    found = {
+        name: {
+            "ms_per_batch": value / n * 1e3,
+            "gflops": work * n / value / 1e9,
+            "share_of_product_rate": work * n / value / 1e9 / machine["product_gflops"],
+            "share_of_convolution_rate": work * n / value / 1e9 / machine["convolution_gflops"],
+        }
+        for name, value in seconds.items()
+    }
+    return {
+        "networks": len(seeds),
+        "batch": batch,
+        "operations_per_batch": work,
+        "contenders": found,
+        "side_by_side_is_faster_by": seconds["one after the other"] / seconds["side by side"],
+        # no schedule of the same work can be faster than the ceiling, so this bounds the gain of any
+        "ceiling_is_faster_by": machine["convolution_gflops"] / found["one after the other"]["gflops"],
+    }

@@ -1,0 +1,120 @@
+"""Every contender of the benchmarks finds what ours finds; what is compared is the same work."""
+
+import numpy as np
+import pytest
+import torch
+from naive_search import naive_search
+
+from benchmarks import climbing, measure, searching, training
+from harvis_utils import config, readme
+from harvis_utils.config import ModelSettings
+from harvis_utils.models import SFHF, folded_trunk
+from harvis_utils.windows import Split
+
+N_AXES = 3
+
+
+def made_model(batch_norm: bool) -> SFHF:
+    torch.manual_seed(0)
+    model = SFHF(N_AXES, 30, 4, ModelSettings(n_units=6, n_dense=8, batch_norm=batch_norm))
+    for _ in range(3):  # batch norms with something to fold
+        model(torch.randn(32, N_AXES, 30))
+    return model.eval()
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
+def test_all_climbers_find_the_same_signals(layer):
+    """In float64, where nothing is folded and so nothing rounded, after some steps; in float32 after one."""
+    units = torch.tensor([0, 2, 5])
+    start = torch.tensor(climbing.m.starting_signal(config.MaximizationSettings(), 30))[None]
+    for dtype, n_steps, within in ((torch.float64, 20, 1e-9), (torch.float32, 1, 1e-5)):
+        model = made_model(batch_norm=dtype == torch.float32).to(dtype)
+        trunk, first, th = (
+            folded_trunk(model).to("cpu", dtype),
+            start.to(dtype),
+            torch.tensor([0.2, 0.3, 0.1]).to(dtype),
+        )
+        found = climbing.ours(trunk, layer, units, th, n_steps, dtype=dtype)["signal"].values[0]
+        others = {
+            "one": climbing.one_at_a_time(model, layer, units, first, th, n_steps, N_AXES, 0.1),
+            "batch": climbing.batch_of_whole_networks(model, layer, units, first, th, n_steps, N_AXES, 0.1),
+            "layer": climbing.full_layer_batch(trunk, layer, units, first, th, n_steps, 0.1),
+            "autograd": climbing.autograd_batch(trunk, layer, units, first, th, n_steps, 0.1),
+        }
+        for name, signals in others.items():
+            assert np.abs(signals.numpy() - found).max() < within, name
+        assert (np.abs(found - start.numpy()).max(1) > 0.05).all(), "something was climbed"
+        assert not any(module._forward_hooks for module in model.modules()), "no hook is left behind"
+
+
+def test_all_searches_find_the_same_distances():
+    rng = np.random.default_rng(0)
+    series = rng.normal(size=(700, 2)).cumsum(0).astype(np.float32) / 5
+    start = np.arange(0, 660, 15)
+    split = Split(series, *(start,) * 5, length=30)
+    pieces = np.concatenate([split.segments[:3, 4:14], rng.normal(size=(3, 10)) * 3]).astype(np.float32)
+    truth = next(naive_search(pieces, split.segments, 7))
+    for search in (
+        searching.brute_force(split.segments, 10, "cpu"),
+        *(searching.scikit_learn(split.segments, 10, kind) for kind in ("brute", "kd_tree", "ball_tree")),
+    ):
+        assert np.allclose(search(pieces, 7), truth, atol=1e-4)
+    table = searching.compare(split, pieces, 7, 1, "cpu")
+    assert all("left_out" in entry or entry["largest_relative_difference"] < 1e-5 for entry in table.values())
+    assert table["ours"]["times_slower_than_ours"] == 1
+
+
+def test_operations_of_one_window():
+    """Counted by hand for a small network: three convolutions, two dense layers, there and twice back."""
+    cfg = config.Settings("quick", "synthetic", model=ModelSettings(n_units=2, n_dense=3, kernel=5))
+
+    class Windows:
+        axes, activities = ("a", "b"), ("x", "y", "z", "w")
+
+        class train:  # noqa: N801
+            length = 10
+
+    macs = 2 * 10 * 5 * 2 + 2 * (2 * 10 * 5 * 2 * 2) + (2 * 10 * 2) * 3 + 3 * 4
+    assert training.operations_per_window(cfg, Windows) == 2 * 3 * macs
+
+
+def test_floors_and_exponents():
+    assert measure.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    table = {"ours": {"us_per_signal_step": dict.fromkeys(("conv1", "conv2", "conv3"), 10.0)}}
+    machine = {"product_gflops": 100.0, "convolution_gflops": 50.0, "copy_gb_s": 10.0}
+    floor = climbing.floors(table, units=64, taps=5, machine=machine)
+    # one unit of conv3, all of conv2 and conv1, there and back
+    assert floor["conv3"]["operations"] == 4 * (30 * 5 * 64 + 30 * 5 * 64 * 64 + 30 * 5 * 64)
+    assert floor["conv1"]["operations"] == 4 * 30 * 5
+    assert floor["conv3"]["ours_over_products"] == pytest.approx(10 / (floor["conv3"]["operations"] / 1e5))
+    assert floor["conv3"]["us_by_convolutions"] == pytest.approx(2 * floor["conv3"]["us_by_products"])
+
+
+def test_tables_name_everybody():
+    entry = {"us_per_signal_step": dict.fromkeys(("conv1", "conv2", "conv3"), 1.5)}
+    entry |= {"times_faster_than_one_at_a_time": 70.25, "peak_mib": 12.0}
+    found = {"prepare_s": 1.0, "ms_per_piece": 2.0, "all_pieces_s": 30.0, "times_slower_than_ours": 4.0, "peak_mib": 5}
+    timed = {"ms_per_batch": 20.0, "gflops": 50.0, "share_of_convolution_rate": 0.5}
+    text = readme.benchmark_tables(
+        {
+            "machine": {
+                "device": "a processor",
+                "threads": 2,
+                "product_gflops": 100,
+                "convolution_gflops": 90,
+                "copy_gb_s": 9,
+            },
+            "caveat": "made-up data",
+            "rounds": 3,
+            "dataset": "synthetic",
+            "profile": "quick",
+            "maximization": {"ours": entry, "others": entry},
+            "floors": {la: {"us_by_products": 1.0} for la in ("conv1", "conv2", "conv3")},
+            "grid": {"networks": 5, "signals": 15360, "steps": 5000, "tolerance_g": 1e-6, "seconds": 360.0},
+            "search": {"ours": found | {"pieces": 77}, "absent": {"left_out": "does not install here"}},
+            "training": {"networks": 5, "contenders": {"side by side": timed}},
+        }
+    )
+    for part in ("a processor", "made-up data", "| others | 1.5 | 1.5 | 1.5 | 70.2 | 12 |", "6.0 minutes", "15,360"):
+        assert part in text, part
+    assert "all 77 pieces" in text and "does not install here" in text and "| side by side | 20.0 | 50 | 50 % |" in text
