@@ -68,10 +68,14 @@ class PieceIndex:
         self.center, self.axes = self._principal_axes(at)
         self.piece = (at[:, None] * self.n_axes + np.arange(self.n_axes)).ravel()  # position * n_axes + axis
         self.data = np.empty((len(self.piece), width), np.float32)
-        for begin in range(0, len(at), 2**16):
-            some = self._views[at[begin : begin + 2**16]].reshape(-1, width)
-            self.data[begin * self.n_axes : begin * self.n_axes + len(some)] = self._turned(some)
-        self.levels = self._sort_into_boxes()
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+
+            def turn(begin: int) -> None:
+                some = self._views[at[begin : begin + 2**15]].reshape(-1, width)
+                self.data[begin * self.n_axes : begin * self.n_axes + len(some)] = self._turned(some)
+
+            list(pool.map(turn, range(0, len(at), 2**15)))
+            self.levels = self._sort_into_boxes(pool)
         last = self.levels[-1]
         # distances inside a leaf are taken from its middle: small numbers, small rounding
         self.middle = (last.low + last.high) / 2
@@ -88,20 +92,14 @@ class PieceIndex:
         """In principal axes; in float64, so that nothing but the last rounding is lost."""
         return ((pieces.astype(np.float64) - self.center) @ self.axes).astype(np.float32)
 
-    def _sort_into_boxes(self) -> list[Level]:
+    def _sort_into_boxes(self, pool: ThreadPoolExecutor) -> list[Level]:
         """Divide the pieces again and again into equal shares along the widest coordinate of each node."""
         n, depth = len(self.data), 1
         while n / BRANCH**depth > LEAF:
             depth += 1
         begins = [np.arange(BRANCH**level + 1) * n // BRANCH**level for level in range(depth + 1)]
         for begin in begins[:-1]:
-            for a, b in zip(begin[:-1], begin[1:], strict=True):
-                if b - a < 2:
-                    continue
-                part = self.data[a:b]
-                widest = int(part[:: max(1, (b - a) // 2000)].std(0).argmax())
-                order = np.argsort(part[:, widest])
-                self.data[a:b], self.piece[a:b] = part[order], self.piece[a:b][order]
+            list(pool.map(self._divide, begin[:-1], begin[1:]))
         leaves = begins[-1][np.r_[True, np.diff(begins[-1]) > 0]]  # fewer pieces than leaves: none is empty
         levels = []
         for begin in begins[1:]:
@@ -111,6 +109,15 @@ class PieceIndex:
             if begin is leaves:
                 break
         return levels
+
+    def _divide(self, a: int, b: int) -> None:
+        """Sort the pieces a to b along their widest coordinate."""
+        if b - a < 2:
+            return
+        part = self.data[a:b]
+        widest = int(part[:: max(1, (b - a) // 2000)].std(0).argmax())
+        order = np.argsort(part[:, widest])
+        self.data[a:b], self.piece[a:b] = part[order], self.piece[a:b][order]
 
     # ------------------------------------------------------------------------------------------------- search
 
@@ -239,17 +246,23 @@ class PieceIndex:
         each = np.repeat(np.arange(len(piece)), count)
         nth = np.arange(len(each)) - np.repeat(np.cumsum(count) - count, count)
         window = self._by_start[first[each] + nth]
-        query, distance, segment = query[each], distance[each], window * self.n_axes + axis[each]
+        query, distance = query[each], distance[each]
+        segment = window * self.n_axes + axis[each]
         offset = position[each] - self.split.start[window]
-        order = np.lexsort((offset, distance, segment, query))
-        query, distance, segment, offset = (v[order] for v in (query, distance, segment, offset))
-        best = np.r_[True, (np.diff(query) != 0) | (np.diff(segment) != 0)]
-        query, distance, segment, offset = (v[best] for v in (query, distance, segment, offset))
-        order = np.lexsort((segment, distance, query))
-        query, distance, segment, offset = (v[order] for v in (query, distance, segment, offset))
-        start = np.searchsorted(query, np.arange(len(queries)))
-        chosen = start[:, None] + np.arange(n)
-        return distance[chosen], segment[chosen], offset[chosen]
+        # the best piece of each (query, segment), the earliest of equals
+        key = query * self.n_segments + segment
+        order = np.argsort(key)
+        key, distance, offset = key[order], distance[order], offset[order]
+        begin = np.flatnonzero(np.diff(key, prepend=-1))
+        least = np.minimum.reduceat(distance, begin)
+        size = np.diff(begin, append=len(key))
+        offset = np.minimum.reduceat(np.where(distance == np.repeat(least, size), offset, self.split.length), begin)
+        query, segment = np.divmod(key[begin], self.n_segments)
+        # the best segments of each query; lexsort is stable, so equals stay in the order of segments
+        order = np.lexsort((least, query))
+        start = np.searchsorted(query[order], np.arange(len(queries)))
+        chosen = order[start[:, None] + np.arange(n)]
+        return least[chosen], segment[chosen], offset[chosen]
 
 
 _latest: PieceIndex | None = None
