@@ -182,13 +182,18 @@ class PieceIndex:
         begin = self.levels[-1].begin
         reach = np.empty(len(q))
         for i, leaves in enumerate(node):
-            near = [
-                self.norm[a:b] - 2 * (self.data[a:b] @ (v := q[i] - self.middle[k])) + v @ v
-                for k, a, b in ((k, begin[k], begin[k + 1]) for k in leaves)
-            ]
+            near = []
+            for k in leaves:
+                v, some = q[i] - self.middle[k], slice(begin[k], begin[k + 1])
+                size = float(np.sqrt(v @ v))
+                near.append(self.norm[some] - 2 * (self.data[some] @ v) + (size**2 + self._margin(size, k)))
             place = np.concatenate([np.arange(begin[k], begin[k + 1]) for k in leaves])
             reach[i] = self._nth_segment(np.concatenate(near), place, n)
         return np.sqrt(np.maximum(reach, 0))
+
+    def _margin(self, size, leaf: int):
+        """What rounding can do to |q|^2 + |w|^2 - 2 q.w in float32, for queries at ``size`` from a leaf's middle."""
+        return (self.width + 8) * EPS * (size + float(self.radius[leaf])) ** 2
 
     def _nth_segment(self, near: np.ndarray, place: np.ndarray, n: int) -> float:
         """The ``n``-th smallest distance among different segments; infinite where there are fewer."""
@@ -226,8 +231,7 @@ class PieceIndex:
             k, who = int(leaf[a]), query[a:b]
             from_middle = q[who] - self.middle[k]
             size = np.sqrt(np.einsum("ij,ij->i", from_middle, from_middle))
-            margin = (self.width + 4) * EPS * (size + self.radius[k]) ** 2
-            limit = (reach[who] ** 2 + margin - size**2).astype(np.float32)
+            limit = (reach[who] ** 2 + self._margin(size, k) - size**2).astype(np.float32)
             some = slice(begin[k], begin[k + 1])
             near = torch.addmm(norm[some], data[some], torch.from_numpy(from_middle.T), alpha=-2)
             place, at = (near <= torch.from_numpy(limit)).nonzero(as_tuple=True)

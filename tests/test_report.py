@@ -190,7 +190,7 @@ def test_code_choices_names_every_place_with_its_whole_sentence():
     }
     assert {where.split(",")[0] for where in table.index} == there
     assert table["choice"].str.len().min() > 3
-    assert "harvis_utils/maximization.py, aap" in table.index
+    assert "harvis_utils/engine.py, aap" in table.index
 
 
 @pytest.mark.parametrize(
