@@ -5,6 +5,8 @@ PROFILE = quick
 DATASET = synthetic
 DEVICE  =
 THREADS =
+SWEEP   = workflow/sweep.toml
+WORKFLOW = local
 
 ifeq ($(CONDA_DEFAULT_ENV),harvis)
 PY  = python
@@ -28,7 +30,7 @@ export MALLOC_MMAP_THRESHOLD_ := $(or $(MALLOC_MMAP_THRESHOLD_),1073741824)
 export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-kill bench lab report publish clean moved
+.PHONY: help reproduce sweep test test-kill bench lab report publish clean moved
 
 help: ## show this list
 	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., DEVICE=cpu|cuda, THREADS=n):"
@@ -36,6 +38,9 @@ help: ## show this list
 
 reproduce: $(ENV) ## execute all notebooks that are not up to date, then show where the results are
 	@$(CHAIN) reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE))
+
+sweep: $(ENV) ## many networks as many jobs (SWEEP=file.toml, WORKFLOW=local|slurm), then one table of them
+	@$(PY) -m harvis_utils.sweep start $(SWEEP) --workflow-profile $(WORKFLOW)
 
 test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick profile
 	$(PY) -m ruff check .

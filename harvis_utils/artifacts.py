@@ -160,8 +160,13 @@ _PARSING = threading.Lock()
 
 def code_digest(module: str) -> str:
     """Digest of what a module computes: its syntax tree without docstrings, so prose never retrains anything."""
+    return _syntax_digest(Path(importlib.util.find_spec(f"harvis_utils.{module}").origin).read_text(encoding="utf-8"))
+
+
+@lru_cache
+def _syntax_digest(source: str) -> str:
     with _PARSING:
-        tree = ast.parse(Path(importlib.util.find_spec(f"harvis_utils.{module}").origin).read_text(encoding="utf-8"))
+        tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (
@@ -215,7 +220,8 @@ class Stage:
             return self.require(key)
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        part = Path(tempfile.mkdtemp(prefix=f".{key}.{os.getpid()}.", suffix=".part", dir=folder.parent))
+        prefix = f".{key}.{os.getpid()}@{_node()}."
+        part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=folder.parent))
         started = time.perf_counter()
         try:
             with _writing(folder):
@@ -254,11 +260,15 @@ class Stage:
         return read_json(self.folder(key) / "manifest.json")
 
     def _sweep(self) -> None:
-        """Remove what killed processes left half-written."""
+        """Remove what killed processes of this machine left half-written; others may share the store."""
         for orphan in self.folder("x").parent.glob(".*.part"):
-            pid = orphan.name.split(".")[2]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            pid, _, node = orphan.name.split(".")[2].partition("@")
+            if pid.isdigit() and node in ("", _node()) and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(orphan, ignore_errors=True)
+
+
+def _node() -> str:
+    return platform.node().replace(".", "-")
 
 
 def _file_digest(path: Path) -> str:

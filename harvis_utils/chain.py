@@ -534,9 +534,9 @@ def _near(path: Path) -> Path:
 
 
 def clean() -> list[Path]:
-    """Remove what runs have made, and nothing else: runs, their pages, stored results; returns what was removed."""
+    """Remove what runs have made, and nothing else: runs, sweeps, pages, stored results; returns what was removed."""
     reports, store = config.report_root(), config.artifact_root()
-    folders = [root / profile for root in (reports, store) for profile in config.PROFILES]
+    folders = [root / profile for root in (reports, store) for profile in (*config.PROFILES, "sweep")]
     found = [p for p in [*folders, reports / "html", reports / "index.html", store / "store"] if p.exists()]
     for path in found:
         if path.is_dir():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from harvis_utils import artifacts, config
+from harvis_utils import artifacts, config, sweep_cost, sweep_plan
 from harvis_utils.claims import BASELINE, PROPOSED
 
 #: notebook -> its question, and where the paper asks it
@@ -205,6 +205,12 @@ def updated(text: str, name: str, content: str) -> str:
     return f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}"
 
 
+def cost_block(root: Path | None = None) -> str:
+    """What 200 networks would cost on a cluster, projected from published times."""
+    known = list(sweep_cost.from_results(root or sweep_cost.PUBLISHED))
+    return sweep_cost.describe(sweep_plan.load(config.REPOSITORY / "workflow" / "two_hundred.toml"), known)
+
+
 def rewritten(text: str) -> str:
     """README.md with all blocks as the published files have them."""
     runs = published()
@@ -212,6 +218,7 @@ def rewritten(text: str) -> str:
         "notebooks": notebooks_block(list(runs)),
         "results": results_block(runs),
         "benchmarks": benchmarks_block(),
+        "cost": cost_block(),
     }
     for name, content in blocks.items():
         text = updated(text, name, content)

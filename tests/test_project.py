@@ -11,6 +11,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ASKED = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
 
 
 def normal(name: str) -> str:
@@ -23,8 +24,7 @@ def pins() -> dict[str, str]:
 
 
 def needed() -> list[str]:
-    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
-    return [re.match(r"[\w.-]+", line)[0] for line in lines]
+    return sorted({re.match(r"[\w.-]+", line)[0] for line in ASKED})
 
 
 def test_constraints_are_exact_and_not_local():
@@ -37,12 +37,8 @@ def test_constraints_are_exact_and_not_local():
 def test_every_dependency_is_pinned_within_what_pyproject_asks_for(name):
     from packaging.requirements import Requirement
 
-    asked = next(
-        r
-        for r in map(Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
-        if r.name == name
-    )
-    assert asked.specifier.contains(pins()[normal(name)])
+    for asked in (r for r in map(Requirement, ASKED) if r.name == name):
+        assert asked.specifier.contains(pins()[normal(name)])
 
 
 def test_conda_users_get_the_same_project_with_the_same_constraints():
@@ -61,7 +57,7 @@ def make(*words: str, **more) -> subprocess.CompletedProcess:
 
 def test_make_alone_lists_the_targets():
     listed = re.findall(r"^  make (\S+)", make().stdout, flags=re.M)
-    assert {"reproduce", "test", "test-kill", "lab", "report", "publish", "clean"} <= set(listed)
+    assert {"reproduce", "sweep", "test", "test-kill", "lab", "report", "publish", "clean"} <= set(listed)
 
 
 def test_an_old_python_gets_one_clear_message(tmp_path):
