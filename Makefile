@@ -7,6 +7,8 @@ DEVICE  =
 THREADS =
 SWEEP   = workflow/sweep.toml
 WORKFLOW = local
+# more words for gpu-bundle, such as --limit-mib 200 or --wheels-for 3.12 --have numpy scipy
+BUNDLE  =
 
 ifeq ($(CONDA_DEFAULT_ENV),harvis)
 PY  = python
@@ -30,7 +32,7 @@ export MALLOC_MMAP_THRESHOLD_ := $(or $(MALLOC_MMAP_THRESHOLD_),1073741824)
 export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce sweep test test-kill bench lab report publish clean moved
+.PHONY: help reproduce sweep test test-kill bench lab report publish gpu-bundle clean moved
 
 help: ## show this list
 	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., DEVICE=cpu|cuda, THREADS=n):"
@@ -69,6 +71,9 @@ report: $(ENV) ## executed notebooks as HTML, and reports/index.html
 publish: $(ENV) ## copy a finished run, without HTML, to reports/published/, and its numbers into README.md
 	@$(CHAIN) publish $(RUN)
 	@$(PY) -m harvis_utils.readme
+
+gpu-bundle: $(ENV) ## pack what a bare CUDA machine needs to compute a run; the file says how to go on
+	@$(PY) -m harvis_utils.bundle pack $(RUN) $(BUNDLE)
 
 clean: $(ENV) ## remove what runs have made (not raw data, not published results, not .venv)
 	@$(CHAIN) clean

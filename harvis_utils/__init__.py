@@ -5,8 +5,8 @@
       01         01          01         02           03           03          04        05      06
 
 Modules below import only from modules above: config, artifacts, datasets, windows, models, training,
-activations, maximization, motifs, similarity, atlas, claims, report, chain. ``plots`` draws arrays and computes
-nothing.
+activations, maximization, motifs, similarity, atlas, claims, report, chain, heavy, bundle. ``plots`` draws arrays and
+computes nothing.
 """
 
 import os

@@ -4,6 +4,10 @@ A heavy result lives in ``<artifacts>/store/<stage>/<key>/``. The key is a diges
 the stage, the digests of its inputs and the versions of the libraries, so equal questions find their answer
 and any other question does not. The folder is filled under a temporary name and renamed when complete; its
 ``manifest.json`` is written last and holds the provenance.
+
+Results that are computed in a bundle on another machine (:mod:`harvis_utils.bundle`) are addressed as the machine
+that packed it would: ``HARVIS_KEYS`` names the bundle's ``keys.json``, which :meth:`Stage.key` takes the versions
+from. Their provenance says what they were really computed with.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -122,7 +126,9 @@ def read_dataset(path: Path):
 
 @lru_cache
 def git_revision() -> str:
-    """The checked-out revision, with ``+`` when files differ from it; ``unknown`` outside a checkout."""
+    """The checked-out or packed revision, with ``+`` when files differ from it; ``unknown`` outside a checkout."""
+    if "git" in packed():
+        return packed()["git"]
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -158,9 +164,25 @@ def provenance(cfg: config.Settings, **more) -> dict:
 _PARSING = threading.Lock()
 
 
+@lru_cache
+def _read_keys(path: Path) -> dict:
+    return read_json(path)
+
+
+def packed() -> dict:
+    """What the ``keys.json`` of the bundle that this is says; empty outside bundles."""
+    path = config.keys_file()
+    return _read_keys(path) if path else {}
+
+
+def source_file(module: str) -> Path:
+    """The file of a module of the package, named as in :attr:`Stage.modules`."""
+    return Path(importlib.util.find_spec(f"harvis_utils.{module}").origin)
+
+
 def code_digest(module: str) -> str:
     """Digest of what a module computes: its syntax tree without docstrings, so prose never retrains anything."""
-    return _syntax_digest(Path(importlib.util.find_spec(f"harvis_utils.{module}").origin).read_text(encoding="utf-8"))
+    return _syntax_digest(source_file(module).read_text(encoding="utf-8"))
 
 
 @lru_cache
@@ -179,6 +201,42 @@ def _syntax_digest(source: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
+def key_parts(modules: Iterable[str]) -> dict[str, list[str]]:
+    """What of this project's state a key holds: the digests of modules and the library versions.
+
+    In a bundle both are as on the machine that packed it. Digests too, because the syntax tree of one and the same
+    file differs between versions of Python; they are looked up by the file's content, so that a changed file counts.
+    """
+    known = packed()
+    digests = known.get("code", {})
+    versions = known.get("versions") or {lib: version(lib).split("+")[0] for lib in VERSIONED}
+    return {
+        "code": [digests.get(_file_digest(source_file(m))) or code_digest(m) for m in modules],
+        "versions": [versions[lib] for lib in VERSIONED],
+    }
+
+
+def _nothing(stage: Stage, key: str) -> AbstractContextManager:
+    return nullcontext()
+
+
+_around = _nothing
+
+
+@contextmanager
+def around_builds(enter: Callable[[Stage, str], AbstractContextManager]):
+    """Until the block ends, every result that is missing is computed inside ``enter(stage, key)``.
+
+    What that raises stops the computation there, and leaves what is stored already.
+    """
+    global _around
+    before, _around = _around, enter
+    try:
+        yield
+    finally:
+        _around = before
+
+
 @dataclass(frozen=True)
 class Stage:
     """One kind of result: its name, the notebook that makes it, and the modules that decide its content."""
@@ -193,8 +251,7 @@ class Stage:
             "stage": self.name,
             "settings": config.as_json(settings),
             "inputs": list(inputs),
-            "code": [code_digest(m) for m in self.modules],
-            "versions": [version(lib).split("+")[0] for lib in VERSIONED],
+            **key_parts(self.modules),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -225,7 +282,8 @@ class Stage:
         started = time.perf_counter()
         try:
             with _writing(folder):
-                share = build(part)
+                with _around(self, key):
+                    share = build(part)
                 seconds = share if isinstance(share, float) else time.perf_counter() - started
                 files = {p.name: _file_digest(p) for p in sorted(part.iterdir())}
                 write_json(

@@ -166,6 +166,18 @@ def as_json(value):
     return str(value) if isinstance(value, Path) else value
 
 
+def from_json(values: dict, kind: type = Settings) -> Settings:
+    """The dataclass that :func:`as_json` turned into ``values``; unknown names raise :class:`SettingsError`."""
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise SettingsError(f"unknown settings {', '.join(unknown)}; valid for {kind.__name__}: {', '.join(hints)}")
+    found = {}
+    for name, value in values.items():
+        nested = dataclasses.is_dataclass(hints[name])
+        found[name] = from_json(value, hints[name]) if nested else tuple(value) if isinstance(value, list) else value
+    return kind(**found)
+
+
 # --------------------------------------------------------------------------------------------------- paths
 
 
@@ -182,6 +194,11 @@ def artifact_root() -> Path:
 def report_root() -> Path:
     """Where reports live: ``HARVIS_REPORTS``, else ``reports``."""
     return _anchored("HARVIS_REPORTS", "reports")
+
+
+def keys_file() -> Path | None:
+    """The ``keys.json`` of the bundle that this is: ``HARVIS_KEYS``, else none (see :mod:`harvis_utils.bundle`)."""
+    return _anchored("HARVIS_KEYS", "") if os.environ.get("HARVIS_KEYS") else None
 
 
 def data_folders() -> list[Path]:
