@@ -23,6 +23,10 @@ NOTEBOOKS = {
 }
 
 
+#: searches that stand on the page of benchmarks alone
+NOT_IN_SUMMARY = ("scikit-learn brute", "scikit-learn ball tree")
+
+
 def published(root: Path | None = None) -> dict[str, dict]:
     """Published ``results.json`` by "<profile>/<data set>", real data first."""
     root = root or config.REPOSITORY / "reports" / "published"
@@ -69,13 +73,11 @@ def results_block(runs: dict[str, dict]) -> str:
         ("computing, all stages", "", lambda r: _duration(sum(r["timings_s"].values()))),
         ("macro F1, test subjects", "0.737, 0.955", lambda r: _with_spread(r["training"]["macro_f1"])),
         ("2-sigma amplitude [G]", "1.37, 1.57", lambda r: f"{r['data']['amplitude_threshold_g']:.3f}"),
-        *(
-            (f"{layer}: Ssim, {BASELINE} / proposed [G²]", "(bars)", lambda r, la=layer: _pair(r, la, "ssim"))
-            for layer in ("conv1", "conv2", "conv3")
-        ),
-        *(
-            (f"{layer}: max output / th, {BASELINE} / proposed", "-, about 1", lambda r, la=layer: _pair(r, la))
-            for layer in ("conv1", "conv2", "conv3")
+        (f"Ssim, {BASELINE} / proposed, Conv1, 2, 3 [G²]", "(bars)", lambda r: _layers(r, "ssim")),
+        (
+            f"max output / th, {BASELINE} / proposed, Conv1, 2, 3",
+            "-, about 1",
+            lambda r: _layers(r, "activation_ratio"),
         ),
         (
             "conv3 Ssim of the untouched sine [G²]",
@@ -100,16 +102,56 @@ def _number(value: dict) -> str:
     return "-" if value["mean"] is None else f"{value['mean']:.3g}"
 
 
-def _pair(run: dict, layer: str, quantity: str = "activation_ratio") -> str:
+def _layers(run: dict, quantity: str = "activation_ratio") -> str:
+    return ", ".join(_pair(run, layer, quantity) for layer in ("conv1", "conv2", "conv3"))
+
+
+def _pair(run: dict, layer: str, quantity: str) -> str:
     table = run["methods"]["calibrated"]
     return " / ".join(_number(table[m][layer][quantity]) for m in (BASELINE, PROPOSED))
 
 
-def benchmarks_block(root: Path | None = None) -> str:
-    """The benchmark tables of every published device."""
+def _benchmarks(root: Path | None) -> list[dict]:
     root = root or config.REPOSITORY / "reports" / "published"
-    found = [artifacts.read_json(p) for p in sorted((root / "benchmarks").glob("*.json"))]
-    return "\n\n".join(benchmark_tables(result) for result in found) or "No benchmark is published yet."
+    return [artifacts.read_json(p) for p in sorted((root / "benchmarks").glob("*.json"))]
+
+
+def benchmarks_block(root: Path | None = None) -> str:
+    """What the published benchmarks say in short, device by device."""
+    return "\n\n".join(benchmark_summary(r) for r in _benchmarks(root)) or "No benchmark is published yet."
+
+
+def benchmark_pages(root: Path | None = None) -> str:
+    """All published benchmark tables: reports/published/benchmarks/README.md."""
+    made = "Made by harvis_utils.readme from the files beside this one, which hold more: every part of a measurement."
+    return "\n\n".join(["# Benchmarks", made, *(benchmark_tables(r) for r in _benchmarks(root))]) + "\n"
+
+
+def benchmark_summary(result: dict) -> str:
+    """One table: everybody's time, and by how much ours is faster."""
+    climbed = result["maximization"]
+    mine = climbed["ours"]["us_per_signal_step"]["mean"]
+    rows = [
+        [
+            f"Activation Maximization: {name}",
+            f"{entry['us_per_signal_step']['mean']:.1f} µs a signal and step",
+            f"{entry['us_per_signal_step']['mean'] / mine:.1f}",
+            f"{entry['peak_mib']:.0f}",
+        ]
+        for name, entry in climbed.items()
+    ]
+    rows += [
+        [
+            f"Ssim search: {name}",
+            f"{entry['all_pieces_s']:.0f} s for {result['search']['ours']['pieces']:,} pieces",
+            f"{entry['times_slower_than_ours']:.1f}",
+            f"{entry['peak_mib']:.0f}",
+        ]
+        for name, entry in result["search"].items()
+        if "all_pieces_s" in entry and name not in NOT_IN_SUMMARY
+    ]
+    head = ["what", "time", "ours is faster by", "peak MiB"]
+    return f"{_bench_machine(result)} {_bench_grid(result)}\n\n{_table(head, rows)}"
 
 
 def benchmark_tables(result: dict) -> str:
@@ -208,7 +250,8 @@ def updated(text: str, name: str, content: str) -> str:
 def cost_block(root: Path | None = None) -> str:
     """What 200 networks would cost on a cluster, projected from published times."""
     known = list(sweep_cost.from_results(root or sweep_cost.PUBLISHED))
-    return sweep_cost.describe(sweep_plan.load(config.REPOSITORY / "workflow" / "two_hundred.toml"), known)
+    whole = sweep_cost.describe(sweep_plan.load(config.REPOSITORY / "workflow" / "two_hundred.toml"), known)
+    return whole.split("\n\n")[0]  # its parts are what the command says
 
 
 def rewritten(text: str) -> str:
@@ -229,6 +272,8 @@ def main() -> int:
     """Rewrite the blocks in README.md."""
     path = config.REPOSITORY / "README.md"
     artifacts.write_text(path, rewritten(path.read_text(encoding="utf-8")))
+    if _benchmarks(None):
+        artifacts.write_text(config.REPOSITORY / "reports/published/benchmarks/README.md", benchmark_pages())
     return 0
 
 

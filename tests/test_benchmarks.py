@@ -95,26 +95,29 @@ def test_tables_name_everybody():
     entry |= {"times_faster_than_one_at_a_time": 70.25, "peak_mib": 12.0}
     found = {"prepare_s": 1.0, "ms_per_piece": 2.0, "all_pieces_s": 30.0, "times_slower_than_ours": 4.0, "peak_mib": 5}
     timed = {"ms_per_batch": 20.0, "gflops": 50.0, "share_of_convolution_rate": 0.5}
-    text = readme.benchmark_tables(
-        {
-            "machine": {
-                "device": "a processor",
-                "threads": 2,
-                "product_gflops": 100,
-                "convolution_gflops": 90,
-                "copy_gb_s": 9,
-            },
-            "caveat": "made-up data",
-            "rounds": 3,
-            "dataset": "synthetic",
-            "profile": "quick",
-            "maximization": {"ours": entry, "others": entry},
-            "floors": {la: {"us_by_products": 1.0} for la in ("conv1", "conv2", "conv3")},
-            "grid": {"networks": 5, "signals": 15360, "steps": 5000, "tolerance_g": 1e-6, "seconds": 360.0},
-            "search": {"ours": found | {"pieces": 77}, "absent": {"left_out": "does not install here"}},
-            "training": {"networks": 5, "contenders": {"side by side": timed}},
-        }
-    )
+    entry["us_per_signal_step"]["mean"] = 1.5
+    result = {
+        "machine": {
+            "device": "a processor",
+            "threads": 2,
+            "product_gflops": 100,
+            "convolution_gflops": 90,
+            "copy_gb_s": 9,
+        },
+        "caveat": "made-up data",
+        "rounds": 3,
+        "dataset": "synthetic",
+        "profile": "quick",
+        "maximization": {"ours": entry, "others": entry},
+        "floors": {la: {"us_by_products": 1.0} for la in ("conv1", "conv2", "conv3")},
+        "grid": {"networks": 5, "signals": 15360, "steps": 5000, "tolerance_g": 1e-6, "seconds": 360.0},
+        "search": {"ours": found | {"pieces": 77}, "absent": {"left_out": "does not install here"}},
+        "training": {"networks": 5, "contenders": {"side by side": timed}},
+    }
+    text = readme.benchmark_tables(result)
     for part in ("a processor", "made-up data", "| others | 1.5 | 1.5 | 1.5 | 70.2 | 12 |", "6.0 minutes", "15,360"):
         assert part in text, part
     assert "all 77 pieces" in text and "does not install here" in text and "| side by side | 20.0 | 50 | 50 % |" in text
+    summary = readme.benchmark_summary(result)
+    assert "| Activation Maximization: others | 1.5 µs a signal and step | 1.0 | 12 |" in summary
+    assert "| Ssim search: ours | 30 s for 77 pieces | 4.0 | 5 |" in summary and "absent" not in summary

@@ -15,6 +15,12 @@ def test_the_results_in_readme_are_those_published():
     assert readme.rewritten(text) == text, "run: python -m harvis_utils.readme"
 
 
+def test_the_page_of_benchmarks_says_what_their_files_say():
+    page = config.REPOSITORY / "reports/published/benchmarks/README.md"
+    if list(page.parent.glob("*.json")):
+        assert page.read_text(encoding="utf-8") == readme.benchmark_pages(), "run: python -m harvis_utils.readme"
+
+
 def test_readme_is_short_and_its_links_lead_somewhere():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 150
@@ -73,5 +79,6 @@ def test_tables_of_a_made_run(tmp_path):
     assert "| macro F1, test subjects | 0.737, 0.955 | 0.712 | 0.712 ± 0.010 |" in text
     assert "| computing, all stages |  | 2 min | 2 min |" in text
     assert "| 2-sigma amplitude [G] | 1.37, 1.57 | 1.371 | 1.371 |" in text
-    assert "| conv1: Ssim, L2+TV / proposed [G²] | (bars) | 0.5 / 0.5 |" in text and "- / -" in text
+    assert "| Ssim, L2+TV / proposed, Conv1, 2, 3 [G²] | (bars) | 0.5 / 0.5, 0.5 / 0.5, 0.5 / 0.5 |" in text
+    assert "- / -" in text
     assert "| C1 | something (section 1) | holds | holds |" in text
