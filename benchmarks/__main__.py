@@ -99,7 +99,8 @@ def main() -> int:
     result = collect(cfg, device, given.rounds, given.only)
     path = target(result, device)
     if given.only and path.exists():
-        result = artifacts.read_json(path) | result
+        before = artifacts.read_json(path)
+        result = before | result | {"rounds": min(before["rounds"], result["rounds"])}
     artifacts.write_json(path, result)
     print(f"\n{readme.benchmark_tables(result)}\n\nwritten to {path}")
     return 0
