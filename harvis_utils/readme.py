@@ -165,7 +165,7 @@ def benchmark_tables(result: dict) -> str:
     ):
         if name in result:
             parts.append(table(result))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, _bench_notes(result)])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -236,6 +236,60 @@ def _bench_training(result: dict) -> str:
     ]
     head = [f"training {t['networks']} networks", "ms per batch", "GFLOP/s", "of the convolution rate"]
     return _table(head, rows)
+
+
+def _bench_notes(result: dict) -> str:
+    """The rest, a line each: agreement, floors, ideas one by one, scaling."""
+    lines = []
+    if "agreement" in result:
+        a = result["agreement"]
+        lines.append(
+            f"Compared before timed: engine and plain loop differ by at most {a['float64_200_steps_g']:.0e} G "
+            f"after 200 steps in float64, by {a['float32_one_step_g']:.0e} G after one in float32."
+        )
+    for layer, both in result.get("full_runs", {}).items():
+        e, g = both["engine"], both["autograd"]
+        lines.append(
+            f"{layer}, full runs in float32: mean objective {e['mean_objective']:.4f} (engine), "
+            f"{g['mean_objective']:.4f} (autograd); failed units {e['failed']}, {g['failed']}."
+        )
+    if "floors" in result:
+        over = result["floors"]["conv3"]
+        lines.append(
+            f"Conv3 takes {over['ours_over_products']:.2f} times the floor of its operations over the matrix rate, "
+            f"which is {over['us_by_products']:.1f} µs; its bytes over the copy rate are {over['us_by_copies']:.1f} µs."
+        )
+    if "ideas" in result:
+        ideas = result["ideas"]
+        each = ", ".join(f"{name} {value:.1f}" for name, value in ideas["us_per_signal_step"].items())
+        five = ", ".join(f"{name} {value:.1f} ms" for name, value in ideas["five_networks"].items())
+        taken = ", ".join(f"{name} {100 * value:.0f} %" for name, value in ideas["share_of_steps_taken"].items())
+        lines += [
+            f"Conv3 with one thing changed, µs per signal and step: {each}.",
+            f"One convolution for five networks: {five}.",
+            f"Steps taken before nothing can move any more: {taken}.",
+        ]
+    for name, curve in result.get("scaling", {}).items():
+        lines.append(f"Time grows with the number of {name} to the power {curve['exponent']:.2f}.")
+    if "search_scaling" in result:
+        curve = result["search_scaling"]
+        lines.append(
+            f"With the number of windows, preparing the search grows to the power {curve['prepare_exponent']:.2f}, "
+            f"searching to the power {curve['search_exponent']:.2f}."
+        )
+    if "search_by_distance" in result:
+        parts = (
+            f"{e['rms_from_g']:g}-{e['rms_to_g']:g} G {e['ms_per_piece']:.1f}" for e in result["search_by_distance"]
+        )
+        lines.append(f"Search by the size of the piece (rms), ms per piece: {', '.join(parts)}.")
+    if "training" in result:
+        t = result["training"]
+        lines.append(
+            f"Training side by side is {t['side_by_side_is_faster_by']:.2f} times as fast as one after the other. At "
+            f"the rate of its convolutions alone, all else free, it could be {t['ceiling_is_faster_by']:.2f} times "
+            "as fast."
+        )
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def updated(text: str, name: str, content: str) -> str:

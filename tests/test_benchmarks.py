@@ -114,10 +114,24 @@ def test_tables_name_everybody():
         "search": {"ours": found | {"pieces": 77}, "absent": {"left_out": "does not install here"}},
         "training": {"networks": 5, "contenders": {"side by side": timed}},
     }
+    result["floors"]["conv3"] |= {"ours_over_products": 1.25, "us_by_copies": 1.5}
+    result["training"] |= {"side_by_side_is_faster_by": 1.05, "ceiling_is_faster_by": 1.88}
     text = readme.benchmark_tables(result)
     for part in ("a processor", "made-up data", "| others | 1.5 | 1.5 | 1.5 | 70.2 | 12 |", "6.0 minutes", "15,360"):
         assert part in text, part
     assert "all 77 pieces" in text and "does not install here" in text and "| side by side | 20.0 | 50 | 50 % |" in text
+    result["agreement"] = {"float64_200_steps_g": 9e-16, "float32_one_step_g": 3e-8}
+    result["full_runs"] = {"conv1": {k: {"mean_objective": 0.6246, "failed": 2} for k in ("engine", "autograd")}}
+    result["scaling"] = {"steps": {"exponent": 0.85}}
+    text = readme.benchmark_tables(result)
+    for part in (
+        "9e-16 G after 200",
+        "0.6246 (autograd)",
+        "1.25 times the floor",
+        "steps to the power 0.85",
+        "1.88 times",
+    ):
+        assert part in text, part
     summary = readme.benchmark_summary(result)
     assert "| Activation Maximization: others | 1.5 µs a signal and step | 1.0 | 12 |" in summary
     assert "| Ssim search: ours | 30 s for 77 pieces | 4.0 | 5 |" in summary and "absent" not in summary
