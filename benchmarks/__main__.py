@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from harvis_utils import activations, artifacts, config, datasets, maximization,
 from harvis_utils import training as networks_of
 
 
-def collect(cfg: config.Settings, device: str, rounds: int, only: list[str]) -> dict:
-    """All measurements of one machine, in the order of their cost."""
+def collect(cfg: config.Settings, device: str, rounds: int, only: list[str], save: Callable[[dict], object]) -> dict:
+    """All measurements of one machine; ``save`` is called after each part, so that none is lost to a later one."""
     data = windows.cut(datasets.load_recordings(cfg.dataset), cfg.windows)
     networks = networks_of.networks(cfg, data)
     statistics = activations.statistics(cfg, data, networks)
@@ -43,6 +44,7 @@ def collect(cfg: config.Settings, device: str, rounds: int, only: list[str]) -> 
         begun = time.perf_counter()
         print(f"{name} ...", flush=True)
         result[name] = run()
+        save(result)
         print(f"{name} {time.perf_counter() - begun:.0f} s", flush=True)
 
     note("agreement", lambda: climbing.agreement(first, mine, n_axes))
@@ -96,12 +98,18 @@ def main() -> int:
     device = config.torch_device(given.device).type
     torch.set_num_threads(config.threads())
     cfg = config.load(given.profile, given.dataset, device)
-    result = collect(cfg, device, given.rounds, given.only)
-    path = target(result, device)
-    if given.only and path.exists():
-        before = artifacts.read_json(path)
-        result = before | result | {"rounds": min(before["rounds"], result["rounds"])}
-    artifacts.write_json(path, result)
+    parts, path = {}, None
+
+    def save(found: dict) -> None:
+        nonlocal parts, path
+        path = target(found, device)
+        before = artifacts.read_json(path) if path.exists() and (given.only or parts) else {}
+        rounds = min(before.get("rounds", given.rounds), given.rounds)
+        parts = before | found | {"rounds": rounds}
+        artifacts.write_json(path, parts)
+
+    save(collect(cfg, device, given.rounds, given.only, save))
+    result = parts
     print(f"\n{readme.benchmark_tables(result)}\n\nwritten to {path}")
     return 0
 
