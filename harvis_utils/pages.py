@@ -388,6 +388,6 @@ def light_png(content: bytes) -> bytes:
     image = Image.open(io.BytesIO(content)).convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     out = io.BytesIO()
-    # without dithering, which puts dots into plain areas
-    flat.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    # an octree keeps rare colours, which the default merges; no dithering, which puts dots into plain areas
+    flat.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return min(content, out.getvalue(), key=len)

@@ -348,6 +348,18 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
 
 
+def test_published_images_keep_rare_colours():
+    """A line that is hidden but for its entry in the legend, among thousands of other shades."""
+    shades = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
+    rare = {(95, 168, 211): slice(0, 12), (63, 184, 165): slice(20, 32)}
+    for colour, place in rare.items():
+        shades[5, place] = colour
+    Image.fromarray(shades).save(buffer := io.BytesIO(), "PNG")
+    kept = np.asarray(Image.open(io.BytesIO(pages.light_png(buffer.getvalue()))).convert("RGB")).astype(int)
+    told_apart = {tuple(kept[5, place][0]) for place in rare.values()}
+    assert len(told_apart) == 2
+
+
 def test_published_images_are_smaller_and_look_the_same(finished):
     generator = np.random.default_rng(0)
     pixels = np.repeat(np.repeat(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8), 60, 0), 60, 1)
