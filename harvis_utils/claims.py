@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-#: Paper: five networks per setting; below that intervals are over units only
-ENOUGH_SEEDS = 5
+from harvis_utils.intervals import ENOUGH_SEEDS, interval
+
 HOLDS, PARTLY, FAILS, UNTESTABLE = "holds", "partly", "does not hold", "not testable here"
 
 #: Paper section 4.2 and 4.4, by data set without its "-approximate"
@@ -398,33 +398,6 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 # ------------------------------------------------------------------------------------------------- the verdict
-
-
-def interval(values, summary: str = "mean", n: int = 2000, seed: int = 0) -> tuple[float, list[float] | None]:
-    """Point estimate and 95 % percentile bootstrap interval of (seed, unit) or (seed,) values, NaN left out.
-
-    From five networks on, networks are drawn first, then units within each; below, units only, all networks
-    pooled. Returns ``(nan, None)`` when nothing is left; a plain number is its own interval.
-    """
-    values = np.asarray(values, dtype=float)
-    measure = {"mean": np.mean, "median": np.median}[summary]
-    if values.ndim == 0:
-        return (float(values), None if np.isnan(values) else [float(values)] * 2)
-    rows = [row[~np.isnan(row)] for row in values.reshape(len(values), -1)]
-    rows = [row for row in rows if len(row)]
-    if not rows:
-        return float("nan"), None
-    point = float(measure(np.concatenate(rows)))
-    rng = np.random.default_rng(seed)
-    pooled = np.concatenate(rows)
-    draws = np.empty(n)
-    for i in range(n):
-        if len(rows) >= ENOUGH_SEEDS:
-            picked = [rows[k] for k in rng.integers(len(rows), size=len(rows))]
-            draws[i] = measure(np.concatenate([row[rng.integers(len(row), size=len(row))] for row in picked]))
-        else:
-            draws[i] = measure(pooled[rng.integers(len(pooled), size=len(pooled))])
-    return point, [float(q) for q in np.quantile(draws, (0.025, 0.975))]
 
 
 def standing(bounds: list[float] | None, low: float, high: float) -> str:

@@ -1,12 +1,10 @@
-"""Verdicts: the interval against a plain twin, edges of standings, and claims that follow what is planted."""
+"""Verdicts: edges of standings, and claims that follow what is planted."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from harvis_utils import claims
 from harvis_utils.maximization import METHODS
@@ -77,59 +75,7 @@ def verdict(made, claim):
     return claims.judge(CLAIM[claim], made)["verdict"]
 
 
-# --------------------------------------------------------------------------------------- interval and standing
-
-
-def naive_interval(rows, summary, n, seed):
-    """The same draws, one value at a time: networks first when there are five, then units."""
-    measure = {"mean": lambda v: sum(v) / len(v), "median": lambda v: sorted_median(v)}[summary]
-    rows = [[v for v in row if not np.isnan(v)] for row in rows]
-    rows = [row for row in rows if row]
-    if not rows:
-        return np.nan, None
-    pooled = [v for row in rows for v in row]
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(n):
-        if len(rows) >= 5:
-            chosen = [rows[k] for k in rng.integers(len(rows), size=len(rows))]
-            values = [row[k] for row in chosen for k in rng.integers(len(row), size=len(row))]
-        else:
-            values = [pooled[k] for k in rng.integers(len(pooled), size=len(pooled))]
-        draws.append(measure(values))
-    return measure(pooled), [np.quantile(draws, 0.025), np.quantile(draws, 0.975)]
-
-
-def sorted_median(values):
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(1, 6).flatmap(
-        lambda n: st.lists(
-            st.lists(st.integers(-5, 5) | st.just(np.nan), min_size=4, max_size=4), min_size=n, max_size=n
-        )
-    ),
-    st.sampled_from(["mean", "median"]),
-    st.integers(0, 99),
-)
-def test_interval_agrees_with_twin(rows, summary, seed):
-    point, bounds = claims.interval(rows, summary, n=40, seed=seed)
-    expected, expected_bounds = naive_interval(rows, summary, 40, seed)
-    if expected_bounds is None:
-        assert np.isnan(point) and bounds is None
-    else:
-        assert point == pytest.approx(expected) and bounds == pytest.approx(expected_bounds)
-        assert min(v for r in rows for v in r if not np.isnan(v)) <= bounds[0] <= bounds[1]
-
-
-def test_interval_of_one_number_and_of_one_value_per_network():
-    assert claims.interval(1.5) == (1.5, [1.5, 1.5])
-    assert claims.interval(float("nan"))[1] is None
-    assert claims.interval([0.7, 0.7]) == (pytest.approx(0.7), pytest.approx([0.7, 0.7]))
-    assert claims.interval(np.asarray([None, 0.5], dtype=float))[0] == 0.5  # null in the atlas is no value
+# --------------------------------------------------------------------------------------- standing
 
 
 @pytest.mark.parametrize(

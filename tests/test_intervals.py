@@ -1,0 +1,105 @@
+"""Intervals against a plain twin, what they cover, and paired differences."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvis_utils.intervals import interval, paired
+
+
+def naive_interval(rows, summary, n, seed):
+    """The same draws, one value at a time: networks first when there are five, then units."""
+    measure = {"mean": lambda v: sum(v) / len(v), "median": sorted_median}[summary]
+    rows = [[v for v in row if not np.isnan(v)] for row in rows]
+    rows = [row for row in rows if row]
+    if not rows:
+        return np.nan, None
+    pooled = [v for row in rows for v in row]
+    groups = rows if len(rows) >= 5 else [pooled]
+    rng = np.random.default_rng(seed)
+    network = rng.integers(len(groups), size=(n, len(groups)))
+    chance = rng.random((n, len(groups), max(map(len, groups))))
+    draws = []
+    for d in range(n):
+        values = []
+        for place in range(len(groups)):
+            row = groups[network[d, place]]
+            values += [row[int(chance[d, place, k] * len(row))] for k in range(len(row))]
+        draws.append(measure(values))
+    return measure(pooled), [np.quantile(draws, 0.025), np.quantile(draws, 0.975)]
+
+
+def sorted_median(values):
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 6).flatmap(
+        lambda n: st.lists(
+            st.lists(st.integers(-5, 5) | st.just(np.nan), min_size=4, max_size=4), min_size=n, max_size=n
+        )
+    ),
+    st.sampled_from(["mean", "median"]),
+    st.integers(0, 99),
+)
+def test_interval_agrees_with_twin(rows, summary, seed):
+    point, bounds = interval(rows, summary, n=40, seed=seed)
+    expected, expected_bounds = naive_interval(rows, summary, 40, seed)
+    if expected_bounds is None:
+        assert np.isnan(point) and bounds is None
+    else:
+        assert point == pytest.approx(expected) and bounds == pytest.approx(expected_bounds)
+        assert min(v for r in rows for v in r if not np.isnan(v)) <= bounds[0] <= bounds[1]
+
+
+def test_interval_of_one_number_and_of_one_value_per_network():
+    assert interval(1.5) == (1.5, [1.5, 1.5])
+    assert interval(float("nan"))[1] is None
+    assert interval([0.7, 0.7]) == (pytest.approx(0.7), pytest.approx([0.7, 0.7]))
+    assert interval(np.asarray([None, 0.5], dtype=float))[0] == 0.5  # null in a table is no value
+
+
+def test_networks_that_differ_widen_the_interval():
+    """Units of one network agree: drawing units alone would promise too much."""
+    alike = np.repeat(np.arange(6.0)[:, None], 50, axis=1)
+    _, by_network = interval(alike)
+    _, by_unit = interval(alike[:, :10].reshape(1, -1))
+    assert by_network[1] - by_network[0] > 2 * (by_unit[1] - by_unit[0])
+
+
+def test_intervals_cover_the_mean_about_as_often_as_they_say():
+    """Eight networks with an own level each: a percentile bootstrap of so few is a little too short."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for k in range(200):
+        values = rng.normal(size=(8, 1)) + rng.normal(size=(8, 20))
+        low, high = interval(values, n=300, seed=k)[1]
+        hits += low <= 0 <= high
+    assert 0.82 < hits / 200 < 0.98
+
+
+def test_paired_difference_sees_what_means_hide():
+    rng = np.random.default_rng(1)
+    level = 10 * rng.normal(size=(5, 40))
+    found = paired(level + 0.1, level)
+    assert found.mean == pytest.approx(0.1) and found.clear and found.dominance == 1
+    assert found.n_networks == 5 and found.n_pairs == 200
+    unclear = paired(level, rng.permutation(level.ravel()).reshape(level.shape))
+    assert not unclear.clear and abs(unclear.dominance) < 0.3
+
+
+def test_pairs_with_a_missing_value_are_left_out():
+    first = np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]])
+    found = paired(first, np.zeros((2, 3)))
+    assert (found.mean, found.n_networks, found.n_pairs) == (2.0, 1, 2)
+    nothing = paired(first * np.nan, first)
+    assert nothing.interval is None and not nothing.clear and nothing.n_networks == 0
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (3, 2)])
+def test_unequal_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="one shape"):
+        paired(np.zeros(shape), np.zeros((2, 3)))
