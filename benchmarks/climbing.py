@@ -278,7 +278,8 @@ def ideas(network: Network, th: xr.DataArray, rounds: int) -> dict:
     settings = MaximizationSettings()
     taken = {}
     for name, step in m.PRESETS.items():
-        rows = m._rows([m.METHODS[x] for x in methods], list(range(len(every))), every, settings.weight, 1)
+        weights = dict.fromkeys(m.PENALTIES, settings.weight)
+        rows = m.climbing_rows([m.METHODS[x] for x in methods], range(len(every)), every, weights)
         until = engine.stopping_step(network.trunk, layer, rows, step, settings.n_steps, 30, settings.tolerance_g)
         taken[name] = float(until.mean() / settings.n_steps)
     return {"us_per_signal_step": found, "threads": threads, "five_networks": stacked, "share_of_steps_taken": taken}

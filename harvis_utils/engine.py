@@ -46,6 +46,14 @@ def total_variation(x: Tensor) -> Tensor:
     return x.diff(dim=-1).abs().sum(-1)
 
 
+def weighted_norm(x: Tensor, matrix: Tensor) -> Tensor:
+    """Norm sqrt(x' P x) of each signal for a symmetric, positive definite P: (signal, time) in G -> (signal,).
+
+    With P the inverse covariance of real windows it is large for what they seldom do.
+    """
+    return ((x @ matrix) * x).sum(-1).clamp(min=0).sqrt()
+
+
 def _mean_excess(values: Tensor, threshold: Tensor | float) -> Tensor:
     excess = F.relu(values - threshold)
     return excess.sum(-1) / (excess > 0).sum(-1).clamp(min=1)
@@ -94,8 +102,8 @@ OPTIMIZERS = ("ascent", "momentum", "adam")
 class Rows:
     """What belongs to each signal; every field's first dimension is the row.
 
-    ``l2``, ``tv``, ``aap``, ``eap`` are the weights of the penalties in its objective (0: not used), ``clips``,
-    ``filtered`` and ``normed`` are booleans, ``threshold`` is th_eap of its unit (inf: none).
+    ``l2``, ``tv``, ``aap``, ``eap``, ``prior`` are the weights of the penalties in its objective (0: not used),
+    ``clips``, ``filtered`` and ``normed`` are booleans, ``threshold`` is th_eap of its unit (inf: none).
     """
 
     unit: Tensor
@@ -104,6 +112,7 @@ class Rows:
     tv: Tensor
     aap: Tensor
     eap: Tensor
+    prior: Tensor
     clips: Tensor
     filtered: Tensor
     normed: Tensor
@@ -224,9 +233,12 @@ class Chunk:
         th_aap_g: float,
         lowpass: Tensor,
         block: int,
+        prior: Tensor | None = None,
+        shifts: Sequence[int] | None = None,
     ):
         self.trunk, self.layer, self.step, self.block = trunk, layer, step, block
         self.x, self.th_aap_g, self.lowpass = x, th_aap_g, lowpass
+        self.prior, self.shifts = prior, shifts
         self.first, self.second = torch.zeros_like(x), torch.zeros_like(x)  # Adam's moments; momentum uses the first
         self._hold(rows)
         self.project()
@@ -240,7 +252,7 @@ class Chunk:
             for at, part in zip(places, parts, strict=True)
         ]
         self.filtered, self.normed = rows.filtered.nonzero()[:, 0], rows.normed.nonzero()[:, 0]
-        self.bounded = rows.aap.nonzero()[:, 0]
+        self.bounded, self.expected = rows.aap.nonzero()[:, 0], rows.prior.nonzero()[:, 0]
 
     def keep(self, n: int) -> None:
         """Go on with the first ``n`` rows only."""
@@ -251,9 +263,13 @@ class Chunk:
         """Feature map of each row's unit, (row, time)."""
         return torch.cat([maps.forward(self.x[at]) for at, _, maps, _, _ in self.blocks])
 
-    def gradient(self) -> Tensor:
-        """Gradient of each row's objective f - w R with respect to its signal, (row, time)."""
-        x, rows, g = self.x, self.rows, torch.empty_like(self.x)
+    def gradient(self, shift: int = 0) -> Tensor:
+        """Gradient of each row's objective f - w R with respect to its signal, (row, time).
+
+        The network sees the signal moved by ``shift`` samples, what leaves at one end coming back at the other.
+        """
+        rows, g = self.rows, torch.empty_like(self.x)
+        x = self.x.roll(shift, 1) if shift else self.x
         for at, part, maps, some_clip, some_eap in self.blocks:
             out = maps.forward(x[at])
             slope = torch.full_like(out, 1 / out.shape[1])
@@ -264,6 +280,8 @@ class Chunk:
             if some_eap:
                 slope -= over * (part.eap / over.sum(1).clamp(min=1))[:, None]
             g[at] = maps.backward(_rectified(slope, out))
+        x = self.x
+        g = g.roll(-shift, 1) if shift else g
         g -= x * (rows.l2 / l2_norm(x).clamp(min=torch.finfo(x.dtype).tiny))[:, None]
         slope = x.diff(dim=1).sign_().mul_(rows.tv[:, None])
         g[:, 1:] -= slope
@@ -273,11 +291,16 @@ class Chunk:
             beyond = signal.abs() > self.th_aap_g
             weight = rows.aap[self.bounded] / beyond.sum(1).clamp(min=1)
             g[self.bounded] -= signal.sign() * beyond * weight[:, None]
+        if len(self.expected):
+            signal = x[self.expected]
+            size = weighted_norm(signal, self.prior).clamp(min=torch.finfo(x.dtype).tiny)
+            g[self.expected] -= (signal @ self.prior) * (rows.prior[self.expected] / size)[:, None]
         return g
 
     def advance(self, number: int) -> None:
         """One step of the optimizer, the ``number``-th from 0, then the method's projection."""
-        g, eta = self.gradient(), self.step.step_size * self.step.decay**number
+        shift = self.shifts[number] if self.shifts is not None else 0
+        g, eta = self.gradient(shift), self.step.step_size * self.step.decay**number
         if self.step.optimizer == "ascent":
             self.x.add_(g, alpha=eta)
         elif self.step.optimizer == "momentum":
@@ -311,6 +334,8 @@ class Chunk:
         }
         # Paper: R is the plain sum of the penalties in use
         penalty = sum(getattr(rows, name) * found[name] for name in ("l2", "tv", "aap", "eap"))
+        if len(self.expected):
+            penalty = penalty + rows.prior * weighted_norm(x, self.prior)
         return found | {"objective": found["activation"] - penalty, "amplitude_g": x.abs().amax(1)}
 
 
@@ -319,7 +344,16 @@ TERMS = ("activation", "l2", "tv", "aap", "eap", "objective", "amplitude_g")
 # ------------------------------------------------------------------------------------- when a row may stop
 
 
-def stopping_step(trunk: Trunk, layer: str, rows: Rows, step: Step, n_steps: int, length: int, tolerance_g: float):
+def stopping_step(
+    trunk: Trunk,
+    layer: str,
+    rows: Rows,
+    step: Step,
+    n_steps: int,
+    length: int,
+    tolerance_g: float,
+    prior: np.ndarray | None = None,
+) -> np.ndarray:
     """First step of each row from which on all remaining ones together move no sample by ``tolerance_g``, (row,).
 
     The step size shrinks as eta gamma^t, so what is left is the sum of the remaining sizes times the most that the
@@ -343,6 +377,8 @@ def stopping_step(trunk: Trunk, layer: str, rows: Rows, step: Step, n_steps: int
     response = positive.feature_map(impulse, layer)[0].numpy()[rows.unit.cpu().numpy()]
     l2, tv, aap_, eap_ = (getattr(rows, name).double().cpu().numpy() for name in ("l2", "tv", "aap", "eap"))
     steepest = response.sum(1) / length + l2 + 2 * tv + aap_ + eap_ * response.max(1)
+    if prior is not None:  # the steepest slope of sqrt(x' P x) is the root of P's largest eigenvalue
+        steepest = steepest + rows.prior.double().cpu().numpy() * np.linalg.eigvalsh(prior)[-1] ** 0.5
     number = np.arange(n_steps)
     if step.optimizer == "adam":
         most = (1 - BETA1) / np.sqrt((1 - BETA2) * (1 - BETA1**2 / BETA2)) / (1 - BETA1 ** (number + 1))
@@ -381,6 +417,8 @@ def climb(
     tolerance_g: float = 0.0,
     th_aap_g: float = 1.5,
     lowpass: np.ndarray | None = None,
+    prior: np.ndarray | None = None,
+    jitter: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     block_bytes: int | None = None,
@@ -389,11 +427,16 @@ def climb(
 ) -> Climbed:
     """Climb from ``start`` (row, time) in G for ``n_steps``; ``record`` are the steps whose terms are kept.
 
+    ``prior`` is the (time, time) matrix of the rows that have a weight for it; with ``jitter`` the network sees all
+    signals moved by a random number of samples up to that, the same for all rows and another one in every step.
+
     Each worker climbs an equal share of the rows; the network sees blocks of as many rows as ``block_bytes`` of
     intermediate arrays allow, so memory is bounded by that and about 16 arrays of the size of ``start``. ``tick`` is
     called with the number of row-steps done since the last call. An exception in one worker
-    stops the others. Raises ``ValueError`` for an unknown optimizer.
+    stops the others. Raises ``ValueError`` for an unknown optimizer and for rows that want a missing prior.
     """
+    if prior is None and bool(rows.prior.any()):
+        raise ValueError("some rows have a weight for the prior, but no prior matrix was given")
     if step.optimizer not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {step.optimizer!r}; valid optimizers: {', '.join(OPTIMIZERS)}")
     device = torch.device(device)
@@ -401,7 +444,9 @@ def climb(
     trunk, rows = trunk.to(device, dtype), rows.to(device, dtype)
     x = torch.tensor(np.ascontiguousarray(start), device=device).to(dtype)
     matrix = torch.eye(length) if lowpass is None else torch.tensor(lowpass.copy())
-    until = stopping_step(trunk, layer, rows, step, n_steps, length, tolerance_g)
+    until = stopping_step(trunk, layer, rows, step, n_steps, length, tolerance_g, prior)
+    expected = None if prior is None else torch.tensor(np.array(prior)).to(device, dtype)
+    shifts = np.random.default_rng(0).integers(-jitter, jitter + 1, n_steps).tolist() if jitter else None
     record = np.asarray(sorted(record), dtype=int)
     found = Climbed(
         np.empty(x.shape, np.float64 if dtype == torch.float64 else np.float32),
@@ -419,7 +464,8 @@ def climb(
     @torch.inference_mode()
     def run(chosen: np.ndarray) -> None:
         at = torch.as_tensor(chosen, device=device)
-        chunk = Chunk(trunk, layer, rows.take(at), x[at], step, th_aap_g, matrix.to(device, dtype), block)
+        filtering = matrix.to(device, dtype)
+        chunk = Chunk(trunk, layer, rows.take(at), x[at], step, th_aap_g, filtering, block, expected, shifts)
         ends, done = until[chosen], 0
         for number in range(int(ends.max(initial=0)) + 1):
             if halt.is_set():

@@ -10,7 +10,7 @@ axis, because SF-HF treats the axes separately. This module says what is climbed
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +42,13 @@ class Method:
     tv: bool = False
     aap: bool = False
     eap: bool = False
+    prior: bool = False  # not the paper's: a norm in which what real windows seldom do counts more
     clip: bool = False
     after: str = "nothing"  # "lowpass" or "unit-norm"
 
+
+#: the terms of R, as fields of :class:`Method` and of :class:`engine.Rows`
+PENALTIES = ("l2", "tv", "aap", "eap", "prior")
 
 #: Paper: sections 3.2, 3.3 and 4.4; the names are the paper's
 METHODS: dict[str, Method] = {
@@ -147,7 +151,8 @@ def maximize(
     start = starting_signal(settings, length) if start is None else np.asarray(start)
     starts = (len(start),) if start.ndim == 4 else ()
     shape = (*starts, len(recipes), len(units), length)
-    rows = _rows(recipes, list(units), np.asarray(th_eap), settings.weight, int(np.prod(starts, dtype=int)))
+    weights = dict.fromkeys(PENALTIES, settings.weight)  # Paper: one weight for all
+    rows = climbing_rows(recipes, list(units), np.asarray(th_eap), weights, int(np.prod(starts, dtype=int)))
     record = recorded_steps(settings.n_steps)
     on_cpu = torch.device(device).type == "cpu"
     lock = threading.Lock()
@@ -186,27 +191,35 @@ def maximize(
     )
 
 
-def _rows(recipes: list[Method], units: list[int], th_eap: np.ndarray, weight: float, n_starts: int) -> engine.Rows:
-    """One row per starting point, method and unit, in this order."""
+def climbing_rows(
+    recipes: Sequence[Method],
+    units: Sequence[int],
+    thresholds: np.ndarray,
+    weights: Mapping[str, np.ndarray | float],
+    n_starts: int = 1,
+) -> engine.Rows:
+    """One row per starting point, method and unit, in this order.
 
-    def each(name: str, scale: float | None = None) -> torch.Tensor:
-        values = torch.tensor([getattr(m, name) for m in recipes])
-        values = values if scale is None else values.double() * scale
-        return values.repeat_interleave(len(units)).repeat(n_starts)
+    ``thresholds`` is (all units of the layer,) or (method, all units); NaN (a dead unit) means none. ``weights`` maps
+    each of ``PENALTIES`` to its weight where a method uses it: a number, or what broadcasts to (method, unit).
+    """
+    shape = (len(recipes), len(units))
 
-    unit = torch.tensor(units).repeat(len(recipes) * n_starts)
-    after = [m.after for m in recipes]
-    filtered, normed = (
-        torch.tensor([a == name for a in after]).repeat_interleave(len(units)).repeat(n_starts)
-        for name in ("lowpass", "unit-norm")
-    )
+    def flat(values) -> torch.Tensor:
+        return torch.tensor(np.broadcast_to(values, shape).reshape(-1)).repeat(n_starts)
+
+    def flags(name: str) -> np.ndarray:
+        return np.array([getattr(m, name) for m in recipes])[:, None]
+
+    after = np.array([m.after for m in recipes])[:, None]
+    known = np.where(np.isnan(thresholds), np.inf, thresholds)[..., list(units)]
     return engine.Rows(
-        unit=unit,
-        threshold=torch.tensor(np.where(np.isnan(th_eap), np.inf, th_eap), dtype=torch.float64)[unit],
-        **{name: each(name, weight) for name in ("l2", "tv", "aap", "eap")},
-        clips=each("clip"),
-        filtered=filtered,
-        normed=normed,
+        unit=flat(np.asarray(units)),
+        threshold=flat(known.astype(np.float64)),
+        **{name: flat(flags(name) * np.asarray(weights[name], np.float64)) for name in PENALTIES},
+        clips=flat(flags("clip")),
+        filtered=flat(after == "lowpass"),
+        normed=flat(after == "unit-norm"),
     )
 
 

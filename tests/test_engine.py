@@ -75,9 +75,9 @@ def test_gradients_of_penalties_match_finite_differences(name, seed):
 # ---------------------------------------------------------------------------------- the engine and its twin
 
 
-def naive(trunk, layer, unit, th, method, step, settings, start=None):
+def naive(trunk, layer, unit, th, method, step, settings, start=None, prior=None, shifts=None):
     """One unit, one method, the whole network, a plain loop: what the batch must equal."""
-    recipe = m.METHODS[method]
+    recipe = m.METHODS[method] if isinstance(method, str) else method
     lowpass = torch.tensor(
         m.lowpass_matrix(LENGTH, settings.lowpass_hz, settings.lowpass_order, 30.0).copy(), dtype=torch.float64
     )
@@ -93,7 +93,8 @@ def naive(trunk, layer, unit, th, method, step, settings, start=None):
     eta = step.step_size
     for number in range(1, settings.n_steps + 1):
         x.requires_grad_()
-        a = trunk.feature_map(x[None], layer)[0, unit]
+        seen = x if shifts is None else x.roll(shifts[number - 1])
+        a = trunk.feature_map(seen[None], layer)[0, unit]
         f = torch.minimum(a, torch.tensor(th)).mean() if recipe.clip else a.mean()
         penalty = torch.zeros((), dtype=torch.float64)
         if recipe.l2:
@@ -104,6 +105,8 @@ def naive(trunk, layer, unit, th, method, step, settings, start=None):
             penalty = penalty + (x.abs()[x.abs() > settings.th_aap_g] - settings.th_aap_g).mean()
         if recipe.eap and (a > th).any():
             penalty = penalty + (a[a > th] - th).mean()
+        if recipe.prior:
+            penalty = penalty + (x @ prior @ x).sqrt()
         (gradient,) = torch.autograd.grad(f - settings.weight * penalty, x)
         x = x.detach()
         if step.optimizer == "ascent":
@@ -165,6 +168,55 @@ def test_any_trunk_and_start_climb_as_in_the_naive_loop(seed, n_layers, kernel, 
     assert np.abs(found["signal"].values[0, 0] - expected).max() < 1e-9
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    layer=st.sampled_from(["conv1", "conv2", "conv3"]),
+    step=st.sampled_from(list(STEPS)),
+    jitter=st.integers(0, 3),
+)
+def test_prior_and_jitter_climb_as_in_the_naive_loop(seed, layer, step, jitter):
+    """A norm of one's own, and a network that sees the signal moved a little, another way in every step."""
+    trunk = made_trunk(3, seed, torch.float64)
+    random = np.random.default_rng(seed)
+    start, th = random.normal(size=LENGTH), random.uniform(0.1, 2, 3)
+    mixed = random.normal(size=(LENGTH, LENGTH))
+    prior = mixed @ mixed.T / LENGTH + np.eye(LENGTH)
+    recipes = [m.Method(tv=True, eap=True, prior=True), m.Method(clip=True, prior=True), m.METHODS["L2+TV"]]
+    rows = m.climbing_rows(recipes, [0, 2], th, dict.fromkeys(m.PENALTIES, FEW.weight))
+    found = engine.climb(
+        trunk, layer, rows, np.tile(start, (6, 1)), STEPS[step], n_steps=15, prior=prior, jitter=jitter,
+        dtype=torch.float64,
+    )  # fmt: skip
+    shifts = np.random.default_rng(0).integers(-jitter, jitter + 1, 15).tolist()
+    few = dataclasses.replace(FEW, n_steps=15)
+    for k, (recipe, unit) in enumerate((r, u) for r in recipes for u in (0, 2)):
+        given = {"start": start, "prior": torch.tensor(prior), "shifts": shifts}
+        expected = naive(trunk, layer, unit, th[unit], recipe, STEPS[step], few, **given)
+        assert np.abs(found.signal[k] - expected).max() < 1e-9
+
+
+def test_rows_that_want_a_prior_need_one():
+    rows = m.climbing_rows([m.Method(prior=True)], [0], np.ones(1), dict.fromkeys(m.PENALTIES, 0.1))
+    with pytest.raises(ValueError, match="no prior matrix"):
+        engine.climb(made_trunk(), "conv1", rows, np.zeros((1, LENGTH)), STEPS["momentum"], n_steps=1)
+
+
+def test_weights_and_thresholds_may_differ_by_method_and_unit():
+    trunk = made_trunk(dtype=torch.float64)
+    recipe, th = m.METHODS["L2+TV+EAP+clip"], np.array([[0.3, 0.5, 0.4, 0.6], [0.6, 0.2, 0.8, 0.4]])
+    weights = dict.fromkeys(m.PENALTIES, np.array([[0.1, 0.3], [0.01, 0.05]]))
+    rows = m.climbing_rows([recipe, recipe], [1, 3], th, weights)
+    start = m.starting_signal(FEW, LENGTH)
+    found = engine.climb(
+        trunk, "conv2", rows, np.tile(start, (4, 1)), STEPS["calibrated"], n_steps=40, dtype=torch.float64
+    )
+    for k, (row, unit, column) in enumerate([(0, 1, 0), (0, 3, 1), (1, 1, 0), (1, 3, 1)]):
+        own = dataclasses.replace(FEW, weight=weights["l2"][row, column])
+        expected = naive(trunk, "conv2", unit, th[row, unit], recipe, STEPS["calibrated"], own)
+        assert np.abs(found.signal[k] - expected).max() < 1e-9
+
+
 def test_one_step_in_float32_equals_float64():
     th, one = np.full(6, 0.5), dataclasses.replace(FEW, n_steps=1)
     for layer in ("conv1", "conv2", "conv3"):
@@ -215,7 +267,7 @@ def test_an_interrupt_stops_all_workers():
         ticks.append(n)
         raise KeyboardInterrupt
 
-    rows = m._rows(list(m.METHODS.values()), [0, 1, 2, 3], np.ones(4), 0.1, 1)
+    rows = m.climbing_rows(list(m.METHODS.values()), [0, 1, 2, 3], np.ones(4), dict.fromkeys(m.PENALTIES, 0.1))
     start = np.zeros((len(rows), LENGTH), np.float32)
     step = m.PRESETS["calibrated"]
     with pytest.raises(KeyboardInterrupt):
@@ -264,7 +316,7 @@ def test_no_step_is_longer_than_its_bound(seed, step):
     x = random.normal(size=(1, 1, LENGTH)) * random.choice([0.1, 3])
     th = random.uniform(0.1, 2, 4)
     for method in set(m.METHODS) - {"lowpass"}:
-        rows = m._rows([m.METHODS[method]], [2], th, 0.1, 1)
+        rows = m.climbing_rows([m.METHODS[method]], [2], th, dict.fromkeys(m.PENALTIES, 0.1))
         one = dataclasses.replace(STEPS[step], decay=1.0)
         reach = reach_of(trunk, "conv3", rows, one)
         made = {"methods": [method], "units": [2], "preset": one, "dtype": torch.float64, "start": x}
