@@ -73,6 +73,7 @@ class MaximizationSettings:
     n_steps: int = 5000  # Paper
     tolerance_g: float = 1e-6  # Choice: a signal stops once its remaining steps cannot move it by more; 0: never
     weight: float = 0.1  # Paper: w, the weight of the penalties
+    reduction: str = "sum"  # Choice: L2 and TV as sums, as written, or as means ("mean"); notebook 07 compares both
     start_amplitude_g: float = 0.3  # Paper: the start is a sine of 0.3 G
     start_periods: float = 1.0  # Choice: one period per window; not stated
     th_aap_g: float = 1.5  # Paper: amplitude beyond which AAP penalizes
@@ -98,6 +99,14 @@ class AtlasSettings:
 
 
 @dataclass(frozen=True)
+class ReadingSettings:
+    """The search for a reading of the step sizes, which paper section 4.3 states and cannot mean."""
+
+    seeds: tuple[int, ...] = (100, 101)  # Choice: networks trained for this alone, so that the others stay untouched
+    n_units: int = 12  # Choice: units tried in each layer, spread evenly
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -109,6 +118,7 @@ class Settings:
     maximization: MaximizationSettings = field(default_factory=MaximizationSettings)
     similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
     atlas: AtlasSettings = field(default_factory=AtlasSettings)
+    readings: ReadingSettings = field(default_factory=ReadingSettings)
     device: str | None = None
 
     @property
@@ -135,6 +145,7 @@ PROFILES: dict[str, dict] = {
         "training": TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3),
         "maximization": MaximizationSettings(n_steps=400),
         "similarity": SimilaritySettings(),
+        "readings": ReadingSettings(seeds=(100,), n_units=4),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {

@@ -47,6 +47,8 @@ class Method:
     after: str = "nothing"  # "lowpass" or "unit-norm"
 
 
+#: L2 and TV as they are written, or over the number of their terms
+REDUCTIONS = ("sum", "mean")
 #: the terms of R, as fields of :class:`Method` and of :class:`engine.Rows`
 PENALTIES = ("l2", "tv", "aap", "eap", "prior")
 
@@ -151,7 +153,7 @@ def maximize(
     start = starting_signal(settings, length) if start is None else np.asarray(start)
     starts = (len(start),) if start.ndim == 4 else ()
     shape = (*starts, len(recipes), len(units), length)
-    weights = dict.fromkeys(PENALTIES, settings.weight)  # Paper: one weight for all
+    weights = penalty_weights(settings.weight, settings.reduction, length)
     rows = climbing_rows(recipes, list(units), np.asarray(th_eap), weights, int(np.prod(starts, dtype=int)))
     record = recorded_steps(settings.n_steps)
     on_cpu = torch.device(device).type == "cpu"
@@ -189,6 +191,18 @@ def maximize(
         | {"steps": (dims, found.steps.reshape(shape[:-1]))},
         coords={"method": list(methods), "unit": list(units), "step": record, "time": np.arange(length)},
     )
+
+
+def penalty_weights(weight: float, reduction: str, length: int) -> dict[str, float]:
+    """What each of ``PENALTIES`` is multiplied with, one weight for all (paper section 3.2).
+
+    "sum" takes L2 and TV as written. "mean" divides them by their number of terms, so that L2 becomes the root mean
+    square of ``length`` samples. Raises ``ValueError`` for another reduction.
+    """
+    _known("reduction", reduction, REDUCTIONS)
+    means = reduction == "mean"
+    share = {"l2": length**-0.5, "tv": 1 / (length - 1)} if means else {}
+    return {name: weight * share.get(name, 1.0) for name in PENALTIES}
 
 
 def climbing_rows(

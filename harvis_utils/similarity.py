@@ -200,9 +200,13 @@ def _stored(cfg: Settings, windows: Windows, networks: list[Network], kind: str,
         return STAGE.obtain(address, lambda part: artifacts.write_dataset(part / "scores.nc", build(net)), about)
 
     found = [artifacts.read_dataset(folder(net) / "scores.nc").expand_dims(seed=[net.seed]) for net in networks]
-    result = xr.concat(found, "seed")
+    return with_activities(xr.concat(found, "seed"), windows)
+
+
+def with_activities(scores: xr.Dataset, windows: Windows) -> xr.Dataset:
+    """Scores with the names of the activities, and each one's share of the training windows: ``activity_share``."""
     every = np.bincount(windows.train.activity, minlength=len(windows.activities)) / len(windows.train)
-    return result.assign_coords(activity=list(windows.activities)).assign(activity_share=("activity", every))
+    return scores.assign_coords(activity=list(windows.activities)).assign(activity_share=("activity", every))
 
 
 # ----------------------------------------------------------------------------------------------- the controls

@@ -16,7 +16,7 @@ import pytest
 from harvis_utils import config, datasets
 from harvis_utils.config import SettingsError
 
-SECTIONS = ("windows", "model", "training", "maximization", "similarity", "atlas")
+SECTIONS = ("windows", "model", "training", "maximization", "similarity", "atlas", "readings")
 FIELDS = [(s, f.name) for s in SECTIONS for f in dataclasses.fields(getattr(config.Settings("p", "d"), s))]
 
 

@@ -1,0 +1,151 @@
+"""Choosing among readings: the rule against plain loops, and choices planted in made-up scores."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from harvis_utils import claims, facts, readings
+
+LAYERS, UNITS, SEEDS = ("conv1", "conv2", "conv3"), 6, 3
+GRID = readings.grid()[:12]
+LABELS = [r.label for r in GRID]
+
+
+def made(good=(), seed=0):
+    """Scores of twelve readings: those in ``good`` meet the paper's facts, the others hardly move."""
+    rng = np.random.default_rng(seed)
+    dims = {"seed": SEEDS, "reading": len(GRID), "method": len(readings.METHODS), "layer": 3, "unit": UNITS}
+    names = tuple(dims)
+
+    def table(fill):
+        return xr.DataArray(
+            fill * rng.uniform(0.9, 1.1, tuple(dims.values())),
+            dims=names,
+            coords={"reading": LABELS, "method": list(readings.METHODS), "layer": list(LAYERS)},
+        )
+
+    scores = xr.Dataset(
+        {
+            "s_u": table(0.001),
+            "activation_ratio": table(0.3),
+            "activation_ratio_p95": table(0.4),
+            "peak_amplitude_g": table(0.3),
+            "high_frequency_share": table(0.05),
+            "total_variation_g": table(1.0),
+            "n_frequencies": table(3.0),
+            "shape_match": table(0.95),
+        }
+    )
+    scores["failed"] = xr.zeros_like(scores["s_u"], dtype=bool)
+    scores["dead"] = xr.zeros_like(scores["failed"])
+    wanted = {
+        "naive": {"activation_ratio_p95": 15, "peak_amplitude_g": 12, "high_frequency_share": 0.5},
+        "L2+TV": {"s_u": 1.0, "activation_ratio": 3},
+        "L2+TV+AAP": {"activation_ratio_p95": 2, "activation_ratio": 2},
+        "L2+TV+EAP": {"activation_ratio": 1.0, "total_variation_g": 4},
+        "L2+TV+EAP+clip": {"activation_ratio": 1.0, "s_u": 0.01},
+    }
+    for k in good:
+        for method, changes in wanted.items():
+            for name, value in changes.items():
+                scores[name].loc[{"reading": LABELS[k], "method": method}] *= value / float(
+                    scores[name].sel({"reading": LABELS[k], "method": method}).mean()
+                )
+        scores["failed"].loc[{"reading": LABELS[k], "method": "lowpass"}] = True
+        scores["failed"].loc[{"reading": LABELS[k], "method": "L2+TV", "unit": 0}] = True
+        scores["activation_ratio"].loc[{"reading": LABELS[k], "method": "L2+TV+EAP", "unit": 1}] = 2.0
+        for layer, gain in (("conv1", 10.0), ("conv2", 3.0), ("conv3", 3.0)):
+            scores["s_u"].loc[{"reading": LABELS[k], "method": "L2+TV+EAP+clip", "layer": layer}] *= gain
+    real = xr.Dataset(
+        {"high_frequency_share": (("seed", "layer", "unit"), np.full((SEEDS, 3, UNITS), 0.1))},
+        {"layer": list(LAYERS)},
+    ).expand_dims(control=["held-out-strongest"])
+    return scores, real
+
+
+def judged(good, seed=0):
+    wanted = facts.facts()
+    arrays = facts.values(*made(good, seed), LABELS, wanted)
+    drawn = facts.draws(arrays, wanted, UNITS, n=60)
+    return wanted, arrays, drawn
+
+
+def test_facts_are_the_claims_criteria_unchanged_and_one_more():
+    wanted = facts.facts()
+    assert list(dict.fromkeys(name for name, _ in wanted)) == list(facts.CHOOSING)
+    of_claims = [c for claim in claims.CLAIMS if claim.id in facts.CHOOSING for c in claim.criteria]
+    assert [c for _, c in wanted if c is not facts.SOME_FAIL] == of_claims and len(wanted) == len(of_claims) + 1
+
+
+def test_the_reading_that_meets_the_facts_is_found():
+    wanted, arrays, drawn = judged(good=[7])
+    table = facts.table(GRID, arrays, wanted, drawn)
+    assert table.attrs["winner"] == table.index[0] == LABELS[7]
+    assert table["score"].iloc[0] == 1 and table["admissible"].sum() == 1
+    assert (table["difference high"].iloc[1:] < 0).all()
+
+
+def test_readings_that_agree_cannot_be_told_apart_and_the_nearest_to_the_paper_wins():
+    wanted, arrays, drawn = judged(good=[2, 1, 8])
+    table = facts.table(GRID, arrays, wanted, drawn)
+    assert set(table.index[table["admissible"]]) == {LABELS[k] for k in (1, 2, 8)}
+    fewest = min((1, 2, 8), key=lambda k: (GRID[k].departures, k))
+    assert table.attrs["winner"] == LABELS[fewest]
+
+
+def test_a_claim_is_judged_under_readings_chosen_by_the_others():
+    """A reading that meets all but C4 is admissible for C4, where it counts against the claim."""
+    scores, real = made(good=[3, 4])
+    scores["failed"].loc[{"reading": LABELS[4], "method": "lowpass"}] = False
+    wanted = facts.facts()
+    arrays = facts.values(scores, real, LABELS, wanted)
+    found = facts.shares(GRID, arrays, wanted, facts.draws(arrays, wanted, UNITS, n=60))
+    assert found.loc["C4", "admissible readings"] == 2 and found.loc["C4", "all facts met in"] == 0.5
+    assert found.loc["C6", "admissible readings"] == 1 and found.loc["C6", "all facts met in"] == 1
+    assert found.loc["C4", "in all readings"] == pytest.approx(1 / len(GRID))
+
+
+def test_claims_that_chose_nothing_are_judged_too():
+    wanted, arrays, drawn = judged(good=[3])
+    others = facts.facts(("C11",))
+    deep, _ = made(good=[3])
+    deep["n_frequencies"].loc[{"layer": "conv3", "reading": LABELS[3]}] += 1
+    _, real = made()
+    values = facts.values(deep, real, LABELS, others)
+    found = facts.shares(GRID, arrays, wanted, drawn, list(zip(others, values, strict=True)))
+    assert found.loc["C11", "admissible readings"] == 1 and found.loc["C11", "all facts met in"] == 1
+
+
+def test_points_scores_and_draws_equal_plain_loops():
+    wanted, arrays, _ = judged(good=[0, 5], seed=3)
+    for array in arrays:
+        array[:, 0, 1] = np.nan
+    rng = np.random.default_rng(5)
+    network, unit = rng.integers(SEEDS, size=SEEDS), rng.integers(UNITS, size=(SEEDS, 3, UNITS))
+    found = facts.points(arrays, wanted, network, unit)
+    for r in range(len(GRID)):
+        for k, (array, (_, criterion)) in enumerate(zip(arrays, wanted, strict=True)):
+            values = [
+                array[r, network[n], layer * UNITS + unit[n, layer, u]]
+                for n in range(SEEDS)
+                for layer in range(array.shape[2] // UNITS)
+                for u in range(UNITS)
+            ]
+            values = [v for v in values if not np.isnan(v)]
+            expected = np.median(values) if criterion.summary == "median" else np.mean(values)
+            assert found[r, k] == pytest.approx(expected)
+    is_met = facts.met(found, wanted)
+    total = facts.score(is_met, wanted, without="C5")
+    for r in range(len(GRID)):
+        shares = []
+        for claim in facts.CHOOSING:
+            own = [is_met[r, k] for k, (name, _) in enumerate(wanted) if name == claim]
+            if claim != "C5":
+                shares.append(sum(own) / len(own))
+        assert total[r] == pytest.approx(sum(shares) / len(shares))
+
+
+def test_what_was_not_measured_is_not_met():
+    wanted, arrays, _ = judged(good=[0])
+    arrays[0] = arrays[0] * np.nan
+    assert not facts.met(facts.points(arrays, wanted), wanted)[:, 0].any()
