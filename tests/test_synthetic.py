@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
 
-from harvis_utils import motifs
-from harvis_utils.datasets import check_name, synthetic
+from harvis_utils import motifs, windows
+from harvis_utils.config import SettingsError
+from harvis_utils.datasets import check_name, load_recordings, synthetic
 
 # frozen: if a number here has to change, every result on these data has to be made again
 SIGNALS_SHA256 = "3d5e4dbebbd298a7f5ceabeb2e0e6d7dbed3d2957ae73024b4d2103e76981c40"
@@ -216,3 +218,96 @@ def test_level_spread_and_tempo_do_not_tell_the_activities_but_shapes_do(recordi
     chance = 1 / len(synthetic.ACTIVITIES)
     assert max(score["level"], score["spread"], score["tempo"]) < 2 * chance, score
     assert score["shape"] > 4 * chance, score
+
+
+# ------------------------------------------------------------------------------------------------- harder versions
+
+
+def test_no_change_is_the_plain_data_set_itself():
+    plain, loaded = synthetic.variant(), load_recordings("synthetic")
+    assert (plain.name, plain.digest, plain.dataset) == (loaded.name, loaded.digest, synthetic.DATASET)
+    assert sha256(np.stack([r.signal for r in plain.items])) == SIGNALS_SHA256
+
+
+def test_no_variant_can_pass_for_the_plain_data_or_another_variant():
+    changes = [{}, {"noise_g": 0.1}, {"noise_g": 0.2}, {"prevalence": 0.5}, {"noise_g": 0.1, "prevalence": 0.5}]
+    made = [synthetic.variant(**c) for c in changes]
+    again = synthetic.variant(**changes[-1])
+    assert again.digest == made[-1].digest and again.name == made[-1].name == "synthetic-noise+0.1G-prevalence0.5"
+    for field in ("name", "digest"):
+        assert len({getattr(m, field) for m in made}) == len(made)
+    assert len({m.dataset.title for m in made}) == len(made)
+    for m in made:
+        assert m.caveat == "made-up data" and m.dataset.name == m.name and windows.cut(m).digest == m.digest
+    for m in made[1:]:
+        with pytest.raises(SettingsError, match="unknown data set"):
+            check_name(m.name)
+
+
+def test_equal_recordings_under_another_name_have_another_digest():
+    """Noise below the resolution changes no reading, and yet it is not the plain data set."""
+    quiet = synthetic.variant(noise_g=1e-12)
+    for r, plain in zip(quiet.items, synthetic.variant().items, strict=True):
+        np.testing.assert_array_equal(r.signal, plain.signal)
+    assert quiet.digest != synthetic.variant().digest
+
+
+def test_thinning_leaves_everything_but_the_dropped_events_bit_equal():
+    for subject, session in ((1, 0), (10, 7)):
+        own = synthetic.body(subject, session)
+        for prevalence in (0.5, 0.1):
+            thinned = synthetic.changed_body(subject, session, prevalence=prevalence)
+            np.testing.assert_array_equal(thinned.background, own.background)
+            np.testing.assert_array_equal(thinned.centres, own.centres)
+            dropped = (own.scales > 0) & (thinned.scales == 0)
+            np.testing.assert_array_equal(thinned.scales[~dropped], own.scales[~dropped])
+            assert dropped.sum() / (own.scales > 0).sum() == pytest.approx(1 - prevalence, abs=0.1)
+            # in the recording: equal outside the dropped events, and inside them without their shape
+            activity, length = 3, {name: len(shape) for name, (_, shape) in synthetic.MOTIFS.items()}
+            full, rest = synthetic.plant(own, activity), synthetic.plant(thinned, activity)
+            touched = np.zeros(full.shape, dtype=bool)
+            for axis, name in enumerate(synthetic.activity_motifs(activity)):
+                there = dropped[:, axis]
+                for centre, scale in zip(own.centres[there, axis], own.scales[there, axis], strict=True):
+                    at = slice(centre - length[name] // 2, centre - length[name] // 2 + length[name])
+                    touched[at, axis] = True
+                    shape = scale * np.array(synthetic.MOTIFS[name][1])
+                    np.testing.assert_allclose(full[at, axis] - rest[at, axis], shape, atol=2e-4)
+            np.testing.assert_array_equal(full[~touched], rest[~touched])
+
+
+def test_what_one_prevalence_drops_every_lower_one_drops_too():
+    kept = [synthetic.changed_body(4, 2, prevalence=p).scales > 0 for p in (0.1, 0.5, 0.9, 1.0)]
+    for fewer, more in itertools.pairwise(kept):
+        assert (fewer <= more).all() and fewer.sum() < more.sum()
+
+
+def test_noise_is_added_to_the_background_alone_and_grows_with_its_level():
+    own, one, two = (synthetic.changed_body(2, 1, noise_g=g) for g in (0.0, 0.1, 0.2))
+    np.testing.assert_array_equal(own.background, synthetic.body(2, 1).background)
+    for other in (one, two):
+        np.testing.assert_array_equal(other.scales, own.scales)
+        np.testing.assert_array_equal(other.centres, own.centres)
+    added = one.background - own.background
+    assert added.std() == pytest.approx(0.1, rel=0.03) and abs(added.mean()) < 0.005
+    np.testing.assert_allclose(two.background - own.background, 2 * added, atol=1e-12)
+    elsewhere = synthetic.changed_body(2, 3, noise_g=0.1).background - synthetic.body(2, 3).background
+    assert abs(np.corrcoef(added.ravel(), elsewhere.ravel())[0, 1]) < 0.05
+
+
+def test_a_variants_truth_is_its_own(truth):
+    thin = synthetic.variant(prevalence=0.25).dataset.motifs()
+    assert thin.names == truth.names and thin.layers == truth.layers
+    keys = ["subject", "activity", "axis", "start", "motif", "scale"]
+    assert len(thin.occurrences.merge(truth.occurrences, on=keys)) == len(thin.occurrences)
+    assert len(thin.occurrences) / len(truth.occurrences) == pytest.approx(0.25, abs=0.02)
+    assert synthetic.variant(noise_g=0.1).dataset.motifs().occurrences.equals(truth.occurrences)
+    assert synthetic.motifs() is truth
+
+
+@pytest.mark.parametrize(
+    "changes", [{"noise_g": -0.1}, {"noise_g": np.nan}, {"prevalence": 0.0}, {"prevalence": 1.1}, {"noise_g": np.inf}]
+)
+def test_impossible_changes_are_named(changes):
+    with pytest.raises(ValueError, match="should be 0 or more, and prevalence"):
+        synthetic.variant(**changes)

@@ -7,18 +7,21 @@ shape goes to which axis. All shapes have zero sum and one energy, so that neith
 activities apart: a network that recognizes them has learned the shapes.
 
 The generator is frozen: a test pins a digest of all it makes. It was settled by whether a network can learn the
-activities, before anyone looked at what Activation Maximization finds.
+activities, before anyone looked at what Activation Maximization finds. :func:`variant` makes harder versions of it,
+which are other data sets: they have names and digests of their own, and are in no registry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
-from harvis_utils.datasets import Dataset, Recording
+from harvis_utils.datasets import Dataset, Recording, Recordings
 
 # Choice: everything here; nothing in the paper corresponds to this data set.
 SEED = 20240607
@@ -144,25 +147,33 @@ def order(subject: int) -> np.ndarray:
 
 def read(_=None) -> Iterator[Recording]:
     """Make all recordings, subject by subject in the order of the activities; there is no archive to open."""
+    for subject, activity, own in _bodies(body):
+        yield Recording(subject, activity, plant(own, activity))
+
+
+def _bodies(body_of: Callable[[int, int], Body]) -> Iterator[tuple[int, int, Body]]:
+    """Subject, activity and body of every recording; ``body_of(subject, session)`` makes a body."""
     for subject in SUBJECTS:
         for activity, session in enumerate(np.argsort(order(subject))):
-            yield Recording(subject, activity, plant(body(subject, int(session)), activity))
+            yield subject, activity, body_of(subject, int(session))
 
 
 @lru_cache
 def motifs() -> PlantedMotifs:
     """The planted motifs and where they are."""
+    return _planted(body)
+
+
+def _planted(body_of: Callable[[int, int], Body]) -> PlantedMotifs:
     import pandas as pd
 
     tables = []
-    for subject in SUBJECTS:
-        for activity, session in enumerate(np.argsort(order(subject))):
-            own = body(subject, int(session))
-            for axis, name in enumerate(activity_motifs(activity)):
-                there = own.scales[:, axis] > 0
-                start = own.centres[there, axis] - len(MOTIFS[name][1]) // 2
-                row = {"subject": subject, "activity": activity, "axis": axis, "start": start, "motif": name}
-                tables.append(pd.DataFrame(row | {"scale": own.scales[there, axis]}))
+    for subject, activity, own in _bodies(body_of):
+        for axis, name in enumerate(activity_motifs(activity)):
+            there = own.scales[:, axis] > 0
+            start = own.centres[there, axis] - len(MOTIFS[name][1]) // 2
+            row = {"subject": subject, "activity": activity, "axis": axis, "start": start, "motif": name}
+            tables.append(pd.DataFrame(row | {"scale": own.scales[there, axis]}))
     shapes = tuple(np.array(shape) for _, shape in MOTIFS.values())
     layers = tuple(layer for layer, _ in MOTIFS.values())
     return PlantedMotifs(tuple(MOTIFS), shapes, layers, pd.concat(tables, ignore_index=True))
@@ -182,3 +193,51 @@ DATASET = Dataset(
     made_up=True,
     motifs=motifs,
 )
+
+
+# ------------------------------------------------------------------------------------------------- harder versions
+
+
+def changed_body(subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0) -> Body:
+    """:func:`body` with more sensor noise and fewer events; everything else stays as it is, bit for bit.
+
+    ``noise_g`` is the standard deviation, in G, of independent noise added to the background (its own is ``NOISE_G``).
+    Each event of each axis is kept with probability ``prevalence``; dropped ones have a scale of 0. What is drawn does
+    not depend on the level: the noise of one level is that of another times a factor, and what a level drops, every
+    lower level drops too.
+    """
+    own = body(subject, session)
+    if prevalence < 1:
+        kept = _stream(4, subject, session).random(own.scales.shape) < prevalence
+        own = dataclasses.replace(own, scales=np.where(kept, own.scales, 0.0))
+    if noise_g > 0:
+        noise = _stream(5, subject, session).standard_normal(own.background.shape)
+        own = dataclasses.replace(own, background=own.background + noise_g * noise)
+    return own
+
+
+def variant(noise_g: float = 0.0, prevalence: float = 1.0) -> Recordings:
+    """The data set with noise added (standard deviation ``noise_g`` in G) and events thinned to ``prevalence``.
+
+    Its name, title, truth and digest are its own; the name is part of the digest, so that not even equal recordings
+    could pass for the plain ones. ``variant()`` changes nothing and is the plain data set itself. Raises
+    ``ValueError`` for negative noise or a prevalence outside (0, 1].
+    """
+    from harvis_utils.datasets import archive
+
+    if not (0 <= noise_g < np.inf and 0 < prevalence <= 1):
+        raise ValueError(f"noise_g = {noise_g} should be 0 or more, and prevalence = {prevalence} in (0, 1]")
+    changes = {f"noise+{noise_g:g}G": noise_g > 0, f"prevalence{prevalence:g}": prevalence < 1}
+    if not any(changes.values()):
+        return archive.generate(DATASET)
+    name = "-".join([DATASET.name, *(change for change, there in changes.items() if there)])
+    body_of = partial(changed_body, noise_g=noise_g, prevalence=prevalence)
+    dataset = dataclasses.replace(
+        DATASET,
+        name=name,
+        title=f"{DATASET.title}, changed: {noise_g:g} G of noise added, {prevalence:.0%} of the motifs planted",
+        read=lambda _: (Recording(s, a, plant(own, a)) for s, a, own in _bodies(body_of)),
+        motifs=lru_cache(lambda: _planted(body_of)),
+    )
+    made = archive.generate(dataset)
+    return dataclasses.replace(made, digest=hashlib.sha256(f"{name} {made.digest}".encode()).hexdigest())
