@@ -44,19 +44,29 @@ def best_match(shapes: Sequence[np.ndarray], signals: np.ndarray) -> np.ndarray:
 
     Raises ``ValueError`` for a constant shape, a shape longer than the signals, or values that are not finite.
     """
+    return best_places(shapes, signals)[0]
+
+
+def best_places(shapes: Sequence[np.ndarray], signals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`best_match`, and the first sample of the piece that matches best, the earliest of equals.
+
+    Two arrays (shape, signal). Raises ``ValueError`` as :func:`best_match` does.
+    """
     signals = np.asarray(signals, dtype=np.float64)
     if signals.ndim != 2:
         raise ValueError(f"signals should be (signal, time), not an array of shape {signals.shape}")
     if not np.isfinite(signals).all():
         bad = int((~np.isfinite(signals).all(axis=1)).sum())
         raise ValueError(f"{bad} of {len(signals)} signals hold NaN or infinity; leave failed signals out first")
-    result = np.empty((len(shapes), len(signals)))
+    result, start = np.empty((len(shapes), len(signals))), np.empty((len(shapes), len(signals)), dtype=np.int64)
     for k, shape in enumerate(shapes):
         unit_shape = _unit_shape(np.asarray(shape, dtype=np.float64), signals.shape[1])
         for first in range(0, len(signals), _CHUNK):
             some = slice(first, first + _CHUNK)
-            result[k, some] = _correlations(unit_shape, signals[some]).max(axis=1)
-    return result
+            found = _correlations(unit_shape, signals[some])
+            start[k, some] = found.argmax(axis=1)
+            result[k, some] = found.max(axis=1)
+    return result, start
 
 
 def _unit_shape(shape: np.ndarray, n_time: int) -> np.ndarray:

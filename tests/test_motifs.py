@@ -43,6 +43,12 @@ def test_best_match_equals_the_definition(seed, n_signals, n_time, flat, single,
     shapes = [rng.normal(size=data.draw(st.integers(2, n_time))) for _ in range(3)]
     expected = [[naive_ncc(shape, signal) for signal in signals.astype(np.float64)] for shape in shapes]
     np.testing.assert_allclose(motifs.best_match(shapes, signals), expected, atol=1e-9)
+    match, start = motifs.best_places(shapes, signals)
+    np.testing.assert_array_equal(match, motifs.best_match(shapes, signals))
+    for k, shape in enumerate(shapes):
+        for row, at in enumerate(start[k]):
+            piece = signals[row, at : at + len(shape)].astype(np.float64)
+            assert len(piece) == len(shape) and naive_ncc(shape, piece) == pytest.approx(match[k, row], abs=1e-9)
     assert motifs.ncc(shapes[0], signals[0]) == pytest.approx(expected[0][0], abs=1e-9)
 
 
