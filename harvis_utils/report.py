@@ -16,6 +16,7 @@ import xarray as xr
 from harvis_utils import activations, artifacts, claims, config, maximization, similarity, training
 from harvis_utils import atlas as atlas_stage
 from harvis_utils.config import Settings
+from harvis_utils.intervals import interval
 from harvis_utils.training import Network
 from harvis_utils.windows import Windows, amplitude_threshold
 
@@ -110,7 +111,7 @@ def assemble(
         "methods": {
             str(preset): {
                 str(method): {
-                    layer: similarity.summarize(scores.sel({"preset": preset, "method": method, "layer": layer}))
+                    layer: with_intervals(scores.sel({"preset": preset, "method": method, "layer": layer}))
                     for layer in layers
                 }
                 for method in scores["method"].values
@@ -119,7 +120,7 @@ def assemble(
         },
         "controls": {
             str(control): {
-                layer: similarity.summarize(controls.sel({"control": control, "layer": layer})) for layer in layers
+                layer: with_intervals(controls.sel({"control": control, "layer": layer})) for layer in layers
             }
             for control in controls["control"].values
         },
@@ -130,6 +131,17 @@ def assemble(
     }
     validate(results)
     return results
+
+
+def with_intervals(values: xr.Dataset) -> dict:
+    """:func:`similarity.summarize`, and the 95 % bootstrap interval over networks and units of each of its means.
+
+    The interval is that of the mean over all units; it is null where the mean is.
+    """
+    found = similarity.summarize(values)
+    for name in similarity.AVERAGED:
+        found[name]["interval"] = interval(similarity.averaged(values, name).values)[1]
+    return found
 
 
 def _with_tuning(claim: dict, cfg: Settings) -> dict:
@@ -222,7 +234,15 @@ def scores_table(results: dict, preset: str = "calibrated") -> pd.DataFrame:
             "kind": kind,
             "name": name,
             "layer": layer,
-            **{f: s[f]["mean"] for f in ("ssim", "activation_ratio", "activation_ratio_p95", "peak_amplitude_g")},
+            **{
+                column: value
+                for f in ("ssim", "activation_ratio", "activation_ratio_p95", "peak_amplitude_g")
+                for column, value in (
+                    (f, s[f]["mean"]),
+                    (f"{f} low", (s[f].get("interval") or [None, None])[0]),
+                    (f"{f} high", (s[f].get("interval") or [None, None])[1]),
+                )
+            },
             **{f: s[f] for f in ("failed_units", "dead_units", "inactive_at_start", "silent_units")},
         }
         for kind, table in named

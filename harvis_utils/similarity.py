@@ -320,28 +320,42 @@ def controls(
 # -------------------------------------------------------------------------------------------------- summaries
 
 
+#: what a SCORES entry of ``results.json`` averages over units: its variable, and which units are left out
+AVERAGED = {
+    "ssim": ("s_u", ("failed",)),  # Paper section 4.5: failed units are left out
+    "ssim_without_inactive": ("s_u", ("failed", "inactive_at_start")),
+    "activation_ratio": ("activation_ratio", ()),
+    "activation_ratio_p95": ("activation_ratio_p95", ()),
+    "peak_amplitude_g": ("peak_amplitude_g", ()),
+    "displacement_g": ("displacement_g", ()),
+}
+
+
+def averaged(values: xr.Dataset, name: str) -> xr.DataArray:
+    """What ``AVERAGED`` averages under that name, (seed, unit); NaN for what is left out, dead units always."""
+    variable, without = AVERAGED[name]
+    keep = ~values["dead"]
+    for reason in without:
+        keep = keep & ~values[reason]
+    return values[variable].where(keep).transpose("seed", "unit")
+
+
 def summarize(values: xr.Dataset) -> dict:
     """The SCORES entry of ``results.json`` for (seed, unit) scores of one layer and method or control.
 
-    Means leave out dead units, and for Ssim failed ones (paper section 4.5); ``min`` and ``max`` are over the seeds'
-    means, as the paper's error bars; counts are means over the seeds.
+    Means are of the seeds' means over units, ``min`` and ``max`` over the seeds' means, as the paper's error bars;
+    counts are means over the seeds.
     """
     alive = ~values["dead"]
 
-    def spread(name: str, keep: xr.DataArray) -> dict:
-        means = values[name].where(keep).mean("unit").values
+    def spread(name: str) -> dict:
+        means = averaged(values, name).mean("unit").values
         means = means[~np.isnan(means)]
         if not len(means):
             return {"mean": None, "min": None, "max": None, "reason": "no unit is left: all failed, dead or silent"}
         return {"mean": float(means.mean()), "min": float(means.min()), "max": float(means.max())}
 
-    return {
-        "ssim": spread("s_u", alive & ~values["failed"]),
-        "ssim_without_inactive": spread("s_u", alive & ~values["failed"] & ~values["inactive_at_start"]),
-        "activation_ratio": spread("activation_ratio", alive),
-        "activation_ratio_p95": spread("activation_ratio_p95", alive),
-        "peak_amplitude_g": spread("peak_amplitude_g", alive),
-        "displacement_g": spread("displacement_g", alive),
+    return {name: spread(name) for name in AVERAGED} | {
         "failed_units": float((values["failed"] & alive).sum("unit").mean()),
         "dead_units": float(values["dead"].sum("unit").mean()),
         "inactive_at_start": float((values["inactive_at_start"] & alive).sum("unit").mean()),
