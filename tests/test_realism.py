@@ -1,0 +1,487 @@
+"""What doing nothing cannot win: measures against a readable twin, on planted cases, and their stored results."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_trunks import made_trunk
+from scipy.spatial.distance import jensenshannon
+
+from harvis_utils import activations, artifacts, config, maximization, realism, similarity, training
+from harvis_utils.models import Trunk
+from harvis_utils.windows import Split
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CFG = config.Settings("quick", "synthetic")
+LENGTH, WIDTH = 30, CFG.similarity.piece
+
+
+def made_split(x, subject) -> Split:
+    """Windows (window, axis, time) end to end, none overlapping."""
+    x, subject = np.asarray(x, np.float32), np.asarray(subject)
+    nothing = np.zeros(len(x), int)
+    series = x.transpose(0, 2, 1).reshape(-1, x.shape[1])
+    return Split(series, np.arange(len(x)) * x.shape[2], nothing, subject, nothing, nothing, x.shape[2])
+
+
+def maps_of(trunk, layer, unit, x):
+    return maximization.unit_maps(trunk, layer, torch.full((len(x),), unit), torch.tensor(x)).numpy()
+
+
+def made_signals(trunk, layer, x) -> xr.Dataset:
+    """Signals (signal, unit, time) with their units' maps."""
+    maps = np.stack([maps_of(trunk, layer, u, x[:, u]) for u in range(x.shape[1])], 1)
+    dims = ("number", "layer", "unit", "time")
+    coords = {"layer": [layer], "unit": np.arange(x.shape[1])}
+    return xr.Dataset({"signal": (dims, x[:, None]), "map": (dims, maps[:, None])}, coords=coords)
+
+
+# -------------------------------------------------------------------------------------------- the readable twin
+
+
+def naive_mean_nearest(values):
+    return np.mean(sorted(values)[: realism.N_NEAREST])
+
+
+def naive_d(piece, segment):
+    errors = [np.mean((segment[j : j + len(piece)] - piece) ** 2) for j in range(len(segment) - len(piece) + 1)]
+    return min(errors)
+
+
+def naive_scaled(piece, other):
+    return np.mean((piece - other) ** 2) / max((np.var(piece) + np.var(other)) / 2, realism.REST_G**2)
+
+
+def naive_spectrum(x):
+    power = np.abs(np.fft.rfft(x))[1:] ** 2
+    return power / power.sum()
+
+
+def naive_best(x, outputs):
+    sums = [float(sum(outputs[j : j + WIDTH].astype(float))) for j in range(len(x) - WIDTH + 1)]
+    return x[sums.index(max(sums)) :][:WIDTH].astype(float)
+
+
+def naive_unit(trunk, layer, unit, th_eap, split, x, outputs):
+    """All measures of one signal of one unit; every strong segment is a reference window."""
+    segments, subject = split.segments, np.repeat(split.subject, split.series.shape[1])
+    answers = [maps_of(trunk, layer, unit, s[None])[0] for s in segments]
+    strong = [i for i, a in enumerate(answers) if a.max() >= th_eap]
+    if len(strong) < realism.N_STRONGEST:
+        strong = sorted(range(len(segments)), key=lambda i: -answers[i].max())[: realism.N_STRONGEST]
+    everyone = {int(s) for s in subject}
+    most = max(sorted(everyone), key=lambda s: sum(subject[i] == s for i in strong))
+    left = sorted((i for i in range(len(segments)) if subject[i] != most), key=lambda i: -answers[i].max())
+    while sum(subject[i] != most for i in strong) < realism.N_NEAREST:
+        strong.append(next(i for i in left if i not in strong))
+    real = {i: segments[i].astype(float) for i in strong}
+    pieces = {i: naive_best(segments[i], answers[i]) for i in strong}
+    piece, x = naive_best(x, outputs), x.astype(float)
+
+    def to_windows(one, leave_out=None, scaled=False):
+        kept = [i for i in strong if subject[i] != leave_out]
+        each = [naive_scaled(one, pieces[i]) if scaled else naive_d(one, real[i]) for i in kept]
+        return naive_mean_nearest(each)
+
+    found = {"n_reference": len(strong), "reached": outputs.max() / th_eap}
+    for scaled, (nearest, ratio, p, reference) in {
+        False: ("matched_ssim", "ssim_ratio", "ssim_p", "reference_ssim"),
+        True: ("scaled_distance", "distance_ratio", "realism_p", "reference_distance"),
+    }.items():
+        own = {i: to_windows(pieces[i], subject[i], scaled) for i in strong}
+        against = {i: to_windows(piece, subject[i], scaled) for i in strong}
+        as_far = sum(own[i] >= against[i] or np.isclose(own[i], against[i], rtol=1e-9, atol=1e-12) for i in strong)
+        found |= {nearest: to_windows(piece, None, scaled), p: (1 + as_far) / (1 + len(strong))}
+        found[reference] = np.median(list(own.values()))
+        found[ratio] = np.mean(list(against.values())) / found[reference]
+    shares = {i: naive_spectrum(real[i]) for i in strong}
+    found["spectral_distance"] = jensenshannon(naive_spectrum(x), np.mean(list(shares.values()), 0), base=2)
+    others = [
+        jensenshannon(shares[i], np.mean([shares[k] for k in strong if subject[k] != subject[i]], 0), base=2)
+        for i in strong
+    ]
+    return found | {"reference_spectral_distance": np.median(others)}
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_subjects=st.integers(2, 4),
+    n_axes=st.integers(1, 2),
+    n_strongest=st.sampled_from([1, 8]),
+    layer=st.sampled_from(["conv1", "conv2"]),
+)
+def test_measures_equal_a_readable_twin(seed, n_subjects, n_axes, n_strongest, layer):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(24, n_axes, LENGTH)).cumsum(-1) * 0.2
+    split = made_split(x, np.r_[np.arange(n_subjects), rng.integers(n_subjects, size=24 - n_subjects)])
+    trunk = made_trunk(2, seed, n_layers=2)
+    statistics = activations.collect(trunk, split.segments)
+    some = rng.normal(size=(3, 2, LENGTH)).astype(np.float32)
+    some[0] = split.segments[:2]  # its own reference window among others: ties
+    signals = made_signals(trunk, layer, some)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(realism, "N_STRONGEST", n_strongest)
+        patched.setattr(realism, "N_NEAREST", 2)
+        found = realism.measure(signals, statistics, trunk, split, CFG)
+        for unit in range(2):
+            if statistics["dead"].sel(layer=layer, unit=unit):
+                assert np.isnan(found["realism_p"].sel(unit=unit)).all()
+                continue
+            th = float(statistics["th_eap"].sel(layer=layer, unit=unit))
+            for number in range(3):
+                outputs = signals["map"].values[number, 0, unit]
+                expected = naive_unit(trunk, layer, unit, th, split, some[number, unit], outputs)
+                one = found.sel(layer=layer, unit=unit).isel(number=number)
+                for name, value in expected.items():
+                    assert np.isclose(one[name], value, rtol=1e-6, atol=1e-9), (name, float(one[name]), value)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), width=st.integers(1, 12))
+def test_distances_equal_loops(seed, width):
+    rng = np.random.default_rng(seed)
+    pieces, segments = rng.normal(size=(3, width)), rng.normal(size=(4, 12))
+    pieces[0] = segments[0, :width]  # an exact match is no negative number
+    found = realism.distances(pieces, segments)
+    assert (found >= 0).all() and found[0, 0] < 1e-12
+    assert np.allclose(found, [[naive_d(p, s) for s in segments] for p in pieces])
+    others = segments[:, :width]
+    assert np.allclose(realism.scaled_distance(pieces, others), [[naive_scaled(p, o) for o in others] for p in pieces])
+
+
+# ------------------------------------------------------------------------------------------------ planted cases
+
+BUMP = np.cos(np.linspace(-np.pi / 2, np.pi / 2, 9)) ** 2
+BUMP_TRUNK = Trunk((torch.tensor(BUMP - BUMP.mean(), dtype=torch.float32)[None, None],), (torch.zeros(1),))
+
+
+def bumps(rng, n):
+    """A bump of about 0.5 G somewhere in calm, noisy windows: (n, 1, time)."""
+    x = 0.03 * rng.normal(size=(n, 1, LENGTH))
+    for i, at in enumerate(rng.integers(3, LENGTH - 12, size=n)):
+        x[i, 0, at : at + 9] += rng.normal(0.5, 0.1) * BUMP
+    return x.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """References of a unit that looks for bumps, in the windows of four people, and what measures a signal by them."""
+    rng = np.random.default_rng(0)
+    quiet = 0.03 * rng.normal(size=(400, 1, LENGTH))
+    split = made_split(np.concatenate([bumps(rng, 320), quiet]), np.arange(720) % 4)
+    statistics = xr.Dataset(
+        {"th_eap": (("layer", "unit"), [[0.3]]), "dead": (("layer", "unit"), [[False]])},
+        {"layer": ["conv1"], "unit": [0]},
+    )
+    found = realism.references(BUMP_TRUNK, statistics["th_eap"], split, CFG)
+
+    def measured(x, **changed):
+        signals = made_signals(BUMP_TRUNK, "conv1", np.asarray(x, np.float32).reshape(-1, 1, LENGTH))
+        one = realism.measure(signals, statistics.assign(changed), BUMP_TRUNK, split, CFG, found)
+        return one.isel(layer=0, unit=0)
+
+    return found, measured
+
+
+def test_reference_windows_excite_the_unit(planted):
+    found, _ = planted
+    n = int(found["n_reference"][0, 0])
+    assert n == int(found["n_strong"][0, 0]) and 250 < n <= 320
+    segment = found["segment"].values[0, 0]
+    assert (segment[:n] < 320).all() and (segment[n:] == -1).all()  # the quiet windows come after the bumps
+
+
+def test_doing_nothing_loses_and_a_real_window_does_not(planted):
+    _, measured = planted
+    sine = maximization.starting_signal(CFG.maximization, LENGTH)
+    zero, still, blank, real, loud = (
+        measured(v).isel(number=0)
+        for v in (
+            np.zeros(LENGTH),
+            sine,
+            np.full(LENGTH, 0.1),
+            bumps(np.random.default_rng(5), 1),
+            50 * sine / np.abs(sine).max() * 0.19,
+        )
+    )
+    for idle in (zero, still, blank, loud):
+        assert idle["realism_p"] < 0.02 and idle["distance_ratio"] > 3
+    assert real["realism_p"] > 0.2 and real["distance_ratio"] < 2 and real["reached"] >= 1
+    assert zero["reached"] == 0 and np.isclose(still["displacement_g"], 0)
+    # why the distance in G^2 is not enough: beside the calm half of a real window, zero is as near as can be
+    assert zero["ssim_p"] > 0.9 and zero["ssim_ratio"] < real["ssim_ratio"]
+    assert np.isclose(zero["spectral_distance"], 1) and np.isclose(blank["spectral_distance"], 1)
+    assert real["spectral_distance"] < still["spectral_distance"] < 1
+
+
+def test_p_of_real_windows_of_somebody_else_is_about_uniform(planted):
+    _, measured = planted
+    found = measured(bumps(np.random.default_rng(1), 300))
+    p = found["realism_p"].where(found["reached"] >= 1, drop=True).values
+    assert len(p) > 200 and scipy.stats.kstest(p, "uniform").statistic < 0.15
+    assert 0.8 < float(found["distance_ratio"].median()) < 1.25
+
+
+def test_failed_signals_get_the_smallest_p_and_dead_units_none(planted):
+    references, measured = planted
+    x = bumps(np.random.default_rng(2), 3)
+    x[1, 0, 4] = 10.5
+    found, smallest = measured(x), 1 / (1 + int(references["n_reference"][0, 0]))
+    assert list(found["failed"].values) == [False, True, False]
+    for name in ("matched_ssim", "scaled_distance", "distance_ratio", "ssim_ratio", "spectral_distance"):
+        assert list(np.isnan(found[name].values)) == [False, True, False], name
+    assert found["realism_p"][1] == smallest and found["ssim_p"][1] == smallest
+    assert np.array_equal(found["realism_p"][[0, 2]], measured(x[[0, 2]])["realism_p"])
+    dead = measured(x, dead=(("layer", "unit"), [[True]]))
+    for name in ("reached", "matched_ssim", "realism_p", "ssim_p", "distance_ratio", "spectral_distance"):
+        assert np.isnan(dead[name]).all(), name
+    assert dead["dead"].all() and dead["failed"].sum() == 1
+
+
+def test_equals_count_as_at_least_as_far():
+    real = np.array([0.1, 0.2, 0.3])
+    to_others = np.array([[0.2, 0.2, 0.2], [0.1 * 3, 0.1 * 3, 0.1 * 3], [0, 0, 0], [9, 9, 9]])
+    assert np.allclose(realism.realism_p(to_others, real), [3 / 4, 2 / 4, 1, 1 / 4])
+
+
+# ----------------------------------------------------------------------------------- which windows are references
+
+
+def one_unit(x, subject, threshold):
+    """References of a unit whose output is the input itself: its largest output is a window's largest sample."""
+    trunk = Trunk((torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]),), (torch.zeros(1),))
+    th_eap = xr.DataArray([[threshold]], dims=("layer", "unit"), coords={"layer": ["conv1"], "unit": [0]})
+    return realism.references(trunk, th_eap, made_split(x, subject), CFG).isel(layer=0, unit=0)
+
+
+def test_copies_in_the_same_subject_change_nothing_for_it():
+    x, subject = bumps(np.random.default_rng(3), 120), np.arange(120) % 2
+    copied = np.arange(0, 40, 2)  # windows of subject 0
+    before = one_unit(x, subject, 0.1)
+    again = one_unit(np.concatenate([x, x[copied]]), np.r_[subject, subject[copied]], 0.1)
+    assert again["n_reference"] == before["n_reference"] + 20 == 140
+    for name in ("ssim", "distance", "spectral_distance"):
+        first, second = before[name].values[:120], again[name].values[:120]
+        assert np.allclose(first[subject == 0], second[subject == 0], rtol=1e-12) and (first > 0).all(), name
+        assert np.allclose(again[name].values[120:140], second[copied], rtol=1e-12), name
+        assert not np.allclose(first[subject == 1], second[subject == 1], rtol=1e-6), name  # others see the copies
+
+
+def test_a_sample_is_spread_over_subjects_and_drawn_by_the_seed(monkeypatch):
+    monkeypatch.setattr(realism, "N_REFERENCES", 60)
+    x, subject = bumps(np.random.default_rng(4), 300), np.r_[np.full(10, 7), np.full(90, 8), np.full(200, 9)]
+    first, second = one_unit(x, subject, 0.1), one_unit(x, subject, 0.1)
+    assert first.equals(second)
+    chosen = first["segment"].values[: int(first["n_reference"])]
+    assert len(set(chosen)) == 60 and list(np.unique(subject[chosen], return_counts=True)[1]) == [10, 25, 25]
+    monkeypatch.setattr(realism, "SEED", 1)
+    assert not one_unit(x, subject, 0.1)["segment"].equals(first["segment"])
+
+
+def test_where_few_windows_are_strong_the_strongest_are_taken():
+    x, subject = bumps(np.random.default_rng(4), 100), np.arange(100) % 3
+    top = x.max((1, 2))
+    found = one_unit(x, subject, float(np.sort(top)[-7]))
+    assert found["n_strong"] == 7 and found["n_reference"] == realism.N_STRONGEST
+    assert set(found["segment"].values[: realism.N_STRONGEST]) == set(np.argsort(-top)[: realism.N_STRONGEST])
+
+
+def test_where_one_subject_has_all_strong_windows_the_strongest_of_others_are_added():
+    x, subject = bumps(np.random.default_rng(4), 160), np.repeat([0, 1, 2, 3], 40)
+    subject[:100] = 0
+    x[:100] *= 9
+    top = x.max((1, 2))
+    found = one_unit(x, subject, float(top[:100].min()))
+    assert found["n_strong"] == 100 and found["n_reference"] == 100 + realism.N_NEAREST
+    others = [i for i in found["segment"].values if subject[i] != 0 and i >= 0]
+    assert others == sorted(100 + np.argsort(-top[100:])[: realism.N_NEAREST])
+    assert np.isfinite(found["distance"].values[: int(found["n_reference"])]).all()
+
+
+def test_windows_of_one_person_are_one_clear_error():
+    with pytest.raises(ValueError, match="are of subject.s. 4; it needs a split with at least two training subjects"):
+        one_unit(bumps(np.random.default_rng(0), 60), np.full(60, 4), 0.1)
+
+
+def test_a_piece_longer_than_a_window_is_one_clear_error():
+    with pytest.raises(ValueError, match="a piece of 10 samples does not fit windows of 8"):
+        one_unit(np.zeros((4, 1, 8)), np.arange(4), 0.1)
+
+
+def test_largest_outputs_equal_the_maps(monkeypatch):
+    trunk, x = made_trunk(3, 1), np.random.default_rng(0).normal(size=(23, LENGTH)).astype(np.float32)
+    monkeypatch.setattr(realism, "CHUNK", 7)
+    found = realism.largest_outputs(trunk, x)
+    assert list(found) == list(trunk.layers)
+    for layer, output in found.items():
+        assert np.allclose(output, trunk.feature_map(torch.tensor(x), layer).amax(2).T, atol=1e-6)
+    assert list(realism.largest_outputs(trunk, x, ["conv2"])) == ["conv2"]
+
+
+# ------------------------------------------------------------------------------------- spectrum, spread, reached
+
+
+def test_spectral_distance_of_known_spectra():
+    rng = np.random.default_rng(0)
+    share = rng.dirichlet(np.ones(15), size=8)
+    found = realism.spectral_distance(share, share[0])
+    assert found[0] == 0 and np.allclose(found, [jensenshannon(s, share[0], base=2) for s in share])
+    apart = np.eye(15)[[1, 2]]
+    assert np.allclose(realism.spectral_distance(apart, apart[0]), [0, 1])
+    constant = np.full((1, 15), np.nan)
+    assert realism.spectral_distance(constant, share[0]) == 1
+    assert np.isnan(realism.spectral_distance(share, constant[0])).all()
+    assert np.isclose(realism._mean_spectrum(np.concatenate([constant, share])), share.mean(0)).all()
+
+
+def test_spread_of_what_stays_converges_and_shrinks():
+    starts = np.random.default_rng(0).normal(size=(4, LENGTH))
+    still = np.broadcast_to(starts[:, None, None], (4, 2, 3, LENGTH))
+    assert np.allclose(realism.spread(still, starts), np.ones((2, 3)))
+    assert np.allclose(realism.spread(still * np.array([0, 0.5])[:, None, None], starts), [[0] * 3, [0.5] * 3])
+    assert np.allclose(realism.spread(still + 5, still), 1)  # moving all alike keeps them apart
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    rms = [[np.sqrt(np.mean((v[i] - v[j]) ** 2)) for i, j in pairs] for v in (starts**3, starts)]
+    assert np.isclose(realism.spread(starts[:, None] ** 3, starts)[0], np.mean(rms[0]) / np.mean(rms[1]))
+
+
+@pytest.mark.parametrize(
+    ("n_signals", "starts", "message"),
+    [
+        (1, np.zeros((1, 30)), "at least two different starting points"),
+        (2, np.ones((2, 30)), "at least two different starting points"),
+        (3, np.eye(2, 30), "3 signals per unit do not match 2 starting points"),
+    ],
+)
+def test_a_spread_without_different_starts_is_an_error(n_signals, starts, message):
+    with pytest.raises(ValueError, match=message):
+        realism.spread(np.zeros((n_signals, 5, 30)), starts)
+
+
+def test_reached_has_no_value_without_a_threshold():
+    found = realism.reached(np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, np.nan]))
+    assert found[0] == 0.5 and np.isnan(found[1:]).all()
+
+
+# ------------------------------------------------------------------------------------------------ stored results
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return dataclasses.replace(
+        config.load("quick", "synthetic", "cpu"),
+        model=config.ModelSettings(n_units=5, n_dense=8),
+        training=config.TrainingSettings(seeds=(0, 1), epochs=2, learning_rate=1e-2, batch_size=8),
+        maximization=config.MaximizationSettings(n_steps=20),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(cfg, tiny_windows, tmp_path_factory):
+    """Everything up to the measures of two tiny networks."""
+    folder = tmp_path_factory.mktemp("realism")
+    methods = ("naive", "L2+TV+EAP+clip")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HARVIS_ARTIFACTS", str(folder))
+        nets, random = training.networks(cfg, tiny_windows), training.untrained(cfg, tiny_windows)
+        stats, of_random = (activations.statistics(cfg, tiny_windows, n) for n in (nets, random))
+        signals = maximization.signals(cfg, tiny_windows, nets, stats, methods)
+        made = maximization.signals(cfg, tiny_windows, random, of_random, maximization.CONTROL_METHODS, ("calibrated",))
+        proposed = made.isel(preset=0, method=0, drop=True)
+        found = realism.realism(cfg, tiny_windows, nets, stats, signals)
+        controls = realism.controls(cfg, tiny_windows, nets, stats, proposed)
+    return {
+        "folder": folder,
+        "methods": methods,
+        "nets": nets,
+        "stats": stats,
+        "signals": signals,
+        "random_signals": proposed,
+        "found": found,
+        "controls": controls,
+    }
+
+
+MEASURED = ("reached", "matched_ssim", "scaled_distance", "distance_ratio", "realism_p", "spectral_distance", "failed")
+
+
+def test_stored_measures_are_those_of_a_direct_call(run, cfg, tiny_windows):
+    sizes = {"seed": 2, "preset": 2, "method": 2, "layer": 3, "unit": 5}
+    assert run["found"]["realism_p"].dims == tuple(sizes) and dict(run["found"]["realism_p"].sizes) == sizes
+    net, own = run["nets"][1], run["stats"].sel(seed=1)
+    direct = realism.measure(run["signals"].sel(seed=1), own, net.trunk, tiny_windows.train, cfg)
+    for name in (*MEASURED, "displacement_g"):
+        kept = run["found"][name].sel(seed=1)
+        assert np.allclose(direct[name].transpose(*kept.dims), kept, equal_nan=True), name
+    for name in ("n_reference", "n_strong", "reference_ssim", "reference_distance", "reference_spectral_distance"):
+        assert np.allclose(direct[name], run["found"][name].sel(seed=1), equal_nan=True), name
+
+
+def test_numbers_are_those_of_the_scores_where_both_have_them(run, cfg, tiny_windows):
+    start = maximization.starting_signal(cfg.maximization, LENGTH)
+    one = run["signals"][["signal", "map"]].sel(seed=0)
+    one = one.assign(start_map=one["map"])
+    n = len(tiny_windows.activities)
+    scores = similarity.score(one, run["stats"].sel(seed=0), start, tiny_windows.train, cfg, n)
+    found = run["found"].sel(seed=0)
+    for ours, theirs in (("reached", "activation_ratio"), ("displacement_g", "displacement_g"), ("failed", "failed")):
+        other = scores[theirs].transpose(*found[ours].dims)
+        other = other.where(~found["dead"]) if ours == "reached" else other
+        assert np.allclose(found[ours], other, equal_nan=True, atol=1e-6), ours
+
+
+def test_controls_are_judged_by_the_trained_unit(run, cfg, tiny_windows):
+    found = run["controls"]
+    assert list(found["control"].values) == list(realism.CONTROLS)
+    net = run["nets"][0]
+    x = run["random_signals"]["signal"].sel(seed=0, layer="conv2").values
+    top = np.array([maps_of(net.trunk, "conv2", u, x[[u]]).max() for u in range(5)])
+    th_eap = run["stats"]["th_eap"].sel(seed=0, layer="conv2").values
+    of_random = found["reached"].sel(seed=0, layer="conv2", control="random-weights")
+    assert np.allclose(of_random, top / th_eap, equal_nan=True, atol=1e-6)
+    strong, alive = found.sel(control="held-out-strong"), ~found["dead"]
+    outputs = np.stack(list(realism.largest_outputs(net.trunk, tiny_windows.test.segments).values()))
+    there_is_one = outputs.max(-1) >= run["stats"]["th_eap"].sel(seed=0).values
+    assert np.array_equal(strong["reached"].sel(seed=0) >= 1 - 1e-6, there_is_one) and there_is_one.any()
+    assert (found.sel(control="flat-zero")["spectral_distance"].where(alive, 1) == 1).all()
+    assert np.allclose(found.sel(control="starting-sine")["displacement_g"], 0)
+
+
+def test_measures_are_read_back_and_missing_ones_say_who_makes_them(run, cfg, tiny_windows, monkeypatch):
+    with pytest.raises(artifacts.ArtifactError, match="run notebook 08_evidence first"):
+        realism.load_realism(cfg, tiny_windows, run["nets"], methods=run["methods"])  # the test's own empty store
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(run["folder"]))
+    monkeypatch.setattr(artifacts.Stage, "obtain", lambda *_: pytest.fail("computed again"))
+    assert realism.load_realism(cfg, tiny_windows, run["nets"], methods=run["methods"]).equals(run["found"])
+    assert realism.load_realism(cfg, tiny_windows, run["nets"], "controls").equals(run["controls"])
+    windows = realism.load_realism(cfg, tiny_windows, run["nets"], "references")
+    assert windows["n_reference"].equals(run["found"]["n_reference"])
+    with pytest.raises(ValueError, match="valid kinds: methods, controls, references"):
+        realism.load_realism(cfg, tiny_windows, run["nets"], "scores")
+    with pytest.raises(artifacts.ArtifactError):
+        realism.load_realism(cfg, tiny_windows, run["nets"])  # all methods: another question
+
+
+def test_the_address_holds_what_the_result_depends_on(run, cfg, tiny_windows, monkeypatch):
+    net = run["nets"][0]
+    keys = [realism.key(cfg, tiny_windows, net, which) for which in (["methods", ["literal"], ["naive"]], ["controls"])]
+    keys.append(realism.key(cfg, tiny_windows, run["nets"][1], ["controls"]))
+    for name, settings_of in (
+        ("similarity", config.SimilaritySettings(piece=9)),
+        ("maximization", config.MaximizationSettings(n_steps=21)),
+        ("windows", config.WindowSettings(step=10)),
+    ):
+        keys.append(realism.key(dataclasses.replace(cfg, **{name: settings_of}), tiny_windows, net, ["controls"]))
+    for name in ("N_REFERENCES", "N_STRONGEST", "N_NEAREST", "REST_G", "SEED", "N_PROBED"):
+        with monkeypatch.context() as patched:
+            patched.setattr(realism, name, 3)
+            keys.append(realism.key(cfg, tiny_windows, net, ["controls"]))
+    assert len(set(keys)) == len(keys)
+    assert realism.key(cfg, tiny_windows, net, ["controls"]) == keys[1]
