@@ -1,0 +1,724 @@
+"""What is known to be there turned into recall, and two networks' signals into their agreement: both against chance.
+
+*Recall.* The made-up data set plants known shapes. A layer recovers one where the best match among its units' signals
+(:mod:`harvis_utils.motifs`) exceeds what equally many signals reach that cannot know the shape. The best of many is
+high by chance, so a match alone says nothing: every threshold here is the 95 % point of a null that chooses among as
+many signals as the method does.
+
+*Dependence.* The same on harder versions of the data, other widths and shorter trainings, one factor at a time.
+
+*Agreement.* Real data have no known shapes. What is left is whether independently trained networks show the same:
+their units are matched one to one, again beside nulls of equally many units. That two networks agree is necessary for
+a signal to say something about the data, not sufficient.
+
+The paper measures none of this; everything here is a Choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from scipy.optimize import linear_sum_assignment
+
+from harvis_utils import activations, artifacts, config, engine, maximization, motifs, similarity, study, training
+from harvis_utils import windows as windows_stage
+from harvis_utils.claims import BASELINE, PROPOSED, interval
+from harvis_utils.config import Settings, SimilaritySettings
+from harvis_utils.datasets import Dataset, synthetic
+from harvis_utils.models import Trunk, folded_trunk
+from harvis_utils.windows import Windows
+
+if TYPE_CHECKING:
+    from harvis_utils.datasets.synthetic import PlantedMotifs
+
+STAGE = artifacts.Stage(
+    "recovery",
+    notebook="08_evidence",
+    modules=(
+        "windows",
+        "models.sfhf",
+        "training",
+        "activations",
+        "engine",
+        "maximization",
+        "similarity",
+        "motifs",
+        "recovery",
+    ),
+)
+
+#: the "layer" of the view that takes the best of all layers whose receptive field holds a motif
+ANY = "any"
+
+#: what stands beside the methods; each chooses among as many signals as a method
+CONTROLS = {
+    "random weights": "the proposed method on other networks without training, each judged by the rest of them",
+    "phase-scrambled": "the proposed method's signals with random Fourier phases: the same spectrum, no shape",
+    "real windows": "training segments drawn at random; they hold the motifs, so this is an upper yardstick, no null",
+}
+
+#: what the thresholds come from
+NULLS = ("random weights", "L2+TV noise", "starting sine")
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How many draws the nulls have, and the levels of the factors that recall may depend on."""
+
+    n_random: int = 20  # networks with random weights; a 95 % point, leaving one out, needs 20
+    first_random_seed: int = 1000  # their seeds are this one and the next ones
+    thinning: int = 10  # th_eap of networks made here is taken over every n-th training window
+    n_noise: int = 1000  # draws of noise
+    n_control: int = 10  # draws of phase-scrambled signals and of real windows
+    n_matchings: int = 20  # draws of each null of the agreement
+    quantile: float = 0.95
+    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)  # networks per level
+    noise_g: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)  # standard deviation of the noise added, G
+    prevalence: tuple[float, ...] = (0.2, 0.3, 0.5, 0.75, 1.0)  # share of the motifs that are planted
+    n_units: tuple[int, ...] = (4, 8, 16, 32)  # width of each layer
+    epochs: tuple[int, ...] = (1, 3, 6, 12)
+
+
+#: by profile; the experiments on dependence train small networks in every profile
+SETTINGS: dict[str, RecoverySettings] = {
+    "quick": RecoverySettings(
+        n_noise=400,
+        seeds=(0,),
+        noise_g=(0.0, 0.1, 0.2),
+        prevalence=(0.3, 0.6, 1.0),
+        n_units=(),  # the base alone: each further width needs its own networks with random weights
+        epochs=(1, 3, 6),
+    ),
+    "desk": RecoverySettings(),
+    "paper": RecoverySettings(n_random=100),
+}
+
+
+# -------------------------------------------------------------------------------------------------------- chance
+
+
+def chance_point(draws: np.ndarray, quantile: float = 0.95) -> np.ndarray:
+    """The value that one more draw of the same null exceeds with a probability of at most ``1 - quantile``.
+
+    ``draws`` is (..., draw); returns (...). It is the ceil(quantile (n + 1))-th smallest of n draws, so it holds for
+    few draws too: of 19 draws the 95 % point is the largest. Raises ``ValueError`` for fewer than that.
+    """
+    n = np.shape(draws)[-1]
+    rank = int(np.ceil(quantile * (n + 1) - 1e-9))
+    if rank > n:
+        least = int(np.ceil(quantile / (1 - quantile) - 1e-9))
+        raise ValueError(f"{n} draws have no {quantile:.0%} point; use {least} or more")
+    return np.sort(draws, axis=-1)[..., rank - 1]
+
+
+def scrambled(signals: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Signals (..., time) with random Fourier phases: the same mean and power spectrum, another shape; float64."""
+    waves = np.fft.rfft(np.asarray(signals, dtype=np.float64), axis=-1)
+    phase = rng.uniform(0, 2 * np.pi, waves.shape)
+    phase[..., 0] = 0
+    n_time = np.shape(signals)[-1]
+    if n_time % 2 == 0:  # the Nyquist frequency has a sign only
+        phase[..., -1] = np.pi * rng.integers(2, size=phase.shape[:-1])
+    return np.fft.irfft(waves * np.exp(1j * phase), n=n_time, axis=-1)
+
+
+def random_weights(cfg: Settings, windows: Windows, settings: RecoverySettings) -> xr.Dataset:
+    """The proposed method on ``n_random`` untrained networks: ``signal``, ``map``, ``dead``; missing ones are made.
+
+    Dims (seed, layer, unit[, time]), in G; calibrated preset. One stored result per network.
+    """
+
+    def one(seed: int) -> xr.Dataset:
+        def build(part: Path) -> None:
+            trunk = folded_trunk(training.new_model(windows, cfg.model, seed).eval())
+            artifacts.write_dataset(part / "signals.nc", _maximized(cfg, windows, trunk, (PROPOSED,), settings))
+
+        key = STAGE.key([cfg.windows, cfg.model, cfg.maximization, settings.thinning, seed], windows.digest)
+        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed, kind="random weights")
+        return artifacts.read_dataset(STAGE.obtain(key, build, about) / "signals.nc").expand_dims(seed=[seed])
+
+    seeds = range(settings.first_random_seed, settings.first_random_seed + settings.n_random)
+    return xr.concat(_side_by_side(cfg, one, seeds), "seed").isel(method=0, drop=True)
+
+
+def _maximized(
+    cfg: Settings, windows: Windows, trunk: Trunk, methods: Sequence[str], settings: RecoverySettings
+) -> xr.Dataset:
+    """``signal``, ``map`` (layer, method, unit, time) and ``dead`` (layer, unit) of one network."""
+    device = config.torch_device(cfg.device)
+    segments = study.thin(windows.train, settings.thinning).segments
+    statistics = activations.collect(trunk, segments, device, n_top=1)
+    found = [
+        maximization.maximize(
+            trunk,
+            layer,
+            statistics["th_eap"].sel(layer=layer).values,
+            methods=methods,
+            settings=cfg.maximization,
+            length=cfg.windows.length,
+            rate_hz=cfg.windows.rate_hz,
+            device=device,
+            workers=1,
+        )[["signal", "map"]].expand_dims(layer=[layer])
+        for layer in trunk.layers
+    ]
+    return xr.concat(found, "layer").assign(dead=statistics["dead"])
+
+
+def _side_by_side(cfg: Settings, job: Callable, things: Sequence) -> list:
+    """``job`` of each thing, as many at once as there are threads on a CPU; each is computed on one thread."""
+    at_once = torch.get_num_threads() if config.torch_device(cfg.device).type == "cpu" else 1
+    with (
+        engine.threads_inside(1),
+        ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        futures = [pool.submit(job, thing) for thing in things]
+        try:
+            return [future.result() for future in futures]
+        finally:  # after an error or an interrupt nothing new is begun
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+# -------------------------------------------------------------------------------------------------------- recall
+
+
+def matches(truth: PlantedMotifs, signals: xr.DataArray) -> xr.Dataset:
+    """Best match of each motif among the units of each layer that can hold it, and among all of these layers.
+
+    ``signals`` has dims (..., layer, unit, time). Returns dims (motif, ..., layer), the last layer being ``ANY``:
+    ``best`` (NaN where the receptive field is too short), ``unit``, ``first`` (the sample of the signal where the shape
+    begins) and ``found_in`` (the layer). Raises ``ValueError`` for signals that are not finite or layers that miss one
+    of the motifs'.
+    """
+    ordered = signals.transpose(..., "layer", "unit", "time")
+    layers = [str(layer) for layer in ordered["layer"].values]
+    if missing := sorted(set(truth.layers) - set(layers)):
+        raise ValueError(f"motifs are held from {', '.join(missing)} on, but the signals are of {', '.join(layers)}")
+    lead = ordered.shape[:-3]
+    shape = (len(truth.names), *lead, len(layers))
+    best, unit, first = np.full(shape, np.nan), np.full(shape, -1), np.full(shape, -1)
+    for depth, layer in enumerate(layers):
+        held = [k for k, name in enumerate(truth.layers) if layers.index(name) <= depth]
+        if not held:
+            continue
+        x = ordered.sel(layer=layer).values
+        match, start = (
+            v.reshape(len(held), *lead, -1)
+            for v in motifs.best_places([truth.shapes[k] for k in held], x.reshape(-1, x.shape[-1]))
+        )
+        at = match.argmax(-1, keepdims=True)
+        best[held, ..., depth], first[held, ..., depth] = (
+            np.take_along_axis(v, at, -1)[..., 0] for v in (match, start)
+        )
+        unit[held, ..., depth] = at[..., 0]
+    dims = ("motif", *ordered.dims[:-3], "layer")
+    coords = {"motif": list(truth.names), "layer": layers}
+    coords |= {d: ordered[d].values for d in ordered.dims[:-3] if d in ordered.coords}
+    found = xr.Dataset({"best": (dims, best), "unit": (dims, unit), "first": (dims, first)}, coords=coords)
+    found["found_in"] = xr.where(found["unit"] >= 0, found["layer"], "")
+    over_all = found.isel(layer=found["best"].fillna(-2).argmax("layer")).drop_vars("layer").expand_dims(layer=[ANY])
+    return xr.concat([found, over_all.transpose(*dims)], "layer")
+
+
+def null(
+    truth: PlantedMotifs,
+    random_signals: xr.DataArray,
+    baseline_signals: xr.DataArray,
+    start: np.ndarray,
+    settings: RecoverySettings,
+) -> xr.Dataset:
+    """What equally many signals match that cannot know the motifs, dims (motif, layer[, seed | draw]).
+
+    * ``random weights`` (motif, layer, seed): one draw is one layer of one network without training, from
+      ``random_signals`` (seed, layer, unit, time);
+    * ``L2+TV noise`` (motif, layer, draw): noise with the mean power spectrum of that layer's ``baseline_signals``
+      (..., layer, unit, time), as many signals per draw as ``random_signals`` has units;
+    * ``starting sine`` (motif, layer): the match of the start itself, however often it is taken.
+
+    For the view over any layer a draw is the best of the same layers as a method's.
+    """
+    n_units, layers = random_signals.sizes["unit"], random_signals["layer"].values
+    rng = np.random.default_rng(settings.seed)
+    noise = [
+        similarity.spectrum_noise(
+            baseline_signals.sel(layer=layer).values.reshape(-1, baseline_signals.sizes["time"]),
+            settings.n_noise * n_units,
+            rng,
+        ).reshape(settings.n_noise, n_units, -1)
+        for layer in layers
+    ]
+    dims = ("layer", "draw", "unit", "time")
+    flat = xr.DataArray(np.broadcast_to(start, (len(layers), 1, len(start))), dims=("layer", "unit", "time"))
+    columns = (
+        random_signals,
+        xr.DataArray(np.stack(noise), dims=dims, coords={"layer": layers}),
+        flat.assign_coords(layer=layers),
+    )
+    return xr.Dataset({name: matches(truth, of)["best"] for name, of in zip(NULLS, columns, strict=True)})
+
+
+def thresholds(chance: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
+    """Per motif and layer the largest of the three nulls' 95 % points: ``threshold``, ``threshold_from``.
+
+    ``chance`` is what :func:`null` returns.
+    """
+    draws, noise, start = (chance[name].transpose("motif", "layer", ...) for name in NULLS)
+    points = np.stack([chance_point(draws.values, quantile), chance_point(noise.values, quantile), start.values])
+    which = np.where(np.isnan(points), -2, points).argmax(0)
+    dims = ("motif", "layer")
+    return xr.Dataset(
+        {
+            "threshold": (dims, np.take_along_axis(points, which[None], 0)[0]),
+            "threshold_from": (dims, np.array(NULLS)[which]),
+        },
+        coords={d: chance[d] for d in dims},
+    )
+
+
+def thresholds_without(chance: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
+    """:func:`thresholds` for each network with random weights, from all the others: dims (seed, motif, layer)."""
+    seeds = chance["seed"].values
+    return xr.concat(
+        [thresholds(chance.sel(seed=seeds[seeds != s]), quantile).expand_dims(seed=[s]) for s in seeds], "seed"
+    )
+
+
+def _rows(truth: PlantedMotifs, found: xr.Dataset, limit: xr.Dataset, method: str, n_units: int) -> pd.DataFrame:
+    """:func:`matches` and thresholds as a long table; layers that cannot hold the motif are left out."""
+    table = found.assign(limit).to_dataframe().reset_index()
+    table = table[table["best"].notna()].reset_index(drop=True)
+    if "draw" not in table:
+        table["draw"] = 0
+    table["method"], table["control"] = method, method in CONTROLS
+    table["length"] = table["motif"].map(dict(zip(truth.names, map(len, truth.shapes), strict=True)))
+    layers = [layer for layer in found["layer"].values if layer != ANY]
+    holding = {name: len(layers) - layers.index(first) for name, first in zip(truth.names, truth.layers, strict=True)}
+    table["n_signals"] = n_units * np.where(table["layer"] == ANY, table["motif"].map(holding), 1)
+    table["recovered"] = table["best"] > table["threshold"]
+    return table[COLUMNS]
+
+
+COLUMNS = [
+    *("method", "control", "motif", "length", "seed", "draw", "layer", "best", "unit", "first", "found_in"),
+    *("threshold", "threshold_from", "n_signals", "recovered"),
+]
+
+
+def recall_table(
+    truth: PlantedMotifs,
+    signals: xr.DataArray,
+    random_signals: xr.DataArray,
+    segments: np.ndarray,
+    start: np.ndarray,
+    settings: RecoverySettings,
+) -> pd.DataFrame:
+    """One row per method or control, motif, network (seed), draw and layer: is the motif recovered?
+
+    ``signals`` (seed, method, layer, unit, time) must hold the proposed method and L2+TV; ``random_signals`` (seed,
+    layer, unit, time) is the proposed method on networks without training, whose seeds are their own; ``segments``
+    (segment, time) are real ones; all in G. Columns: ``best`` match, the ``unit`` that has it, the sample ``first`` of
+    its signal where the shape begins, ``found_in`` (its layer), ``threshold`` and the null it is
+    the 95 % point of (``threshold_from``), ``n_signals`` that were chosen among, ``recovered``. The layer ``ANY`` is
+    the best of all layers that hold the motif, against nulls that take the same best. Raises ``ValueError`` where
+    columns would choose among different numbers of signals.
+    """
+    names = [str(m) for m in signals["method"].values]
+    if missing := [m for m in (PROPOSED, BASELINE) if m not in names]:
+        raise ValueError(f"recall needs signals of {' and '.join(missing)}; there are {', '.join(names)}")
+    n_units = signals.sizes["unit"]
+    if random_signals.sizes["unit"] != n_units:
+        raise ValueError(
+            f"{n_units} units a layer against {random_signals.sizes['unit']} of networks with random weights: the best "
+            "of more signals is higher by chance; compare networks of one width"
+        )
+    if shared := sorted(set(signals["seed"].values) & set(random_signals["seed"].values)):
+        raise ValueError(f"networks with random weights need seeds of their own, but share {shared} with the trained")
+    chance = null(truth, random_signals, signals.sel({"method": BASELINE}), start, settings)
+    limit = thresholds(chance, settings.quantile)
+    rng = np.random.default_rng((settings.seed, 1))
+    ours = signals.sel({"method": PROPOSED}).transpose("seed", "layer", "unit", "time")
+    several = ours.expand_dims(draw=settings.n_control)
+    controls = {
+        "phase-scrambled": scrambled(several.values, rng),
+        "real windows": segments[rng.integers(len(segments), size=several.shape[:-1])],
+    }
+    tables = [_rows(truth, matches(truth, signals.sel({"method": m}, drop=True)), limit, m, n_units) for m in names]
+    others = thresholds_without(chance, settings.quantile)
+    tables.append(_rows(truth, matches(truth, random_signals), others, "random weights", n_units))
+    for name, values in controls.items():
+        tables.append(_rows(truth, matches(truth, several.copy(data=values)), limit, name, n_units))
+    return pd.concat(tables, ignore_index=True)
+
+
+def recall(
+    cfg: Settings,
+    windows: Windows,
+    signals: xr.Dataset,
+    random_signals: xr.Dataset,
+    dataset: Dataset,
+    settings: RecoverySettings,
+) -> pd.DataFrame | None:
+    """:func:`recall_table` of all methods of the calibrated preset; ``None`` for data without planted motifs.
+
+    ``signals`` has dims (seed, layer, preset, method, unit, time); ``random_signals`` is what :func:`random_weights`
+    returns.
+    """
+    if dataset.motifs is None:
+        return None
+    return recall_table(
+        dataset.motifs(),
+        signals["signal"].sel(preset="calibrated", drop=True),
+        random_signals["signal"],
+        windows.train.segments,
+        maximization.starting_signal(cfg.maximization, windows.train.length),
+        settings,
+    )
+
+
+def summarize(table: pd.DataFrame) -> pd.DataFrame:
+    """Recall per method and control, view and motif length: one row each.
+
+    ``view`` is "each layer" (share of motif, network and layer) or "any layer" (share of motif and network), ``length``
+    in samples, 0 for all. Every motif counts the same, however many layers hold it. ``low`` and ``high`` bound the 95 %
+    interval, by drawing networks, from five on, then motifs (:func:`harvis_utils.claims.interval`). A null's recall is
+    5 % at most by construction: of its own 95 % point, and the threshold is the largest of three.
+    """
+    rows = []
+    views = {"each layer": table[table["layer"] != ANY], "any layer": table[table["layer"] == ANY]}
+    for view, part in views.items():
+        for method in table["method"].unique():
+            own = part[part["method"] == method]
+            for length in (0, *sorted(own["length"].unique())):
+                chosen = own if length == 0 else own[own["length"] == length]
+                each = chosen.pivot_table(index="seed", columns="motif", values="recovered", aggfunc="mean")
+                point, bounds = interval(each.to_numpy(dtype=float), n=1000)
+                low, high = bounds or (np.nan, np.nan)
+                row = {"view": view, "method": method, "length": int(length), "recall": point, "low": low, "high": high}
+                row |= {"n_networks": each.shape[0], "n_motifs": each.shape[1]}
+                rows.append(row | {"n_recovered": int(chosen["recovered"].sum()), "n_rows": len(chosen)})
+    return pd.DataFrame(rows)
+
+
+# ----------------------------------------------------------------------------------------- what recall depends on
+
+
+@dataclass(frozen=True)
+class Level:
+    """One setting of the experiment: the data and the network."""
+
+    noise_g: float
+    prevalence: float
+    n_units: int
+    epochs: int
+
+
+FACTORS = tuple(f.name for f in dataclasses.fields(Level))
+
+
+def levels(cfg: Settings, settings: RecoverySettings) -> list[tuple[str, Level]]:
+    """Factor and setting of every level: one factor moves away from ``cfg``'s own network on the plain data.
+
+    The base is a level of every factor, whether ``settings`` list it or not.
+    """
+    base = Level(0.0, 1.0, cfg.model.n_units, cfg.training.epochs)
+    return [
+        (factor, dataclasses.replace(base, **{factor: value}))
+        for factor in FACTORS
+        for value in sorted({*getattr(settings, factor), getattr(base, factor)})
+    ]
+
+
+def dependence(cfg: Settings, settings: RecoverySettings) -> pd.DataFrame:
+    """Recall of the proposed method and test macro F1 for every factor, level and seed; missing ones are made.
+
+    A row has ``factor``, ``level``, ``seed``, ``macro_f1`` (recall means something only where a network learned),
+    ``recall`` (each layer) and ``recall_any`` (any layer), with every motif counting the same, the ``random_recall``
+    and ``random_recall_any`` of networks of that width with random weights, and ``expected``, the share that a null
+    exceeds its own 95 % point by construction. ``cfg`` is the base: use that of the quick profile, whose networks
+    train in seconds. One stored result per level and seed.
+
+    Choice: random weights see the plain data only. Other data reach them through th_eap alone, which moved their
+    median match by less than 0.03 where it was tried (0.8 G of noise added, 20 % of the motifs planted).
+    """
+    plan = levels(cfg, settings)
+    wanted = list(dict.fromkeys(level for _, level in plan))
+    places = dict.fromkeys([(0.0, 1.0), *((level.noise_g, level.prevalence) for level in wanted)])
+    data = {place: _variant(cfg, *place) for place in places}
+    plain = data[0.0, 1.0][1]
+    random = {n: random_weights(_changed(cfg, n_units=n), plain, settings) for n in {la.n_units: None for la in wanted}}
+
+    def one(job: tuple[Level, int]) -> dict:
+        level, seed = job
+        own, windows = data[level.noise_g, level.prevalence]
+        own = _changed(own, n_units=level.n_units, epochs=level.epochs)
+        return _measured(own, windows, seed, random[level.n_units]["signal"], plain.digest, settings)
+
+    jobs = [(level, seed) for level in wanted for seed in settings.seeds]
+    # the longest first, so that no thread is left with one at the end
+    jobs.sort(key=lambda job: -job[0].epochs * job[0].n_units)
+    found = dict(zip(jobs, _side_by_side(cfg, one, jobs), strict=True))
+    rows = [
+        {"factor": factor, "level": float(getattr(level, factor)), "seed": seed, **found[level, seed]}
+        for factor, level in plan
+        for seed in settings.seeds
+    ]
+    return pd.DataFrame(rows).assign(expected=1 - settings.quantile)
+
+
+def _variant(cfg: Settings, noise_g: float, prevalence: float) -> tuple[Settings, Windows]:
+    """Settings and windows of a harder version of the data; what is made of them says which one it was."""
+    recordings = synthetic.variant(noise_g, prevalence)
+    return dataclasses.replace(cfg, dataset=recordings.name), windows_stage.cut(recordings, cfg.windows)
+
+
+def _changed(cfg: Settings, n_units: int, epochs: int | None = None) -> Settings:
+    return dataclasses.replace(
+        cfg,
+        model=dataclasses.replace(cfg.model, n_units=n_units),
+        training=dataclasses.replace(cfg.training, epochs=epochs or cfg.training.epochs),
+    )
+
+
+def _measured(
+    cfg: Settings, windows: Windows, seed: int, random: xr.DataArray, plain: str, settings: RecoverySettings
+) -> dict:
+    """Macro F1 and recall of one network; ``plain`` is the digest of the data that ``random`` was made with."""
+    chosen = ("n_random", "first_random_seed", "thinning", "n_noise", "quantile", "seed")
+    key = STAGE.key(
+        [cfg.maximization, {name: getattr(settings, name) for name in chosen}],
+        training._key(cfg, windows, seed),
+        windows.digest,
+        plain,
+    )
+
+    def build(part: Path) -> None:
+        net, truth = training.train(cfg, windows, seed), synthetic.motifs()
+        signals = _maximized(cfg, windows, net.trunk, (PROPOSED, BASELINE), settings)["signal"].expand_dims(seed=[seed])
+        start = maximization.starting_signal(cfg.maximization, cfg.windows.length)
+        chance = null(truth, random, signals.sel({"method": BASELINE}), start, settings)
+        n_units = random.sizes["unit"]
+        ours = _rows(
+            truth,
+            matches(truth, signals.sel({"method": PROPOSED}, drop=True)),
+            thresholds(chance, settings.quantile),
+            PROPOSED,
+            n_units,
+        )
+        others = thresholds_without(chance, settings.quantile)
+        theirs = _rows(truth, matches(truth, random), others, "random weights", n_units)
+        result = {"macro_f1": training.macro_f1(windows.test, net.predicted["test"])}
+        for prefix, table in (("", ours), ("random_", theirs)):
+            for suffix, of in (("", table[table["layer"] != ANY]), ("_any", table[table["layer"] == ANY])):
+                result[f"{prefix}recall{suffix}"] = float(of.groupby("motif")["recovered"].mean().mean())
+        artifacts.write_json(part / "recall.json", result)
+
+    about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed, kind="dependence")
+    return artifacts.read_json(STAGE.obtain(key, build, about) / "recall.json")
+
+
+# ------------------------------------------------------------------------------------------------------ agreement
+
+#: why a unit is left out of a matching; the first that applies
+LEFT_OUT = ("dead", "failed", "silent", "flat")
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of one layer as the matching sees them: pieces, and every piece of their signals.
+
+    ``piece`` is (unit, sample), ``every`` (unit, shift, sample); both without their mean and with a norm of 1, zero
+    where constant.
+    """
+
+    piece: np.ndarray
+    every: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.piece)
+
+    def take(self, chosen: np.ndarray) -> Units:
+        """The units that an index chooses."""
+        return Units(self.piece[chosen], self.every[chosen])
+
+
+def units_of(signals: np.ndarray, first: np.ndarray, length: int) -> Units:
+    """The units with ``signals`` (unit, time) and pieces of ``length`` samples that begin at ``first`` (unit,)."""
+    pieces = np.lib.stride_tricks.sliding_window_view(np.asarray(signals, dtype=np.float64), length, axis=1)
+    flat = pieces.max(2, keepdims=True) - pieces.min(2, keepdims=True) <= motifs.FLAT_G
+    centred = np.where(flat, 0.0, pieces - pieces.mean(2, keepdims=True))
+    every = centred / np.where(flat, 1.0, np.linalg.norm(centred, axis=2, keepdims=True))
+    return Units(every[np.arange(len(every)), first], every)
+
+
+def unit_similarity(a: Units, b: Units) -> np.ndarray:
+    """(unit of a, unit of b), in [-1, 1]: how well the piece of one unit is found in the signal of the other.
+
+    The best Pearson correlation over all shifts, averaged over both directions.
+    """
+
+    def found(pieces: np.ndarray, every: np.ndarray) -> np.ndarray:
+        products = every.reshape(-1, every.shape[2]) @ pieces.T
+        return products.reshape(*every.shape[:2], -1).max(1)  # (unit with the signal, unit with the piece)
+
+    return np.clip((found(a.piece, b.every).T + found(b.piece, a.every)) / 2, -1.0, 1.0)
+
+
+def matched(a: Units, b: Units) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Units matched one to one so that their similarities sum highest: units of a, units of b, similarities.
+
+    With different numbers of units those of the larger side that fit least stay unmatched.
+    """
+    values = unit_similarity(a, b)
+    mine, yours = linear_sum_assignment(values, maximize=True)
+    return mine, yours, values[mine, yours]
+
+
+def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
+    """Which units can be matched: ``status`` ("used" or one of ``LEFT_OUT``) and ``first``, where the piece begins.
+
+    ``signals`` has ``signal`` and ``map`` (..., unit, time) and ``dead`` (..., unit); returns dims (..., unit). Failed:
+    an amplitude above ``fail_amplitude_g`` or not finite; silent: no output anywhere; flat: a constant piece.
+    """
+    ordered = signals.transpose(..., "unit", "time")
+    dims = ordered["signal"].dims[:-1]
+    x, maps = (ordered[v].values.reshape(-1, ordered.sizes["time"]) for v in ("signal", "map"))
+    first, pieces = similarity.best_piece(x, maps, settings.piece)
+    why = {
+        "dead": ordered["dead"].transpose(*dims).values.reshape(-1),
+        "failed": ~(np.abs(x).max(1) <= settings.fail_amplitude_g),  # NaN too
+        "silent": maps.max(1) <= 0,
+        "flat": np.ptp(pieces, axis=1) <= motifs.FLAT_G,
+    }
+    named = np.select([why[name] for name in LEFT_OUT], LEFT_OUT, "used")
+    shape = [ordered.sizes[d] for d in dims]
+    coords = {d: ordered[d] for d in dims if d in ordered.coords}
+    return xr.Dataset({"status": (dims, named.reshape(shape)), "first": (dims, first.reshape(shape))}, coords=coords)
+
+
+def left_out(signals: xr.Dataset, settings: SimilaritySettings) -> pd.DataFrame:
+    """Number of units per (seed, layer): "used" and each reason of ``LEFT_OUT``."""
+    found = status(signals, settings)["status"].transpose("seed", "layer", "unit")
+    index = pd.MultiIndex.from_product([found["seed"].values, found["layer"].values], names=["seed", "layer"])
+    counts = {name: (found == name).sum("unit").values.reshape(-1) for name in ("used", *LEFT_OUT)}
+    return pd.DataFrame(counts, index=index)
+
+
+def agreement(
+    signals: xr.Dataset, random_signals: xr.Dataset, similarity_settings: SimilaritySettings, settings: RecoverySettings
+) -> pd.DataFrame:
+    """How much pairs of independently trained networks show the same: one row per layer and pair.
+
+    ``signals`` and ``random_signals`` (networks without training, as :func:`random_weights` makes them) have
+    ``signal``, ``map`` over (seed, layer, unit, time) and ``dead`` over (seed, layer, unit). The units of the two
+    networks are matched one to one by the best correlation of one unit's piece (the ``piece`` samples under its largest
+    summed output) with any piece of the other's signal. ``agreement`` is the mean over the matched, ``share_above`` the
+    share of them above ``threshold``. That is the larger of two nulls' 95 % points (``threshold_from``), over
+    ``n_matchings`` draws in both directions: one network matched with equally many units of networks with random
+    weights, and with the other network's phase-scrambled signals. ``random_agreement``, ``random_share_above``,
+    ``scrambled_agreement`` and ``scrambled_share_above`` are theirs.
+
+    Units that are dead, failed, silent or flat are left out: ``n_used_a``, ``n_used_b`` and ``left_out_a``,
+    ``left_out_b`` count them. A layer with none left has no agreement (NaN). Raises ``ValueError`` for fewer than two
+    networks, or fewer usable units with random weights than one network has.
+    """
+    seeds = [int(s) for s in signals["seed"].values]
+    if len(seeds) < 2:
+        raise ValueError(f"agreement needs two networks or more, not {len(seeds)}")
+    length = similarity_settings.piece
+    rows = []
+    for depth, layer in enumerate(signals["layer"].values):
+        nets, scrambles = {}, {}
+        rng = np.random.default_rng((settings.seed, 2, depth))
+        for seed in seeds:
+            x, first = _usable(signals.sel(seed=seed, layer=layer), similarity_settings)
+            nets[seed] = units_of(x, first, length)
+            scrambles[seed] = [units_of(scrambled(x, rng), first, length) for _ in range(settings.n_matchings)]
+        each = [_usable(random_signals.sel(seed=s, layer=layer), similarity_settings) for s in random_signals["seed"]]
+        pool = units_of(np.concatenate([x for x, _ in each]), np.concatenate([f for _, f in each]), length)
+        if len(pool) < (most := max(map(len, nets.values()))):
+            raise ValueError(
+                f"{layer}: {len(pool)} usable units with random weights cannot stand for {most}; use more networks"
+            )
+        for i, a in enumerate(seeds):
+            for b in seeds[i + 1 :]:
+                row = {"layer": str(layer), "seed_a": a, "seed_b": b}
+                row |= {"n_used_a": len(nets[a]), "n_used_b": len(nets[b])}
+                row |= {f"left_out_{k}": signals.sizes["unit"] - row[f"n_used_{k}"] for k in "ab"}
+                rows.append(row | _pair(nets[a], nets[b], scrambles[a], scrambles[b], pool, rng, settings))
+    return pd.DataFrame(rows)
+
+
+def _usable(network: xr.Dataset, settings: SimilaritySettings) -> tuple[np.ndarray, np.ndarray]:
+    """Signals (unit, time) of one network's usable units of a layer, and where their pieces begin (unit,)."""
+    found = status(network, settings)
+    used = (found["status"] == "used").values
+    return network["signal"].transpose("unit", "time").values[used], found["first"].values[used]
+
+
+def _pair(
+    a: Units,
+    b: Units,
+    scrambled_a: list[Units],
+    scrambled_b: list[Units],
+    pool: Units,
+    rng: np.random.Generator,
+    settings: RecoverySettings,
+) -> dict:
+    """Agreement of two networks' units and its nulls; NaN where one has no units."""
+    names = ("agreement", "share_above", "threshold")
+    nulls = [f"{null_}_{name}" for null_ in ("random", "scrambled") for name in names[:2]]
+    if not len(a) or not len(b):
+        return {"n_matched": 0} | dict.fromkeys([*names, *nulls], np.nan) | {"threshold_from": ""}
+
+    def drawn(n: int) -> Units:
+        return pool.take(rng.choice(len(pool), n, replace=False))
+
+    values = matched(a, b)[2]
+    chance = {
+        "random": [
+            v for _ in range(settings.n_matchings) for v in (matched(a, drawn(len(b))), matched(drawn(len(a)), b))
+        ],
+        "scrambled": [v for x, y in zip(scrambled_a, scrambled_b, strict=True) for v in (matched(a, y), matched(x, b))],
+    }
+    chance = {name: np.concatenate([v[2] for v in of]) for name, of in chance.items()}
+    points = {name: float(np.quantile(of, settings.quantile)) for name, of in chance.items()}
+    source = max(points, key=points.get)
+    threshold = points[source]
+    found = {"n_matched": len(values), "agreement": float(values.mean())}
+    found |= {"share_above": float((values > threshold).mean()), "threshold": threshold}
+    for name, of in chance.items():
+        found |= {f"{name}_agreement": float(of.mean()), f"{name}_share_above": float((of > threshold).mean())}
+    return found | {"threshold_from": {"random": "random weights", "scrambled": "phase-scrambled"}[source]}
+
+
+def summarize_agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over pairs with 95 % intervals, one row per layer and measure; no interval for a single pair.
+
+    ``measure`` is "agreement", "above null" (agreement minus the larger of the nulls' means) or "share above". The
+    intervals draw pairs, and pairs share networks: they are narrower than independent pairs would make them. The
+    attribute ``note`` says so.
+    """
+    rows = []
+    higher = table[["random_agreement", "scrambled_agreement"]].max(axis=1)
+    measured = table.assign(above=table["agreement"] - higher)
+    names = {"agreement": "agreement", "above": "above null", "share_above": "share above"}
+    for layer, part in measured.groupby("layer", sort=False):
+        for column, measure in names.items():
+            values = part[column].dropna().to_numpy()
+            point, bounds = interval(values) if len(values) else (np.nan, None)
+            low, high = bounds if bounds and len(values) > 1 else (np.nan, np.nan)
+            row = {"layer": layer, "measure": measure, "mean": point, "low": low, "high": high, "n_pairs": len(values)}
+            rows.append(row | {"n_networks": len({*part["seed_a"], *part["seed_b"]})})
+    result = pd.DataFrame(rows)
+    result.attrs["note"] = "pairs share networks, so intervals over pairs are too narrow"
+    return result

@@ -1,0 +1,618 @@
+"""Recall of planted motifs and agreement of networks: against plain loops, known answers and their own nulls."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import permutations
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_motifs import naive_ncc
+
+from harvis_utils import activations, artifacts, config, maximization, motifs, recovery, study, training
+from harvis_utils.config import MaximizationSettings, ModelSettings, SimilaritySettings, TrainingSettings
+from harvis_utils.datasets import synthetic
+from harvis_utils.models import folded_trunk
+
+LAYERS = ("conv1", "conv2", "conv3")
+TRUTH = synthetic.motifs()
+START = maximization.starting_signal(MaximizationSettings(), 30)
+FEW = recovery.RecoverySettings(n_noise=60, n_control=2, n_matchings=5)
+METHODS = ("naive", "L2+TV", "L2+TV+EAP+clip")
+
+
+def signals_of(values, **coords):
+    """DataArray (..., layer, unit, time) with the layers' names; ``coords`` name the leading dims."""
+    each = {name: list(values_) for name, values_ in coords.items()} | {"layer": list(LAYERS)}
+    return xr.DataArray(values, dims=(*coords, "layer", "unit", "time"), coords=each)
+
+
+def noise_of(key, n_units=6, scale=1.0, **coords):
+    shape = (*map(len, coords.values()), 3, n_units, 30)
+    return signals_of(scale * np.random.default_rng(key).normal(size=shape), **coords)
+
+
+def segments_of(seed, n=200):
+    return np.random.default_rng(seed).normal(size=(n, 30)).astype(np.float32)
+
+
+def made_table(signals=None, random=None, settings=FEW):
+    signals = noise_of(0, seed=[0, 1], method=METHODS) if signals is None else signals
+    random = noise_of(1, seed=list(range(1000, 1020))) if random is None else random
+    return recovery.recall_table(TRUTH, signals, random, segments_of(2), START, settings)
+
+
+# ---------------------------------------------------------------------------------------------------- the 95 % point
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10_000), n=st.integers(19, 60), quantile=st.sampled_from([0.5, 0.8, 0.95]))
+def test_chance_point_is_the_smallest_value_that_enough_draws_do_not_exceed(seed, n, quantile):
+    draws = np.random.default_rng(seed).normal(size=(3, n))
+    found = recovery.chance_point(draws, quantile)
+    for row, point in zip(draws, found, strict=True):
+        # the share of ranks above it, were one more draw to come, is 1 - quantile at most; one value lower it is not
+        def share_above(value, row=row):
+            return (1 + sum(v > value for v in row)) / (len(row) + 1)
+
+        lower = max((v for v in row if v < point), default=None)
+        assert share_above(point) <= 1 - quantile + 1e-9
+        assert lower is None or share_above(lower) > 1 - quantile + 1e-9
+
+
+def test_chance_point_needs_enough_draws():
+    assert recovery.chance_point(np.arange(19.0)) == 18
+    assert recovery.chance_point(np.arange(39.0)) == 37
+    with pytest.raises(ValueError, match="18 draws have no 95% point; use 19 or more"):
+        recovery.chance_point(np.arange(18.0))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), n_time=st.integers(2, 31))
+def test_scrambled_signals_keep_mean_and_spectrum(seed, n_time):
+    rng = np.random.default_rng(seed)
+    signals = rng.normal(size=(2, 3, n_time))
+    found = recovery.scrambled(signals, rng)
+    assert found.shape == signals.shape
+    power, same = (np.abs(np.fft.fft(v, axis=-1)) ** 2 for v in (signals, found))
+    np.testing.assert_allclose(same, power, atol=1e-9)
+    np.testing.assert_allclose(found.mean(-1), signals.mean(-1), atol=1e-12)
+    if n_time > 3:
+        assert not np.allclose(found, signals)
+
+
+# ------------------------------------------------------------------------------------------------------------ matches
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 10_000), n_units=st.integers(1, 4), n_seeds=st.integers(1, 2))
+def test_matches_equal_a_search_by_hand(seed, n_units, n_seeds):
+    signals = noise_of(seed, n_units, seed=list(range(n_seeds)))
+    found = recovery.matches(TRUTH, signals)
+    for motif, shape, first_layer in zip(TRUTH.names, TRUTH.shapes, TRUTH.layers, strict=True):
+        for net in range(n_seeds):
+            of_layer = {}
+            for depth, layer in enumerate(LAYERS):
+                one = found.sel(motif=motif, seed=net, layer=layer)
+                if depth < LAYERS.index(first_layer):
+                    assert np.isnan(one["best"]) and one["unit"] == one["first"] == -1 and one["found_in"] == ""
+                    continue
+                each = [naive_ncc(shape, x) for x in signals.sel(seed=net, layer=layer).values]
+                unit, at = int(np.argmax(each)), int(one["first"])
+                assert one["best"] == pytest.approx(max(each)) and one["unit"] == unit and one["found_in"] == layer
+                piece = signals.sel(seed=net, layer=layer).values[unit, at : at + len(shape)]
+                assert np.corrcoef(piece, shape)[0, 1] == pytest.approx(max(each))
+                of_layer[layer] = max(each)
+            best = found.sel(motif=motif, seed=net, layer=recovery.ANY)
+            assert best["best"] == pytest.approx(max(of_layer.values()))
+            assert best["found_in"] == max(of_layer, key=of_layer.get)
+            inside = found.sel(motif=motif, seed=net, layer=str(best["found_in"].values))
+            assert (best["unit"], best["first"]) == (inside["unit"], inside["first"])
+
+
+def test_matches_need_the_layers_that_hold_the_motifs():
+    with pytest.raises(ValueError, match="motifs are held from conv3 on, but the signals are of conv1, conv2"):
+        recovery.matches(TRUTH, noise_of(0, seed=[0]).sel(layer=["conv1", "conv2"]))
+
+
+# ----------------------------------------------------------------------------------------------------------- the null
+
+
+def test_nulls_choose_among_equally_many_signals_and_the_largest_point_counts():
+    random, baseline = noise_of(3, 4, seed=list(range(1000, 1019))), noise_of(4, 4, seed=[0, 1])
+    chance = recovery.null(TRUTH, random, baseline, START, FEW)
+    assert chance["L2+TV noise"].sizes["draw"] == FEW.n_noise and chance["random weights"].sizes["seed"] == 19
+    for k, motif in enumerate(TRUTH.names):
+        shape = TRUTH.shapes[k]
+        holding = LAYERS[LAYERS.index(TRUTH.layers[k]) :]
+        for net in (1000, 1018):
+            each = {la: max(naive_ncc(shape, x) for x in random.sel(seed=net, layer=la).values) for la in holding}
+            own = chance["random weights"].sel(motif=motif, seed=net)
+            assert [float(own.sel(layer=la)) for la in holding] == pytest.approx(list(each.values()))
+            assert float(own.sel(layer=recovery.ANY)) == pytest.approx(max(each.values()))
+        assert float(chance["starting sine"].sel(motif=motif, layer="conv3")) == pytest.approx(naive_ncc(shape, START))
+    limit = recovery.thresholds(chance)
+    for motif, layer in (("short A", "conv1"), ("long B", "conv3"), ("middle C", recovery.ANY)):
+        at = {"motif": motif, "layer": layer}
+        points = {
+            name: float(recovery.chance_point(chance[name].sel(at).values))
+            for name in ("random weights", "L2+TV noise")
+        } | {"starting sine": float(chance["starting sine"].sel(at))}
+        assert float(limit["threshold"].sel(at)) == max(points.values())
+        assert str(limit["threshold_from"].sel(at).values) == max(points, key=points.get)
+
+
+def test_each_null_can_be_the_one_that_sets_the_threshold():
+    dims = {"motif": ["m"], "layer": ["conv1"]}
+    made = {
+        "random weights": (("motif", "layer", "seed"), np.linspace(0.1, 0.2, 19)[None, None]),
+        "L2+TV noise": (("motif", "layer", "draw"), np.linspace(0.1, 0.2, 19)[None, None]),
+        "starting sine": (("motif", "layer"), np.array([[0.15]])),
+    }
+    for name, (where, values) in made.items():
+        found = recovery.thresholds(xr.Dataset(made | {name: (where, values + 0.5)}, coords=dims))
+        assert str(found["threshold_from"].values[0, 0]) == name
+        assert found["threshold"].item() == pytest.approx(values.max() + 0.5)
+
+
+def test_noise_has_the_baselines_spectrum_layer_by_layer(monkeypatch):
+    baseline = noise_of(5, 4, seed=[0, 1]) * xr.DataArray([1.0, 10.0, 100.0], dims="layer")
+    seen = []
+    found = recovery.similarity.spectrum_noise
+
+    def spy(segments, n, rng):
+        seen.append((segments.shape, float(segments.std()), n))
+        return found(segments, n, rng)
+
+    monkeypatch.setattr(recovery.similarity, "spectrum_noise", spy)
+    recovery.null(TRUTH, noise_of(6, 3, seed=list(range(19))), baseline, START, FEW)
+    assert [(shape, n) for shape, _, n in seen] == [((8, 30), 3 * FEW.n_noise)] * 3
+    assert [s for _, s, _ in seen] == pytest.approx([1, 10, 100], rel=0.2)
+
+
+def test_leaving_one_out_uses_all_the_others():
+    random, baseline = noise_of(7, 3, seed=list(range(1000, 1020))), noise_of(8, 3, seed=[0])
+    chance = recovery.null(TRUTH, random, baseline, START, FEW)
+    found = recovery.thresholds_without(chance)
+    rest = random.sel(seed=[s for s in range(1000, 1020) if s != 1007])
+    alone = chance.drop_vars("random weights").drop_dims("seed", errors="ignore")
+    alone["random weights"] = recovery.matches(TRUTH, rest)["best"]
+    assert found.sel(seed=1007, drop=True).identical(recovery.thresholds(alone))
+    with pytest.raises(ValueError, match="18 draws have no 95% point"):
+        recovery.thresholds_without(chance.isel(seed=slice(19)))
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def test_signals_with_the_motif_are_recovered_where_they_have_it_and_inverted_ones_are_not():
+    signals = noise_of(0, scale=0.02, seed=[0, 1], method=METHODS)
+    shape = TRUTH.shapes[TRUTH.names.index("long B")]
+    other = TRUTH.shapes[TRUTH.names.index("middle A")]
+    signals.loc[{"seed": 1, "method": "L2+TV+EAP+clip", "layer": "conv3"}][4, 11:24] += 0.7 + 3 * shape
+    signals.loc[{"method": "naive", "layer": "conv3"}][:, 2, 11:24] = -shape
+    signals.loc[{"seed": 0, "method": "naive", "layer": "conv2"}][0, 3:12] = other
+    table = made_table(signals).set_index(["method", "motif", "seed", "draw", "layer"]).sort_index()
+    row = table.loc["L2+TV+EAP+clip", "long B", 1, 0, "conv3"]
+    assert row["recovered"] and row["unit"] == 4 and row["first"] == 11 and row["best"] > 0.99
+    assert row["length"] == 13 and row["found_in"] == "conv3"
+    assert not table.loc["naive", "long B", :, 0, "conv3"]["recovered"].any()
+    row = table.loc["naive", "middle A", 0, 0, "conv2"]
+    assert row["recovered"] and (row["unit"], row["first"]) == (0, 3) and row["best"] == pytest.approx(1)
+    row = table.loc["naive", "middle A", 0, 0, recovery.ANY]
+    assert row["recovered"] and row["found_in"] == "conv2" and (row["unit"], row["first"]) == (0, 3)
+
+
+def test_the_table_has_every_column_motif_network_and_layer_with_the_numbers_it_chose_among():
+    table = made_table()
+    assert list(table.columns) == recovery.COLUMNS
+    n_rows = 3 + 6 + 9 + 9  # motifs that conv1, conv2, conv3 and any layer hold
+    assert table.groupby("method", sort=False).size().to_dict() == {
+        **dict.fromkeys(METHODS, 2 * n_rows),
+        "random weights": 20 * n_rows,
+        "phase-scrambled": 2 * FEW.n_control * n_rows,
+        "real windows": 2 * FEW.n_control * n_rows,
+    }
+    assert set(table.loc[table["control"], "method"]) == set(recovery.CONTROLS)
+    chosen = table[table["method"] == "naive"].set_index(["motif", "layer"])["n_signals"]
+    assert set(chosen.loc["short A", "conv2"]) == {6} and set(chosen.loc["short A", recovery.ANY]) == {18}
+    assert set(chosen.loc["middle A", recovery.ANY]) == {12} and set(chosen.loc["long A", recovery.ANY]) == {6}
+    layers = table.groupby("length")["layer"].unique()
+    assert set(layers[5]) == {*LAYERS, recovery.ANY} and set(layers[13]) == {"conv3", recovery.ANY}
+    limits = table[table["method"] != "random weights"].groupby(["motif", "layer"])["threshold"].nunique()
+    assert (limits == 1).all()
+
+
+def test_the_table_is_the_same_every_time():
+    pd.testing.assert_frame_equal(made_table(), made_table())
+
+
+def test_noise_follows_l2_tv_and_the_controls_the_proposed_method_alone():
+    def limits(table):
+        return table[table["method"] == "naive"].drop(columns=["best", "unit", "first", "found_in", "recovered"])
+
+    signals = noise_of(17, seed=[0, 1], method=METHODS)
+    base = made_table(signals)
+    # one slow wave, so that noise of its spectrum is another one
+    slow = np.sin(2 * np.pi * (np.arange(30) / 30 + np.arange(6)[:, None] / 6))
+    for method, moves in (("naive", ()), ("L2+TV", ("limits",)), ("L2+TV+EAP+clip", ("scrambled",))):
+        other = signals.copy(deep=True)
+        other.loc[{"method": method}] = slow
+        table = made_table(other)
+        assert limits(table).equals(limits(base)) == ("limits" not in moves)
+        each = [t[t["method"] == "phase-scrambled"]["best"].tolist() for t in (table, base)]
+        assert (each[0] == each[1]) == ("scrambled" not in moves)
+        each = [t[t["method"] == "real windows"]["best"].tolist() for t in (table, base)]
+        assert each[0] == each[1]
+
+
+def test_signals_as_random_as_the_null_are_recovered_about_one_time_in_twenty():
+    """Exchangeable with the null by construction, so the share is known; with other thresholds it would not be."""
+    settings_ = dataclasses.replace(FEW, n_noise=100, n_random=59)
+    signals = noise_of(10, 4, seed=list(range(80)), method=("L2+TV", "L2+TV+EAP+clip"))
+    random = noise_of(11, 4, seed=list(range(1000, 1059)))
+    shares = []
+    for quantile in (0.95, 0.8):
+        table = made_table(signals, random, dataclasses.replace(settings_, quantile=quantile))
+        table = table[(table["layer"] != recovery.ANY)]
+        shares.append(table[table["method"] == "L2+TV+EAP+clip"]["recovered"].mean())
+        own = table[table["method"] == "random weights"]["recovered"].mean()
+        assert own <= 1 - quantile + 1e-9
+    # 1 / 20 for each null alone; the largest of two such points lies higher
+    assert 0.02 < shares[0] < 0.055 and 0.08 < shares[1] < 0.2
+
+
+def test_the_view_of_any_layer_has_a_null_of_as_many_layers():
+    signals = noise_of(12, 4, seed=range(80), method=("L2+TV", "L2+TV+EAP+clip"))
+    many = dataclasses.replace(FEW, n_noise=400)
+    table = made_table(signals, noise_of(13, 4, seed=range(1000, 1199)), many)
+    ours = table[(table["method"] == "L2+TV+EAP+clip") & (table["layer"] == recovery.ANY)]
+    by_length = ours.groupby("length")["recovered"].mean()
+    assert by_length.between(0.015, 0.07).all(), by_length
+    one = table[(table["layer"] == "conv3") & (table["method"] == "L2+TV")].groupby("motif")["threshold"].first()
+    short = ours[ours["length"] == 5]
+    assert (short["best"] > short["motif"].map(one)).mean() > 0.1  # what a null of one layer would call recovered
+    each = table[(table["motif"] == "short A") & (table["layer"] != recovery.ANY)]["threshold"].max()
+    assert ours[ours["motif"] == "short A"]["threshold"].iloc[0] >= each - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"random": noise_of(0, 5, seed=list(range(1000, 1020)))}, "6 units a layer against 5 of networks with random"),
+        ({"random": noise_of(0, 6, seed=list(range(20)))}, r"seeds of their own, but share \[.*0.*1.*\]"),
+        ({"signals": noise_of(0, seed=[0], method=("naive", "L2+TV"))}, r"needs signals of L2\+TV\+EAP\+clip"),
+        ({"random": noise_of(0, 6, seed=list(range(1000, 1019)))}, "18 draws have no 95% point"),
+        ({"signals": noise_of(0, seed=[0], method=METHODS) * np.nan}, "hold NaN"),
+    ],
+)
+def test_unusable_input_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        made_table(**changes)
+
+
+def test_summary_counts_every_motif_the_same():
+    table = pd.DataFrame(
+        [("ours", "a", 5, 0, 0, layer, True) for layer in LAYERS]
+        + [("ours", "a", 5, 0, 0, recovery.ANY, True)]
+        + [("ours", "b", 13, 0, 0, layer, False) for layer in ("conv3", recovery.ANY)],
+        columns=["method", "motif", "length", "seed", "draw", "layer", "recovered"],
+    )
+    found = recovery.summarize(table).set_index(["view", "method", "length"])
+    assert list(found["recall"]) == [0.5, 1.0, 0.0] * 2
+    row = found.loc["each layer", "ours", 0]
+    assert row["n_recovered"] == 3 and row["n_rows"] == 4 and row["n_motifs"] == 2 and row["n_networks"] == 1
+    assert (row["low"], row["high"]) == (0.0, 1.0)
+    assert found.loc["any layer", "ours", 5]["n_rows"] == 1
+
+
+def test_summary_of_a_real_table():
+    table = made_table()
+    found = recovery.summarize(table)
+    assert len(found) == 2 * 6 * 4
+    for row in found.itertuples():
+        of = table[(table["method"] == row.method) & ((table["layer"] == recovery.ANY) == (row.view == "any layer"))]
+        of = of if row.length == 0 else of[of["length"] == row.length]
+        shares = [g["recovered"].mean() for _, g in of.groupby(["seed", "motif"])]
+        assert row.recall == pytest.approx(np.mean(shares)) and row.low <= row.recall <= row.high
+        if row.length:  # all motifs of a length are held by as many layers
+            assert row.recall == pytest.approx(row.n_recovered / row.n_rows)
+
+
+def test_data_without_motifs_have_no_recall():
+    none = SimpleNamespace(motifs=None)
+    assert recovery.recall(config.load(), None, None, None, none, FEW) is None
+
+
+# ---------------------------------------------------------------------------------------------------- tiny experiments
+
+
+def test_the_data_of_a_level_are_that_variant():
+    cfg, windows = recovery._variant(config.load("quick", "synthetic"), 0.1, 0.5)
+    made = synthetic.variant(0.1, 0.5)
+    assert cfg.dataset == made.name and windows.digest == made.digest
+    cfg, windows = recovery._variant(config.load("quick", "synthetic"), 0.0, 1.0)
+    assert cfg == config.load("quick", "synthetic") and windows.digest == synthetic.variant().digest
+
+
+@pytest.fixture
+def tiny(tiny_windows):
+    cfg = dataclasses.replace(
+        config.load("quick", "synthetic"),
+        model=ModelSettings(n_units=3, n_dense=4),
+        training=TrainingSettings(seeds=(0,), epochs=1, learning_rate=2e-3),
+        maximization=MaximizationSettings(n_steps=3),
+    )
+    return cfg, tiny_windows
+
+
+def test_random_weights_are_networks_nobody_trained_each_kept_on_its_own(tiny, one_thread, monkeypatch):
+    cfg, windows = tiny
+    settings_ = dataclasses.replace(FEW, n_random=2, thinning=3)
+    found = recovery.random_weights(cfg, windows, settings_)
+    assert found["signal"].dims == ("seed", "layer", "unit", "time") and list(found["seed"]) == [1000, 1001]
+    trunk = folded_trunk(training.new_model(windows, cfg.model, 1001).eval())
+    statistics = activations.collect(trunk, study.thin(windows.train, 3).segments)
+    alone = maximization.maximize(
+        trunk,
+        "conv2",
+        statistics["th_eap"].sel(layer="conv2").values,
+        methods=("L2+TV+EAP+clip",),
+        settings=cfg.maximization,
+    )
+    np.testing.assert_array_equal(found["signal"].sel(seed=1001, layer="conv2"), alone["signal"][0])
+    assert found["dead"].sel(seed=1001).equals(statistics["dead"].assign_coords(seed=1001))
+    monkeypatch.setattr(recovery, "_maximized", lambda *_: pytest.fail("computed again"))
+    assert recovery.random_weights(cfg, windows, settings_).equals(found)
+    with pytest.raises(pytest.fail.Exception):
+        recovery.random_weights(cfg, windows, dataclasses.replace(settings_, n_random=3))
+
+
+def test_recall_takes_the_calibrated_preset(tiny):
+    cfg, windows = tiny
+    each = noise_of(14, 3, seed=[0], preset=["literal", "calibrated"], method=METHODS)
+    random = noise_of(15, 3, seed=list(range(1000, 1020)))
+    found = recovery.recall(
+        cfg, windows, each.to_dataset(name="signal"), random.to_dataset(name="signal"), synthetic.DATASET, FEW
+    )
+    expected = recovery.recall_table(TRUTH, each.sel(preset="calibrated"), random, windows.train.segments, START, FEW)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_one_factor_moves_at_a_time_and_the_base_is_a_level_of_each():
+    cfg = config.load("quick", "synthetic")
+    settings_ = dataclasses.replace(FEW, noise_g=(0.1,), prevalence=(0.5, 1.0), n_units=(4,), epochs=())
+    found = recovery.levels(cfg, settings_)
+    base = recovery.Level(0.0, 1.0, 16, 6)
+    for factor, level in found:
+        assert dataclasses.replace(level, **{factor: getattr(base, factor)}) == base
+    values = {f: [getattr(level, f) for factor, level in found if factor == f] for f in recovery.FACTORS}
+    assert values == {"noise_g": [0.0, 0.1], "prevalence": [0.5, 1.0], "n_units": [4, 16], "epochs": [6]}
+
+
+def test_settings_of_every_profile_allow_their_nulls():
+    assert set(recovery.SETTINGS) == set(config.PROFILES)
+    for chosen in recovery.SETTINGS.values():
+        recovery.chance_point(np.arange(chosen.n_random - 1.0), chosen.quantile)
+        recovery.chance_point(np.arange(float(chosen.n_noise)), chosen.quantile)
+
+
+def test_dependence_trains_each_setting_once_and_reads_it_back(tiny, one_thread, monkeypatch, tiny_windows):
+    cfg, _ = tiny
+    seen = []
+
+    def variant(cfg, noise_g, prevalence):
+        seen.append((noise_g, prevalence))
+        name = f"{noise_g} {prevalence}"
+        return dataclasses.replace(cfg, dataset=name), dataclasses.replace(tiny_windows, digest=name)
+
+    monkeypatch.setattr(recovery, "_variant", variant)
+    settings_ = dataclasses.replace(
+        FEW, n_random=20, n_noise=20, seeds=(0, 1), noise_g=(0.1,), prevalence=(), n_units=(2,), epochs=()
+    )
+    table = recovery.dependence(cfg, settings_)
+    assert seen == [(0.0, 1.0), (0.1, 1.0)]
+    assert list(zip(table["factor"], table["level"], strict=True)) == [
+        *[("noise_g", level) for level in (0.0, 0.0, 0.1, 0.1)],
+        *[("prevalence", 1.0)] * 2,
+        *[("n_units", level) for level in (2, 2, 3, 3)],
+        *[("epochs", 1.0)] * 2,
+    ]
+    base = table[(table["factor"] == "epochs")].drop(columns=["factor", "level"]).reset_index(drop=True)
+    same = table[(table["factor"] == "noise_g") & (table["level"] == 0)].drop(columns=["factor", "level"])
+    pd.testing.assert_frame_equal(base, same.reset_index(drop=True))
+    shares = ["recall", "recall_any", "random_recall", "random_recall_any", "macro_f1"]
+    assert table[shares].apply(lambda c: c.between(0, 1).all()).all()
+    assert (table["random_recall"] <= 0.05 + 1e-9).all() and (table["expected"] - 0.05).abs().max() < 1e-9
+    store = config.artifact_root() / "store"
+    assert len(list((store / "networks").iterdir())) == 3 * 2  # base, one noise, one width; two seeds
+    made = [artifacts.read_json(path)["provenance"] for path in store.glob("networks/*/manifest.json")]
+    assert sorted(m["settings"]["dataset"] for m in made) == ["0.0 1.0"] * 4 + ["0.1 1.0"] * 2
+    assert all(m["settings"]["dataset"] == m["data"] for m in made)
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(recovery.dependence(cfg, settings_), table)
+
+
+def test_one_setting_is_measured_as_the_table_of_one_network_is(tiny, one_thread):
+    cfg, windows = tiny
+    random = noise_of(16, 3, seed=list(range(1000, 1020)))
+    found = recovery._measured(cfg, windows, 0, random, "plain", FEW)
+    net = training.train(cfg, windows, 0)
+    both = recovery._maximized(cfg, windows, net.trunk, ("L2+TV+EAP+clip", "L2+TV"), FEW)["signal"]
+    table = recovery.recall_table(
+        TRUTH, both.expand_dims(seed=[0]).reset_coords(drop=True), random, segments_of(0), START, FEW
+    )
+    means = recovery.summarize(table).set_index(["view", "method", "length"])["recall"]
+    assert found == {
+        "macro_f1": training.macro_f1(windows.test, net.predicted["test"]),
+        "recall": pytest.approx(means["each layer", "L2+TV+EAP+clip", 0]),
+        "recall_any": pytest.approx(means["any layer", "L2+TV+EAP+clip", 0]),
+        "random_recall": pytest.approx(means["each layer", "random weights", 0]),
+        "random_recall_any": pytest.approx(means["any layer", "random weights", 0]),
+    }
+
+
+def test_an_error_in_one_job_stops_the_others(one_thread):
+    done = []
+
+    def job(k):
+        if k == 0:
+            raise artifacts.ArtifactError("no space")
+        done.append(k)
+
+    with pytest.raises(artifacts.ArtifactError, match="no space"):
+        recovery._side_by_side(config.load("quick", "synthetic", "cpu"), job, range(2000))
+    assert len(done) < 2000
+    assert recovery._side_by_side(config.load("quick", "synthetic", "cpu"), lambda k: k + 1, [3, 1, 2]) == [4, 2, 3]
+
+
+# ----------------------------------------------------------------------------------------------------------- agreement
+
+SIMILARITY = SimilaritySettings(piece=10)
+
+
+def layers_of(values, maps=None, dead=None, seeds=None):
+    """Dataset of (seed, layer, unit, time) values with maps that are largest under a known piece."""
+    values = np.asarray(values, dtype=float)
+    maps = np.abs(np.random.default_rng(0).normal(size=values.shape)) if maps is None else maps
+    dims = ("seed", "layer", "unit", "time")
+    dead = np.zeros(values.shape[:3], bool) if dead is None else dead
+    coords = {"seed": list(range(len(values))) if seeds is None else list(seeds)}
+    coords["layer"] = [f"conv{k + 1}" for k in range(values.shape[1])]
+    return xr.Dataset({"signal": (dims, values), "map": (dims, maps), "dead": (dims[:3], dead)}, coords=coords)
+
+
+def smooth(seed, *shape):
+    """Signals with no steps from sample to sample, as a maximized signal has; two of them are seldom equal."""
+    x = np.random.default_rng(seed).normal(size=(*shape, 36))
+    return np.lib.stride_tricks.sliding_window_view(x, 7, axis=-1).mean(-1)
+
+
+def naive_similarity(x, first_x, y, first_y, length):
+    one = naive_ncc(x[first_x : first_x + length], y)
+    return (one + naive_ncc(y[first_y : first_y + length], x)) / 2
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000), n_a=st.integers(1, 4), n_b=st.integers(1, 4), length=st.integers(3, 12))
+def test_similarity_and_matching_equal_plain_loops(seed, n_a, n_b, length):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(n_a, 14)), rng.normal(size=(n_b, 14))
+    b[0, :8] = 1.0  # constant pieces match nothing
+    first_a, first_b = rng.integers(0, 14 - length + 1, n_a), rng.integers(0, 14 - length + 1, n_b)
+    if length <= 8:
+        first_b[0] = max(first_b[0], 9 - length)  # but no unit's own piece is constant
+    ours = [recovery.units_of(x, first, length) for x, first in ((a, first_a), (b, first_b))]
+    found = recovery.unit_similarity(*ours)
+    expected = np.array(
+        [
+            [naive_similarity(x, i, y, j, length) for y, j in zip(b, first_b, strict=True)]
+            for x, i in zip(a, first_a, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(recovery.unit_similarity(*ours[::-1]), expected.T, atol=1e-9)
+    mine, yours, values = recovery.matched(*ours)
+    assert len(set(mine)) == len(set(yours)) == len(values) == min(n_a, n_b)
+    np.testing.assert_allclose(values, expected[mine, yours], atol=1e-9)
+    small, large = (expected, n_b) if n_a <= n_b else (expected.T, n_a)
+    best = max(sum(small[i, j] for i, j in enumerate(p)) for p in permutations(range(large), len(small)))
+    assert values.sum() == pytest.approx(best)
+
+
+def test_a_permuted_copy_agrees_fully_and_its_permutation_is_found():
+    x, order = smooth(0, 1, 1, 12), np.random.default_rng(1).permutation(12)
+    one = layers_of(x)
+    both = xr.concat([one, one.isel(unit=order).assign_coords(seed=[1])], "seed")
+    table = recovery.agreement(both, layers_of(smooth(2, 20, 1, 12), seeds=range(100, 120)), SIMILARITY, FEW)
+    row = table.iloc[0]
+    assert len(table) == 1 and row["agreement"] == pytest.approx(1) and row["share_above"] == 1
+    assert row["random_agreement"] < 0.95 and row["n_matched"] == 12 and row["threshold"] < 1
+    first = recovery.status(both, SIMILARITY)["first"].values[:, 0]
+    units = [recovery.units_of(both["signal"].values[k, 0], first[k], 10) for k in (0, 1)]
+    mine, yours, values = recovery.matched(*units)
+    np.testing.assert_array_equal(order[yours], mine)
+    np.testing.assert_allclose(values, 1)
+
+
+def test_independent_noise_agrees_as_its_nulls_do():
+    made, random = layers_of(smooth(3, 4, 2, 16)), layers_of(smooth(4, 20, 2, 16), seeds=range(100, 120))
+    table = recovery.agreement(made, random, SIMILARITY, dataclasses.replace(FEW, n_matchings=20))
+    assert len(table) == 2 * 6 and set(table["threshold_from"]) <= {"random weights", "phase-scrambled"}
+    for name in ("random_agreement", "scrambled_agreement"):
+        assert (table["agreement"] - table[name]).abs().max() < 0.06
+    assert table["share_above"].mean() < 0.12
+    nulls = table[["random_share_above", "scrambled_share_above"]]
+    assert nulls.max(axis=1).between(0.03, 0.06).all() and (nulls.min(axis=1) <= nulls.max(axis=1)).all()
+    pd.testing.assert_frame_equal(
+        table, recovery.agreement(made, random, SIMILARITY, dataclasses.replace(FEW, n_matchings=20))
+    )
+
+
+def test_units_that_show_nothing_are_left_out_and_counted():
+    x = smooth(5, 2, 1, 8)
+    maps = np.ones_like(x)
+    dead = np.zeros(x.shape[:3], bool)
+    x[0, 0, 0] = 0.3  # flat
+    x[0, 0, 1, 4] = 11.0  # failed
+    x[0, 0, 2, 4] = np.nan  # failed
+    maps[0, 0, 3] = 0.0  # silent
+    dead[0, 0, 4] = True
+    dead[0, 0, 0] = False
+    maps[0, 0, 4] = 0.0  # dead before silent
+    made = layers_of(x, maps, dead)
+    names = recovery.status(made, SIMILARITY)["status"].values[0, 0]
+    assert list(names) == ["flat", "failed", "failed", "silent", "dead", "used", "used", "used"]
+    counts = recovery.left_out(made, SIMILARITY)
+    assert counts.loc[(0, "conv1")].to_dict() == {"used": 3, "dead": 1, "failed": 2, "silent": 1, "flat": 1}
+    assert counts.loc[(1, "conv1"), "used"] == 8
+    row = recovery.agreement(made, layers_of(smooth(6, 2, 1, 8), seeds=(7, 8)), SIMILARITY, FEW).iloc[0]
+    assert (row["n_used_a"], row["n_used_b"], row["left_out_a"], row["left_out_b"]) == (3, 8, 5, 0)
+    assert row["n_matched"] == 3 and np.isfinite(row["agreement"])
+
+
+def test_a_network_without_units_has_no_agreement():
+    x = smooth(7, 3, 1, 4)
+    x[1] = 0.0
+    table = recovery.agreement(layers_of(x), layers_of(smooth(8, 2, 1, 4), seeds=(7, 8)), SIMILARITY, FEW)
+    one = table.set_index(["seed_a", "seed_b"])
+    assert one.loc[(0, 1), "n_matched"] == 0 and np.isnan(one.loc[(0, 1), "agreement"])
+    assert np.isfinite(one.loc[(0, 2), "agreement"])
+    found = recovery.summarize_agreement(table).set_index("measure")
+    assert found.loc["agreement", "n_pairs"] == 1 and np.isnan(found.loc["agreement", "low"])
+    assert found.loc["agreement", "n_networks"] == 3
+
+
+def test_agreement_names_what_it_lacks():
+    random = layers_of(smooth(9, 1, 1, 3), seeds=(9,))
+    with pytest.raises(ValueError, match="two networks or more, not 1"):
+        recovery.agreement(layers_of(smooth(10, 1, 1, 3)), random, SIMILARITY, FEW)
+    with pytest.raises(ValueError, match="conv1: 3 usable units with random weights cannot stand for 5"):
+        recovery.agreement(layers_of(smooth(10, 2, 1, 5)), random, SIMILARITY, FEW)
+
+
+def test_summary_of_agreement_is_over_pairs_and_says_that_they_share_networks():
+    made, random = layers_of(smooth(11, 4, 2, 6)), layers_of(smooth(12, 4, 2, 6), seeds=range(100, 104))
+    table = recovery.agreement(made, random, SIMILARITY, FEW)
+    found = recovery.summarize_agreement(table)
+    assert list(found["measure"]) == ["agreement", "above null", "share above"] * 2
+    one = found.set_index(["layer", "measure"])
+    own = table[table["layer"] == "conv2"]
+    above = own["agreement"] - own[["random_agreement", "scrambled_agreement"]].max(axis=1)
+    assert one.loc[("conv2", "agreement"), "mean"] == pytest.approx(own["agreement"].mean())
+    assert one.loc[("conv2", "above null"), "mean"] == pytest.approx(above.mean())
+    assert one.loc[("conv2", "share above"), "mean"] == pytest.approx(own["share_above"].mean())
+    assert (found["low"] <= found["mean"]).all() and (found["mean"] <= found["high"]).all()
+    assert (found["n_pairs"] == 6).all() and (found["n_networks"] == 4).all()
+    assert "pairs share networks" in found.attrs["note"]
+
+
+def test_flat_pieces_are_those_of_the_motifs():
+    x = np.full((1, 30), 0.5) + 1e-8 * np.arange(30)
+    assert not recovery.units_of(x, np.array([0]), 10).every.any()
+    assert motifs.FLAT_G == 1e-6
