@@ -1,0 +1,105 @@
+"""Measures of signals turned into tables with intervals: what each method reaches, and by how much two differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from harvis_utils import realism
+from harvis_utils.intervals import interval, paired
+
+#: column -> how it is read from the measures; every one is (..., layer, unit)
+MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
+    "activation": realism.activation,
+    "nearness": realism.nearness,
+    "realism p": lambda m: m["realism_p"],
+    "spectral distance": lambda m: m["spectral_distance"],
+    "matched Ssim, log10 G²": lambda m: np.log10(m["matched_ssim"].where(m["matched_ssim"] > 0)),
+    "moved by [G]": lambda m: m["displacement_g"].where(~m["failed"]),
+}
+
+#: measures of which more is better; of the others less is, and moving is neither
+MORE_IS_BETTER = ("activation", "nearness", "realism p")
+
+
+def by_network(values: xr.DataArray, layer: str | None = None) -> np.ndarray:
+    """(seed, unit) values of one layer, or of all layers side by side."""
+    values = values.sel(layer=layer) if layer else values.stack(each=("layer", "unit"))
+    return values.transpose("seed", ...).values.astype(float)
+
+
+def table(measured: xr.Dataset, dimension: str) -> pd.DataFrame:
+    """Mean and interval of every measure for each method or control and layer, one row each.
+
+    ``dimension`` is "method" or "control". "n" counts networks, "failed" is the share of signals beyond 10 G; means
+    leave out what a measure does not exist for.
+    """
+    rows = []
+    for name in measured[dimension].values:
+        for layer in measured["layer"].values:
+            some = measured.sel({dimension: name, "layer": layer})
+            row = {"name": str(name), "layer": str(layer), "networks": measured.sizes["seed"]}
+            row["failed"] = float(some["failed"].where(~some["dead"]).mean())
+            for column, of in MEASURES.items():
+                point, bounds = interval(by_network(of(measured.sel({dimension: name})), str(layer)))
+                row |= {
+                    column: point,
+                    f"{column} low": (bounds or [np.nan])[0],
+                    f"{column} high": (bounds or [np.nan])[-1],
+                }
+            rows.append(row)
+    return pd.DataFrame(rows).set_index(["name", "layer"])
+
+
+def differences(measured: xr.Dataset, dimension: str, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Paired differences, unit by unit, of each pair of methods (first minus second) for every measure and layer.
+
+    With the interval, the effect size (dominance: share of units in which the first is larger minus the share in
+    which it is smaller) and the number of networks and units. ``better`` is the first, the second, or empty where
+    the interval reaches zero or the measure has no better side.
+    """
+    rows = []
+    for first, second in pairs:
+        for layer in [str(la) for la in measured["layer"].values]:
+            for column, of in MEASURES.items():
+                a, b = (by_network(of(measured.sel({dimension: name})), layer) for name in (first, second))
+                found = paired(a, b)
+                low, high = found.interval or (np.nan, np.nan)
+                up = column in MORE_IS_BETTER
+                better = "" if not found.clear or column.startswith("moved") else (first, second)[(low > 0) != up]
+                rows.append(
+                    {
+                        "first": first,
+                        "second": second,
+                        "layer": layer,
+                        "measure": column,
+                        "difference": found.mean,
+                        "low": low,
+                        "high": high,
+                        "dominance": found.dominance,
+                        "better": better,
+                        "networks": found.n_networks,
+                        "units": found.n_pairs,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
+    """Measures of two groups of signals under one dimension, so that they can be paired: what both have."""
+    names = [name for name in first.data_vars if name in second and dimension in first[name].dims]
+    shared = {name: first[name] for name in ("dead",) if name in first}
+    both = xr.concat([first[names], second[names]], dimension, coords="minimal", compat="override")
+    return both.assign(shared)
+
+
+def without_nan(values):
+    """The same nested lists and dictionaries with None for NaN, as JSON wants it."""
+    if isinstance(values, dict):
+        return {key: without_nan(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_nan(value) for value in values]
+    return None if isinstance(values, float) and np.isnan(values) else values
