@@ -1,21 +1,26 @@
 """The training segments nearest to a piece of signal, exactly, out of millions of pieces (paper section 4.5, eq. 8).
 
 A segment is one axis of one window, and its distance to a query is that of its best piece. Windows overlap, so
-pieces are taken from the series once and not once per window. They are sorted into a tree of boxes along the
-principal axes of the data. A search descends it for all queries at once:
+pieces are taken from the series once and not once per window. They are put in an order in which similar pieces are
+neighbours: a binary tree is learnt from a sample, each node cut at the median of its widest coordinate, and all
+pieces walk down it. In this order they are cut into equal pages, pages make leaves, leaves make larger nodes, and
+each of these has a box along the principal axes of the data. A search has four steps:
 
-1. a beam of the nearest boxes gives each query a distance within which its neighbours must lie;
-2. every leaf that comes nearer than that is compared with all its queries by one matrix product;
-3. what lies within that distance is computed again in float64, and the best of each segment kept.
+1. the pages with the nearest boxes give each query a distance within which its ``n`` segments must lie;
+2. from the largest nodes down, those are kept whose boxes come nearer than that;
+3. each leaf is compared with all the queries that kept it by one matrix product;
+4. what lies within the distance is computed again in float64, and the best of each segment kept.
 
-Principal axes make the boxes tight also for queries far from all data, where a tree in the original coordinates
-prunes nothing. Rounding can only add candidates, never lose one: each comparison in float32 has a margin.
+Every piece is in a box and no box is left out that could hold a neighbour, so the result is exact whatever the
+tree; a bad tree makes large boxes and a slow search. Principal axes make the boxes tight also for queries far from
+all data. Rounding can only add candidates, never lose one: each comparison in float32 has a margin.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,25 +28,20 @@ import torch
 from harvis_utils import config, engine
 from harvis_utils.windows import Split
 
-#: children of a node
-BRANCH = 8
-#: a node with fewer pieces is not divided. Choice: by measurement
-LEAF = 1500
-#: boxes kept at each level, and leaves looked into, for the first estimate of each query
-BEAM, FIRST_LEAVES = 8, 4
-#: queries searched together; bounds the memory of the lists of pairs
-QUERIES = 2048
+#: pieces of a page, and pages of a leaf, leaves of a node, and so on. Choice: by measurement
+PAGE, BRANCH = 64, 8
+#: nodes are joined to larger ones until no more than so many are left
+TOP = 256
+#: levels of the tree that orders the pieces, at most 16: its leaves are numbered in 16 bits
+DEPTH = 15
+#: pages looked into for the first estimate of each query
+FIRST = 40
+#: queries searched together, which bounds the memory; queries and leaves of one task of a worker
+QUERIES, CHUNK, LEAVES = 2**14, 256, 64
+#: pieces looked into together for first estimates
+TOGETHER = 2**16
 BAR = {"desc": "nearest windows", "leave": False}
-EPS = float(np.finfo(np.float32).eps)
-
-
-@dataclass(frozen=True)
-class Level:
-    """Boxes of one level of the tree, (node, coordinate) each; ``begin`` is (node + 1,), the first piece of each."""
-
-    low: np.ndarray
-    high: np.ndarray
-    begin: np.ndarray
+EPS, TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
 
 
 class PieceIndex:
@@ -55,71 +55,101 @@ class PieceIndex:
             raise ValueError(f"a piece of {width} samples does not fit windows of {split.length}")
         if not len(split):
             raise ValueError("there is no window to search")
-        self.split, self.width, self.n_axes = split, width, split.series.shape[1]
+        self.split, self.width = split, width
+        self.n_samples, self.n_axes = split.series.shape
         self.n_segments = len(split) * self.n_axes
+        # The unit of all margins. With u = EPS / 2: a coordinate of w along an axis is off by less than width u |w|,
+        # |v - w|^2 from products by less than (2 width + 6) u (|v| + |w|)^2. This is 2 (width + 8) u.
+        self.slack = (width + 8) * EPS
         self._by_start = np.argsort(split.start, kind="stable")
-        self._starts = split.start[self._by_start]
-        # positions at which some window has a piece
-        open_windows = np.zeros(len(split.series) + 1, np.int64)
-        np.add.at(open_windows, split.start, 1)
-        np.add.at(open_windows, split.start + split.length - width + 1, -1)
-        at = np.flatnonzero(np.cumsum(open_windows[:-1]) > 0)
-        self._views = np.lib.stride_tricks.sliding_window_view(split.series, width, axis=0)  # (position, axis, width)
-        self.center, self.axes = self._principal_axes(at)
-        self.piece = (at[:, None] * self.n_axes + np.arange(self.n_axes)).ravel()  # position * n_axes + axis
-        self.data = np.empty((len(self.piece), width), np.float32)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        self._begun = np.append(0, np.cumsum(np.bincount(split.start, minlength=self.n_samples)))
+        flat = np.ascontiguousarray(split.series.T).ravel()
+        self._views = np.lib.stride_tricks.sliding_window_view(flat, width)  # (axis * samples + position, width)
+        piece = self._distinct_pieces(flat)
+        depth = min(DEPTH, len(piece).bit_length() - 1)
+        sample = self._views[piece[np.linspace(0, len(piece) - 1, 2**depth, dtype=np.int64)]]
+        moments = np.cov(sample.T.astype(np.float64), ddof=0).reshape(width, width)
+        self.axes = np.linalg.eigh(moments)[1][:, ::-1].astype(np.float32)
+        self.height = 1  # levels of boxes above the pages
+        while len(piece) > TOP * PAGE * BRANCH**self.height:
+            self.height += 1
+        with _workers() as pool:
+            self._fill(pool, self._in_order(pool, piece, sample))
 
-            def turn(begin: int) -> None:
-                some = self._views[at[begin : begin + 2**15]].reshape(-1, width)
-                self.data[begin * self.n_axes : begin * self.n_axes + len(some)] = self._turned(some)
+    def _distinct_pieces(self, flat: np.ndarray) -> np.ndarray:
+        """Pieces that some window holds, without those that equal an earlier piece of the same windows."""
+        at = np.flatnonzero(np.diff(self._windows(np.arange(self.n_samples)), axis=0)[0])
+        piece = (np.arange(self.n_axes)[:, None] * self.n_samples + at).ravel()
+        # Where no window starts, all windows that hold a piece also hold the piece one sample before it. If nothing
+        # moved, that one is equal and earlier.
+        moves = np.cumsum(np.diff(flat, prepend=np.nan) != 0, dtype=np.int32)
+        moved = np.ones(len(flat), bool)
+        moved[1 : len(self._views)] = moves[self.width :] != moves[: -self.width]
+        starts = np.diff(self._begun) > 0
+        return piece[moved[piece] | np.tile(starts[at], self.n_axes)]
 
-            list(pool.map(turn, range(0, len(at), 2**15)))
-            self.levels = self._sort_into_boxes(pool)
-        last = self.levels[-1]
-        # distances inside a leaf are taken from its middle: small numbers, small rounding
-        self.middle = (last.low + last.high) / 2
-        self.data -= np.repeat(self.middle, np.diff(last.begin), axis=0)
-        self.norm = np.einsum("ij,ij->i", self.data, self.data)
-        self.radius = np.sqrt(np.maximum.reduceat(self.norm, last.begin[:-1]))
+    def _windows(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and end of the windows, by start, that hold the pieces at ``position``."""
+        return (
+            self._begun[np.maximum(position - (self.split.length - self.width), 0)],
+            self._begun[position + 1],
+        )
 
-    def _principal_axes(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        some = self._views[at[:: max(1, len(at) // 20_000)]].reshape(-1, self.width).astype(np.float64)
-        _, axes = np.linalg.eigh(np.cov(some.T).reshape(self.width, self.width))
-        return some.mean(0), axes[:, ::-1]
+    # --------------------------------------------------------------------------------------------- preparation
 
-    def _turned(self, pieces: np.ndarray) -> np.ndarray:
-        """In principal axes; in float64, so that nothing but the last rounding is lost."""
-        return ((pieces.astype(np.float64) - self.center) @ self.axes).astype(np.float32)
+    def _in_order(self, pool: ThreadPoolExecutor, piece: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        """The pieces so that similar ones are neighbours, and equally similar ones in the order of time."""
+        axes = torch.from_numpy(self.axes)
+        widest, cut = _median_tree(torch.mm(torch.from_numpy(sample), axes).numpy())
 
-    def _sort_into_boxes(self, pool: ThreadPoolExecutor) -> list[Level]:
-        """Divide the pieces again and again into equal shares along the widest coordinate of each node."""
-        n, depth = len(self.data), 1
-        while n / BRANCH**depth > LEAF:
-            depth += 1
-        begins = [np.arange(BRANCH**level + 1) * n // BRANCH**level for level in range(depth + 1)]
-        for begin in begins[:-1]:
-            list(pool.map(self._divide, begin[:-1], begin[1:]))
-        leaves = begins[-1][np.r_[True, np.diff(begins[-1]) > 0]]  # fewer pieces than leaves: none is empty
-        levels = []
-        for begin in begins[1:]:
-            begin = begin if len(leaves) == len(begins[-1]) else leaves
-            low, high = (f.reduceat(self.data, begin[:-1]) for f in (np.minimum, np.maximum))
-            levels.append(Level(low, high, begin))
-            if begin is leaves:
-                break
-        return levels
+        def walk(begin: int) -> np.ndarray:
+            some = torch.from_numpy(self._views[piece[begin : begin + 2**14]])
+            turned, n = torch.mm(axes.T, some.T).numpy().ravel(), len(some)
+            row, column, node = widest * n, np.arange(n), np.ones(n, np.int64)
+            for _ in range(len(cut).bit_length() - 1):
+                node = 2 * node + (turned.take(row.take(node) + column) >= cut.take(node))
+            return (node - len(cut)).astype(np.uint16)
 
-    def _divide(self, a: int, b: int) -> None:
-        """Sort the pieces a to b along their widest coordinate."""
-        if b - a < 2:
-            return
-        part = self.data[a:b]
-        widest = int(part[:: max(1, (b - a) // 2000)].std(0).argmax())
-        order = np.argsort(part[:, widest])
-        self.data[a:b], self.piece[a:b] = part[order], self.piece[a:b][order]
+        leaf = np.concatenate(list(pool.map(walk, range(0, len(piece), 2**14))))
+        return piece[np.argsort(leaf, kind="stable")]
 
-    # ------------------------------------------------------------------------------------------------- search
+    def _fill(self, pool: ThreadPoolExecutor, piece: np.ndarray) -> None:
+        """Pages, leaves and boxes of the pieces, with copies of the last one up to a whole number of largest nodes."""
+        n, whole, leaf = len(piece), PAGE * BRANCH**self.height, PAGE * BRANCH
+        self.piece = np.pad(piece, (0, -n % whole), mode="edge")
+        # a window of each piece is enough for an upper bound of its segment's distance
+        self.segment = np.empty(len(self.piece), np.uint32)
+        # (w, |w|^2, 1) of each piece, w from the middle of its leaf: small numbers, small rounding
+        self.data = np.empty((len(self.piece), self.width + 2), np.float32)
+        self.middle = np.empty((len(self.piece) // leaf, self.width), np.float32)
+        pages = np.empty((len(self.piece) // PAGE, 2 * self.width), np.float32)
+        axes, ones = torch.from_numpy(self.axes), torch.ones(self.width)
+
+        def fill(begin: int) -> None:
+            some = slice(begin * leaf, (begin + LEAVES) * leaf)
+            data = self._views[self.piece[some]]
+            turned = torch.mm(torch.from_numpy(data), axes).view(-1, PAGE, self.width)
+            low, high = turned.amin(1).numpy(), turned.amax(1).numpy()
+            largest = np.sqrt((np.maximum(np.abs(low), np.abs(high)) ** 2).sum(1, keepdims=True))
+            pages[some.start // PAGE : some.stop // PAGE] = np.hstack([low, -high]) - self.slack * largest
+            by_leaf = data.reshape(-1, leaf, self.width)
+            middle = by_leaf[:, ::BRANCH].mean(1)
+            data = (by_leaf.reshape(len(middle), -1) - np.tile(middle, leaf)).reshape(-1, self.width)
+            self.middle[begin : begin + LEAVES] = middle
+            self.data[some, :-2], self.data[some, -1] = data, 1
+            self.data[some, -2] = torch.mv(torch.from_numpy(data * data), ones).numpy()
+            axis, position = np.divmod(self.piece[some], self.n_samples)
+            self.segment[some] = (self._begun[position + 1] - 1) * self.n_axes + axis
+
+        list(pool.map(fill, range(0, len(self.middle), LEAVES)))
+        # the copies are infinitely far from everything, and so are pages of copies alone
+        self.data[n:, -2] = np.inf
+        pages[-(-n // PAGE) :] = np.inf
+        self.boxes = [pages]  # of each level from the pages up, (node, coordinate): least values, then -largest
+        for _ in range(self.height):
+            self.boxes.append(self.boxes[-1].reshape(-1, BRANCH, 2 * self.width).min(1))
+
+    # -------------------------------------------------------------------------------------------------- search
 
     def nearest(self, pieces: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ``n`` segments nearest to each of ``pieces`` (piece, width) in G, exactly.
@@ -134,121 +164,149 @@ class PieceIndex:
         if not np.isfinite(pieces).all():
             raise ValueError("a piece to be searched is not finite")
         unique, back = np.unique(pieces, axis=0, return_inverse=True)
-        back = back.reshape(-1)
         found = [np.empty((len(unique), n), kind) for kind in (np.float64, np.int64, np.int64)]
-        workers = torch.get_num_threads()
-        size = min(QUERIES, -(-len(unique) // workers))
-        blocks = [slice(begin, begin + size) for begin in range(0, len(unique), size)] if size else []
-        with engine.threads_inside(1), ThreadPoolExecutor(workers) as pool:
-            searched = pool.map(lambda some: self._search(unique[some], n), blocks)
-            for some, block in zip(blocks, config.progress(searched, total=len(blocks), **BAR), strict=True):
-                for array, values in zip(found, block, strict=True):
-                    array[some] = values
-        return tuple(array[back] for array in found)
+        blocks = [slice(begin, begin + QUERIES) for begin in range(0, len(unique), QUERIES)]
+        with _workers() as pool:
+            for block in config.progress(blocks, **BAR):
+                self._search(pool, unique[block], [array[block] for array in found])
+        return tuple(array[back.reshape(-1)] for array in found)
 
-    def _search(self, queries: np.ndarray, n: int):
-        q = self._turned(queries)
-        # what rounding can do to a distance: both ends were rounded once
-        far = np.sqrt((q.astype(np.float64) ** 2).sum(1)) + np.sqrt((self._largest() ** 2).sum())
-        reach = self._first_reach(q, n) + 4 * EPS * far
-        query, leaf = self._leaves_within(q, reach)
-        query, place = self._within(q, reach, query, leaf)
-        return self._best_segments(queries, query, self.piece[place], n)
+    def _search(self, pool: ThreadPoolExecutor, queries: np.ndarray, found: list[np.ndarray]) -> None:
+        """The steps of the module's description; ``found`` are distances, segments and offsets to be written."""
+        n, many = found[0].shape[1], len(self._views)
+        turned = queries.astype(np.float64) @ self.axes
+        q = np.hstack([turned, -turned]).astype(np.float32)
+        begins = np.arange(0, len(queries), CHUNK)
 
-    def _largest(self) -> np.ndarray:
-        top = self.levels[0]
-        return np.maximum(np.abs(top.low.min(0)), np.abs(top.high.max(0)))
+        def plan(begin: int) -> tuple[np.ndarray, np.ndarray]:
+            some = slice(begin, begin + CHUNK)
+            reach = self._first_reach(queries[some], q[some], n)
+            query, leaf = self._leaves_within(queries[some], q[some], reach)
+            return reach, leaf * len(queries) + query + begin
+
+        # pairs of leaf and query, and of query and piece, are sorted as one number
+        reach, pairs = (np.concatenate(parts) for parts in zip(*pool.map(plan, begins), strict=True))
+        pairs.sort()
+        leaf, query = np.divmod(pairs, len(queries))
+        cuts = np.flatnonzero(np.diff(leaf, prepend=-1, append=-1))
+
+        def compare(begin: int) -> list[np.ndarray]:
+            query_, place = self._within(queries, reach, query, leaf, cuts[begin : begin + LEAVES + 1])
+            pairs = np.sort(query_ * many + self.piece[place])
+            return np.split(pairs, np.searchsorted(pairs, begins[1:] * many))
+
+        parts = list(pool.map(compare, range(0, len(cuts) - 1, LEAVES)))
+
+        def rank(begin: int) -> None:
+            pairs = np.sort(np.concatenate([part[begin // CHUNK] for part in parts])) - begin * many
+            some = slice(begin, begin + CHUNK)
+            best = self._best_segments(queries[some], *np.divmod(pairs, many), n)
+            for array, values in zip(found, best, strict=True):
+                array[some] = values
+
+        list(pool.map(rank, begins))
 
     def _bound(self, level: int, q: np.ndarray, query: np.ndarray, node: np.ndarray) -> np.ndarray:
-        """Squared distance from queries to boxes, pair by pair."""
-        boxes, at = self.levels[level], q[query]
-        gap = np.maximum(boxes.low[node] - at, at - boxes.high[node])
+        """Squared distance from queries to boxes, pair by pair; ``q`` holds coordinates, then their negatives."""
+        gap = self.boxes[level].take(node, axis=0)
+        gap -= q.take(query, axis=0)
         np.maximum(gap, 0, out=gap)
-        return np.einsum("ij,ij->i", gap, gap)
+        return torch.mv(torch.from_numpy(gap).square_(), torch.ones(gap.shape[1])).numpy()
 
-    def _children(self, level: int, node: np.ndarray) -> np.ndarray:
+    def _children(self, node: np.ndarray) -> np.ndarray:
         return node[..., None] * BRANCH + np.arange(BRANCH)
 
-    def _first_reach(self, q: np.ndarray, n: int) -> np.ndarray:
-        """A distance within which each query has ``n`` segments: that of the n-th best in the leaves first found."""
-        every = np.arange(len(q))[:, None]
-        node = np.broadcast_to(np.arange(len(self.levels[0].low)), (len(q), len(self.levels[0].low)))
-        for level in range(len(self.levels)):
-            bound = self._bound(level, q, np.broadcast_to(every, node.shape).ravel(), node.ravel()).reshape(node.shape)
-            keep = min(BEAM if level + 1 < len(self.levels) else FIRST_LEAVES, node.shape[1])
-            node = np.take_along_axis(node, np.argpartition(bound, keep - 1, axis=1)[:, :keep], axis=1)
-            if level + 1 < len(self.levels):
-                node = self._children(level, node).reshape(len(q), -1)
-        begin = self.levels[-1].begin
-        reach = np.empty(len(q))
-        for i, leaves in enumerate(node):
-            near = []
-            for k in leaves:
-                v, some = q[i] - self.middle[k], slice(begin[k], begin[k + 1])
-                size = float(np.sqrt(v @ v))
-                near.append(self.norm[some] - 2 * (self.data[some] @ v) + (size**2 + self._margin(size, k)))
-            place = np.concatenate([np.arange(begin[k], begin[k + 1]) for k in leaves])
-            reach[i] = self._nth_segment(np.concatenate(near), place, n)
-        return np.sqrt(np.maximum(reach, 0))
+    def _first_reach(self, queries: np.ndarray, q: np.ndarray, n: int) -> np.ndarray:
+        """A distance within which each query has ``n`` segments: that of the n-th in the pages first found."""
+        reach, some, kept = np.full(len(q), np.inf), np.arange(len(q)), FIRST
+        # pages of few segments are not enough; after all pages, infinite
+        while len(some) and kept < FIRST + 4 * len(self.boxes[0]):
+            size = max(1, TOGETHER // (PAGE * kept))
+            for chosen in (some[begin : begin + size] for begin in range(0, len(some), size)):
+                reach[chosen] = self._nth_distance(queries[chosen], self._nearest_pages(q[chosen], kept), n)
+            some, kept = some[np.isinf(reach[some])], 4 * kept
+        return reach
 
-    def _margin(self, size, leaf: int):
-        """What rounding can do to |q|^2 + |w|^2 - 2 q.w in float32, for queries at ``size`` from a leaf's middle."""
-        return (self.width + 8) * EPS * (size + float(self.radius[leaf])) ** 2
-
-    def _nth_segment(self, near: np.ndarray, place: np.ndarray, n: int) -> float:
-        """The ``n``-th smallest distance among different segments; infinite where there are fewer."""
-        per_segment = self.split.length - self.width + 1
-        kept = min(n * per_segment, len(near))  # among so many pieces are at least n segments
-        best = np.argpartition(near, kept - 1)[:kept]
-        best = best[np.argsort(near[best])]
-        piece = self.piece[place[best]]
-        # one window of each piece is enough for an upper bound
-        window = np.searchsorted(self._starts, piece // self.n_axes, side="right")
-        _, first = np.unique(window * self.n_axes + piece % self.n_axes, return_index=True)
-        return float(near[best[np.sort(first)[n - 1]]]) if len(first) >= n else np.inf
-
-    def _leaves_within(self, q: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of query and leaf whose box is not farther than the query's reach."""
-        limit = (reach * (1 + 8 * EPS)) ** 2
-        width = len(self.levels[0].low)
-        query, node = np.repeat(np.arange(len(q)), width), np.tile(np.arange(width), len(q))
-        for level in range(len(self.levels)):
+    def _nearest_pages(self, q: np.ndarray, kept: int) -> np.ndarray:
+        """(query, page): about the ``kept`` nearest of each query, by a beam of nodes from the largest down."""
+        node = np.tile(np.arange(len(self.boxes[-1])), (len(q), 1))
+        for level in range(self.height, -1, -1):
+            query = np.repeat(np.arange(len(q)), node.shape[1])
+            bound = self._bound(level, q, query, node.ravel()).reshape(node.shape)
+            beam = min(kept if level == 0 else -(-kept // 2), node.shape[1])
+            node = np.take_along_axis(node, np.argpartition(bound, beam - 1, axis=1)[:, :beam], axis=1)
             if level:
-                query, node = np.repeat(query, BRANCH), self._children(level, node).ravel()
+                node = self._children(node).reshape(len(q), -1)
+        return node
+
+    def _nth_distance(self, queries: np.ndarray, page: np.ndarray, n: int) -> np.ndarray:
+        """An upper bound of each query's ``n``-th smallest distance among different segments in its pages."""
+        v = queries[:, None] - self.middle[page // BRANCH]
+        size = np.einsum("ijk,ijk->ij", v, v)[..., None]
+        v = np.concatenate([-2 * v, np.ones_like(size), size], axis=2)
+        near = (self.data.reshape(-1, PAGE, self.width + 2)[page] @ v[..., None])[..., 0]
+        np.maximum(near, 0, out=near)
+        # |w| <= |v| + d, so the rounding is below (2 width + 6) u (8 |v|^2 + 2 d^2)
+        near += self.slack * (4 * near + 10 * size)
+        # sorted by segment, then by distance, whose bits are in the order of their values
+        key = self.segment.reshape(-1, PAGE)[page].astype(np.uint64) << 32 | near.view(np.uint32)
+        key = key.reshape(len(queries), -1)
+        key.sort(axis=1)
+        near = key.astype(np.uint32).view(np.float32)
+        np.copyto(near[:, 1:], np.inf, where=key[:, 1:] >> 32 == key[:, :-1] >> 32)
+        if near.shape[1] < n:
+            return np.full(len(queries), np.inf)
+        return np.sqrt(np.partition(near, n - 1, axis=1)[:, n - 1].astype(np.float64) + TINY)
+
+    def _leaves_within(self, queries: np.ndarray, q: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of query and leaf whose box is not farther than the query's reach."""
+        far = np.sqrt((queries.astype(np.float64) ** 2).sum(1))
+        limit = ((reach * (1 + self.slack) + self.slack * far) ** 2 + TINY).astype(np.float32)
+        width = len(self.boxes[-1])
+        query, node = np.repeat(np.arange(len(q)), width), np.tile(np.arange(width), len(q))
+        for level in range(self.height, 0, -1):
             near = self._bound(level, q, query, node) <= limit[query]
             query, node = query[near], node[near]
+            if level > 1:
+                query, node = np.repeat(query, BRANCH), self._children(node).ravel()
         return query, node
 
-    def _within(self, q: np.ndarray, reach: np.ndarray, query: np.ndarray, leaf: np.ndarray):
-        """Pairs of query and place of a piece that is not farther than the query's reach, rounding allowed for."""
-        order = np.argsort(leaf, kind="stable")
-        query, leaf = query[order], leaf[order]
-        cuts = np.flatnonzero(np.diff(leaf, prepend=-1, append=-1))
-        begin = self.levels[-1].begin
-        data, norm = torch.from_numpy(self.data), torch.from_numpy(self.norm)[:, None]
-        queries, places = [], []
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True):
-            k, who = int(leaf[a]), query[a:b]
-            from_middle = q[who] - self.middle[k]
-            size = np.sqrt(np.einsum("ij,ij->i", from_middle, from_middle))
-            limit = (reach[who] ** 2 + self._margin(size, k) - size**2).astype(np.float32)
-            some = slice(begin[k], begin[k + 1])
-            near = torch.addmm(norm[some], data[some], torch.from_numpy(from_middle.T), alpha=-2)
-            place, at = (near <= torch.from_numpy(limit)).nonzero(as_tuple=True)
-            queries.append(who[at.numpy()])
-            places.append(place.numpy() + begin[k])
-        return np.concatenate(queries), np.concatenate(places)
+    def _within(self, queries: np.ndarray, reach: np.ndarray, query: np.ndarray, leaf: np.ndarray, cuts: np.ndarray):
+        """Pairs of query and place of a piece that is not farther than the query's reach, rounding allowed for.
+
+        ``query`` and ``leaf`` are all pairs, sorted by leaf; those of one leaf lie between two of ``cuts``.
+        """
+        some, size = slice(cuts[0], cuts[-1]), PAGE * BRANCH
+        query, leaf, cuts = query[some], leaf[some], cuts - cuts[0]
+        v, r = queries[query] - self.middle[leaf], reach[query]
+        far = np.einsum("ij,ij->i", v, v).astype(np.float64)
+        # |w| <= |v| + r, so the rounding is below (5 width + 15) u (|v|^2 + (|v| + r)^2)
+        limit = r**2 - far + 3 * self.slack * (far + (np.sqrt(far) + r) ** 2) + TINY
+        v = np.column_stack([-2 * v, np.ones_like(limit), -limit]).astype(np.float32)
+        v, data = torch.from_numpy(v), torch.from_numpy(self.data)
+        at, places = [], []
+        for a, b, k in zip(cuts[:-1].tolist(), cuts[1:].tolist(), leaf[cuts[:-1]].tolist(), strict=True):
+            beyond = torch.mm(v[a:b], data[k * size : (k + 1) * size].T).numpy()
+            hit = np.flatnonzero(beyond <= 0)
+            at.append(hit // size + a)
+            places.append(hit % size + k * size)
+        return query[np.concatenate(at)], np.concatenate(places)
 
     def _best_segments(self, queries: np.ndarray, query: np.ndarray, piece: np.ndarray, n: int):
-        """Of all candidates, in float64: for each segment its best piece, for each query its ``n`` best segments."""
-        position, axis = piece // self.n_axes, piece % self.n_axes
-        difference = self._views[position, axis].astype(np.float64) - queries[query]
+        """Of all candidates, in float64: for each segment its best piece, for each query its ``n`` best segments.
+
+        The candidates are sorted by query, then by axis and position.
+        """
+        difference = self._views[piece].astype(np.float64)
+        difference -= queries.take(query, axis=0)
         distance = np.einsum("ij,ij->i", difference, difference) / self.width
+        axis, position = np.divmod(piece, self.n_samples)
+        near = self._among_best(query, self._begun[position + 1] * self.n_axes + axis, distance, len(queries), n)
+        query, axis, position, distance = query[near], axis[near], position[near], distance[near]
         # every window that contains the piece
-        first = np.searchsorted(self._starts, position - (self.split.length - self.width), side="left")
-        count = np.searchsorted(self._starts, position, side="right") - first
-        each = np.repeat(np.arange(len(piece)), count)
-        nth = np.arange(len(each)) - np.repeat(np.cumsum(count) - count, count)
+        first, end = self._windows(position)
+        each = np.repeat(np.arange(len(query)), end - first)
+        nth = np.arange(len(each)) - np.repeat(np.cumsum(end - first) - (end - first), end - first)
         window = self._by_start[first[each] + nth]
         query, distance = query[each], distance[each]
         segment = window * self.n_axes + axis[each]
@@ -267,6 +325,51 @@ class PieceIndex:
         start = np.searchsorted(query[order], np.arange(len(queries)))
         chosen = order[start[:, None] + np.arange(n)]
         return least[chosen], segment[chosen], offset[chosen]
+
+    def _among_best(self, query: np.ndarray, segment: np.ndarray, distance: np.ndarray, n_queries: int, n: int):
+        """Which candidates are not farther than their query's ``n``-th segment, one window of each piece counted.
+
+        Candidates of one (query, segment) are neighbours. Distances are rounded to float32, which keeps their order.
+        """
+        begin = np.flatnonzero((np.diff(query, prepend=-1) != 0) | (np.diff(segment, prepend=-1) != 0))
+        least = np.minimum.reduceat(distance, begin).astype(np.float32)
+        ranked = np.sort(query[begin] << 32 | least.view(np.uint32))
+        edge = np.searchsorted(ranked, np.arange(n_queries + 1) << 32)
+        place = edge[:-1] + n - 1
+        nth = ranked[np.minimum(place, len(ranked) - 1)].astype(np.uint32).view(np.float32)
+        return distance.astype(np.float32) <= np.where(place < edge[1:], nth, np.inf)[query]
+
+
+def _median_tree(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A binary tree on ``x`` (piece, coordinate), a power of two of pieces, each node cut at its median.
+
+    Returns for each node the coordinate that is cut, the widest, and the least value of the second child. The root
+    is node 1, the children of ``i`` are 2 i and 2 i + 1; node 0 is not used.
+    """
+    widest, cut = np.zeros(len(x), np.int64), np.zeros(len(x), x.dtype)
+    nodes = 1
+    while nodes < len(cut):
+        x = x.reshape(nodes, len(cut) // nodes, -1)
+        half = x.shape[1] // 2
+        along = x[:, :: max(1, half // 128)].std(1).argmax(1)
+        value = np.take_along_axis(x, along[:, None, None], axis=2)[..., 0]
+        order = np.argpartition(value, half, axis=1)
+        widest[nodes : 2 * nodes] = along
+        cut[nodes : 2 * nodes] = np.take_along_axis(value, order[:, half : half + 1], axis=1)[:, 0]
+        x = np.take_along_axis(x, order[..., None], axis=1)
+        nodes *= 2
+    return widest, cut
+
+
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as torch has threads, each computing on one."""
+    workers = torch.get_num_threads()
+    with (
+        engine.threads_inside(1),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield pool
 
 
 _latest: PieceIndex | None = None

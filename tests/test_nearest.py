@@ -17,18 +17,18 @@ def split_of(series: np.ndarray, start, length: int) -> Split:
 
 @settings(max_examples=150, deadline=None)
 # still signals, whose distances differ by rounding alone
-@example(seed=0, n_windows=22, n_axes=2, kind="still", scale=0.01, leaf=27)
-@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=30.0, leaf=25)
-@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=0.01, leaf=25)
+@example(seed=0, n_windows=22, n_axes=2, kind="still", scale=0.01, shape=27)
+@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=30.0, shape=25)
+@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=0.01, shape=25)
 @given(
     seed=st.integers(0, 10_000),
     n_windows=st.integers(5, 40),
     n_axes=st.integers(1, 3),
     kind=st.sampled_from(["noise", "walk", "grid", "still"]),
     scale=st.sampled_from([0.01, 1.0, 30.0]),
-    leaf=st.integers(1, 60),
+    shape=st.integers(0, 1049),
 )
-def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, leaf):
+def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape):
     """Coarse values and still signals make many distances equal: ties go to the earlier segment and offset."""
     rng = np.random.default_rng(seed)
     series = rng.normal(size=(150, n_axes))
@@ -44,10 +44,10 @@ def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, leaf):
     pieces = np.concatenate([rng.normal(size=(3, 6)) * scale, real, real + 1e-3, np.zeros((1, 6)), np.ones((1, 6))])
     pieces = (pieces.round() if kind == "grid" else pieces).astype(np.float32)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(nearest, "LEAF", leaf)
-        patched.setattr(nearest, "BEAM", 1 + leaf % 3)
-        patched.setattr(nearest, "FIRST_LEAVES", 1 + leaf % 2)
-        patched.setattr(nearest, "QUERIES", 4)
+        shape = {"PAGE": 1 + shape % 7, "BRANCH": 2 + shape % 3, "TOP": 1 + shape % 5, "DEPTH": shape % 10}
+        tasks = {"FIRST": 1 + shape["PAGE"] % 4, "QUERIES": 7, "CHUNK": 3, "LEAVES": 2, "TOGETHER": 16}
+        for name, value in (shape | tasks).items():
+            patched.setattr(nearest, name, value)
         found = nearest.PieceIndex(split, 6).nearest(pieces, 5)
     expected = list(naive_search(pieces, split.segments, 5))
     assert np.allclose(found[0], expected[0], rtol=1e-12, atol=1e-15)
@@ -80,17 +80,66 @@ def test_a_whole_window_is_a_piece_too():
     assert np.array_equal(found[1], expected[1]) and (found[2] == 0).all()
 
 
-def test_the_boxes_hold_their_pieces_and_the_leaves_hold_all():
+def test_the_boxes_hold_their_pieces_and_the_pages_hold_all():
     split = split_of(np.random.default_rng(4).normal(size=(3000, 2)).cumsum(0), np.arange(0, 2970, 15), 30)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(nearest, "LEAF", 20)
+        for name, value in {"PAGE": 5, "BRANCH": 3, "TOP": 4}.items():
+            patched.setattr(nearest, name, value)
         index = nearest.PieceIndex(split, 10)
-    assert sorted(index.piece) == list(range(len(index.piece))) and len(index.levels) > 2
-    turned = index._turned(index._views[index.piece // 2, index.piece % 2])
-    for level in index.levels:
-        for low, high, a, b in zip(level.low, level.high, level.begin[:-1], level.begin[1:], strict=True):
-            assert (turned[a:b] >= low).all() and (turned[a:b] <= high).all() and b > a
-        assert level.begin[0] == 0 and level.begin[-1] == len(index.piece)
+    at = np.arange(2 * 3000)
+    n = np.isfinite(index.data[:, -2]).sum()
+    # nothing stands still, so every position from the first window's to the last one's has a piece
+    assert sorted(index.piece[:n]) == at[at % 3000 <= split.start[-1] + 20].tolist() and index.height > 2
+    assert np.isinf(index.data[n:, -2]).all()
+    turned = index._views[index.piece].astype(np.float64) @ index.axes
+    size = 5
+    for boxes in index.boxes:
+        for low, high, a in zip(boxes[:, :10], -boxes[:, 10:], range(0, len(turned), size), strict=True):
+            inside = turned[a : min(n, a + size)]
+            assert (inside >= low).all() and (inside <= high).all()
+            assert len(inside) or np.isinf(low).all()
+        size *= 3
+
+
+def test_pieces_that_stand_still_are_kept_once_for_each_window():
+    """Of the pieces of a flat stretch the first is enough, and the first of each window that starts within it."""
+    series = np.random.default_rng(5).normal(size=(120, 1))
+    series[20:80] = 1
+    index = nearest.PieceIndex(split_of(series, np.arange(0, 90, 15), 30), 10)
+    n = np.isfinite(index.data[:, -2]).sum()
+    expected = [i for i in range(96) if not 20 < i <= 70 or i % 15 == 0]
+    assert sorted(index.piece[:n]) == expected
+    distance, segment, offset = index.nearest(np.ones((1, 10), np.float32), 5)
+    assert distance.tolist() == [[0, 0, 0, 0, 0]]
+    assert segment.tolist() == [[0, 1, 2, 3, 4]] and offset.tolist() == [[20, 5, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("starts", "n"), [([0, 0, 0, 5], 4), ([0, 0, 0, 0], 3), (range(0, 60, 1), 60)])
+def test_windows_that_share_all_their_pieces_are_found(starts, n):
+    """One window of each piece is counted for the first estimate; here that leaves fewer than are wanted."""
+    split = split_of(np.random.default_rng(6).normal(size=(80, 1)), list(starts), 12)
+    pieces = np.random.default_rng(7).normal(size=(5, 10)).astype(np.float32)
+    found = nearest.PieceIndex(split, 10).nearest(pieces, n)
+    expected = list(naive_search(pieces, split.segments, n))
+    assert np.array_equal(found[1], expected[1]) and np.array_equal(found[2], expected[2])
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-22, 1e12])
+def test_search_is_exact_at_the_ends_of_the_numbers(size):
+    """Where squares in float32 vanish altogether, and where they are huge."""
+    rng = np.random.default_rng(8)
+    split = split_of(size * rng.normal(size=(200, 2)), np.arange(0, 180, 9), 12)
+    pieces = (size * rng.normal(size=(6, 10))).astype(np.float32)
+    found = nearest.PieceIndex(split, 10).nearest(pieces, 7)
+    expected = list(naive_search(pieces, split.segments, 7))
+    assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-9, atol=0)
+
+
+def test_no_piece_and_a_single_piece():
+    split = split_of(np.random.default_rng(9).normal(size=(12, 1)), [0], 12)
+    index = nearest.PieceIndex(split, 12)
+    assert [array.shape for array in index.nearest(np.zeros((0, 12)), 1)] == [(0, 1)] * 3
+    assert [array.tolist() for array in index.nearest(split.segments, 1)] == [[[0]], [[0]], [[0]]]
 
 
 @pytest.mark.parametrize(
