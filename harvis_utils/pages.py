@@ -288,8 +288,10 @@ def publish(cfg: config.Settings, notebooks: list[Path]) -> Path:
         raise PublishError(f"{results} is not valid: {error}") from error
     files = [cfg.reports / f"{n.stem}.ipynb" for n in notebooks] + [results]
     made = sorted({name for n in notebooks for name in artifacts.read_json(_stamp(cfg, n))["made"]["files"]})
-    files += [cfg.reports / name for name in made if Path(name).parts[0] in ("figures", "tables")]
-    files = [p for p in files if p.suffix != ".html"]
+    for name in map(Path, made):
+        if name.parts[0] in ("figures", "tables") or (len(name.parts) == 1 and name.suffix == ".json"):
+            files.append(cfg.reports / name)
+    files = list(dict.fromkeys(p for p in files if p.suffix != ".html"))
     for path in files:
         if not path.exists():
             raise PublishError(f"{path} is missing; {_again(cfg)}")

@@ -290,11 +290,13 @@ def finished(root, monkeypatch):
         for cell in (c for c in done["cells"] if c["cell_type"] == "code"):
             cell |= {"execution_count": 1, "outputs": [{"output_type": "stream", "name": "stdout", "text": "ok\n"}]}
         artifacts.write_text(cfg.reports / book.name, json.dumps(done))
-        made = {"files": ["tables/t.csv", "figures/f.html"] if book.stem == "01_data" else [], "data": {}, "stored": []}
+        files = ["tables/t.csv", "figures/f.html", "found.json"] if book.stem == "01_data" else ["results.json"]
+        made = {"files": files, "data": {}, "stored": []}
         artifacts.write_json(cfg.reports / "stamps" / f"{book.stem}.json", {"made": made, "after": {}})
     artifacts.write_text(cfg.reports / "tables" / "t.csv", "a,b\n1,2\n")
     artifacts.write_text(cfg.reports / "tables" / "left_over.csv", "old\n")
     artifacts.write_text(cfg.reports / "figures" / "f.html", "<p>")
+    artifacts.write_json(cfg.reports / "found.json", {"recall": 0.5})
     artifacts.write_json(cfg.reports / "results.json", RESULTS)
 
     def validate(results):
@@ -344,7 +346,7 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
     artifacts.write_text(older, "x")
     target = pages.publish(finished.cfg, finished.books)
     files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
-    assert files == ["01_data.ipynb", "06_report.ipynb", "results.json", "tables/t.csv"]
+    assert files == ["01_data.ipynb", "06_report.ipynb", "found.json", "results.json", "tables/t.csv"]
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
 
 
