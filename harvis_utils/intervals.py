@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 #: Paper: five networks per setting; below that intervals are over units only
 ENOUGH_SEEDS = 5
@@ -85,3 +86,23 @@ def paired(first, second) -> Difference:
     dominance, its_bounds = interval(np.sign(difference))
     known = ~np.isnan(difference)
     return Difference(mean, bounds, dominance, its_bounds, int(known.any(1).sum()), int(known.sum()))
+
+
+def shown(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """The table for reading: each column "x" with its "x low" and "x high" as one text, "x (low to high)".
+
+    ``digits`` are significant ones. Other columns stay; what is missing is empty.
+    """
+
+    def text(row: pd.Series, column: str) -> str:
+        value, low, high = row[[column, f"{column} low", f"{column} high"]].astype(float)
+        if np.isnan(value):
+            return ""
+        bounds = "" if np.isnan(low) else f" ({low:.{digits}g} to {high:.{digits}g})"
+        return f"{value:.{digits}g}{bounds}"
+
+    found = table.copy()
+    for column in [c for c in table if f"{c} low" in table]:
+        found[column] = [text(row, column) for _, row in table.iterrows()]
+        found = found.drop(columns=[f"{column} low", f"{column} high"])
+    return found

@@ -1,10 +1,12 @@
 """Intervals against a plain twin, what they cover, and paired differences."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harvis_utils import intervals
 from harvis_utils.intervals import interval, paired
 
 
@@ -103,3 +105,14 @@ def test_pairs_with_a_missing_value_are_left_out():
 def test_unequal_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="one shape"):
         paired(np.zeros(shape), np.zeros((2, 3)))
+
+
+def test_a_table_for_reading_has_value_and_interval_in_one_place():
+    table = pd.DataFrame(
+        {"a": [0.123456, np.nan, 2.0], "a low": [0.1, np.nan, np.nan], "a high": [0.2, np.nan, np.nan], "n": [1, 2, 3]},
+        index=["x", "y", "z"],
+    )
+    shown = intervals.shown(table)
+    assert list(shown) == ["a", "n"] and list(shown["n"]) == [1, 2, 3]
+    assert list(shown["a"]) == ["0.123 (0.1 to 0.2)", "", "2"]
+    assert "a low" in table, "the table itself is left as it is"
