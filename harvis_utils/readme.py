@@ -6,6 +6,7 @@ python -m harvis_utils.readme            # rewrites the blocks between the marke
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from harvis_utils import artifacts, config, sweep_cost, sweep_plan
@@ -20,11 +21,14 @@ NOTEBOOKS = {
     "04_similarity": ("Do the signals look like real ones, and what can Ssim not see?", "§4.5, Figs. 3-5, C5, C6, C9"),
     "05_atlas": ("What do all units together look like?", "§6, Fig. 8, C10-C12"),
     "06_paper_vs_ours": ("Which claims hold?", "all"),
+    "07_readings": ("Which reading of the open hyper-parameters gives the paper's results?", "§4.3, C3-C8"),
+    "08_evidence": ("Does the method find what is there, and is it real?", "beyond"),
+    "09_recipes": ("Can it be done better on both axes?", "beyond"),
 }
 
-
-#: searches that stand on the page of benchmarks alone
-NOT_IN_SUMMARY = ("scikit-learn brute", "scikit-learn ball tree")
+#: contenders that stand on the page of benchmarks alone
+NOT_IN_SUMMARY = ("scikit-learn brute", "scikit-learn ball tree", "scikit-learn k-d tree", "stumpy mass_absolute")
+NOT_IN_SUMMARY += ("batch to the layer, all its units, autograd",)
 
 
 def published(root: Path | None = None) -> dict[str, dict]:
@@ -61,16 +65,20 @@ def _duration(value: float | None) -> str:
     return f"{value:.0f} s" if value < 100 else f"{value / 60:.0f} min"
 
 
-def results_block(runs: dict[str, dict]) -> str:
-    """The tables as Markdown: key numbers and verdicts, one column per published run."""
+def results_block(runs: dict[str, dict], root: Path | None = None) -> str:
+    """The tables as Markdown: key numbers, evidence and verdicts, one column per published run."""
     if not runs:
         return "No results are published yet."
+    root = root or config.REPOSITORY / "reports" / "published"
     names = list(runs)
     head = [f"| | paper | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
     rows = [
         ("data", "DSADS, MHEALTH", lambda r: r["caveat"] or "verified"),
-        ("networks x epochs", "5 x 200", lambda r: f"{r['n_seeds']} x {r['training']['epochs']}"),
-        ("computing, all stages", "", lambda r: _duration(sum(r["timings_s"].values()))),
+        (
+            "networks x epochs, computing of all stages",
+            "5 x 200",
+            lambda r: f"{r['n_seeds']} x {r['training']['epochs']}, {_duration(sum(r['timings_s'].values()))}",
+        ),
         ("macro F1, test subjects", "0.737, 0.955", lambda r: _with_spread(r["training"]["macro_f1"])),
         ("2-sigma amplitude [G]", "1.37, 1.57", lambda r: f"{r['data']['amplitude_threshold_g']:.3f}"),
         (f"Ssim, {BASELINE} / proposed, Conv1, 2, 3 [G²]", "(bars)", lambda r: _layers(r, "ssim")),
@@ -86,11 +94,55 @@ def results_block(runs: dict[str, dict]) -> str:
         ),
     ]
     rows = [f"| {what} | {paper} | {' | '.join(read(r) for r in runs.values())} |" for what, paper, read in rows]
+    found = {name: _evidence(root / name) for name in names}
+    rows += [f"| {what} | - | {' | '.join(_read(read, found[n]) for n in names)} |" for what, read in EVIDENCE.items()]
     claims = {name: {c["id"]: c for c in run["claims"]} for name, run in runs.items()}
     first = claims[names[0]]
     verdicts = [f"| {k} | {first[k]['paper']} | {' | '.join(claims[n][k]['verdict'] for n in names)} |" for k in first]
     head_claims = [f"| claim | paper | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
     return "\n".join([*head, *rows, "", *head_claims, *verdicts])
+
+
+def _evidence(folder: Path) -> dict:
+    """What notebooks 07 to 09 wrote of a run, by file: "readings", "evidence", "recipes"; what is there of it."""
+    files = (folder / f"{name}.json" for name in ("readings", "evidence", "recipes"))
+    return {path.stem: artifacts.read_json(path) for path in files if path.exists()}
+
+
+def _read(read: Callable[[dict], str], found: dict) -> str:
+    return read(found) if len(found) == 3 else "-"
+
+
+def _axes(found: dict) -> str:
+    measures = found["evidence"]["measures"]
+    shown = (f"method/{PROPOSED}", "control/held-out-strong", "control/starting-sine", "control/flat-zero")
+    return ", ".join(f"{measures[k]['activation']:.2f} / {measures[k]['nearness']:.2f}" for k in shown)
+
+
+def _motifs(found: dict) -> str:
+    recall = found["evidence"]["recall"]
+    if recall is None:
+        return "nothing planted"
+    return ", ".join(f"{recall[k]['recall']:.2f}" for k in (PROPOSED, "naive", BASELINE, "random weights"))
+
+
+def _recipe(found: dict) -> str:
+    judged = found["recipes"]["judged"]
+    return (
+        f"{found['recipes']['chosen']}: {judged['activation difference']:+.2f}, {judged['nearness difference']:+.2f}"
+        f" ({'beats it' if judged['beats'] else 'does not beat it on both'})"
+    )
+
+
+#: what notebooks 07 to 09 add: row -> how it is read from their files
+EVIDENCE: dict[str, Callable[[dict], str]] = {
+    "readings that fit the paper's results as well as the best": lambda f: (
+        f"{len(f['readings']['admissible'])} of {f['readings']['readings']}; best: {f['readings']['winner']}"
+    ),
+    "activation / nearness to real: proposed, real windows, sine, flat zero": _axes,
+    "planted motifs recovered: proposed, naive, L2+TV, random weights": _motifs,
+    "best recipe against the paper's: activation, nearness": _recipe,
+}
 
 
 def _with_spread(values: dict) -> str:
@@ -139,6 +191,7 @@ def benchmark_summary(result: dict) -> str:
             f"{entry['peak_mib']:.0f}",
         ]
         for name, entry in climbed.items()
+        if name not in NOT_IN_SUMMARY
     ]
     rows += [
         [

@@ -50,7 +50,7 @@ def test_runtimes_come_from_the_published_notebooks(tmp_path):
         notebook = {"metadata": {"papermill": {"duration": took}}}
         (tmp_path / "desk/aaa" / f"{name}.ipynb").write_text(json.dumps(notebook))
     text = readme.notebooks_block(["desk/aaa"], tmp_path)
-    assert "| desk/aaa |" in text and text.count("| - |") == 5
+    assert "| desk/aaa |" in text and text.count("| - |") == len(readme.NOTEBOOKS) - 2
     assert "| 12 s |" in text and "| 21 min |" in text
 
 
@@ -69,15 +69,40 @@ def made_run(verified: bool) -> dict:
     }
 
 
+def write_evidence(folder):
+    """What notebooks 07 to 09 leave of a run, as far as README quotes it."""
+    axes = {"method/L2+TV+EAP+clip": (0.9, 0.3), "control/held-out-strong": (1.0, 0.5)}
+    axes |= {"control/starting-sine": (0.1, 0.2), "control/flat-zero": (0.0, 0.1)}
+    recall = {"L2+TV+EAP+clip": 0.2, "naive": 0.1, "L2+TV": 0.15, "random weights": 0.05}
+    files = {
+        "readings": {"admissible": ["b", "c"], "readings": 150, "winner": "b"},
+        "evidence": {
+            "measures": {k: dict(zip(("activation", "nearness"), v, strict=True)) for k, v in axes.items()},
+            "recall": {k: {"recall": v} for k, v in recall.items()},
+        },
+        "recipes": {
+            "chosen": "more",
+            "judged": {"activation difference": 0.1, "nearness difference": -0.05, "beats": False},
+        },
+    }
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
 def test_tables_of_a_made_run(tmp_path):
     for name, verified in (("desk/aaa", False), ("desk/bbb", True)):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "results.json").write_text(json.dumps(made_run(verified)))
     runs = readme.published(tmp_path)
     assert list(runs) == ["desk/bbb", "desk/aaa"]  # verified data first
-    text = readme.results_block(runs)
+    write_evidence(tmp_path / "desk/aaa")
+    text = readme.results_block(runs, tmp_path)
+    assert "as the best | - | - | 2 of 150; best: b |" in text  # the run without evidence has a dash
+    assert "sine, flat zero | - | - | 0.90 / 0.30, 1.00 / 0.50, 0.10 / 0.20, 0.00 / 0.10 |" in text
+    assert "random weights | - | - | 0.20, 0.10, 0.15, 0.05 |" in text
+    assert "| - | - | more: +0.10, -0.05 (does not beat it on both) |" in text
     assert "| macro F1, test subjects | 0.737, 0.955 | 0.712 | 0.712 ± 0.010 |" in text
-    assert "| computing, all stages |  | 2 min | 2 min |" in text
+    assert "| networks x epochs, computing of all stages | 5 x 200 | 2 x 7, 2 min | 2 x 7, 2 min |" in text
     assert "| 2-sigma amplitude [G] | 1.37, 1.57 | 1.371 | 1.371 |" in text
     assert "| Ssim, L2+TV / proposed, Conv1, 2, 3 [G²] | (bars) | 0.5 / 0.5, 0.5 / 0.5, 0.5 / 0.5 |" in text
     assert "- / -" in text
