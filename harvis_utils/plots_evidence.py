@@ -37,7 +37,7 @@ def plot_readings(
     parameter to its value in every reading.
     """
     n_facts, n = standing.shape
-    heights = (1.1, 0.3 * n_facts, 0.26 * len(factors))
+    heights = (1.1, 0.32 * n_facts, 0.28 * len(factors))
     figure, axes = plots._grid(
         3, 1, WIDTH, 1.7 + sum(heights), sharex=True, gridspec_kw={"height_ratios": heights, "hspace": 0.03}
     )
@@ -51,14 +51,14 @@ def plot_readings(
     code = np.where(np.isnan(standing), 3, np.nan_to_num(standing) + 1)
     norm = BoundaryNorm(np.arange(-0.5, 4), 4)
     middle.imshow(code, aspect="auto", cmap=ListedColormap(STANDING_COLOURS), norm=norm, interpolation="nearest")
-    middle.set_yticks(np.arange(n_facts), [textwrap.fill(fact, 52) for fact in facts], fontsize=8)
+    middle.set_yticks(np.arange(n_facts), [textwrap.fill(fact, 52) for fact in facts], fontsize=9)
     # each factor on its own scale of levels
     levels = {name: sorted(set(values)) for name, values in factors.items()}
     shade = np.array(
         [[levels[name].index(v) / max(1, len(levels[name]) - 1) for v in values] for name, values in factors.items()]
     )
     bottom.imshow(shade, aspect="auto", cmap=ListedColormap(LEVEL_COLOURS), vmin=0, vmax=1, interpolation="nearest")
-    bottom.set_yticks(np.arange(len(factors)), [f"{k}: {_levels(v)}" for k, v in levels.items()], fontsize=8)
+    bottom.set_yticks(np.arange(len(factors)), [f"{k}: {_levels(v)}" for k, v in levels.items()], fontsize=9)
     bottom.set_xlabel(f"{n} readings, best first")
     for ax in (middle, bottom):
         ax.grid(visible=False)
@@ -86,7 +86,7 @@ def plot_reading_factors(
         ax.errorbar(np.arange(len(levels)), values[:, 0], yerr=spread, fmt="o", color=SIGNAL, capsize=3, elinewidth=1)
         ax.set_xticks(np.arange(len(levels)), list(levels), rotation=90)
         ax.set_xlim(-0.5, len(levels) - 0.5)
-        ax.set_title(name)
+        ax.set_xlabel(name)
     axes[0, 0].set_ylabel("score: mean and range")
     axes[0, 0].set_ylim(0, 1)
     return _finish(figure, caveat, title)
@@ -170,6 +170,7 @@ def plot_recall(
         ax.bar(at, values[:, 0], width * 0.9, yerr=ends, error_kw={"elinewidth": 1, "capsize": 2}, **style)
     ax.axhline(chance, color=BEST, linestyle="--", linewidth=1, label=f"chance: {chance:.0%} at most")
     ax.set_xticks(places, groups)
+    ax.set_xlabel("planted motifs by length")
     ax.set_ylim(0, 1.02)
     ax.set_ylabel("recall")
     ax.grid(axis="x", visible=False)
@@ -230,6 +231,7 @@ def plot_agreement(
                     label=name if i == 0 else None)  # fmt: skip
             ax.hlines(np.mean(values[layer]), at - 0.09, at + 0.09, color=colours[k])
     ax.set_xticks(range(len(layers)), layers)
+    ax.set_xlabel("layer")
     ax.set_ylabel("mean correlation of matched units")
     ax.set_ylim(top=1)
     handles, names = ax.get_legend_handles_labels()
@@ -262,9 +264,9 @@ def plot_recipes(
             markersize=10 if name == chosen else 6, markeredgecolor="black" if name == chosen else "white",
             label=f"{k} {name}",
         )  # fmt: skip
-        ax.annotate(str(k), (near[0], reached[0]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        ax.annotate(str(k), (near[0], reached[0]), xytext=(5, 4), textcoords="offset points", fontsize=9)
     ax.set_xlabel("nearness to real strong windows, minus the paper's method")
     ax.set_ylabel("activation reached,\nminus the paper's method")
     handles, names = ax.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", fontsize=8)
+    figure.legend(handles, names, loc="outside right upper", fontsize=9)
     return _finish(figure, caveat, title)

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from harvis_utils import plots
+from harvis_utils import plots, plots_evidence
 
 ACTIVITIES = [f"activity number {i}" for i in range(19)]
 LAYERS = ["conv1", "conv2", "conv3"]
@@ -96,6 +96,77 @@ FIGURES = {
     ),
     "sweep": lambda: plots.plot_sweep(
         np.arange(1, 6), {"lowpass": np.ones(5)}, "cut-off [Hz]", "share", True, False, "T", CAVEAT
+    ),
+}
+
+
+def points(n):
+    """(n, 3): a value between 0.1 and 0.5, and the ends of its interval."""
+    value = _r().uniform(0.1, 0.5, (n, 1))
+    return value + np.array([0.0, -0.05, 0.05])
+
+
+READINGS = 40
+CONTROLS = list(plots_evidence.CONTROL_COLOURS)
+RECIPES = [f"prior per unit 0.03, best of 5, number {i}" for i in range(23)]
+FIGURES |= {
+    "readings": lambda: plots_evidence.plot_readings(
+        _r().choice([-1.0, 0.0, 1.0, np.nan], (17, READINGS)),
+        [f"C{3 + i // 3} a fact of some length, number {i}" for i in range(17)],
+        np.linspace(1, 0, READINGS),
+        np.arange(READINGS) < 5,
+        {
+            "optimizer": list(_r().choice(["adam", "ascent"], READINGS)),
+            "step size": list(_r().choice([1e-4, 0.1], READINGS)),
+        },
+        "T",
+        CAVEAT,
+    ),
+    "reading_factors": lambda: plots_evidence.plot_reading_factors(
+        {
+            "optimizer": {"adam": (0.4, 0.1, 0.7), "ascent": (0.3, 0.0, 0.6), "momentum": (0.3, 0.0, 0.6)},
+            "step size": {f"{v:g}": (0.4, 0.1, 0.7) for v in (1e-4, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)},
+            "L2 and TV": {"sum": (0.4, 0.1, 0.7), "mean": (0.3, 0.0, 0.6)},
+        },
+        "T",
+        CAVEAT,
+    ),
+    "two_axes": lambda: plots_evidence.plot_two_axes(
+        {m: [(v, w) for v, w in zip(points(3), points(3), strict=True)] for m in METHODS},
+        {c: [(v, w) for v, w in zip(points(3), points(3), strict=True)] for c in CONTROLS},
+        LAYERS,
+        "T",
+        CAVEAT,
+    ),
+    "recall": lambda: plots_evidence.plot_recall(
+        {m: points(4) for m in [*METHODS, "random weights", "phase-scrambled", "real windows"]},
+        ["all motifs", "5 samples", "9 samples", "13 samples"],
+        0.05,
+        "T",
+        CAVEAT,
+    ),
+    "dependence": lambda: plots_evidence.plot_dependence(
+        {
+            name: {"level": np.arange(4), **{k: _r().random((4, 3)) for k in ("recall", "random weights", "macro F1")}}
+            for name in ("noise_g", "prevalence", "n_units", "epochs")
+        },
+        {"noise_g": "noise added [G]", "prevalence": "share planted", "n_units": "units", "epochs": "epochs"},
+        0.05,
+        "T",
+        CAVEAT,
+    ),
+    "agreement": lambda: plots_evidence.plot_agreement(
+        {la: _r().random(10) for la in LAYERS},
+        {n: {la: _r().random(10) for la in LAYERS} for n in ("random weights", "phase-scrambled")},
+        "T",
+        CAVEAT,
+    ),
+    "recipes": lambda: plots_evidence.plot_recipes(
+        {n: (v - 0.3, w - 0.3) for n, v, w in zip(RECIPES, points(23), points(23)[::-1], strict=True)},
+        RECIPES[4],
+        [f"family {i // 4}" for i in range(23)],
+        "T",
+        CAVEAT,
     ),
 }
 
