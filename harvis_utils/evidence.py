@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from harvis_utils import realism
+from harvis_utils import claims, realism
 from harvis_utils.intervals import interval, paired
 
 #: column -> how it is read from the measures; every one is (..., layer, unit)
@@ -94,6 +94,48 @@ def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
     shared = {name: first[name] for name in ("dead",) if name in first}
     both = xr.concat([first[names], second[names]], dimension, coords="minimal", compat="override")
     return both.assign(shared)
+
+
+#: share of the admissible readings under which a claim has to be met to hold whatever the hyper-parameters were. Choice
+MOST = 0.5
+
+
+def belief(verdict: str, share: float | None) -> str:
+    """What to believe of a claim: its verdict under `calibrated`, beside the share of readings under which it is met.
+
+    ``share`` is that of the readings which the other claims admit, None or NaN where the claim does not depend on the
+    reading or was not tried. Fixed before the shares on real data were known.
+    """
+    if verdict == claims.UNTESTABLE:
+        return "open: not tested here"
+    if share is None or np.isnan(share):
+        return {claims.HOLDS: "believe it", claims.PARTLY: "believe what the criteria meet"}.get(verdict, "doubt it")
+    mostly = share >= MOST
+    if verdict == claims.HOLDS:
+        return "believe it" if mostly else "it holds, but the hyper-parameters decided it"
+    if verdict == claims.PARTLY:
+        return "believe what the criteria meet" if mostly else "believe little: it depends on the hyper-parameters"
+    return "doubt it" if not mostly else "doubt it here; other readings meet it"
+
+
+def beliefs(results: dict, shares: dict[str, dict]) -> pd.DataFrame:
+    """One row per claim: what the paper says, verdict, share of readings under which it is met, and :func:`belief`.
+
+    ``results`` is a ``results.json``, ``shares`` the entry of that name in notebook 07's ``readings.json``.
+    """
+    rows = []
+    for claim in results["claims"]:
+        share = shares.get(claim["id"], {}).get("all facts met in")
+        rows.append(
+            {
+                "claim": claim["id"],
+                "the paper says": claim["paper"],
+                "verdict": claim["verdict"],
+                "readings under which it is met": "" if share is None else f"{share:.0%}",
+                "what to believe": belief(claim["verdict"], share),
+            }
+        )
+    return pd.DataFrame(rows).set_index("claim")
 
 
 def without_nan(values):

@@ -1,0 +1,126 @@
+"""Tables of evidence: what each row says, who is better, and what follows for a claim."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from harvis_utils import claims, evidence
+from harvis_utils.intervals import interval, paired
+
+LAYERS, SEEDS, UNITS = ["conv1", "conv2"], 5, 8
+
+
+def made_measures(names=("a", "b"), dimension="method", seed=0) -> xr.Dataset:
+    """Measures of made signals: the first name is stronger in every unit by 0.1, and farther from real windows."""
+    rng = np.random.default_rng(seed)
+    shape = (SEEDS, len(LAYERS), UNITS)
+    base = {
+        "reached": rng.uniform(0.2, 0.6, shape),
+        "distance_ratio": rng.uniform(1, 2, shape),
+        "realism_p": rng.uniform(0.1, 0.5, shape),
+        "spectral_distance": rng.uniform(0.2, 0.4, shape),
+        "matched_ssim": rng.uniform(0.01, 0.02, shape),
+        "displacement_g": rng.uniform(0.5, 1.0, shape),
+    }
+    shift = {"reached": 0.1, "distance_ratio": 1.0, "realism_p": 0.0, "matched_ssim": 0.0}
+    dims = ("seed", dimension, "layer", "unit")
+    values = {
+        name: (dims, np.stack([v + shift.get(name, 0) * (k == 0) for k in range(len(names))], 1))
+        for name, v in base.items()
+    }
+    values["failed"] = (dims, np.zeros((SEEDS, len(names), *shape[1:]), bool))
+    values["dead"] = (("seed", "layer", "unit"), np.zeros(shape, bool))
+    coords = {"seed": np.arange(SEEDS), dimension: list(names), "layer": LAYERS, "unit": np.arange(UNITS)}
+    return xr.Dataset(values, coords=coords)
+
+
+def test_table_has_means_and_intervals_of_every_measure():
+    made = made_measures()
+    made["failed"][{"method": 1, "layer": 0, "unit": 0, "seed": 0}] = True
+    found = evidence.table(made, "method")
+    assert list(found.index) == [(m, la) for m in "ab" for la in LAYERS]
+    assert found.loc[("b", "conv1"), "failed"] == pytest.approx(1 / (SEEDS * UNITS))
+    assert (found["networks"] == SEEDS).all()
+    values = made["realism_p"].sel({"method": "b", "layer": "conv2"}).values
+    point, (low, high) = interval(values)
+    row = found.loc[("b", "conv2")]
+    assert (row["realism p"], row["realism p low"], row["realism p high"]) == (point, low, high)
+    for column in evidence.MEASURES:
+        assert (found[f"{column} low"] <= found[column]).all() and (found[column] <= found[f"{column} high"]).all()
+
+
+def test_what_a_measure_lacks_is_left_out_and_all_of_it_is_nan():
+    made = made_measures()
+    made["matched_ssim"][{"method": 0}] = np.nan
+    found = evidence.table(made, "method")
+    missing = [f"matched Ssim, log10 G²{end}" for end in ("", " low", " high")]
+    assert found.loc["a", missing].isna().all(axis=None) and found.loc["b", missing].notna().all(axis=None)
+
+
+def test_differences_say_who_is_better_on_measures_that_have_a_better_side():
+    made = made_measures()
+    found = evidence.differences(made, "method", [("a", "b"), ("b", "a")]).set_index(["first", "layer", "measure"])
+    a, b = (made["reached"].sel({"method": m, "layer": "conv1"}).values for m in "ab")
+    row, twin = found.loc[("a", "conv1", "activation")], paired(a, b)
+    assert (row["difference"], row["low"], row["high"]) == (twin.mean, *twin.interval)
+    assert row["difference"] == pytest.approx(0.1) and row["dominance"] == 1 and row["better"] == "a"
+    assert (row["networks"], row["units"]) == (SEEDS, SEEDS * UNITS)
+    for first in "ab":  # whoever comes first, the better one is the same
+        assert set(found.loc[(first, slice(None), "activation"), "better"]) == {"a"}
+        assert set(found.loc[(first, slice(None), "nearness"), "better"]) == {"b"}
+        assert set(found.loc[(first, slice(None), "realism p"), "better"]) == {""}, "equal"
+    moved = made.copy(deep=True)
+    moved["displacement_g"][{"method": 0}] += 1
+    moved["spectral_distance"][{"method": 0}] += 1
+    found = evidence.differences(moved, "method", [("a", "b")]).set_index(["layer", "measure"])
+    assert set(found.loc[(slice(None), "moved by [G]"), "better"]) == {""}, "moving is neither good nor bad"
+    assert set(found.loc[(slice(None), "spectral distance"), "better"]) == {"b"}, "nearer is better"
+
+
+def test_two_groups_are_joined_by_what_both_have():
+    first, second = made_measures(("p",), "control"), made_measures(("q", "r"), "control", seed=1)
+    first["extra"] = first["reached"]
+    both = evidence.joined(first, second, "control")
+    assert list(both["control"].values) == ["p", "q", "r"] and "extra" not in both
+    assert both["dead"].dims == ("seed", "layer", "unit")
+    xr.testing.assert_equal(both["reached"].sel(control="q"), second["reached"].sel(control="q"))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "share", "said"),
+    [
+        (claims.HOLDS, 0.9, "believe it"),
+        (claims.HOLDS, None, "believe it"),
+        (claims.HOLDS, 0.2, "it holds, but the hyper-parameters decided it"),
+        (claims.PARTLY, 0.9, "believe what the criteria meet"),
+        (claims.PARTLY, 0.0, "believe little: it depends on the hyper-parameters"),
+        (claims.FAILS, 0.0, "doubt it"),
+        (claims.FAILS, float("nan"), "doubt it"),
+        (claims.FAILS, 0.8, "doubt it here; other readings meet it"),
+        (claims.UNTESTABLE, 0.8, "open: not tested here"),
+    ],
+)
+def test_belief(verdict, share, said):
+    assert evidence.belief(verdict, share) == said
+
+
+def test_beliefs_of_a_run():
+    results = {
+        "claims": [
+            {"id": "C1", "paper": "p1", "verdict": claims.UNTESTABLE},
+            {"id": "C4", "paper": "p4", "verdict": claims.HOLDS},
+        ]
+    }
+    found = evidence.beliefs(results, {"C4": {"all facts met in": 0.75}})
+    assert list(found.index) == ["C1", "C4"] and list(found["what to believe"]) == [
+        "open: not tested here",
+        "believe it",
+    ]
+    assert list(found["readings under which it is met"]) == ["", "75%"]
+
+
+def test_json_has_no_nan():
+    assert evidence.without_nan({"a": [1.5, float("nan")], "b": {"c": float("nan"), "d": "x"}}) == {
+        "a": [1.5, None],
+        "b": {"c": None, "d": "x"},
+    }
