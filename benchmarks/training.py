@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure
 from harvis_utils import engine, training
@@ -23,6 +25,42 @@ def operations_per_window(cfg: Settings, windows: Windows) -> int:
         macs += model.n_units**2 * axes * steps
     macs += flat * model.n_dense + model.n_dense * len(windows.activities)
     return 2 * macs * 3  # forward, with respect to inputs, with respect to weights
+
+
+#: kinds of work by what torch calls them; the first that fits. Everything else is "the rest": copies, sums, the loss
+KINDS = {
+    "convolutions": ("conv",),
+    "dense products": ("addmm", "aten::mm", "matmul"),
+    "ReLU": ("relu", "threshold", "clamp_min"),
+    "batch norm": ("batch_norm",),
+    "Adam": ("_foreach", "Optimizer", "addcdiv", "addcmul", "lerp"),
+}
+
+
+def account(cfg: Settings, windows: Windows, n_batches: int = 12) -> dict:
+    """Share of the time on one thread that each of :data:`KINDS` takes while one network trains.
+
+    Convolutions and dense products are the same work in any schedule. If they kept their rate and everything else
+    were free, training would be faster by ``products_alone_are_faster_by``.
+    """
+    batch, seed = cfg.training.batch_size, cfg.training.seeds[0]
+    x = torch.as_tensor(windows.train.x[: n_batches * batch])
+    y = torch.as_tensor(windows.train.activity[: n_batches * batch])
+    with engine.threads_inside(1):
+        model = training.new_model(windows, cfg.model, seed)
+        adam = torch.optim.Adam(model.parameters(), cfg.training.learning_rate)
+        training._epoch(model, adam, x, y, cfg.training, seed, 0)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            training._epoch(model, adam, x, y, cfg.training, seed, 0)
+    spent: Counter = Counter()
+    for event in profiled.key_averages():
+        kind = next((k for k, parts in KINDS.items() if any(p in event.key for p in parts)), "the rest")
+        spent[kind] += event.self_cpu_time_total
+    shares = {kind: spent[kind] / spent.total() for kind in (*KINDS, "the rest")}
+    return {
+        "shares": shares,
+        "products_alone_are_faster_by": 1 / (shares["convolutions"] + shares["dense products"]),
+    }
 
 
 def compare(cfg: Settings, windows: Windows, rounds: int, machine: dict, n_batches: int = 24) -> dict:
@@ -71,4 +109,5 @@ def compare(cfg: Settings, windows: Windows, rounds: int, machine: dict, n_batch
         "side_by_side_is_faster_by": seconds["one after the other"] / seconds["side by side"],
         # no schedule of the same work can be faster than the ceiling, so this bounds the gain of any
         "ceiling_is_faster_by": machine["convolution_gflops"] / found["one after the other"]["gflops"],
+        **({"account": account(cfg, windows)} if device == "cpu" else {}),
     }

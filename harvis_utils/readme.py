@@ -342,6 +342,13 @@ def _bench_notes(result: dict) -> str:
             f"the rate of its convolutions alone, all else free, it could be {t['ceiling_is_faster_by']:.2f} times "
             "as fast."
         )
+        if "account" in t:
+            parts = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in t["account"]["shares"].items())
+            lines.append(
+                f"Where training's time goes on one thread: {parts}. Convolutions and dense products are the same work "
+                f"in any schedule; at their rate, all else free, it would be "
+                f"{t['account']['products_alone_are_faster_by']:.2f} times as fast."
+            )
     return "\n".join(f"- {line}" for line in lines)
 
 

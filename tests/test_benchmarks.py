@@ -78,6 +78,16 @@ def test_operations_of_one_window():
     assert training.operations_per_window(cfg, Windows) == 2 * 3 * macs
 
 
+def test_the_account_of_training_names_the_products(tiny_windows):
+    cfg = config.Settings("quick", "synthetic", model=ModelSettings(n_units=8, n_dense=8))
+    found = training.account(cfg, tiny_windows, n_batches=2)
+    shares = found["shares"]
+    assert sum(shares.values()) == pytest.approx(1) and all(v >= 0 for v in shares.values())
+    assert min(shares[k] for k in ("convolutions", "dense products", "ReLU", "Adam")) > 0
+    products = shares["convolutions"] + shares["dense products"]
+    assert found["products_alone_are_faster_by"] == pytest.approx(1 / products)
+
+
 def test_floors_and_exponents():
     assert measure.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
     table = {"ours": {"us_per_signal_step": dict.fromkeys(("conv1", "conv2", "conv3"), 10.0)}}
@@ -123,6 +133,8 @@ def test_tables_name_everybody():
     result["agreement"] = {"float64_200_steps_g": 9e-16, "float32_one_step_g": 3e-8}
     result["full_runs"] = {"conv1": {k: {"mean_objective": 0.6246, "failed": 2} for k in ("engine", "autograd")}}
     result["scaling"] = {"steps": {"exponent": 0.85}}
+    shares = {"convolutions": 0.5, "dense products": 0.25, "the rest": 0.25}
+    result["training"]["account"] = {"shares": shares, "products_alone_are_faster_by": 4 / 3}
     text = readme.benchmark_tables(result)
     for part in (
         "9e-16 G after 200",
@@ -130,6 +142,8 @@ def test_tables_name_everybody():
         "1.25 times the floor",
         "steps to the power 0.85",
         "1.88 times",
+        "convolutions 50 %, dense products 25 %, the rest 25 %",
+        "1.33 times as fast",
     ):
         assert part in text, part
     summary = readme.benchmark_summary(result)
