@@ -1,4 +1,4 @@
-"""What is known to be there turned into recall, and two networks' signals into their agreement: both against chance.
+"""Signals turned into recall: what is known to be there, and how much of it they show, against chance.
 
 *Recall.* The made-up data set plants known shapes. A layer recovers one where the best match among its units' signals
 (:mod:`harvis_utils.motifs`) exceeds what equally many signals reach that cannot know the shape. The best of many is
@@ -7,9 +7,8 @@ many signals as the method does.
 
 *Dependence.* The same on harder versions of the data, other widths and shorter trainings, one factor at a time.
 
-*Agreement.* Real data have no known shapes. What is left is whether independently trained networks show the same:
-their units are matched one to one, again beside nulls of equally many units. That two networks agree is necessary for
-a signal to say something about the data, not sufficient.
+*Detectors.* Units whose filters are the shapes themselves: what the method writes where the network surely looks for
+the shape, so that a missing motif can be laid to the method or to the networks.
 
 The paper measures none of this; everything here is a Choice.
 """
@@ -27,13 +26,13 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from scipy.optimize import linear_sum_assignment
 
 from harvis_utils import activations, artifacts, config, engine, maximization, motifs, similarity, study, training
 from harvis_utils import windows as windows_stage
-from harvis_utils.claims import BASELINE, PROPOSED, interval
-from harvis_utils.config import Settings, SimilaritySettings
+from harvis_utils.claims import BASELINE, PROPOSED
+from harvis_utils.config import Settings
 from harvis_utils.datasets import Dataset, synthetic
+from harvis_utils.intervals import interval
 from harvis_utils.models import Trunk, folded_trunk
 from harvis_utils.windows import Windows
 
@@ -49,6 +48,7 @@ STAGE = artifacts.Stage(
         "training",
         "activations",
         "engine",
+        "presets",
         "maximization",
         "similarity",
         "motifs",
@@ -79,7 +79,7 @@ class RecoverySettings:
     thinning: int = 10  # th_eap of networks made here is taken over every n-th training window
     n_noise: int = 1000  # draws of noise
     n_control: int = 10  # draws of phase-scrambled signals and of real windows
-    n_matchings: int = 20  # draws of each null of the agreement
+    n_matchings: int = 20  # draws of each null of the agreement of networks
     quantile: float = 0.95
     seed: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)  # networks per level
@@ -390,8 +390,8 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 
     ``view`` is "each layer" (share of motif, network and layer) or "any layer" (share of motif and network), ``length``
     in samples, 0 for all. Every motif counts the same, however many layers hold it. ``low`` and ``high`` bound the 95 %
-    interval, by drawing networks, from five on, then motifs (:func:`harvis_utils.claims.interval`). A null's recall is
-    5 % at most by construction: of its own 95 % point, and the threshold is the largest of three.
+    interval, by drawing networks, from five on, then motifs (:func:`harvis_utils.intervals.interval`). A null's recall
+    is 5 % at most by construction: of its own 95 % point, and the threshold is the largest of three.
     """
     rows = []
     views = {"each layer": table[table["layer"] != ANY], "any layer": table[table["layer"] == ANY]}
@@ -406,6 +406,43 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
                 row = {"view": view, "method": method, "length": int(length), "recall": point, "low": low, "high": high}
                 row |= {"n_networks": each.shape[0], "n_motifs": each.shape[1]}
                 rows.append(row | {"n_recovered": int(chosen["recovered"].sum()), "n_rows": len(chosen)})
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------- units whose answer is the shape
+
+
+def detectors(
+    cfg: Settings, windows: Windows, truth: PlantedMotifs, methods: Sequence[str], settings: RecoverySettings
+) -> pd.DataFrame:
+    """What the methods write for units that look for a motif and nothing else: one row per motif and method.
+
+    Each motif is the filter of a unit of its own, in a network of one layer: without its mean, of unit norm, no bias.
+    Thresholds come from the training windows as for any unit. ``match`` is the best correlation of the unit's signal
+    with its motif, ``reached`` its largest output as a share of the threshold; a signal beyond the amplitude at which
+    it has failed still has both.
+    """
+    segments = study.thin(windows.train, settings.thinning).segments
+    rows = []
+    for length in dict.fromkeys(map(len, truth.shapes)):
+        names = [name for name, shape in zip(truth.names, truth.shapes, strict=True) if len(shape) == length]
+        shapes = [shape for shape in truth.shapes if len(shape) == length]
+        filters = np.stack([shape - shape.mean() for shape in shapes])
+        filters = (filters / np.linalg.norm(filters, axis=1, keepdims=True)).astype(np.float32)
+        trunk = Trunk((torch.tensor(filters)[:, None],), (torch.zeros(len(names)),))
+        th = activations.collect(trunk, segments, torch.device("cpu"), n_top=1)["th_eap"].sel(layer="conv1").values
+        found = maximization.maximize(
+            trunk, "conv1", th, methods=methods, settings=cfg.maximization,
+            length=cfg.windows.length, rate_hz=cfg.windows.rate_hz,
+        )  # fmt: skip
+        for method in methods:
+            some = found.sel({"method": method})
+            match = np.diag(motifs.best_match(shapes, some["signal"].transpose("unit", "time").values))
+            reached = some["map"].transpose("unit", "time").values.max(1) / th
+            rows += [
+                {"motif": n, "length": length, "method": method, "match": float(m), "reached": float(r)}
+                for n, m, r in zip(names, match, reached, strict=True)
+            ]
     return pd.DataFrame(rows)
 
 
@@ -524,201 +561,3 @@ def _measured(
 
     about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed, kind="dependence")
     return artifacts.read_json(STAGE.obtain(key, build, about) / "recall.json")
-
-
-# ------------------------------------------------------------------------------------------------------ agreement
-
-#: why a unit is left out of a matching; the first that applies
-LEFT_OUT = ("dead", "failed", "silent", "flat")
-
-
-@dataclass(frozen=True)
-class Units:
-    """Units of one layer as the matching sees them: pieces, and every piece of their signals.
-
-    ``piece`` is (unit, sample), ``every`` (unit, shift, sample); both without their mean and with a norm of 1, zero
-    where constant.
-    """
-
-    piece: np.ndarray
-    every: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.piece)
-
-    def take(self, chosen: np.ndarray) -> Units:
-        """The units that an index chooses."""
-        return Units(self.piece[chosen], self.every[chosen])
-
-
-def units_of(signals: np.ndarray, first: np.ndarray, length: int) -> Units:
-    """The units with ``signals`` (unit, time) and pieces of ``length`` samples that begin at ``first`` (unit,)."""
-    pieces = np.lib.stride_tricks.sliding_window_view(np.asarray(signals, dtype=np.float64), length, axis=1)
-    flat = pieces.max(2, keepdims=True) - pieces.min(2, keepdims=True) <= motifs.FLAT_G
-    centred = np.where(flat, 0.0, pieces - pieces.mean(2, keepdims=True))
-    every = centred / np.where(flat, 1.0, np.linalg.norm(centred, axis=2, keepdims=True))
-    return Units(every[np.arange(len(every)), first], every)
-
-
-def unit_similarity(a: Units, b: Units) -> np.ndarray:
-    """(unit of a, unit of b), in [-1, 1]: how well the piece of one unit is found in the signal of the other.
-
-    The best Pearson correlation over all shifts, averaged over both directions.
-    """
-
-    def found(pieces: np.ndarray, every: np.ndarray) -> np.ndarray:
-        products = every.reshape(-1, every.shape[2]) @ pieces.T
-        return products.reshape(*every.shape[:2], -1).max(1)  # (unit with the signal, unit with the piece)
-
-    return np.clip((found(a.piece, b.every).T + found(b.piece, a.every)) / 2, -1.0, 1.0)
-
-
-def matched(a: Units, b: Units) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Units matched one to one so that their similarities sum highest: units of a, units of b, similarities.
-
-    With different numbers of units those of the larger side that fit least stay unmatched.
-    """
-    values = unit_similarity(a, b)
-    mine, yours = linear_sum_assignment(values, maximize=True)
-    return mine, yours, values[mine, yours]
-
-
-def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
-    """Which units can be matched: ``status`` ("used" or one of ``LEFT_OUT``) and ``first``, where the piece begins.
-
-    ``signals`` has ``signal`` and ``map`` (..., unit, time) and ``dead`` (..., unit); returns dims (..., unit). Failed:
-    an amplitude above ``fail_amplitude_g`` or not finite; silent: no output anywhere; flat: a constant piece.
-    """
-    ordered = signals.transpose(..., "unit", "time")
-    dims = ordered["signal"].dims[:-1]
-    x, maps = (ordered[v].values.reshape(-1, ordered.sizes["time"]) for v in ("signal", "map"))
-    first, pieces = similarity.best_piece(x, maps, settings.piece)
-    why = {
-        "dead": ordered["dead"].transpose(*dims).values.reshape(-1),
-        "failed": ~(np.abs(x).max(1) <= settings.fail_amplitude_g),  # NaN too
-        "silent": maps.max(1) <= 0,
-        "flat": np.ptp(pieces, axis=1) <= motifs.FLAT_G,
-    }
-    named = np.select([why[name] for name in LEFT_OUT], LEFT_OUT, "used")
-    shape = [ordered.sizes[d] for d in dims]
-    coords = {d: ordered[d] for d in dims if d in ordered.coords}
-    return xr.Dataset({"status": (dims, named.reshape(shape)), "first": (dims, first.reshape(shape))}, coords=coords)
-
-
-def left_out(signals: xr.Dataset, settings: SimilaritySettings) -> pd.DataFrame:
-    """Number of units per (seed, layer): "used" and each reason of ``LEFT_OUT``."""
-    found = status(signals, settings)["status"].transpose("seed", "layer", "unit")
-    index = pd.MultiIndex.from_product([found["seed"].values, found["layer"].values], names=["seed", "layer"])
-    counts = {name: (found == name).sum("unit").values.reshape(-1) for name in ("used", *LEFT_OUT)}
-    return pd.DataFrame(counts, index=index)
-
-
-def agreement(
-    signals: xr.Dataset, random_signals: xr.Dataset, similarity_settings: SimilaritySettings, settings: RecoverySettings
-) -> pd.DataFrame:
-    """How much pairs of independently trained networks show the same: one row per layer and pair.
-
-    ``signals`` and ``random_signals`` (networks without training, as :func:`random_weights` makes them) have
-    ``signal``, ``map`` over (seed, layer, unit, time) and ``dead`` over (seed, layer, unit). The units of the two
-    networks are matched one to one by the best correlation of one unit's piece (the ``piece`` samples under its largest
-    summed output) with any piece of the other's signal. ``agreement`` is the mean over the matched, ``share_above`` the
-    share of them above ``threshold``. That is the larger of two nulls' 95 % points (``threshold_from``), over
-    ``n_matchings`` draws in both directions: one network matched with equally many units of networks with random
-    weights, and with the other network's phase-scrambled signals. ``random_agreement``, ``random_share_above``,
-    ``scrambled_agreement`` and ``scrambled_share_above`` are theirs.
-
-    Units that are dead, failed, silent or flat are left out: ``n_used_a``, ``n_used_b`` and ``left_out_a``,
-    ``left_out_b`` count them. A layer with none left has no agreement (NaN). Raises ``ValueError`` for fewer than two
-    networks, or fewer usable units with random weights than one network has.
-    """
-    seeds = [int(s) for s in signals["seed"].values]
-    if len(seeds) < 2:
-        raise ValueError(f"agreement needs two networks or more, not {len(seeds)}")
-    length = similarity_settings.piece
-    rows = []
-    for depth, layer in enumerate(signals["layer"].values):
-        nets, scrambles = {}, {}
-        rng = np.random.default_rng((settings.seed, 2, depth))
-        for seed in seeds:
-            x, first = _usable(signals.sel(seed=seed, layer=layer), similarity_settings)
-            nets[seed] = units_of(x, first, length)
-            scrambles[seed] = [units_of(scrambled(x, rng), first, length) for _ in range(settings.n_matchings)]
-        each = [_usable(random_signals.sel(seed=s, layer=layer), similarity_settings) for s in random_signals["seed"]]
-        pool = units_of(np.concatenate([x for x, _ in each]), np.concatenate([f for _, f in each]), length)
-        if len(pool) < (most := max(map(len, nets.values()))):
-            raise ValueError(
-                f"{layer}: {len(pool)} usable units with random weights cannot stand for {most}; use more networks"
-            )
-        for i, a in enumerate(seeds):
-            for b in seeds[i + 1 :]:
-                row = {"layer": str(layer), "seed_a": a, "seed_b": b}
-                row |= {"n_used_a": len(nets[a]), "n_used_b": len(nets[b])}
-                row |= {f"left_out_{k}": signals.sizes["unit"] - row[f"n_used_{k}"] for k in "ab"}
-                rows.append(row | _pair(nets[a], nets[b], scrambles[a], scrambles[b], pool, rng, settings))
-    return pd.DataFrame(rows)
-
-
-def _usable(network: xr.Dataset, settings: SimilaritySettings) -> tuple[np.ndarray, np.ndarray]:
-    """Signals (unit, time) of one network's usable units of a layer, and where their pieces begin (unit,)."""
-    found = status(network, settings)
-    used = (found["status"] == "used").values
-    return network["signal"].transpose("unit", "time").values[used], found["first"].values[used]
-
-
-def _pair(
-    a: Units,
-    b: Units,
-    scrambled_a: list[Units],
-    scrambled_b: list[Units],
-    pool: Units,
-    rng: np.random.Generator,
-    settings: RecoverySettings,
-) -> dict:
-    """Agreement of two networks' units and its nulls; NaN where one has no units."""
-    names = ("agreement", "share_above", "threshold")
-    nulls = [f"{null_}_{name}" for null_ in ("random", "scrambled") for name in names[:2]]
-    if not len(a) or not len(b):
-        return {"n_matched": 0} | dict.fromkeys([*names, *nulls], np.nan) | {"threshold_from": ""}
-
-    def drawn(n: int) -> Units:
-        return pool.take(rng.choice(len(pool), n, replace=False))
-
-    values = matched(a, b)[2]
-    chance = {
-        "random": [
-            v for _ in range(settings.n_matchings) for v in (matched(a, drawn(len(b))), matched(drawn(len(a)), b))
-        ],
-        "scrambled": [v for x, y in zip(scrambled_a, scrambled_b, strict=True) for v in (matched(a, y), matched(x, b))],
-    }
-    chance = {name: np.concatenate([v[2] for v in of]) for name, of in chance.items()}
-    points = {name: float(np.quantile(of, settings.quantile)) for name, of in chance.items()}
-    source = max(points, key=points.get)
-    threshold = points[source]
-    found = {"n_matched": len(values), "agreement": float(values.mean())}
-    found |= {"share_above": float((values > threshold).mean()), "threshold": threshold}
-    for name, of in chance.items():
-        found |= {f"{name}_agreement": float(of.mean()), f"{name}_share_above": float((of > threshold).mean())}
-    return found | {"threshold_from": {"random": "random weights", "scrambled": "phase-scrambled"}[source]}
-
-
-def summarize_agreement(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over pairs with 95 % intervals, one row per layer and measure; no interval for a single pair.
-
-    ``measure`` is "agreement", "above null" (agreement minus the larger of the nulls' means) or "share above". The
-    intervals draw pairs, and pairs share networks: they are narrower than independent pairs would make them. The
-    attribute ``note`` says so.
-    """
-    rows = []
-    higher = table[["random_agreement", "scrambled_agreement"]].max(axis=1)
-    measured = table.assign(above=table["agreement"] - higher)
-    names = {"agreement": "agreement", "above": "above null", "share_above": "share above"}
-    for layer, part in measured.groupby("layer", sort=False):
-        for column, measure in names.items():
-            values = part[column].dropna().to_numpy()
-            point, bounds = interval(values) if len(values) else (np.nan, None)
-            low, high = bounds if bounds and len(values) > 1 else (np.nan, np.nan)
-            row = {"layer": layer, "measure": measure, "mean": point, "low": low, "high": high, "n_pairs": len(values)}
-            rows.append(row | {"n_networks": len({*part["seed_a"], *part["seed_b"]})})
-    result = pd.DataFrame(rows)
-    result.attrs["note"] = "pairs share networks, so intervals over pairs are too narrow"
-    return result
