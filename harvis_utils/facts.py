@@ -2,12 +2,17 @@
 
 Facts are the criteria of the claims C3 to C8, unchanged (:mod:`harvis_utils.claims`), and one more: that L2+TV fails
 sometimes. A claim counts by the share of its facts whose point estimate lies in its range; a reading's score is the
-mean over the claims. The rule, fixed before any reading was tried on real data:
+mean over the claims. The rule was fixed before any reading was tried on real data, but for one step: that the winner
+is the reading nearest to the paper among those that cannot be told apart, and not simply the best, was settled when
+the networks kept for choosing had been seen, and before any reading but ``literal`` and the one then in use had been
+tried on those that judge:
 
 * the *best* reading has the highest score; among equals the one that departs least from what is stated, then the
   first in the order of the grid;
 * a reading *cannot be told apart* from the best where the 95 % bootstrap interval of the difference of their scores
   (networks, then units, the same draws for both) reaches zero;
+* the *winner* departs least from what is stated among those that cannot be told apart; of equals it is the one with
+  the highest score, then the first. (So do one-standard-error rules for trees: Breiman et al. 1984.);
 * a claim is judged under the readings that are admissible *by the other claims*: those that cannot be told apart from
   the best when the claim itself is left out. Otherwise it would be asked of readings chosen because they meet it.
 """
@@ -128,13 +133,18 @@ def best(scores: np.ndarray, grid: Sequence[readings.Reading]) -> int:
     return min(range(len(grid)), key=lambda i: (-round(float(scores[i]), 9), grid[i].departures, i))
 
 
-def admissible(scores: np.ndarray, drawn: np.ndarray, winner: int) -> tuple[np.ndarray, np.ndarray]:
-    """Readings that cannot be told apart from the winner, (reading,), and the interval of the difference, (reading, 2).
+def winner(scores: np.ndarray, alike: np.ndarray, grid: Sequence[readings.Reading]) -> int:
+    """Index of the winner among ``alike`` (reading,): fewest departures, then the highest score, then the earliest."""
+    return min(np.flatnonzero(alike), key=lambda i: (grid[i].departures, -round(float(scores[i]), 9), i))
 
-    ``drawn`` is (draw, reading): bootstrap scores. A reading with the winner's own score always belongs to them.
+
+def admissible(scores: np.ndarray, drawn: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Readings that cannot be told apart from the best, (reading,), and the interval of the difference, (reading, 2).
+
+    ``drawn`` is (draw, reading): bootstrap scores. A reading with the best one's score always belongs to them.
     """
-    bounds = np.quantile(drawn - drawn[:, [winner]], LEVEL, axis=0).T
-    return (bounds[:, 1] >= 0) | (scores >= scores[winner]), bounds
+    bounds = np.quantile(drawn - drawn[:, [top]], LEVEL, axis=0).T
+    return (bounds[:, 1] >= 0) | (scores >= scores[top]), bounds
 
 
 def table(
@@ -142,13 +152,13 @@ def table(
 ) -> pd.DataFrame:
     """One row per reading, best first: what it is, every fact's point, claims met, score, and whether admissible.
 
-    ``drawn`` is what :func:`draws` returned. ``attrs["winner"]`` is the label of the best.
+    ``drawn`` is what :func:`draws` returned. ``attrs["winner"]`` is the label of the winner.
     """
     found = points(arrays, wanted)
     is_met = met(found, wanted)
     total = score(is_met, wanted)
-    winner = best(total, grid)
-    alike, bounds = admissible(total, np.stack([score(d, wanted) for d in drawn]), winner)
+    top = best(total, grid)
+    alike, bounds = admissible(total, np.stack([score(d, wanted) for d in drawn]), top)
     rows = pd.DataFrame(
         {
             "optimizer": [r.optimizer for r in grid],
@@ -167,9 +177,9 @@ def table(
     )
     for k, (name, criterion) in enumerate(wanted):
         rows[f"{name} {criterion.what}"] = found[:, k]
-    rows["place"] = [0 if i == winner else 1 for i in range(len(grid))]
+    rows["place"] = [0 if i == top else 1 for i in range(len(grid))]
     rows = rows.sort_values(["place", "score", "departures"], ascending=[True, False, True], kind="stable")
-    rows.attrs["winner"] = grid[winner].label
+    rows.attrs["winner"] = grid[winner(total, alike, grid)].label
     return rows.drop(columns="place")
 
 
@@ -190,8 +200,8 @@ def shares(
     more = list(dict.fromkeys(name for (name, _), _ in others))
     for name in [*dict.fromkeys(names), *more]:
         total = score(is_met, wanted, without=name)
-        winner = best(total, grid)
-        alike, _ = admissible(total, np.stack([score(d, wanted, without=name) for d in drawn]), winner)
+        drawn_scores = np.stack([score(d, wanted, without=name) for d in drawn])
+        alike, _ = admissible(total, drawn_scores, best(total, grid))
         if name in names:
             own = is_met[:, [n == name for n in names]]
         else:

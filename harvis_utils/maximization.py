@@ -25,13 +25,16 @@ from harvis_utils import activations, artifacts, config, engine
 from harvis_utils.config import MaximizationSettings, Settings
 from harvis_utils.engine import Step
 from harvis_utils.models import Trunk
+from harvis_utils.presets import PRESETS
 from harvis_utils.training import Network
 from harvis_utils.windows import Windows
 
-STAGE = artifacts.Stage("signals", notebook="03_maximization", modules=("models.sfhf", "engine", "maximization"))
+STAGE = artifacts.Stage(
+    "signals", notebook="03_maximization", modules=("models.sfhf", "engine", "presets", "maximization")
+)
 
 
-# -------------------------------------------------------------------------------------- methods and presets
+# ------------------------------------------------------------------------------------------------- methods
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,6 @@ METHODS: dict[str, Method] = {
     "L2+TV+EAP+clip": Method(l2=True, tv=True, eap=True, clip=True),
     "lowpass": Method(after="lowpass"),  # Choice: no other penalty beside the filter
     "unit-norm": Method(after="unit-norm"),
-}
-
-
-#: readings of the paper's step sizes
-PRESETS: dict[str, Step] = {
-    # Paper: the stated values, plain gradient ascent; their sum is 0.02, so X can hardly move
-    "literal": Step("ascent", 1e-4, 0.995),
-    # Choice: the reading that reproduces the paper's results on nearly every count
-    "calibrated": Step("adam", 0.1, 0.995),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from harvis_utils import plots
@@ -27,6 +28,7 @@ def plot_readings(
     score: Sequence[float],
     admissible: Sequence[bool],
     factors: Mapping[str, Sequence],
+    winner: int = 0,
     title: str = "",
     caveat: str = "",
 ) -> Figure:
@@ -34,7 +36,7 @@ def plot_readings(
 
     ``standing`` is (fact, reading): -1 below the fact's range, 0 in it, 1 above, NaN not measurable. ``score`` is in
     [0, 1], ``admissible`` marks the readings that cannot be told apart from the best; ``factors`` maps each open
-    parameter to its value in every reading.
+    parameter to its value in every reading; ``winner`` is the place of the reading that won.
     """
     n_facts, n = standing.shape
     heights = (1.1, 0.32 * n_facts, 0.28 * len(factors))
@@ -46,7 +48,9 @@ def plot_readings(
     places = np.arange(n)
     top.bar(places[~chosen], np.asarray(score)[~chosen], width=1.0, color=REST)
     top.bar(places[chosen], np.asarray(score)[chosen], width=1.0, color=BEST)
-    top.set_ylim(0, 1)
+    top.plot(winner, score[winner] + 0.08, "v", color="black", markersize=7)
+    top.set_ylim(0, 1.15)
+    top.set_yticks([0, 0.5, 1])
     top.set_ylabel("score")
     code = np.where(np.isnan(standing), 3, np.nan_to_num(standing) + 1)
     norm = BoundaryNorm(np.arange(-0.5, 4), 4)
@@ -64,10 +68,9 @@ def plot_readings(
         ax.grid(visible=False)
         for y in range(len(ax.get_yticks()) - 1):
             ax.axhline(y + 0.5, color="white", linewidth=1)
-    handles = [Patch(color=c) for c in (*STANDING_COLOURS, BEST)]
-    _legend_above(
-        figure, handles, [*STANDING_NAMES, "score: cannot be told apart from the best"], columns=3, title=title
-    )
+    handles = [*(Patch(color=c) for c in (*STANDING_COLOURS, BEST)), Line2D([], [], color="black", marker="v", ls="")]
+    names = [*STANDING_NAMES, "score: cannot be told apart from the best", "winner: the nearest of these to the paper"]
+    _legend_above(figure, handles, names, columns=3, title=title)
     return _finish(figure, caveat)
 
 

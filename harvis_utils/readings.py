@@ -183,12 +183,21 @@ def signals(
         about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed)
         folder = STAGE.obtain(key(cfg, windows, network, alike), build, about)
         parts.append(artifacts.read_dataset(folder / "signals.nc"))
-    return xr.concat(parts, "reading").sel(reading=[r.label for r in readings])
+    return _in_order(parts, readings)
+
+
+def _in_order(parts: Sequence[xr.Dataset], readings: Sequence[Reading]) -> xr.Dataset:
+    """The parts under one dimension, in the order of ``readings``."""
+    labels = [r.label for r in readings]
+    # xarray would keep the first part's length of names, and cut longer ones off when they are written
+    return xr.concat(parts, "reading").sel(reading=labels).assign_coords(reading=labels)
 
 
 def key(cfg: Settings, windows: Windows, network: Network, readings: Sequence[Reading], stage=STAGE) -> str:
     """Address of what is kept of one network and some readings."""
-    settings = [cfg.maximization, cfg.windows, cfg.readings.n_units, list(readings)]
+    # what a reading says itself is not taken from the settings
+    rest = dataclasses.replace(cfg.maximization, weight=0.0, reduction="", start_periods=0.0)
+    settings = [rest, cfg.windows, cfg.readings.n_units, list(readings)]
     if stage is SCORES:
         settings.append(cfg.similarity)
     return stage.key(settings, activations.key(windows, network))
@@ -221,7 +230,7 @@ def _scored(
         start = start_of(cfg.maximization, alike[0], cfg.windows.length)
         some, of_units = made.sel(reading=[r.label for r in alike]), statistics.sel(unit=made["unit"])
         parts.append(similarity.score(some, of_units, start, windows.train, cfg, len(windows.activities))[list(KEPT)])
-    return xr.concat(parts, "reading").sel(reading=[r.label for r in readings])
+    return _in_order(parts, readings)
 
 
 def real_windows(cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset) -> xr.Dataset:

@@ -137,7 +137,7 @@ def _recipe(found: dict) -> str:
 #: what notebooks 07 to 09 add: row -> how it is read from their files
 EVIDENCE: dict[str, Callable[[dict], str]] = {
     "readings that fit the paper's results as well as the best": lambda f: (
-        f"{len(f['readings']['admissible'])} of {f['readings']['readings']}; best: {f['readings']['winner']}"
+        f"{len(f['readings']['admissible'])} of {f['readings']['readings']}; winner: {f['readings']['winner']}"
     ),
     "activation / nearness to real: proposed, real windows, sine, flat zero": _axes,
     "planted motifs recovered: proposed, naive, L2+TV, random weights": _motifs,

@@ -31,7 +31,7 @@ from harvis_utils.windows import Split, Windows
 STAGE = artifacts.Stage(
     "realism",
     notebook="08_evidence",
-    modules=("windows", "models.sfhf", "activations", "engine", "maximization", "similarity", "realism"),
+    modules=("windows", "models.sfhf", "activations", "engine", "presets", "maximization", "similarity", "realism"),
 )
 
 #: reference windows of a unit, drawn at random. Choice

@@ -28,7 +28,17 @@ from harvis_utils.windows import Split, Windows
 STAGE = artifacts.Stage(
     "recipes",
     notebook="09_recipes",
-    modules=("windows", "models.sfhf", "activations", "engine", "maximization", "similarity", "realism", "recipes"),
+    modules=(
+        "windows",
+        "models.sfhf",
+        "activations",
+        "engine",
+        "presets",
+        "maximization",
+        "similarity",
+        "realism",
+        "recipes",
+    ),
 )
 
 PAPERS = "the paper's method"

@@ -22,7 +22,7 @@ from harvis_utils.windows import Split, Windows
 STAGE = artifacts.Stage(
     "scores",
     notebook="04_similarity",
-    modules=("windows", "models.sfhf", "activations", "engine", "maximization", "nearest", "similarity"),
+    modules=("windows", "models.sfhf", "activations", "engine", "presets", "maximization", "nearest", "similarity"),
 )
 
 #: what is measured with the same fields as the methods, so that a score can be read at all

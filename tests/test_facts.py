@@ -93,6 +93,21 @@ def test_readings_that_agree_cannot_be_told_apart_and_the_nearest_to_the_paper_w
     assert table.attrs["winner"] == LABELS[fewest]
 
 
+def test_the_winner_is_the_nearest_to_the_paper_among_those_that_cannot_be_told_apart():
+    departures = [r.departures for r in GRID]
+    near, far = departures.index(min(departures)), departures.index(max(departures))
+    scores = np.full(len(GRID), 0.1)
+    scores[[near, far]] = 0.7, 0.8
+    assert facts.best(scores, GRID) == far
+    alike = scores > 0.5
+    assert facts.winner(scores, alike, GRID) == near
+    assert facts.winner(scores, scores > 0.75, GRID) == far, "one that can be told apart does not win"
+    same = [k for k, d in enumerate(departures) if d == min(departures)]
+    assert len(same) > 1
+    scores[same[-1]] = 0.75
+    assert facts.winner(scores, scores > 0.5, GRID) == same[-1], "of equally near ones the higher score wins"
+
+
 def test_a_claim_is_judged_under_readings_chosen_by_the_others():
     """A reading that meets all but C4 is admissible for C4, where it counts against the claim."""
     scores, real = made(good=[3, 4])

@@ -119,6 +119,7 @@ FIGURES |= {
             "optimizer": list(_r().choice(["adam", "ascent"], READINGS)),
             "step size": list(_r().choice([1e-4, 0.1], READINGS)),
         },
+        3,
         "T",
         CAVEAT,
     ),

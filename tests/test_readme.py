@@ -97,7 +97,7 @@ def test_tables_of_a_made_run(tmp_path):
     assert list(runs) == ["desk/bbb", "desk/aaa"]  # verified data first
     write_evidence(tmp_path / "desk/aaa")
     text = readme.results_block(runs, tmp_path)
-    assert "as the best | - | - | 2 of 150; best: b |" in text  # the run without evidence has a dash
+    assert "as the best | - | - | 2 of 150; winner: b |" in text  # the run without evidence has a dash
     assert "sine, flat zero | - | - | 0.90 / 0.30, 1.00 / 0.50, 0.10 / 0.20, 0.00 / 0.10 |" in text
     assert "random weights | - | - | 0.20, 0.10, 0.15, 0.05 |" in text
     assert "| - | - | more: +0.10, -0.05 (does not beat it on both) |" in text

@@ -110,7 +110,7 @@ def test_penalties_per_unit_make_a_unit_independent_of_its_scale(cfg, tiny_windo
         stats = xr.Dataset({"th_eap": (("layer", "unit"), th[None])}, {"layer": ["conv1"]})
         net = training.Network(0, None, {}, 0, {}, {}, "", 0.0)
         fake = type("Fake", (), {"trunk": trunk, "seed": net.seed})()
-        longer = dataclasses.replace(cfg, maximization=config.MaximizationSettings(n_steps=300))
+        longer = dataclasses.replace(cfg, maximization=config.MaximizationSettings(n_steps=1200))
         return recipes.climb(fake, stats, tiny_windows.train, recipe, range(4), longer)["signal"].values
 
     assert np.abs(climbed(small, th / 100, per_unit=True) - climbed(large, th, per_unit=True)).max() < 0.05
