@@ -272,4 +272,5 @@ def plot_recipes(
     ax.set_ylabel("activation reached,\nminus the paper's method")
     handles, names = ax.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", fontsize=9)
-    return _finish(figure, caveat, title)
+    ax.set_title(textwrap.fill(title, 56))
+    return _finish(figure, caveat)
