@@ -1,11 +1,13 @@
 """All heavy results of a run without its notebooks, piece by piece, within a given time.
 
-What notebooks 02 to 04 compute and keep: networks, statistics, signals, scores. A piece is an epoch of training or one
-stored result of the other stages; what is there is not made again, so a run can be cut anywhere and goes on later.
+What notebooks 02 to 04, 07 and 09 compute and keep that takes long: networks, statistics, signals, scores, and the
+signals of all readings and recipes. A piece is an epoch of training or one stored result of the other stages; what is
+there is not made again, so a run can be cut anywhere and goes on later.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import sys
@@ -18,11 +20,12 @@ from types import SimpleNamespace
 
 from safetensors import SafetensorError, safe_open
 
-from harvis_utils import activations, artifacts, config, engine, maximization, similarity, training
+from harvis_utils import activations, artifacts, config, engine, maximization, readings, recipes, similarity, training
 from harvis_utils.config import Settings
 from harvis_utils.windows import Windows
 
-STAGES = {stage.name: stage for stage in (training.STAGE, activations.STAGE, maximization.STAGE, similarity.STAGE)}
+_MODULES = (training, activations, maximization, similarity, readings, recipes)
+STAGES = {module.STAGE.name: module.STAGE for module in _MODULES}
 (PROPOSED,) = maximization.CONTROL_METHODS
 #: exit code for "the time is up, call again": EX_TEMPFAIL of sysexits.h
 MORE = 75
@@ -37,6 +40,11 @@ class OutOfTime(Exception):
 # --------------------------------------------------------------------------------------- which results there will be
 
 
+def for_choosing(cfg: Settings) -> Settings:
+    """The same run with the networks on which readings and recipes are chosen."""
+    return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=cfg.readings.seeds))
+
+
 def plan(cfg: Settings, digest: str) -> dict[str, str]:
     """Address ("stage/key") of every heavy result, in the order of making, and what it is, in words.
 
@@ -44,10 +52,12 @@ def plan(cfg: Settings, digest: str) -> dict[str, str]:
     """
     data, seeds = SimpleNamespace(digest=digest), cfg.training.seeds
     trained = {s: SimpleNamespace(key=training._key(cfg, data, s)) for s in seeds}
+    others = for_choosing(cfg)
+    choosing = {s: SimpleNamespace(key=training._key(others, data, s), seed=s) for s in cfg.readings.seeds}
     keys = {s: training.STAGE.key([cfg.windows, cfg.model, "untrained", s], digest) for s in seeds}
     random = {s: SimpleNamespace(key=key) for s, key in keys.items()}
-    found = {f"networks/{net.key}": f"network {s}" for s, net in trained.items()}
-    for kind, nets in (("network", trained), ("untrained network", random)):
+    found = {f"networks/{net.key}": f"network {s}" for s, net in (trained | choosing).items()}
+    for kind, nets in (("network", trained | choosing), ("untrained network", random)):
         found |= {f"statistics/{activations.key(data, n)}": f"statistics, {kind} {s}" for s, n in nets.items()}
     for kind, nets, methods, presets in (
         ("network", trained, tuple(maximization.METHODS), tuple(maximization.PRESETS)),
@@ -61,6 +71,14 @@ def plan(cfg: Settings, digest: str) -> dict[str, str]:
         found |= {
             f"scores/{similarity.key(cfg, data, n, kind)}": f"scores {kind}, network {s}" for s, n in trained.items()
         }
+    for s, net in choosing.items():
+        for step, alike in readings.by_step(readings.grid()).items():
+            what = f"readings {step.optimizer} {step.step_size:g} decay {step.decay:g}, network {s}"
+            found[f"readings/{readings.key(cfg, data, net, alike)}"] = what
+    units = readings.chosen_units(cfg.model.n_units, cfg.readings.n_units)
+    for s, net in (choosing | trained).items() if choosing else ():
+        for recipe in recipes.RECIPES:
+            found[f"recipes/{recipes.key(cfg, data, net, recipe, units)}"] = f"recipe {recipe.name}, network {s}"
     return found
 
 
@@ -205,7 +223,10 @@ def run(cfg: Settings, data: Windows, end: float, workers: int) -> None:
     """
     pieces = plan(cfg, data.digest)
     clock = Clock(end, must=True, took=dict(_known(pieces)))
-    seeds = [s for s in cfg.training.seeds if not there(f"networks/{training._key(cfg, data, s)}")]
+    others = for_choosing(cfg)
+    seeds = [
+        s for s in (*cfg.training.seeds, *cfg.readings.seeds) if not there(f"networks/{training._key(cfg, data, s)}")
+    ]
     if seeds:
         _train_all(cfg, data, seeds, clock, min(workers, len(seeds)))
 
@@ -224,3 +245,11 @@ def run(cfg: Settings, data: Windows, end: float, workers: int) -> None:
         similarity.scores(cfg, data, nets, statistics, signals)
         one = random_signals.sel({"preset": "calibrated", "method": PROPOSED}, drop=True)
         similarity.controls(cfg, data, nets, statistics, random, random_statistics, one)
+        if others.training.seeds:
+            choosing = training.load_networks(others, data)
+            own = activations.statistics(others, data, choosing)
+            for net in choosing:
+                readings.signals(cfg, data, net, own.sel(seed=net.seed), readings.grid())
+            units = readings.chosen_units(cfg.model.n_units, cfg.readings.n_units)
+            recipes.signals(others, data, choosing, own, recipes.RECIPES, units)
+            recipes.signals(cfg, data, nets, statistics, recipes.RECIPES, units)

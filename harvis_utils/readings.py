@@ -86,6 +86,14 @@ def grid() -> list[Reading]:
     return found
 
 
+def by_step(readings: Sequence[Reading]) -> dict[Step, list[Reading]]:
+    """The readings that share a step: they are climbed together and stored as one result."""
+    found: dict[Step, list[Reading]] = {}
+    for reading in readings:
+        found.setdefault(reading.step, []).append(reading)
+    return found
+
+
 def chosen_units(n_units: int, n: int) -> list[int]:
     """``n`` units spread evenly over a layer; all where it has no more."""
     return np.unique(np.linspace(0, n_units - 1, min(n, n_units)).round().astype(int)).tolist()
@@ -173,8 +181,7 @@ def signals(
     """
     units = chosen_units(statistics.sizes["unit"], cfg.readings.n_units)
     parts = []
-    for step in config.progress(list(dict.fromkeys(r.step for r in readings)), desc="readings", leave=False):
-        alike = [r for r in readings if r.step == step]
+    for step, alike in config.progress(list(by_step(readings).items()), desc="readings", leave=False):
 
         def build(folder, alike=alike, step=step) -> None:
             made = climb_step(network, statistics, step, alike, units, cfg)

@@ -201,13 +201,18 @@ def signals(
                 artifacts.write_dataset(folder / "signals.nc", made)
 
             about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
-            address = STAGE.key([cfg.maximization, cfg.windows, recipe, list(units)], activations.key(windows, net))
-            folder = STAGE.obtain(address, build, about)
+            folder = STAGE.obtain(key(cfg, windows, net, recipe, units), build, about)
             parts.append(artifacts.read_dataset(folder / "signals.nc").expand_dims(recipe=[recipe.name]))
             bar.update(1)
         stacked.append(xr.concat(parts, "recipe").expand_dims(seed=[net.seed]))
     bar.close()
     return xr.concat(stacked, "seed")
+
+
+def key(cfg: Settings, windows: Windows, network: Network, recipe: Recipe, units: Sequence[int]) -> str:
+    """Address of the signals of one network and recipe."""
+    settings = [cfg.maximization, cfg.windows, recipe, list(units)]
+    return STAGE.key(settings, activations.key(windows, network))
 
 
 def measures(
