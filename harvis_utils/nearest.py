@@ -38,6 +38,8 @@ DEPTH = 15
 FIRST = 40
 #: queries searched together, which bounds the memory; queries and leaves of one task of a worker
 QUERIES, CHUNK, LEAVES = 2**14, 256, 64
+#: of each estimate, as many times n smallest pieces are looked at first. Choice: by measurement
+KEPT = 8
 #: pieces looked into together for first estimates
 TOGETHER = 2**16
 BAR = {"desc": "nearest windows", "leave": False}
@@ -248,15 +250,14 @@ class PieceIndex:
         np.maximum(near, 0, out=near)
         # |w| <= |v| + d, so the rounding is below (2 width + 6) u (8 |v|^2 + 2 d^2)
         near += self.slack * (4 * near + 10 * size)
-        # sorted by segment, then by distance, whose bits are in the order of their values
-        key = self.segment.reshape(-1, PAGE)[page].astype(np.uint64) << 32 | near.view(np.uint32)
-        key = key.reshape(len(queries), -1)
-        key.sort(axis=1)
-        near = key.astype(np.uint32).view(np.float32)
-        np.copyto(near[:, 1:], np.inf, where=key[:, 1:] >> 32 == key[:, :-1] >> 32)
-        if near.shape[1] < n:
-            return np.full(len(queries), np.inf)
-        return np.sqrt(np.partition(near, n - 1, axis=1)[:, n - 1].astype(np.float64) + TINY)
+        near, segment = near.reshape(len(queries), -1), self.segment.reshape(-1, PAGE)[page].reshape(len(queries), -1)
+        reach = np.full(len(queries), np.inf)
+        # the smallest are enough where they are of n segments: a segment's best piece comes before its others
+        for kept in (KEPT * n, near.shape[1]):
+            rest = np.flatnonzero(np.isinf(reach))
+            if len(rest) and n <= kept <= near.shape[1]:
+                reach[rest] = _nth_of_different(near[rest], segment[rest], n, kept)
+        return reach
 
     def _leaves_within(self, queries: np.ndarray, q: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of query and leaf whose box is not farther than the query's reach."""
@@ -338,6 +339,22 @@ class PieceIndex:
         place = edge[:-1] + n - 1
         nth = ranked[np.minimum(place, len(ranked) - 1)].astype(np.uint32).view(np.float32)
         return distance.astype(np.float32) <= np.where(place < edge[1:], nth, np.inf)[query]
+
+
+def _nth_of_different(near: np.ndarray, segment: np.ndarray, n: int, kept: int) -> np.ndarray:
+    """Root of the ``n``-th smallest value of different segments among the ``kept`` smallest of each row; else infinite.
+
+    ``near`` (query, piece) are squared distances, not negative, ``segment`` whose they are.
+    """
+    if kept < near.shape[1]:
+        smallest = np.argpartition(near, kept - 1, axis=1)[:, :kept]
+        near, segment = (np.take_along_axis(a, smallest, axis=1) for a in (near, segment))
+    # sorted by segment, then by distance, whose bits are in the order of their values
+    key = segment.astype(np.uint64) << 32 | near.view(np.uint32)
+    key.sort(axis=1)
+    near = key.astype(np.uint32).view(np.float32)
+    np.copyto(near[:, 1:], np.inf, where=key[:, 1:] >> 32 == key[:, :-1] >> 32)
+    return np.sqrt(np.partition(near, n - 1, axis=1)[:, n - 1].astype(np.float64) + TINY)
 
 
 def _median_tree(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

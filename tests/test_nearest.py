@@ -46,6 +46,7 @@ def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape):
     with pytest.MonkeyPatch.context() as patched:
         shape = {"PAGE": 1 + shape % 7, "BRANCH": 2 + shape % 3, "TOP": 1 + shape % 5, "DEPTH": shape % 10}
         tasks = {"FIRST": 1 + shape["PAGE"] % 4, "QUERIES": 7, "CHUNK": 3, "LEAVES": 2, "TOGETHER": 16}
+        tasks |= {"KEPT": 1 + shape["BRANCH"] % 3}
         for name, value in (shape | tasks).items():
             patched.setattr(nearest, name, value)
         found = nearest.PieceIndex(split, 6).nearest(pieces, 5)
@@ -133,6 +134,21 @@ def test_search_is_exact_at_the_ends_of_the_numbers(size):
     found = nearest.PieceIndex(split, 10).nearest(pieces, 7)
     expected = list(naive_search(pieces, split.segments, 7))
     assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-9, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), kept=st.integers(4, 30), n=st.integers(1, 4))
+def test_the_nth_of_different_segments_is_that_of_a_plain_loop(seed, kept, n):
+    rng = np.random.default_rng(seed)
+    near, segment = rng.integers(0, 9, (5, 30)).astype(np.float32), rng.integers(0, 6, (5, 30)).astype(np.uint32)
+    found = nearest._nth_of_different(near.copy(), segment.copy(), n, kept)
+    for row, (values, whose) in enumerate(zip(near, segment, strict=True)):
+        best = {}
+        for value, who in zip(values, whose, strict=True):
+            best[who] = min(value, best.get(who, np.inf))
+        true = np.sqrt(float(sorted(best.values())[n - 1]) + nearest.TINY)
+        assert found[row] == true or (np.isinf(found[row]) and kept < 30), "exact, or not known from so few"
+        assert kept < 30 or found[row] == true
 
 
 def test_no_piece_and_a_single_piece():
