@@ -48,7 +48,7 @@ def plot_readings(
     places = np.arange(n)
     top.bar(places[~chosen], np.asarray(score)[~chosen], width=1.0, color=REST)
     top.bar(places[chosen], np.asarray(score)[chosen], width=1.0, color=BEST)
-    top.plot(winner, score[winner] + 0.08, "v", color="black", markersize=7)
+    top.plot(winner, np.asarray(score)[winner] + 0.08, "v", color="black", markersize=7)
     top.set_ylim(0, 1.15)
     top.set_yticks([0, 0.5, 1])
     top.set_ylabel("score")

@@ -6,6 +6,7 @@ import io
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
@@ -113,7 +114,7 @@ FIGURES |= {
     "readings": lambda: plots_evidence.plot_readings(
         _r().choice([-1.0, 0.0, 1.0, np.nan], (17, READINGS)),
         [f"C{3 + i // 3} a fact of some length, number {i}" for i in range(17)],
-        np.linspace(1, 0, READINGS),
+        pd.Series(np.linspace(1, 0, READINGS), index=[f"reading {i}" for i in range(READINGS)]),
         np.arange(READINGS) < 5,
         {
             "optimizer": list(_r().choice(["adam", "ascent"], READINGS)),
