@@ -16,8 +16,6 @@ NOTEBOOKS = Path(config.get("notebooks", harvis_chain.NOTEBOOKS))
 RUN = harvis_config.load(str(config.get("profile", "quick")), str(config.get("dataset", "synthetic")),
                     None if DEVICE == "auto" else DEVICE)
 JOBS = harvis_chain.plan(RUN, NOTEBOOKS)
-# the one setting for threads; a rule takes all cores, so heavy notebooks run one at a time
-THREADS = harvis_config.threads()
 
 RUN.reports.mkdir(parents=True, exist_ok=True)
 
@@ -44,8 +42,6 @@ for place, job in enumerate(JOBS):
         input:
             notebook=near(job.notebook),
             modules=[near(path) for path in job.modules],
-            # ancient: the order counts; chain.outdated sees to it when an earlier notebook's data changed
-            earlier=ancient([f"stamps/{name}.json" for name in job.earlier]),
         output:
             executed=f"{job.name}.ipynb",
             stamp=f"stamps/{job.name}.json",
@@ -54,7 +50,10 @@ for place, job in enumerate(JOBS):
             notebook=f"logs/{job.name}.ipynb",
         params:
             settings=job.settings,
-        threads: THREADS
+        # All cores: one notebook at a time, in order of priority. An earlier notebook is no input, because Snakemake
+        # looks at nothing that stands behind a job it will run, and a later one would overtake an outdated one;
+        # chain.outdated sees to it when an earlier notebook's data changed.
+        threads: workflow.cores
         priority: len(JOBS) - place
         shell:
             "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} "

@@ -459,8 +459,7 @@ def reproduce(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[str]:
         before = {j.name: _changed_at(cfg, j.name) for j in jobs}
         for error in logs.glob("*.error.txt"):
             error.unlink()
-        # One turn is not enough. An executed notebook can make later ones outdated; and Snakemake looks at nothing
-        # that stands behind a job it will run, so behind an ancient input it misses what else has changed.
+        # one turn is not enough: an executed notebook can make later ones outdated
         for turn in range(2 * len(jobs) + 2):
             force = outdated(cfg, jobs)
             at = {j.name: _changed_at(cfg, j.name) for j in jobs}

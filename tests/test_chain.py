@@ -129,15 +129,18 @@ def test_only_what_is_needed_is_executed_again(root, capsys):
 
 
 def test_all_that_changed_is_executed_in_one_call(root):
-    """Also what stands behind another changed notebook, where Snakemake does not look at once."""
+    """In order: no notebook overtakes an earlier one, whose results it may need."""
     books = root / "books"
-    for name in ("01_data", "02_model", "03_maximization"):
+    names = ["01_data", "02_model", "03_maximization", "04_similarity"]
+    for name in names:
         write(books, name, "print(cfg.profile)")
     cfg = config.load()
-    assert chain.reproduce(cfg, books) == ["01_data", "02_model", "03_maximization"]
-    for name in ("01_data", "03_maximization"):
+    assert chain.reproduce(cfg, books) == names
+    for name in ("04_similarity", "03_maximization", "01_data"):  # the last is written last
         write(books, name, "print(cfg.profile)", prose="Better prose.")
-    assert chain.reproduce(cfg, books) == ["01_data", "03_maximization"]
+    assert chain.reproduce(cfg, books) == ["01_data", "03_maximization", "04_similarity"]
+    ended = [chain._changed_at(cfg, name) for name in ("02_model", "01_data", "03_maximization", "04_similarity")]
+    assert ended == sorted(ended)
     assert chain.reproduce(cfg, books) == []
 
 
