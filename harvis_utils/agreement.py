@@ -121,8 +121,9 @@ def agreement(
     ``scrambled_agreement`` and ``scrambled_share_above`` are theirs.
 
     Units that are dead, failed, silent or flat are left out: ``n_used_a``, ``n_used_b`` and ``left_out_a``,
-    ``left_out_b`` count them. A layer with none left has no agreement (NaN). Raises ``ValueError`` for fewer than two
-    networks, or fewer usable units with random weights than one network has.
+    ``left_out_b`` count them. A layer with none left has no agreement (NaN). Where fewer units with random weights are
+    usable (``n_random``) than one network has, there is no such null (NaN) and the other one counts alone: on real data
+    the penalties flatten most units that nobody trained. Raises ``ValueError`` for fewer than two networks.
     """
     seeds = [int(s) for s in signals["seed"].values]
     if len(seeds) < 2:
@@ -138,15 +139,12 @@ def agreement(
             scrambles[seed] = [units_of(scrambled(x, rng), first, length) for _ in range(settings.n_matchings)]
         each = [_usable(random_signals.sel(seed=s, layer=layer), similarity_settings) for s in random_signals["seed"]]
         pool = units_of(np.concatenate([x for x, _ in each]), np.concatenate([f for _, f in each]), length)
-        if len(pool) < (most := max(map(len, nets.values()))):
-            raise ValueError(
-                f"{layer}: {len(pool)} usable units with random weights cannot stand for {most}; use more networks"
-            )
         for i, a in enumerate(seeds):
             for b in seeds[i + 1 :]:
                 row = {"layer": str(layer), "seed_a": a, "seed_b": b}
                 row |= {"n_used_a": len(nets[a]), "n_used_b": len(nets[b])}
                 row |= {f"left_out_{k}": signals.sizes["unit"] - row[f"n_used_{k}"] for k in "ab"}
+                row["n_random"] = len(pool)
                 rows.append(row | _pair(nets[a], nets[b], scrambles[a], scrambles[b], pool, rng, settings))
     return pd.DataFrame(rows)
 
@@ -178,16 +176,17 @@ def _pair(
 
     values = matched(a, b)[2]
     chance = {
-        "random": [
-            v for _ in range(settings.n_matchings) for v in (matched(a, drawn(len(b))), matched(drawn(len(a)), b))
-        ],
         "scrambled": [v for x, y in zip(scrambled_a, scrambled_b, strict=True) for v in (matched(a, y), matched(x, b))],
     }
+    if len(pool) >= max(len(a), len(b)):
+        chance["random"] = [
+            v for _ in range(settings.n_matchings) for v in (matched(a, drawn(len(b))), matched(drawn(len(a)), b))
+        ]
     chance = {name: np.concatenate([v[2] for v in of]) for name, of in chance.items()}
     points = {name: float(np.quantile(of, settings.quantile)) for name, of in chance.items()}
     source = max(points, key=points.get)
     threshold = points[source]
-    found = {"n_matched": len(values), "agreement": float(values.mean())}
+    found = dict.fromkeys(nulls, np.nan) | {"n_matched": len(values), "agreement": float(values.mean())}
     found |= {"share_above": float((values > threshold).mean()), "threshold": threshold}
     for name, of in chance.items():
         found |= {f"{name}_agreement": float(of.mean()), f"{name}_share_above": float((of > threshold).mean())}

@@ -136,8 +136,20 @@ def test_agreement_names_what_it_lacks():
     random = layers_of(smooth(9, 1, 1, 3), seeds=(9,))
     with pytest.raises(ValueError, match="two networks or more, not 1"):
         agreement.agreement(layers_of(smooth(10, 1, 1, 3)), random, SIMILARITY, FEW)
-    with pytest.raises(ValueError, match="conv1: 3 usable units with random weights cannot stand for 5"):
-        agreement.agreement(layers_of(smooth(10, 2, 1, 5)), random, SIMILARITY, FEW)
+
+
+def test_too_few_units_with_random_weights_are_no_null():
+    """The other null counts alone, and the table says how many units there were."""
+    made, random = layers_of(smooth(11, 3, 1, 5)), layers_of(smooth(9, 1, 1, 3), seeds=(9,))
+    table = agreement.agreement(made, random, SIMILARITY, FEW)
+    assert set(table["n_random"]) == {3} and set(table["threshold_from"]) == {"phase-scrambled"}
+    assert table[["random_agreement", "random_share_above"]].isna().all(axis=None)
+    assert table[["agreement", "share_above", "threshold", "scrambled_agreement"]].notna().all(axis=None)
+    summary = agreement.summarize_agreement(table).set_index("measure")
+    above = (table["agreement"] - table["scrambled_agreement"]).mean()
+    assert summary.loc["above null", "mean"] == pytest.approx(above)
+    enough = agreement.agreement(made, layers_of(smooth(9, 1, 1, 5), seeds=(9,)), SIMILARITY, FEW)
+    assert enough["random_agreement"].notna().all()
 
 
 def test_summary_of_agreement_is_over_pairs_and_says_that_they_share_networks():
