@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from harvis_utils import claims, evidence
+from harvis_utils import artifacts, claims, config, evidence, recipes
 from harvis_utils.intervals import interval, paired
 
 LAYERS, SEEDS, UNITS = ["conv1", "conv2"], 5, 8
@@ -117,6 +117,16 @@ def test_beliefs_of_a_run():
         "believe it",
     ]
     assert list(found["readings under which it is met"]) == ["", "75%"]
+
+
+def test_our_method_is_the_one_that_was_chosen_and_judged():
+    path = config.REPOSITORY / "reports/published/desk/dsads/recipes.json"
+    if not path.exists():
+        pytest.skip("no results of DSADS are published in this checkout")
+    published = artifacts.read_json(path)
+    assert published["chosen"] == evidence.OURS in recipes.BY_NAME and published["judged"]["beats"]
+    winner = artifacts.read_json(path.with_name("readings.json"))
+    assert winner["calibrated_wins"], "notebook 07 chose another reading than the preset"
 
 
 def test_json_has_no_nan():
