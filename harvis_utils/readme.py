@@ -256,7 +256,7 @@ def _bench_grid(result: dict) -> str:
     g = result["grid"]
     return (
         f"The paper's grid for one data set ({g['networks']} networks, {g['signals']:,} signals, {g['steps']} steps, "
-        f"stopping at {g['tolerance_g']:g} G): **{g['seconds'] / 60:.1f} minutes**."
+        f"stopping at {g['tolerance_g']:g} G{g.get('calibrated', '')}): **{g['seconds'] / 60:.1f} minutes**."
     )
 
 
