@@ -37,7 +37,7 @@ DEPTH = 15
 #: pages looked into for the first estimate of each query
 FIRST = 40
 #: queries searched together, which bounds the memory; queries and leaves of one task of a worker
-QUERIES, CHUNK, LEAVES = 2**14, 256, 64
+QUERIES, CHUNK, LEAVES = 2**14, 256, 128
 #: of each estimate, as many times n smallest pieces are looked at first. Choice: by measurement
 KEPT = 8
 #: pieces looked into together for first estimates
@@ -66,10 +66,10 @@ class PieceIndex:
         self._by_start = np.argsort(split.start, kind="stable")
         self._begun = np.append(0, np.cumsum(np.bincount(split.start, minlength=self.n_samples)))
         flat = np.ascontiguousarray(split.series.T).ravel()
-        self._views = np.lib.stride_tricks.sliding_window_view(flat, width)  # (axis * samples + position, width)
+        self._views = torch.from_numpy(flat).unfold(0, width, 1)  # (axis * samples + position, width)
         piece = self._distinct_pieces(flat)
         depth = min(DEPTH, len(piece).bit_length() - 1)
-        sample = self._views[piece[np.linspace(0, len(piece) - 1, 2**depth, dtype=np.int64)]]
+        sample = self._samples(piece[np.linspace(0, len(piece) - 1, 2**depth, dtype=np.int64)]).numpy()
         moments = np.cov(sample.T.astype(np.float64), ddof=0).reshape(width, width)
         self.axes = np.linalg.eigh(moments)[1][:, ::-1].astype(np.float32)
         self.height = 1  # levels of boxes above the pages
@@ -78,13 +78,18 @@ class PieceIndex:
         with _workers() as pool:
             self._fill(pool, self._in_order(pool, piece, sample))
 
+    def _samples(self, piece: np.ndarray) -> torch.Tensor:
+        """What is measured in the pieces, (piece, width) in G; torch gathers rows faster than NumPy."""
+        return self._views.index_select(0, torch.from_numpy(piece))
+
     def _distinct_pieces(self, flat: np.ndarray) -> np.ndarray:
         """Pieces that some window holds, without those that equal an earlier piece of the same windows."""
         at = np.flatnonzero(np.diff(self._windows(np.arange(self.n_samples)), axis=0)[0])
         piece = (np.arange(self.n_axes)[:, None] * self.n_samples + at).ravel()
         # Where no window starts, all windows that hold a piece also hold the piece one sample before it. If nothing
         # moved, that one is equal and earlier.
-        moves = np.cumsum(np.diff(flat, prepend=np.nan) != 0, dtype=np.int32)
+        moves = np.zeros(len(flat), np.int32)
+        np.cumsum(flat[1:] != flat[:-1], dtype=np.int32, out=moves[1:])
         moved = np.ones(len(flat), bool)
         moved[1 : len(self._views)] = moves[self.width :] != moves[: -self.width]
         starts = np.diff(self._begun) > 0
@@ -105,7 +110,7 @@ class PieceIndex:
         widest, cut = _median_tree(torch.mm(torch.from_numpy(sample), axes).numpy())
 
         def walk(begin: int) -> np.ndarray:
-            some = torch.from_numpy(self._views[piece[begin : begin + 2**14]])
+            some = self._samples(piece[begin : begin + 2**14])
             turned, n = torch.mm(axes.T, some.T).numpy().ravel(), len(some)
             row, column, node = widest * n, np.arange(n), np.ones(n, np.int64)
             for _ in range(len(cut).bit_length() - 1):
@@ -129,17 +134,17 @@ class PieceIndex:
 
         def fill(begin: int) -> None:
             some = slice(begin * leaf, (begin + LEAVES) * leaf)
-            data = self._views[self.piece[some]]
-            turned = torch.mm(torch.from_numpy(data), axes).view(-1, PAGE, self.width)
-            low, high = turned.amin(1).numpy(), turned.amax(1).numpy()
+            data = self._samples(self.piece[some])
+            turned = torch.mm(axes.T, data.T).view(self.width, -1, PAGE)  # pieces last: what is contiguous goes fast
+            low, high = turned.amin(2).numpy().T, turned.amax(2).numpy().T
             largest = np.sqrt((np.maximum(np.abs(low), np.abs(high)) ** 2).sum(1, keepdims=True))
             pages[some.start // PAGE : some.stop // PAGE] = np.hstack([low, -high]) - self.slack * largest
-            by_leaf = data.reshape(-1, leaf, self.width)
+            by_leaf = data.view(-1, leaf, self.width)
             middle = by_leaf[:, ::BRANCH].mean(1)
-            data = (by_leaf.reshape(len(middle), -1) - np.tile(middle, leaf)).reshape(-1, self.width)
+            data = by_leaf.sub_(middle[:, None]).view(-1, self.width)
             self.middle[begin : begin + LEAVES] = middle
             self.data[some, :-2], self.data[some, -1] = data, 1
-            self.data[some, -2] = torch.mv(torch.from_numpy(data * data), ones).numpy()
+            self.data[some, -2] = torch.mv(data.square(), ones)
             axis, position = np.divmod(self.piece[some], self.n_samples)
             self.segment[some] = (self._begun[position + 1] - 1) * self.n_axes + axis
 
@@ -298,7 +303,7 @@ class PieceIndex:
 
         The candidates are sorted by query, then by axis and position.
         """
-        difference = self._views[piece].astype(np.float64)
+        difference = self._samples(piece).double().numpy()
         difference -= queries.take(query, axis=0)
         distance = np.einsum("ij,ij->i", difference, difference) / self.width
         axis, position = np.divmod(piece, self.n_samples)

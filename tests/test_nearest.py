@@ -92,7 +92,7 @@ def test_the_boxes_hold_their_pieces_and_the_pages_hold_all():
     # nothing stands still, so every position from the first window's to the last one's has a piece
     assert sorted(index.piece[:n]) == at[at % 3000 <= split.start[-1] + 20].tolist() and index.height > 2
     assert np.isinf(index.data[n:, -2]).all()
-    turned = index._views[index.piece].astype(np.float64) @ index.axes
+    turned = index._samples(index.piece).double().numpy() @ index.axes
     size = 5
     for boxes in index.boxes:
         for low, high, a in zip(boxes[:, :10], -boxes[:, 10:], range(0, len(turned), size), strict=True):
