@@ -8,6 +8,8 @@ The networks and, for the search, the generated signals of that run are needed; 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks import climbing, measure, searching, training
-from harvis_utils import activations, artifacts, config, datasets, maximization, readme, similarity, windows
+from harvis_utils import activations, artifacts, chain, config, datasets, maximization, readme, similarity, windows
 from harvis_utils import training as networks_of
 
 
@@ -114,5 +116,12 @@ def main() -> int:
     return 0
 
 
+def as_notebooks_run() -> None:
+    """Start again in the environment that the chain gives to notebooks, where this process has another one."""
+    if missing := {name: value for name, value in chain.BEFORE_STARTING.items() if name not in os.environ}:
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | missing)
+
+
 if __name__ == "__main__":
+    as_notebooks_run()
     raise SystemExit(main())

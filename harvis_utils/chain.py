@@ -48,6 +48,15 @@ UNSTABLE = frozenset({"provenance", "timings_s", "wall_s", "seconds", "date"})
 #: folders of a run that are about the run, not made by a notebook
 OWN_FOLDERS = ("logs", "stamps", "html", ".snakemake")
 
+#: what a process that computes must find in its environment when it starts; the package comes too late to say so
+BEFORE_STARTING = {
+    # idle OpenMP threads sleep
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc keeps freed memory: fetching it again from the system cost a sixth of the training time
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+}
+
 
 class ChainError(RuntimeError):
     """A notebook failed or cannot be run; the message names it, the cell, and the file to look into."""
@@ -195,11 +204,7 @@ def run_notebook(
         "HARVIS_JOURNAL": str(journal),
         "HARVIS_PROGRESS": str(log.with_suffix(".progress.txt")),  # to be watched with tail -f
         "JUPYTER_PREFER_ENV_PATH": "1",
-        # idle OpenMP threads sleep: a notebook imports torch before the package could say so
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        # glibc keeps freed memory: fetching it again from the system cost a sixth of the training time
-        "MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THRESHOLD_", str(2**30)),
-        "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", str(2**32)),
+        **{name: os.environ.get(name, value) for name, value in BEFORE_STARTING.items()},
     }
     place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
