@@ -1,0 +1,205 @@
+"""Taps and rectifiers: what they return, on SF-HF and on networks of other shapes, and that nothing is left behind."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from harvis_utils.config import ModelSettings
+from harvis_utils.lenses import backward, taps
+from harvis_utils.models import SFHF, folded_trunk
+
+N_AXES, LENGTH, CLASSES = 3, 30, 4
+
+
+class OneD(nn.Module):
+    """Channels x time: convolutions see all axes at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv1d(N_AXES, 5, 3, padding=1), nn.Conv1d(5, 6, 3, padding=1)
+        self.open, self.pool, self.out = nn.LeakyReLU(0.1), nn.MaxPool1d(2), nn.Linear(6 * (LENGTH // 2), CLASSES)
+
+    def forward(self, x):
+        return self.out(self.pool(self.open(self.second(F.relu(self.first(x))))).flatten(1))
+
+
+class TwoD(nn.Module):
+    """A network that wants a channel dimension, and rectifies in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, (1, 5), padding=(0, 2)), nn.ReLU(inplace=True), nn.Conv2d(4, 4, (2, 3))
+        )
+        self.out = nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.body(x)).mean((2, 3)))
+
+
+def sfhf():
+    torch.manual_seed(0)
+    model = SFHF(N_AXES, LENGTH, CLASSES, ModelSettings(n_units=6, n_dense=8, batch_norm=True))
+    for _ in range(3):
+        model(torch.randn(32, N_AXES, LENGTH))
+    return model.eval()
+
+
+MODELS = {"sfhf": sfhf, "one": OneD, "two": lambda: taps.WithChannel(TwoD())}
+LAYERS = {"sfhf": "conv2", "one": "second", "two": "network.body.0"}
+
+
+def windows(n=5, seed=1):
+    return torch.randn(n, N_AXES, LENGTH, generator=torch.Generator().manual_seed(seed))
+
+
+def hooks_of(model):
+    return [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
+
+
+# ------------------------------------------------------------------------------------------------------------- taps
+
+
+def test_maps_of_sfhf_are_those_of_its_own_code_and_of_the_folded_trunk():
+    model, x = sfhf(), windows()
+    with taps.record(model, ["conv1", "conv3"]) as found:
+        model(x)
+    own = model.feature_maps(x)
+    for layer in ("conv1", "conv3"):
+        assert torch.equal(found[layer], own[layer])
+        folded = folded_trunk(model).feature_map(x.reshape(-1, LENGTH), layer).view(5, N_AXES, 6, LENGTH)
+        assert torch.allclose(found[layer].transpose(1, 2), folded, atol=1e-5)
+    assert [t.name for t in taps.layers(model)] == ["conv1", "conv2", "conv3"]
+
+
+def test_other_shapes_become_maps():
+    torch.manual_seed(0)
+    one, two, x = OneD(), taps.WithChannel(TwoD()), windows()
+    assert taps.maps_of(one, "first", x).shape == (5, 5, 1, LENGTH)
+    assert torch.equal(taps.maps_of(one, taps.find(one, "first", rectified=True), x)[:, :, 0], F.relu(one.first(x)))
+    assert taps.maps_of(one, "out", x).shape == (5, CLASSES, 1, 1)
+    assert taps.maps_of(two, "network.body.1", x).shape == (5, 4, N_AXES, LENGTH)
+    assert taps.maps_of(two, "network.body.1", x).min() == 0
+    with pytest.raises(ValueError, match=r"shape \(5,\)"):
+        taps.as_maps(torch.zeros(5))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unknown_layers_are_named(name):
+    model = MODELS[name]()
+    with pytest.raises(ValueError, match="unknown layer 'conv9'; valid layers: .*" + LAYERS[name].split(".")[-1]):
+        taps.find(model, "conv9")
+    with pytest.raises(ValueError, match="unknown layer"):
+        taps.find(model, taps.Tap("mine", "conv9"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_silencing_zeroes_units_and_nothing_else(name):
+    model, x, layer = MODELS[name]().eval(), windows(), LAYERS[name]
+    before = model(x)
+    with taps.silenced(model, layer, [1, 3]), taps.record(model, [layer]) as maps:
+        changed = model(x)
+        assert maps[layer][:, [1, 3]].abs().max() == 0 and maps[layer][:, [0, 2]].abs().max() > 0
+    assert not torch.equal(changed, before) and torch.equal(model(x), before)
+    with taps.silenced(model, layer, []):
+        assert torch.equal(model(x), before)
+    with pytest.raises(ValueError, match="has units 0 to"), taps.silenced(model, layer, [99]):
+        model(x)
+    assert not hooks_of(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_survives_a_block_also_after_an_error(name):
+    model, x, layer = MODELS[name](), windows(), LAYERS[name]
+    model.train()
+    next(model.parameters()).requires_grad_(False)
+    before = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    keeps = [p.requires_grad for p in model.parameters()]
+    forward = {m: m.forward.__func__ for m in model.modules()}
+    with pytest.raises(RuntimeError, match="on purpose"):
+        with taps.evaluating(model), taps.record(model, [layer]), taps.silenced(model, layer, [0]):
+            with backward.rectifiers(backward.deconvnet):
+                model(x)
+                assert not model.training and not any(p.requires_grad for p in model.parameters())
+                raise RuntimeError("on purpose")
+    assert not hooks_of(model)
+    assert [m.training for m in model.modules()] == before[1]
+    assert [p.requires_grad for p in model.parameters()] == keeps
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before[0].items())
+    assert all(m.forward.__func__ is f for m, f in forward.items())
+    y = torch.tensor([-1.0, 2.0], requires_grad=True)
+    F.relu(y).sum().backward()
+    assert torch.equal(y.grad, torch.tensor([0.0, 1.0])), "rectifiers are plain again"
+
+
+def test_a_tap_that_cannot_be_found_leaves_no_hook():
+    model = sfhf()
+    with pytest.raises(ValueError, match="unknown layer"), taps.record(model, ["conv1", "conv9"]):
+        pass
+    assert not hooks_of(model)
+
+
+# ------------------------------------------------------------------------------------------------------- rectifiers
+
+
+def gradient_of(model, x, rule=None):
+    x = x.clone().requires_grad_(True)
+    if rule is None:
+        model(x)[:, 0].sum().backward()
+    else:
+        with backward.rectifiers(rule):
+            model(x)[:, 0].sum().backward()
+    return x.grad
+
+
+def equal_slope(x, slope, gradient):
+    return torch.where(x > 0, gradient, gradient * slope)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_passes_do_not_change_and_equal_slopes_are_the_plain_gradient(name):
+    model, x = MODELS[name]().eval(), windows()
+    with backward.rectifiers(backward.deconvnet):
+        assert torch.equal(model(x), model(x.clone()))
+        inside = model(x)
+    assert torch.equal(inside, model(x))
+    assert torch.equal(gradient_of(model, x, equal_slope), gradient_of(model, x)), "bit for bit"
+    assert not torch.equal(gradient_of(model, x, backward.deconvnet), gradient_of(model, x))
+
+
+@pytest.mark.parametrize("call", [F.relu, torch.relu, torch.Tensor.relu, nn.ReLU(), nn.ReLU(inplace=True)])
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (backward.deconvnet, [2.0, 0.0, 2.0, 0.0]),
+        (backward.guided, [0.0, 0.0, 2.0, 0.0]),
+        (backward.sloped(0.5), [1.0, -0.5, 2.0, -1.0]),
+        (backward.sloped(0.0), [0.0, 0.0, 2.0, -1.0]),
+    ],
+)
+def test_rules_by_hand(call, rule, expected):
+    x = torch.tensor([-1.0, -1.0, 1.0, 1.0], requires_grad=True)
+    with backward.rectifiers(rule):
+        out = call(x * 1.0)
+        out.backward(torch.tensor([2.0, -1.0, 2.0, -1.0]))
+    assert torch.equal(out.detach(), torch.tensor([0.0, 0.0, 1.0, 1.0])), "inputs are not changed in place"
+    assert torch.equal(x.grad, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("call", [lambda x: F.leaky_relu(x, 0.2), nn.LeakyReLU(0.2), nn.LeakyReLU(0.2, inplace=True)])
+def test_leaky_rectifiers_keep_their_forward_slope(call):
+    x = torch.tensor([-1.0, 1.0], requires_grad=True)
+    with backward.rectifiers(backward.sloped(0.7)):
+        out = call(x * 1.0)
+        out.sum().backward()
+    assert torch.allclose(out.detach(), torch.tensor([-0.2, 1.0])) and torch.allclose(x.grad, torch.tensor([0.7, 1.0]))
+
+
+def test_the_inner_block_counts():
+    x = torch.tensor([-1.0], requires_grad=True)
+    with backward.rectifiers(backward.sloped(0.9)), backward.rectifiers(backward.sloped(0.3)):
+        F.relu(x).backward()
+    assert torch.allclose(x.grad, torch.tensor([0.3]))
