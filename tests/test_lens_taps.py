@@ -119,12 +119,16 @@ def test_nothing_survives_a_block_also_after_an_error(name):
     before = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     keeps = [p.requires_grad for p in model.parameters()]
     forward = {m: m.forward.__func__ for m in model.modules()}
-    with pytest.raises(RuntimeError, match="on purpose"):
-        with taps.evaluating(model), taps.record(model, [layer]), taps.silenced(model, layer, [0]):
-            with backward.rectifiers(backward.deconvnet):
-                model(x)
-                assert not model.training and not any(p.requires_grad for p in model.parameters())
-                raise RuntimeError("on purpose")
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        taps.evaluating(model),
+        taps.record(model, [layer]),
+        taps.silenced(model, layer, [0]),
+        backward.rectifiers(backward.deconvnet),
+    ):
+        model(x)
+        assert not model.training and not any(p.requires_grad for p in model.parameters())
+        raise RuntimeError("on purpose")
     assert not hooks_of(model)
     assert [m.training for m in model.modules()] == before[1]
     assert [p.requires_grad for p in model.parameters()] == keeps
