@@ -1,0 +1,111 @@
+"""Small changes that a visualized unit should not mind, drawn anew in every step: aids adapted to acceleration.
+
+A transform turns windows (window, axis, time) in G and a generator into windows of the same shape; each window gets a
+draw of its own. What survives them is what the network sees in any of many slightly different recordings (Mordvintsev
+et al. 2015; Olah et al. 2017, "transformation robustness"). Images are shifted, scaled and turned in the plane; a
+worn sensor starts at another moment, a person moves with another strength, and the strap sits at another angle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def apply(transforms: Sequence[Transform], x: Tensor, generator: torch.Generator) -> Tensor:
+    """All transforms, one after the other."""
+    for transform in transforms:
+        x = transform(x, generator)
+    return x
+
+
+def _uniform(n: int, generator: torch.Generator, x: Tensor) -> Tensor:
+    """(n,) numbers in [-1, 1), drawn on the generator's device: the same on any other."""
+    return (2 * torch.rand(n, generator=generator) - 1).to(x)
+
+
+def shift(most: int) -> Transform:
+    """Begin up to ``most`` samples earlier or later; what leaves at one end comes back at the other."""
+
+    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
+        return shifted(x, torch.randint(-most, most + 1, (len(x),), generator=generator))
+
+    return transform
+
+
+def shifted(x: Tensor, samples: Tensor) -> Tensor:
+    """Each window moved later by its own number of samples, circularly: (window, axis, time), (window,)."""
+    length = x.shape[2]
+    at = (torch.arange(length) - samples[:, None]) % length
+    return x.gather(2, at.to(x.device)[:, None].expand_as(x))
+
+
+def scale(share: float) -> Transform:
+    """Times a factor between 1 - ``share`` and 1 + ``share``, one per window."""
+    return lambda x, generator: x * (1 + share * _uniform(len(x), generator, x))[:, None, None]
+
+
+def noise(std_g: float) -> Transform:
+    """Plus white noise of this standard deviation in G."""
+    return lambda x, generator: x + std_g * torch.randn(x.shape, generator=generator).to(x)
+
+
+def rotate(degrees: float, sensors: Sequence[Sequence[int]]) -> Transform:
+    """Turn each sensor's three axes together, by an angle of this standard deviation about a random direction.
+
+    ``sensors`` are triples of axis indices; axes in none of them stay. Each window and sensor is turned by itself.
+    """
+    triples = checked_sensors(sensors)
+
+    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
+        about = torch.randn(len(x), len(triples), 3, generator=generator)
+        angle = torch.randn(len(x), len(triples), generator=generator) * degrees * torch.pi / 180
+        return rotated(x, rotations(about, angle).to(x), triples)
+
+    return transform
+
+
+def checked_sensors(sensors: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """The triples, unless they are none or share an axis; raises ``ValueError`` then."""
+    triples = tuple(tuple(triple) for triple in sensors)
+    flat = [axis for triple in triples for axis in triple]
+    if not triples or any(len(triple) != 3 for triple in triples) or len(set(flat)) != len(flat):
+        raise ValueError(
+            f"sensors should be triples of different axes, such as ((0, 1, 2), (3, 4, 5)), not {sensors!r}"
+        )
+    return triples
+
+
+def sensors_of(axes: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Triples of axes named "<sensor> x", "<sensor> y", "<sensor> z": indices into ``axes``.
+
+    Raises ``ValueError`` where names do not come in such triples.
+    """
+    by_name = {name: i for i, name in enumerate(axes)}
+    places = list(dict.fromkeys(name.rpartition(" ")[0] for name in axes))
+    try:
+        triples = [[by_name[f"{place} {letter}".strip()] for letter in "xyz"] for place in places]
+    except KeyError as missing:
+        raise ValueError(f"rotation needs sensors with axes x, y and z; there is no axis {missing}") from missing
+    return checked_sensors(triples)
+
+
+def rotations(about: Tensor, angle: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) by ``angle`` (...) in radians about directions (..., 3), after Rodrigues."""
+    x, y, z = (about / about.norm(dim=-1, keepdim=True)).unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    sine, rest = torch.sin(angle)[..., None, None], 1 - torch.cos(angle)[..., None, None]
+    return torch.eye(3).to(about) + sine * cross + rest * (cross @ cross)
+
+
+def rotated(x: Tensor, matrices: Tensor, sensors: Sequence[Sequence[int]]) -> Tensor:
+    """Windows with each sensor's axes turned: (window, axis, time), (window, sensor, 3, 3)."""
+    turned = x.clone()
+    for k, triple in enumerate(sensors):
+        turned[:, list(triple)] = matrices[:, k] @ x[:, list(triple)]
+    return turned

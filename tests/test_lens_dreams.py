@@ -1,0 +1,218 @@
+"""The learned prior, the smallest change that flips a class, and dreams beside it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_lens_taps import LENGTH, MODELS, N_AXES, hooks_of, windows
+from torch import nn
+
+from harvis_utils import config, training
+from harvis_utils.lenses import dreams, flips, prior
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = prior.PriorSettings(n_hidden=64, n_code=32, n_steps=400, learning_rate=5e-3)
+
+
+# --------------------------------------------------------------------------------------------------------- the prior
+
+
+def waves(n, seed):
+    rng = np.random.default_rng(seed)
+    phase, size = rng.uniform(0, 2 * np.pi, (n, 1)), rng.uniform(0.5, 1.5, (n, 1))
+    return (size * np.sin(2 * np.pi * 2 * np.arange(LENGTH) / LENGTH + phase)).astype(np.float32)
+
+
+def test_a_prior_removes_noise_from_held_out_segments():
+    model, losses = prior.fit(waves(500, 0), SMALL)
+    found = prior.errors(model, waves(500, 0), waves(200, 1), 0.3)
+    assert found["nothing"] == pytest.approx(0.3, rel=0.05)
+    assert found["learned prior"] < 0.7 * found["nothing"] and found["best linear map"] < 0.6 * found["nothing"]
+    assert losses[-50:].mean() < losses[:50].mean() / 2
+    x = torch.tensor(waves(6, 2)).view(2, 3, LENGTH)
+    assert torch.allclose(model(x)[1, 2], model(x[1, 2][None])[0], atol=1e-6), "each axis by itself"
+    again, _ = prior.fit(waves(500, 0), SMALL)
+    assert torch.equal(again(x), model(x)), "all draws come from the seed"
+
+
+def test_noise_has_a_size_of_its_own_for_every_segment():
+    noise = prior.corrupted(torch.zeros(3000, 30), 0.4, torch.Generator().manual_seed(0))
+    std = noise.std(1)
+    assert std.min() < 0.02 and 0.35 < std.quantile(0.95) < 0.45 and std.mean() == pytest.approx(0.2, abs=0.01)
+
+
+def test_the_linear_yardstick_is_the_least_squares_fit():
+    clean = np.random.default_rng(0).normal(size=(200_000, 2)) @ np.array([[1.0, 0.6], [0.0, 0.5]]) + [1.0, -2.0]
+    noisy = clean + 0.5 * np.random.default_rng(1).normal(size=clean.shape)
+    fitted, *_ = np.linalg.lstsq(np.c_[noisy, np.ones(len(noisy))], clean, rcond=None)
+    mean, matrix = prior.linear_denoiser(clean, 0.5)
+    assert np.allclose(matrix, fitted[:2].T, atol=0.01) and np.allclose(mean - matrix @ mean, fitted[2], atol=0.02)
+
+
+def test_a_prior_is_learned_once(tiny_windows, monkeypatch):
+    cfg = config.load("quick", "synthetic", "cpu")
+    first = prior.prior(cfg, tiny_windows, SMALL)
+    monkeypatch.setattr(prior, "fit", None)
+    again = prior.prior(cfg, tiny_windows, SMALL)
+    x = torch.tensor(np.ascontiguousarray(tiny_windows.test.x))
+    assert torch.equal(first(x), again(x)) and not any(p.requires_grad for p in again.parameters())
+
+
+# --------------------------------------------------------------------------------------------------------- the flips
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 6))
+def test_on_a_linear_network_the_smallest_change_is_the_distance_to_the_nearest_border(seed, n_classes):
+    torch.manual_seed(seed)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(N_AXES * LENGTH, n_classes)), windows(4, seed)
+    found = flips.smallest_change(model, x)
+    weight, scores = model[1].weight.detach(), model(x)
+    for i, score in enumerate(scores.detach()):
+        own = int(score.argmax())
+        far = [(score[own] - score[k]) / (weight[own] - weight[k]).norm() for k in range(n_classes) if k != own]
+        expected = float(min(far)) / (N_AXES * LENGTH) ** 0.5
+        assert found.rms_g[i] == pytest.approx(expected, rel=2e-3, abs=1e-6)
+        assert found.before[i] == own != found.after[i]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_flip_lies_just_beyond_the_border(name):
+    torch.manual_seed(3)
+    model, x = MODELS[name](), windows(8, 4)
+    found = flips.smallest_change(model, x)
+    flipped = ~np.isnan(found.rms_g)
+    assert flipped.mean() >= 0.5 and model.training == MODELS[name]().training and not hooks_of(model)
+    assert np.array_equal(flips.predicted(model, found.signal), found.after)
+    assert (found.before != found.after).tolist() == flipped.tolist()
+    change = found.signal - x.numpy()
+    assert np.allclose(flips.rms(change)[flipped], found.rms_g[flipped], rtol=1e-5)
+    less = (x.numpy() + 0.99 * change).astype(np.float32)
+    assert np.array_equal(flips.predicted(model, less)[flipped], found.before[flipped])
+    only_deepfool = flips.smallest_change(model, x, n_along=0)
+    assert (found.rms_g[flipped] <= only_deepfool.rms_g[flipped] * 1.0001).all()
+
+
+def test_a_network_that_cannot_be_flipped_is_not():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(N_AXES * LENGTH, 3))
+    nn.init.zeros_(model[1].weight)
+    found = flips.smallest_change(model, windows())
+    assert np.isnan(found.rms_g).all() and np.array_equal(found.signal, windows().numpy())
+
+
+def test_where_there_is_no_slope_the_way_to_other_windows_is_taken():
+    class Steps(nn.Module):
+        def forward(self, x):  # class 1 above a mean of 0.5 G, no slope anywhere
+            high = (x.mean((1, 2)) > 0.5).float()
+            return torch.stack([1 - high, high], 1) + 0 * x.sum((1, 2))[:, None]
+
+    x = torch.zeros(3, N_AXES, LENGTH) + torch.tensor([0.0, 0.4, 2.0])[:, None, None]
+    found = flips.smallest_change(Steps(), x)
+    assert found.rms_g == pytest.approx([0.5, 0.1, 1.5], abs=1e-4) and found.after.tolist() == [1, 1, 0]
+
+
+def test_random_changes_have_the_size_that_is_asked_for():
+    size = np.array([0.1, 0.5, 0.0, 2.0, 1.0])
+    made = flips.random_change((5, 3, 30), size, 0)
+    assert np.allclose(flips.rms(made), size, rtol=1e-5)
+    assert np.array_equal(made, flips.random_change((5, 3, 30), size, 0))
+
+
+# -------------------------------------------------------------------------------------------------------- the dreams
+
+
+@pytest.fixture(scope="module")
+def made(tiny_windows, tmp_path_factory):
+    cfg = dataclasses.replace(
+        config.load("quick", "synthetic", "cpu"),
+        model=config.ModelSettings(n_units=6, n_dense=8),
+        training=config.TrainingSettings(seeds=(0, 1), epochs=12, learning_rate=1e-2, batch_size=8),
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("dreams")))
+        patched.setitem(dreams.SETTINGS, "quick", dreams.DreamSettings(n_windows=4, n_steps=40))
+        patched.setitem(prior.SETTINGS, "quick", SMALL)
+        nets = training.networks(cfg, tiny_windows)
+        denoiser = prior.prior(cfg, tiny_windows)
+        chosen = dreams.choose(nets, tiny_windows.test, 4)
+        found = dreams.dreams(cfg, tiny_windows, nets, chosen, denoiser)
+        patched.setattr(dreams, "dream", None)
+        again = dreams.dreams(cfg, tiny_windows, nets, chosen, denoiser)
+    measured = dreams.measures(nets, found, denoiser)
+    return {"nets": nets, "chosen": chosen, "found": found, "again": again, "measured": measured, "denoiser": denoiser}
+
+
+def test_chosen_windows_are_classified_correctly_by_all(made, tiny_windows):
+    split, chosen = tiny_windows.test, made["chosen"]
+    for net in made["nets"]:
+        assert np.array_equal(flips.predicted(net.model, split.x[chosen]), split.activity[chosen])
+    assert len(np.unique(chosen)) == 4 and len(np.unique(split.activity[chosen])) == 3, "classes in turn"
+    with pytest.raises(ValueError, match="1000 windows that all networks classify correctly"):
+        dreams.choose(made["nets"], split, 1000)
+
+
+def test_dreams_are_stored_and_start_from_the_windows(made, tiny_windows):
+    assert made["again"].identical(made["found"])
+    real = made["found"]["signal"].sel(variant="window")
+    for net in made["nets"]:
+        assert np.array_equal(real.sel(seed=net.seed).values, tiny_windows.test.x[made["chosen"]])
+        some = made["found"].sel(seed=net.seed)
+        scores = {
+            v: net.model(torch.tensor(some["signal"].sel(variant=v).values)).detach().numpy()
+            for v in ("window", "dream", "smallest change")
+        }
+        every = range(4)
+        toward = {v: values[every, some["after"]] for v, values in scores.items()}
+        lead = {v: toward[v] - values[every, some["before"]] for v, values in scores.items()}
+        assert (toward["dream"] > toward["window"]).all()
+        assert (lead["smallest change"] > 0).all() and (lead["window"] < 0).all()
+
+
+def test_measures_are_what_one_computes_by_hand(made):
+    found, measured = made["found"], made["measured"]
+    x = found["signal"]
+    for i, net in enumerate(made["nets"]):
+        other = made["nets"][1 - i]
+        for v in dreams.VARIANTS:
+            for w in range(4):
+                one, real = (x.sel(seed=net.seed, variant=n).values[w] for n in (v, "window"))
+                small = x.sel(seed=net.seed, variant="smallest change").values[w] - real
+                row = measured.sel(seed=net.seed, variant=v).isel(window=w)
+                assert float(row["size_g"]) == pytest.approx(np.sqrt(((one - real) ** 2).mean()), abs=1e-6)
+                after = int(found["after"].sel(seed=net.seed)[w])
+                seen = [int(n.model(torch.tensor(one)[None]).argmax()) for n in (net, other)]
+                assert [row["own"], row["others"]] == [seen[0] == after, seen[1] == after]
+                cleaned = made["denoiser"](torch.tensor(one)[None])[0].numpy()
+                assert float(row["unreal_g"]) == pytest.approx(np.sqrt(((cleaned - one) ** 2).mean()), rel=1e-4)
+                if v != "window":
+                    cosine = ((one - real) * small).sum() / np.linalg.norm(one - real) / np.linalg.norm(small)
+                    assert float(row["along"]) == pytest.approx(cosine, abs=1e-4)
+    assert (measured["own"].sel(variant="smallest change") == 1).all()
+    assert (measured["own"].sel(variant="window") == 0).all()
+    sizes = measured["size_g"]
+    assert np.allclose(sizes.sel(variant="noise of that size"), sizes.sel(variant="smallest change"), rtol=1e-4)
+
+
+def test_the_table_has_a_row_for_every_variant(made):
+    table = dreams.table(made["measured"])
+    assert list(table.index) == list(dreams.VARIANTS) and (table["networks"] == 2).all()
+    assert table["size_g"].to_numpy() == pytest.approx(
+        made["measured"]["size_g"].mean(("seed", "window")).values, rel=1e-5
+    )
+    assert (table["size_g low"] <= table["size_g"] + 1e-9).all() and np.isnan(table.loc["window", "along"])
+
+
+def test_windows_that_were_not_flipped_do_not_count(made):
+    stuck = made["found"].copy(deep=True)
+    stuck["after"].loc[{"seed": 0}] = stuck["before"].sel(seed=0)
+    measured = dreams.measures(made["nets"], stuck, made["denoiser"])
+    assert measured["size_g"].sel(seed=0).isnull().all() and measured["size_g"].sel(seed=1).notnull().all()
+
+
+def test_one_network_has_no_others(made):
+    measured = dreams.measures(made["nets"][:1], made["found"].isel(seed=[0]), made["denoiser"])
+    assert measured["others"].isnull().all() and measured["own"].notnull().all()

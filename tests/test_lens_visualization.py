@@ -1,0 +1,405 @@
+"""Feature visualization: every objective rises, transforms by nothing change nothing, the network stays as it is."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from test_lens_taps import LENGTH, MODELS, N_AXES, hooks_of, windows
+from torch.nn import functional as F
+
+from harvis_utils.lenses import objectives as o
+from harvis_utils.lenses import parametrization, taps, transforms, visualization
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+#: a layer of each network whose outputs are not rectified
+LAYERS = {"sfhf": "norm_conv2", "one": "second", "two": "network.body.2"}
+SENSORS = ((0, 1, 2),)
+
+
+def model_of(name):
+    torch.manual_seed(3)
+    return MODELS[name]().eval()
+
+
+def every_objective(layer, n_units):
+    along = torch.linspace(-1, 1, n_units)
+    power = o.mean_power(windows(50))
+    return {
+        "neuron": o.neuron(layer, 1),
+        "neuron at a sample": o.neuron(layer, 1, time=3, axis=0),
+        "a neuron per window": o.neuron(layer, [0, 1, 2, 3, 0]),
+        "channel": o.channel(layer, 2),
+        "channel, clipped": o.channel(layer, 2, at_most=50.0),
+        "layer": o.layer(layer),
+        "direction": o.direction(layer, along),
+        "class before softmax": o.class_score(1),
+        "class after softmax": o.class_probability([0, 1, 2, 3, 0]),
+        "spectrum": o.spectrum(power),
+        "likeness": o.alike(layer),
+        "blocks": o.in_blocks([(o.channel(layer, 0), 2), (o.class_score(2), 3)]),
+        "sum": o.class_score(1) + 0.3 * o.channel(layer, 0) - 0.1 * o.spectrum(power),
+    }
+
+
+N_UNITS = {"sfhf": 6, "one": 6, "two": 4}
+KINDS = list(every_objective("a", 4))
+
+
+# -------------------------------------------------------------------------------------------------------- objectives
+
+
+@pytest.mark.parametrize("parametrized", ["time", "frequency"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_objective_rises_within_a_few_steps(name, kind, sign, parametrized):
+    model, objective = model_of(name), every_objective(LAYERS[name], N_UNITS[name])[kind]
+    objective = objective if sign > 0 else -objective
+    space = parametrization.in_time() if parametrized == "time" else parametrization.in_frequency(LENGTH, 8.0)
+    made = visualization.visualize(model, objective, windows(), space, n_steps=5, step_size=0.005)
+    assert made.history.shape == (5, len(made.steps)) and made.steps[0] == 0 and made.steps[-1] == 5
+    assert (made.score > made.history[:, 0]).all()
+    assert np.allclose(made.score, visualization.scores(model, objective, made.signal), rtol=1e-5)
+    assert not hooks_of(model)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_rectified_unit_rises_and_falls_too(sign):
+    model = model_of("sfhf")
+    objective = o.channel("conv2", 1) if sign > 0 else -o.channel("conv2", 1)
+    made = visualization.visualize(model, objective, windows(), n_steps=5, step_size=0.005)
+    assert (made.score > made.history[:, 0]).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_objectives_are_what_they_say(name):
+    model, x, layer = model_of(name), windows(), LAYERS[name]
+    maps, scores = taps.maps_of(model, layer, x), model(x)
+    n_time, along = maps.shape[3], torch.linspace(-1, 1, N_UNITS[name])
+    found = {kind: objective(model, x) for kind, objective in every_objective(layer, N_UNITS[name]).items()}
+    for i in range(len(x)):
+        assert torch.isclose(found["neuron"][i], maps[i, 1, :, n_time // 2].mean())
+        assert torch.isclose(found["neuron at a sample"][i], maps[i, 1, 0, 3])
+        assert torch.isclose(found["a neuron per window"][i], maps[i, (0, 1, 2, 3, 0)[i], :, n_time // 2].mean())
+        assert torch.isclose(found["channel"][i], maps[i, 2].mean())
+        assert torch.isclose(found["layer"][i], (maps[i] ** 2).mean())
+        expected = sum(maps[i, u].mean() * along[u] for u in range(len(along))) / along.norm()
+        assert torch.isclose(found["direction"][i], expected, atol=1e-6)
+        assert torch.isclose(found["class after softmax"][i], scores[i].softmax(0)[(0, 1, 2, 3, 0)[i]])
+        grams = [torch.einsum("uat,vat->uv", m, m).flatten() for m in maps]
+        likeness = [F.cosine_similarity(grams[i], grams[j], dim=0) for j in range(len(x)) if j != i]
+        assert torch.isclose(found["likeness"][i], torch.stack(likeness).mean(), atol=1e-5)
+    assert torch.equal(found["class before softmax"], scores[:, 1])
+    assert torch.allclose(found["blocks"][:2], maps[:2, 0].mean((1, 2))) and torch.equal(
+        found["blocks"][2:], scores[2:, 2]
+    )
+
+
+def test_clipping_counts_outputs_up_to_the_limit_of_each_window():
+    model, x = model_of("sfhf"), windows()
+    maps, limit = taps.maps_of(model, "conv1", x)[:, 2], torch.tensor([0.1, 0.2, 0.3, 0.0, torch.inf])
+    found = o.channel("conv1", 2, at_most=limit)(model, x)
+    assert torch.allclose(found, torch.stack([m.clamp(max=t).mean() for m, t in zip(maps, limit, strict=True)]))
+    assert torch.allclose(o.neuron("conv1", 2, 4, at_most=0.1)(model, x), maps[:, :, 4].clamp(max=0.1).mean(1))
+
+
+def test_a_window_alone_in_its_group_is_like_no_other():
+    model, x = model_of("one"), windows(3)
+    found = o.alike("second", [7, 7, 1])(model, x)
+    assert found[2] == 0 and torch.isclose(found[0], found[1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=3), st.integers(0, 100))
+def test_objectives_add_up(factors, seed):
+    model, x = model_of("one"), windows(4, seed)
+    parts = [o.class_score(1), o.channel("first", 2), o.layer("second")]
+    a, b, c = (part(model, x) for part in parts)
+    combined = factors[0] * parts[0] + parts[1] * factors[1] - factors[2] * parts[2]
+    assert torch.allclose(combined(model, x), factors[0] * a + factors[1] * b - factors[2] * c, atol=1e-5)
+    assert torch.allclose((-combined)(model, x), -combined(model, x))
+
+
+def test_objectives_describe_themselves():
+    both = o.neuron("conv2", 5, axis=1) - 0.5 * o.class_score(3)
+    assert both.name == "conv2 unit 5 at the middle sample of axis 1 - (0.5 * (class 3 before softmax))"
+    assert (-o.layer("conv1")).name == "-(all of conv1)" and both.places == ("conv2",)
+    with pytest.raises(TypeError):
+        o.class_score(1) + 1
+    with pytest.raises(TypeError):
+        o.class_score(1) * o.class_score(2)
+
+
+BAD = {
+    "first has units 0 to 4, not 9": o.channel("first", 9),
+    "first has axiss? 0 to 0, not 2": o.channel("first", 1, axis=2),
+    "first has samples 0 to 29, not 30": o.neuron("first", 1, time=30),
+    "2 units, one per window, do not match 5 windows": o.channel("first", [1, 2]),
+    "the class layer has units 0 to 3, not 4": o.class_score(4),
+    "a direction of 2 units does not fit first, which has 5": o.direction("first", [1.0, 0.0]),
+    "unknown layer 'conv9'": o.layer("conv9"),
+    "blocks of 1, 1 windows do not match 5": o.in_blocks([(o.layer("first"), 1), (o.layer("first"), 1)]),
+    "3 groups, one per window, do not match 5": o.alike("first", [1, 2, 3]),
+    "two different taps are called 'first'": o.layer("first") + o.layer(taps.Tap("first", "second")),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_cannot_be_optimized_is_said(message):
+    model = model_of("one")
+    with pytest.raises(ValueError, match=message):
+        visualization.visualize(model, BAD[message], windows(), n_steps=1)
+    assert not hooks_of(model)
+
+
+def test_other_bad_input_is_said():
+    model = model_of("sfhf")
+    for vector in ([0.0, 0.0], [[1.0]], [float("nan")]):
+        with pytest.raises(ValueError, match="a direction should be"):
+            o.direction("conv1", vector)
+    with pytest.raises(ValueError, match=r"scores \(window, class\) from the whole network"):
+        o.class_score(1)(visualization.PerAxis(model, "conv1"), windows())
+    with pytest.raises(ValueError, match=r"start should be \(window, axis, time\)"):
+        visualization.visualize(model, o.class_score(1), windows()[0])
+    with pytest.raises(ValueError, match="one finite number per window"):
+        visualization.visualize(model, o.class_score(1), windows() * float("nan"))
+    with pytest.raises(ValueError, match="positive amplitude"):
+        parametrization.in_time(0.0)
+    for sensors in ((), ((0, 1),), ((0, 1, 2), (2, 3, 4))):
+        with pytest.raises(ValueError, match="triples of different axes"):
+            transforms.rotate(5, sensors)
+
+
+# -------------------------------------------------------------------------------------------------------- transforms
+
+NOTHING = {
+    "shift": transforms.shift(0),
+    "scale": transforms.scale(0.0),
+    "noise": transforms.noise(0.0),
+    "rotate": transforms.rotate(0.0, SENSORS),
+}
+SOMETHING = {
+    "shift": transforms.shift(3),
+    "scale": transforms.scale(0.2),
+    "noise": transforms.noise(0.1),
+    "rotate": transforms.rotate(10.0, SENSORS),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_transforms_by_nothing_change_nothing_and_others_are_drawn_anew(name):
+    x, generator = windows(20), torch.Generator().manual_seed(0)
+    assert torch.equal(NOTHING[name](x, generator), x)
+    assert torch.equal(transforms.apply(list(NOTHING.values()), x, generator), x)
+    first, second = (SOMETHING[name](x, generator) for _ in range(2))
+    assert not torch.equal(first, second) and first.shape == x.shape
+    again = SOMETHING[name](x, torch.Generator().manual_seed(5))
+    assert torch.equal(again, SOMETHING[name](x, torch.Generator().manual_seed(5)))
+    changes = (first - x).flatten(1)
+    assert len({tuple(c.tolist()) for c in changes}) > 3, "each window has a draw of its own"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-40, 40), min_size=1, max_size=6), st.integers(0, 1000))
+def test_shifting_equals_rolling_each_window(samples, seed):
+    x = windows(len(samples), seed)
+    expected = np.stack([np.roll(w, s, axis=1) for w, s in zip(x.numpy(), samples, strict=True)])
+    assert np.array_equal(transforms.shifted(x, torch.tensor(samples)).numpy(), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.floats(-3, 3))
+def test_rotation_equals_turning_sample_by_sample(seed, angle):
+    x = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sensors = ((0, 1, 2), (6, 4, 3))
+    about = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    turned = transforms.rotated(x, transforms.rotations(about, torch.full((3, 2), angle, dtype=torch.float64)), sensors)
+    expected = x.clone()
+    for i in range(3):
+        for k, triple in enumerate(sensors):
+            direction = about[i, k] / about[i, k].norm()
+            turn = Rotation.from_rotvec((angle * direction).numpy())
+            for t in range(5):
+                expected[i, list(triple), t] = torch.tensor(turn.apply(x[i, list(triple), t].numpy()))
+    assert torch.allclose(turned, expected) and torch.equal(turned[:, 5], x[:, 5])
+
+
+def test_scaling_and_noise_stay_within_what_they_say():
+    x, generator = torch.ones(2000, 2, 30), torch.Generator().manual_seed(0)
+    scaled = transforms.scale(0.2)(x, generator)
+    assert (scaled.amax((1, 2)) == scaled.amin((1, 2))).all()
+    assert 0.8 <= scaled.min() < 0.82 and 1.18 < scaled.max() <= 1.2
+    assert float((transforms.noise(0.3)(x, generator) - x).std()) == pytest.approx(0.3, rel=0.02)
+    moved = transforms.shifted(torch.arange(30.0).expand(1, 1, 30), torch.tensor([1]))
+    assert moved[0, 0, 1] == 0 and moved[0, 0, 0] == 29
+
+
+def test_sensors_are_found_by_the_names_of_their_axes():
+    axes = ("arm x", "leg y", "arm y", "leg x", "arm z", "leg z")
+    assert transforms.sensors_of(axes) == ((0, 2, 4), (3, 1, 5)) and transforms.sensors_of("xyz") == ((0, 1, 2),)
+    with pytest.raises(ValueError, match="there is no axis 'axis x'"):
+        transforms.sensors_of(("axis 0", "axis 1", "axis 2"))
+
+
+# --------------------------------------------------------------------------------------------------- parametrizations
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 41), st.sampled_from([None, 5.0]), st.booleans())
+def test_parametrizations_come_back_to_the_same_windows(seed, length, bound, frequency):
+    x = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3)
+    space = parametrization.in_frequency(length, bound) if frequency else parametrization.in_time(bound)
+    assert torch.allclose(space.signal(space.parameters(x)), x, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [30, 31])
+def test_frequency_space_is_a_sum_of_waves_over_f(length):
+    space, time = parametrization.in_frequency(length), np.arange(length)
+    zero = space.parameters(torch.zeros(1, 1, length))
+    size = []
+    for k in range(1, length // 2):
+        p = zero.clone()
+        p[0, 0, k, 0] = 1
+        wave = space.signal(p)[0, 0].numpy()
+        assert np.allclose(wave, wave[0] * np.cos(2 * np.pi * k * time / length), atol=1e-6)
+        size.append(wave[0] * k)
+    assert np.allclose(size, size[0], rtol=1e-4), "1/f"
+
+
+def test_a_bound_is_never_left_and_cuts_what_lies_beyond():
+    for space in (parametrization.in_time(2.0), parametrization.in_frequency(LENGTH, 2.0)):
+        assert space.signal(1e3 * torch.ones_like(space.parameters(windows()))).abs().max() <= 2
+        cut = space.signal(space.parameters(3 * windows()))
+        assert torch.allclose(
+            cut, (3 * windows()).clamp(-2 * parametrization.REACH, 2 * parametrization.REACH), atol=1e-3
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- the ascent
+
+
+def naive(model, objective, x, n_steps, step_size):
+    """The plain loop, one window at a time."""
+    found = []
+    for one in x:
+        p = one[None].clone().requires_grad_()
+        optimizer = torch.optim.Adam([p], step_size)
+        for _ in range(n_steps):
+            optimizer.zero_grad()
+            (-objective(model, p).sum()).backward()
+            optimizer.step()
+        found.append(p.detach()[0])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ascent_without_aids_is_the_plain_loop_window_by_window(name):
+    model, x, objective = model_of(name), windows(3), o.class_score(1) + o.layer(LAYERS[name])
+    expected = naive(model, objective, x, 8, 0.03)
+    made = visualization.visualize(model, objective, x, n_steps=8, step_size=0.03, waking_steps=0)
+    assert np.allclose(made.signal, expected.numpy(), atol=1e-4)
+    assert made.objective == objective.name and torch.equal(x, windows(3))
+
+
+def test_equal_seeds_give_equal_signals_and_others_do_not():
+    model, aids = model_of("sfhf"), list(SOMETHING.values())
+    runs = [
+        visualization.visualize(model, o.class_score(2), windows(), transforms=aids, n_steps=6, seed=seed).signal
+        for seed in (0, 0, 1)
+    ]
+    assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_network_stays_as_it_is_also_after_an_error(name):
+    model = MODELS[name]().train()
+    next(model.parameters()).requires_grad_(False)
+    state = copy.deepcopy(model.state_dict())
+    wanted = [p.requires_grad for p in model.parameters()]
+    x = windows()
+
+    def fails(seen):
+        raise RuntimeError("on purpose")
+
+    visualization.visualize(model, o.class_score(0), x, transforms=list(SOMETHING.values()), n_steps=3)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        visualization.visualize(model, o.Objective("fails", (LAYERS[name],), fails), x, n_steps=3)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        visualization.visualize(model, o.layer(LAYERS[name]), x, prior=fails, n_steps=3)
+    assert model.training and not hooks_of(model)
+    assert [p.requires_grad for p in model.parameters()] == wanted
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+
+
+def test_a_silent_unit_is_woken():
+    model = model_of("sfhf")
+    model.norm_conv1.bias.data[2] = -3.0  # rests, and is silent around zero
+    view = visualization.PerAxis(model, "conv1")
+    objective, start = o.channel(view.tap("conv1"), 2), torch.zeros(1, 1, LENGTH) + 0.01 * windows(1)[:, :1]
+    assert objective(view, start) == 0
+    asleep = visualization.visualize(view, objective, start, n_steps=60, step_size=0.2, waking_steps=0)
+    awake = visualization.visualize(view, objective, start, n_steps=60, step_size=0.2)
+    assert asleep.score == 0 and np.array_equal(asleep.signal, start.numpy()) and awake.score > 0
+
+
+def test_steps_alternate_with_the_prior():
+    model, x = model_of("one"), windows()
+    calm = visualization.visualize(model, o.class_score(1), x, prior=torch.zeros_like, prior_rate=1.0, n_steps=4)
+    assert np.abs(calm.signal).max() < 1e-6
+    free, held = (
+        visualization.visualize(model, o.class_score(1), x, prior=torch.zeros_like, prior_rate=rate, n_steps=20).signal
+        for rate in (0.0, 0.2)
+    )
+    plain = visualization.visualize(model, o.class_score(1), x, n_steps=20).signal
+    assert np.array_equal(free, plain) and np.abs(held).mean() < np.abs(free).mean()
+
+
+def test_single_axes_of_sfhf_are_seen_as_in_the_whole_network():
+    model, x = model_of("sfhf"), windows()
+    view = visualization.PerAxis(model, "conv3")
+    for layer in model.layers:
+        own = taps.maps_of(model, layer, x)
+        for axis in range(N_AXES):
+            one = taps.maps_of(view, view.tap(layer), x[:, [axis]])
+            assert torch.allclose(one[:, :, 0], own[:, :, axis], atol=1e-6)
+        before = taps.maps_of(view, view.tap(layer, before_relu=True), x)
+        assert torch.allclose(before.relu(), own, atol=1e-6) and before.min() < 0
+    with pytest.raises(ValueError, match="only conv1 are seen axis by axis here, not conv2"):
+        visualization.PerAxis(model, "conv1").tap("conv2")
+    with pytest.raises(ValueError, match="only conv1, conv2, conv3 are seen axis by axis here, not dense"):
+        visualization.PerAxis(model, "dense")
+
+
+# ------------------------------------------------------------------------------------------- windows beside a signal
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(0, 4)), min_size=5, max_size=30), st.integers(1, 3))
+def test_extremes_equal_picking_one_by_one(pairs, n):
+    values, recording = np.array([v for v, _ in pairs], float), np.array([r for _, r in pairs])
+    if n > len(set(recording)):
+        with pytest.raises(ValueError, match="windows of different recordings are wanted"):
+            visualization.extremes(values, recording, n)
+        return
+    for sign, found in zip((1, -1), visualization.extremes(values, recording, n), strict=True):
+        left, expected = list(range(len(values))), []
+        while len(expected) < n:
+            best = max(left, key=lambda i: (sign * values[i], -i))
+            expected.append(best)
+            left = [i for i in left if recording[i] != recording[best]]
+        assert found.tolist() == expected
+
+
+def test_the_bound_is_a_quantile_and_thinning_draws_once(tiny_windows):
+    amplitude = np.abs(tiny_windows.train.series)
+    assert visualization.amplitude_bound(tiny_windows.train, 1.0) == pytest.approx(amplitude.max())
+    assert (amplitude <= visualization.amplitude_bound(tiny_windows.train, 0.9)).mean() == pytest.approx(0.9, abs=0.01)
+    few = visualization.thinned(tiny_windows.train, 7)
+    assert len(np.unique(few)) == 7 and (np.diff(few) > 0).all()
+    assert len(visualization.thinned(tiny_windows.train, 10**6)) == len(tiny_windows.train)
