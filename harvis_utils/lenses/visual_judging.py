@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils import motifs, realism
-from harvis_utils.intervals import paired
+from harvis_utils.intervals import interval, paired
 from harvis_utils.lenses import visual_recipes
 from harvis_utils.lenses.visual_recipes import PAPERS, maps
 from harvis_utils.training import Network
@@ -71,7 +71,9 @@ def compare(measured: xr.Dataset, against: str = PAPERS) -> pd.DataFrame:
             ours, theirs = (_by_network(of(measured), str(n)) for n in (name, against))
             found = paired(ours, theirs)
             low, high = found.interval or (np.nan, np.nan)
-            row |= {axis: float(np.nanmean(ours)), f"{axis} difference": found.mean}
+            point, bounds = interval(ours)
+            row |= {axis: point, f"{axis} low": (bounds or [np.nan])[0], f"{axis} high": (bounds or [np.nan])[-1]}
+            row[f"{axis} difference"] = found.mean
             row |= {f"{axis} difference low": low, f"{axis} difference high": high}
             row[f"{axis} dominance"] = found.dominance
         some = measured.sel(recipe=name)
