@@ -134,6 +134,7 @@ def plot_placed(
     figure, axes = plots._grid(1, 1, WIDTH, max(5.0, 0.8 + 0.19 * len(shown)))
     ax = axes[0, 0]
     looks = tuple(zip((SIGNAL, "#8a8a8a", "#c08a2b", "#d1495b"), ("o", "v", "D", "s"), strict=True))
+    places = ((5, 4), (-14, 4), (5, -12), (-14, -12))  # of the numbers, so that neighbours' do not cover each other
     for number, (name, (near, reached), kind) in enumerate(shown, start=1):
         colour, marker = looks[kind]
         ends = [np.abs(np.asarray(v)[1:, None] - np.asarray(v)[0]) for v in (near, reached)]
@@ -141,7 +142,9 @@ def plot_placed(
             [near[0]], [reached[0]], xerr=ends[0], yerr=ends[1], fmt=marker, color=colour, markersize=6,
             markeredgecolor="white", elinewidth=0.7, label=f"{number} {name}",
         )  # fmt: skip
-        ax.annotate(str(number), (near[0], reached[0]), xytext=(5, 4), textcoords="offset points", fontsize=9)
+        ax.annotate(
+            str(number), (near[0], reached[0]), xytext=places[number % 4], textcoords="offset points", fontsize=9
+        )
     ax.axvline(0.5, color="black", linestyle=":", linewidth=1)
     ax.set_xlabel("nearness to real strong windows")
     ax.set_ylabel("activation: share of th reached (at most 1)")

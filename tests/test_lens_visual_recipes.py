@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 UNITS = [0, 2, 5]
 SMALL = prior.PriorSettings(n_hidden=32, n_code=16, n_steps=100, batch_size=64)
-STEPS = visual_recipes.VisualSettings(n_steps=12)
+STEPS = visual_recipes.VisualSettings(n_steps=4)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ An objective turns (network, windows) into one number per window. What it listen
 The objectives are those of Olah et al. (2017), "Feature Visualization": neuron, channel, layer (DeepDream), class
 before and after softmax, direction; ``-objective`` is the same minimized. Rectified units cannot fall below zero, so a
 unit is minimized on its output *before* the ReLU (``norm_conv2`` of SF-HF), as the source does.
+
+A layer whose output the network rectifies in place (``nn.ReLU(inplace=True)`` after it) is seen rectified.
 """
 
 from __future__ import annotations
