@@ -121,34 +121,28 @@ def plot_variants(
 
 
 def plot_placed(
-    groups: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
-    title: str = "",
-    caveat: str = "",
+    groups: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], title: str = "", caveat: str = ""
 ) -> Figure:
-    """Activation reached against nearness to real windows, numbered: good is up and to the right.
+    """Activation reached and nearness to real windows, one row per recipe or control: right is good in both.
 
     ``groups`` maps a group ("recipes", "controls", ...) to {name: (nearness, activation)}, each (3,): mean and the
     ends of its interval. The dotted line is where real windows are to one another.
     """
-    shown = [(name, at, kind) for kind, points in enumerate(groups.values()) for name, at in points.items()]
-    figure, axes = plots._grid(1, 1, WIDTH, max(5.0, 0.8 + 0.19 * len(shown)))
-    ax = axes[0, 0]
-    looks = tuple(zip((SIGNAL, "#8a8a8a", "#c08a2b", "#d1495b"), ("o", "v", "D", "s"), strict=True))
-    places = ((5, 4), (-14, 4), (5, -12), (-14, -12))  # of the numbers, so that neighbours' do not cover each other
-    for number, (name, (near, reached), kind) in enumerate(shown, start=1):
-        colour, marker = looks[kind]
-        ends = [np.abs(np.asarray(v)[1:, None] - np.asarray(v)[0]) for v in (near, reached)]
-        ax.errorbar(
-            [near[0]], [reached[0]], xerr=ends[0], yerr=ends[1], fmt=marker, color=colour, markersize=6,
-            markeredgecolor="white", elinewidth=0.7, label=f"{number} {name}",
-        )  # fmt: skip
-        ax.annotate(
-            str(number), (near[0], reached[0]), xytext=places[number % 4], textcoords="offset points", fontsize=9
-        )
-    ax.axvline(0.5, color="black", linestyle=":", linewidth=1)
-    ax.set_xlabel("nearness to real strong windows")
-    ax.set_ylabel("activation: share of th reached (at most 1)")
-    handles, names = ax.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", fontsize=9)
-    ax.set_title(title)
+    names = [name for points in groups.values() for name in points]
+    figure, axes = plots._grid(1, 2, WIDTH, 1.4 + 0.23 * len(names), sharey=True)
+    looks = tuple(zip((ACCENT, SIGNAL, "#8a8a8a", "#c08a2b"), ("s", "o", "v", "D"), strict=True))
+    row = len(names)
+    for (group, points), (colour, marker) in zip(groups.items(), looks, strict=False):
+        rows = np.arange(row - 1, row - 1 - len(points), -1)
+        row -= len(points)
+        for ax, which in zip(axes[0], (1, 0), strict=True):
+            values = np.array([at[which] for at in points.values()], dtype=float)
+            ends = np.abs(values[:, 1:].T - values[:, 0])
+            ax.errorbar(values[:, 0], rows, xerr=ends, fmt=marker, color=colour, elinewidth=1, capsize=2, label=group)
+    axes[0, 0].set_yticks(np.arange(len(names))[::-1], names)
+    axes[0, 0].set_ylabel("how the signal was made")
+    axes[0, 0].set_xlabel("activation: share of th reached (at most 1)")
+    axes[0, 1].set_xlabel("nearness to real strong windows")
+    axes[0, 1].axvline(0.5, color="black", linestyle=":", linewidth=1)
+    _legend_above(figure, *axes[0, 0].get_legend_handles_labels(), columns=len(groups), title=title)
     return _finish(figure, caveat)

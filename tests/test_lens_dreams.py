@@ -140,10 +140,21 @@ def made(tiny_windows, tmp_path_factory):
         denoiser = prior.prior(cfg, tiny_windows)
         chosen = dreams.choose(nets, tiny_windows.test, 4)
         found = dreams.dreams(cfg, tiny_windows, nets, chosen, denoiser)
+        sizes = dreams.smallest_changes(cfg, tiny_windows, nets, chosen)
         patched.setattr(dreams, "dream", None)
+        patched.setattr(flips, "smallest_change", None)
+        assert np.array_equal(dreams.smallest_changes(cfg, tiny_windows, nets, chosen), sizes), "stored"
         again = dreams.dreams(cfg, tiny_windows, nets, chosen, denoiser)
     measured = dreams.measures(nets, found, denoiser)
-    return {"nets": nets, "chosen": chosen, "found": found, "again": again, "measured": measured, "denoiser": denoiser}
+    return {
+        "sizes": sizes,
+        "nets": nets,
+        "chosen": chosen,
+        "found": found,
+        "again": again,
+        "measured": measured,
+        "denoiser": denoiser,
+    }
 
 
 def test_chosen_windows_are_classified_correctly_by_all(made, tiny_windows):
@@ -191,6 +202,7 @@ def test_measures_are_what_one_computes_by_hand(made):
                 if v != "window":
                     cosine = ((one - real) * small).sum() / np.linalg.norm(one - real) / np.linalg.norm(small)
                     assert float(row["along"]) == pytest.approx(cosine, abs=1e-4)
+    assert np.allclose(made["sizes"], measured["size_g"].sel(variant="smallest change"), rtol=1e-4)
     assert (measured["own"].sel(variant="smallest change") == 1).all()
     assert (measured["own"].sel(variant="window") == 0).all()
     sizes = measured["size_g"]

@@ -79,3 +79,12 @@ def test_a_variant_without_an_interval_is_left_out():
     ax = plots_visualization.plot_variants(values, {"size_g": "size [G]"}).axes[0]
     assert ax.lines[0].get_xdata()[0] == 1 and np.isnan(ax.lines[0].get_xdata()[1])
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+
+
+def test_every_recipe_and_control_has_a_row_with_its_values():
+    figure = plots_visualization.plot_placed({"a": points(["x", "y"]), "b": points(["z"])})
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["x", "y", "z"]
+    assert left.lines[0].get_xdata().tolist() == [v[0] for _, v in points(["x", "y"]).values()]
+    assert left.lines[0].get_ydata().tolist() == [2, 1]
+    assert right.get_xlabel().startswith("nearness")

@@ -32,6 +32,10 @@ STAGE = artifacts.Stage(
     ),
 )
 
+FLIPS = artifacts.Stage(
+    "flips", notebook="10_visualization", modules=("windows", "models.sfhf", "lenses.taps", "lenses.flips")
+)
+
 #: what becomes of a window
 VARIANTS = {
     "window": "the real window",
@@ -132,6 +136,23 @@ def dreams(
         folder = STAGE.obtain(key, build, about)
         stacked.append(artifacts.read_dataset(folder / "dreams.nc").expand_dims(seed=[net.seed]))
     return xr.concat(stacked, "seed")
+
+
+def smallest_changes(cfg: Settings, windows: Windows, networks: Sequence[Network], chosen: np.ndarray) -> np.ndarray:
+    """Size in G RMS of the smallest change found for chosen test windows: (network, window), NaN where none was found.
+
+    One stored result per network. Networks with random weights are the control for trained ones.
+    """
+
+    def folder(net: Network):
+        def build(part) -> None:
+            found = flips.smallest_change(net.model, np.ascontiguousarray(windows.test.x[chosen]))
+            artifacts.write_dataset(part / "flips.nc", xr.Dataset({"rms_g": ("window", found.rms_g)}))
+
+        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
+        return FLIPS.obtain(FLIPS.key([cfg.windows, chosen.tolist()], windows.digest, net.key), build, about)
+
+    return np.stack([artifacts.read_dataset(folder(net) / "flips.nc")["rms_g"].values for net in networks])
 
 
 def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: prior.Denoiser) -> xr.Dataset:
