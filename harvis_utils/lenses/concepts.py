@@ -1,0 +1,263 @@
+"""Windows turned into concepts: boolean masks that say at which samples of which axis something holds.
+
+What the pixel labels of Broden are to images (Bau, Zhou et al. 2017, section 2.1), written down for acceleration:
+*activities*, which hold in whole windows, and *waveforms*, each a rule of a few lines about a window's own samples.
+Nobody labels anything, so a rule can be read, doubted and changed. Made-up data add the places of their motifs.
+
+Every rule maps windows (..., time) in G to booleans of the same shape and looks at single windows only: near a
+window's ends, where a rule cannot see what it needs, it does not hold.
+
+Choice: all thresholds, set by how often the rules hold in recordings, before any network was looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harvis_utils.datasets.synthetic import PlantedMotifs
+from harvis_utils.windows import Split, Windows
+
+#: an edge: the samples this far before and after differ by so much
+EDGE_REACH, EDGE_G = 2, 0.5
+#: a peak: highest within this reach, so much above the lowest sample on either side; it lasts one sample more each way
+PEAK_REACH, PEAK_G, PEAK_HALF = 3, 0.4, 1
+#: a plateau: all samples within this reach lie in a range so narrow
+PLATEAU_REACH, PLATEAU_G = 3, 0.1
+#: an impact: two consecutive samples differ by so much
+IMPACT_G = 1.0
+#: oscillation: the envelope in a band is so high, and higher than in the other bands. A window of one second resolves
+#: 1 Hz; the bands hold steps and swings, their harmonics, shaking, and the ringing after impacts
+BANDS_HZ = {"1-2 Hz": (0.5, 2.5), "3-5 Hz": (2.5, 5.5), "6-9 Hz": (5.5, 9.5), "10-14 Hz": (9.5, 14.5)}
+OSCILLATION_G = 0.3
+#: gravity along an axis: the mean over this reach, less at a window's ends, is so large (0.9 G is a tilt of 26 degrees)
+GRAVITY_REACH, GRAVITY_G = 7, 0.9
+#: near free fall: what a sensor's three axes measure together is so small
+FREE_FALL_G = 0.4
+#: consecutive axes that make one sensor
+AXES_PER_SENSOR = 3
+
+ACTIVITY, WAVEFORM, MOTIF = "activity", "waveform", "motif"
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """Concepts over the same windows: ``masks`` is bool (concept, window, axis, time).
+
+    ``kinds`` says of each concept whether it is an activity, a waveform or a motif; ``left_out`` maps concepts that
+    these windows cannot have to the reason.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    masks: np.ndarray
+    left_out: dict[str, str]
+
+    @property
+    def share(self) -> np.ndarray:
+        """Share of all samples at which each concept holds, (concept,)."""
+        return self.masks.mean(axis=(1, 2, 3))
+
+    def of_kind(self, kind: str) -> list[str]:
+        """Names of the concepts of one kind."""
+        return [name for name, k in zip(self.names, self.kinds, strict=True) if k == kind]
+
+
+# ------------------------------------------------------------------------------------------------ waveforms
+
+
+def rising_edge(x: np.ndarray) -> np.ndarray:
+    """The sample ``EDGE_REACH`` later is at least ``EDGE_G`` above the one ``EDGE_REACH`` earlier."""
+    found = np.zeros(x.shape, bool)
+    span = 2 * EDGE_REACH
+    found[..., EDGE_REACH:-EDGE_REACH] = x[..., span:] - x[..., :-span] >= EDGE_G
+    return found
+
+
+def falling_edge(x: np.ndarray) -> np.ndarray:
+    """A rising edge of the signal turned over."""
+    return rising_edge(-x)
+
+
+def peak(x: np.ndarray) -> np.ndarray:
+    """Within ``PEAK_HALF`` samples of a sample that is the highest of its neighbourhood and stands out of it.
+
+    The neighbourhood are ``PEAK_REACH`` samples on either side; on each, one must lie ``PEAK_G`` or more below.
+    """
+    pieces = _neighbourhoods(x, PEAK_REACH)
+    middle = pieces[..., PEAK_REACH]
+    lowest = np.maximum(pieces[..., :PEAK_REACH].min(-1), pieces[..., PEAK_REACH + 1 :].min(-1))
+    top = np.zeros(x.shape, bool)
+    top[..., PEAK_REACH:-PEAK_REACH] = (middle >= pieces.max(-1)) & (middle - lowest >= PEAK_G)
+    found = top.copy()
+    for step in range(1, PEAK_HALF + 1):
+        found[..., step:] |= top[..., :-step]
+        found[..., :-step] |= top[..., step:]
+    return found
+
+
+def valley(x: np.ndarray) -> np.ndarray:
+    """A peak of the signal turned over."""
+    return peak(-x)
+
+
+def plateau(x: np.ndarray) -> np.ndarray:
+    """All samples within ``PLATEAU_REACH`` lie in a range of ``PLATEAU_G``."""
+    pieces = _neighbourhoods(x, PLATEAU_REACH)
+    found = np.zeros(x.shape, bool)
+    found[..., PLATEAU_REACH:-PLATEAU_REACH] = pieces.max(-1) - pieces.min(-1) <= PLATEAU_G
+    return found
+
+
+def impact(x: np.ndarray) -> np.ndarray:
+    """Either of two consecutive samples that differ by ``IMPACT_G`` or more."""
+    jumps = np.abs(np.diff(x, axis=-1)) >= IMPACT_G
+    found = np.zeros(x.shape, bool)
+    found[..., 1:] |= jumps
+    found[..., :-1] |= jumps
+    return found
+
+
+def band_envelopes(x: np.ndarray, rate_hz: float) -> np.ndarray:
+    """Envelope of each band of ``BANDS_HZ`` in G, (band, ..., time): what a window's Fourier series says of it.
+
+    It is the magnitude of the analytic signal, twice the sum of the band's terms at positive frequencies; the constant
+    and the Nyquist frequency belong to no band.
+    """
+    n_time = x.shape[-1]
+    hertz = np.fft.fftfreq(n_time, 1 / rate_hz)
+    waves = np.fft.fft(np.asarray(x, dtype=np.float64), axis=-1)
+    inside = [(hertz >= low) & (hertz < high) & (hertz < rate_hz / 2) for low, high in BANDS_HZ.values()]
+    return np.stack([np.abs(np.fft.ifft(2 * waves * band, axis=-1)) for band in inside])
+
+
+def oscillations(x: np.ndarray, rate_hz: float) -> dict[str, np.ndarray]:
+    """Per band: its envelope is at least ``OSCILLATION_G`` and higher than that of every other band."""
+    envelopes = band_envelopes(x, rate_hz)
+    strongest = envelopes.argmax(0)
+    return {
+        f"oscillation {name}": (strongest == k) & (envelopes[k] >= OSCILLATION_G) for k, name in enumerate(BANDS_HZ)
+    }
+
+
+def gravity_up(x: np.ndarray) -> np.ndarray:
+    """The mean over the samples within ``GRAVITY_REACH`` is ``GRAVITY_G`` or more: the axis points upwards."""
+    n_time = x.shape[-1]
+    sums = np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x, axis=-1, dtype=np.float64)], axis=-1)
+    time = np.arange(n_time)
+    first, last = np.maximum(time - GRAVITY_REACH, 0), np.minimum(time + GRAVITY_REACH + 1, n_time)
+    return (sums[..., last] - sums[..., first]) / (last - first) >= GRAVITY_G
+
+
+def gravity_down(x: np.ndarray) -> np.ndarray:
+    """The same for the axis turned over."""
+    return gravity_up(-x)
+
+
+def free_fall(x: np.ndarray) -> np.ndarray:
+    """The magnitude over a sensor's three axes is ``FREE_FALL_G`` or less; it holds on all three: (..., axis, time).
+
+    A sensor is ``AXES_PER_SENSOR`` consecutive axes. Raises ``ValueError`` where the axes are no multiple of that.
+    """
+    if reason := no_free_fall(x.shape[-2]):
+        raise ValueError(reason)
+    sensors = x.reshape(*x.shape[:-2], -1, AXES_PER_SENSOR, x.shape[-1])
+    small = np.sqrt((sensors.astype(np.float64) ** 2).sum(-2)) <= FREE_FALL_G
+    return np.repeat(small, AXES_PER_SENSOR, axis=-2)
+
+
+def no_free_fall(n_axes: int) -> str:
+    """Why axes cannot be grouped into sensors of three; empty where they can."""
+    if n_axes % AXES_PER_SENSOR == 0:
+        return ""
+    return f"{n_axes} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
+
+
+def _neighbourhoods(x: np.ndarray, reach: int) -> np.ndarray:
+    """(..., time - 2 reach, 2 reach + 1): the samples around each sample that has them all."""
+    return np.lib.stride_tricks.sliding_window_view(x, 2 * reach + 1, axis=-1)
+
+
+#: rules that look at one axis by itself
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "rising edge": rising_edge,
+    "falling edge": falling_edge,
+    "peak": peak,
+    "valley": valley,
+    "plateau": plateau,
+    "impact": impact,
+    "gravity +": gravity_up,
+    "gravity -": gravity_down,
+}
+
+
+def waveforms(x: np.ndarray, rate_hz: float) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All waveform concepts of windows (window, axis, time) in G, and those left out with the reason.
+
+    Raises ``ValueError`` for windows of another shape, with values that are not finite, or too short for the rules.
+    """
+    least = 2 * max(EDGE_REACH, PEAK_REACH, PLATEAU_REACH) + 1
+    if x.ndim != 3 or x.shape[2] < least:
+        raise ValueError(f"windows should be (window, axis, time) with {least} samples or more, not {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError("windows hold NaN or infinity: concepts are not defined there; leave those windows out")
+    found = {name: rule(x) for name, rule in RULES.items()} | oscillations(x, rate_hz)
+    reason = no_free_fall(x.shape[1])
+    if not reason:
+        found["near free fall"] = free_fall(x)
+    return found, {"near free fall": reason} if reason else {}
+
+
+# ---------------------------------------------------------------------------------- activities, motifs, all
+
+
+def activities(activity: np.ndarray, names: Sequence[str], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """One concept per activity that occurs: it holds at every sample of its windows."""
+    return {
+        name: np.broadcast_to((activity == k)[:, None, None], shape)
+        for k, name in enumerate(names)
+        if (activity == k).any()
+    }
+
+
+def planted(truth: PlantedMotifs, split: Split) -> dict[str, np.ndarray]:
+    """Where each planted motif lies in the windows of a split, masks (window, axis, time) by the motif's name.
+
+    A motif that begins before a window or ends after it holds at the samples that are inside. The split must be cut at
+    the rate of the made-up recordings.
+    """
+    x_shape = (len(split), split.series.shape[1], split.length)
+    length = dict(zip(truth.names, map(len, truth.shapes), strict=True))
+    found = {name: np.zeros(x_shape, bool) for name in truth.names}
+    places = truth.occurrences.groupby(["subject", "activity"])
+    who = {key: np.flatnonzero((split.subject == key[0]) & (split.activity == key[1])) for key in places.groups}
+    for key, table in places:
+        for row in table.itertuples():
+            first = row.start - split.offset[who[key]]
+            near = (first < split.length) & (first + length[row.motif] > 0)
+            for window, begin in zip(who[key][near], first[near], strict=True):
+                span = slice(max(begin, 0), begin + length[row.motif])
+                found[row.motif][window, row.axis, span] = True
+    return found
+
+
+def of_windows(windows: Windows, split: Split) -> Concepts:
+    """Activities and waveforms of the windows of ``split``, one of the splits of ``windows`` or a thinned one."""
+    x = split.x
+    shapes, left_out = waveforms(x, windows.rate_hz)
+    groups = {ACTIVITY: activities(split.activity, windows.activities, x.shape), WAVEFORM: shapes}
+    return _together(groups, left_out)
+
+
+def of_motifs(truth: PlantedMotifs, split: Split) -> Concepts:
+    """The planted motifs as concepts of the windows of ``split``."""
+    return _together({MOTIF: planted(truth, split)}, {})
+
+
+def _together(groups: dict[str, dict[str, np.ndarray]], left_out: dict[str, str]) -> Concepts:
+    names = [name for group in groups.values() for name in group]
+    kinds = [kind for kind, group in groups.items() for _ in group]
+    masks = np.stack([mask for group in groups.values() for mask in group.values()])
+    return Concepts(tuple(names), tuple(kinds), masks, left_out)

@@ -1,0 +1,142 @@
+"""What the number of detectors depends on, and whether concepts explain what units are good for.
+
+*Factors* (Bau, Zhou et al. 2017, sections 3.4 to 3.7): small networks that differ in one thing: width, batch norm, or
+having learned from labels or from a task without any. *Explanation*: what silencing a unit costs, beside its
+concept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from harvis_utils import config, study, training
+from harvis_utils.config import Settings
+from harvis_utils.lenses import ablation, dissection, pretext
+from harvis_utils.lenses.concepts import Concepts
+from harvis_utils.lenses.dissection_runs import DissectionSettings, dissect
+from harvis_utils.recovery import _side_by_side
+from harvis_utils.training import Network
+from harvis_utils.windows import SPLITS, Windows
+
+#: what the small networks differ from: the quick profile's model and training, whatever the run's own are
+BASE = "16 units, batch norm, labels"
+LABELS, PRETEXT = "labels", "pretext"
+
+
+def thinned(windows: Windows, every: int) -> Windows:
+    """Every n-th window of all splits, as windows of their own; every first are the windows themselves."""
+    if every == 1:
+        return windows
+    splits = {name: study.thin(getattr(windows, name), every) for name in SPLITS}
+    return dataclasses.replace(windows, **splits, digest=f"{windows.digest}/{every}")
+
+
+def small(cfg: Settings, settings: DissectionSettings, **model) -> Settings:
+    """The settings of a small network that differs from the base in ``model``.
+
+    Choice: no dropout; with it, so few epochs do not teach the task without labels at all.
+    """
+    quick = config.load("quick", cfg.dataset, cfg.device)
+    trained = dataclasses.replace(quick.training, seeds=settings.factor_seeds)
+    model = dataclasses.replace(quick.model, **{"dropout": 0.0, **model})
+    return dataclasses.replace(quick, windows=cfg.windows, model=model, training=trained)
+
+
+def levels(settings: DissectionSettings) -> dict[str, tuple[str, dict]]:
+    """Name of each kind of small network -> what it learns, and what its model differs in from the base."""
+    widths = {f"{n} units": (LABELS, {"n_units": n}) for n in settings.widths}
+    return {BASE: (LABELS, {}), **widths, "no batch norm": (LABELS, {"batch_norm": False}), "no labels": (PRETEXT, {})}
+
+
+def small_networks(cfg: Settings, windows: Windows, settings: DissectionSettings) -> dict[str, list[Network]]:
+    """The small networks of each level, one per seed, trained on thinned windows where they are not there yet.
+
+    ``history["test_f1"]`` of those without labels is that of the task they learned.
+    """
+    tasks, plan = _tasks(windows, settings), levels(settings)
+    jobs = [(level, seed) for level in plan for seed in settings.factor_seeds]
+
+    def one(job: tuple[str, int]) -> Network:
+        task, model = plan[job[0]]
+        return training.train(small(cfg, settings, **model), tasks[task], job[1])
+
+    # the widest first, so that no thread is left with one at the end
+    jobs.sort(key=lambda job: -plan[job[0]][1].get("n_units", small(cfg, settings).model.n_units))
+    found = dict(zip(jobs, _side_by_side(cfg, one, jobs), strict=True))
+    return {level: [found[level, seed] for seed in settings.factor_seeds] for level in plan}
+
+
+def _tasks(windows: Windows, settings: DissectionSettings) -> dict[str, Windows]:
+    few = thinned(windows, settings.factor_thinning)
+    return {LABELS: few, PRETEXT: pretext.task(few)}
+
+
+def factors(cfg: Settings, windows: Windows, concepts: Concepts, settings: DissectionSettings) -> xr.Dataset:
+    """Detectors of small networks, trained (``weights`` "trained") and with random weights ("random").
+
+    ``unique``, ``share`` (of units that are detectors) over (level, weights, seed, layer, rule), ``iou``, the mean of
+    the units' best, over (level, weights, seed, layer), and ``f1`` (level, seed): macro F1 on thinned test windows of
+    the task that was learned. Missing networks are trained.
+    """
+    tasks, plan, columns, f1 = _tasks(windows, settings), levels(settings), [], []
+    for level, trained in small_networks(cfg, windows, settings).items():
+        task, model = plan[level]
+        own = small(cfg, settings, **model)
+        f1.append([training.macro_f1(tasks[task].test, net.predicted["test"]) for net in trained])
+        both = {"trained": trained, "random": training.untrained(own, tasks[task])}
+        found = [
+            _counted(dissection.detectors(dissect(own, windows, nets, concepts, settings))).expand_dims(weights=[name])
+            for name, nets in both.items()
+        ]
+        columns.append(xr.concat(found, "weights").expand_dims(level=[level]))
+    return xr.concat(columns, "level").assign(f1=(("level", "seed"), np.array(f1)))
+
+
+def _counted(found: xr.Dataset) -> xr.Dataset:
+    share, iou = found["detector"].mean("unit"), found["best"].mean("unit")
+    return xr.Dataset({"unique": dissection.unique(found), "share": share, "iou": iou})
+
+
+# ------------------------------------------------------------------------------------------------- explanation
+
+
+def explained(
+    found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str], settings: DissectionSettings
+) -> pd.DataFrame:
+    """Do concepts explain effects? One row per layer and question, averaged over networks.
+
+    ``found`` are :func:`dissect`'s results, ``lost`` those of :func:`ablate`. "own activity": do units that overlap an
+    activity cost that activity's F1, or the probability its windows get? "any concept": do units with a large best IoU
+    cost macro F1?
+    """
+    overlap = found["iou"].sel(concept=[a for a in activities if a in found["concept"]])
+    classes = [list(activities).index(a) for a in overlap["concept"].values]
+    rows = []
+    for layer in found["layer"].values:
+        questions: dict[str, list[ablation.Explained]] = {}
+        for seed in found["seed"].values:
+            at = {"seed": seed, "layer": layer}
+            own, cost = overlap.sel(at).values, lost.sel(at).isel({"class": classes})
+            best = found["iou"].sel(at).max("concept").values[:, None]
+            rng = np.random.default_rng(0)  # the same draws for every question
+            pairs = {
+                "own activity, F1": (own, cost["f1"].values),
+                "own activity, probability": (own, cost["probability"].values),
+                "any concept, macro F1": (best, lost["f1"].sel(at).mean("class").values[:, None]),
+            }
+            for question, (concept, effect) in pairs.items():
+                one = ablation.explained(concept, effect, settings.n_permutations, rng)
+                questions.setdefault(question, []).append(one)
+        for question, parts in questions.items():
+            whole = ablation.pooled(parts)
+            values = [part.value for part in parts]
+            low, high = (float(np.quantile(whole.null, q)) for q in (0.025, 0.975))
+            row = {"layer": str(layer), "question": question, "correlation": whole.value, "p": whole.p}
+            row |= {"chance low": low, "chance high": high, "networks": len(parts)}
+            rows.append(row | {"smallest": min(values), "largest": max(values)})
+    return pd.DataFrame(rows).set_index(["layer", "question"])
