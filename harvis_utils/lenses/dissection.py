@@ -46,9 +46,10 @@ def stream(network: nn.Module, layer: str | Tap, x: np.ndarray, device: torch.de
     """The maps of a layer for windows (window, axis, time), computed anew at each call; the network stays as it is."""
 
     def maps() -> Iterator[Tensor]:
-        with taps.evaluating(network), torch.no_grad():
-            for begin in range(0, len(x), CHUNK):
-                yield taps.maps_of(network, layer, torch.as_tensor(x[begin : begin + CHUNK], device=device))
+        for begin in range(0, len(x), CHUNK):
+            with taps.evaluating(network), torch.no_grad():  # closed before the chunk is handed over
+                found = taps.maps_of(network, layer, torch.as_tensor(x[begin : begin + CHUNK], device=device))
+            yield found
 
     return maps
 
@@ -133,7 +134,9 @@ def unit_masks(of: Stream, limits: Thresholds, n_axes: int, n_time: int) -> spar
                 f"these maps have {axes} axes, the windows {n_axes}: units are compared with concepts on each axis, or "
                 "over all axes where a layer has merged them; name a layer before or after the one that merges some"
             )
-        if time != n_time:
+        if time == 1:  # interpolating a single value would round it
+            chunk = chunk.expand(-1, -1, -1, n_time)
+        elif time != n_time:
             flat = chunk.reshape(n_windows * n_units, axes, time)
             chunk = F.interpolate(flat, n_time, mode="linear").reshape(n_windows, n_units, axes, n_time)
         t_k, rest = t_k.to(chunk.device), rest.to(chunk.device)

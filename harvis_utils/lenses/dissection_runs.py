@@ -37,10 +37,10 @@ ABLATION = artifacts.Stage(
 class DissectionSettings:
     """How many windows, draws, angles and small networks."""
 
-    thinning: int = 20  # every n-th training window is dissected: thinned windows share no samples
+    thinning: int = 30  # every n-th training window is dissected: thinned windows share no samples
     n_draws: int = 39  # draws of each null; a 95 % point needs 19
     angles: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # alpha of Q^alpha; each network has a Q of its own
-    ablation_thinning: int = 30  # every n-th test window
+    ablation_thinning: int = 40  # every n-th test window
     factor_thinning: int = 10  # every n-th window of all splits, for the small networks
     factor_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     widths: tuple[int, ...] = (4, 8, 32)  # beside the base's
