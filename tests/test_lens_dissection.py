@@ -615,6 +615,29 @@ def test_a_run_is_stored_and_its_first_angle_is_the_network_itself(tiny):
     assert not any(hooks_of(net.model) for net in nets)
 
 
+def test_examples_and_comparisons_come_from_the_results(tiny):
+    cfg, data, few = tiny
+    nets, split = training.untrained(cfg, data), dissection_runs.dissected_windows(data, few)
+    found = concepts.of_windows(data, split)
+    labels = dissection.detectors(dissection_runs.dissect(cfg, data, nets, found, few))
+    shown = dissection_factors.examples(nets[0], labels.sel(seed=0), split, found, 5)
+    assert len(shown) == len({(e.layer, e.concept) for e in shown}) == 5
+    assert [e.iou for e in shown] == sorted([e.iou for e in shown], reverse=True)
+    assert shown[0].iou == labels["best"].sel(seed=0).max()
+    for e in shown:
+        own = labels.sel(seed=0, layer=e.layer, unit=e.unit)
+        assert (own["best"], own["concept"]) == (e.iou, e.concept) and e.unit_mask.any()
+        outputs = tap.maps_of(nets[0].model, e.layer, torch.as_tensor(split.x))[:, e.unit]
+        window, axis = np.unravel_index(int(outputs.argmax()), outputs.shape)[:2]
+        assert np.array_equal(e.signal, split.x[window, axis])
+        assert np.array_equal(e.concept_mask, found.masks[found.names.index(e.concept), window, axis])
+    best = labels["best"].mean("unit")
+    table = dissection_factors.compared({"trained": best, "half": best / 2})
+    assert np.allclose(table.loc[("conv2", "half"), "trained minus this"], best.sel(layer="conv2").mean() / 2)
+    assert table.loc[("conv1", "trained"), "value"] == pytest.approx(float(best.sel(layer="conv1").mean()))
+    assert table["networks"].eq(2).all() and table["value low"].le(table["value high"]).all()
+
+
 def test_factors_compare_small_networks(tiny, monkeypatch):
     cfg, data, few = tiny
     quick = dict(config.PROFILES["quick"])

@@ -8,20 +8,23 @@ concept.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
 from harvis_utils import config, study, training
 from harvis_utils.config import Settings
+from harvis_utils.intervals import interval, paired
 from harvis_utils.lenses import ablation, dissection, pretext
 from harvis_utils.lenses.concepts import Concepts
 from harvis_utils.lenses.dissection_runs import DissectionSettings, dissect
 from harvis_utils.recovery import _side_by_side
 from harvis_utils.training import Network
-from harvis_utils.windows import SPLITS, Windows
+from harvis_utils.windows import SPLITS, Split, Windows
 
 #: what the small networks differ from: the quick profile's model and training, whatever the run's own are
 BASE = "16 units, batch norm, labels"
@@ -100,6 +103,65 @@ def factors(cfg: Settings, windows: Windows, concepts: Concepts, settings: Disse
 def _counted(found: xr.Dataset) -> xr.Dataset:
     share, iou = found["detector"].mean("unit"), found["best"].mean("unit")
     return xr.Dataset({"unique": dissection.unique(found), "share": share, "iou": iou})
+
+
+# ---------------------------------------------------------------------------------------- comparison, examples
+
+
+def compared(counts: Mapping[str, xr.DataArray], first: str = "trained") -> pd.DataFrame:
+    """Values of several kinds of networks, (seed, layer) each, beside each other: one row per layer and kind.
+
+    "value" with its interval over networks, and "first minus this", paired network by network, with its own.
+    """
+    rows = []
+    for layer in counts[first]["layer"].values:
+        own = {who: of.sel(layer=layer).transpose("seed").values.astype(float)[:, None] for who, of in counts.items()}
+        for who, values in own.items():
+            mean, ends = interval(values)
+            row = {"layer": str(layer), "units": who, "value": mean}
+            row |= dict(zip(("value low", "value high"), ends or (np.nan, np.nan), strict=True))
+            if who != first:
+                found = paired(own[first], values)
+                name = f"{first} minus this"
+                row |= {name: found.mean, f"{name} low": found.interval[0], f"{name} high": found.interval[1]}
+            rows.append(row | {"networks": len(values)})
+    return pd.DataFrame(rows).set_index(["layer", "units"])
+
+
+@dataclass(frozen=True)
+class Example:
+    """A unit where its output is largest: the ``signal`` (time,) in G there, the unit's mask and its concept's."""
+
+    layer: str
+    unit: int
+    concept: str
+    iou: float
+    signal: np.ndarray
+    unit_mask: np.ndarray
+    concept_mask: np.ndarray
+
+
+def examples(network: Network, labels: xr.Dataset, split: Split, concepts: Concepts, n: int) -> list[Example]:
+    """The ``n`` detectors of one network with the largest IoU, each concept at most once in a layer.
+
+    ``labels`` are :func:`dissection.detectors`' over (layer, unit), ``split`` and ``concepts`` the windows they come
+    from. Each is shown where its output is largest, which is not where it fits best.
+    """
+    table = labels[["best", "concept"]].stack(place=("layer", "unit")).to_dataframe().reset_index(drop=True)
+    table[["layer", "unit"]] = [list(place) for place in labels["best"].stack(place=("layer", "unit"))["place"].values]
+    table = table.sort_values("best", ascending=False).drop_duplicates(["layer", "concept"]).head(n)
+    found = {}
+    for layer, rows in table.groupby("layer"):
+        maps = dissection.kept(dissection.stream(network.model, layer, split.x))
+        units = dissection.unit_masks(maps, dissection.thresholds(maps), *concepts.masks.shape[2:])
+        whole = torch.cat(list(maps()))
+        for row in rows.itertuples():
+            window, axis, _ = np.unravel_index(int(whole[:, row.unit].argmax()), whole[:, row.unit].shape)
+            own = units[row.unit].toarray().reshape(concepts.masks.shape[1:])[window, axis] > 0
+            concept = concepts.masks[concepts.names.index(row.concept), window, axis]
+            signal = split.x[window, axis]
+            found[row.Index] = Example(layer, row.unit, row.concept, row.best, signal, own, concept)
+    return [found[index] for index in table.index]
 
 
 # ------------------------------------------------------------------------------------------------- explanation
