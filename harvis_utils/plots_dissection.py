@@ -102,7 +102,7 @@ def plot_best_iou(
         ax.set_xlabel("units, sorted")
         ax.grid(axis="x", visible=False)
         ax.set_title(layer)
-        ax.set_ylim(bottom=0)
+    axes[0, 0].set_ylim(bottom=0)  # once all is drawn: it fixes the top, too
     axes[0, 0].set_ylabel("IoU with the best concept")
     _legend_above(figure, *axes[0, 0].get_legend_handles_labels(), columns=2, title=title)
     return _finish(figure, caveat)
@@ -147,7 +147,7 @@ def plot_rotation(
             for who, values in by_layer[layer].items():
                 ax.plot(angles, values[:, 0], marker=WHO_MARKERS[who], color=WHO_COLOURS[who], label=who)
                 ax.fill_between(angles, values[:, 1], values[:, 2], color=WHO_COLOURS[who], alpha=0.18, linewidth=0)
-            ax.set_ylim(bottom=0)
+        row[0].set_ylim(bottom=0)
         row[0].set_ylabel(textwrap.fill(measure, 22))
     for ax, layer in zip(axes[0], layers, strict=True):
         ax.set_title(layer)

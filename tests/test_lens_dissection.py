@@ -635,7 +635,15 @@ def test_examples_and_comparisons_come_from_the_results(tiny):
     table = dissection_factors.compared({"trained": best, "half": best / 2})
     assert np.allclose(table.loc[("conv2", "half"), "trained minus this"], best.sel(layer="conv2").mean() / 2)
     assert table.loc[("conv1", "trained"), "value"] == pytest.approx(float(best.sel(layer="conv1").mean()))
-    assert table["networks"].eq(2).all() and table["value low"].le(table["value high"]).all()
+    assert table["networks"].eq(2).all() and table["value low"].isna().all(), "two networks are too few for an interval"
+    five = xr.concat([best.isel(seed=0, drop=True) * k for k in (1, 2, 3, 4, 5)], "seed")
+    table = dissection_factors.compared({"trained": five, "half": five / 2})
+    row = table.loc[("conv3", "half")]
+    assert 0 < row["trained minus this low"] < row["trained minus this"] < row["trained minus this high"]
+    mean, (low, high) = interval(five.sel(layer="conv3").values)
+    assert table.loc[("conv3", "trained"), ["value", "value low", "value high"]].tolist() == pytest.approx(
+        [mean, low, high]
+    )
 
 
 def test_factors_compare_small_networks(tiny, monkeypatch):
@@ -659,6 +667,11 @@ def test_factors_compare_small_networks(tiny, monkeypatch):
     assert np.array_equal(
         table["unique"].sel(level="3 units", weights="trained").transpose("seed", "layer", "rule"), counted
     )
+    rows = dissection_factors.factor_table(table)
+    mean = table["unique"].sel(weights="trained", rule="IoU > 0.04").mean(("layer", "seed"))
+    assert rows["unique detectors"].tolist() == pytest.approx(mean.values) and list(rows.index) == list(levels)
+    gap = rows["unique detectors, base minus this"]
+    assert gap["3 units"] == pytest.approx(rows["unique detectors"].iloc[0] - rows.loc["3 units", "unique detectors"])
     fewer = dissection_factors.thinned(data, 3)
     assert len(fewer.test) == -(-len(data.test) // 3) and fewer.digest != data.digest
     assert dissection_factors.thinned(data, 1) is data

@@ -114,6 +114,11 @@ def test_every_unit_network_and_interval_is_drawn():
     curves = {"m": {la: {"trained": points(3)} for la in LAYERS}}
     line = plots_dissection.plot_rotation(ANGLES, curves).axes[1].lines[0]
     assert np.array_equal(line.get_ydata(), curves["m"]["conv2"]["trained"][:, 0])
+    rising = {"m": {la: {"trained": points(3) * (1 + k)} for k, la in enumerate(LAYERS)}}
+    for ax in plots_dissection.plot_rotation(ANGLES, rising).axes:
+        assert ax.get_ylim()[0] == 0 and ax.get_ylim()[1] >= max(v["trained"].max() for v in rising["m"].values())
+    best["trained"]["conv3"] = np.array([0.9])
+    assert all(ax.get_ylim()[1] > 0.9 for ax in plots_dissection.plot_best_iou(best, 0.04, 0.01).axes)
     own = {la: {le: {who: random(5) for who in WHO[::2]} for le in LEVELS} for la in LAYERS}
     lines = plots_dissection.plot_factors(own, "x").axes[0].lines
     assert np.array_equal(lines[3].get_xdata(), own["conv1"]["4 units"]["random weights"])

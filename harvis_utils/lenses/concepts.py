@@ -124,7 +124,8 @@ def band_envelopes(x: np.ndarray, rate_hz: float) -> np.ndarray:
     """Envelope of each band of ``BANDS_HZ`` in G, (band, ..., time): what a window's Fourier series says of it.
 
     It is the magnitude of the analytic signal, twice the sum of the band's terms at positive frequencies; the constant
-    and the Nyquist frequency belong to no band.
+    and the Nyquist frequency belong to no band. The series repeats the window: a step from its end to its beginning
+    is part of it, at both.
     """
     n_time = x.shape[-1]
     hertz = np.fft.fftfreq(n_time, 1 / rate_hz)

@@ -18,7 +18,7 @@ import xarray as xr
 
 from harvis_utils import config, study, training
 from harvis_utils.config import Settings
-from harvis_utils.intervals import interval, paired
+from harvis_utils.intervals import ENOUGH_SEEDS, interval, paired
 from harvis_utils.lenses import ablation, dissection, pretext
 from harvis_utils.lenses.concepts import Concepts
 from harvis_utils.lenses.dissection_runs import DissectionSettings, dissect
@@ -100,6 +100,23 @@ def factors(cfg: Settings, windows: Windows, concepts: Concepts, settings: Disse
     return xr.concat(columns, "level").assign(f1=(("level", "seed"), np.array(f1)))
 
 
+def factor_table(found: xr.Dataset, rule: str = dissection.RULES[0]) -> pd.DataFrame:
+    """One row per kind of small network: F1 of its task, unique detectors and mean best IoU, both means over layers.
+
+    From :func:`factors`' result; beside the latter two their difference from the base, as :func:`compared` makes it.
+    """
+    trained = found.sel(weights="trained")
+    measures = {"unique detectors": trained["unique"].sel(rule=rule), "mean best IoU": trained["iou"]}
+    columns = {"macro F1 of its task": trained["f1"].mean("seed").to_series()}
+    for name, of in measures.items():
+        own = {str(level): of.sel(level=level).mean("layer").expand_dims(layer=["all"]) for level in of["level"].values}
+        table = compared(own, BASE).xs("all")
+        for suffix in ("", " low", " high"):
+            columns[f"{name}{suffix}"] = table[f"value{suffix}"]
+            columns[f"{name}, base minus this{suffix}"] = table[f"{BASE} minus this{suffix}"]
+    return pd.DataFrame(columns).loc[list(own)].rename_axis("kind").assign(networks=found.sizes["seed"])
+
+
 def _counted(found: xr.Dataset) -> xr.Dataset:
     share, iou = found["detector"].mean("unit"), found["best"].mean("unit")
     return xr.Dataset({"unique": dissection.unique(found), "share": share, "iou": iou})
@@ -111,19 +128,21 @@ def _counted(found: xr.Dataset) -> xr.Dataset:
 def compared(counts: Mapping[str, xr.DataArray], first: str = "trained") -> pd.DataFrame:
     """Values of several kinds of networks, (seed, layer) each, beside each other: one row per layer and kind.
 
-    "value" with its interval over networks, and "first minus this", paired network by network, with its own.
+    "value" with its interval over networks, and "first minus this", paired network by network, with its own; intervals
+    from ``ENOUGH_SEEDS`` networks on, because fewer say too little of others.
     """
     rows = []
     for layer in counts[first]["layer"].values:
         own = {who: of.sel(layer=layer).transpose("seed").values.astype(float)[:, None] for who, of in counts.items()}
         for who, values in own.items():
-            mean, ends = interval(values)
-            row = {"layer": str(layer), "units": who, "value": mean}
-            row |= dict(zip(("value low", "value high"), ends or (np.nan, np.nan), strict=True))
+            columns = {"value": interval(values)}
             if who != first:
                 found = paired(own[first], values)
-                name = f"{first} minus this"
-                row |= {name: found.mean, f"{name} low": found.interval[0], f"{name} high": found.interval[1]}
+                columns[f"{first} minus this"] = found.mean, found.interval
+            row = {"layer": str(layer), "units": who}
+            for name, (mean, ends) in columns.items():
+                low, high = ends if ends and len(values) >= ENOUGH_SEEDS else (np.nan, np.nan)
+                row |= {name: mean, f"{name} low": low, f"{name} high": high}
             rows.append(row | {"networks": len(values)})
     return pd.DataFrame(rows).set_index(["layer", "units"])
 
