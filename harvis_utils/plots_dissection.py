@@ -147,7 +147,7 @@ def plot_rotation(
             for who, values in by_layer[layer].items():
                 ax.plot(angles, values[:, 0], marker=WHO_MARKERS[who], color=WHO_COLOURS[who], label=who)
                 ax.fill_between(angles, values[:, 1], values[:, 2], color=WHO_COLOURS[who], alpha=0.18, linewidth=0)
-        row[0].set_ylim(bottom=0)
+        row[0].set_ylim(0, 1.05 * row[0].get_ylim()[1])
         row[0].set_ylabel(textwrap.fill(measure, 22))
     for ax, layer in zip(axes[0], layers, strict=True):
         ax.set_title(layer)
