@@ -670,6 +670,8 @@ def test_factors_compare_small_networks(tiny, monkeypatch):
     rows = dissection_factors.factor_table(table)
     mean = table["unique"].sel(weights="trained", rule="IoU > 0.04").mean(("layer", "seed"))
     assert rows["unique detectors"].tolist() == pytest.approx(mean.values) and list(rows.index) == list(levels)
+    untrained = table["iou"].sel(weights="random").mean(("layer", "seed"))
+    assert rows["mean best IoU, random weights"].tolist() == pytest.approx(untrained.values)
     gap = rows["unique detectors, base minus this"]
     assert gap["3 units"] == pytest.approx(rows["unique detectors"].iloc[0] - rows.loc["3 units", "unique detectors"])
     fewer = dissection_factors.thinned(data, 3)

@@ -103,17 +103,19 @@ def factors(cfg: Settings, windows: Windows, concepts: Concepts, settings: Disse
 def factor_table(found: xr.Dataset, rule: str = dissection.RULES[0]) -> pd.DataFrame:
     """One row per kind of small network: F1 of its task, unique detectors and mean best IoU, both means over layers.
 
-    From :func:`factors`' result; beside the latter two their difference from the base, as :func:`compared` makes it.
+    From :func:`factors`' result; beside the latter two their difference from the base, as :func:`compared` makes it,
+    and the same measure of networks of that kind with random weights.
     """
-    trained = found.sel(weights="trained")
-    measures = {"unique detectors": trained["unique"].sel(rule=rule), "mean best IoU": trained["iou"]}
-    columns = {"macro F1 of its task": trained["f1"].mean("seed").to_series()}
-    for name, of in measures.items():
+    measures = {"unique detectors": found["unique"].sel(rule=rule), "mean best IoU": found["iou"]}
+    columns = {"macro F1 of its task": found["f1"].mean("seed").to_series()}
+    for name, both in measures.items():
+        of = both.sel(weights="trained")
         own = {str(level): of.sel(level=level).mean("layer").expand_dims(layer=["all"]) for level in of["level"].values}
         table = compared(own, BASE).xs("all")
         for suffix in ("", " low", " high"):
             columns[f"{name}{suffix}"] = table[f"value{suffix}"]
             columns[f"{name}, base minus this{suffix}"] = table[f"{BASE} minus this{suffix}"]
+        columns[f"{name}, random weights"] = both.sel(weights="random").mean(("layer", "seed")).to_series()
     return pd.DataFrame(columns).loc[list(own)].rename_axis("kind").assign(networks=found.sizes["seed"])
 
 
