@@ -1,0 +1,224 @@
+"""One network kept at several epochs of its training: when do the features of each layer stand still?
+
+Zeiler and Fergus (2014, Fig. 4) show projections of the strongest activations at epochs 1, 2, 5, ... and say by eye
+that lower layers settle within a few epochs and upper ones late. Here a number says it: how much every unit's maps,
+and its projections, are like those of the last epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from safetensors.torch import load_file, save_file
+
+from harvis_utils import artifacts, config, engine, training
+from harvis_utils.config import Settings
+from harvis_utils.intervals import LEVEL, N_DRAWS, interval
+from harvis_utils.lenses import deconvnet, taps
+from harvis_utils.models import SFHF
+from harvis_utils.windows import Windows
+
+STAGE = artifacts.Stage(
+    "evolution", notebook="12_deconvnet", modules=("windows", "models.sfhf", "training", "lenses.evolution")
+)
+FEATURES = artifacts.Stage(
+    "evolution_features",
+    notebook="12_deconvnet",
+    modules=("windows", "models.sfhf", "lenses.taps", "lenses.backward", "lenses.deconvnet", "lenses.evolution"),
+)
+
+#: Paper: Fig. 4; Choice: every epoch up to the tenth too, because short trainings would have three points otherwise
+MARKS = (*range(1, 11), 20, 30, 40, 64)
+PAPER_MARKS = (1, 2, 5, 10, 20, 30, 40, 64)
+#: Choice: of a network that no other notebook uses
+SEED = 300
+#: Choice: a unit looks like its last state where the correlation exceeds this
+SETTLED = 0.9
+#: validation windows on which maps are compared
+N_FIXED = 200
+MEASURES = ("maps", "projections")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The network after ``epoch`` epochs (0: before any), and the address of its weights."""
+
+    epoch: int
+    model: SFHF
+    key: str
+
+
+def marks(epochs: int) -> list[int]:
+    """Epochs at which a training of so many epochs is kept: ``MARKS`` as far as they go, and the last."""
+    return sorted({m for m in MARKS if m <= epochs} | {epochs})
+
+
+def train(cfg: Settings, windows: Windows, seed: int = SEED) -> list[Moment]:
+    """One network trained with the run's settings and kept at epoch 0 and :func:`marks`; made where missing.
+
+    One stored result per mark, with Adam's state, so that a kill loses the epochs since the last one only. The last
+    moment equals what :func:`harvis_utils.training.train` has after its last epoch, bit for bit.
+    """
+    device = config.torch_device(cfg.device)
+    model = training.new_model(windows, cfg.model, seed).to(device)
+    optimizer = torch.optim.Adam(
+        model.parameters(), cfg.training.learning_rate, weight_decay=cfg.training.weight_decay
+    )
+    x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
+    training_settings = config.as_json(cfg.training) | {"epochs": None, "seeds": [seed]}
+    key = STAGE.key([cfg.windows, cfg.model, training_settings, 0], windows.digest)
+    moments = [_moment(windows, cfg, seed, 0, model, key)]
+    begun = 0
+    with engine.threads_inside(1):
+        for mark in config.progress(marks(cfg.training.epochs), desc="evolution", leave=False):
+
+            def build(part: Path, begun=begun, mark=mark) -> None:
+                for epoch in range(begun, mark):
+                    training._epoch(model, optimizer, x, y, cfg.training, seed, epoch)
+                save_file(_state(model, optimizer), part / "state.safetensors")
+
+            key = STAGE.key([mark], key)
+            about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed, epoch=mark)
+            folder = STAGE.obtain(key, build, about)
+            _load(load_file(folder / "state.safetensors"), model, optimizer)
+            moments.append(_moment(windows, cfg, seed, mark, model, key))
+            begun = mark
+    return moments
+
+
+def _moment(windows: Windows, cfg: Settings, seed: int, epoch: int, model: SFHF, key: str) -> Moment:
+    copy = training.new_model(windows, cfg.model, seed)
+    copy.load_state_dict(model.state_dict())
+    return Moment(epoch, copy.eval(), key)
+
+
+def _state(model: SFHF, optimizer: torch.optim.Adam) -> dict[str, torch.Tensor]:
+    found = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        found |= {f"adam.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in found.items()}
+
+
+def _load(state: dict[str, torch.Tensor], model: SFHF, optimizer: torch.optim.Adam) -> None:
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    moments: dict[int, dict] = {}
+    for name, value in state.items():
+        if name.startswith("adam."):
+            _, index, which = name.split(".", 2)
+            moments.setdefault(int(index), {})[which] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# ------------------------------------------------------------------------------------------------------- features
+
+
+def features(cfg: Settings, windows: Windows, moments: Sequence[Moment]) -> xr.Dataset:
+    """Every unit at every kept epoch: dims (epoch, layer, unit[, ...]); one stored result per epoch.
+
+    ``maps`` (..., place) on fixed validation windows, every 15th place of them; ``projection`` (..., sample), that of
+    the strongest activation over the training windows, on its own axis around it (Paper: Fig. 4); ``window``, which
+    one that was; ``test_f1`` (epoch,).
+    """
+
+    def folder(moment: Moment) -> Path:
+        def build(part: Path) -> None:
+            layers = [_features(moment.model, layer, windows) for layer in moment.model.layers]
+            found = xr.concat([f.expand_dims(layer=[la]) for la, f in zip(moment.model.layers, layers)], "layer")
+            f1 = training.macro_f1(windows.test, training.predict(moment.model, windows.test))
+            artifacts.write_dataset(part / "features.nc", found.assign(test_f1=f1))
+
+        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, epoch=moment.epoch)
+        return FEATURES.obtain(FEATURES.key([N_FIXED], windows.digest, moment.key), build, about)
+
+    bar = config.progress(moments, desc="features", leave=False)
+    found = [artifacts.read_dataset(folder(m) / "features.nc").expand_dims(epoch=[m.epoch]) for m in bar]
+    return xr.concat(found, "epoch")
+
+
+def _features(model: SFHF, layer: str, windows: Windows) -> xr.Dataset:
+    fixed = windows.val.x[np.linspace(0, len(windows.val) - 1, min(N_FIXED, len(windows.val))).astype(int)]
+    with taps.evaluating(model), torch.no_grad():
+        maps = taps.maps_of(model, layer, torch.as_tensor(fixed)).transpose(0, 1).flatten(1)
+    top = deconvnet.top_activations(model, layer, windows.train, n=1)
+    found = deconvnet.project_top(model, layer, windows.train, top, rules=("deconvnet",))
+    centred = deconvnet.around(found["projection"].isel(rule=0, rank=0).values, found.isel(rank=0))
+    return xr.Dataset(
+        {
+            "maps": (("unit", "place"), maps[:, ::PLACES].numpy()),
+            "projection": (("unit", "sample"), centred),
+            "window": ("unit", found["window"].isel(rank=0).values),
+        }
+    )
+
+
+#: every so many-th place of the maps is kept: neighbours say nearly the same, and the files stay small
+PLACES = 15
+
+
+def likeness(found: xr.Dataset) -> xr.Dataset:
+    """How much every unit is like its last state: Pearson correlations, dims (epoch, layer, unit).
+
+    ``maps`` on fixed windows; ``projections`` around the strongest activation; ``same_window``, whether the strongest
+    activation comes from the window it comes from in the end. Units silent at either epoch have NaN.
+    """
+    dims = ("epoch", "layer", "unit")
+    return xr.Dataset(
+        {
+            "maps": (dims, correlation(found["maps"].values, found["maps"].values[-1])),
+            "projections": (dims, correlation(found["projection"].values, found["projection"].values[-1])),
+            "same_window": (dims, (found["window"].values == found["window"].values[-1]).astype(float)),
+        },
+        coords={d: found[d].values for d in ("epoch", "layer")},
+    )
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pearson correlation along the last axis, NaN where either is constant; shapes broadcast."""
+    first, second = (np.asarray(v, dtype=np.float64) for v in (first, second))
+    a, b = (v - v.mean(-1, keepdims=True) for v in (first, second))
+    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    product = (a * b).sum(-1)
+    known = np.isfinite(scale) & (scale > 1e-12)
+    return np.divide(product, scale, out=np.full(product.shape, np.nan), where=known)
+
+
+def settled(epochs: Sequence[int], values: np.ndarray, level: float = SETTLED) -> int:
+    """First of the epochs from which the median over units exceeds ``level`` to the end; ``values`` (epoch, unit).
+
+    The last epoch is like itself, so that an answer always exists; where it *is* the last epoch, nothing had settled.
+    """
+    with np.errstate(all="ignore"):
+        above = np.nanmedian(values, axis=1) > level
+    below = np.flatnonzero(~above[:-1])
+    return int(epochs[below[-1] + 1]) if len(below) else int(epochs[0])
+
+
+def settling(alike: xr.Dataset, seed: int = 0) -> pd.DataFrame:
+    """When each layer settles, by each of ``MEASURES``, with an interval over units (one network).
+
+    Columns ``epoch``, ``epoch low``, ``epoch high`` and ``last epoch``; ``before`` says whether it settled before the
+    last but one kept epoch was over.
+    """
+    epochs, rows = alike["epoch"].values, []
+    rng = np.random.default_rng(seed)
+    for layer in alike["layer"].values:
+        for measure in MEASURES:
+            values = alike[measure].sel(layer=layer).values
+            values = values[:, ~np.isnan(values).all(0)]
+            drawn = rng.integers(values.shape[1], size=(N_DRAWS // 4, values.shape[1]))
+            low, high = np.quantile([settled(epochs, values[:, d]) for d in drawn], LEVEL)
+            first, bounds = interval(values[0], "median")
+            rows.append(
+                {"layer": str(layer), "measure": measure, "epoch": settled(epochs, values), "epoch low": low, "epoch high": high}
+                | {"last epoch": int(epochs[-1]), "before training": first, "units": values.shape[1]}
+                | dict(zip(("before training low", "before training high"), bounds, strict=True))
+            )
+    table = pd.DataFrame(rows)
+    table["settled before the end"] = table["epoch"] < table["last epoch"]
+    return table.set_index(["layer", "measure"])

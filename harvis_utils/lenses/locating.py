@@ -1,0 +1,292 @@
+"""Planted motifs and peaks turned into rates: does a lens point at what is known to be there?
+
+A window of the made-up data holds motifs on most of its axes, and all of them belong to its class. A peak *hits* where
+it lies on the axis and inside the samples of one of them, edge to edge; any tolerance is a parameter and is shown.
+
+Motifs are also the largest and fastest movements of a window, so that whoever points at these hits too, without any
+network. The sharper question therefore has *decoys*: each axis' own motif planted once more where it was still, but
+backwards, with the same energy and the same spectrum. No activity has those. A lens that points at what moves cannot
+tell the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import nn
+
+from harvis_utils import artifacts
+from harvis_utils.config import Settings
+from harvis_utils.intervals import interval
+from harvis_utils.lenses import deconvnet, occlusion, taps
+from harvis_utils.lenses.occlusion import Occluder
+from harvis_utils.training import Network
+from harvis_utils.windows import Split, Windows
+
+if TYPE_CHECKING:
+    from harvis_utils.datasets.synthetic import PlantedMotifs
+
+STAGE = artifacts.Stage(
+    "locating",
+    notebook="12_deconvnet",
+    modules=(
+        "windows",
+        "models.sfhf",
+        "training",
+        "lenses.taps",
+        "lenses.backward",
+        "lenses.deconvnet",
+        "lenses.occlusion",
+        "lenses.locating",
+    ),
+)
+
+#: a lens that looks at no network: where the window is farthest from its axis' mean
+NO_NETWORK = "no network: largest deviation"
+PLANTINGS = ("motifs", "motifs and decoys")
+
+#: Choice: settings of occlusion to choose from
+OCCLUDERS = tuple(Occluder(width, fill) for fill in ("mean", "line") for width in (1, 3, 5, 7))
+#: Choice: how many of a layer's strongest activations are projected together; 1 and the nine of the paper's figures
+KEPT = (1, deconvnet.N_TOP)
+
+
+@dataclass(frozen=True)
+class LocatingSettings:
+    """How many correctly classified windows are looked at, drawn evenly."""
+
+    n_val: int = 40
+    n_test: int = 120
+
+
+SETTINGS = {
+    "quick": LocatingSettings(n_val=20, n_test=60),
+    "desk": LocatingSettings(),
+    "paper": LocatingSettings(n_val=100, n_test=400),
+}
+
+# ------------------------------------------------------------------------------------------------- what is there
+
+
+def spans(split: Split, truth: PlantedMotifs) -> np.ndarray:
+    """Where motifs are in each window, bool (window, axis, time); of motifs that the edge cuts, the part inside."""
+    length = dict(zip(truth.names, map(len, truth.shapes), strict=True))
+    found = np.zeros((len(split), split.series.shape[1], split.length), bool)
+    sample = np.arange(split.length)
+    of = dict(iter(truth.occurrences.groupby(["subject", "activity"])))
+    for i, (subject, activity, offset) in enumerate(zip(split.subject, split.activity, split.offset, strict=True)):
+        table = of[subject, activity]
+        first = table["start"].to_numpy() - offset
+        last = first + table["motif"].map(length).to_numpy()  # one past it
+        near = (last > 0) & (first < split.length)
+        there = (sample >= first[near, None]) & (sample < last[near, None])
+        np.logical_or.at(found[i], table["axis"].to_numpy()[near], there)
+    return found
+
+
+def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple[np.ndarray, np.ndarray]:
+    """The ``chosen`` windows with decoys, (window, axis, time) in G float32, and where these are, bool.
+
+    Each axis gets its own motif backwards, of strength 1, in the middle of its longest stretch without motif, if that
+    is long enough; the decoy lies in the window as a whole and touches no motif.
+    """
+    x = split.x[chosen].copy()
+    planted = np.zeros(x.shape, bool)
+    shape = dict(zip(truth.names, truth.shapes, strict=True))
+    on = truth.occurrences.groupby(["activity", "axis"])["motif"].first()
+    there = spans(split, truth)[chosen]
+    for i, activity in enumerate(split.activity[chosen]):
+        for axis in range(x.shape[1]):
+            decoy = shape[on[activity, axis]][::-1]
+            begin, length = longest_run(~there[i, axis])
+            if length >= len(decoy):
+                at = slice(start := begin + (length - len(decoy)) // 2, start + len(decoy))
+                x[i, axis, at] += decoy.astype(np.float32)
+                planted[i, axis, at] = True
+    return x, planted
+
+
+def longest_run(flags: np.ndarray) -> tuple[int, int]:
+    """First index and length of the longest run of true values, the earliest of equals; (0, 0) without any."""
+    padded = np.concatenate([[False], np.asarray(flags, bool), [False]]).astype(np.int8)
+    begin, end = np.flatnonzero(np.diff(padded) == 1), np.flatnonzero(np.diff(padded) == -1)
+    if not len(begin):
+        return 0, 0
+    best = int((end - begin).argmax())
+    return int(begin[best]), int((end - begin)[best])
+
+
+# ------------------------------------------------------------------------------------------------------ the lenses
+
+
+def candidates(network: Network, rules: Sequence[str] = ("deconvnet",)) -> dict[str, object]:
+    """Lenses to choose from, by name: each an :class:`Occluder`, or (layer, kept activations, rule) of a projection."""
+    found: dict[str, object] = {f"occlusion, {o.name}": o for o in OCCLUDERS}
+    for rule in rules:
+        for layer in network.model.layers:
+            for n in KEPT:
+                found[f"{rule}, {layer}, {'strongest' if n == 1 else f'{n} strongest'}"] = (layer, n, rule)
+    return found
+
+
+def class_scores() -> dict[str, object]:
+    """Projections of the class score itself."""
+    return {f"{rule}, class score": ("classes", 0, rule) for rule in deconvnet.RULES}
+
+
+def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: object) -> tuple[np.ndarray, np.ndarray]:
+    """Axis and time step, (window,) each, that a lens points at: the peak of its map over (axis, time).
+
+    Occlusion: the centre of the occluder whose cover costs the class most. Projections: the sample where what comes
+    back is largest, whatever its sign.
+    """
+    if isinstance(lens, Occluder):
+        maps = occlusion.drops(network, x, classes, occlusion.by_axis(x.shape[1]), lens)["log_odds"].values
+    else:
+        layer, n, rule = lens
+        keep = deconvnet.strongest(n) if n else deconvnet.classes(classes)
+        maps = deconvnet.project(network, layer, x, keep, rule).abs().numpy()
+    return occlusion.peaks(maps)
+
+
+def pointings(
+    cfg: Settings,
+    windows: Windows,
+    truth: PlantedMotifs,
+    judge: Network,
+    network: Network,
+    split: str,
+    lenses: dict[str, object],
+) -> xr.Dataset:
+    """Where each lens points in windows of one split: ``axis`` and ``time`` over (lens, planting, window).
+
+    ``window`` indexes the split; windows are spread evenly over those that ``judge`` classifies correctly, and
+    ``right`` (planting, window) says whether it still does. ``network`` is what the lenses look at: the judge itself,
+    or one with random weights. ``motif`` and ``decoy`` (planting, window, input_axis, sample) say what is where. One
+    stored result.
+    """
+    settings, of = SETTINGS[cfg.profile], getattr(windows, split)
+    n = {"val": settings.n_val, "test": settings.n_test}[split]
+
+    def build(part: Path) -> None:
+        correct = np.flatnonzero(judge.predicted[split] == of.activity)
+        chosen = correct[np.unique(np.linspace(0, len(correct) - 1, min(n, len(correct))).astype(int))]
+        decoyed, decoy = with_decoys(of, chosen, truth)
+        both, y = (of.x[chosen], decoyed), of.activity[chosen]
+        named = {name: [pointed(network.model, x, y, lens) for x in both] for name, lens in lenses.items()}
+        named[NO_NETWORK] = [occlusion.peaks(np.abs(x - x.mean(2, keepdims=True))) for x in both]
+        places = np.array(list(named.values()))  # (lens, planting, axis and time, window)
+        motif = spans(of, truth)[chosen]
+        at, plane = ("lens", "planting", "window"), ("planting", "window", "input_axis", "sample")
+        found = xr.Dataset(
+            {
+                "axis": (at, places[:, :, 0]),
+                "time": (at, places[:, :, 1]),
+                "right": (at[1:], np.stack([_right(judge.model, x, y) for x in both]).astype(np.int8)),
+                "motif": (plane, np.stack([motif, motif]).astype(np.int8)),
+                "decoy": (plane, np.stack([np.zeros_like(decoy), decoy]).astype(np.int8)),
+            },
+            coords={"lens": list(named), "planting": list(PLANTINGS), "window": chosen},
+        )
+        artifacts.write_dataset(part / "pointings.nc", found)
+
+    about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed, split=split)
+    asked = [split, n, {name: str(lens) for name, lens in lenses.items()}]
+    key = STAGE.key(asked, windows.digest, judge.key, network.key)
+    return artifacts.read_dataset(STAGE.obtain(key, build, about) / "pointings.nc")
+
+
+@torch.no_grad()
+def _right(network: nn.Module, x: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    with taps.evaluating(network):
+        return network(torch.as_tensor(x)).argmax(1).numpy() == classes
+
+
+# -------------------------------------------------------------------------------------------------------- rates
+
+
+def hits(found: xr.Dataset, what: str = "motif", tolerance: int = 0) -> xr.DataArray:
+    """Whether each lens points into a motif (or ``what="decoy"``): (lens, planting, window), NaN where misclassified.
+
+    ``tolerance`` widens every span by so many samples on both sides.
+    """
+    plane = found[what].values.astype(bool)
+    wide = plane.copy()
+    for shift in range(1, tolerance + 1):
+        wide[..., shift:] |= plane[..., :-shift]
+        wide[..., :-shift] |= plane[..., shift:]
+    planting, window = np.ogrid[: wide.shape[0], : wide.shape[1]]
+    inside = wide[planting, window, found["axis"].values, found["time"].values].astype(float)
+    return found["axis"].copy(data=np.where(found["right"].values.astype(bool), inside, np.nan))
+
+
+def rates(
+    trained: Sequence[xr.Dataset], random: Sequence[xr.Dataset] | None = None, tolerance: int = 0
+) -> pd.DataFrame:
+    """Share of windows in which each lens points into a motif, one row per lens, all with 95 % intervals.
+
+    From :func:`pointings` of the trained networks and, where given, of as many with random weights. ``trained`` and
+    ``random`` are shares of plain windows and ``gain`` is their difference, window by window; ``trained motif`` and
+    ``trained decoy`` are shares of the windows with decoys and ``trained preference`` is their difference; the same
+    for ``random``. ``lowest network`` is the share of the worst trained one; ``chance`` that of the plane that motifs
+    cover. ``tolerance`` as in :func:`hits`.
+    """
+    networks = {"trained": trained} | ({"random": random} if random else {})
+    values = {
+        (who, what): [hits(found, what, tolerance) for found in of]
+        for who, of in networks.items()
+        for what in ("motif", "decoy")
+    }
+
+    def shares(lens: str, who: str, what: str, planting: str) -> np.ndarray:
+        return _padded([h.sel(lens=lens, planting=planting).values for h in values[who, what]])
+
+    rows = []
+    for lens in trained[0]["lens"].values:
+        plain = {who: shares(lens, who, "motif", PLANTINGS[0]) for who in networks}
+        row = {"lens": str(lens)}
+        for who in networks:
+            motif, decoy = (shares(lens, who, what, PLANTINGS[1]) for what in ("motif", "decoy"))
+            row |= _with_interval(who, plain[who]) | _with_interval(f"{who} motif", motif)
+            row |= _with_interval(f"{who} decoy", decoy) | _with_interval(f"{who} preference", motif - decoy)
+        if random:
+            row |= _with_interval("gain", plain["trained"] - plain["random"])
+        rows.append(row | {"lowest network": float(np.nanmin(np.nanmean(plain["trained"], axis=1)))})
+    table = pd.DataFrame(rows).set_index("lens")
+    table["chance"] = float(np.mean([found["motif"].isel(planting=0).mean() for found in trained]))
+    table["networks"] = len(trained)
+    return table
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = values
+    return table
+
+
+def _with_interval(name: str, values: np.ndarray) -> dict[str, float]:
+    value, bounds = interval(values)
+    low, high = bounds or (np.nan, np.nan)
+    return {name: value, f"{name} low": low, f"{name} high": high}
+
+
+def choose(table: pd.DataFrame, family: str, equal: float = 0.02) -> str:
+    """The lens of a family ("occlusion", "deconvnet") to use, from :func:`rates` of validation people.
+
+    The best rate on plain windows counts; among those within ``equal`` of it, the one that most prefers motifs to
+    decoys. Class scores are no candidates. Raises ``ValueError`` where the table holds none of the family.
+    """
+    names = [name for name in table.index if name.startswith(f"{family},") and not name.endswith("class score")]
+    if not names:
+        raise ValueError(f"no lens of the family {family!r} among {', '.join(table.index)}")
+    own = table.loc[names]
+    near = own[own["trained"] >= own["trained"].max() - equal]
+    return str(near["trained preference"].idxmax())

@@ -1,0 +1,157 @@
+"""Parts of a window covered, one after another: what the class and the strongest unit lose (Zeiler and Fergus 2014).
+
+An occluder covers a stretch of time of one axis, or of all axes of one sensor, and says nothing there. A grey square
+says nothing in a picture; zero says "free fall" to an accelerometer, so that the cover's value is a choice of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from harvis_utils.lenses import taps
+from harvis_utils.lenses.taps import Tap
+
+#: what stands in the covered samples
+FILLS = {
+    "mean": "the axis' own mean over the window",
+    "line": "a straight line between the samples beside the cover; at the window's edge, the one that is there",
+    "zero": "0 G",
+}
+#: covered windows pushed through a network at once
+BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Occluder:
+    """``width`` samples (odd) centred on a sample, cut at the window's edges, filled with one of ``FILLS``."""
+
+    width: int = 3
+    fill: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.width % 2 == 0:
+            raise ValueError(f"an occluder of width {self.width} has no middle sample; use 1, 3, 5, ...")
+        if self.fill not in FILLS:
+            raise ValueError(f"unknown fill {self.fill!r}; valid fills: {', '.join(FILLS)}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.width} sample{'s' if self.width > 1 else ''}, {self.fill}"
+
+
+def by_axis(n_axes: int) -> dict[str, tuple[int, ...]]:
+    """Every axis covered by itself."""
+    return {str(axis): (axis,) for axis in range(n_axes)}
+
+
+def by_sensor(axes: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """All axes of a sensor covered together: "right arm x" belongs to the sensor "right arm"."""
+    found: dict[str, tuple[int, ...]] = {}
+    for index, name in enumerate(axes):
+        sensor = name.rsplit(" ", 1)[0]
+        found[sensor] = (*found.get(sensor, ()), index)
+    return found
+
+
+def covered(x: Tensor, axes: Sequence[int], centre: int, occluder: Occluder) -> Tensor:
+    """Windows (window, axis, time) with the occluder centred on one sample of the given axes; ``x`` is left alone."""
+    length = x.shape[2]
+    low, high = max(0, centre - occluder.width // 2), min(length, centre + occluder.width // 2 + 1)
+    chosen = x[:, list(axes)]
+    if occluder.fill == "mean":
+        value = chosen.mean(2, keepdim=True).expand(-1, -1, high - low)
+    elif occluder.fill == "zero":
+        value = chosen.new_zeros((*chosen.shape[:2], high - low))
+    else:
+        left = chosen[:, :, low - 1] if low > 0 else None
+        right = chosen[:, :, high] if high < length else None
+        if left is None and right is None:
+            raise ValueError(f"an occluder of {occluder.width} samples leaves no sample of {length} to draw a line from")
+        left, right = right if left is None else left, left if right is None else right
+        share = torch.arange(1, high - low + 1, device=x.device) / (high - low + 1)
+        value = left[:, :, None] + (right - left)[:, :, None] * share
+    changed = x.clone()
+    changed[:, list(axes), low:high] = value
+    return changed
+
+
+def log_odds(scores: Tensor, classes: Tensor) -> Tensor:
+    """log(p / (1 - p)) of one class per window, (window,), float64, from scores (window, class).
+
+    The probability rounds to 1 where a network is sure, and all drops to 0; the log odds do not, and rank the same.
+    """
+    scores = scores.double()
+    own = scores.gather(1, classes[:, None])
+    others = scores.scatter(1, classes[:, None], -torch.inf)
+    return own[:, 0] - torch.logsumexp(others, 1)
+
+
+def drops(
+    network: nn.Module,
+    x: np.ndarray | Tensor,
+    classes: Sequence[int],
+    groups: dict[str, tuple[int, ...]],
+    occluder: Occluder,
+    tap: str | Tap | None = None,
+) -> xr.Dataset:
+    """What is lost as the occluder's centre moves over every time step and group of axes: dims (window, group, time).
+
+    ``log_odds`` and ``probability`` of each window's class in ``classes``; with a ``tap`` also ``activity``, that of
+    the unit strongest in the whole window: the sum of its map, as a share of what it was (Paper: sum over places of
+    the strongest map of the top convolution; NaN where it was
+    0), and ``unit`` (window,). The network is used in evaluation mode and left
+    as it was. Raises ``ValueError`` for an unknown layer, listing the valid ones, or a class that there is not.
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    x = torch.as_tensor(x).to(device)
+    classes = torch.as_tensor(np.asarray(classes), dtype=torch.int64, device=device)
+    length, per_batch = x.shape[2], max(1, BATCH // x.shape[2])
+    found: dict[str, list[np.ndarray]] = {}
+    with taps.evaluating(network), torch.no_grad():
+        for begin in range(0, len(x), per_batch):
+            some, wanted = x[begin : begin + per_batch], classes[begin : begin + per_batch]
+            odds, maps = _answers(network, some, wanted, tap)
+            unit = None if maps is None else maps.argmax(1)
+            before = None if maps is None else maps.gather(1, unit[:, None])[:, 0]
+            rows: dict[str, list[Tensor]] = {"log_odds": [], "probability": [], "activity": []}
+            for axes in groups.values():
+                # one batch for all centres: (time * window, axis, time)
+                batch = torch.cat([covered(some, axes, t, occluder) for t in range(length)])
+                after, maps = _answers(network, batch, wanted.repeat(length), tap)
+                after = after.view(length, -1)
+                rows["log_odds"].append(odds - after)
+                rows["probability"].append(torch.sigmoid(odds) - torch.sigmoid(after))
+                if maps is not None:
+                    now = maps.gather(1, unit.repeat(length)[:, None])[:, 0].view(length, -1)
+                    rows["activity"].append(torch.where(before > 0, (before - now) / before, torch.nan))
+            for name, values in rows.items():
+                if values:  # (group, time, window) -> (window, group, time)
+                    found.setdefault(name, []).append(torch.stack(values).permute(2, 0, 1).cpu().numpy())
+            if unit is not None:
+                found.setdefault("unit", []).append(unit.cpu().numpy())
+    dims = ("window", "group", "time")
+    return xr.Dataset(
+        {name: (dims[: values[0].ndim], np.concatenate(values)) for name, values in found.items()},
+        coords={"group": list(groups)},
+    )
+
+
+def _answers(network: nn.Module, x: Tensor, classes: Tensor, tap: str | Tap | None) -> tuple[Tensor, Tensor | None]:
+    """Log odds (window,) and, with a tap, the activity of every unit: the sum of its map, (window, unit)."""
+    with taps.record(network, [] if tap is None else [tap]) as maps:
+        scores = network(x)
+    if not 0 <= int(classes.min()) <= int(classes.max()) < scores.shape[1]:
+        raise ValueError(f"the network has classes 0 to {scores.shape[1] - 1}, not {sorted(set(classes.tolist()))}")
+    return log_odds(scores, classes), next((m.double().sum((2, 3)) for m in maps.values()), None)
+
+
+def peaks(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each map (window, group, time) is largest: group and time, (window,) each; the earliest of equals."""
+    flat = np.asarray(maps).reshape(len(maps), -1).argmax(1)
+    return flat // maps.shape[2], flat % maps.shape[2]
