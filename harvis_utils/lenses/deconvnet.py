@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from harvis_utils import artifacts, config
+from harvis_utils import artifacts, study
 from harvis_utils.config import Settings
 from harvis_utils.lenses import backward, taps
 from harvis_utils.lenses.taps import Tap
@@ -44,6 +45,8 @@ Keep = Callable[[Tensor], Tensor]
 
 #: strongest activations shown of a unit; Paper: nine (Fig. 2)
 N_TOP = 9
+#: Choice: at most so many training windows are searched for the strongest activations
+N_SEARCHED = 15_000
 #: windows pushed through a network at once
 BATCH = 512
 
@@ -70,6 +73,17 @@ def places(units: Sequence[int], axes: Sequence[int], times: Sequence[int]) -> K
         kept = torch.zeros_like(maps)
         kept[at] = maps[at]
         return kept
+
+    return keep
+
+
+def whole_maps(units: Sequence[int]) -> Keep:
+    """Keep the whole map of one unit per window."""
+
+    def keep(maps: Tensor) -> Tensor:
+        chosen = torch.zeros(maps.shape[:2], dtype=torch.bool)
+        chosen[torch.arange(len(maps)), torch.as_tensor(np.asarray(units))] = True
+        return maps * chosen[:, :, None, None].to(maps.device)
 
     return keep
 
@@ -118,9 +132,24 @@ def top_activations(network: nn.Module, tap: str | Tap, split: Split, n: int = N
     than ``n`` give fewer ranks. Paper: over all windows and places; Choice: of different recordings, because the next
     strongest of all would be the same movement half a window later.
     """
-    value, place, (n_units, n_axes, n_time) = _window_maxima(network, tap, split)
-    recordings, first = np.unique(split.recording, return_inverse=True)
+    return next(iter(top_of_layers(network, [tap], split, n).values()))
+
+
+def top_of_layers(
+    network: nn.Module, layers: Sequence[str | Tap], split: Split, n: int = N_TOP
+) -> dict[str, xr.Dataset]:
+    """:func:`top_activations` of several layers by their taps' names, with one pass over the windows."""
+    return {
+        name: _top(value, place, shape, split.recording, n)
+        for name, (value, place, shape) in _window_maxima(network, layers, split).items()
+    }
+
+
+def _top(value: np.ndarray, place: np.ndarray, shape: tuple, recording: np.ndarray, n: int) -> xr.Dataset:
+    """``value`` and ``place`` are (window, unit): the largest activation and its flat index in maps of ``shape``."""
+    n_units, n_axes, n_time = shape
     units = np.arange(n_units)
+    recordings, first = np.unique(recording, return_inverse=True)
     window = np.zeros((len(recordings), n_units), np.int64)  # of each recording, the window that excites a unit most
     for r in range(len(recordings)):
         inside = np.flatnonzero(first == r)
@@ -139,19 +168,20 @@ def top_activations(network: nn.Module, tap: str | Tap, split: Split, n: int = N
     )
 
 
-def _window_maxima(network: nn.Module, tap: str | Tap, split: Split) -> tuple[np.ndarray, np.ndarray, tuple]:
-    """Largest activation of every unit in every window (window, unit), where it is (flat axis and time), map shape."""
-    place = taps.find(network, tap)
+def _window_maxima(network: nn.Module, layers: Sequence[str | Tap], split: Split) -> dict[str, tuple]:
+    """By layer: every unit's largest activation in every window (window, unit), its flat place, the maps' shape."""
+    found = [taps.find(network, layer) for layer in layers]
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    value, where, shape = [], [], ()
-    with taps.evaluating(network), torch.no_grad():
+    parts: dict[str, list] = {tap.name: [] for tap in found}
+    shapes = {}
+    with taps.evaluating(network), torch.no_grad(), taps.record(network, found) as maps:
         for batch in torch.as_tensor(split.x).split(BATCH):
-            maps = taps.maps_of(network, place, batch.to(device))
-            shape = tuple(maps.shape[1:])
-            largest = maps.flatten(2).max(dim=2)
-            value.append(largest.values.cpu().numpy())
-            where.append(largest.indices.cpu().numpy())
-    return np.concatenate(value), np.concatenate(where), shape
+            network(batch.to(device))
+            for name, of in maps.items():
+                largest = of.flatten(2).max(dim=2)
+                parts[name].append((largest.values.cpu().numpy(), largest.indices.cpu().numpy()))
+                shapes[name] = tuple(of.shape[1:])
+    return {name: (*map(np.concatenate, zip(*of, strict=True)), shapes[name]) for name, of in parts.items()}
 
 
 def project_top(
@@ -181,25 +211,27 @@ def project_top(
 # ------------------------------------------------------------------------------------------------- stored results
 
 
-def projections(cfg: Settings, windows: Windows, network: Network, layers: Sequence[str]) -> xr.Dataset:
-    """:func:`project_top` of all units of the layers over the training windows, dim (layer, ...); made where missing.
+def projections(cfg: Settings, windows: Windows, network: Network) -> xr.Dataset:
+    """:func:`project_top` of all units of SF-HF's layers, dims (layer, ...), over the training windows.
 
-    One stored result per network and layer.
+    Choice: of more than ``N_SEARCHED`` training windows, every n-th; ``window`` counts in :func:`searched`. One stored
+    result per network.
     """
 
-    def folder(layer: str):
-        def build(part) -> None:
-            top = top_activations(network.model, layer, windows.train)
-            artifacts.write_dataset(part / "top.nc", project_top(network.model, layer, windows.train, top))
+    def build(part: Path) -> None:
+        split = searched(windows.train, N_SEARCHED)
+        top = top_of_layers(network.model, network.model.layers, split)
+        found = [project_top(network.model, la, split, of).expand_dims(layer=[la]) for la, of in top.items()]
+        artifacts.write_dataset(part / "top.nc", xr.concat(found, "layer"))
 
-        about = artifacts.provenance(
-            cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed, layer=layer, trained=bool(network.history)
-        )
-        return STAGE.obtain(STAGE.key([layer, N_TOP, list(RULES)], windows.digest, network.key), build, about)
+    about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed)
+    key = STAGE.key([N_TOP, N_SEARCHED, list(RULES)], windows.digest, network.key)
+    return artifacts.read_dataset(STAGE.obtain(key, build, about) / "top.nc")
 
-    bar = config.progress(layers, desc="projections", leave=False)
-    found = [artifacts.read_dataset(folder(la) / "top.nc").expand_dims(layer=[la]) for la in bar]
-    return xr.concat(found, "layer")
+
+def searched(split: Split, at_most: int) -> Split:
+    """Every n-th window of a split, so that no more than ``at_most`` are left."""
+    return study.thin(split, -(-len(split) // at_most))
 
 
 def around(values: np.ndarray, top: xr.Dataset) -> np.ndarray:
@@ -219,6 +251,16 @@ def around(values: np.ndarray, top: xr.Dataset) -> np.ndarray:
     return moved.reshape(*values.shape[:-2], -1)
 
 
+def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pearson correlation along the last axis, NaN where either is constant; shapes broadcast."""
+    first, second = (np.asarray(v, dtype=np.float64) for v in (first, second))
+    a, b = (v - v.mean(-1, keepdims=True) for v in (first, second))
+    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    product = (a * b).sum(-1)
+    known = np.isfinite(scale) & (scale > 1e-12)
+    return np.divide(product, scale, out=np.full(product.shape, np.nan), where=known)
+
+
 def likeness(projection: np.ndarray, signal: np.ndarray) -> np.ndarray:
     """How alike the projections of a unit's strongest activations are, and the windows themselves: (unit,) each.
 
@@ -229,11 +271,7 @@ def likeness(projection: np.ndarray, signal: np.ndarray) -> np.ndarray:
 
 
 def _mean_correlation(values: np.ndarray) -> np.ndarray:
-    centred = values - values.mean(-1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=-1, keepdims=True)
-    unit = np.divide(centred, norm, out=np.full_like(centred, np.nan), where=norm > 1e-9)
-    pairs = np.einsum("urt,ust->urs", unit, unit)
     first, second = np.triu_indices(values.shape[1], 1)
-    pairs = pairs[:, first, second]
+    pairs = correlation(values[:, first], values[:, second])
     known = (~np.isnan(pairs)).sum(1)
     return np.divide(np.nansum(pairs, 1), known, out=np.full(len(values), np.nan), where=known > 0)

@@ -42,6 +42,10 @@ SEED = 300
 SETTLED = 0.9
 #: validation windows on which maps are compared
 N_FIXED = 200
+#: every so many-th place of the maps is kept: neighbours say nearly the same, and the files stay small
+PLACES = 15
+#: Choice: at most so many training windows are searched for a unit's strongest activation
+N_SEARCHED = 3000
 MEASURES = ("maps", "projections")
 
 
@@ -67,9 +71,7 @@ def train(cfg: Settings, windows: Windows, seed: int = SEED) -> list[Moment]:
     """
     device = config.torch_device(cfg.device)
     model = training.new_model(windows, cfg.model, seed).to(device)
-    optimizer = torch.optim.Adam(
-        model.parameters(), cfg.training.learning_rate, weight_decay=cfg.training.weight_decay
-    )
+    optimizer = torch.optim.Adam(model.parameters(), cfg.training.learning_rate, weight_decay=cfg.training.weight_decay)
     x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
     training_settings = config.as_json(cfg.training) | {"epochs": None, "seeds": [seed]}
     key = STAGE.key([cfg.windows, cfg.model, training_settings, 0], windows.digest)
@@ -121,44 +123,40 @@ def _load(state: dict[str, torch.Tensor], model: SFHF, optimizer: torch.optim.Ad
 def features(cfg: Settings, windows: Windows, moments: Sequence[Moment]) -> xr.Dataset:
     """Every unit at every kept epoch: dims (epoch, layer, unit[, ...]); one stored result per epoch.
 
-    ``maps`` (..., place) on fixed validation windows, every 15th place of them; ``projection`` (..., sample), that of
-    the strongest activation over the training windows, on its own axis around it (Paper: Fig. 4); ``window``, which
-    one that was; ``test_f1`` (epoch,).
+    ``maps`` (..., place) on fixed validation windows; ``projection`` (..., sample), that of the strongest activation
+    over (every n-th of) the training windows, on its own axis around it (Paper: Fig. 4); ``window``, which one that
+    was; ``test_f1`` (epoch,).
     """
 
     def folder(moment: Moment) -> Path:
         def build(part: Path) -> None:
-            layers = [_features(moment.model, layer, windows) for layer in moment.model.layers]
-            found = xr.concat([f.expand_dims(layer=[la]) for la, f in zip(moment.model.layers, layers)], "layer")
+            found = _features(moment.model, windows)
             f1 = training.macro_f1(windows.test, training.predict(moment.model, windows.test))
             artifacts.write_dataset(part / "features.nc", found.assign(test_f1=f1))
 
         about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, epoch=moment.epoch)
-        return FEATURES.obtain(FEATURES.key([N_FIXED], windows.digest, moment.key), build, about)
+        return FEATURES.obtain(FEATURES.key([N_FIXED, PLACES, N_SEARCHED], windows.digest, moment.key), build, about)
 
     bar = config.progress(moments, desc="features", leave=False)
     found = [artifacts.read_dataset(folder(m) / "features.nc").expand_dims(epoch=[m.epoch]) for m in bar]
     return xr.concat(found, "epoch")
 
 
-def _features(model: SFHF, layer: str, windows: Windows) -> xr.Dataset:
+def _features(model: SFHF, windows: Windows) -> xr.Dataset:
     fixed = windows.val.x[np.linspace(0, len(windows.val) - 1, min(N_FIXED, len(windows.val))).astype(int)]
-    with taps.evaluating(model), torch.no_grad():
-        maps = taps.maps_of(model, layer, torch.as_tensor(fixed)).transpose(0, 1).flatten(1)
-    top = deconvnet.top_activations(model, layer, windows.train, n=1)
-    found = deconvnet.project_top(model, layer, windows.train, top, rules=("deconvnet",))
-    centred = deconvnet.around(found["projection"].isel(rule=0, rank=0).values, found.isel(rank=0))
-    return xr.Dataset(
-        {
-            "maps": (("unit", "place"), maps[:, ::PLACES].numpy()),
-            "projection": (("unit", "sample"), centred),
-            "window": ("unit", found["window"].isel(rank=0).values),
+    with taps.evaluating(model), torch.no_grad(), taps.record(model, model.layers) as maps:
+        model(torch.as_tensor(fixed))
+    split = deconvnet.searched(windows.train, N_SEARCHED)
+    layers = []
+    for layer, top in deconvnet.top_of_layers(model, model.layers, split, n=1).items():
+        found = deconvnet.project_top(model, layer, split, top, rules=("deconvnet",)).isel(rank=0)
+        columns = {
+            "maps": (("unit", "place"), maps[layer].transpose(0, 1).flatten(1)[:, ::PLACES].numpy()),
+            "projection": (("unit", "sample"), deconvnet.around(found["projection"].isel(rule=0).values, found)),
+            "window": ("unit", found["window"].values),
         }
-    )
-
-
-#: every so many-th place of the maps is kept: neighbours say nearly the same, and the files stay small
-PLACES = 15
+        layers.append(xr.Dataset(columns).expand_dims(layer=[layer]))
+    return xr.concat(layers, "layer")
 
 
 def likeness(found: xr.Dataset) -> xr.Dataset:
@@ -170,22 +168,12 @@ def likeness(found: xr.Dataset) -> xr.Dataset:
     dims = ("epoch", "layer", "unit")
     return xr.Dataset(
         {
-            "maps": (dims, correlation(found["maps"].values, found["maps"].values[-1])),
-            "projections": (dims, correlation(found["projection"].values, found["projection"].values[-1])),
+            "maps": (dims, deconvnet.correlation(found["maps"].values, found["maps"].values[-1])),
+            "projections": (dims, deconvnet.correlation(found["projection"].values, found["projection"].values[-1])),
             "same_window": (dims, (found["window"].values == found["window"].values[-1]).astype(float)),
         },
         coords={d: found[d].values for d in ("epoch", "layer")},
     )
-
-
-def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pearson correlation along the last axis, NaN where either is constant; shapes broadcast."""
-    first, second = (np.asarray(v, dtype=np.float64) for v in (first, second))
-    a, b = (v - v.mean(-1, keepdims=True) for v in (first, second))
-    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    product = (a * b).sum(-1)
-    known = np.isfinite(scale) & (scale > 1e-12)
-    return np.divide(product, scale, out=np.full(product.shape, np.nan), where=known)
 
 
 def settled(epochs: Sequence[int], values: np.ndarray, level: float = SETTLED) -> int:
@@ -215,7 +203,13 @@ def settling(alike: xr.Dataset, seed: int = 0) -> pd.DataFrame:
             low, high = np.quantile([settled(epochs, values[:, d]) for d in drawn], LEVEL)
             first, bounds = interval(values[0], "median")
             rows.append(
-                {"layer": str(layer), "measure": measure, "epoch": settled(epochs, values), "epoch low": low, "epoch high": high}
+                {
+                    "layer": str(layer),
+                    "measure": measure,
+                    "epoch": settled(epochs, values),
+                    "epoch low": low,
+                    "epoch high": high,
+                }
                 | {"last epoch": int(epochs[-1]), "before training": first, "units": values.shape[1]}
                 | dict(zip(("before training low", "before training high"), bounds, strict=True))
             )

@@ -8,14 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from harvis_utils.lenses import taps
+from harvis_utils import artifacts
+from harvis_utils.config import Settings
+from harvis_utils.lenses import deconvnet, taps
 from harvis_utils.lenses.taps import Tap
+from harvis_utils.training import Network
+from harvis_utils.windows import Windows
+
+STAGE = artifacts.Stage(
+    "occlusion",
+    notebook="12_deconvnet",
+    modules=(
+        "windows",
+        "models.sfhf",
+        "training",
+        "lenses.taps",
+        "lenses.backward",
+        "lenses.deconvnet",
+        "lenses.occlusion",
+    ),
+)
 
 #: what stands in the covered samples
 FILLS = {
@@ -72,7 +91,9 @@ def covered(x: Tensor, axes: Sequence[int], centre: int, occluder: Occluder) -> 
         left = chosen[:, :, low - 1] if low > 0 else None
         right = chosen[:, :, high] if high < length else None
         if left is None and right is None:
-            raise ValueError(f"an occluder of {occluder.width} samples leaves no sample of {length} to draw a line from")
+            raise ValueError(
+                f"an occluder of {occluder.width} samples leaves no sample of {length} to draw a line from"
+            )
         left, right = right if left is None else left, left if right is None else right
         share = torch.arange(1, high - low + 1, device=x.device) / (high - low + 1)
         value = left[:, :, None] + (right - left)[:, :, None] * share
@@ -155,3 +176,53 @@ def peaks(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each map (window, group, time) is largest: group and time, (window,) each; the earliest of equals."""
     flat = np.asarray(maps).reshape(len(maps), -1).argmax(1)
     return flat // maps.shape[2], flat % maps.shape[2]
+
+
+# ------------------------------------------------------------------------------------------------- stored results
+
+#: by profile, how many correctly classified test windows are covered
+N_WINDOWS = {"quick": 40, "desk": 57, "paper": 190}
+
+
+def covering(cfg: Settings, windows: Windows, judge: Network, network: Network, occluder: Occluder) -> xr.Dataset:
+    """:func:`drops` over every axis and every sensor, and what the strongest unit's projection says of it.
+
+    Test windows spread evenly over those that ``judge`` classifies correctly; ``network`` is what is looked at: the
+    judge, or one with random weights. Groups are the axes' names, then the sensors'. Beside the drops: ``window``
+    (index into the test split), ``activity_class``, ``projection`` (window, axis, time), deconvnet from the whole map
+    of the unit strongest in the window, in the last convolution. One stored result.
+    """
+    split, n = windows.test, N_WINDOWS[cfg.profile]
+    layer = network.model.layers[-1]
+
+    def build(part: Path) -> None:
+        correct = np.flatnonzero(judge.predicted["test"] == split.activity)
+        chosen = correct[np.unique(np.linspace(0, len(correct) - 1, min(n, len(correct))).astype(int))]
+        x, y = split.x[chosen], split.activity[chosen]
+        groups = {name: (axis,) for axis, name in enumerate(windows.axes)} | by_sensor(windows.axes)
+        found = drops(network.model, x, y, groups, occluder, layer)
+        projection = deconvnet.project(network.model, layer, x, deconvnet.whole_maps(found["unit"].values))
+        found["projection"] = (("window", "axis", "time"), projection.numpy())
+        artifacts.write_dataset(part / "drops.nc", found.assign_coords(window=chosen, activity_class=("window", y)))
+
+    about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed)
+    key = STAGE.key([occluder, layer, n], windows.digest, judge.key, network.key)
+    return artifacts.read_dataset(STAGE.obtain(key, build, about) / "drops.nc")
+
+
+def agreement(found: xr.Dataset, axes: Sequence[str], width: int) -> xr.Dataset:
+    """Does covering cost the strongest unit most where its projection is large? Correlations per window, (window,).
+
+    ``own``: Pearson correlation over axes and time of the drop of the unit's activity with the size of its projection
+    (absolute, summed over what the occluder of ``width`` covers); ``other`` the same with the next window's
+    projection, which tells how much is the same in every window. NaN where one of them is constant.
+    """
+    size = np.abs(found["projection"].values)
+    half = width // 2
+    padded = np.pad(size, ((0, 0), (0, 0), (half, half)))
+    size = sum(padded[:, :, k : k + size.shape[2]] for k in range(width))
+    lost = found["activity"].sel(group=list(axes)).transpose("window", "group", "time").values
+    flat = [v.reshape(len(v), -1) for v in (lost, size, np.roll(size, 1, axis=0))]
+    return xr.Dataset(
+        {name: ("window", deconvnet.correlation(flat[0], of)) for name, of in (("own", flat[1]), ("other", flat[2]))}
+    )

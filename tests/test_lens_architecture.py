@@ -1,0 +1,180 @@
+"""Variants of the network, what their filters show, and features that carry over."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvis_utils import config, training
+from harvis_utils.config import ModelSettings, TrainingSettings
+from harvis_utils.lenses import architecture, transfer
+from harvis_utils.lenses.architecture import BASE, BY_NAME, VARIANTS, ArchitectureSettings, Variant
+from harvis_utils.models import SFHF
+
+MODEL = ModelSettings(n_units=4, n_dense=8)
+TINY = ArchitectureSettings(
+    variants=(BASE, "width 9, stride 4", "one convolution, no dense layer"),
+    seeds=(1, 2),
+    n_windows=24,
+    model=MODEL,
+    training=TrainingSettings(epochs=2, learning_rate=2e-3, batch_size=8),
+)
+
+
+@pytest.fixture
+def cfg(monkeypatch):
+    monkeypatch.setitem(architecture.SETTINGS, "quick", TINY)
+    return dataclasses.replace(config.load(), model=MODEL)
+
+
+def test_the_base_variant_is_sfhf(tiny_windows):
+    model = architecture.new_model(tiny_windows, MODEL, BY_NAME[BASE], 0).eval()
+    plain = SFHF(3, 30, 3, MODEL).eval()
+    plain.load_state_dict(model.state_dict())
+    x = torch.as_tensor(tiny_windows.val.x)
+    assert torch.equal(model(x), plain(x))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_every_variant_has_its_first_layer_and_classifies(variant, tiny_windows):
+    model = architecture.new_model(tiny_windows, MODEL, variant, 0).eval()
+    x = torch.as_tensor(tiny_windows.val.x[:2])
+    maps = model.feature_maps(x)
+    assert maps["conv1"].shape == (2, 4, 3, -(-30 // variant.stride)) and len(maps) == variant.n_layers
+    assert model.conv1.weight.shape[3] == variant.kernel and model(x).shape == (2, 3)
+    again = architecture.new_model(tiny_windows, MODEL, variant, 0).state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
+
+
+def test_an_even_width_is_refused():
+    with pytest.raises(ValueError, match="width 4 must be odd"):
+        Variant("x", "first layer", kernel=4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([3, 5, 15]))
+def test_shares_of_power_are_those_of_a_plain_transform(seed, width):
+    filters = np.random.default_rng(seed).normal(size=(3, width))
+    shares = architecture.band_shares(filters, 30.0)
+    assert np.allclose(sum(shares.values()), 1)
+    power = np.abs(np.fft.fft(filters, 256, axis=1)) ** 2
+    hertz = np.abs(np.fft.fftfreq(256, 1 / 30))
+    for name, (low, high) in architecture.BANDS.items():
+        inside = (hertz >= low) & ((hertz < high) | (high == 15))
+        assert np.allclose(shares[name], power[:, inside].sum(1) / power.sum(1))
+    assert np.allclose(architecture.aliased_share(filters, 1), 0)
+    for stride in (2, 4):
+        assert np.allclose(
+            architecture.aliased_share(filters, stride), power[:, hertz > 15 / stride].sum(1) / power.sum(1)
+        )
+
+
+def test_shares_of_known_filters():
+    filters = np.stack([np.ones(15), np.cos(np.pi * np.arange(15)), np.zeros(15)])
+    shares = architecture.band_shares(filters, 30.0)
+    assert shares["low"][0] > 0.85 and shares["high"][1] > 0.95 and np.isnan(shares["middle"][2])
+    aliased = architecture.aliased_share(filters, 2)
+    assert aliased[0] < 0.05 and aliased[1] > 0.95
+
+
+def test_dead_units_are_counted(tiny_windows):
+    model = architecture.new_model(tiny_windows, MODEL, BY_NAME[BASE], 0)
+    with torch.no_grad():
+        model.norm_conv1.weight[:3], model.norm_conv1.bias[:3] = 0, -1
+    assert architecture.dead_share(model, "conv1", tiny_windows.val.x) == 0.75
+    looks = architecture.looks(architecture.Small(BY_NAME[BASE], 0, model, 0, 0, 0, ""), tiny_windows)
+    assert looks["dead"] == 0.75 and looks["score"] == pytest.approx(looks["evenness"] / 4)
+
+
+def test_thinning_keeps_every_nth_window_and_says_so(tiny_windows):
+    few = architecture.thinned(tiny_windows, 24)
+    assert np.array_equal(few.train.start, tiny_windows.train.start[::2]) and few.digest == f"{tiny_windows.digest}/2"
+
+
+def test_variants_are_trained_stored_and_tabulated(cfg, tiny_windows, one_thread):
+    found = architecture.networks(cfg, tiny_windows)
+    assert [(s.variant.name, s.seed) for s in found] == [(v, s) for v in TINY.variants for s in TINY.seeds]
+    few = architecture.thinned(tiny_windows, TINY.n_windows)
+    for small in found:
+        assert small.test_f1 == training.macro_f1(few.test, training.predict(small.model, few.test))
+    stored = architecture.networks(cfg, tiny_windows)
+    assert [s.cpu_s for s in stored] == [s.cpu_s for s in found], "not trained again"
+    table = architecture.table(found, few)
+    assert list(table.index) == list(TINY.variants) and table.loc[BASE, "gain"] == 0
+    other = table.loc["width 9, stride 4"]
+    assert other["gain"] == pytest.approx(other["test F1"] - table.loc[BASE, "test F1"]) and other["aliased"] > 0.2
+    assert architecture.chosen_by_looking(table) in (BASE, "width 9, stride 4")
+
+
+def test_looks_are_ranked_against_f1():
+    table = pd.DataFrame(
+        {"question": ["both", "first layer", "first layer", "layers"], "val F1": [0.1, 0.2, 0.3, 0.0]}
+        | {name: [1.0, 2.0, 3.0, 9.0] for name in ("score", "evenness", "middle")}
+        | {"aliased": [3.0, 2.0, 1.0, 0.0], "dead": [0.0] * 4, "dominance": [1.0, 3.0, 2.0, 0.0]}
+    )
+    found = architecture.looks_against_f1(table)
+    assert found["score"] == pytest.approx(1) and found["aliased"] == pytest.approx(-1) and np.isnan(found["dead"])
+    assert found["dominance"] == pytest.approx(0.5)
+
+
+# --------------------------------------------------------------------------------------------------- carried over
+
+
+def test_source_and_targets_share_no_person_and_the_new_one_no_activity(make_recordings):
+    from harvis_utils import windows
+
+    data = windows.cut(make_recordings({(s, a): 60 for s in (1, 2, 3, 4) for a in range(5)}))
+    of = transfer.tasks(data)
+    source, people, both = (of[name] for name in ("source", *transfer.TARGETS))
+    assert set(source.train.subject).isdisjoint(people.train.subject) and set(people.train.subject) == {2}
+    assert source.activities == people.activities and set(source.activities).isdisjoint(both.activities)
+    assert set(source.activities) | set(both.activities) == set(data.activities)
+    assert set(both.test.subject) == {4} and len({t.digest for t in of.values()}) == 3
+    for task in of.values():
+        for split in (task.train, task.val, task.test):
+            assert set(split.activity) == set(range(len(task.activities)))
+    first = both.train.x[both.train.activity == 0]
+    assert np.array_equal(first, data.train.x[(data.train.activity == 1) & (data.train.subject == 2)])
+    with pytest.raises(ValueError, match="four activities, not 2 and 3"):
+        transfer.tasks(windows.cut(make_recordings({(s, a): 60 for s in (1, 2, 3, 4) for a in range(3)})))
+
+
+def test_larger_draws_hold_smaller_ones(tiny_windows):
+    drawn = [transfer.few_of_each(tiny_windows.train, n, 3) for n in (1, 5, 1000)]
+    assert set(drawn[0]) < set(drawn[1]) < set(drawn[2]) and len(drawn[2]) == len(tiny_windows.train)
+    assert np.bincount(tiny_windows.train.activity[drawn[1]]).tolist() == [5, 5, 5]
+
+
+def test_a_new_last_layer_learns_what_is_separable_and_the_trunk_stays():
+    rng = np.random.default_rng(0)
+    y = torch.as_tensor(rng.integers(3, size=60))
+    x = torch.nn.functional.one_hot(y, 3).float() * 5 + torch.as_tensor(rng.normal(size=(60, 3)), dtype=torch.float32)
+    predicted = transfer.new_last_layer(x[:30], y[:30], x[30:], 3, transfer.TransferSettings())
+    assert (predicted == y[30:].numpy()).mean() > 0.9
+
+
+def test_last_inputs_are_what_the_last_layer_gets(tiny_windows):
+    model = architecture.new_model(tiny_windows, MODEL, BY_NAME[BASE], 0).train()
+    found = transfer.last_inputs(model, tiny_windows.val)
+    assert model.training and not model.dropout._forward_hooks
+    with torch.no_grad():
+        assert torch.allclose(model.classes(found), model.eval()(torch.as_tensor(tiny_windows.val.x)), atol=1e-6)
+
+
+def test_carrying_over_gives_every_arm_a_score(cfg, make_recordings, monkeypatch, one_thread):
+    from harvis_utils import windows
+
+    monkeypatch.setitem(transfer.SETTINGS, "quick", transfer.TransferSettings(n_steps=4, n_head_steps=20))
+    data = windows.cut(make_recordings({(s, a): 135 for s in (1, 2, 3, 4) for a in range(4)}))
+    found = transfer.results(cfg, data)
+    assert len(found) == 2 * 2 * 3 * len(transfer.N_PER_CLASS) and found["F1"].between(0, 1).all()
+    table = transfer.table(found)
+    scratch = table.xs("from scratch", level="arm")
+    assert (scratch["gain"] == 0).all() and (table["networks"] == 2).all()
+    target, arm = transfer.TARGETS[0], transfer.ARMS[0]
+    own = found.query("target == @target and arm == @arm and `windows a class` == 5")["F1"]
+    assert table.loc[(target, arm, 5), "F1"] == pytest.approx(own.mean())

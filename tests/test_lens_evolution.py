@@ -1,0 +1,84 @@
+"""Evolution: the same training as the chain's, kept on the way, resumable; settling by hand."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from harvis_utils import config, training
+from harvis_utils.config import ModelSettings, TrainingSettings
+from harvis_utils.lenses import evolution
+
+EPOCHS = 3
+
+
+@pytest.fixture
+def cfg():
+    return dataclasses.replace(
+        config.load(),
+        model=ModelSettings(n_units=4, n_dense=8),
+        training=TrainingSettings(seeds=(evolution.SEED,), epochs=EPOCHS, learning_rate=2e-3, batch_size=16),
+    )
+
+
+def states(moments):
+    return [{k: v.clone() for k, v in m.model.state_dict().items()} for m in moments]
+
+
+def equal(a, b):
+    return all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_moments_are_those_of_the_chains_own_training_and_survive_a_kill(cfg, tiny_windows, one_thread):
+    moments = evolution.train(cfg, tiny_windows)
+    assert [m.epoch for m in moments] == [0, 1, 2, 3] and not any(m.model.training for m in moments)
+    first = states(moments)
+    assert equal(first[0], training.new_model(tiny_windows, cfg.model, evolution.SEED).state_dict())
+    network = training.train(cfg, tiny_windows, evolution.SEED)
+    kept = first[network.best_epoch + 1]
+    assert equal(kept, network.model.state_dict()), "bit for bit"
+    assert not equal(first[2], first[3])
+    for moment in moments[2:]:  # what a kill in the second epoch leaves
+        shutil.rmtree(evolution.STAGE.folder(moment.key))
+    assert all(equal(a, b) for a, b in zip(first, states(evolution.train(cfg, tiny_windows)), strict=True))
+
+
+def test_a_longer_training_goes_on_where_a_shorter_one_ended(cfg, tiny_windows, one_thread):
+    short = evolution.train(cfg, tiny_windows)
+    longer = dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, epochs=4))
+    assert [m.key for m in evolution.train(longer, tiny_windows)][:4] == [m.key for m in short]
+
+
+def test_features_end_like_themselves(cfg, tiny_windows, one_thread):
+    moments = evolution.train(cfg, tiny_windows)
+    found = evolution.features(cfg, tiny_windows, moments)
+    assert found.sizes["epoch"] == 4 and list(found["layer"].values) == ["conv1", "conv2", "conv3"]
+    alike = evolution.likeness(found)
+    for measure in evolution.MEASURES:
+        last = alike[measure].sel(epoch=3).values
+        assert np.allclose(last[~np.isnan(last)], 1) and not np.isnan(last).all()
+        assert np.nanmin(alike[measure].sel(epoch=0)) < 0.99
+    assert (alike["same_window"].sel(epoch=3) == 1).all()
+    fixed = tiny_windows.val.x
+    maps = moments[1].model.feature_maps(torch.as_tensor(fixed))["conv2"].detach().transpose(0, 1).flatten(1)
+    assert np.allclose(found["maps"].sel(epoch=1, layer="conv2"), maps[:, :: evolution.PLACES], atol=1e-6)
+    table = evolution.settling(alike)
+    assert set(table.index.get_level_values("measure")) == set(evolution.MEASURES)
+    assert (table["epoch low"] <= table["epoch"]).all() and (table["epoch"] <= table["last epoch"]).all()
+
+
+def test_marks_go_as_far_as_the_training():
+    assert evolution.marks(6) == [1, 2, 3, 4, 5, 6]
+    assert evolution.marks(25) == [*range(1, 11), 20, 25]
+    assert set(evolution.PAPER_MARKS) <= set(evolution.marks(200))
+
+
+def test_settled_by_hand():
+    epochs = [0, 1, 2, 5]
+    always, late = np.full((4, 3), 0.95), np.array([[0.1] * 3, [0.95] * 3, [0.5, 0.95, 0.8], [1] * 3])
+    never = np.array([[0.1] * 3, [0.2] * 3, [0.3] * 3, [1] * 3])
+    assert [evolution.settled(epochs, v) for v in (always, late, never)] == [0, 5, 5]
+    rises = np.array([[0.1, 0.1], [0.95, 0.99], [0.95, np.nan], [1, 1]])
+    assert evolution.settled(epochs, rises) == 1
