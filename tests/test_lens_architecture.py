@@ -139,6 +139,9 @@ def test_source_and_targets_share_no_person_and_the_new_one_no_activity(make_rec
             assert set(split.activity) == set(range(len(task.activities)))
     first = both.train.x[both.train.activity == 0]
     assert np.array_equal(first, data.train.x[(data.train.activity == 1) & (data.train.subject == 2)])
+    thin = transfer.tasks(data, architecture.thinned(data, len(data.train) // 2))
+    assert len(thin["source"].train) < len(source.train) and len(thin["source"].test) < len(source.test)
+    assert np.array_equal(thin[transfer.TARGETS[0]].train.x, people.train.x), "what is drawn from is whole"
     with pytest.raises(ValueError, match="four activities, not 2 and 3"):
         transfer.tasks(windows.cut(make_recordings({(s, a): 60 for s in (1, 2, 3, 4) for a in range(3)})))
 
@@ -159,7 +162,7 @@ def test_a_new_last_layer_learns_what_is_separable_and_the_trunk_stays():
 
 def test_last_inputs_are_what_the_last_layer_gets(tiny_windows):
     model = architecture.new_model(tiny_windows, MODEL, BY_NAME[BASE], 0).train()
-    found = transfer.last_inputs(model, tiny_windows.val)
+    found = transfer.last_inputs(model, tiny_windows.val.x)
     assert model.training and not model.dropout._forward_hooks
     with torch.no_grad():
         assert torch.allclose(model.classes(found), model.eval()(torch.as_tensor(tiny_windows.val.x)), atol=1e-6)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_lens_taps import LAYERS, LENGTH, MODELS, N_AXES, hooks_of, sfhf, windows
 from torch import nn
 from torch.nn import functional as F
 
 from harvis_utils.lenses import deconvnet, taps
 from harvis_utils.models import folded_trunk
-from tests.test_lens_taps import LAYERS, LENGTH, MODELS, N_AXES, hooks_of, sfhf, windows
 
 seeds = st.integers(0, 10_000)
 few = settings(max_examples=15, deadline=None)

@@ -9,7 +9,7 @@ import torch
 
 from harvis_utils import config, training
 from harvis_utils.config import ModelSettings, TrainingSettings
-from harvis_utils.lenses import evolution
+from harvis_utils.lenses import evolution, settling
 
 EPOCHS = 3
 
@@ -55,8 +55,8 @@ def test_features_end_like_themselves(cfg, tiny_windows, one_thread):
     moments = evolution.train(cfg, tiny_windows)
     found = evolution.features(cfg, tiny_windows, moments)
     assert found.sizes["epoch"] == 4 and list(found["layer"].values) == ["conv1", "conv2", "conv3"]
-    alike = evolution.likeness(found)
-    for measure in evolution.MEASURES:
+    alike = settling.likeness(found)
+    for measure in settling.MEASURES:
         last = alike[measure].sel(epoch=3).values
         assert np.allclose(last[~np.isnan(last)], 1) and not np.isnan(last).all()
         assert np.nanmin(alike[measure].sel(epoch=0)) < 0.99
@@ -64,8 +64,8 @@ def test_features_end_like_themselves(cfg, tiny_windows, one_thread):
     fixed = tiny_windows.val.x
     maps = moments[1].model.feature_maps(torch.as_tensor(fixed))["conv2"].detach().transpose(0, 1).flatten(1)
     assert np.allclose(found["maps"].sel(epoch=1, layer="conv2"), maps[:, :: evolution.PLACES], atol=1e-6)
-    table = evolution.settling(alike)
-    assert set(table.index.get_level_values("measure")) == set(evolution.MEASURES)
+    table = settling.settling(alike)
+    assert set(table.index.get_level_values("measure")) == set(settling.MEASURES)
     assert (table["epoch low"] <= table["epoch"]).all() and (table["epoch"] <= table["last epoch"]).all()
 
 
@@ -79,6 +79,6 @@ def test_settled_by_hand():
     epochs = [0, 1, 2, 5]
     always, late = np.full((4, 3), 0.95), np.array([[0.1] * 3, [0.95] * 3, [0.5, 0.95, 0.8], [1] * 3])
     never = np.array([[0.1] * 3, [0.2] * 3, [0.3] * 3, [1] * 3])
-    assert [evolution.settled(epochs, v) for v in (always, late, never)] == [0, 5, 5]
+    assert [settling.settled(epochs, v) for v in (always, late, never)] == [0, 5, 5]
     rises = np.array([[0.1, 0.1], [0.95, 0.99], [0.95, np.nan], [1, 1]])
-    assert evolution.settled(epochs, rises) == 1
+    assert settling.settled(epochs, rises) == 1

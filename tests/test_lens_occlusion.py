@@ -8,12 +8,12 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of, windows
 from torch import nn
 
 from harvis_utils import config, training
 from harvis_utils.lenses import deconvnet, occlusion, taps
 from harvis_utils.lenses.occlusion import Occluder
-from tests.test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of, windows
 
 widths = st.sampled_from([1, 3, 7, 15])
 fills = st.sampled_from(list(occlusion.FILLS))

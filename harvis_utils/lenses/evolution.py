@@ -1,8 +1,7 @@
 """One network kept at several epochs of its training: when do the features of each layer stand still?
 
 Zeiler and Fergus (2014, Fig. 4) show projections of the strongest activations at epochs 1, 2, 5, ... and say by eye
-that lower layers settle within a few epochs and upper ones late. Here a number says it: how much every unit's maps,
-and its projections, are like those of the last epoch.
+that lower layers settle within a few epochs and upper ones late. :mod:`harvis_utils.lenses.settling` puts a number on it.
 """
 
 from __future__ import annotations
@@ -12,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
 
 from harvis_utils import artifacts, config, engine, training
 from harvis_utils.config import Settings
-from harvis_utils.intervals import LEVEL, N_DRAWS, interval
 from harvis_utils.lenses import deconvnet, taps
 from harvis_utils.models import SFHF
 from harvis_utils.windows import Windows
@@ -38,15 +35,12 @@ MARKS = (*range(1, 11), 20, 30, 40, 64)
 PAPER_MARKS = (1, 2, 5, 10, 20, 30, 40, 64)
 #: Choice: of a network that no other notebook uses
 SEED = 300
-#: Choice: a unit looks like its last state where the correlation exceeds this
-SETTLED = 0.9
 #: validation windows on which maps are compared
 N_FIXED = 200
 #: every so many-th place of the maps is kept: neighbours say nearly the same, and the files stay small
 PLACES = 15
 #: Choice: at most so many training windows are searched for a unit's strongest activation
 N_SEARCHED = 3000
-MEASURES = ("maps", "projections")
 
 
 @dataclass(frozen=True)
@@ -157,62 +151,3 @@ def _features(model: SFHF, windows: Windows) -> xr.Dataset:
         }
         layers.append(xr.Dataset(columns).expand_dims(layer=[layer]))
     return xr.concat(layers, "layer")
-
-
-def likeness(found: xr.Dataset) -> xr.Dataset:
-    """How much every unit is like its last state: Pearson correlations, dims (epoch, layer, unit).
-
-    ``maps`` on fixed windows; ``projections`` around the strongest activation; ``same_window``, whether the strongest
-    activation comes from the window it comes from in the end. Units silent at either epoch have NaN.
-    """
-    dims = ("epoch", "layer", "unit")
-    return xr.Dataset(
-        {
-            "maps": (dims, deconvnet.correlation(found["maps"].values, found["maps"].values[-1])),
-            "projections": (dims, deconvnet.correlation(found["projection"].values, found["projection"].values[-1])),
-            "same_window": (dims, (found["window"].values == found["window"].values[-1]).astype(float)),
-        },
-        coords={d: found[d].values for d in ("epoch", "layer")},
-    )
-
-
-def settled(epochs: Sequence[int], values: np.ndarray, level: float = SETTLED) -> int:
-    """First of the epochs from which the median over units exceeds ``level`` to the end; ``values`` (epoch, unit).
-
-    The last epoch is like itself, so that an answer always exists; where it *is* the last epoch, nothing had settled.
-    """
-    with np.errstate(all="ignore"):
-        above = np.nanmedian(values, axis=1) > level
-    below = np.flatnonzero(~above[:-1])
-    return int(epochs[below[-1] + 1]) if len(below) else int(epochs[0])
-
-
-def settling(alike: xr.Dataset, seed: int = 0) -> pd.DataFrame:
-    """When each layer settles, by each of ``MEASURES``, with an interval over units (one network).
-
-    Columns ``epoch``, ``epoch low``, ``epoch high`` and ``last epoch``; ``before`` says whether it settled before the
-    last but one kept epoch was over.
-    """
-    epochs, rows = alike["epoch"].values, []
-    rng = np.random.default_rng(seed)
-    for layer in alike["layer"].values:
-        for measure in MEASURES:
-            values = alike[measure].sel(layer=layer).values
-            values = values[:, ~np.isnan(values).all(0)]
-            drawn = rng.integers(values.shape[1], size=(N_DRAWS // 4, values.shape[1]))
-            low, high = np.quantile([settled(epochs, values[:, d]) for d in drawn], LEVEL)
-            first, bounds = interval(values[0], "median")
-            rows.append(
-                {
-                    "layer": str(layer),
-                    "measure": measure,
-                    "epoch": settled(epochs, values),
-                    "epoch low": low,
-                    "epoch high": high,
-                }
-                | {"last epoch": int(epochs[-1]), "before training": first, "units": values.shape[1]}
-                | dict(zip(("before training low", "before training high"), bounds, strict=True))
-            )
-    table = pd.DataFrame(rows)
-    table["settled before the end"] = table["epoch"] < table["last epoch"]
-    return table.set_index(["layer", "measure"])

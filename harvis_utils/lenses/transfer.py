@@ -22,7 +22,7 @@ from harvis_utils.intervals import interval
 from harvis_utils.lenses import architecture, taps
 from harvis_utils.lenses.architecture import ArchitectureSettings
 from harvis_utils.models import SFHF
-from harvis_utils.windows import SPLITS, Split, Windows
+from harvis_utils.windows import Split, Windows
 
 STAGE = artifacts.Stage(
     "transfer",
@@ -58,11 +58,13 @@ def part_of(split: Split, subjects: np.ndarray, activities: np.ndarray) -> Split
     return dataclasses.replace(split, **columns)
 
 
-def tasks(windows: Windows) -> dict[str, Windows]:
+def tasks(windows: Windows, few: Windows | None = None) -> dict[str, Windows]:
     """``source`` and the ``TARGETS``: training people halved, activities halved; validation and test people stay.
 
+    With ``few``, the same windows thinned, all is taken from them but what a target's training windows are drawn from.
     Raises ``ValueError`` for fewer than two training people or four activities.
     """
+    few = few or windows
     people, activities = np.unique(windows.train.subject), np.arange(len(windows.activities))
     if len(people) < 2 or len(activities) < 4:
         raise ValueError(
@@ -72,16 +74,16 @@ def tasks(windows: Windows) -> dict[str, Windows]:
     first, second = activities[::2], activities[1::2]
     halves = people[: len(people) // 2], people[len(people) // 2 :]
 
-    def task(name: str, who: np.ndarray, what: np.ndarray) -> Windows:
-        splits = {s: part_of(getattr(windows, s), who if s == "train" else np.unique(getattr(windows, s).subject), what)
-                  for s in SPLITS}  # fmt: skip
+    def task(name: str, train: Split, who: np.ndarray, what: np.ndarray) -> Windows:
+        splits = {s: part_of(getattr(few, s), np.unique(getattr(few, s).subject), what) for s in ("val", "test")}
+        splits["train"] = part_of(train, who, what)
         names = tuple(windows.activities[a] for a in what)
-        return dataclasses.replace(windows, **splits, activities=names, digest=f"{windows.digest}/{name}")
+        return dataclasses.replace(windows, **splits, activities=names, digest=f"{few.digest}/{name}")
 
     return {
-        "source": task("source", halves[0], first),
-        TARGETS[0]: task(TARGETS[0], halves[1], first),
-        TARGETS[1]: task(TARGETS[1], halves[1], second),
+        "source": task("source", few.train, halves[0], first),
+        TARGETS[0]: task(TARGETS[0], windows.train, halves[1], first),
+        TARGETS[1]: task(TARGETS[1], windows.train, halves[1], second),
     }
 
 
@@ -99,7 +101,7 @@ def carried(cfg: Settings, windows: Windows, seed: int) -> pd.DataFrame:
 
     def build(part: Path) -> None:
         with engine.threads_inside(1):
-            rows = _carried(tasks(few), seed, small, settings)
+            rows = _carried(tasks(windows, few), seed, small, settings)
         artifacts.write_text(part / "f1.csv", pd.DataFrame(rows).to_csv(index=False))
 
     about = artifacts.provenance(cfg, data=few.digest, caveat=few.caveat, seed=seed)
@@ -115,17 +117,17 @@ def _carried(of: dict[str, Windows], seed: int, small: ArchitectureSettings, set
     rows = []
     for target in TARGETS:
         task = of[target]
-        features = {name: [last_inputs(m, s) for s in (task.train, task.test)] for name, m in
-                    ((ARMS[0], source), (ARMS[2], random))}  # fmt: skip
+        trunks = {ARMS[0]: source, ARMS[2]: random}
+        test = {arm: last_inputs(model, task.test.x) for arm, model in trunks.items()}
         for n in N_PER_CLASS:
             chosen = few_of_each(task.train, n, seed)
-            y = torch.as_tensor(task.train.activity[chosen])
+            x, y = task.train.x[chosen], torch.as_tensor(task.train.activity[chosen])
             predicted = {
-                arm: new_last_layer(train[chosen], y, test, len(task.activities), settings)
-                for arm, (train, test) in features.items()
+                arm: new_last_layer(last_inputs(model, x), y, test[arm], len(task.activities), settings)
+                for arm, model in trunks.items()
             }
             scratch = architecture.new_model(task, small.model, base, seed + 1)
-            from_scratch(scratch, torch.as_tensor(task.train.x[chosen]), y, small.training, settings.n_steps, seed)
+            from_scratch(scratch, torch.as_tensor(x), y, small.training, settings.n_steps, seed)
             predicted[ARMS[1]] = training.predict(scratch, task.test)
             for arm in ARMS:
                 f1 = training.macro_f1(task.test, predicted[arm])
@@ -133,13 +135,13 @@ def _carried(of: dict[str, Windows], seed: int, small: ArchitectureSettings, set
     return [row | {"source F1": scores["test_f1"]} for row in rows]
 
 
-def last_inputs(model: SFHF, split: Split) -> torch.Tensor:
-    """What the last layer gets, (window, feature), in evaluation mode."""
+def last_inputs(model: SFHF, x: np.ndarray) -> torch.Tensor:
+    """What the last layer gets, (window, feature), in evaluation mode, for windows (window, axis, time) in G."""
     found: list[torch.Tensor] = []
     handle = model.dropout.register_forward_hook(lambda module, args, output: found.append(output))
     try:
         with taps.evaluating(model), torch.no_grad():
-            for batch in torch.as_tensor(split.x).split(training.EVALUATION_BATCH):
+            for batch in torch.as_tensor(x).split(training.EVALUATION_BATCH):
                 model(batch)
     finally:
         handle.remove()
