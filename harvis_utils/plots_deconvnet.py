@@ -72,7 +72,7 @@ def plot_windows(
     n, n_axes, length = signals.shape
     figure, axes = plots._grid(n, 1 + len(maps), WIDTH, 0.9 + 1.75 * n)
     time = np.arange(length) / rate_hz
-    step = 1.2 * max(1e-9, float(np.quantile(np.abs(signals), 0.995)))
+    step = 1.6 * max(1e-9, float(np.quantile(np.abs(signals), 0.995)))
     for i in range(n):
         ax = axes[i, 0]
         for a in range(n_axes):

@@ -46,7 +46,7 @@ Keep = Callable[[Tensor], Tensor]
 #: strongest activations shown of a unit; Paper: nine (Fig. 2)
 N_TOP = 9
 #: Choice: at most so many training windows are searched for the strongest activations
-N_SEARCHED = 15_000
+N_SEARCHED = 8000
 #: windows pushed through a network at once
 BATCH = 512
 

@@ -1,7 +1,7 @@
 """One network kept at several epochs of its training: when do the features of each layer stand still?
 
 Zeiler and Fergus (2014, Fig. 4) show projections of the strongest activations at epochs 1, 2, 5, ... and say by eye
-that lower layers settle within a few epochs and upper ones late. :mod:`harvis_utils.lenses.settling` puts a number on it.
+that lower layers settle within a few epochs and upper ones late; :mod:`harvis_utils.lenses.settling` has a number.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ NO_NETWORK = "no network: largest deviation"
 PLANTINGS = ("motifs", "motifs and decoys")
 
 #: Choice: settings of occlusion to choose from
-OCCLUDERS = tuple(Occluder(width, fill) for fill in ("mean", "line") for width in (1, 3, 5, 7))
+OCCLUDERS = tuple(Occluder(width, fill) for fill in ("mean", "line") for width in (1, 3, 7))
 #: Choice: how many of a layer's strongest activations are projected together; 1 and the nine of the paper's figures
 KEPT = (1, deconvnet.N_TOP)
 
@@ -67,7 +67,7 @@ class LocatingSettings:
 
 
 SETTINGS = {
-    "quick": LocatingSettings(n_val=20, n_test=60),
+    "quick": LocatingSettings(n_val=14, n_test=50),
     "desk": LocatingSettings(),
     "paper": LocatingSettings(n_val=100, n_test=400),
 }
@@ -126,14 +126,19 @@ def longest_run(flags: np.ndarray) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------------ the lenses
 
 
-def candidates(network: Network, rules: Sequence[str] = ("deconvnet",)) -> dict[str, object]:
+def candidates(network: Network) -> dict[str, object]:
     """Lenses to choose from, by name: each an :class:`Occluder`, or (layer, kept activations, rule) of a projection."""
-    found: dict[str, object] = {f"occlusion, {o.name}": o for o in OCCLUDERS}
-    for rule in rules:
-        for layer in network.model.layers:
-            for n in KEPT:
-                found[f"{rule}, {layer}, {'strongest' if n == 1 else f'{n} strongest'}"] = (layer, n, rule)
-    return found
+    return {f"occlusion, {o.name}": o for o in OCCLUDERS} | projecting(network, ("deconvnet",))
+
+
+def projecting(network: Network, rules: Sequence[str] = tuple(deconvnet.RULES)) -> dict[str, object]:
+    """Projections of the ``KEPT`` strongest activations of each layer, by each rule."""
+    return {
+        f"{rule}, {layer}, {'strongest' if n == 1 else f'{n} strongest'}": (layer, n, rule)
+        for rule in rules
+        for layer in network.model.layers
+        for n in KEPT
+    }
 
 
 def class_scores() -> dict[str, object]:
@@ -228,7 +233,10 @@ def hits(found: xr.Dataset, what: str = "motif", tolerance: int = 0) -> xr.DataA
 
 
 def rates(
-    trained: Sequence[xr.Dataset], random: Sequence[xr.Dataset] | None = None, tolerance: int = 0
+    trained: Sequence[xr.Dataset],
+    random: Sequence[xr.Dataset] | None = None,
+    tolerance: int = 0,
+    lenses: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Share of windows in which each lens points into a motif, one row per lens, all with 95 % intervals.
 
@@ -236,7 +244,7 @@ def rates(
     ``random`` are shares of plain windows and ``gain`` is their difference, window by window; ``trained motif`` and
     ``trained decoy`` are shares of the windows with decoys and ``trained preference`` is their difference; the same
     for ``random``. ``lowest network`` is the share of the worst trained one; ``chance`` that of the plane that motifs
-    cover. ``tolerance`` as in :func:`hits`.
+    cover. ``tolerance`` as in :func:`hits`; ``lenses`` are those wanted, by default all.
     """
     networks = {"trained": trained} | ({"random": random} if random else {})
     values = {
@@ -246,18 +254,18 @@ def rates(
     }
 
     def shares(lens: str, who: str, what: str, planting: str) -> np.ndarray:
-        return _padded([h.sel(lens=lens, planting=planting).values for h in values[who, what]])
+        return padded([h.sel(lens=lens, planting=planting).values for h in values[who, what]])
 
     rows = []
-    for lens in trained[0]["lens"].values:
+    for lens in trained[0]["lens"].values if lenses is None else lenses:
         plain = {who: shares(lens, who, "motif", PLANTINGS[0]) for who in networks}
         row = {"lens": str(lens)}
         for who in networks:
             motif, decoy = (shares(lens, who, what, PLANTINGS[1]) for what in ("motif", "decoy"))
-            row |= _with_interval(who, plain[who]) | _with_interval(f"{who} motif", motif)
-            row |= _with_interval(f"{who} decoy", decoy) | _with_interval(f"{who} preference", motif - decoy)
+            row |= with_interval(who, plain[who]) | with_interval(f"{who} motif", motif)
+            row |= with_interval(f"{who} decoy", decoy) | with_interval(f"{who} preference", motif - decoy)
         if random:
-            row |= _with_interval("gain", plain["trained"] - plain["random"])
+            row |= with_interval("gain", plain["trained"] - plain["random"])
         rows.append(row | {"lowest network": float(np.nanmin(np.nanmean(plain["trained"], axis=1)))})
     table = pd.DataFrame(rows).set_index("lens")
     table["chance"] = float(np.mean([found["motif"].isel(planting=0).mean() for found in trained]))
@@ -265,14 +273,16 @@ def rates(
     return table
 
 
-def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of any length as one array, filled up with NaN."""
     table = np.full((len(rows), max(map(len, rows))), np.nan)
     for row, values in zip(table, rows, strict=True):
         row[: len(values)] = values
     return table
 
 
-def _with_interval(name: str, values: np.ndarray) -> dict[str, float]:
+def with_interval(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean of (seed, unit) values as ``name``, with the ends of its 95 % interval as "name low" and "name high"."""
     value, bounds = interval(values)
     low, high = bounds or (np.nan, np.nan)
     return {name: value, f"{name} low": low, f"{name} high": high}

@@ -51,8 +51,8 @@ def settled(epochs: Sequence[int], values: np.ndarray, level: float = SETTLED) -
 def settling(alike: xr.Dataset, seed: int = 0) -> pd.DataFrame:
     """When each layer settles, by each of ``MEASURES``, with an interval over units (one network).
 
-    Columns ``epoch``, ``epoch low``, ``epoch high`` and ``last epoch``; ``before`` says whether it settled before the
-    last but one kept epoch was over.
+    Columns ``epoch``, ``epoch low``, ``epoch high``, ``last epoch``, ``settled before the end``, and ``before
+    training``: the median correlation of the random start with the end, with its interval.
     """
     epochs, rows = alike["epoch"].values, []
     rng = np.random.default_rng(seed)
@@ -61,7 +61,7 @@ def settling(alike: xr.Dataset, seed: int = 0) -> pd.DataFrame:
             values = alike[measure].sel(layer=layer).values
             values = values[:, ~np.isnan(values).all(0)]
             drawn = rng.integers(values.shape[1], size=(N_DRAWS // 4, values.shape[1]))
-            low, high = np.quantile([settled(epochs, values[:, d]) for d in drawn], LEVEL)
+            low, high = np.quantile([settled(epochs, values[:, d]) for d in drawn], LEVEL, method="inverted_cdf")
             first, bounds = interval(values[0], "median")
             rows.append(
                 {
@@ -72,7 +72,7 @@ def settling(alike: xr.Dataset, seed: int = 0) -> pd.DataFrame:
                     "epoch high": high,
                 }
                 | {"last epoch": int(epochs[-1]), "before training": first, "units": values.shape[1]}
-                | dict(zip(("before training low", "before training high"), bounds, strict=True))
+                | dict(zip(("before training low", "before training high"), bounds or (np.nan, np.nan), strict=True))
             )
     table = pd.DataFrame(rows)
     table["settled before the end"] = table["epoch"] < table["last epoch"]
