@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from harvis_utils import config, training
+from harvis_utils import config, study, training
 from harvis_utils.config import ModelSettings, TrainingSettings
 from harvis_utils.lenses import evolution, settling
 
@@ -49,6 +49,17 @@ def test_a_longer_training_goes_on_where_a_shorter_one_ended(cfg, tiny_windows, 
     short = evolution.train(cfg, tiny_windows)
     longer = dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, epochs=4))
     assert [m.key for m in evolution.train(longer, tiny_windows)][:4] == [m.key for m in short]
+
+
+def test_of_too_many_windows_every_nth_is_trained_on(cfg, tiny_windows, one_thread, monkeypatch):
+    monkeypatch.setitem(evolution.N_TRAINED, "quick", 20)
+    few = evolution.train(cfg, tiny_windows)
+    third = dataclasses.replace(tiny_windows, train=study.thin(tiny_windows.train, 3))
+    assert len(third.train) <= 20 < len(study.thin(tiny_windows.train, 2))
+    monkeypatch.setitem(evolution.N_TRAINED, "quick", None)
+    expected = evolution.train(cfg, dataclasses.replace(third, digest="a third"))
+    assert equal(states(few)[-1], states(expected)[-1])
+    assert not equal(states(few)[-1], states(evolution.train(cfg, tiny_windows))[-1])
 
 
 def test_features_end_like_themselves(cfg, tiny_windows, one_thread):

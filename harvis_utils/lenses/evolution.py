@@ -6,6 +6,7 @@ that lower layers settle within a few epochs and upper ones late; :mod:`harvis_u
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ PAPER_MARKS = (1, 2, 5, 10, 20, 30, 40, 64)
 SEED = 300
 #: validation windows on which maps are compared
 N_FIXED = 200
+#: Choice: at most so many training windows, every n-th of all, by profile; None: all. One network alone uses one thread
+N_TRAINED = {"quick": None, "desk": 20_000, "paper": None}
 #: every so many-th place of the maps is kept: neighbours say nearly the same, and the files stay small
 PLACES = 15
 #: Choice: at most so many training windows are searched for a unit's strongest activation
@@ -61,8 +64,10 @@ def train(cfg: Settings, windows: Windows, seed: int = SEED) -> list[Moment]:
     """One network trained with the run's settings and kept at epoch 0 and :func:`marks`; made where missing.
 
     One stored result per mark, with Adam's state, so that a kill loses the epochs since the last one only. The last
-    moment equals what :func:`harvis_utils.training.train` has after its last epoch, bit for bit.
+    moment equals what :func:`harvis_utils.training.train` has after its last epoch, bit for bit, on the same windows:
+    of more than ``N_TRAINED`` of them every n-th is used.
     """
+    windows = _fewer(windows, N_TRAINED[cfg.profile])
     device = config.torch_device(cfg.device)
     model = training.new_model(windows, cfg.model, seed).to(device)
     optimizer = torch.optim.Adam(model.parameters(), cfg.training.learning_rate, weight_decay=cfg.training.weight_decay)
@@ -86,6 +91,14 @@ def train(cfg: Settings, windows: Windows, seed: int = SEED) -> list[Moment]:
             moments.append(_moment(windows, cfg, seed, mark, model, key))
             begun = mark
     return moments
+
+
+def _fewer(windows: Windows, at_most: int | None) -> Windows:
+    if at_most is None or len(windows.train) <= at_most:
+        return windows
+    return dataclasses.replace(
+        windows, train=deconvnet.searched(windows.train, at_most), digest=f"{windows.digest}/train {at_most}"
+    )
 
 
 def _moment(windows: Windows, cfg: Settings, seed: int, epoch: int, model: SFHF, key: str) -> Moment:
