@@ -1,0 +1,152 @@
+"""Small functions made of ReLUs whose highest point is known, to see where plain ascent fails and where others do.
+
+Each is a network of one or two inputs within ±1. Backward slopes help where rectifiers are closed (``flat``, ``gate``)
+or where the wrong ones are open (``two hills``, ``race``), and mislead where a closed rectifier is what holds the top
+(``tent``): what comes back through it then points away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from harvis_utils.engine import Step
+from harvis_utils.lenses import slopes
+from harvis_utils.lenses.slopes import SLOPES, Ascent
+
+BOUND = 1.0
+#: a start is a success if it comes to this share of the highest value
+SUCCESS = 0.99
+#: Choice: moves of at most about a tenth of the box where all is open, shrinking to a hundredth of that
+STEPS = {"ascent": Step("ascent", 0.1, 0.97), "adam": Step("adam", 0.1, 0.97)}
+N_STEPS = 150
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A function (point, dimension) -> (point, 1) within ±1, its highest value and where it is."""
+
+    name: str
+    idea: str
+    network: nn.Sequential
+    maximum: float
+    at: tuple[float, ...]
+
+    @property
+    def n_dims(self) -> int:
+        return len(self.at)
+
+
+def _network(*layers: tuple[Sequence[Sequence[float]], Sequence[float]], rectified: bool) -> nn.Sequential:
+    """Linear layers, (weights, biases) each, with ReLUs between, and at the end where ``rectified``."""
+    modules: list[nn.Module] = []
+    for weights, biases in layers:
+        linear = nn.Linear(len(weights[0]), len(weights))
+        linear.weight.data, linear.bias.data = torch.tensor(weights), torch.tensor(biases)
+        modules += [linear, nn.ReLU()]
+    return nn.Sequential(*(modules if rectified else modules[:-1])).requires_grad_(False)
+
+
+def landscapes() -> list[Landscape]:
+    """All of them; flat parts first, then local maxima, then tops that a closed rectifier holds."""
+    return [
+        Landscape(
+            "flat",
+            "one rectifier, closed in three quarters of the box",
+            _network(([[1.0]], [-0.5]), rectified=True),
+            0.5,
+            (1.0,),
+        ),
+        Landscape(
+            "gate",
+            "two closed layers in a row: flat but for the corner where all inputs are at their highest",
+            _network(([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0]), ([[1.0, 1.0]], [-1.0]), rectified=True),
+            1.0,
+            (1.0, 1.0),
+        ),
+        Landscape(
+            "two hills",
+            "a low hill whose foot covers half the box, a higher one beyond",
+            _network(([[-1.0], [2.5]], [0.0, -0.5]), ([[1.0, 1.0]], [0.0]), rectified=False),
+            2.0,
+            (1.0,),
+        ),
+        Landscape(
+            "race",
+            "two patterns compete for the input; the weaker one is open first",
+            _network(([[1.0, -0.5], [-1.5, 2.0]], [0.4, -1.5]), ([[1.0, 1.0]], [0.0]), rectified=False),
+            2.0,
+            (-1.0, 1.0),
+        ),
+        Landscape(
+            "tent",
+            "a top inside the box, held by a rectifier that is closed on one side of it",
+            _network(([[1.0], [1.0]], [1.0, -0.2]), ([[1.0, -2.0]], [0.0]), rectified=False),
+            1.2,
+            (0.2,),
+        ),
+        Landscape(
+            "tent on a plain",
+            "a pyramid of absolute values on a flat floor: the floor needs a slope, the pyramid dies of a large one",
+            _network(
+                ([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], [-0.3, 0.3, -0.3, 0.3]),
+                ([[-1.0, -1.0, -1.0, -1.0]], [0.6]),
+                rectified=True,
+            ),
+            0.6,
+            (0.3, 0.3),
+        ),
+    ]
+
+
+def starts(n_dims: int, n: int = 144) -> Tensor:
+    """About ``n`` starting points spread evenly over the box, none on an axis or a corner: (point, dimension)."""
+    side = round(n ** (1 / n_dims))
+    ticks = torch.linspace(-BOUND, BOUND, 2 * side + 1)[1::2]
+    return torch.cartesian_prod(*[ticks] * n_dims).reshape(-1, n_dims) * 0.997
+
+
+def climb(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> Ascent:
+    """Climb one landscape from each of ``start`` (point, dimension) under a backward slope, within ±1."""
+    last = str(len(landscape.network) - 1)
+    return slopes.ascend_units(landscape.network, last, [0], start, step, n_steps, slope, BOUND)
+
+
+def path(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> np.ndarray:
+    """Where the ascents from ``start`` (point, dimension) pass: (step, point, dimension)."""
+    last = str(len(landscape.network) - 1)
+    field = slopes.unit_field(landscape.network, last, torch.zeros(len(start), dtype=torch.int64), slope)
+    passed: list[Tensor] = []
+
+    def noting(x: Tensor) -> tuple[Tensor, Tensor]:
+        passed.append(x.clone())
+        return field(x)
+
+    slopes.ascend(noting, start, step, n_steps, BOUND)
+    return torch.stack(passed).numpy()
+
+
+def surface(landscape: Landscape, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (n,) and the function on their grid: (n,) or, rows being the second input, (n, n)."""
+    ticks = torch.linspace(-BOUND, BOUND, n)
+    if landscape.n_dims == 1:
+        return ticks.numpy(), landscape.network(ticks[:, None])[:, 0].numpy()
+    second, first = torch.meshgrid(ticks, ticks, indexing="ij")
+    return ticks.numpy(), landscape.network(torch.stack([first, second], -1).view(-1, 2)).view(n, n).numpy()
+
+
+def successes(n_starts: int = 144, optimizers: Sequence[str] = tuple(STEPS)) -> pd.DataFrame:
+    """Share of starting points from which each function's highest value is found: (function and optimizer, slope)."""
+    rows = {}
+    for landscape in landscapes():
+        points = starts(landscape.n_dims, n_starts)
+        for name in optimizers:
+            reached = [climb(landscape, slope, STEPS[name], points).maximum for slope in SLOPES]
+            rows[landscape.name, name] = [float((r >= SUCCESS * landscape.maximum).float().mean()) for r in reached]
+    index = pd.MultiIndex.from_tuples(rows, names=["function", "optimizer"])
+    return pd.DataFrame(list(rows.values()), index, pd.Index(SLOPES, name="backward slope"))

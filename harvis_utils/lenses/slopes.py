@@ -1,0 +1,178 @@
+"""Ascent under a backward slope: what comes back through a rectifier that is closed is damped, not cut off.
+
+Plain ascent follows the gradient of the network itself, in which a closed ReLU passes nothing back: where all are
+closed the signal cannot move, and where the wrong ones are open it climbs to a local maximum. ProxyGrad (Linse, Barth
+and Martinetz 2024, "Leaky ReLUs That Differ in Forward and Backward Pass Facilitate Activation Maximization in Deep
+Neural Networks") takes the gradient of a copy of the network whose rectifiers have another slope below zero. Values
+are always those of the network itself, only the direction is borrowed.
+
+:func:`ascend` climbs whatever can name its values and directions; :func:`ascend_units` does it for a layer of any
+network. A slope of None is plain ascent; 0 is the same for a network of ReLUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harvis_utils import engine
+from harvis_utils.engine import Step
+from harvis_utils.lenses import backward, taps
+from harvis_utils.lenses.taps import Tap
+
+#: plain ascent first; then what is compared with it
+SLOPES = (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)
+OPTIMIZERS = ("ascent", "adam")
+#: a value counts as reached from this share of it on
+REACHED = 0.95
+#: a sample lies at its bound from this share of it on
+AT_BOUND = 1 - 1e-5
+
+#: signals (row, ...) -> value of each row's objective, (row,), and the direction to climb in, like the signals
+Field = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """What an ascent found, per row.
+
+    ``curve`` is (row, n_steps + 1): the highest value up to each step, the start's first; ``best`` (row, ...) is the
+    signal that gave the highest, ``last`` where the ascent ended.
+    """
+
+    curve: Tensor
+    best: Tensor
+    last: Tensor
+
+    @property
+    def maximum(self) -> Tensor:
+        """The highest value of the ascent, (row,)."""
+        return self.curve[:, -1]
+
+
+class _Moves:
+    """Moves of plain ascent or of Adam, number by number, in the arithmetic of :class:`harvis_utils.engine.Chunk`."""
+
+    def __init__(self, step: Step, like: Tensor):
+        if step.optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {step.optimizer!r}; valid optimizers: {', '.join(OPTIMIZERS)}")
+        self.step = step
+        self.first, self.second = torch.zeros_like(like), torch.zeros_like(like)
+
+    def move(self, x: Tensor, g: Tensor, number: int) -> None:
+        """The ``number``-th move from 0, in place."""
+        eta = self.step.step_size * self.step.decay**number
+        if self.step.optimizer == "ascent":
+            x.add_(g, alpha=eta)
+            return
+        self.first.lerp_(g, 1 - engine.BETA1)
+        self.second.mul_(engine.BETA2).addcmul_(g, g, value=1 - engine.BETA2)
+        scale = self.second.sqrt().div_((1 - engine.BETA2 ** (number + 1)) ** 0.5).add_(engine.EPSILON)
+        x.addcdiv_(self.first, scale, value=eta / (1 - engine.BETA1 ** (number + 1)))
+
+
+def ascend(field: Field, start: Tensor, step: Step, n_steps: int, bound: float | None = None) -> Ascent:
+    """Climb from ``start`` (row, ...) for ``n_steps``; with ``bound`` every entry stays within ±bound.
+
+    The start is brought into the bounds too. Raises ``ValueError`` for an unknown optimizer, a negative number of
+    steps and bounds that are not positive.
+    """
+    if n_steps < 0 or (bound is not None and not bound > 0):
+        raise ValueError(f"an ascent needs 0 or more steps and a positive bound, not {n_steps} steps and bound {bound}")
+    x = start.detach().clone() if bound is None else start.detach().clamp(-bound, bound)
+    moves = _Moves(step, x)
+    curve, best = [], x.clone()
+    for number in range(n_steps + 1):
+        value, direction = field(x)
+        value = value.detach()
+        higher = value > curve[-1] if curve else torch.ones_like(value, dtype=torch.bool)
+        curve.append(torch.where(higher, value, curve[-1]) if curve else value)
+        best = torch.where(higher.view(-1, *[1] * (x.ndim - 1)), x, best)
+        if number < n_steps:
+            moves.move(x, direction, number)
+            if bound is not None:
+                x.clamp_(-bound, bound)
+    return Ascent(torch.stack(curve, 1), best, x)
+
+
+# --------------------------------------------------------------------------------------------- any network
+
+
+def sloped(slope: float | None) -> AbstractContextManager:
+    """While the block runs, every rectifier that is called passes ``slope`` times the gradient back where it is closed.
+
+    Nothing changes for None. Raises ``ValueError`` for a slope that is no finite number.
+    """
+    if slope is None:
+        return nullcontext()
+    if not np.isfinite(slope):
+        raise ValueError(f"a backward slope is a finite number, not {slope}")
+    return backward.rectifiers(backward.sloped(float(slope)))
+
+
+def unit_field(network: nn.Module, tap: str | Tap, unit: Tensor, slope: float | None) -> Field:
+    """Mean of each row's unit's map (the paper's f) and its gradient under ``slope``, by autograd.
+
+    ``unit`` (row,) are units of the layer ``tap``. The network must treat rows apart: evaluation mode.
+    """
+    place = taps.find(network, tap)
+
+    def field(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad(), sloped(slope):
+            value = taps.maps_of(network, place, x)[torch.arange(len(x)), unit].mean((1, 2))
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        return value, gradient
+
+    return field
+
+
+def ascend_units(
+    network: nn.Module,
+    tap: str | Tap,
+    units: Sequence[int],
+    start: Tensor,
+    step: Step,
+    n_steps: int,
+    slope: float | None = None,
+    bound: float | None = None,
+) -> Ascent:
+    """All ``units`` of a layer of any network from all starting points in one batch; rows are (unit, start).
+
+    ``start`` is (start, ...): windows as the network takes them. The network is put into evaluation mode meanwhile and
+    is as it was afterwards. Raises ``ValueError`` for an unknown layer and for units that it does not have.
+    """
+    place = taps.find(network, tap)
+    unit = torch.as_tensor(list(units), dtype=torch.int64)
+    with taps.evaluating(network):
+        with torch.no_grad():
+            n_units = taps.maps_of(network, place, start[:1]).shape[1]
+        if not len(unit) or not 0 <= int(unit.min()) <= int(unit.max()) < n_units:
+            raise ValueError(f"{place.name} has units 0 to {n_units - 1}, not {unit.tolist()}")
+        rows = unit.repeat_interleave(len(start))
+        x = start.repeat(len(unit), *[1] * (start.ndim - 1))
+        return ascend(unit_field(network, place, rows, slope), x, step, n_steps, bound)
+
+
+# ------------------------------------------------------------------------------------------------ measures
+
+
+def steps_until(curve: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """First step at which each curve of highest values is at ``target``: (..., step), (...) -> (...); inf if never."""
+    there = curve >= target[..., None]
+    return np.where(there.any(-1), there.argmax(-1), np.inf)
+
+
+def at_bounds(x: np.ndarray, bound: float) -> np.ndarray:
+    """Share of the samples of each signal that lie at ±bound: (..., time) -> (...)."""
+    return (np.abs(x) >= AT_BOUND * bound).mean(-1)
+
+
+def one_sided(x: np.ndarray, bound: float) -> np.ndarray:
+    """Whether all samples of a signal lie at the same bound, the "white image" of one axis: (..., time) -> (...)."""
+    return (x >= AT_BOUND * bound).all(-1) | (x <= -AT_BOUND * bound).all(-1)

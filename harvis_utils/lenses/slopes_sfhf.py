@@ -1,0 +1,376 @@
+"""Backward slopes on all units of SF-HF: step sizes chosen on networks of their own, then every unit of the others.
+
+A signal is one sensor axis, as everywhere in this project. The gradient is written out (autograd with rectifiers
+caught one by one takes several times as long); ``tests/test_lens_slopes.py`` holds the autograd version beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from harvis_utils import activations, artifacts, config, engine, readings, recipes
+from harvis_utils.config import Settings
+from harvis_utils.engine import Step
+from harvis_utils.intervals import interval
+from harvis_utils.lenses import slopes
+from harvis_utils.lenses.slopes import SLOPES, Ascent
+from harvis_utils.models import SFHF, Trunk
+from harvis_utils.training import Network
+from harvis_utils.windows import Windows
+
+STAGE = artifacts.Stage(
+    "slopes",
+    notebook="13_slopes",
+    modules=(
+        "windows",
+        "models.sfhf",
+        "engine",
+        "similarity",
+        "recipes",
+        "lenses.taps",
+        "lenses.backward",
+        "lenses.slopes",
+        "lenses.slopes_sfhf",
+    ),
+)
+
+#: step sizes tried: from clearly too small to clearly too large in G
+STEP_SIZES = {"ascent": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), "adam": (0.01, 0.03, 0.1, 0.3, 1.0)}
+DECAY = 0.99  # Choice: steps end at about a tenth of their size
+#: Choice: where nothing bounds the signal, the calibrated step for all slopes, because a larger one always gets higher
+FREE = Step("adam", 0.1, 0.995)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and from how many starting points every unit is climbed; fewer where step sizes are chosen."""
+
+    n_steps: int
+    n_starts: int  # of recipes.starting_points
+
+
+#: Choice: enough that the curves are flat at their end (notebook 13 shows it), and all of DSADS takes some minutes
+BUDGETS = {"quick": Budget(60, 3), "desk": Budget(200, 5), "paper": Budget(1000, 5)}
+
+# -------------------------------------------------------------------------------------- one network, one layer
+
+
+class SingleAxis(nn.Module):
+    """SF-HF up to a layer as a network of its own, for signals (signal, time); its units are those of ``maps``."""
+
+    def __init__(self, model: SFHF, layer: str):
+        super().__init__()
+        self.model, self.layer, self.maps = model, layer, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maps(self.model.feature_maps(x[:, None], self.layer)[self.layer])
+
+
+def _leaked(g: Tensor, h: Tensor, slope: float) -> Tensor:
+    """Gradient ``g`` of a rectified output ``h``: where that is 0 the rectifier was closed."""
+    return torch.ops.aten.leaky_relu_backward(g, h, slope, False) if slope else engine._rectified(g, h)
+
+
+class SlopedMaps(engine.UnitMaps):
+    """Map of one unit per row, and the way back through rectifiers of another slope below zero."""
+
+    def __init__(self, trunk: Trunk, layer: str, unit: Tensor, slope: float):
+        super().__init__(trunk, layer, unit)
+        self.slope = slope
+
+    def backward(self, g: Tensor) -> Tensor:
+        """As in :class:`harvis_utils.engine.UnitMaps`, except for what comes back through closed rectifiers."""
+        if self.depth == 1:
+            return engine._gather(self.own_back * g[:, None])
+        taps = self.own.shape[1]
+        padded = torch.nn.functional.pad(g, engine._half(taps))
+        g = torch.bmm(padded.unfold(1, taps, 1).contiguous(), self.own_back)
+        for h, w in zip(reversed(self.hidden[1:]), reversed(self.back), strict=True):
+            g = engine._convolve(_leaked(g, h, self.slope), w)
+        g = _leaked(g, self.hidden[0], self.slope)
+        taps = (self.first_back @ g.reshape(-1, g.shape[2]).T).view(-1, *g.shape[:2])
+        return engine._gather(taps.transpose(0, 1))
+
+
+@torch.inference_mode()
+def climb(
+    trunk: Trunk,
+    layer: str,
+    unit: Tensor,
+    start: Tensor,
+    slope: float,
+    step: Step,
+    n_steps: int,
+    bound: float | None = None,
+    block_bytes: int = engine.CPU_BLOCK_BYTES,
+) -> Ascent:
+    """Climb each row's ``unit`` (row,) of a layer from ``start`` (row, time) in G under one backward slope."""
+    size = engine.block_rows(trunk, layer, start.shape[1], start.dtype, block_bytes)
+    parts = []
+    for at in range(0, len(start), size):
+        maps = SlopedMaps(trunk, layer, unit[at : at + size], slope)
+
+        def field(x: Tensor, maps=maps) -> tuple[Tensor, Tensor]:
+            out = maps.forward(x)
+            return out.mean(1), maps.backward(_leaked(torch.full_like(out, 1 / out.shape[1]), out, slope))
+
+        parts.append(slopes.ascend(field, start[at : at + size], step, n_steps, bound))
+    return Ascent(*(torch.cat([getattr(p, name) for p in parts]) for name in ("curve", "best", "last")))
+
+
+def best_in_box(weights: np.ndarray, biases: np.ndarray, bound: float, length: int) -> np.ndarray:
+    """Exact maximum of each first-layer unit's mean output over all signals within ±bound, (unit,).
+
+    ``weights`` are (unit, kernel), ``biases`` (unit,). A rectified weighted sum is convex, so the maximum lies in a
+    corner of the box: each sample is at one bound or the other, and going along the signal, only the last
+    ``kernel - 1`` samples matter for what follows. Deeper layers are not convex.
+    """
+    kernel = weights.shape[1]
+    half = kernel // 2
+    reached = {(0.0,) * (kernel - 1): np.zeros(len(weights))}  # zeros stand where the signal is padded
+    for entering in range(length + half):
+        further: dict[tuple[float, ...], np.ndarray] = {}
+        for past, total in reached.items():
+            for sample in (-bound, bound) if entering < length else (0.0,):
+                seen = (*past, sample)
+                output = np.maximum(weights @ np.array(seen) + biases, 0) if entering >= half else 0.0
+                known = further.get(seen[1:], -np.inf)
+                further[seen[1:]] = np.maximum(known, total + output)
+        reached = further
+    return np.max(list(reached.values()), axis=0) / length
+
+
+# ------------------------------------------------------------------------------------------ all units and slopes
+
+
+def climb_all(
+    trunk: Trunk,
+    steps: Mapping[float, Step],
+    starts: np.ndarray,
+    n_steps: int,
+    bound: float | None,
+    units: Sequence[int] | None = None,
+) -> xr.Dataset:
+    """All layers, ``units`` (None: all) and ``starts`` (start, time) under each slope of ``steps``, with its own step.
+
+    Returns over (layer, slope, start, unit): ``maximum``; ``until``, the first step at 95 % of the highest value that
+    any slope and start gave this unit (inf: never); ``signal`` (also time) in G; ``curve`` (also step). With a bound
+    also ``at_bounds``, the share of its samples there, and ``one_sided``, whether all are at the same one. ``at_start``
+    is (layer, start, unit).
+    """
+    layers = trunk.layers
+    counts = {layer: len(trunk.biases[trunk.depth(layer) - 1]) for layer in layers}
+    units = list(range(min(counts.values())) if units is None else units)
+    n_starts, length = starts.shape
+    # rows are (start, unit)
+    x = torch.tensor(np.repeat(starts, len(units), axis=0))
+    unit = torch.tensor(units).repeat(n_starts)
+    jobs = [(layer, slope) for layer in layers for slope in steps]
+
+    def one(job: tuple[str, float]) -> Ascent:
+        return climb(trunk, job[0], unit, x, job[1], steps[job[1]], n_steps, bound)
+
+    workers = torch.get_num_threads()
+    with (
+        engine.threads_inside(1),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        found = list(pool.map(one, jobs))
+    shape = (len(layers), len(steps), n_starts, len(units))
+    curve = np.stack([a.curve.numpy() for a in found]).reshape(*shape, n_steps + 1)
+    signal = np.stack([a.best.numpy() for a in found]).reshape(*shape, length)
+    maximum = curve[..., -1]
+    target = slopes.REACHED * maximum.max((1, 2), keepdims=True)
+    until = slopes.steps_until(curve, np.broadcast_to(target, shape))
+    dims = ("layer", "slope", "start", "unit")
+    arrays = {
+        "maximum": (dims, maximum),
+        "until": (dims, np.where(target > 0, until, np.nan)),  # a dead unit is nowhere
+        "signal": ((*dims, "time"), signal),
+        "curve": ((*dims, "step"), curve),
+        "at_start": (("layer", "start", "unit"), curve[:, 0, :, :, 0]),
+    }
+    if bound is not None:
+        arrays |= {
+            "at_bounds": (dims, slopes.at_bounds(signal, bound)),
+            "one_sided": (dims, slopes.one_sided(signal, bound)),
+        }
+    return xr.Dataset(arrays, {"layer": list(layers), "slope": list(steps), "unit": units})
+
+
+def climbs(
+    cfg: Settings, windows: Windows, networks: list[Network], steps: Mapping[float, Step], bound: float | None
+) -> xr.Dataset:
+    """:func:`climb_all` for all networks and units, dims (seed, layer, slope, start, unit); missing ones are made.
+
+    One stored result per network, slopes and bound; of the curve only :func:`kept_steps`.
+    """
+    budget = BUDGETS[cfg.profile]
+    starts = recipes.starting_points(cfg.maximization, windows.train, budget.n_starts)
+    found = []
+    for net in config.progress(networks, desc="slopes", leave=False):
+
+        def build(folder, net=net) -> None:
+            made = climb_all(net.trunk, steps, starts, budget.n_steps, bound)
+            kept = kept_steps(budget.n_steps)
+            artifacts.write_dataset(folder / "climbs.nc", made.isel(step=kept).assign_coords(step=kept))
+
+        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
+        folder = STAGE.obtain(key(cfg, windows, net, steps, bound), build, about)
+        found.append(artifacts.read_dataset(folder / "climbs.nc").expand_dims(seed=[net.seed]))
+    return xr.concat(found, "seed")
+
+
+def key(
+    cfg: Settings, windows: Windows, network: Network, steps: Mapping[float, Step], bound: float | None, *more
+) -> str:
+    """Address of the climbs of one network."""
+    settings = [BUDGETS[cfg.profile], cfg.maximization.start_amplitude_g, cfg.maximization.start_periods]
+    settings += [sorted(steps), [steps[slope] for slope in sorted(steps)], bound, *more]
+    return STAGE.key(settings, activations.key(windows, network))
+
+
+def kept_steps(n_steps: int, n: int = 30) -> list[int]:
+    """The start, the end and about ``n`` steps between, evenly spaced in log time."""
+    return sorted({0, n_steps, *np.unique(np.geomspace(1, max(n_steps, 1), n).astype(int)).tolist()})
+
+
+# --------------------------------------------------------------------------------------------- choosing the steps
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The step of each slope, and ``table``: the score of every optimizer and step size (row) under every slope."""
+
+    steps: dict[float, Step]
+    table: pd.DataFrame
+
+
+def choose_steps(cfg: Settings, windows: Windows, networks: list[Network], bound: float) -> Chosen:
+    """One step size per slope, chosen on ``networks`` that are judged nowhere.
+
+    The score of a setting is how high it comes, as a share of the highest that any setting under any slope reached for
+    that unit, mean over starts, units and networks. The optimizer is the one under which plain ascent scores best, so
+    that what it is compared with is never handicapped; then each slope takes the step size that scores best for it.
+    """
+    budget = BUDGETS[cfg.profile]
+    starts = recipes.starting_points(cfg.maximization, windows.train, budget.n_starts)
+    units = readings.chosen_units(cfg.model.n_units, cfg.readings.n_units)
+    tried = [Step(optimizer, size, DECAY) for optimizer, sizes in STEP_SIZES.items() for size in sizes]
+    maxima = []
+    for net in config.progress(networks, desc="step sizes", leave=False):
+
+        def build(folder, net=net) -> None:
+            made = [
+                climb_all(net.trunk, dict.fromkeys(SLOPES, step), starts, budget.n_steps, bound, units)["maximum"]
+                for step in tried
+            ]
+            artifacts.write_dataset(folder / "maxima.nc", xr.concat(made, "tried").to_dataset(name="maximum"))
+
+        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
+        where = key(cfg, windows, net, dict.fromkeys(SLOPES, tried[0]), bound, tried, units)
+        folder = STAGE.obtain(where, build, about)
+        maxima.append(artifacts.read_dataset(folder / "maxima.nc")["maximum"])
+    joined = xr.concat(maxima, "network")
+    highest = joined.max(("tried", "slope", "start"))
+    share = (joined / highest.where(highest > 0)).mean(("network", "layer", "start", "unit"))
+    labels = pd.MultiIndex.from_tuples([(t.optimizer, t.step_size) for t in tried], names=["optimizer", "step size"])
+    table = pd.DataFrame(share.transpose("tried", "slope").values, labels, pd.Index(SLOPES, name="backward slope"))
+    optimizer = str(table[SLOPES[0]].idxmax()[0])
+    best = table.loc[optimizer].idxmax()
+    return Chosen({slope: Step(optimizer, float(best[slope]), DECAY) for slope in SLOPES}, table)
+
+
+# ------------------------------------------------------------------------------------------------------ tables
+
+
+#: Choice: a larger gain counts as this one, also where plain ascent does not leave zero; medians do not mind
+HIGHEST_GAIN = 100.0
+
+
+def gains(maximum: xr.DataArray) -> xr.DataArray:
+    """What each slope reaches over plain ascent, minus 1, unit by unit: (..., slope, ...) over the same dimensions.
+
+    NaN where both reach nothing (a dead unit); at most ``HIGHEST_GAIN``.
+    """
+    plain = maximum.sel(slope=SLOPES[0], drop=True)
+    both = (plain > 0) | (maximum > 0)
+    safe = plain.where(plain > 0, 1.0)
+    return (maximum / safe - 1).where(plain > 0, np.inf).clip(max=HIGHEST_GAIN).where(both)
+
+
+def _pairs(values: xr.DataArray) -> np.ndarray:
+    """(seed, everything else)."""
+    return values.transpose("seed", ...).values.reshape(values.sizes["seed"], -1)
+
+
+def table(found: xr.Dataset) -> pd.DataFrame:
+    """One row per layer ("all" too) and slope: gains, steps, spread and bounds, with intervals over networks and units.
+
+    ``gain`` is the median over units of the gain of the mean maximum over starts, ``gain, best start`` that of the best
+    start; ``reached`` the share of ascents that came to 95 % of the highest value known for their unit, ``steps`` the
+    median number they took, inf where most never did; ``spread`` the standard deviation over starts in units of their
+    mean; ``stuck`` the share of ascents that end where they began; ``higher`` the share of units that come higher than
+    by plain ascent minus the share that comes lower.
+    """
+    rows = []
+    layers = [str(layer) for layer in found["layer"].values]
+    mean, best = found["maximum"].mean("start"), found["maximum"].max("start")
+    alive = best.max("slope") > 0
+    measures = {
+        "gain": (gains(mean), "median"),
+        "gain, best start": (gains(best), "median"),
+        "higher": (np.sign(gains(mean)), "mean"),
+        "reached": (np.isfinite(found["until"]).where(found["until"].notnull()).mean("start"), "mean"),
+        "spread": (found["maximum"].std("start") / mean.where(mean > 0), "median"),
+        "stuck": ((found["maximum"] <= found["at_start"]).where(alive).mean("start"), "mean"),
+    }
+    for name in ("at_bounds", "one_sided"):
+        if name in found:
+            measures[name] = (found[name].where(alive).astype(float).mean("start"), "mean")
+    for part in ["all", *layers]:
+        chosen = layers if part == "all" else [part]
+        for slope in found["slope"].values:
+            row: dict = {"layer": part, "slope": float(slope)}
+            for name, (values, summary) in measures.items():
+                row[name], bounds = interval(_pairs(values.sel(layer=chosen, slope=slope)), summary)
+                row[f"{name} low"], row[f"{name} high"] = bounds or (np.nan, np.nan)
+            until = found["until"].sel(layer=chosen, slope=slope).values
+            row["steps"] = float(np.median(until[~np.isnan(until)])) if np.isfinite(until).any() else np.inf
+            row["networks"] = found.sizes["seed"]
+            row["units"] = int(alive.sel(layer=chosen).sum())
+            rows.append(row)
+    return pd.DataFrame(rows).set_index(["layer", "slope"])
+
+
+def against_optimum(networks: list[Network], found: xr.Dataset, bound: float) -> pd.DataFrame:
+    """First-layer units in a box, where the exact maximum is known: share of it that each slope reaches, per ascent.
+
+    ``solved`` is the share of ascents within 1 % of it, ``solved, best start`` the share of units of which one was.
+    """
+    length = found.sizes["time"]
+    exact = []
+    for net in networks:
+        first = [a[0].double().numpy() for a in (net.trunk.weights, net.trunk.biases)]
+        exact.append(best_in_box(first[0][:, 0], first[1], bound, length))
+    optimum = xr.DataArray(np.stack(exact), dims=("seed", "unit"), coords={"seed": found["seed"]})
+    optimum = optimum.where(optimum > 0)
+    share = found["maximum"].sel(layer=found["layer"].values[0]) / optimum
+    solved = (share >= 0.99).where(share.notnull())
+    measures = {"share": share.mean("start"), "solved": solved.mean("start"), "solved, best start": solved.max("start")}
+    rows = []
+    for slope in found["slope"].values:
+        row: dict = {"slope": float(slope), "highest share": float(share.sel(slope=slope).max())}
+        for name, values in measures.items():
+            row[name], bounds = interval(_pairs(values.sel(slope=slope)))
+            row[f"{name} low"], row[f"{name} high"] = bounds or (np.nan, np.nan)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("slope")
