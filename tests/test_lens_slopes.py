@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from harvis_utils import config, maximization, recipes, training
 from harvis_utils.config import MaximizationSettings, ModelSettings
 from harvis_utils.engine import Step
-from harvis_utils.lenses import landscapes, slopes, slopes_sfhf, slopes_training, taps
+from harvis_utils.lenses import landscapes, slopes, slopes_sfhf, slopes_tables, slopes_training, taps
 from harvis_utils.lenses.slopes import SLOPES
 from harvis_utils.models import SFHF, folded_trunk
 
@@ -193,7 +193,7 @@ def test_the_exact_maximum_in_a_box_is_that_of_all_its_corners(seed, kernel, len
     padded = np.pad(corners, ((0, 0), (kernel // 2, kernel // 2)))
     outputs = sum(w[:, None, k, None] * padded[:, k : k + length] for k in range(kernel)) + b[:, None, None]
     brute = np.maximum(outputs, 0).mean(2).max(1)
-    found = slopes_sfhf.best_in_box(w, b, bound, length)
+    found = slopes_tables.best_in_box(w, b, bound, length)
     assert np.allclose(found, brute)
     inside = rng.uniform(-bound, bound, (200, length))
     padded = np.pad(inside, ((0, 0), (kernel // 2, kernel // 2)))
@@ -351,16 +351,16 @@ def test_climbs_are_stored_and_say_what_they_should(cfg, tiny_windows, small, mo
     assert one["at_bounds"] == (np.abs(one["signal"]) > 0.9999).mean()
     monkeypatch.setattr(slopes_sfhf, "climb_all", lambda *_: pytest.fail("computed again"))
     assert slopes_sfhf.climbs(cfg, tiny_windows, nets, chosen.steps, 1.0).identical(found)
-    table = slopes_sfhf.table(found)
+    table = slopes_tables.table(found)
     assert len(table) == 4 * 6 and (table.loc[("all", 0.0), ["gain", "higher"]] == 0).all()
-    solved = slopes_sfhf.against_optimum(nets, found, 1.0)
+    solved = slopes_tables.against_optimum(nets, found, 1.0)
     assert 0 < solved["highest share"].max() <= 1 + 1e-5
 
 
 def test_gains_by_hand():
     maximum = xr.DataArray([[[2.0, 0.0, 0.0, 4.0]], [[3.0, 1.0, 0.0, 2.0]]], dims=("slope", "seed", "unit"))
-    found = slopes_sfhf.gains(maximum.assign_coords(slope=[0.0, 0.5])).sel(slope=0.5).values[0]
-    assert found[[0, 1, 3]].tolist() == [0.5, slopes_sfhf.HIGHEST_GAIN, -0.5] and np.isnan(found[2])
+    found = slopes_tables.gains(maximum.assign_coords(slope=[0.0, 0.5])).sel(slope=0.5).values[0]
+    assert found[[0, 1, 3]].tolist() == [0.5, slopes_tables.HIGHEST_GAIN, -0.5] and np.isnan(found[2])
 
 
 def test_training_with_slope_zero_is_plain_training_bit_for_bit(cfg, tiny_windows):

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from harvis_utils import activations, artifacts, config, engine, readings, recipes
 from harvis_utils.config import Settings
 from harvis_utils.engine import Step
-from harvis_utils.intervals import interval
 from harvis_utils.lenses import slopes
 from harvis_utils.lenses.slopes import SLOPES, Ascent
 from harvis_utils.models import SFHF, Trunk
@@ -33,6 +32,7 @@ STAGE = artifacts.Stage(
         "windows",
         "models.sfhf",
         "engine",
+        "maximization",
         "similarity",
         "recipes",
         "lenses.taps",
@@ -43,7 +43,7 @@ STAGE = artifacts.Stage(
 )
 
 #: step sizes tried: from clearly too small to clearly too large in G
-STEP_SIZES = {"ascent": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), "adam": (0.01, 0.03, 0.1, 0.3, 1.0)}
+STEP_SIZES = {"ascent": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "adam": (0.01, 0.03, 0.1, 0.3, 1.0)}
 DECAY = 0.99  # Choice: steps end at about a tenth of their size
 #: Choice: where nothing bounds the signal, the calibrated step for all slopes, because a larger one always gets higher
 FREE = Step("adam", 0.1, 0.995)
@@ -124,28 +124,6 @@ def climb(
 
         parts.append(slopes.ascend(field, start[at : at + size], step, n_steps, bound))
     return Ascent(*(torch.cat([getattr(p, name) for p in parts]) for name in ("curve", "best", "last")))
-
-
-def best_in_box(weights: np.ndarray, biases: np.ndarray, bound: float, length: int) -> np.ndarray:
-    """Exact maximum of each first-layer unit's mean output over all signals within ±bound, (unit,).
-
-    ``weights`` are (unit, kernel), ``biases`` (unit,). A rectified weighted sum is convex, so the maximum lies in a
-    corner of the box: each sample is at one bound or the other, and going along the signal, only the last
-    ``kernel - 1`` samples matter for what follows. Deeper layers are not convex.
-    """
-    kernel = weights.shape[1]
-    half = kernel // 2
-    reached = {(0.0,) * (kernel - 1): np.zeros(len(weights))}  # zeros stand where the signal is padded
-    for entering in range(length + half):
-        further: dict[tuple[float, ...], np.ndarray] = {}
-        for past, total in reached.items():
-            for sample in (-bound, bound) if entering < length else (0.0,):
-                seen = (*past, sample)
-                output = np.maximum(weights @ np.array(seen) + biases, 0) if entering >= half else 0.0
-                known = further.get(seen[1:], -np.inf)
-                further[seen[1:]] = np.maximum(known, total + output)
-        reached = further
-    return np.max(list(reached.values()), axis=0) / length
 
 
 # ------------------------------------------------------------------------------------------ all units and slopes
@@ -287,90 +265,3 @@ def choose_steps(cfg: Settings, windows: Windows, networks: list[Network], bound
     optimizer = str(table[SLOPES[0]].idxmax()[0])
     best = table.loc[optimizer].idxmax()
     return Chosen({slope: Step(optimizer, float(best[slope]), DECAY) for slope in SLOPES}, table)
-
-
-# ------------------------------------------------------------------------------------------------------ tables
-
-
-#: Choice: a larger gain counts as this one, also where plain ascent does not leave zero; medians do not mind
-HIGHEST_GAIN = 100.0
-
-
-def gains(maximum: xr.DataArray) -> xr.DataArray:
-    """What each slope reaches over plain ascent, minus 1, unit by unit: (..., slope, ...) over the same dimensions.
-
-    NaN where both reach nothing (a dead unit); at most ``HIGHEST_GAIN``.
-    """
-    plain = maximum.sel(slope=SLOPES[0], drop=True)
-    both = (plain > 0) | (maximum > 0)
-    safe = plain.where(plain > 0, 1.0)
-    return (maximum / safe - 1).where(plain > 0, np.inf).clip(max=HIGHEST_GAIN).where(both)
-
-
-def _pairs(values: xr.DataArray) -> np.ndarray:
-    """(seed, everything else)."""
-    return values.transpose("seed", ...).values.reshape(values.sizes["seed"], -1)
-
-
-def table(found: xr.Dataset) -> pd.DataFrame:
-    """One row per layer ("all" too) and slope: gains, steps, spread and bounds, with intervals over networks and units.
-
-    ``gain`` is the median over units of the gain of the mean maximum over starts, ``gain, best start`` that of the best
-    start; ``reached`` the share of ascents that came to 95 % of the highest value known for their unit, ``steps`` the
-    median number they took, inf where most never did; ``spread`` the standard deviation over starts in units of their
-    mean; ``stuck`` the share of ascents that end where they began; ``higher`` the share of units that come higher than
-    by plain ascent minus the share that comes lower.
-    """
-    rows = []
-    layers = [str(layer) for layer in found["layer"].values]
-    mean, best = found["maximum"].mean("start"), found["maximum"].max("start")
-    alive = best.max("slope") > 0
-    measures = {
-        "gain": (gains(mean), "median"),
-        "gain, best start": (gains(best), "median"),
-        "higher": (np.sign(gains(mean)), "mean"),
-        "reached": (np.isfinite(found["until"]).where(found["until"].notnull()).mean("start"), "mean"),
-        "spread": (found["maximum"].std("start") / mean.where(mean > 0), "median"),
-        "stuck": ((found["maximum"] <= found["at_start"]).where(alive).mean("start"), "mean"),
-    }
-    for name in ("at_bounds", "one_sided"):
-        if name in found:
-            measures[name] = (found[name].where(alive).astype(float).mean("start"), "mean")
-    for part in ["all", *layers]:
-        chosen = layers if part == "all" else [part]
-        for slope in found["slope"].values:
-            row: dict = {"layer": part, "slope": float(slope)}
-            for name, (values, summary) in measures.items():
-                row[name], bounds = interval(_pairs(values.sel(layer=chosen, slope=slope)), summary)
-                row[f"{name} low"], row[f"{name} high"] = bounds or (np.nan, np.nan)
-            until = found["until"].sel(layer=chosen, slope=slope).values
-            row["steps"] = float(np.median(until[~np.isnan(until)])) if np.isfinite(until).any() else np.inf
-            row["networks"] = found.sizes["seed"]
-            row["units"] = int(alive.sel(layer=chosen).sum())
-            rows.append(row)
-    return pd.DataFrame(rows).set_index(["layer", "slope"])
-
-
-def against_optimum(networks: list[Network], found: xr.Dataset, bound: float) -> pd.DataFrame:
-    """First-layer units in a box, where the exact maximum is known: share of it that each slope reaches, per ascent.
-
-    ``solved`` is the share of ascents within 1 % of it, ``solved, best start`` the share of units of which one was.
-    """
-    length = found.sizes["time"]
-    exact = []
-    for net in networks:
-        first = [a[0].double().numpy() for a in (net.trunk.weights, net.trunk.biases)]
-        exact.append(best_in_box(first[0][:, 0], first[1], bound, length))
-    optimum = xr.DataArray(np.stack(exact), dims=("seed", "unit"), coords={"seed": found["seed"]})
-    optimum = optimum.where(optimum > 0)
-    share = found["maximum"].sel(layer=found["layer"].values[0]) / optimum
-    solved = (share >= 0.99).where(share.notnull())
-    measures = {"share": share.mean("start"), "solved": solved.mean("start"), "solved, best start": solved.max("start")}
-    rows = []
-    for slope in found["slope"].values:
-        row: dict = {"slope": float(slope), "highest share": float(share.sel(slope=slope).max())}
-        for name, values in measures.items():
-            row[name], bounds = interval(_pairs(values.sel(slope=slope)))
-            row[f"{name} low"], row[f"{name} high"] = bounds or (np.nan, np.nan)
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("slope")
