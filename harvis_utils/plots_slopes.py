@@ -37,10 +37,14 @@ def plot_landscapes(
             if values.ndim == 1:
                 _curve(ax, ticks, values, path, top)
             else:
-                ax.contourf(ticks, ticks, values, levels=24, cmap="Greys", alpha=0.6)
+                span = (ticks[0], ticks[-1], ticks[0], ticks[-1])
+                ax.imshow(
+                    values, cmap="Greys", origin="lower", extent=span, aspect="auto", interpolation="bilinear",
+                    vmax=values.max() + 0.6 * np.ptp(values),
+                )  # fmt: skip
                 ax.plot(path[:, :, 0], path[:, :, 1], color=SIGNAL, linewidth=1)
                 ax.plot(path[0, :, 0], path[0, :, 1], "o", color=SIGNAL, markerfacecolor="white", markersize=4)
-                ax.plot(path[-1, :, 0], path[-1, :, 1], "o", color=ACCENT, markersize=6)
+                ax.plot(path[-1, :, 0], path[-1, :, 1], "o", color=ACCENT, markersize=6, clip_on=False)
                 ax.plot(*top, "*", color="#e09f3e", markersize=12, markeredgecolor="black", clip_on=False)
                 ax.set_ylabel("second input")
             ax.set_title(f"{name}: {way}")
@@ -66,7 +70,7 @@ def plot_successes(
     """Share of starting points from which the highest value is found: (function, slope), as numbers on a colour."""
     figure, axes = plots._grid(1, 1, WIDTH * 0.85, 0.9 + 0.36 * len(functions))
     ax = axes[0, 0]
-    ax.imshow(share, cmap="YlGn", vmin=0, vmax=1.2, aspect="auto")
+    ax.imshow(share, cmap="YlGn", vmin=0, vmax=1.7, aspect="auto")
     for (i, k), value in np.ndenumerate(share):
         ax.text(k, i, f"{value:.0%}", ha="center", va="center", fontsize=9)
     ax.set_yticks(range(len(functions)), functions)

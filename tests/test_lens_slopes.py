@@ -386,3 +386,25 @@ def test_training_chooses_rates_on_other_seeds_and_compares_in_pairs(cfg, tiny_w
     by_hand = made.loc[("batch norm", 0.5), "test_f1"].mean() - made.loc[("batch norm", 0.0), "test_f1"].mean()
     assert table.loc[("batch norm", 0.5), "test_f1 difference"] == pytest.approx(by_hand)
     assert isinstance(table, pd.DataFrame)
+
+
+def test_height_and_bounds_are_ranked_within_units():
+    up = np.arange(6.0).reshape(2, 3)
+    found = xr.Dataset(
+        {
+            name: (("seed", "layer", "unit", "slope", "start"), np.stack([up, b])[None, None])
+            for name, b in (("maximum", up), ("at_bounds", -up))
+        },
+        {"slope": [0.0, 0.5], "seed": [3], "layer": ["conv1"]},
+    )
+    correlation = slopes_tables.bounds_and_height(found)
+    assert correlation.dims == ("seed", "layer", "unit") and correlation.values[0, 0].tolist() == [1.0, -1.0]
+    assert np.isnan(slopes_tables.bounds_and_height(found * 0)).all()
+
+
+def test_white_is_the_best_where_all_weights_have_one_sign():
+    trunk = made_trunk()
+    edge = torch.tensor([0.0, 1.0, -1.0, 0.0, 0.0]).expand_as(trunk.weights[0])
+    for first, expected in ((trunk.weights[0].abs(), 1.0), (edge, 0.0)):
+        net = type("Fake", (), {"trunk": dataclasses.replace(trunk, weights=(first, *trunk.weights[1:]))})()
+        assert slopes_tables.white_optima([net], 1.0, LENGTH).tolist() == [expected]

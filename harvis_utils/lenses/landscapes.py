@@ -23,8 +23,8 @@ BOUND = 1.0
 #: a start is a success if it comes to this share of the highest value
 SUCCESS = 0.99
 #: Choice: moves of at most about a tenth of the box where all is open, shrinking to a hundredth of that
-STEPS = {"ascent": Step("ascent", 0.1, 0.97), "adam": Step("adam", 0.1, 0.97)}
-N_STEPS = 150
+STEPS = {"ascent": Step("ascent", 0.1, 0.96), "adam": Step("adam", 0.1, 0.96)}
+N_STEPS = 100
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
+from scipy.stats import rankdata
 
 from harvis_utils.intervals import interval
 from harvis_utils.lenses.slopes import SLOPES
@@ -123,3 +125,28 @@ def against_optimum(networks: list[Network], found: xr.Dataset, bound: float) ->
             row[f"{name} low"], row[f"{name} high"] = bounds or (np.nan, np.nan)
         rows.append(row)
     return pd.DataFrame(rows).set_index("slope")
+
+
+def white_optima(networks: list[Network], bound: float, length: int) -> np.ndarray:
+    """Share of living first-layer units whose exact maximum in the box a constant at a bound reaches, (network,)."""
+    shares = []
+    for net in networks:
+        weights, biases = (a[0].double().numpy() for a in (net.trunk.weights, net.trunk.biases))
+        exact = best_in_box(weights[:, 0], biases, bound, length)
+        constant = torch.tensor([[bound], [-bound]]).expand(2, length)
+        white = net.trunk.feature_map(constant, net.trunk.layers[0]).mean(2).amax(0).numpy()
+        shares.append((white[exact > 0] >= 0.999 * exact[exact > 0]).mean())
+    return np.array(shares)
+
+
+def bounds_and_height(found: xr.Dataset) -> xr.DataArray:
+    """Rank correlation, over the ascents of one unit, of the maximum reached and the share of samples at the bounds.
+
+    (seed, layer, unit); NaN where either is the same for all ascents.
+    """
+    stacked = found[["maximum", "at_bounds"]].stack(ascent=("slope", "start")).transpose(..., "ascent")
+    ranks = [rankdata(stacked[name].values, axis=-1) for name in ("maximum", "at_bounds")]
+    centred = [r - r.mean(-1, keepdims=True) for r in ranks]
+    size = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
+    with_both = np.where(size > 0, size, np.nan)
+    return stacked["maximum"].isel(ascent=0, drop=True).copy(data=(centred[0] * centred[1]).sum(-1) / with_both)

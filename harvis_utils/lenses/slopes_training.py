@@ -55,7 +55,7 @@ class Plan:
 KINDS = ("batch norm", "no batch norm")
 
 PLANS = {
-    "quick": Plan((0.0, 0.1, 1.0), (0, 1, 2), (2e-3,), 5, 1200),
+    "quick": Plan((0.0, 0.1, 1.0), (0, 1), (2e-3,), 5, 1200),
     "desk": Plan(SLOPES, (0, 1, 2, 3, 4), (5e-4, 2e-3, 8e-3), 6, 3000),
     "paper": Plan(SLOPES, (0, 1, 2, 3, 4), (5e-4, 2e-3, 8e-3), 12, 12000),
 }
