@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harvis_utils import artifacts, atlas, claims, config, similarity
+from harvis_utils import artifacts, atlas, atlas_page, claims, config, similarity
 
 TIME = np.arange(30) / 30
 FEW = settings(max_examples=25, deadline=None)
@@ -352,7 +352,7 @@ def test_the_page_holds_everything_and_loads_nothing():
     lost = a_layer(
         "conv3", positions=np.vstack([np.full((1, 2), np.nan), np.random.default_rng(1).normal(size=(6, 2))])
     )
-    text = atlas.interactive_html([a_layer(), lost], NAMES, COLOURS, title="A & B", caveat="made-up data")
+    text = atlas_page.interactive_html([a_layer(), lost], NAMES, COLOURS, title="A & B", caveat="made-up data")
     page = Page(text)
     assert page.addresses == []
     assert not re.search(r"@import|fetch\(|XMLHttpRequest|https?://(?!www\.w3\.org/2000/svg)", text)
@@ -360,7 +360,7 @@ def test_the_page_holds_everything_and_loads_nothing():
     content = json.loads(page.scripts[0])
     assert content["names"] == list(NAMES) and content["colours"] == list(COLOURS.values())
     assert [len(layer["units"]) for layer in content["layers"]] == [7, 6]
-    assert [layer["left_out"] for layer in content["layers"]] == [0, 1]
+    assert [layer["left_out"] for layer in content["layers"]] == [[], [0]]
     third = content["layers"][0]["units"][2]
     assert (third["unit"], third["activity"], third["start"], third["offset"]) == (2, 1, 2, 4)
     assert third["signal"] == pytest.approx(sines(7)[2], abs=1e-4)
@@ -370,7 +370,7 @@ def test_the_page_holds_everything_and_loads_nothing():
 def test_a_page_for_two_full_layers_stays_small():
     layers = [a_layer(name, 64) for name in ("conv1", "conv2", "conv3")]
     names = [f"activity {i}" for i in range(2)]
-    assert len(atlas.interactive_html(layers, names, dict.fromkeys(names, "#000000")).encode()) < 500_000
+    assert len(atlas_page.interactive_html(layers, names, dict.fromkeys(names, "#000000")).encode()) < 500_000
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_page_for_two_full_layers_stays_small():
 )
 def test_a_layer_that_does_not_fit_together_is_refused(change, message):
     with pytest.raises(atlas.AtlasError, match=message):
-        atlas.interactive_html([a_layer(**change)], NAMES, COLOURS)
+        atlas_page.interactive_html([a_layer(**change)], NAMES, COLOURS)
 
 
 # --------------------------------------------------------------------------------------------- stored measures
