@@ -1,0 +1,342 @@
+"""All lenses on one unit, gathered: a card, and a search over cards.
+
+A card adds no measurement of its own. It is made of what notebooks 03 to 05, 08, 11 and 12 stored, and of the best
+match among the units of a second network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from harvis_utils import agreement, atlas, recovery
+from harvis_utils.config import SimilaritySettings
+from harvis_utils.intervals import interval
+from harvis_utils.lenses.dissection import DETECTOR_IOU
+from harvis_utils.windows import Split
+
+#: Choice: windows, concepts, activities and neighbours that a card shows
+N_WINDOWS, N_CONCEPTS, N_ACTIVITIES, N_NEIGHBOURS = 5, 5, 5, 5
+#: Choice: a unit matters for an activity whose F1 falls when it is silenced, and by more than for nine of ten units
+MATTERS = 0.9
+#: Choice: matchings with phase-scrambled signals, whose 95 % point a twin has to exceed
+N_SCRAMBLED = 20
+
+
+@dataclass(frozen=True)
+class StrongWindow:
+    """A real window that excites the unit: its own axis (time,) in G, and the projection of the activation."""
+
+    signal: np.ndarray
+    projection: np.ndarray
+    activity: str
+    axis: str
+    subject: int
+    activation: float
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The unit of another network that matches best one to one: its signal (time,) in G, and how alike the two are.
+
+    ``similarity`` as in :func:`agreement.unit_similarity`; ``chance`` is what 95 % of matches with phase-scrambled
+    signals stay below.
+    """
+
+    seed: int
+    unit: int
+    signal: np.ndarray
+    similarity: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything known of one unit; what there is none of is NaN, ``None`` or empty, and ``status`` says why.
+
+    ``signal`` (time,) in G is the proposed method's, ``activation`` the share of the unit's threshold it reaches and
+    ``nearness`` how near it comes to real exciting windows (notebook 08). ``iou`` maps every concept to its IoU with
+    the unit, ``cost`` every activity to the F1 it loses when the unit is silenced; ``detects`` and ``matters_for`` are
+    those above the thresholds of this module, strongest first. ``neighbours`` are the nearest units on the atlas.
+    """
+
+    seed: int
+    layer: str
+    unit: int
+    status: str
+    signal: np.ndarray
+    activation: float
+    nearness: float
+    nearest_activity: str
+    twin: Twin | None
+    windows: tuple[StrongWindow, ...]
+    iou: dict[str, float]
+    cost: dict[str, float]
+    detects: tuple[str, ...]
+    matters_for: tuple[str, ...]
+    neighbours: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name on pages, like "conv1-3"."""
+        return f"{self.layer}-{self.unit}"
+
+
+# ------------------------------------------------------------------------------------------------------ gathering
+
+
+@dataclass(frozen=True)
+class Lenses:
+    """Stored results of one run that cards are made of, all with dims (seed, layer, unit, ...).
+
+    ``signals`` (``signal``, ``map``, ``dead``) and ``measured`` (``activation``, ``nearness``) are the proposed
+    method's; ``dissected`` has ``iou`` (..., concept), ``ablated`` ``f1`` (..., class), ``projected`` the strongest
+    activations and their projections of one network (:func:`deconvnet.projections`), whose windows are in
+    ``searched``. ``views`` are the layers of that network's atlas.
+    """
+
+    signals: xr.Dataset
+    measured: xr.Dataset
+    dissected: xr.Dataset
+    ablated: xr.Dataset
+    projected: xr.Dataset
+    searched: Split
+    views: dict[str, atlas.AtlasLayer]
+
+
+def collect(
+    lenses: Lenses,
+    seed: int,
+    activities: Sequence[str],
+    axes: Sequence[str],
+    similarity: SimilaritySettings,
+) -> list[Card]:
+    """The cards of all units of the network with this ``seed``, layer by layer.
+
+    The second network is the next one of the run, and there is no twin where it is the only one. Raises ``KeyError``
+    for a seed that is not in the results.
+    """
+    seeds = [int(s) for s in lenses.signals["seed"].values]
+    if seed not in seeds:
+        raise KeyError(f"no network has seed {seed}; seeds of this run: {', '.join(map(str, seeds))}")
+    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    effects = lenses.ablated["f1"].sel(seed=seed).transpose("layer", "unit", "class")
+    limits = np.quantile(effects.fillna(-np.inf), MATTERS, axis=(0, 1), method="higher")  # by class
+    found = []
+    for layer in map(str, lenses.signals["layer"].values):
+        of = {s: lenses.signals.sel(seed=s, layer=layer) for s in {seed, other}}
+        status = agreement.status(of[seed], similarity)["status"].values
+        matches = twins(of, seed, other, similarity) if other != seed else {}
+        iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept")
+        cost = effects.sel(layer=layer)
+        matters = (cost.values >= limits) & (cost.values > 0)
+        near = _neighbours(lenses.views[layer].positions)
+        measured = lenses.measured.sel(seed=seed, layer=layer)
+        for u in range(of[seed].sizes["unit"]):
+            names = [str(c) for c in iou["concept"].values]
+            of_concept = _falling(dict(zip(names, iou.values[u].tolist(), strict=True)))
+            of_class = _falling(dict(zip(activities, cost.values[u].tolist(), strict=True)))
+            important = {a for a, m in zip(activities, matters[u], strict=True) if m}
+            nearest = int(lenses.views[layer].activities[u])
+            found.append(
+                Card(
+                    seed=seed,
+                    layer=layer,
+                    unit=u,
+                    status=str(status[u]),
+                    signal=of[seed]["signal"].transpose("unit", "time").values[u],
+                    activation=float(measured["activation"].sel(unit=u)),
+                    nearness=float(measured["nearness"].sel(unit=u)),
+                    nearest_activity=activities[nearest] if nearest >= 0 else "",
+                    twin=matches.get(u),
+                    windows=_strong_windows(lenses, layer, u, activities, axes),
+                    iou=of_concept,
+                    cost=of_class,
+                    detects=tuple(c for c, v in of_concept.items() if v > DETECTOR_IOU),
+                    matters_for=tuple(a for a in of_class if a in important),
+                    neighbours=near.get(u, ()),
+                )
+            )
+    return found
+
+
+def _falling(values: dict[str, float]) -> dict[str, float]:
+    """The same, largest first, NaN last."""
+    return dict(sorted(values.items(), key=lambda item: (np.isnan(item[1]), -item[1])))
+
+
+def twins(of: dict[int, xr.Dataset], seed: int, other: int, similarity: SimilaritySettings) -> dict[int, Twin]:
+    """By unit of the network ``seed``: its match in the network ``other``, for units that can be matched.
+
+    ``of`` holds both networks' signals of one layer by seed (``signal``, ``map``, ``dead`` over units). Matched one to
+    one as in :func:`agreement.matched`; dead, failed, silent and flat units have no match.
+    """
+    units, index, drawn = {}, {}, []
+    rng = np.random.default_rng((seed, other))
+    for s, network in of.items():
+        found = agreement.status(network, similarity)
+        index[s] = np.flatnonzero(found["status"].values == "used")
+        x = network["signal"].transpose("unit", "time").values[index[s]]
+        first = found["first"].values[index[s]]
+        units[s] = agreement.units_of(x, first, similarity.piece)
+        if s == other:
+            scrambles = [recovery.scrambled(x, rng) for _ in range(N_SCRAMBLED)]
+            drawn = [agreement.units_of(y, first, similarity.piece) for y in scrambles]
+    if not len(index[seed]) or not len(index[other]):
+        return {}
+    chance = np.concatenate([agreement.matched(units[seed], y)[2] for y in drawn])
+    limit = float(recovery.chance_point(chance))
+    signals = of[other]["signal"].transpose("unit", "time").values
+    return {
+        int(index[seed][a]): Twin(other, int(index[other][b]), signals[index[other][b]], float(value), limit)
+        for a, b, value in zip(*agreement.matched(units[seed], units[other]), strict=True)
+    }
+
+
+def _neighbours(positions: np.ndarray) -> dict[int, tuple[int, ...]]:
+    """By unit with a place on the map: the units nearest to it there."""
+    placed = np.flatnonzero(np.isfinite(positions).all(1))
+    if len(placed) < 2:
+        return {}
+    near = atlas.neighbours(positions[placed], min(N_NEIGHBOURS, len(placed) - 1))
+    return {int(u): tuple(int(placed[k]) for k in row) for u, row in zip(placed, near, strict=True)}
+
+
+def _strong_windows(
+    lenses: Lenses, layer: str, unit: int, activities: Sequence[str], axes: Sequence[str]
+) -> tuple[StrongWindow, ...]:
+    """The unit's strongest windows; without those that leave it silent."""
+    top = lenses.projected.sel(layer=layer, unit=unit, rule="deconvnet")
+    found = []
+    for r in range(min(N_WINDOWS, top.sizes["rank"])):
+        one = top.isel(rank=r)
+        window, axis, value = int(one["window"]), int(one["axis"]), float(one["value"])
+        if value > 0:
+            projection, signal = (one[name].values[axis] for name in ("projection", "signal"))
+            activity, subject = (int(of[window]) for of in (lenses.searched.activity, lenses.searched.subject))
+            found.append(StrongWindow(signal, projection, activities[activity], axes[axis], subject, value))
+    return tuple(found)
+
+
+# ------------------------------------------------------------------------------------------------ lens against lens
+
+#: what lenses say of a unit, as a number
+NUMBERS = ("activation", "nearness", "IoU", "cost", "match")
+
+
+def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> xr.Dataset:
+    """What the lenses say of every unit of one network, as numbers of ``NUMBERS`` over (layer, unit).
+
+    ``IoU`` is that with the unit's best concept, ``cost`` the largest drop of any activity's F1, ``match`` the
+    similarity to its match in the next network (NaN without one).
+    """
+    seeds = [int(s) for s in lenses.signals["seed"].values]
+    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    found = lenses.measured[["activation", "nearness"]].sel(seed=seed, drop=True).transpose("layer", "unit")
+    found = found.assign(
+        IoU=lenses.dissected["iou"].sel(seed=seed, drop=True).max("concept"),
+        cost=lenses.ablated["f1"].sel(seed=seed, drop=True).max("class"),
+        match=xr.full_like(found["activation"], np.nan, dtype=np.float64),
+    )
+    for layer in found["layer"].values if other != seed else ():
+        of = {s: lenses.signals.sel(seed=s, layer=layer) for s in (seed, other)}
+        for unit, twin in twins(of, seed, other, similarity).items():
+            found["match"].loc[{"layer": layer, "unit": unit}] = twin.similarity
+    return found.reset_coords(drop=True)
+
+
+def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
+    """Spearman's correlation over units between any two of ``NUMBERS``, by layer: mean over networks, 95 % interval.
+
+    One row per pair of lenses and layer: ``correlation``, its ends, and the number of ``networks`` that have one.
+    """
+    of = [numbers(lenses, int(seed), similarity) for seed in lenses.signals["seed"].values]
+    rows = []
+    for first, second in combinations(NUMBERS, 2):
+        for layer in of[0]["layer"].values:
+            each = [one.sel(layer=layer)[[first, second]].to_dataframe()[[first, second]] for one in of]
+            known = [table.dropna() for table in each]
+            values = [t.corr("spearman").iloc[0, 1] for t in known if len(t) > 2 and (t.nunique() > 1).all()]
+            mean, bounds = interval(np.array(values)) if values else (np.nan, None)
+            low, high = bounds or (np.nan, np.nan)
+            row = {"lenses": f"{first}, {second}", "layer": str(layer), "correlation": mean}
+            rows.append(row | {"correlation low": low, "correlation high": high, "networks": len(values)})
+    return pd.DataFrame(rows).set_index(["lenses", "layer"])
+
+
+# ---------------------------------------------------------------------------------------------------------- search
+
+_BETWEEN = re.compile(r"\s*(?:[,;]|\band\b|\bthat\b|\bwhich\b)\s*")
+_CLAUSES = {
+    "detects": re.compile(r"detects?\s+(.+)"),
+    "matters_for": re.compile(r"matters?\s+(?:for|to)\s+(.+)"),
+    "layer": re.compile(r"(?:units?\s+)?(?:in|of)\s+(.+)"),
+    "nearest_activity": re.compile(r"looks?\s+like\s+(.+)"),
+}
+_EXAMPLE = "units in conv2 that detect a rising edge and matter for running"
+_SMALL_WORDS = {"a", "an", "the", "layer"}
+
+
+def understood(cards: Sequence[Card], text: str) -> dict[str, tuple[str, ...]]:
+    """What a search asks for: clause to the names it may be, of concepts, activities or layers.
+
+    Clauses are "detect ...", "matter for ...", "in ..." and "look like ...", joined by "and", "that" or commas. A name
+    is meant where each word asked for begins one of its words: "edge" is a rising or a falling one. Raises
+    ``ValueError`` for a clause that is none, and where no name is meant, listing the valid ones.
+    """
+    valid = {
+        "detects": list(dict.fromkeys(c for card in cards for c in card.iou)),
+        "matters_for": list(dict.fromkeys(a for card in cards for a in card.cost)),
+        "layer": list(dict.fromkeys(card.layer for card in cards)),
+    }
+    valid["nearest_activity"] = valid["matters_for"]
+    asked = {}
+    for part in filter(None, _BETWEEN.split(text.strip().lower().rstrip(".?!"))):
+        if part in ("unit", "units", "all units"):
+            continue
+        for clause, pattern in _CLAUSES.items():
+            if found := pattern.fullmatch(part):
+                words = [w for w in re.findall(r"[\w+-]+", found[1]) if w not in _SMALL_WORDS]
+                names = tuple(name for name in valid[clause] if words and _meant(words, name))
+                if not names:
+                    raise ValueError(f"{found[1]!r} is no name that is known here; valid: {', '.join(valid[clause])}")
+                asked[clause] = names
+                break
+        else:
+            raise ValueError(f"{part!r} is not understood; a search reads like {_EXAMPLE!r}")
+    if not asked:
+        raise ValueError(f"the search asks for nothing; it reads like {_EXAMPLE!r}")
+    return asked
+
+
+def _meant(words: Sequence[str], name: str) -> bool:
+    own = re.findall(r"[\w+-]+", name.lower())
+    return all(any(word.startswith(asked) for word in own) for asked in words)
+
+
+def search(cards: Sequence[Card], text: str) -> list[Card]:
+    """The cards that a sentence like "units that detect a rising edge and matter for running" describes, best first.
+
+    A unit *detects* what its mask overlaps by an IoU above 0.04 (not only its best concept), and *matters for* an
+    activity as in :data:`MATTERS`; of several names meant by one clause any will do. Best are those with the best ranks
+    in what was asked for, on average. Raises ``ValueError`` as :func:`understood` does.
+    """
+    asked = understood(cards, text)
+
+    def has(card: Card, clause: str) -> bool:
+        own = getattr(card, clause)
+        return bool(set(asked[clause]) & set(own if isinstance(own, tuple) else [own]))
+
+    found = [card for card in cards if all(has(card, clause) for clause in asked)]
+    values = {"detects": "iou", "matters_for": "cost"}
+    ranks = np.zeros(len(found))
+    for clause in asked.keys() & values.keys():
+        strength = [max(getattr(card, values[clause]).get(n, -np.inf) for n in asked[clause]) for card in found]
+        ranks += np.argsort(np.argsort(-np.array(strength), kind="stable"), kind="stable")
+    return [found[i] for i in np.argsort(ranks, kind="stable")]
