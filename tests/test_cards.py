@@ -1,0 +1,339 @@
+"""Cards gather what is stored and nothing else; the atlas' page opens every one of them by a click."""
+
+import html.parser
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from test_atlas import COLOURS, NAMES, Page, a_layer
+
+from harvis_utils import atlas, atlas_page, card_pages, plots_cards
+from harvis_utils.config import SimilaritySettings
+from harvis_utils.lenses import cards
+from harvis_utils.windows import Split
+
+SEEDS, LAYERS, N_UNITS, TIME, N_RANKS = (3, 7), ("conv1", "conv2"), 12, 30, 7
+ACTIVITIES = ("sitting", "treadmill running", "ascending stairs")
+AXES = ("wrist x", "wrist y")
+CONCEPTS = ("rising edge", "falling edge", "peak", "gravity up", "treadmill running")
+SIMILARITY = SimilaritySettings()
+
+
+def made_lenses(seeds=SEEDS, scale=0.3) -> cards.Lenses:
+    """Made-up results of two networks; in the second, units are those of the first in reverse order."""
+    rng = np.random.default_rng(0)
+    dims, shape = ("seed", "layer", "unit"), (len(seeds), len(LAYERS), N_UNITS)
+    coords = {"seed": list(seeds), "layer": list(LAYERS), "unit": np.arange(N_UNITS)}
+    signal = scale * rng.normal(size=(1, len(LAYERS), N_UNITS, TIME)).cumsum(3)
+    signal = np.concatenate([signal, signal[:, :, ::-1]])[: len(seeds)]
+    dead = np.zeros(shape, bool)
+    dead[:, 0, 0] = True
+    signals = xr.Dataset(
+        {"signal": ((*dims, "time"), signal), "map": ((*dims, "time"), np.abs(signal) + 0.1), "dead": (dims, dead)},
+        coords,
+    )
+    measured = {name: (dims, rng.random(shape)) for name in ("activation", "nearness")}
+    iou = rng.random((*shape, len(CONCEPTS))) * 0.1
+    f1 = rng.normal(size=(*shape, len(ACTIVITIES))) * 0.05
+    top_dims, top_shape = ("layer", "unit", "rank"), (len(LAYERS), N_UNITS, N_RANKS)
+    plane = ("input_axis", "sample")
+    value = np.sort(rng.random(top_shape))[..., ::-1].copy()
+    value[0, 0] = 0.0  # the dead unit
+    projected = xr.Dataset(
+        {
+            "window": (top_dims, rng.integers(0, 20, top_shape)),
+            "axis": (top_dims, rng.integers(0, 2, top_shape)),
+            "value": (top_dims, value),
+            "signal": ((*top_dims, *plane), rng.normal(size=(*top_shape, 2, TIME))),
+            "projection": (("rule", *top_dims, *plane), rng.normal(size=(2, *top_shape, 2, TIME))),
+        },
+        {"rule": ["gradient", "deconvnet"], "layer": list(LAYERS), "unit": np.arange(N_UNITS)},
+    )
+    series = rng.normal(size=(400, 2)).astype(np.float32)
+    number = np.arange(20)
+    views = {}
+    for depth, layer in enumerate(LAYERS):
+        positions = rng.normal(size=(N_UNITS, 2))
+        positions[0] = np.nan if depth == 0 else 0.0
+        views[layer] = a_layer(
+            layer, N_UNITS, positions=positions, signals=signal[0, depth], activities=np.arange(N_UNITS) % 3 - 1
+        )
+    return cards.Lenses(
+        signals=signals,
+        measured=xr.Dataset(measured, coords),
+        dissected=xr.Dataset({"iou": ((*dims, "concept"), iou)}, coords | {"concept": list(CONCEPTS)}),
+        ablated=xr.Dataset({"f1": ((*dims, "class"), f1)}, coords | {"class": range(3)}),
+        projected=projected,
+        searched=Split(series, number * 15, number % 3, number % 4, number, number, length=TIME),
+        views=views,
+    )
+
+
+def deck(seeds=SEEDS, **more):
+    return cards.collect(made_lenses(seeds, **more), seeds[0], ACTIVITIES, AXES, SIMILARITY)
+
+
+# ------------------------------------------------------------------------------------------------------ gathering
+
+
+def test_a_card_holds_what_every_lens_stored():
+    lenses, found = made_lenses(), deck()
+    assert [c.key for c in found] == [f"{la}-{u}" for la in LAYERS for u in range(N_UNITS)]
+    for card in found:
+        which = {"seed": 3, "layer": card.layer, "unit": card.unit}
+        assert np.array_equal(card.signal, lenses.signals["signal"].sel(which))
+        assert card.activation == float(lenses.measured["activation"].sel(which))
+        iou, cost = lenses.dissected["iou"].sel(which), lenses.ablated["f1"].sel(which)
+        assert card.iou == {str(c): float(iou.sel(concept=c)) for c in CONCEPTS}
+        assert card.cost == {a: float(cost[k]) for k, a in enumerate(ACTIVITIES)}
+        assert list(card.iou.values()) == sorted(card.iou.values(), reverse=True)
+        assert set(card.detects) == {c for c in CONCEPTS if float(iou.sel(concept=c)) > 0.04}
+        top = lenses.projected.sel(layer=card.layer, unit=card.unit, rule="deconvnet")
+        for r, window in enumerate(card.windows):
+            axis, number = int(top["axis"][r]), int(top["window"][r])
+            assert np.array_equal(window.projection, top["projection"][r, axis])
+            assert np.array_equal(window.signal, top["signal"][r, axis])
+            assert window.activity == ACTIVITIES[number % 3] and window.axis == AXES[axis]
+            assert window.subject == lenses.searched.subject[number]
+    assert found[0].status == "dead" and found[0].windows == () and found[0].twin is None
+    assert len(found[1].windows) == cards.N_WINDOWS and found[1].status == "used"
+    assert found[0].neighbours == () and len(found[1].neighbours) == cards.N_NEIGHBOURS
+
+
+def test_units_matter_whose_effect_only_a_tenth_exceeds_and_that_cost_something():
+    lenses, found = made_lenses(), deck()
+    effects = lenses.ablated["f1"].sel(seed=3).values
+    for k, activity in enumerate(ACTIVITIES):
+        ranked = sorted(effects[..., k].ravel())
+        limit = ranked[int(np.ceil(cards.MATTERS * (len(ranked) - 1)))]
+        matter = {c.key for c in found if activity in c.matters_for}
+        assert matter == {c.key for c in found if c.cost[activity] >= limit and c.cost[activity] > 0}
+    none = replace(lenses, ablated=xr.zeros_like(lenses.ablated))
+    assert not any(c.matters_for for c in cards.collect(none, 3, ACTIVITIES, AXES, SIMILARITY))
+    lacking = replace(lenses, ablated=lenses.ablated.where(lenses.ablated["class"] != 1))
+    assert not any(
+        "treadmill running" in c.matters_for for c in cards.collect(lacking, 3, ACTIVITIES, AXES, SIMILARITY)
+    )
+
+
+def test_the_twin_is_the_same_unit_where_there_is_one():
+    for card in deck()[N_UNITS:]:  # in conv2 all units can be matched
+        assert (card.twin.seed, card.twin.unit) == (7, N_UNITS - 1 - card.unit)
+        assert card.twin.similarity == pytest.approx(1) and card.twin.chance < 1
+        assert np.array_equal(card.twin.signal, card.signal)
+
+
+def test_a_single_network_has_no_twins_and_flat_units_have_none():
+    assert all(c.twin is None for c in deck((3,)))
+    flat = deck(scale=1e-9)
+    assert {c.status for c in flat} == {"dead", "flat"} and all(c.twin is None for c in flat)
+
+
+def test_another_seed_is_refused():
+    with pytest.raises(KeyError, match="no network has seed 4; seeds of this run: 3, 7"):
+        cards.collect(made_lenses(), 4, ACTIVITIES, AXES, SIMILARITY)
+
+
+def test_lenses_in_numbers_and_their_agreement():
+    lenses = made_lenses()
+    of = cards.numbers(lenses, 3, SIMILARITY)
+    assert set(of) == set(cards.NUMBERS) and of["match"].sel(layer="conv2").values == pytest.approx(np.ones(N_UNITS))
+    assert np.isnan(of["match"].sel(layer="conv1", unit=0))
+    assert float(of["IoU"].sel(layer="conv1", unit=4)) == max(deck()[4].iou.values())
+    table = cards.agreeing(lenses, SIMILARITY)
+    assert table["correlation"].dropna().between(-1, 1).all() and len(table) == 10 * len(LAYERS)
+    same = replace(lenses, measured=lenses.measured.assign(nearness=lenses.measured["activation"] ** 3))
+    both = cards.agreeing(same, SIMILARITY).loc["activation, nearness"]
+    assert both["correlation"].to_numpy() == pytest.approx([1, 1]) and (both["networks"] == 2).all()
+
+
+# ---------------------------------------------------------------------------------------------------------- search
+
+
+@given(
+    concept=st.sampled_from(CONCEPTS),
+    activity=st.sampled_from(ACTIVITIES),
+    layer=st.sampled_from([None, *LAYERS]),
+    article=st.sampled_from(["", "a ", "an ", "the "]),
+    joint=st.sampled_from([" and ", ", ", "; "]),
+)
+def test_a_search_finds_what_a_loop_finds(concept, activity, layer, article, joint):
+    found = cards.search(
+        DECK, f"Units{f' in {layer}' if layer else ''} that detect {article}{concept}{joint}matter for {activity}."
+    )
+    expected = [
+        c for c in DECK if c.iou[concept] > 0.04 and activity in c.matters_for and (layer is None or c.layer == layer)
+    ]
+    assert sorted(c.key for c in found) == sorted(c.key for c in expected)
+
+
+DECK = deck()
+
+
+def test_names_are_meant_by_their_words():
+    asked = cards.understood(DECK, "units that detect an edge and matter for running")
+    assert asked == {"detects": ("rising edge", "falling edge"), "matters_for": ("treadmill running",)}
+    assert cards.understood(DECK, "looks like stairs") == {"nearest_activity": ("ascending stairs",)}
+    strongest = cards.search(DECK, "detects a peak")
+    assert [c.iou["peak"] for c in strongest] == sorted((c.iou["peak"] for c in strongest), reverse=True) and strongest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("units that detect a banana", "'a banana' is no name that is known here; valid: "),
+        ("units that sing", "'sing' is not understood; a search reads like"),
+        ("units", "asks for nothing"),
+        ("detects the", "'the' is no name"),
+    ],
+)
+def test_a_search_that_is_not_understood_says_so(text, message):
+    with pytest.raises(ValueError, match=message):
+        cards.search(DECK, text)
+
+
+# ------------------------------------------------------------------------------------------------ figures and pages
+
+
+def page_of(lenses, found) -> str:
+    pages = card_pages.page_cards(found, 30.0)
+    return atlas_page.interactive_html(
+        list(lenses.views.values()), NAMES, COLOURS, caveat="made-up data", cards=pages, style=card_pages.STYLE
+    )
+
+
+class Balanced(html.parser.HTMLParser):
+    """Fails where a tag is not closed."""
+
+    VOID = {"meta", "line", "polyline"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_card_as_html_is_whole_and_escapes_names():
+    by_key = {c.key: c for c in DECK}
+    for card in (DECK[0], DECK[1], replace(DECK[2], nearest_activity="<b>&")):
+        near = card_pages.neighbours_of(card, by_key)
+        text = card_pages.page(card, near, 30.0, "made-up <data>")
+        Balanced(text.replace("<!doctype html>", "").replace("/>", ">"))
+        assert "<b>&" not in text and "<data>" not in text and not Page(text).scripts
+        assert f"unit {card.unit}" in text and "nan" not in text.lower().replace("nano", "")
+        for name in [w.activity for w in card.windows]:
+            assert name in text
+
+
+def test_cards_of_units_that_the_page_lacks_are_refused():
+    with pytest.raises(atlas.AtlasError, match="cards of units that no layer of the page has: conv9-1"):
+        atlas_page.interactive_html([a_layer()], NAMES, COLOURS, cards={"conv9-1": atlas_page.PageCard("x")})
+
+
+def test_without_cards_the_page_has_no_search():
+    content = Page(atlas_page.interactive_html([a_layer()], NAMES, COLOURS)).scripts[0]
+    assert '"cards":{}' in content and '"tags":{}' in content
+
+
+@pytest.mark.parametrize("which", [0, 1, N_UNITS])
+def test_the_figure_of_a_card_draws(which):
+    card = DECK[which]
+    near = list(card_pages.neighbours_of(card, {c.key: c for c in DECK}).values())
+    figure = plots_cards.plot_card(card, near, 30.0, "made-up data")
+    figure.draw_without_rendering()
+    title = figure.get_suptitle()
+    assert f"unit {card.unit}" in title and ("dead" in title) == (card.status == "dead")
+
+
+# -------------------------------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium by Debian's packages chromium and chromium-driver."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver on this machine; Debian: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--window-size=1300,1800",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as found:
+        yield found
+
+
+def clicked(browser, key: str):
+    """Click where a person would: on the point of a unit, or on its link where it has no place on the map."""
+    from selenium.webdriver.common.by import By
+
+    for by, name in ((By.ID, f"unit-{key}"), (By.CSS_SELECTOR, f'.lost a[href="#{key}"]')):
+        if found := browser.find_elements(by, name):
+            # points may lie on one another: the event goes to this one, as with the keyboard
+            browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", found[0])
+            return found[0]
+    raise AssertionError(f"nothing to click for {key}")
+
+
+def check_page(browser, path, keys):
+    """Every key's card opens by a click on its unit; no error is logged, nothing is loaded."""
+    from selenium.webdriver.common.by import By
+
+    browser.get(path.as_uri())
+    for key in keys:
+        clicked(browser, key)
+        card = browser.find_element(By.CSS_SELECTOR, "#card article")
+        assert card.get_attribute("id") == f"card-{key}" and card.is_displayed()
+        assert browser.execute_script("return location.hash") == f"#{key}"
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_every_card_opens_by_a_click(browser, tmp_path):
+    path = tmp_path / "cards.html"
+    path.write_text(page_of(made_lenses(), DECK), encoding="utf-8")
+    check_page(browser, path, [c.key for c in DECK])
+
+
+def test_a_real_click_opens_a_card_and_lists_search_as_python_does(browser, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    path = tmp_path / "cards.html"
+    path.write_text(page_of(made_lenses(), DECK), encoding="utf-8")
+    browser.get(path.as_uri())
+    browser.find_element(By.ID, "unit-conv2-5").click()  # refused by the driver where something covers it
+    assert browser.find_element(By.CSS_SELECTOR, "#card article").get_attribute("id") == "card-conv2-5"
+    neighbour = browser.find_element(By.CSS_SELECTOR, '#card a[href^="#conv2-"]')
+    wanted = neighbour.get_attribute("href").split("#")[1]
+    neighbour.click()
+    assert browser.find_element(By.CSS_SELECTOR, "#card article").get_attribute("id") == f"card-{wanted}"
+    Select(browser.find_element(By.ID, "by-detects")).select_by_value("peak")
+    Select(browser.find_element(By.ID, "by-matters-for")).select_by_value("treadmill running")
+    links = browser.find_elements(By.CSS_SELECTOR, "#matches a")
+    expected = cards.search(DECK, "detects a peak and matters for running")
+    assert {a.get_attribute("href").split("#")[1] for a in links} == {c.key for c in expected} and expected
+    faded = browser.find_elements(By.CSS_SELECTOR, ".map circle.faded")
+    placed = sum(np.isfinite(v.positions).all(1).sum() for v in made_lenses().views.values())
+    assert len(faded) == placed - sum(bool(browser.find_elements(By.ID, f"unit-{c.key}")) for c in expected)
