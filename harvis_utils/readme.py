@@ -24,6 +24,11 @@ NOTEBOOKS = {
     "07_readings": ("Which reading of the open hyper-parameters gives the paper's results?", "§4.3, C3-C8"),
     "08_evidence": ("Does the method find what is there, and is it real?", "beyond"),
     "09_recipes": ("Can it be done better on both axes?", "beyond"),
+    "10_visualization": ("What does feature visualization show, and a network's dream?", "other lens"),
+    "11_dissection": ("What do single units detect, and what is lost without them?", "other lens"),
+    "12_deconvnet": ("Which part of a window does a unit, or a class, speak of?", "other lens"),
+    "13_slopes": ("Does a backward slope climb higher?", "other lens"),
+    "14_cards": ("What do all lenses together say about one unit?", "all lenses"),
 }
 
 #: contenders that stand on the page of benchmarks alone
