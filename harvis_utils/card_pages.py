@@ -17,7 +17,7 @@ STYLE = """
 .card h2 { font-size: 1.15rem; margin: .2rem 0; }
 .card h3 { font-size: .9rem; margin: .7rem 0 .2rem; font-weight: 600; }
 .card .row { display: flex; flex-wrap: wrap; gap: .9rem; }
-.card figure { margin: 0; flex: 1 1 170px; max-width: 330px; }
+.card figure { margin: 0; flex: 0 1 215px; }
 .card figcaption { font-size: 12px; color: #555; } .card svg { width: 100%; display: block; }
 .card .bars { flex: 1 1 420px; } .card table { border-collapse: collapse; font-size: 13px; width: 100%; }
 .card td { padding: 1px 6px 1px 0; } .card td.n { text-align: right; width: 4.5em; } .card td.b { width: 45%; }
@@ -135,7 +135,7 @@ def _picture(
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(caption)}">'
         f'<line x1="0" x2="{_WIDTH}" y1="{middle}" y2="{middle}" stroke="#ddd"/>{"".join(lines)}'
-        f'<text x="0" y="10" font-size="10" fill="#555">±{limit:.2g} G</text>'
+        f'<text x="0" y="{_HEIGHT - 2}" font-size="10" fill="#555">±{limit:.2g} G</text>'
         f'<text x="{_WIDTH}" y="{_HEIGHT - 2}" font-size="10" fill="#555" text-anchor="end">'
         f"{len(curve) / rate_hz:.1f} s</text></svg><figcaption>{text}</figcaption></figure>"
     )

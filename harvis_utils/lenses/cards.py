@@ -17,7 +17,7 @@ import xarray as xr
 
 from harvis_utils import agreement, atlas, recovery
 from harvis_utils.config import SimilaritySettings
-from harvis_utils.intervals import interval
+from harvis_utils.intervals import ENOUGH_SEEDS, interval
 from harvis_utils.lenses.dissection import DETECTOR_IOU
 from harvis_utils.windows import Split
 
@@ -254,7 +254,8 @@ def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> xr.Dat
 def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
     """Spearman's correlation over units between any two of ``NUMBERS``, by layer: mean over networks, 95 % interval.
 
-    One row per pair of lenses and layer: ``correlation``, its ends, and the number of ``networks`` that have one.
+    One row per pair of lenses and layer: ``correlation``, its ends (NaN below five networks), and the number of
+    ``networks`` that have one.
     """
     of = [numbers(lenses, int(seed), similarity) for seed in lenses.signals["seed"].values]
     rows = []
@@ -264,6 +265,7 @@ def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
             known = [table.dropna() for table in each]
             values = [t.corr("spearman").iloc[0, 1] for t in known if len(t) > 2 and (t.nunique() > 1).all()]
             mean, bounds = interval(np.array(values)) if values else (np.nan, None)
+            bounds = bounds if len(values) >= ENOUGH_SEEDS else None
             low, high = bounds or (np.nan, np.nan)
             row = {"lenses": f"{first}, {second}", "layer": str(layer), "correlation": mean}
             rows.append(row | {"correlation low": low, "correlation high": high, "networks": len(values)})
