@@ -1,6 +1,7 @@
 """Cards gather what is stored and nothing else; the atlas' page opens every one of them by a click."""
 
 import html.parser
+import json
 import shutil
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_atlas import COLOURS, NAMES, Page, a_layer
 
-from harvis_utils import atlas, atlas_page, card_pages, plots_cards
+from harvis_utils import atlas, atlas_page, card_pages, config, plots_cards
 from harvis_utils.config import SimilaritySettings
 from harvis_utils.lenses import cards
 from harvis_utils.windows import Split
@@ -337,3 +338,16 @@ def test_a_real_click_opens_a_card_and_lists_search_as_python_does(browser, tmp_
     faded = browser.find_elements(By.CSS_SELECTOR, ".map circle.faded")
     placed = sum(np.isfinite(v.positions).all(1).sum() for v in made_lenses().views.values())
     assert len(faded) == placed - sum(bool(browser.find_elements(By.ID, f"unit-{c.key}")) for c in expected)
+
+
+PAGES = sorted(config.report_root().glob("*/*/cards.html"))
+
+
+@pytest.mark.skipif(not PAGES, reason="no run in reports/ has cards; make reproduce makes them")
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: f"{p.parts[-3]}-{p.parts[-2]}")
+def test_every_card_of_the_runs_that_are_here_opens_by_a_click(browser, path):
+    units = Page(path.read_text(encoding="utf-8")).scripts[0]
+    keys = list(json.loads(units)["cards"])
+    settings = config.load(path.parts[-3], path.parts[-2]).model
+    assert len(keys) == settings.n_layers * settings.n_units
+    check_page(browser, path, keys)
