@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from harvis_utils import plots
 from harvis_utils.lenses.cards import N_ACTIVITIES, N_CONCEPTS, Card
@@ -118,4 +119,5 @@ def _bars(
         ax.axvline(limit, color=SIGNAL, linewidth=1, linestyle="--")
     ax.set_title(title)
     ax.set_xlabel(label)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.grid(False, axis="y")
