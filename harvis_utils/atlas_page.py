@@ -100,7 +100,7 @@ _PAGE = """<!doctype html>
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 1.2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; margin: 0 0 .2rem; } h2 { font-size: 1rem; margin: .3rem 0; }
 #caveat { color: #d1495b; font-style: italic; }
-#maps { display: flex; flex-wrap: wrap; gap: 1rem; } .map { flex: 1 1 340px; }
+#maps { display: flex; flex-wrap: wrap; gap: 1rem; } .map { flex: 1 1 340px; min-width: 0; }
 svg { width: 100%; display: block; } .map svg { border: 1px solid #ccc; border-radius: 4px; }
 .map circle { stroke: #fff; stroke-width: 1; cursor: pointer; }
 .map circle.faded { opacity: .12; } .map circle.chosen { stroke: #000; stroke-width: 2.5; }
@@ -214,7 +214,7 @@ function search() {
   const found = Object.keys(data.cards).filter(matches), box = document.getElementById("matches");
   const asked = Object.values(wanted).some((value) => value);
   box.textContent = asked ? `${found.length} of ${Object.keys(data.cards).length} cards: ` : "";
-  if (asked) for (const key of found) box.appendChild(link(key, key.replace("-", " ")));
+  if (asked) for (const key of found) box.append(link(key, key.replace("-", " ")), " ");
 }
 
 const maps = document.getElementById("maps"), present = new Set();
@@ -246,7 +246,7 @@ for (const layer of data.layers) {
   if (hasCards && layer.left_out.length) {
     const others = document.createElement("p");
     others.className = "note lost";
-    others.append("Without a place: ", ...layer.left_out.map((u) => link(`${layer.name}-${u}`, `${u}`)));
+    others.append("Without a place: ", ...layer.left_out.flatMap((u) => [link(`${layer.name}-${u}`, `${u}`), " "]));
     box.appendChild(others);
   }
 }
