@@ -94,7 +94,7 @@ def neighbours_of(card: Card, cards: dict[str, Card]) -> dict[str, np.ndarray]:
 
 
 def tags(card: Card) -> dict[str, tuple[str, ...]]:
-    """What a card can be found by on the page, as :func:`harvis_utils.lenses.cards.search` finds it."""
+    """What a card can be found by on the page, as :func:`harvis_utils.lenses.card_search.search` finds it."""
     return {
         "detects": card.detects,
         "matters for": card.matters_for,

@@ -14,7 +14,7 @@ from test_atlas import COLOURS, NAMES, Page, a_layer
 
 from harvis_utils import atlas, atlas_page, card_pages, config, plots_cards
 from harvis_utils.config import SimilaritySettings
-from harvis_utils.lenses import cards
+from harvis_utils.lenses import card_search, cards
 from harvis_utils.windows import Split
 
 SEEDS, LAYERS, N_UNITS, TIME, N_RANKS = (3, 7), ("conv1", "conv2"), 12, 30, 7
@@ -163,7 +163,7 @@ def test_lenses_in_numbers_and_their_agreement():
     joint=st.sampled_from([" and ", ", ", "; "]),
 )
 def test_a_search_finds_what_a_loop_finds(concept, activity, layer, article, joint):
-    found = cards.search(
+    found = card_search.search(
         DECK, f"Units{f' in {layer}' if layer else ''} that detect {article}{concept}{joint}matter for {activity}."
     )
     expected = [
@@ -176,10 +176,10 @@ DECK = deck()
 
 
 def test_names_are_meant_by_their_words():
-    asked = cards.understood(DECK, "units that detect an edge and matter for running")
+    asked = card_search.understood(DECK, "units that detect an edge and matter for running")
     assert asked == {"detects": ("rising edge", "falling edge"), "matters_for": ("treadmill running",)}
-    assert cards.understood(DECK, "looks like stairs") == {"nearest_activity": ("ascending stairs",)}
-    strongest = cards.search(DECK, "detects a peak")
+    assert card_search.understood(DECK, "looks like stairs") == {"nearest_activity": ("ascending stairs",)}
+    strongest = card_search.search(DECK, "detects a peak")
     assert [c.iou["peak"] for c in strongest] == sorted((c.iou["peak"] for c in strongest), reverse=True) and strongest
 
 
@@ -194,7 +194,7 @@ def test_names_are_meant_by_their_words():
 )
 def test_a_search_that_is_not_understood_says_so(text, message):
     with pytest.raises(ValueError, match=message):
-        cards.search(DECK, text)
+        card_search.search(DECK, text)
 
 
 # ------------------------------------------------------------------------------------------------ figures and pages
@@ -333,7 +333,7 @@ def test_a_real_click_opens_a_card_and_lists_search_as_python_does(browser, tmp_
     Select(browser.find_element(By.ID, "by-detects")).select_by_value("peak")
     Select(browser.find_element(By.ID, "by-matters-for")).select_by_value("treadmill running")
     links = browser.find_elements(By.CSS_SELECTOR, "#matches a")
-    expected = cards.search(DECK, "detects a peak and matters for running")
+    expected = card_search.search(DECK, "detects a peak and matters for running")
     assert {a.get_attribute("href").split("#")[1] for a in links} == {c.key for c in expected} and expected
     faded = browser.find_elements(By.CSS_SELECTOR, ".map circle.faded")
     placed = sum(np.isfinite(v.positions).all(1).sum() for v in made_lenses().views.values())
