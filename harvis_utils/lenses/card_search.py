@@ -61,8 +61,8 @@ def search(cards: Sequence[Card], text: str) -> list[Card]:
     """The cards that a sentence like "units that detect a rising edge and matter for running" describes, best first.
 
     A unit *detects* what its mask overlaps by an IoU above 0.04 (not only its best concept), and *matters for* an
-    activity as in :data:`harvis_utils.lenses.cards.MATTERS`; of several names meant by one clause any will do. Best are those with the best ranks
-    in what was asked for, on average. Raises ``ValueError`` as :func:`understood` does.
+    activity as in :data:`harvis_utils.lenses.cards.MATTERS`; of several names meant by one clause any will do. Best are
+    those with the best ranks in what was asked for, on average. Raises ``ValueError`` as :func:`understood` does.
     """
     asked = understood(cards, text)
 
