@@ -6,10 +6,11 @@ neighbours: a binary tree is learnt from a sample, each node cut at the median o
 pieces walk down it. In this order they are cut into equal pages, pages make leaves, leaves make larger nodes, and
 each of these has a box along the principal axes of the data. A search has four steps:
 
-1. the pages with the nearest boxes give each query a distance within which its ``n`` segments must lie;
+1. the pages with the nearest boxes give a query a distance within which its ``n`` segments must lie; queries much
+   nearer than that to it let it search for them, a little further;
 2. from the largest nodes down, those are kept whose boxes come nearer than that;
 3. each leaf is compared with all the queries that kept it by one matrix product;
-4. what lies within the distance is computed again in float64, and the best of each segment kept.
+4. what lies within the distance is computed again in float64, for all queries, and the best of each segment kept.
 
 Every piece is in a box and no box is left out that could hold a neighbour, so the result is exact whatever the
 tree; a bad tree makes large boxes and a slow search. Principal axes make the boxes tight also for queries far from
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 from harvis_utils import config, engine
 from harvis_utils.windows import Split
@@ -38,6 +40,8 @@ DEPTH = 15
 FIRST = 40
 #: queries searched together, which bounds the memory; queries and leaves of one task of a worker
 QUERIES, CHUNK, LEAVES = 2**14, 256, 128
+#: a query leads neighbours that are nearer to it than this share of its reach; it is one of so many, and tried so often
+SHARED, GROUP, ROUNDS = 0.05, 8, 3
 #: of each estimate, as many times n smallest pieces are looked at first. Choice: by measurement
 KEPT = 8
 #: pieces looked into together for first estimates
@@ -183,22 +187,27 @@ class PieceIndex:
         n, many = found[0].shape[1], len(self._views)
         turned = queries.astype(np.float64) @ self.axes
         q = np.hstack([turned, -turned]).astype(np.float32)
-        begins = np.arange(0, len(queries), CHUNK)
+        leader, apart, reach = self._leaders(pool, queries, q, n)
+        leaders = np.flatnonzero(leader == np.arange(len(queries)))
+        others = np.flatnonzero(leader != np.arange(len(queries)))
+        others = others[np.argsort(leader[others], kind="stable")]
+        led_by = np.searchsorted(leaders, leader[others])
+        leading, q, reach = queries[leaders], q[leaders], reach[leaders]
 
-        def plan(begin: int) -> tuple[np.ndarray, np.ndarray]:
+        def plan(begin: int) -> np.ndarray:
             some = slice(begin, begin + CHUNK)
-            reach = self._first_reach(queries[some], q[some], n)
-            query, leaf = self._leaves_within(queries[some], q[some], reach)
-            return reach, leaf * len(queries) + query + begin
+            query, leaf = self._leaves_within(leading[some], q[some], reach[some])
+            return leaf * len(leaders) + query + begin
 
         # pairs of leaf and query, and of query and piece, are sorted as one number
-        reach, pairs = (np.concatenate(parts) for parts in zip(*pool.map(plan, begins), strict=True))
+        pairs = np.concatenate(list(pool.map(plan, range(0, len(leaders), CHUNK))))
         pairs.sort()
-        leaf, query = np.divmod(pairs, len(queries))
+        leaf, query = np.divmod(pairs, len(leaders))
         cuts = np.flatnonzero(np.diff(leaf, prepend=-1, append=-1))
+        begins = np.arange(0, len(leaders), CHUNK)
 
         def compare(begin: int) -> list[np.ndarray]:
-            query_, place = self._within(queries, reach, query, leaf, cuts[begin : begin + LEAVES + 1])
+            query_, place = self._within(leading, reach, query, leaf, cuts[begin : begin + LEAVES + 1])
             pairs = np.sort(query_ * many + self.piece[place])
             return np.split(pairs, np.searchsorted(pairs, begins[1:] * many))
 
@@ -206,12 +215,59 @@ class PieceIndex:
 
         def rank(begin: int) -> None:
             pairs = np.sort(np.concatenate([part[begin // CHUNK] for part in parts])) - begin * many
-            some = slice(begin, begin + CHUNK)
-            best = self._best_segments(queries[some], *np.divmod(pairs, many), n)
+            of, piece = np.divmod(pairs, many)
+            mine = leaders[begin : begin + CHUNK]
+            distance = self._distances(queries[mine], of, piece)
+            best = self._best_segments(of, piece, distance, len(mine), n)
             for array, values in zip(found, best, strict=True):
-                array[some] = values
+                array[mine] = values
+            # the others choose among the candidates of their leaders
+            theirs = slice(*np.searchsorted(led_by, (begin, begin + CHUNK)))
+            mine, by = others[theirs], led_by[theirs] - begin
+            if not len(mine):
+                return
+            size = np.bincount(of, minlength=CHUNK)
+            each = np.repeat(np.arange(len(mine)), size[by])
+            at = np.arange(len(each)) + np.repeat(
+                (np.cumsum(size) - size)[by] - (np.cumsum(size[by]) - size[by]), size[by]
+            )
+            within = np.sqrt(best[0][:, -1] * self.width)[by] + 2 * apart[mine]
+            near = distance[at] * self.width <= ((1 + self.slack) * within**2 + TINY)[each]
+            each, piece = each[near], piece[at[near]]
+            best = self._best_segments(each, piece, self._distances(queries[mine], each, piece), len(mine), n)
+            for array, values in zip(found, best, strict=True):
+                array[mine] = values
 
         list(pool.map(rank, begins))
+
+    def _leaders(self, pool: ThreadPoolExecutor, queries: np.ndarray, q: np.ndarray, n: int):
+        """For each query the one that searches for it, itself or one near by, how far apart the two are, and how far
+        leaders have to look: (query,) each.
+
+        Where a leader has ``n`` segments within r, a query that is s away from it has them within r + s, and all that
+        are so near to the query are within r + 2 s of the leader.
+        """
+        leader, reach = np.arange(len(queries)), np.empty(len(queries))
+        apart, spread = np.zeros(len(queries)), np.zeros(len(queries))
+
+        def estimate(which: np.ndarray) -> None:
+            parts = [which[begin : begin + CHUNK] for begin in range(0, len(which), CHUNK)]
+            found = pool.map(lambda part: self._first_reach(queries[part], q[part], n), parts)
+            for part, values in zip(parts, found, strict=True):
+                reach[part] = values
+
+        rest = cKDTree(queries, leafsize=GROUP).indices  # similar ones are neighbours
+        for _ in range(ROUNDS):
+            heads = rest[::GROUP]
+            estimate(heads)
+            head = np.repeat(heads, GROUP)[: len(rest)]
+            away = np.sqrt(((queries[rest].astype(np.float64) - queries[head]) ** 2).sum(1))
+            joins = away <= SHARED * reach[head]
+            leader[rest[joins]], apart[rest[joins]] = head[joins], away[joins]
+            np.maximum.at(spread, head[joins], away[joins])
+            rest = rest[~joins]
+        estimate(rest)
+        return leader, apart, reach + 2 * spread
 
     def _bound(self, level: int, q: np.ndarray, query: np.ndarray, node: np.ndarray) -> np.ndarray:
         """Squared distance from queries to boxes, pair by pair; ``q`` holds coordinates, then their negatives."""
@@ -298,16 +354,19 @@ class PieceIndex:
             places.append(hit % size + k * size)
         return query[np.concatenate(at)], np.concatenate(places)
 
-    def _best_segments(self, queries: np.ndarray, query: np.ndarray, piece: np.ndarray, n: int):
-        """Of all candidates, in float64: for each segment its best piece, for each query its ``n`` best segments.
+    def _distances(self, queries: np.ndarray, query: np.ndarray, piece: np.ndarray) -> np.ndarray:
+        """Mean squared error of pairs of query and piece, in float64."""
+        difference = self._samples(piece).double().numpy()
+        difference -= queries.take(query, axis=0)
+        return np.einsum("ij,ij->i", difference, difference) / self.width
+
+    def _best_segments(self, query: np.ndarray, piece: np.ndarray, distance: np.ndarray, n_queries: int, n: int):
+        """Of all candidates: for each segment its best piece, for each query its ``n`` best segments.
 
         The candidates are sorted by query, then by axis and position.
         """
-        difference = self._samples(piece).double().numpy()
-        difference -= queries.take(query, axis=0)
-        distance = np.einsum("ij,ij->i", difference, difference) / self.width
         axis, position = np.divmod(piece, self.n_samples)
-        near = self._among_best(query, self._begun[position + 1] * self.n_axes + axis, distance, len(queries), n)
+        near = self._among_best(query, self._begun[position + 1] * self.n_axes + axis, distance, n_queries, n)
         query, axis, position, distance = query[near], axis[near], position[near], distance[near]
         # every window that contains the piece
         first, end = self._windows(position)
@@ -328,7 +387,7 @@ class PieceIndex:
         query, segment = np.divmod(key[begin], self.n_segments)
         # the best segments of each query; lexsort is stable, so equals stay in the order of segments
         order = np.lexsort((least, query))
-        start = np.searchsorted(query[order], np.arange(len(queries)))
+        start = np.searchsorted(query[order], np.arange(n_queries))
         chosen = order[start[:, None] + np.arange(n)]
         return least[chosen], segment[chosen], offset[chosen]
 

@@ -17,9 +17,9 @@ def split_of(series: np.ndarray, start, length: int) -> Split:
 
 @settings(max_examples=150, deadline=None)
 # still signals, whose distances differ by rounding alone
-@example(seed=0, n_windows=22, n_axes=2, kind="still", scale=0.01, shape=27)
-@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=30.0, shape=25)
-@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=0.01, shape=25)
+@example(seed=0, n_windows=22, n_axes=2, kind="still", scale=0.01, shape=27, apart=1e-3)
+@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=30.0, shape=25, apart=1e-3)
+@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=0.01, shape=25, apart=1e-3)
 @given(
     seed=st.integers(0, 10_000),
     n_windows=st.integers(5, 40),
@@ -27,9 +27,13 @@ def split_of(series: np.ndarray, start, length: int) -> Split:
     kind=st.sampled_from(["noise", "walk", "grid", "still"]),
     scale=st.sampled_from([0.01, 1.0, 30.0]),
     shape=st.integers(0, 1049),
+    apart=st.sampled_from([1e-6, 1e-3, 0.05, 0.5]),
 )
-def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape):
-    """Coarse values and still signals make many distances equal: ties go to the earlier segment and offset."""
+def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape, apart):
+    """Coarse values and still signals make many distances equal: ties go to the earlier segment and offset.
+
+    Some pieces are so near to others, by ``apart``, that one search serves several.
+    """
     rng = np.random.default_rng(seed)
     series = rng.normal(size=(150, n_axes))
     series = {
@@ -42,11 +46,13 @@ def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape):
     split = split_of(series, rng.integers(0, 150 - 14, n_windows), 14)
     real = split.segments[rng.integers(0, n_windows * n_axes, 3), 3:9]
     pieces = np.concatenate([rng.normal(size=(3, 6)) * scale, real, real + 1e-3, np.zeros((1, 6)), np.ones((1, 6))])
+    pieces = np.concatenate([pieces, pieces[:6] + apart * rng.normal(size=(6, 6)), pieces[:4] + apart])
     pieces = (pieces.round() if kind == "grid" else pieces).astype(np.float32)
     with pytest.MonkeyPatch.context() as patched:
         shape = {"PAGE": 1 + shape % 7, "BRANCH": 2 + shape % 3, "TOP": 1 + shape % 5, "DEPTH": shape % 10}
         tasks = {"FIRST": 1 + shape["PAGE"] % 4, "QUERIES": 7, "CHUNK": 3, "LEAVES": 2, "TOGETHER": 16}
-        tasks |= {"KEPT": 1 + shape["BRANCH"] % 3}
+        tasks |= {"KEPT": 1 + shape["BRANCH"] % 3, "SHARED": (0.0, 0.05, 0.3, 1.0)[seed % 4], "GROUP": 2 + seed % 5}
+        tasks |= {"ROUNDS": seed % 4}
         for name, value in (shape | tasks).items():
             patched.setattr(nearest, name, value)
         found = nearest.PieceIndex(split, 6).nearest(pieces, 5)
@@ -170,3 +176,20 @@ def test_no_piece_and_a_single_piece():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(split_of(np.zeros((60, 2)), [0, 15], 30))
+
+
+def test_one_search_serves_pieces_that_are_near_to_one_another(monkeypatch):
+    """As it is meant: hardly any piece of a cluster searches for itself, and all get what three loops find."""
+    rng = np.random.default_rng(6)
+    split = split_of(rng.normal(size=(900, 2)).cumsum(0) / 5, np.arange(0, 870, 6), 30)
+    clusters = rng.normal(size=(5, 1, 10)) + 1e-3 * rng.normal(size=(5, 20, 10))
+    pieces = clusters.reshape(-1, 10).astype(np.float32)
+    index, searched = nearest.PieceIndex(split, 10), []
+    leaves = index._leaves_within
+    monkeypatch.setattr(
+        index, "_leaves_within", lambda queries, *more: searched.append(len(queries)) or leaves(queries, *more)
+    )
+    found = index.nearest(pieces, 7)
+    expected = list(naive_search(pieces, split.segments, 7))
+    assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-12, atol=1e-15)
+    assert sum(searched) < 40
