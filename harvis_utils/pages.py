@@ -8,6 +8,7 @@ pages, to ``reports/published/<profile>/<dataset>/``.
 from __future__ import annotations
 
 import base64
+import filecmp
 import html
 import io
 import json
@@ -273,7 +274,8 @@ def publish(cfg: config.Settings, notebooks: list[Path]) -> Path:
     """Copy a finished run, without pages, to ``reports/published/<profile>/<dataset>``, replacing an older one.
 
     Raises :class:`PublishError` when a notebook of ``notebooks`` was not executed to its end, when
-    ``results.json`` is missing or invalid, when a file contains a path of this machine, or above 6 MB.
+    ``results.json`` is missing or invalid, when a file contains a path of this machine, or when more than 6 MB are new
+    or changed.
     """
     from harvis_utils import report
 
@@ -355,9 +357,13 @@ def _replace(target: Path, files: list[Path], base: Path) -> Path:
             copy = part / path.relative_to(base)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(_light(path))
-        size = sum(p.stat().st_size for p in part.rglob("*") if p.is_file())
+        copies = {p: target / p.relative_to(part) for p in part.rglob("*") if p.is_file()}
+        size = sum(p.stat().st_size for p, old in copies.items() if not old.exists() or not filecmp.cmp(p, old, False))
         if size > PUBLISHED_BYTES:
-            raise PublishError(f"the run has {size / 1e6:.1f} MB; at most {PUBLISHED_BYTES / 1e6:.0f} MB are published")
+            raise PublishError(
+                f"{size / 1e6:.1f} MB of the run are new or changed; at most {PUBLISHED_BYTES / 1e6:.0f} MB are "
+                "published at a time: publish some notebooks first, from a folder that holds these alone (--notebooks)"
+            )
         older = part.with_suffix(".old")
         if target.exists():
             os.rename(target, older)

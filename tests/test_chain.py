@@ -435,3 +435,16 @@ def test_publish_refuses(finished, what, message):
     assert not (config.report_root() / "published").exists() or not list(
         (config.report_root() / "published").rglob("*.*")
     )
+
+
+def test_what_is_published_already_counts_nothing(finished, monkeypatch):
+    """Two renewals, each within the limit, may together be above it."""
+    table = finished.run / "tables/t.csv"
+    table.write_bytes(b"1" * 40_000)
+    target = pages.publish(finished.cfg, finished.books)
+    monkeypatch.setattr(pages, "PUBLISHED_BYTES", 30_000)
+    assert pages.publish(finished.cfg, finished.books) == target and (target / "tables/t.csv").stat().st_size == 40_000
+    table.write_bytes(b"2" * 40_000)
+    with pytest.raises(pages.PublishError, match="0.0 MB of the run are new or changed"):
+        pages.publish(finished.cfg, finished.books)
+    assert (target / "tables/t.csv").read_bytes()[:1] == b"1"
