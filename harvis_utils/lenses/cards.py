@@ -126,7 +126,7 @@ def collect(
         raise KeyError(f"no network has seed {seed}; seeds of this run: {', '.join(map(str, seeds))}")
     other = seeds[(seeds.index(seed) + 1) % len(seeds)]
     effects = lenses.ablated["f1"].sel(seed=seed).transpose("layer", "unit", "class")
-    limits = np.quantile(effects.fillna(-np.inf), MATTERS, axis=(0, 1), method="higher")  # by class
+    ranked = np.sort(effects.fillna(-np.inf).values.reshape(-1, effects.sizes["class"]), axis=0)
     found = []
     for layer in map(str, lenses.signals["layer"].values):
         of = {s: lenses.signals.sel(seed=s, layer=layer) for s in {seed, other}}
@@ -134,7 +134,9 @@ def collect(
         matches = twins(of, seed, other, similarity) if other != seed else {}
         iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept")
         cost = effects.sel(layer=layer)
-        matters = (cost.values >= limits) & (cost.values > 0)
+        # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
+        exceeded = [np.searchsorted(ranked[:, k], cost.values[:, k]) for k in range(ranked.shape[1])]
+        matters = (np.stack(exceeded, 1) >= MATTERS * len(ranked)) & (cost.values > 0)
         near = _neighbours(lenses.views[layer].positions)
         measured = lenses.measured.sel(seed=seed, layer=layer)
         for u in range(of[seed].sizes["unit"]):
