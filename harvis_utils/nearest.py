@@ -40,8 +40,9 @@ DEPTH = 15
 FIRST = 40
 #: queries searched together, which bounds the memory; queries and leaves of one task of a worker
 QUERIES, CHUNK, LEAVES = 2**14, 256, 128
-#: a query leads neighbours that are nearer to it than this share of its reach; it is one of so many, and tried so often
-SHARED, GROUP, ROUNDS = 0.05, 8, 3
+#: a query leads neighbours that are nearer to it than this share of its reach, of at most FAR (G, root of the sum of
+#: squares): to look a little further than a large reach is to find very many. It is one of so many, tried so often
+SHARED, FAR, GROUP, ROUNDS = 0.05, 2.0, 8, 3
 #: of each estimate, as many times n smallest pieces are looked at first. Choice: by measurement
 KEPT = 8
 #: pieces looked into together for first estimates
@@ -114,14 +115,14 @@ class PieceIndex:
         widest, cut = _median_tree(torch.mm(torch.from_numpy(sample), axes).numpy())
 
         def walk(begin: int) -> np.ndarray:
-            some = self._samples(piece[begin : begin + 2**14])
+            some = self._samples(piece[begin : begin + 2**15])
             turned, n = torch.mm(axes.T, some.T).numpy().ravel(), len(some)
             row, column, node = widest * n, np.arange(n), np.ones(n, np.int64)
             for _ in range(len(cut).bit_length() - 1):
                 node = 2 * node + (turned.take(row.take(node) + column) >= cut.take(node))
             return (node - len(cut)).astype(np.uint16)
 
-        leaf = np.concatenate(list(pool.map(walk, range(0, len(piece), 2**14))))
+        leaf = np.concatenate(list(pool.map(walk, range(0, len(piece), 2**15))))
         return piece[np.argsort(leaf, kind="stable")]
 
     def _fill(self, pool: ThreadPoolExecutor, piece: np.ndarray) -> None:
@@ -215,30 +216,34 @@ class PieceIndex:
 
         def rank(begin: int) -> None:
             pairs = np.sort(np.concatenate([part[begin // CHUNK] for part in parts])) - begin * many
-            of, piece = np.divmod(pairs, many)
+            candidates = np.divmod(pairs, many)
             mine = leaders[begin : begin + CHUNK]
-            distance = self._distances(queries[mine], of, piece)
-            best = self._best_segments(of, piece, distance, len(mine), n)
-            for array, values in zip(found, best, strict=True):
-                array[mine] = values
-            # the others choose among the candidates of their leaders
+            distance = self._distances(queries[mine], *candidates)
+            best = self._best_segments(*candidates, distance, len(mine), n)
             theirs = slice(*np.searchsorted(led_by, (begin, begin + CHUNK)))
-            mine, by = others[theirs], led_by[theirs] - begin
-            if not len(mine):
-                return
-            size = np.bincount(of, minlength=CHUNK)
-            each = np.repeat(np.arange(len(mine)), size[by])
-            at = np.arange(len(each)) + np.repeat(
-                (np.cumsum(size) - size)[by] - (np.cumsum(size[by]) - size[by]), size[by]
-            )
-            within = np.sqrt(best[0][:, -1] * self.width)[by] + 2 * apart[mine]
-            near = distance[at] * self.width <= ((1 + self.slack) * within**2 + TINY)[each]
-            each, piece = each[near], piece[at[near]]
-            best = self._best_segments(each, piece, self._distances(queries[mine], each, piece), len(mine), n)
-            for array, values in zip(found, best, strict=True):
-                array[mine] = values
+            led, by = others[theirs], led_by[theirs] - begin
+            within = np.sqrt(best[0][:, -1] * self.width)[by] + 2 * apart[led]
+            best_of_led = self._best_among_led(queries[led], by, within, *candidates, distance, n)
+            for array, of_leaders, of_led in zip(found, best, best_of_led, strict=True):
+                array[mine], array[led] = of_leaders, of_led
 
-        list(pool.map(rank, begins))
+        size = sum(np.array([len(some) for some in part]) for part in parts)
+        list(pool.map(rank, begins[np.argsort(-size)]))  # the longest first, or a worker would wait for the other
+
+    def _best_among_led(self, queries, by, within, of, piece, distance, n: int):
+        """The best segments of queries that are led: they choose among the candidates of their leaders.
+
+        Query ``i`` is led by ``by[i]``. The candidates are pieces of leaders ``of``, sorted, at ``distance`` from
+        them; what the query could want is ``within[i]`` of its leader.
+        """
+        size = np.bincount(of, minlength=by.max(initial=0) + 1)
+        begin = (np.cumsum(size) - size)[by]
+        size = size[by]
+        each = np.repeat(np.arange(len(by)), size)
+        at = np.arange(len(each)) + np.repeat(begin - (np.cumsum(size) - size), size)
+        near = distance[at] * self.width <= ((1 + self.slack) * within**2 + TINY)[each]
+        each, piece = each[near], piece[at[near]]
+        return self._best_segments(each, piece, self._distances(queries, each, piece), len(by), n)
 
     def _leaders(self, pool: ThreadPoolExecutor, queries: np.ndarray, q: np.ndarray, n: int):
         """For each query the one that searches for it, itself or one near by, how far apart the two are, and how far
@@ -262,7 +267,7 @@ class PieceIndex:
             estimate(heads)
             head = np.repeat(heads, GROUP)[: len(rest)]
             away = np.sqrt(((queries[rest].astype(np.float64) - queries[head]) ** 2).sum(1))
-            joins = away <= SHARED * reach[head]
+            joins = away <= SHARED * np.minimum(reach[head], FAR)
             leader[rest[joins]], apart[rest[joins]] = head[joins], away[joins]
             np.maximum.at(spread, head[joins], away[joins])
             rest = rest[~joins]
@@ -346,13 +351,12 @@ class PieceIndex:
         limit = r**2 - far + 3 * self.slack * (far + (np.sqrt(far) + r) ** 2) + TINY
         v = np.column_stack([-2 * v, np.ones_like(limit), -limit]).astype(np.float32)
         v, data = torch.from_numpy(v), torch.from_numpy(self.data)
-        at, places = [], []
+        hits = []
         for a, b, k in zip(cuts[:-1].tolist(), cuts[1:].tolist(), leaf[cuts[:-1]].tolist(), strict=True):
             beyond = torch.mm(v[a:b], data[k * size : (k + 1) * size].T).numpy()
-            hit = np.flatnonzero(beyond <= 0)
-            at.append(hit // size + a)
-            places.append(hit % size + k * size)
-        return query[np.concatenate(at)], np.concatenate(places)
+            hits.append(np.flatnonzero(beyond <= 0) + a * size)
+        pair, place = np.divmod(np.concatenate(hits), size)
+        return query[pair], leaf[pair] * size + place
 
     def _distances(self, queries: np.ndarray, query: np.ndarray, piece: np.ndarray) -> np.ndarray:
         """Mean squared error of pairs of query and piece, in float64."""
