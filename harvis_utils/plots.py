@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 #: widest figure in inches: a notebook page shows it unscaled, so that 9 pt stay 9 pt
 WIDTH = 10.0
 
-#: the paper's methods; the proposed one darkest
+#: the paper's methods, the proposed one darkest, and ours
 METHOD_COLOURS = {
     "naive": "#d1495b",
     "L2+TV": "#edae49",
@@ -32,6 +32,7 @@ METHOD_COLOURS = {
     "L2+TV+EAP+clip": "#1b4965",
     "lowpass": "#9d6fbf",
     "unit-norm": "#3fb8a5",
+    "ours (means)": "#e0218a",
 }
 #: greys for what methods are compared with, told apart by hatching too
 CONTROL_GREYS = ("#3d3d3d", "#6b6b6b", "#919191", "#b4b4b4", "#d5d5d5", "#7d7d7d")

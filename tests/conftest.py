@@ -76,3 +76,19 @@ def tiny_windows():
 
     lengths = {(s, a): 30 + 15 * 7 for s in (1, 2, 3, 4) for a in range(3)}
     return windows.cut(made_recordings(lengths), WindowSettings())
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    """Settings of two tiny networks, few steps and few neighbours."""
+    import dataclasses
+
+    from harvis_utils import config
+
+    return dataclasses.replace(
+        config.load("quick", "synthetic", "cpu"),
+        model=config.ModelSettings(n_units=6, n_dense=8),
+        training=config.TrainingSettings(seeds=(0, 1), epochs=1, learning_rate=1e-2, batch_size=8),
+        maximization=config.MaximizationSettings(n_steps=25),
+        similarity=config.SimilaritySettings(n_similar=5),
+    )

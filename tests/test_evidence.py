@@ -124,7 +124,7 @@ def test_our_method_is_the_one_that_was_chosen_and_judged():
     if not path.exists():
         pytest.skip("no results of DSADS are published in this checkout")
     published = artifacts.read_json(path)
-    assert published["chosen"] == evidence.OURS in recipes.BY_NAME and published["judged"]["beats"]
+    assert published["chosen"] == evidence.OUR_RECIPE in recipes.BY_NAME and published["judged"]["beats"]
     winner = artifacts.read_json(path.with_name("readings.json"))
     assert winner["calibrated_wins"], "notebook 07 chose another reading than the preset"
 

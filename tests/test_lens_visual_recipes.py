@@ -20,17 +20,6 @@ STEPS = visual_recipes.VisualSettings(n_steps=4)
 
 
 @pytest.fixture(scope="module")
-def cfg():
-    return dataclasses.replace(
-        config.load("quick", "synthetic", "cpu"),
-        model=config.ModelSettings(n_units=6, n_dense=8),
-        training=config.TrainingSettings(seeds=(0, 1), epochs=1, learning_rate=1e-2, batch_size=8),
-        maximization=config.MaximizationSettings(n_steps=25),
-        similarity=config.SimilaritySettings(n_similar=5),
-    )
-
-
-@pytest.fixture(scope="module")
 def made(cfg, tiny_windows, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("visual")))

@@ -242,7 +242,7 @@ def test_nineteen_classes_are_told_apart():
 
 def test_methods_have_colours_and_controls_greys():
     colours = plots.method_colours(["sine", "noise"])
-    assert len(colours) == len(set(colours.values())) == 10
+    assert len(colours) == len(set(colours.values())) == len(plots.METHOD_COLOURS) + 2
     assert all(len(set(matplotlib.colors.to_rgb(colours[name]))) == 1 for name in ("sine", "noise"))
 
 

@@ -19,15 +19,8 @@ SOME = [
 
 
 @pytest.fixture(scope="module")
-def cfg():
-    return dataclasses.replace(
-        config.load("quick", "synthetic", "cpu"),
-        model=config.ModelSettings(n_units=6, n_dense=8),
-        training=config.TrainingSettings(seeds=(0, 1), epochs=1, learning_rate=1e-2, batch_size=8),
-        maximization=config.MaximizationSettings(n_steps=25),
-        similarity=config.SimilaritySettings(n_similar=5),
-        readings=config.ReadingSettings(seeds=(0, 1), n_units=3),
-    )
+def cfg(cfg):
+    return dataclasses.replace(cfg, readings=config.ReadingSettings(seeds=(0, 1), n_units=3))
 
 
 @pytest.fixture(scope="module")

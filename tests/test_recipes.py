@@ -8,20 +8,9 @@ import torch
 import xarray as xr
 from made_trunks import made_trunk
 
-from harvis_utils import activations, config, maximization, realism, recipes, training
+from harvis_utils import activations, config, evidence, maximization, realism, recipes, training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def cfg():
-    return dataclasses.replace(
-        config.load("quick", "synthetic", "cpu"),
-        model=config.ModelSettings(n_units=6, n_dense=8),
-        training=config.TrainingSettings(seeds=(0, 1), epochs=1, learning_rate=1e-2, batch_size=8),
-        maximization=config.MaximizationSettings(n_steps=25),
-        similarity=config.SimilaritySettings(n_similar=5),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +35,23 @@ def test_the_papers_recipe_is_the_papers_method(cfg, made):
         )  # fmt: skip
         ours = made["signals"]["signal"].sel(seed=net.seed, recipe=recipes.PAPERS, layer=layer)
         assert np.abs(ours.values - expected["signal"].values[0]).max() < 1e-5
+
+
+def test_our_method_is_the_recipe_of_means_and_stands_beside_the_papers(cfg, made, tiny_windows, monkeypatch, tmp_path):
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
+    ours = evidence.our_signals(cfg, tiny_windows, made["nets"], made["stats"])
+    recipe = made["signals"]["signal"].sel(recipe=evidence.OUR_RECIPE)
+    found = ours["signal"].sel({"preset": "calibrated", "method": evidence.OURS}).sel(unit=[0, 2, 5])
+    assert np.abs(found.transpose(*recipe.dims).values - recipe.values).max() < 1e-5
+    papers = maximization.signals(cfg, tiny_windows, made["nets"], made["stats"], ("L2+TV+EAP+clip",), ("calibrated",))
+    both = evidence.joined(papers, ours, "method")
+    assert list(both["method"].values) == ["L2+TV+EAP+clip", evidence.OURS]
+    for name, of in (("L2+TV+EAP+clip", papers), (evidence.OURS, ours)):
+        assert np.array_equal(both["signal"].sel({"method": name}), of["signal"].isel(method=0))
+    assert np.abs(both["signal"].diff("method")).max() > 1e-3, "means pull less than sums"
+    before = set(tmp_path.rglob("signals.nc"))
+    assert evidence.our_signals(cfg, tiny_windows, made["nets"], made["stats"]).identical(ours)
+    assert set(tmp_path.rglob("signals.nc")) == before
 
 
 def test_every_recipe_gives_signals_of_its_own_and_is_stored(made):

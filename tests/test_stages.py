@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harvis_utils import activations, artifacts, atlas, config, maximization, report, similarity, training
+from harvis_utils import activations, artifacts, atlas, maximization, report, similarity, training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -14,14 +14,8 @@ PROPOSED = maximization.CONTROL_METHODS[0]
 
 
 @pytest.fixture(scope="module")
-def cfg():
-    return dataclasses.replace(
-        config.load("quick", "synthetic", "cpu"),
-        model=config.ModelSettings(n_units=6, n_dense=8),
-        training=config.TrainingSettings(seeds=(0, 1), epochs=2, learning_rate=1e-2, batch_size=8),
-        maximization=config.MaximizationSettings(n_steps=30),
-        similarity=config.SimilaritySettings(n_similar=5),
-    )
+def cfg(cfg):
+    return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, epochs=2))
 
 
 @pytest.fixture(scope="module")
