@@ -50,6 +50,7 @@ def collect(cfg: config.Settings, device: str, rounds: int, only: list[str], sav
         print(f"{name} {time.perf_counter() - begun:.0f} s", flush=True)
 
     note("agreement", lambda: climbing.agreement(first, mine, n_axes))
+    note("agreement_by_method", lambda: climbing.agreement_by_method(first, mine))
     note("maximization", lambda: climbing.compare(first, mine, n_axes, rounds, device))
     if "maximization" in result:
         result["floors"] = climbing.floors(

@@ -137,6 +137,86 @@ def agreement(network: Network, th: xr.DataArray, n_axes: int, n_units: int = 3)
     return worst
 
 
+def plain_loop(trunk: Trunk, layer, units, th, method: m.Method, step: engine.Step, settings) -> Tensor:
+    """Any method and step written out with autograd: units (signal,), th (signal,) -> signals (signal, time)."""
+    start = torch.tensor(m.starting_signal(settings, 30), dtype=th.dtype)
+    lowpass = torch.tensor(
+        m.lowpass_matrix(30, settings.lowpass_hz, settings.lowpass_order, 30.0).copy(), dtype=th.dtype
+    )
+
+    def after(x: Tensor) -> Tensor:
+        if method.after == "lowpass":
+            return x @ lowpass.T
+        return x / x.norm(dim=1, keepdim=True) if method.after == "unit-norm" else x
+
+    def excess(values: Tensor, limit) -> Tensor:
+        """Mean of what lies above the limit, over what lies above it."""
+        above = values > limit
+        return torch.where(above, values - limit, 0).sum(1) / above.sum(1).clamp(min=1)
+
+    x = after(start.repeat(len(units), 1))
+    first, second, eta = torch.zeros_like(x), torch.zeros_like(x), step.step_size
+    for number in range(1, settings.n_steps + 1):
+        x.requires_grad_()
+        maps = trunk.feature_map(x, layer)[torch.arange(len(units)), units]
+        value = (torch.minimum(maps, th[:, None]) if method.clip else maps).mean(1)
+        penalty = torch.zeros_like(value)
+        if method.l2:
+            penalty = penalty + x.norm(dim=1)
+        if method.tv:
+            penalty = penalty + x.diff(dim=1).abs().sum(1)
+        if method.aap:
+            penalty = penalty + excess(x.abs(), settings.th_aap_g)
+        if method.eap:
+            penalty = penalty + excess(maps, th[:, None])
+        (gradient,) = torch.autograd.grad((value - settings.weight * penalty).sum(), x)
+        x = x.detach()
+        if step.optimizer == "adam":
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            gradient = (first / (1 - 0.9**number)) / ((second / (1 - 0.999**number)).sqrt() + 1e-8)
+        x = after(x + eta * gradient)
+        eta *= step.decay
+    return x
+
+
+def reordered(trunk: Trunk, seed: int = 0) -> Trunk:
+    """The same functions of the last layer, the units of the layers before it in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    weights, biases = list(trunk.weights), list(trunk.biases)
+    for i in range(len(weights) - 1):
+        order = torch.randperm(len(biases[i]), generator=generator)
+        weights[i], biases[i], weights[i + 1] = weights[i][order], biases[i][order], weights[i + 1][:, order]
+    return Trunk(tuple(weights), tuple(biases))
+
+
+def agreement_by_method(network: Network, th: xr.DataArray, n_units: int = 10, n_steps: int = 200) -> dict:
+    """Largest differences in G after ``n_steps`` in float64, for every method, over layers, presets and units.
+
+    ``engine`` is the engine against :func:`plain_loop`; ``reordered`` is that loop against itself with its additions
+    in another order, so what rounding alone does.
+    """
+    settings, trunk = MaximizationSettings(n_steps=n_steps, tolerance_g=0), network.trunk.to("cpu", torch.float64)
+    worst = {name: {"engine": 0.0, "reordered": 0.0} for name in m.METHODS}
+    for layer in trunk.layers:
+        values = th.sel(layer=layer).values
+        units = np.flatnonzero(np.isfinite(values))[:n_units].tolist()
+        level = torch.tensor(values, dtype=torch.float64)[units]
+        same = Trunk(trunk.weights[: trunk.depth(layer)], trunk.biases[: trunk.depth(layer)])
+        for name, step in m.PRESETS.items():
+            found = m.maximize(trunk, layer, values, units=units, preset=name, settings=settings, dtype=torch.float64)[
+                "signal"
+            ]
+            for method, recipe in m.METHODS.items():
+                loop, other = (
+                    plain_loop(t, layer, torch.tensor(units), level, recipe, step, settings).numpy()
+                    for t in (same, reordered(same))
+                )
+                of = {"engine": found.sel({"method": method}).values, "reordered": other}
+                for key, signals in of.items():
+                    worst[method][key] = max(worst[method][key], float(np.abs(signals - loop).max()))
+    return {"n_units": n_units, "n_steps": n_steps, "methods": worst}
+
+
 def full_runs(network: Network, th: xr.DataArray, n_steps: int = 5000) -> dict:
     """Mean objective and failed signals after full float32 runs: the engine, and autograd's batch."""
     found: dict[str, dict] = {}

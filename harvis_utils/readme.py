@@ -305,6 +305,14 @@ def _bench_notes(result: dict) -> str:
             f"Compared before timed: engine and plain loop differ by at most {a['float64_200_steps_g']:.0e} G "
             f"after 200 steps in float64, by {a['float32_one_step_g']:.0e} G after one in float32."
         )
+    if "agreement_by_method" in result:
+        a = result["agreement_by_method"]
+        each = ", ".join(f"{n} {v['engine']:.0e} ({v['reordered']:.0e})" for n, v in a["methods"].items())
+        lines.append(
+            f"Every method, both presets, all layers, {a['n_units']} units, {a['n_steps']} steps in float64: largest "
+            f"difference in G between engine and plain loop, and in parentheses between that loop and itself with the "
+            f"units of its hidden layers in another order, which is what rounding alone does: {each}."
+        )
     for layer, both in result.get("full_runs", {}).items():
         e, g = both["engine"], both["autograd"]
         lines.append(

@@ -1,8 +1,11 @@
 """Every contender of the benchmarks finds what ours finds; what is compared is the same work."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from naive_search import naive_search
 
 from benchmarks import climbing, measure, searching, training
@@ -45,6 +48,38 @@ def test_all_climbers_find_the_same_signals(layer):
             assert np.abs(signals.numpy() - found).max() < within, name
         assert (np.abs(found - start.numpy()).max(1) > 0.05).all(), "something was climbed"
         assert not any(module._forward_hooks for module in model.modules()), "no hook is left behind"
+
+
+@pytest.mark.parametrize("preset", climbing.m.PRESETS)
+def test_the_plain_loop_climbs_every_method_as_the_engine_does(preset):
+    trunk, th = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64), np.full(6, 0.2)
+    few, units = config.MaximizationSettings(n_steps=20, tolerance_g=0), [1, 3]
+    found = climbing.m.maximize(
+        trunk, "conv3", th, units=units, preset=preset, settings=few, dtype=torch.float64
+    )["signal"]  # fmt: skip
+    for name, method in climbing.m.METHODS.items():
+        level = torch.tensor(th, dtype=torch.float64)[units]
+        loop = climbing.plain_loop(trunk, "conv3", torch.tensor(units), level, method, climbing.m.PRESETS[preset], few)
+        assert np.abs(found.sel({"method": name}).values - loop.numpy()).max() < 1e-9, name
+
+
+def test_units_in_another_order_compute_the_same_maps():
+    trunk = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64)
+    other, x = climbing.reordered(trunk), torch.randn(5, 30, dtype=torch.float64)
+    assert not torch.equal(other.weights[0], trunk.weights[0])
+    assert torch.allclose(other.feature_map(x, "conv3"), trunk.feature_map(x, "conv3"), atol=1e-12)
+
+
+def test_agreement_is_told_for_every_method():
+    trunk = folded_trunk(made_model(batch_norm=False))
+    network = SimpleNamespace(trunk=trunk)
+    th = xr.DataArray(np.full((3, 6), 0.2), dims=("layer", "unit"), coords={"layer": list(trunk.layers)})
+    found = climbing.agreement_by_method(network, th, n_units=2, n_steps=5)
+    assert list(found["methods"]) == list(climbing.m.METHODS)
+    for name, worst in found["methods"].items():
+        assert worst["engine"] < 1e-9 and worst["reordered"] < 1e-9, name
+    th[2, 0] = np.nan  # a dead unit is not climbed
+    assert climbing.agreement_by_method(network, th, n_units=2, n_steps=1)["methods"]["naive"]["engine"] < 1e-9
 
 
 def test_all_searches_find_the_same_distances():
@@ -131,6 +166,8 @@ def test_tables_name_everybody():
         assert part in text, part
     assert "all 77 pieces" in text and "does not install here" in text and "| side by side | 20.0 | 50 | 50 % |" in text
     result["agreement"] = {"float64_200_steps_g": 9e-16, "float32_one_step_g": 3e-8}
+    result["agreement_by_method"] = {"n_units": 10, "n_steps": 200}
+    result["agreement_by_method"]["methods"] = {"unit-norm": {"engine": 4e-7, "reordered": 2e-7}}
     result["full_runs"] = {"conv1": {k: {"mean_objective": 0.6246, "failed": 2} for k in ("engine", "autograd")}}
     result["scaling"] = {"steps": {"exponent": 0.85}}
     shares = {"convolutions": 0.5, "dense products": 0.25, "the rest": 0.25}
@@ -138,6 +175,7 @@ def test_tables_name_everybody():
     text = readme.benchmark_tables(result)
     for part in (
         "9e-16 G after 200",
+        "unit-norm 4e-07 (2e-07)",
         "0.6246 (autograd)",
         "1.25 times the floor",
         "steps to the power 0.85",
