@@ -128,6 +128,7 @@ h1 { font-size: 1.9rem; margin: 0 0 .2rem; letter-spacing: -.01em; } h2 { font-s
 """
 
 BAR_STYLE = """
+:root { --jp-cell-prompt-width: 84px; }
 .hv-bar { position: sticky; top: 0; z-index: 99; background: #fff; border-bottom: 1px solid var(--line); display: flex;
           flex-wrap: wrap; gap: .3rem 1.1rem; align-items: center; padding: .55rem 1.25rem; font-size: .9rem; }
 .hv-bar .steps { margin-left: auto; display: flex; gap: 1.1rem; }

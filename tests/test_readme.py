@@ -6,6 +6,7 @@ import re
 import pytest
 
 from harvis_utils import config, readme
+from harvis_utils.evidence import OURS
 
 README = config.REPOSITORY / "README.md"
 
@@ -71,14 +72,14 @@ def made_run(verified: bool) -> dict:
 
 def write_evidence(folder):
     """What notebooks 07 to 09 leave of a run, as far as README quotes it."""
-    axes = {"method/L2+TV+EAP+clip": (0.9, 0.3), "control/held-out-strong": (1.0, 0.5)}
+    axes = {"method/L2+TV+EAP+clip": (0.9, 0.3), f"method/{OURS}": (0.95, 0.4), "control/held-out-strong": (1.0, 0.5)}
     axes |= {"control/starting-sine": (0.1, 0.2), "control/flat-zero": (0.0, 0.1)}
-    recall = {"L2+TV+EAP+clip": 0.2, "naive": 0.1, "L2+TV": 0.15, "random weights": 0.05}
+    recall = {"L2+TV+EAP+clip": 0.2, "naive": 0.1, "L2+TV": 0.15, OURS: 0.25, "random weights": 0.05}
     files = {
         "readings": {"admissible": ["b", "c"], "readings": 150, "winner": "b"},
         "evidence": {
             "measures": {k: dict(zip(("activation", "nearness"), v, strict=True)) for k, v in axes.items()},
-            "recall": {k: {"recall": v} for k, v in recall.items()},
+            "recall": {k: {"recall": v, "low": v - 0.05, "high": v + 0.05} for k, v in recall.items()},
         },
         "recipes": {
             "chosen": "more",
@@ -98,9 +99,13 @@ def test_tables_of_a_made_run(tmp_path):
     write_evidence(tmp_path / "desk/aaa")
     text = readme.results_block(runs, tmp_path)
     assert "as the best | - | - | 2 of 150; winner: b |" in text  # the run without evidence has a dash
-    assert "sine, flat zero | - | - | 0.90 / 0.30, 1.00 / 0.50, 0.10 / 0.20, 0.00 / 0.10 |" in text
-    assert "random weights | - | - | 0.20, 0.10, 0.15, 0.05 |" in text
+    assert "sine, flat zero | - | - | 0.90 / 0.30, 0.95 / 0.40, 1.00 / 0.50, 0.10 / 0.20, 0.00 / 0.10 |" in text
+    recalled = "0.20 (0.15 to 0.25), 0.10 (0.05 to 0.15), 0.15 (0.10 to 0.20), 0.25 (0.20 to 0.30), 0.05 (0.00 to 0.10)"
+    assert f"random weights | - | - | {recalled} |" in text
     assert "| - | - | more: +0.10, -0.05 (does not beat it on both) |" in text
+    (tmp_path / "desk/aaa/recipes.json").unlink()  # what was not run has a dash, and only that
+    fewer = readme.results_block(runs, tmp_path)
+    assert "the paper's: activation, nearness | - | - | - |" in fewer and f"{recalled} |" in fewer
     assert "| macro F1, test subjects | 0.737, 0.955 | 0.712 | 0.712 ± 0.010 |" in text
     assert "| networks x epochs, computing of all stages | 5 x 200 | 2 x 7, 2 min | 2 x 7, 2 min |" in text
     assert "| 2-sigma amplitude [G] | 1.37, 1.57 | 1.371 | 1.371 |" in text
