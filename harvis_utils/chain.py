@@ -48,6 +48,9 @@ UNSTABLE = frozenset({"provenance", "timings_s", "wall_s", "seconds", "date"})
 #: folders of a run that are about the run, not made by a notebook
 OWN_FOLDERS = ("logs", "stamps", "html", ".snakemake")
 
+#: names the chain that the notebooks executed under it end with
+CHAIN = "HARVIS_CHAIN"
+
 #: what a process that computes must find in its environment when it starts; the package comes too late to say so
 BEFORE_STARTING = {
     # idle OpenMP threads sleep
@@ -278,23 +281,38 @@ def _stopping_with_the_chain():
     second when its parent is gone, and this ends the parent.
     """
     above = [p for p in psutil.Process().parents() if {"snakemake", "harvis_utils.chain"} & set(_words(p))]
+    chain = os.environ.get(CHAIN, "")  # also where it was killed before this process could look
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.2):
-            if all(_alive(p) for p in above):
+            if all(_alive(p) for p in above) and (not chain or _this_process(chain)):
                 continue
             for child in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
             os._exit(137)
 
-    if above:
+    if above or chain:
         threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         done.set()
+
+
+def _named(process: psutil.Process) -> str:
+    """A process by its number and when it began: numbers are used again."""
+    return f"{process.pid} {process.create_time()}"
+
+
+def _this_process(name: str) -> bool:
+    """Whether the process that :func:`_named` called so still runs."""
+    try:
+        process = psutil.Process(int(name.split()[0]))
+        return _named(process) == name and _alive(process)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _words(process: psutil.Process) -> list[str]:
@@ -472,7 +490,8 @@ def reproduce(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[str]:
                 log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
                 log.flush()
                 command = snakemake_command(cfg, folder.resolve(), force)
-                code = subprocess.run(command, stderr=log, cwd=config.REPOSITORY, pass_fds=(lock,)).returncode
+                told = os.environ | {CHAIN: _named(psutil.Process())}
+                code = subprocess.run(command, stderr=log, cwd=config.REPOSITORY, pass_fds=(lock,), env=told).returncode
             if code:
                 raise ChainError(_why_it_stopped(logs, code))
             if at == {j.name: _changed_at(cfg, j.name) for j in jobs} and not outdated(cfg, jobs):

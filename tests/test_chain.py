@@ -187,7 +187,23 @@ def test_run_says_when_it_starts_and_ends_and_passes_the_device(root, capsys):
     assert "02_model.ipynb failed in cell 4" in (config.load().reports / "logs/02_model.error.txt").read_text()
 
 
-@pytest.mark.parametrize("victim", ["snakemake", "group"])
+def test_a_notebook_ends_with_its_chain_even_one_that_was_killed_before_it_began(root):
+    """A kill in the seconds in which a job starts: Snakemake lives on, and who was above can be asked no more."""
+    gone = subprocess.Popen(["sleep", "60"])
+    name = chain._named(psutil.Process(gone.pid))
+    assert chain._this_process(name) and not chain._this_process(f"{gone.pid} 1.5")
+    gone.kill()
+    gone.wait()
+    assert not chain._this_process(name)
+    notebook = write(root, "01_data", "import time\ntime.sleep(120)")
+    begun = time.monotonic()
+    told = os.environ | {chain.CHAIN: name}
+    run = subprocess.run([sys.executable, "-m", "harvis_utils.chain", "run", str(notebook)], env=told, timeout=60)
+    assert run.returncode == 137 and time.monotonic() - begun < 60
+    assert not (config.load().reports / "01_data.ipynb").exists()
+
+
+@pytest.mark.parametrize("victim", ["snakemake", "chain", "group"])
 def test_a_kill_leaves_no_process_and_no_lock(root, victim):
     books = root / "books"
     signs = 'import os, time\n(cfg.derived / "pid").write_text(str(os.getpid()))\ntime.sleep(120)'
@@ -203,6 +219,10 @@ def test_a_kill_leaves_no_process_and_no_lock(root, victim):
         if victim == "snakemake":
             next(p for p in psutil.Process(process.pid).children() if "snakemake" in p.cmdline()).kill()
             said = process.communicate(timeout=20)[1]
+        elif victim == "chain":
+            process.terminate()
+            process.wait(10)
+            wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 15)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
