@@ -48,7 +48,7 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m nbstripout --verify notebooks/*.ipynb
-	$(PY) -m pytest -q --cov --cov-report=term
+	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
 	echo "notebooks, in order, in an empty root" && \
 	HARVIS_ARTIFACTS="$$root/derived" HARVIS_REPORTS="$$root/reports" JUPYTER_PREFER_ENV_PATH=1 \
