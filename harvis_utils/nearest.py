@@ -195,22 +195,23 @@ class PieceIndex:
         led_by = np.searchsorted(leaders, leader[others])
         leading, q, reach = queries[leaders], q[leaders], reach[leaders]
 
-        def plan(begin: int) -> np.ndarray:
+        def plan(begin: int) -> tuple[np.ndarray, np.ndarray]:
             some = slice(begin, begin + CHUNK)
             query, leaf = self._leaves_within(leading[some], q[some], reach[some])
-            return leaf * len(leaders) + query + begin
+            return query + begin, leaf
 
-        # pairs of leaf and query, and of query and piece, are sorted as one number
-        pairs = np.concatenate(list(pool.map(plan, range(0, len(leaders), CHUNK))))
-        pairs.sort()
-        leaf, query = np.divmod(pairs, len(leaders))
-        cuts = np.flatnonzero(np.diff(leaf, prepend=-1, append=-1))
         begins = np.arange(0, len(leaders), CHUNK)
+        query, leaf = (np.concatenate(parts) for parts in zip(*pool.map(plan, begins), strict=True))
+        order = _stable_order(leaf, len(self.middle))
+        query, leaf = query[order], leaf[order]
+        cuts = np.flatnonzero(np.diff(leaf, prepend=-1, append=-1))
 
         def compare(begin: int) -> list[np.ndarray]:
             query_, place = self._within(leading, reach, query, leaf, cuts[begin : begin + LEAVES + 1])
-            pairs = np.sort(query_ * many + self.piece[place])
-            return np.split(pairs, np.searchsorted(pairs, begins[1:] * many))
+            task = query_ // CHUNK
+            order = _stable_order(task, len(begins))
+            pairs = query_[order] * many + self.piece[place[order]]  # sorted as one number
+            return np.split(pairs, np.cumsum(np.bincount(task, minlength=len(begins)))[:-1])
 
         parts = list(pool.map(compare, range(0, len(cuts) - 1, LEAVES)))
 
@@ -407,6 +408,11 @@ class PieceIndex:
         place = edge[:-1] + n - 1
         nth = ranked[np.minimum(place, len(ranked) - 1)].astype(np.uint32).view(np.float32)
         return distance.astype(np.float32) <= np.where(place < edge[1:], nth, np.inf)[query]
+
+
+def _stable_order(number: np.ndarray, end: int) -> np.ndarray:
+    """The order that sorts numbers below ``end``, equals as they come; numbers of 16 bits are sorted fastest."""
+    return np.argsort(number.astype(np.min_scalar_type(end)), kind="stable")
 
 
 def _nth_of_different(near: np.ndarray, segment: np.ndarray, n: int, kept: int) -> np.ndarray:
