@@ -19,6 +19,8 @@ from harvis_utils.windows import Split
 #: pieces that a contender searches at most
 SAMPLE = {"brute-force matrix products": 128, "faiss IndexFlatL2": 64, "scikit-learn brute": 32}
 SAMPLE |= {"scikit-learn k-d tree": 8, "scikit-learn ball tree": 8, "stumpy mass_absolute": 8}
+#: timed in turns, each so many times as often as the others
+LIGHT, TURNS = ("ours", "brute-force matrix products", "faiss IndexFlatL2", "scikit-learn brute"), 3
 #: what is prepared in fewer seconds is prepared as often as it is searched, and the median counts
 QUICK_S = 10
 
@@ -124,34 +126,45 @@ def compare(split: Split, pieces: np.ndarray, n: int, rounds: int, device: str) 
         "scikit-learn ball tree": lambda: scikit_learn(segments, width, "ball_tree"),
         "stumpy mass_absolute": lambda: stumpy_mass(split, width),
     }
-    table, truth = {}, None
-    for name, make in prepare.items():
-        some = mixed[: SAMPLE.get(name, len(mixed))]
+    table: dict[str, dict] = {}
+    truth = np.empty(0)
+    # what is light is timed in turns, so that a slow minute of the machine hits all of it; the trees of all offsets
+    # take several GiB, so each of them gives its memory back before the next
+    heavy = [name for name in prepare if name not in LIGHT]
+    for group in (LIGHT, *([name] for name in heavy)):
         made: dict = {}
-        try:
-            build = {"": lambda make=make, made=made: made.update(it=make())}
-            ready = measure.alternate(build, 1)[""]
-            if ready < QUICK_S:
-                ready = measure.alternate(build, rounds)[""]
-        except ImportError as error:
-            table[name] = {"left_out": f"does not install here: {error}"}
-            continue
-        search = (lambda q, k, index=made["it"]: index.nearest(q, k)[0]) if name == "ours" else made["it"]
-        found = search(some, n)
-        truth = found if truth is None else truth
-        # what is squared and subtracted loses in proportion to the sizes of both
-        scale = (some**2).mean(1, keepdims=True) + 1
-        table[name] = {
-            "pieces": len(some),
-            "prepare_s": ready,
-            "largest_difference_g2": float(np.abs(found - truth[: len(some)]).max()),
-            "largest_relative_difference": float((np.abs(found - truth[: len(some)]) / scale).max()),
-        }
-        # a contender that has been timed gives its memory back: the trees of all offsets take several GiB
-        seconds = measure.alternate({name: lambda s=search, q=some: s(q, n)}, rounds)[name]
-        table[name]["ms_per_piece"] = seconds / len(some) * 1e3
-        table[name]["peak_mib"] = measure.peak_mib(lambda make=make, q=some: _searched(make(), q, n))
-        del search, made
+        build, ready = {}, {}
+        for name in group:
+            build[name] = lambda name=name, made=made: made.update({name: prepare[name]()})
+            try:
+                ready |= measure.alternate({name: build[name]}, 1)
+            except ImportError as error:
+                table[name] = {"left_out": f"does not install here: {error}"}
+                del build[name]
+        turns = rounds * (TURNS if group is LIGHT else 1)
+        if sum(ready.values()) < QUICK_S:
+            ready = measure.alternate(build, turns)
+        some = {name: mixed[: SAMPLE.get(name, len(mixed))] for name in build}
+        search = {name: lambda name=name, of=some, made=made: _searched(made[name], of[name], n) for name in build}
+        found = {name: run() for name, run in search.items()}
+        truth = found.get("ours", truth)
+        for name, distance in found.items():
+            # what is squared and subtracted loses in proportion to the sizes of both
+            scale = (some[name] ** 2).mean(1, keepdims=True) + 1
+            difference = np.abs(distance - truth[: len(distance)])
+            table[name] = {
+                "pieces": len(distance),
+                "prepare_s": ready[name],
+                "largest_difference_g2": float(difference.max()),
+                "largest_relative_difference": float((difference / scale).max()),
+            }
+        for name, seconds in measure.alternate(search, turns).items():
+            table[name]["ms_per_piece"] = seconds / len(some[name]) * 1e3
+        made.clear()
+        for name in build:
+            table[name]["peak_mib"] = measure.peak_mib(
+                lambda name=name, of=some: _searched(prepare[name](), of[name], n)
+            )
     every = len(pieces)
     for entry in table.values():
         if "ms_per_piece" in entry:
@@ -163,7 +176,8 @@ def compare(split: Split, pieces: np.ndarray, n: int, rounds: int, device: str) 
 
 
 def _searched(made, pieces: np.ndarray, n: int):
-    return made.nearest(pieces, n) if isinstance(made, nearest.PieceIndex) else made(pieces, n)
+    """Distances (piece, n) in G^2."""
+    return made.nearest(pieces, n)[0] if isinstance(made, nearest.PieceIndex) else made(pieces, n)
 
 
 def by_distance(split: Split, pieces: np.ndarray, n: int) -> list[dict]:

@@ -210,7 +210,7 @@ def benchmark_summary(result: dict) -> str:
     rows += [
         [
             f"Ssim search: {name}",
-            f"{entry['all_pieces_s']:.0f} s for {result['search']['ours']['pieces']:,} pieces",
+            f"{_seconds(entry['all_pieces_s'])} s for {result['search']['ours']['pieces']:,} pieces",
             f"{entry['times_slower_than_ours']:.1f}",
             f"{entry['peak_mib']:.0f}",
         ]
@@ -219,6 +219,10 @@ def benchmark_summary(result: dict) -> str:
     ]
     head = ["what", "time", "ours is faster by", "peak MiB"]
     return f"{_bench_machine(result)} {_bench_grid(result)}\n\n{_table(head, rows)}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def benchmark_tables(result: dict) -> str:
@@ -285,7 +289,7 @@ def _bench_search(result: dict) -> str:
                 name,
                 f"{entry['prepare_s']:.1f}",
                 f"{entry['ms_per_piece']:.2f}",
-                f"{entry['all_pieces_s']:.0f}",
+                f"{_seconds(entry['all_pieces_s'])}",
                 f"{entry['times_slower_than_ours']:.0f}",
                 f"{entry['peak_mib']:.0f}",
             ]
