@@ -82,6 +82,18 @@ def generated_pieces(cfg: config.Settings, signals, statistics) -> np.ndarray:
     return np.unique(pieces.astype(np.float32), axis=0)
 
 
+#: parts that are stated as shares of the machine's rates, which therefore stay those that were measured with them
+RATED = {"maximization", "training"}
+
+
+def merged(before: dict, found: dict, only: list[str]) -> dict:
+    """Earlier measurements with the new ones in their place; ``only`` names the parts that were to be measured."""
+    parts = before | found | {"rounds": min(before.get("rounds", found["rounds"]), found["rounds"])}
+    if before and only and not RATED & set(only):
+        parts["machine"] = before["machine"]
+    return parts
+
+
 def target(result: dict, device: str) -> Path:
     """Published when the data are real; beside the other reports when they are made up."""
     real = not result["caveat"]
@@ -107,8 +119,7 @@ def main() -> int:
         nonlocal parts, path
         path = target(found, device)
         before = artifacts.read_json(path) if path.exists() and (given.only or parts) else {}
-        rounds = min(before.get("rounds", given.rounds), given.rounds)
-        parts = before | found | {"rounds": rounds}
+        parts = merged(before, found, given.only)
         artifacts.write_json(path, parts)
 
     save(collect(cfg, device, given.rounds, given.only, save))

@@ -9,6 +9,7 @@ import xarray as xr
 from naive_search import naive_search
 
 from benchmarks import climbing, measure, searching, training
+from benchmarks.__main__ import merged
 from harvis_utils import config, readme
 from harvis_utils.config import ModelSettings
 from harvis_utils.models import SFHF, folded_trunk
@@ -187,3 +188,11 @@ def test_tables_name_everybody():
     summary = readme.benchmark_summary(result)
     assert "| Activation Maximization: others | 1.5 µs a signal and step | 1.0 | 12 |" in summary
     assert "| Ssim search: ours | 30 s for 77 pieces | 4.0 | 5 |" in summary and "absent" not in summary
+
+
+def test_parts_measured_again_leave_the_others_and_the_rates_these_are_shares_of():
+    before = {"rounds": 5, "machine": "fast", "training": 1, "search": 2}
+    found = {"rounds": 3, "machine": "slow", "search": 3}
+    assert merged(before, found, ["search"]) == {"rounds": 3, "machine": "fast", "training": 1, "search": 3}
+    assert merged(before, found | {"training": 4}, ["search", "training"])["machine"] == "slow"
+    assert merged({}, found, ["search"]) == found and merged(before, found, [])["machine"] == "slow"
