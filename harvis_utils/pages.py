@@ -352,12 +352,13 @@ def _replace(target: Path, files: list[Path], base: Path) -> Path:
     """Copy files beside ``target`` first, then let the copy take its place in two renames."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    sources = Path(os.path.relpath(config.REPOSITORY / "notebooks", target)).as_posix()
     try:
         part.chmod(0o755)  # mkdtemp makes it private
         for path in files:
             copy = part / path.relative_to(base)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(_light(path))
+            copy.write_bytes(_light(path, {p.name for p in files}, sources))
         copies = {p: target / p.relative_to(part) for p in part.rglob("*") if p.is_file()}
         size = sum(p.stat().st_size for p, old in copies.items() if not old.exists() or not filecmp.cmp(p, old, False))
         if size > PUBLISHED_BYTES:
@@ -375,13 +376,26 @@ def _replace(target: Path, files: list[Path], base: Path) -> Path:
     return target
 
 
-def _light(path: Path) -> bytes:
-    """A file's content with its images, also those inside a notebook, in at most 256 colours: a third of the size."""
+def _light(path: Path, beside: set[str], sources: str) -> bytes:
+    """A file's content with its images, also those inside a notebook, in at most 256 colours: a third of the size.
+
+    A notebook's links to others that are not ``beside`` it lead to those in the folder ``sources``.
+    """
     if path.suffix == ".png":
         return light_png(path.read_bytes())
     if path.suffix != ".ipynb":
         return path.read_bytes()
     book = artifacts.read_json(path)
+    for cell in book["cells"]:
+        outputs = [o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})]
+        prose = [(cell, "source")] if cell["cell_type"] == "markdown" else [(data, "text/markdown") for data in outputs]
+        for holder, key in prose:
+            text = re.sub(
+                r"(?<=\]\()\d\d_\w+\.ipynb",
+                lambda m: m[0] if m[0] in beside else f"{sources}/{m[0]}",
+                "".join(holder[key]),
+            )
+            holder[key] = text.splitlines(keepends=True)
     for output in (o for cell in book["cells"] for o in cell.get("outputs", [])):
         image = output.get("data", {}).get("image/png")
         if image is not None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import psutil
 import pytest
@@ -371,6 +372,26 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
     files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
     assert files == ["01_data.ipynb", "06_report.ipynb", "found.json", "results.json", "tables/t.csv"]
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
+
+
+def test_links_to_notebooks_that_are_not_published_lead_to_their_sources(finished, monkeypatch):
+    monkeypatch.setattr(config, "REPOSITORY", config.report_root().parent)
+    executed = finished.run / "01_data.ipynb"
+    book = json.loads(executed.read_text())
+    said = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"text/markdown": "[a](06_report.ipynb#b) [c](01_data.ipynb)"},
+    }
+    next(c for c in book["cells"] if c["cell_type"] == "code")["outputs"] = [said]
+    executed.write_text(json.dumps(book))
+    for books, place in ((finished.books, ""), (finished.books[:1], "../../../../notebooks/")):
+        target = pages.publish(finished.cfg, books)
+        cells = json.loads((target / "01_data.ipynb").read_text())["cells"]
+        assert f"[the end]({place}06_report.ipynb)" in "".join("".join(c["source"]) for c in cells)
+        (output,) = next(c for c in cells if c["cell_type"] == "code")["outputs"]
+        assert "".join(output["data"]["text/markdown"]) == f"[a]({place}06_report.ipynb#b) [c](01_data.ipynb)"
+    nbformat.validate(nbformat.read(target / "01_data.ipynb", 4))
 
 
 def test_published_images_keep_rare_colours():
