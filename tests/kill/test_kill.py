@@ -102,7 +102,7 @@ def writer(folder: Path) -> int | None:
     try:
         for entry in os.scandir(folder):
             if entry.name.endswith(".part") and next(os.scandir(entry), None) is not None:
-                return int(entry.name.split(".")[2])
+                return int(entry.name.split(".")[2].partition("@")[0])  # process@machine
     except FileNotFoundError:  # not there yet, or renamed between the two looks
         return None
     return None
