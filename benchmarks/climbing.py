@@ -137,8 +137,12 @@ def agreement(network: Network, th: xr.DataArray, n_axes: int, n_units: int = 3)
     return worst
 
 
-def plain_loop(trunk: Trunk, layer, units, th, method: m.Method, step: engine.Step, settings) -> Tensor:
-    """Any method and step written out with autograd: units (signal,), th (signal,) -> signals (signal, time)."""
+def plain_steps(trunk: Trunk, layer, units, th, method: m.Method, step: engine.Step, settings, along=None):
+    """Any method and step size written out with autograd: yields the signals (signal, time) after every step.
+
+    ``units`` and ``th`` are (signal,). With ``along``, signals (step, signal, time), every step begins where these
+    stand, not where the one before ended; the optimizer's moments are still the loop's own.
+    """
     start = torch.tensor(m.starting_signal(settings, 30), dtype=th.dtype)
     lowpass = torch.tensor(
         m.lowpass_matrix(30, settings.lowpass_hz, settings.lowpass_order, 30.0).copy(), dtype=th.dtype
@@ -157,7 +161,7 @@ def plain_loop(trunk: Trunk, layer, units, th, method: m.Method, step: engine.St
     x = after(start.repeat(len(units), 1))
     first, second, eta = torch.zeros_like(x), torch.zeros_like(x), step.step_size
     for number in range(1, settings.n_steps + 1):
-        x.requires_grad_()
+        x = (x if along is None else along[number - 1].clone()).requires_grad_()
         maps = trunk.feature_map(x, layer)[torch.arange(len(units)), units]
         value = (torch.minimum(maps, th[:, None]) if method.clip else maps).mean(1)
         penalty = torch.zeros_like(value)
@@ -176,7 +180,30 @@ def plain_loop(trunk: Trunk, layer, units, th, method: m.Method, step: engine.St
             gradient = (first / (1 - 0.9**number)) / ((second / (1 - 0.999**number)).sqrt() + 1e-8)
         x = after(x + eta * gradient)
         eta *= step.decay
+        yield x
+
+
+def plain_loop(*args) -> Tensor:
+    """The signals (signal, time) with which :func:`plain_steps` ends."""
+    *_, x = plain_steps(*args)
     return x
+
+
+def engine_path(trunk: Trunk, layer, units, th, method: m.Method, step: engine.Step, settings) -> Tensor:
+    """The engine's signals at the start and after every step, (step, signal, time), for :func:`plain_steps`."""
+    every = np.full(len(trunk.biases[trunk.depth(layer) - 1]), np.nan)
+    every[units.numpy()] = th.numpy()
+    rows = m.climbing_rows([method], units.tolist(), every, m.penalty_weights(settings.weight, "sum", 30))
+    lowpass = torch.tensor(m.lowpass_matrix(30, settings.lowpass_hz, settings.lowpass_order, 30.0).copy())
+    start = torch.tensor(m.starting_signal(settings, 30)).to(th.dtype).repeat(len(units), 1)
+    chunk = engine.Chunk(
+        trunk, layer, rows.to("cpu", th.dtype), start, step, settings.th_aap_g, lowpass.to(th.dtype), len(units)
+    )
+    path = [chunk.x.clone()]
+    for number in range(settings.n_steps):
+        chunk.advance(number)
+        path.append(chunk.x.clone())
+    return torch.stack(path)
 
 
 def reordered(trunk: Trunk, seed: int = 0) -> Trunk:
@@ -193,10 +220,11 @@ def agreement_by_method(network: Network, th: xr.DataArray, n_units: int = 10, n
     """Largest differences in G after ``n_steps`` in float64, for every method, over layers, presets and units.
 
     ``engine`` is the engine against :func:`plain_loop`; ``reordered`` is that loop against itself with its additions
-    in another order, so what rounding alone does.
+    in another order, so what rounding alone does; ``step`` is the largest difference after any single one of these
+    steps, the loop taking each from where the engine stands, so that rounding has no time to grow.
     """
     settings, trunk = MaximizationSettings(n_steps=n_steps, tolerance_g=0), network.trunk.to("cpu", torch.float64)
-    worst = {name: {"engine": 0.0, "reordered": 0.0} for name in m.METHODS}
+    worst = {name: {"engine": 0.0, "reordered": 0.0, "step": 0.0} for name in m.METHODS}
     for layer in trunk.layers:
         values = th.sel(layer=layer).values
         units = np.flatnonzero(np.isfinite(values))[:n_units].tolist()
@@ -207,13 +235,13 @@ def agreement_by_method(network: Network, th: xr.DataArray, n_units: int = 10, n
                 "signal"
             ]
             for method, recipe in m.METHODS.items():
-                loop, other = (
-                    plain_loop(t, layer, torch.tensor(units), level, recipe, step, settings).numpy()
-                    for t in (same, reordered(same))
-                )
-                of = {"engine": found.sel({"method": method}).values, "reordered": other}
-                for key, signals in of.items():
-                    worst[method][key] = max(worst[method][key], float(np.abs(signals - loop).max()))
+                given = (layer, torch.tensor(units), level, recipe, step, settings)
+                loop, other = (plain_loop(t, *given) for t in (same, reordered(same)))
+                path = engine_path(trunk, *given)
+                steps = torch.stack(list(plain_steps(same, *given, path)))
+                climbed = torch.tensor(found.sel({"method": method}).values)
+                for key, a, b in (("engine", climbed, loop), ("reordered", other, loop), ("step", path[1:], steps)):
+                    worst[method][key] = max(worst[method][key], float((a - b).abs().max()))
     return {"n_units": n_units, "n_steps": n_steps, "methods": worst}
 
 
