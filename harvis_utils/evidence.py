@@ -164,6 +164,22 @@ def beliefs(results: dict, shares: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("claim")
 
 
+def averages(found: pd.DataFrame, levels: str | Sequence[str] = "name") -> pd.DataFrame:
+    """Each measure's mean over layers, from :func:`table`: one row per method or control, without intervals."""
+    return found.groupby(level=levels, sort=False)[list(MEASURES)].mean()
+
+
+def dependence_curves(depends: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """:func:`recovery.dependence` by factor: its levels, and (level, seed) arrays of what depends on them."""
+    names = {"recall": "recall", "random_recall": "random weights", "macro_f1": "macro F1"}
+    curves = {}
+    for factor, part in depends.groupby("factor", sort=False):
+        by_level = part.pivot(index="level", columns="seed", values=list(names))
+        curves[str(factor)] = {"level": by_level.index.to_numpy()}
+        curves[str(factor)] |= {name: by_level[column].to_numpy() for column, name in names.items()}
+    return curves
+
+
 def without_nan(values):
     """The same nested lists and dictionaries with None for NaN, as JSON wants it."""
     if isinstance(values, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -224,6 +225,20 @@ def criteria_table(results: dict) -> pd.DataFrame:
     ]
     columns = ["claim", "criterion", "ours", "low", "high", "range from", "range to", "standing"]
     return pd.DataFrame(rows, columns=columns).set_index("claim")
+
+
+def triples(by_layer: Mapping[str, dict], quantity: str) -> np.ndarray:
+    """Mean, smallest and largest over networks of one quantity, (layer, 3); NaN where there is none.
+
+    ``by_layer`` maps layers to summaries, as :func:`harvis_utils.similarity.summarize` makes them.
+    """
+    return np.array([[of[quantity][k] for k in ("mean", "min", "max")] for of in by_layer.values()], dtype=float)
+
+
+def average(by_layer: Mapping[str, dict], quantity: str) -> float:
+    """Mean over layers of a quantity's means, of the layers that have one; NaN where none has."""
+    means = triples(by_layer, quantity)[:, 0]
+    return float(np.nanmean(means)) if np.isfinite(means).any() else float("nan")
 
 
 def scores_table(results: dict, preset: str = "calibrated") -> pd.DataFrame:

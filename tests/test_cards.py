@@ -155,6 +155,28 @@ def test_lenses_in_numbers_and_their_agreement():
     assert both["correlation"].to_numpy() == pytest.approx([1, 1]) and (both["networks"] == 2).all()
 
 
+def test_the_overview_says_what_the_cards_say_and_counts_are_those_of_a_loop():
+    deck_, table = deck(), cards.overview(deck())
+    assert list(table.index) == [c.key for c in deck_] and np.isnan(table.loc["conv1-0", "alike"])
+    for card in deck_:
+        row = table.loc[card.key]
+        assert row["detects"].split("; ") == [*card.detects] or not card.detects
+        assert row["IoU"] == card.iou[row["concept"]] == max(card.iou.values()) and row["layer"] == card.layer
+        assert card.twin is None or (row["match"], row["alike"]) == (card.twin.unit, card.twin.similarity)
+    counts = cards.counts(table)
+    assert list(counts) == list(LAYERS)
+    for layer, of in counts.items():
+        mine = [c for c in deck_ if c.layer == layer]
+        assert of == {
+            "units": N_UNITS,
+            "usable": sum(c.status == "used" for c in mine),
+            "detects": sum(bool(c.detects) for c in mine),
+            "matters": sum(bool(c.matters_for) for c in mine),
+            "both": sum(bool(c.detects and c.matters_for) for c in mine),
+            "matched": sum(c.twin is not None and c.twin.similarity > c.twin.chance for c in mine),
+        }
+
+
 # ---------------------------------------------------------------------------------------------------------- search
 
 
@@ -184,6 +206,17 @@ def test_names_are_meant_by_their_words():
     assert card_search.understood(DECK, "looks like stairs") == {"nearest_activity": ("ascending stairs",)}
     strongest = card_search.search(DECK, "detects a peak")
     assert [c.iou["peak"] for c in strongest] == sorted((c.iou["peak"] for c in strongest), reverse=True) and strongest
+
+
+def test_the_example_of_a_search_finds_something():
+    text = card_search.example(DECK)
+    assert card_search.search(DECK, text) or set(card_search.understood(DECK, text)) == {"detects", "matters_for"}
+    most = max((c for card in DECK for c in card.detects), key=[c for card in DECK for c in card.detects].count)
+    assert f"detect {most}" in text
+    silent = [replace(card, detects=()) for card in DECK]
+    assert (
+        card_search.example(silent) == "units in conv1" and len(card_search.search(silent, "units in conv1")) == N_UNITS
+    )
 
 
 @pytest.mark.parametrize(

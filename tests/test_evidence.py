@@ -1,6 +1,7 @@
 """Tables of evidence: what each row says, who is better, and what follows for a claim."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -75,6 +76,34 @@ def test_differences_say_who_is_better_on_measures_that_have_a_better_side():
     found = evidence.differences(moved, "method", [("a", "b")]).set_index(["layer", "measure"])
     assert set(found.loc[(slice(None), "moved by [G]"), "better"]) == {""}, "moving is neither good nor bad"
     assert set(found.loc[(slice(None), "spectral distance"), "better"]) == {"b"}, "nearer is better"
+
+
+def test_averages_are_means_over_layers_of_what_is_there():
+    made = made_measures()
+    made["matched_ssim"][{"method": 0, "layer": 0}] = np.nan
+    found = evidence.table(made, "method")
+    averages = evidence.averages(found)
+    assert list(averages.index) == ["a", "b"] and list(averages) == list(evidence.MEASURES)
+    assert averages.loc["b", "nearness"] == pytest.approx(found.loc["b", "nearness"].mean())
+    column = "matched Ssim, log10 G²"
+    assert averages.loc["a", column] == found.loc[("a", "conv2"), column]
+
+
+def test_dependence_is_drawn_by_level_and_network():
+    rng, columns = np.random.default_rng(0), ("recall", "random_recall", "macro_f1")
+    rows = [
+        {"factor": f, "level": level, "seed": s, **{c: rng.random() for c in columns}}
+        for f, levels in (("noise_g", (0.2, 0.0)), ("epochs", (1.0, 2.0, 4.0)))
+        for level in levels
+        for s in (3, 5)
+    ]
+    curves = evidence.dependence_curves(pd.DataFrame(rows))
+    assert list(curves) == ["noise_g", "epochs"] and curves["noise_g"]["level"].tolist() == [0.0, 0.2]
+    for row in rows:
+        of = curves[row["factor"]]
+        at = of["level"].tolist().index(row["level"]), (3, 5).index(row["seed"])
+        for name, column in (("recall", "recall"), ("random weights", "random_recall"), ("macro F1", "macro_f1")):
+            assert of[name][at] == row[column]
 
 
 def test_two_groups_are_joined_by_what_both_have():

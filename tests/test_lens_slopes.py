@@ -402,6 +402,29 @@ def test_height_and_bounds_are_ranked_within_units():
     assert np.isnan(slopes_tables.bounds_and_height(found * 0)).all()
 
 
+def test_heights_are_averaged_over_networks_and_units_by_layer():
+    values = np.array([[[1.0, np.nan], [0.5, 0.5]], [[0.0, -1.0], [0.5, 0.5]]])
+    coords = {"seed": [0, 1], "layer": ["conv1", "conv2"]}
+    table = slopes_tables.height_table(xr.DataArray(values, dims=("seed", "layer", "unit"), coords=coords))
+    assert list(table.index) == ["conv1", "conv2", "all"]
+    assert table["correlation"].tolist() == pytest.approx([0.0, 0.5, 2 / 7])
+    assert table.loc["conv2", ["correlation low", "correlation high"]].tolist() == [0.5, 0.5]
+
+
+def test_what_slopes_add_is_taken_unit_by_unit_from_living_units():
+    bounds = np.zeros((2, 1, 2, 3, 4))  # slope, seed, layer, unit, start
+    bounds[1, 0, 0, 0] = [1, 1, 0, 0]
+    bounds[:, 0, 1, 2] = 1
+    maximum = np.ones_like(bounds)
+    maximum[:, 0, 1, 1] = 0  # a dead unit
+    dims = ("slope", "seed", "layer", "unit", "start")
+    coords = {"slope": [0.0, 0.5], "seed": [3], "layer": ["conv1", "conv2"]}
+    found = slopes_tables.over_plain(
+        xr.Dataset({"at_bounds": (dims, bounds), "maximum": (dims, maximum)}, coords), "at_bounds", 0.5
+    )
+    assert found.n_pairs == 5 and found.mean == pytest.approx(0.5 / 5) and found.dominance == pytest.approx(1 / 5)
+
+
 def test_white_is_the_best_where_all_weights_have_one_sign():
     trunk = made_trunk()
     edge = torch.tensor([0.0, 1.0, -1.0, 0.0, 0.0]).expand_as(trunk.weights[0])

@@ -211,3 +211,12 @@ def test_a_choice_ends_where_its_sentence_or_comment_ends(text, choice):
 def test_a_place_is_the_innermost_function():
     source = "A = 1\n\nclass B:\n    def c(self):\n        return 1\n"
     assert [report._named_place(source, n) for n in (1, 3, 5)] == ["", ", B", ", c"]
+
+
+def test_triples_and_averages_leave_out_what_is_missing():
+    missing = {"ssim": dict.fromkeys(("mean", "min", "max"))}
+    by_layer = {"conv1": scores_entry(0.5), "conv2": missing, "conv3": scores_entry(0.2)}
+    found = report.triples(by_layer, "ssim")
+    assert found.shape == (3, 3) and found[0].tolist() == [0.5, 0.45, pytest.approx(0.55)] and np.isnan(found[1]).all()
+    assert report.average(by_layer, "ssim") == pytest.approx(0.35)
+    assert np.isnan(report.average({"conv2": missing}, "ssim"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,15 @@ def understood(cards: Sequence[Card], text: str) -> dict[str, tuple[str, ...]]:
 def _meant(words: Sequence[str], name: str) -> bool:
     own = re.findall(r"[\w+-]+", name.lower())
     return all(any(word.startswith(asked) for word in own) for asked in words)
+
+
+def example(cards: Sequence[Card]) -> str:
+    """A search that finds something in most decks: what most units detect and matter for, else the first layer."""
+    detected = Counter(name for card in cards for name in card.detects).most_common(1)
+    costly = Counter(name for card in cards for name in card.matters_for).most_common(1)
+    if detected and costly:
+        return f"units that detect {detected[0][0]} and matter for {costly[0][0]}"
+    return f"units in {cards[0].layer}"
 
 
 def search(cards: Sequence[Card], text: str) -> list[Card]:

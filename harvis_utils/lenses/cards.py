@@ -271,3 +271,47 @@ def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
             row = {"lenses": f"{first}, {second}", "layer": str(layer), "correlation": mean}
             rows.append(row | {"correlation low": low, "correlation high": high, "networks": len(values)})
     return pd.DataFrame(rows).set_index(["lenses", "layer"])
+
+
+def overview(deck: Sequence[Card]) -> pd.DataFrame:
+    """One row per card: what each lens says of the unit in a word or a number, names joined by "; ".
+
+    ``concept`` is the one it overlaps most, by ``IoU``; ``match`` is the unit of the next network that matches it best,
+    ``alike`` how well it does, ``by chance`` how well scrambled signals do; all three are missing where there is none.
+    """
+    rows = [
+        {
+            "unit": c.key,
+            "layer": c.layer,
+            "status": c.status,
+            "activation": c.activation,
+            "nearness": c.nearness,
+            "concept": next(iter(c.iou)),
+            "IoU": max(c.iou.values()),
+            "detects": "; ".join(c.detects),
+            "matters for": "; ".join(c.matters_for),
+            "match": c.twin.unit if c.twin else None,
+            "alike": c.twin.similarity if c.twin else np.nan,
+            "by chance": c.twin.chance if c.twin else np.nan,
+            "nearest activity": c.nearest_activity,
+        }
+        for c in deck
+    ]
+    return pd.DataFrame(rows).set_index("unit")
+
+
+def counts(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Per layer of an :func:`overview`: units, and how many are usable, detect, matter, do both, are matched."""
+    detects, matters = table["detects"] != "", table["matters for"] != ""
+    told = pd.DataFrame(
+        {
+            "units": True,
+            "usable": table["status"] == "used",
+            "detects": detects,
+            "matters": matters,
+            "both": detects & matters,
+            "matched": table["alike"] > table["by chance"],
+        }
+    )
+    found = told.groupby(table["layer"], sort=False).sum()
+    return {str(layer): {name: int(n) for name, n in row.items()} for layer, row in found.iterrows()}

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from scipy.stats import rankdata
 
-from harvis_utils.intervals import interval
+from harvis_utils.intervals import Difference, interval, paired
 from harvis_utils.lenses.slopes import SLOPES
 from harvis_utils.training import Network
 
@@ -150,3 +150,23 @@ def bounds_and_height(found: xr.Dataset) -> xr.DataArray:
     size = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
     with_both = np.where(size > 0, size, np.nan)
     return stacked["maximum"].isel(ascent=0, drop=True).copy(data=(centred[0] * centred[1]).sum(-1) / with_both)
+
+
+def over_plain(found: xr.Dataset, name: str, slope: float) -> Difference:
+    """What this slope's signals have more of a measure (``at_bounds``, ``one_sided``) than those of plain ascent.
+
+    Unit by unit, mean over starts, living units only.
+    """
+    each = found[name].astype(float).mean("start").where(found["maximum"].max(("slope", "start")) > 0)
+    return paired(*(_pairs(each.sel(slope=s)) for s in (slope, SLOPES[0])))
+
+
+def height_table(height: xr.DataArray) -> pd.DataFrame:
+    """Mean of :func:`bounds_and_height` per layer, and over "all", with its interval: ``correlation``, its ends."""
+    layers = [str(layer) for layer in height["layer"].values]
+    rows = {}
+    for part in [*layers, "all"]:
+        mean, bounds = interval(_pairs(height.sel(layer=layers if part == "all" else [part])))
+        low, high = bounds or (np.nan, np.nan)
+        rows[part] = {"correlation": mean, "correlation low": low, "correlation high": high}
+    return pd.DataFrame(rows).T.rename_axis("layer")
