@@ -166,6 +166,11 @@ def load(profile: str = "quick", dataset: str = "synthetic", device: str | None 
     return Settings(profile=profile, dataset=dataset, device=device, **PROFILES[profile])
 
 
+def for_choosing(cfg: Settings) -> Settings:
+    """The same run with the networks on which readings and recipes are chosen, and which take no part in judging."""
+    return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=cfg.readings.seeds))
+
+
 def as_json(value):
     """Dataclasses, tuples and paths as plain JSON values."""
     if dataclasses.is_dataclass(value):

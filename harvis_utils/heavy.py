@@ -7,7 +7,6 @@ there is not made again, so a run can be cut anywhere and goes on later.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import sys
@@ -40,11 +39,6 @@ class OutOfTime(Exception):
 # --------------------------------------------------------------------------------------- which results there will be
 
 
-def for_choosing(cfg: Settings) -> Settings:
-    """The same run with the networks on which readings and recipes are chosen."""
-    return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=cfg.readings.seeds))
-
-
 def plan(cfg: Settings, digest: str) -> dict[str, str]:
     """Address ("stage/key") of every heavy result, in the order of making, and what it is, in words.
 
@@ -52,7 +46,7 @@ def plan(cfg: Settings, digest: str) -> dict[str, str]:
     """
     data, seeds = SimpleNamespace(digest=digest), cfg.training.seeds
     trained = {s: SimpleNamespace(key=training._key(cfg, data, s)) for s in seeds}
-    others = for_choosing(cfg)
+    others = config.for_choosing(cfg)
     choosing = {s: SimpleNamespace(key=training._key(others, data, s), seed=s) for s in cfg.readings.seeds}
     keys = {s: training.STAGE.key([cfg.windows, cfg.model, "untrained", s], digest) for s in seeds}
     random = {s: SimpleNamespace(key=key) for s, key in keys.items()}
@@ -223,7 +217,7 @@ def run(cfg: Settings, data: Windows, end: float, workers: int) -> None:
     """
     pieces = plan(cfg, data.digest)
     clock = Clock(end, must=True, took=dict(_known(pieces)))
-    others = for_choosing(cfg)
+    others = config.for_choosing(cfg)
     seeds = [
         s for s in (*cfg.training.seeds, *cfg.readings.seeds) if not there(f"networks/{training._key(cfg, data, s)}")
     ]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 
 import xarray as xr
 
-from harvis_utils import activations, datasets, maximization, similarity, training, windows
+from harvis_utils import activations, config, datasets, maximization, similarity, training, windows
 from harvis_utils.config import Settings
 from harvis_utils.datasets import Recordings
 from harvis_utils.training import Network
@@ -84,8 +83,7 @@ class Run:
     @cached_property
     def choosing(self) -> Run:
         """The same data with the networks that are kept for choosing, which take no part in judging."""
-        kept = dataclasses.replace(self.cfg.training, seeds=self.cfg.readings.seeds)
-        other = Run(dataclasses.replace(self.cfg, training=kept))
+        other = Run(config.for_choosing(self.cfg))
         other.recordings, other.data = self.recordings, self.data
         return other
 

@@ -186,7 +186,7 @@ def direct(tmp_path_factory):
         one = random_signals.isel(preset=0, method=0, drop=True)
         scores = similarity.scores(CFG, data, nets, statistics, signals)
         controls = similarity.controls(CFG, data, nets, statistics, random, random_statistics, one)
-        others = heavy.for_choosing(CFG)
+        others = config.for_choosing(CFG)
         choosing = training.networks(others, data)
         own = activations.statistics(others, data, choosing)
         tried = [readings.signals(CFG, data, net, own.sel(seed=net.seed), readings.grid()) for net in choosing]
@@ -243,7 +243,7 @@ def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packi
     for kind, table in scores.items():
         assert similarity.load_scores(CFG, data, found, kind).identical(table)
     # readings and recipes are found, not made: nothing may be computed here
-    others = heavy.for_choosing(CFG)
+    others = config.for_choosing(CFG)
     choosing = training.load_networks(others, data)
     own = activations.load_statistics(others, data, choosing)
     units = readings.chosen_units(CFG.model.n_units, CFG.readings.n_units)
