@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 from harvis_utils import artifacts, config, sweep_cost, sweep_plan
@@ -193,6 +194,24 @@ def benchmark_pages(root: Path | None = None) -> str:
     return "\n\n".join(["# Benchmarks", made, *(benchmark_tables(r) for r in _benchmarks(root))]) + "\n"
 
 
+def _of_benchmarks(table: Callable[[dict], str]) -> Callable[[dict], str]:
+    """Makes a table say what to do about a file of benchmarks that lacks a part: ``ValueError``."""
+
+    @wraps(table)
+    def told(result: dict) -> str:
+        try:
+            return table(result)
+        except KeyError as error:
+            run = f"PROFILE={result['profile']} DATASET={result['dataset']}"
+            raise ValueError(
+                f"the benchmarks of {run} have no {error}: another version wrote them, or only a part of them; "
+                f"run `make bench {run}`"
+            ) from error
+
+    return told
+
+
+@_of_benchmarks
 def benchmark_summary(result: dict) -> str:
     """One table: everybody's time, and by how much ours is faster."""
     climbed = result["maximization"]
@@ -225,6 +244,7 @@ def _seconds(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
+@_of_benchmarks
 def benchmark_tables(result: dict) -> str:
     """A file that `make bench` wrote, as Markdown tables."""
     parts = [_bench_machine(result)]

@@ -208,6 +208,13 @@ def test_tables_name_everybody():
     summary = readme.benchmark_summary(result)
     assert "| Activation Maximization: others | 1.5 µs a signal and step | 1.0 | 12 |" in summary
     assert "| Ssim search: ours | 30 s for 77 pieces | 4.0 | 5 |" in summary and "absent" not in summary
+    for table, part in ((readme.benchmark_tables, "step"), (readme.benchmark_summary, "us_per_signal_step")):
+        older = result | {
+            "agreement_by_method": {"n_units": 1, "n_steps": 1, "methods": {"naive": {"engine": 0.0, "reordered": 0.0}}}
+        }
+        older |= {"maximization": {"ours": {}}} if part != "step" else {}
+        with pytest.raises(ValueError, match=f"have no '{part}'.*run `make bench PROFILE=quick DATASET=synthetic`"):
+            table(older)
 
 
 def test_parts_measured_again_leave_the_others_and_the_rates_these_are_shares_of():
