@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:2000])
             self.wfile.flush()
             self.server.halfway.set()
-            self.server.go_on.wait(20)
+            self.server.go_on.wait(60)
             return None
         self.wfile.write(body[: len(body) // 2] if behaviour == "short" else body)
         return None
@@ -185,8 +185,8 @@ def start(root: Path, limit: int = 0) -> subprocess.Popen:
 def test_a_killed_download_leaves_nothing_that_is_used(mirror, server, tmp_path):
     raw = mirror("slow")
     process = start(tmp_path)
-    assert server.halfway.wait(20)
-    deadline = time.monotonic() + 10
+    assert server.halfway.wait(60)
+    deadline = time.monotonic() + 60
     while not list(raw.glob(".*.part/*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

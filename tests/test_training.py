@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -261,10 +262,11 @@ def test_networks_take_turns(tiny_windows, monkeypatch):
 
     def noting(model, optimizer, x, y, settings, seed, epoch, check):
         begun.append(seed)
+        time.sleep(0.1)  # longer than a busy machine keeps a thread from asking for its next turn
         return real(model, optimizer, x, y, settings, seed, epoch, check)
 
     def together(*arguments):
-        start.wait(30)  # one of them could be done before the last one has begun
+        start.wait(60)  # one of them could be done before the last one has begun
         return resume(*arguments)
 
     resume = training._resume
