@@ -6,12 +6,14 @@ steps, none stops early, and what they find is compared before they are timed.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from benchmarks import measure
+from benchmarks import by_lucent, measure
 from harvis_utils import engine
 from harvis_utils import maximization as m
 from harvis_utils.config import MaximizationSettings
@@ -78,6 +80,17 @@ def batch_of_whole_networks(model, layer, units, start, th, n_steps, n_axes, wei
     return _climb(start.expand(len(units), -1), maps_of, th, n_steps, weight)
 
 
+def lucent_itself(model, layer, units, start, th, n_steps, n_axes, weight) -> Tensor:
+    """The library lucent on the same network; ``ImportError`` where it does not install."""
+
+    def climbed(x: Tensor, out: Tensor, number: int) -> Tensor:
+        maps = torch.relu(out[:, units[number]]).mean(1)
+        return objective(x, maps, th[number : number + 1], weight)
+
+    layer = f"norm_{layer}"
+    return by_lucent.climb(model, layer, units, start, n_steps, n_axes, climbed, STEP.step_size, STEP.decay)
+
+
 def autograd_batch(trunk: Trunk, layer, units, start, th, n_steps, weight) -> Tensor:
     """One axis, stopped at the layer, own unit only, but with autograd and torch's Adam."""
     return _climb(start.expand(len(units), -1), lambda x: m.unit_maps(trunk, layer, units, x), th, n_steps, weight)
@@ -130,10 +143,14 @@ def agreement(network: Network, th: xr.DataArray, n_axes: int, n_units: int = 3)
             )
             found = ours(network.trunk, layer, units, level, n_steps, dtype=dtype)["signal"].values[0]
             worst[name] = max(worst[name], float(np.abs(found - loop.numpy()).max()))
-        network_loop = one_at_a_time(network.model, layer, units[:1], start, level[:1].float(), 1, n_axes, 0.1)
         engine_step = ours(network.trunk, layer, units[:1], level[:1], 1)["signal"].values[0]
-        difference = float(np.abs(network_loop.numpy() - engine_step).max())
-        worst["whole_network_one_step_g"] = max(worst.get("whole_network_one_step_g", 0.0), difference)
+        for name, loop in (("whole_network", one_at_a_time), ("lucent", lucent_itself)):
+            try:
+                step = loop(network.model, layer, units[:1], start, level[:1].float(), 1, n_axes, 0.1)
+            except ImportError:
+                continue  # the table of times says so
+            difference = float(np.abs(step.numpy() - engine_step).max())
+            worst[f"{name}_one_step_g"] = max(worst.get(f"{name}_one_step_g", 0.0), difference)
     return worst
 
 
@@ -273,23 +290,26 @@ def full_runs(network: Network, th: xr.DataArray, n_steps: int = 5000) -> dict:
 
 
 def contenders(network: Network, layer: str, values: np.ndarray, n_axes: int, device: str) -> dict:
-    """Name -> (signals climbed at once, steps timed, function of the number of steps), for one layer."""
-    trunk, model = network.trunk.to(device), network.model
+    """Name -> (signals climbed at once, steps timed, function of the number of steps), for one layer.
+
+    The function raises ``ImportError`` where the contender does not install.
+    """
+    # none of them is charged for gradients of weights, which nothing uses
+    trunk, model = network.trunk.to(device), copy.deepcopy(network.model).requires_grad_(False).to(device)
     live = np.flatnonzero(np.isfinite(values)).tolist()
     level = torch.tensor(values, dtype=torch.float32, device=device)
     start = torch.tensor(m.starting_signal(MaximizationSettings(), 30), device=device)[None]
     # a batch of eight methods is what the engine is made for: every unit eight times
     eight = torch.tensor(live * 8, device=device)
     each, few = torch.tensor(live, device=device), torch.tensor(live[:3], device=device)
-    batch = (layer, eight, start, level[eight])
+    batch, alone = (layer, eight, start, level[eight]), (few, start, level[few])
     made = {"methods": [METHOD] * 8, "preset": STEP, "units": live, "device": device}
     return {
         "ours": (len(eight), 100, lambda k: m.maximize(trunk, layer, values, settings=_fixed(k), **made)),
-        "one unit at a time, whole network": (
-            len(few),
-            50,
-            lambda k: _on_one_thread(one_at_a_time, model, layer, few, start, level[few], k, n_axes, 0.1),
-        ),
+        **{
+            name: (len(few), 50, lambda k, loop=loop: _on_one_thread(loop, model, layer, *alone, k, n_axes, 0.1))
+            for name, loop in (("one unit at a time, whole network", one_at_a_time), ("lucent", lucent_itself))
+        },
         "batch, whole network": (
             len(each),
             5,
@@ -312,23 +332,26 @@ def _on_one_thread(run, *arguments):
 
 def compare(network: Network, th: xr.DataArray, n_axes: int, rounds: int, device: str) -> dict:
     """Microseconds per signal and step of every contender on every layer, and their peaks of memory."""
-    network.model.to(device)
     table: dict[str, dict] = {}
     for layer in network.trunk.layers:
         runs = contenders(network, layer, th.sel(layer=layer).values, n_axes, device)
-        for _, n_steps, run in runs.values():
-            run(max(2, n_steps // 5))  # first calls prepare kernels
+        for name, (_, n_steps, run) in list(runs.items()):
+            try:
+                run(max(2, n_steps // 5))  # first calls prepare kernels
+            except ImportError as error:
+                table[name] = {"left_out": f"does not install here: {error}"}
+                del runs[name]
         timed = {name: lambda run=run, k=k: run(k) for name, (_, k, run) in runs.items()}
         seconds = measure.alternate(timed, rounds)
         for name, (n_signals, n_steps, run) in runs.items():
             entry = table.setdefault(name, {"us_per_signal_step": {}, "peak_mib": 0.0})
             entry["us_per_signal_step"][layer] = seconds[name] / n_signals / n_steps * 1e6
             entry["peak_mib"] = max(entry["peak_mib"], measure.peak_mib(lambda run=run: run(2)))
-    network.model.to("cpu")
-    for entry in table.values():
+    measured = [entry for entry in table.values() if "left_out" not in entry]
+    for entry in measured:
         entry["us_per_signal_step"]["mean"] = float(np.mean(list(entry["us_per_signal_step"].values())))
     base = table["one unit at a time, whole network"]["us_per_signal_step"]["mean"]
-    for entry in table.values():
+    for entry in measured:
         entry["times_faster_than_one_at_a_time"] = base / entry["us_per_signal_step"]["mean"]
     return table
 

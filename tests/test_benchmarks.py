@@ -1,5 +1,6 @@
 """Every contender of the benchmarks finds what ours finds; what is compared is the same work."""
 
+import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,6 +46,8 @@ def test_all_climbers_find_the_same_signals(layer):
             "layer": climbing.full_layer_batch(trunk, layer, units, first, th, n_steps, 0.1),
             "autograd": climbing.autograd_batch(trunk, layer, units, first, th, n_steps, 0.1),
         }
+        if importlib.util.find_spec("lucent"):
+            others["lucent"] = climbing.lucent_itself(model, layer, units, first, th, n_steps, N_AXES, 0.1)
         for name, signals in others.items():
             assert np.abs(signals.numpy() - found).max() < within, name
         assert (np.abs(found - start.numpy()).max(1) > 0.05).all(), "something was climbed"
@@ -143,6 +146,23 @@ def test_the_account_of_training_names_the_products(tiny_windows):
     assert found["products_alone_are_faster_by"] == pytest.approx(1 / products)
 
 
+def test_who_does_not_install_is_left_out_and_says_so(monkeypatch):
+    def missing():
+        raise ImportError("no module named lucent")
+
+    monkeypatch.setattr(climbing.by_lucent, "render", missing)
+    monkeypatch.setattr(climbing.measure, "peak_mib", lambda run: 0.0)
+    model = made_model(batch_norm=False)
+    network = SimpleNamespace(model=model, trunk=folded_trunk(model))
+    th = xr.DataArray(np.full((3, 6), 0.2), dims=("layer", "unit"), coords={"layer": list(network.trunk.layers)})
+    table = climbing.compare(network, th, N_AXES, 1, "cpu")
+    assert table.pop("lucent") == {"left_out": "does not install here: no module named lucent"}
+    assert len(table) == 5 and all("times_faster_than_one_at_a_time" in entry for entry in table.values())
+    assert all(min(entry["us_per_signal_step"].values()) > 0 for entry in table.values())
+    assert all(p.requires_grad for p in model.parameters()), "the network itself stays as it was"
+    assert "lucent_one_step_g" not in climbing.agreement(network, th, N_AXES, n_units=1)
+
+
 def test_floors_and_exponents():
     assert measure.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
     table = {"ours": {"us_per_signal_step": dict.fromkeys(("conv1", "conv2", "conv3"), 10.0)}}
@@ -173,7 +193,7 @@ def test_tables_name_everybody():
         "rounds": 3,
         "dataset": "synthetic",
         "profile": "quick",
-        "maximization": {"ours": entry, "others": entry},
+        "maximization": {"ours": entry, "others": entry, "lucent": {"left_out": "no lucent here"}},
         "floors": {la: {"us_by_products": 1.0} for la in ("conv1", "conv2", "conv3")},
         "grid": {"networks": 5, "signals": 15360, "steps": 5000, "tolerance_g": 1e-6, "seconds": 360.0},
         "search": {"ours": found | {"pieces": 77}, "absent": {"left_out": "does not install here"}},
@@ -184,8 +204,9 @@ def test_tables_name_everybody():
     text = readme.benchmark_tables(result)
     for part in ("a processor", "made-up data", "| others | 1.5 | 1.5 | 1.5 | 70.2 | 12 |", "6.0 minutes", "15,360"):
         assert part in text, part
+    assert "| lucent | - | - | - | - | no lucent here |" in text
     assert "all 77 pieces" in text and "does not install here" in text and "| side by side | 20.0 | 50 | 50 % |" in text
-    result["agreement"] = {"float64_200_steps_g": 9e-16, "float32_one_step_g": 3e-8}
+    result["agreement"] = {"float64_200_steps_g": 9e-16, "float32_one_step_g": 3e-8, "lucent_one_step_g": 2e-8}
     result["agreement_by_method"] = {"n_units": 10, "n_steps": 200}
     result["agreement_by_method"]["methods"] = {"unit-norm": {"engine": 4e-7, "reordered": 2e-7, "step": 3e-15}}
     result["full_runs"] = {"conv1": {k: {"mean_objective": 0.6246, "failed": 2} for k in ("engine", "autograd")}}
@@ -195,6 +216,7 @@ def test_tables_name_everybody():
     text = readme.benchmark_tables(result)
     for part in (
         "9e-16 G after 200",
+        "in float32: lucent 2e-08 G.",
         "unit-norm 4e-07 (2e-07)",
         "at most 3e-15 G apart",
         "0.6246 (autograd)",
