@@ -6,7 +6,7 @@ import copy
 import importlib
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 
 import torch
@@ -43,7 +43,9 @@ class _Picture(nn.Module):
 class _Decaying(torch.optim.Adam):
     """Adam whose step size shrinks after every step; lucent knows no schedules."""
 
-    decay = 1.0
+    def __init__(self, parameters, step_size: float, decay: float):
+        super().__init__(parameters, step_size)
+        self.decay = decay
 
     def step(self, closure):
         loss = super().step(closure)
@@ -76,16 +78,11 @@ def climb(
         def loss(hooked, x=x, number=number) -> Tensor:
             return -objective(x[0, 0], hooked(f"model_{layer}"), number)
 
-        def optimizer(parameters) -> _Decaying:
-            adam = _Decaying(parameters, step_size)
-            adam.decay = decay
-            return adam
-
         (image,) = library.render_vis(
             _Picture(copy.deepcopy(model), n_axes),  # its hooks stay on the modules
             loss,
             lambda x=x: ([x], lambda: x),
-            optimizer,
+            partial(_Decaying, step_size=step_size, decay=decay),
             transforms=[],
             thresholds=(n_steps,),
             preprocess=False,
