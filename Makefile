@@ -23,6 +23,7 @@ MOVED = moved
 endif
 
 CHAIN = $(PY) -m harvis_utils.chain
+PAGES = $(PY) -m workflow.pages
 RUN   = --profile $(PROFILE) --dataset $(DATASET)
 export HARVIS_THREADS := $(or $(THREADS),$(HARVIS_THREADS))
 # idle OpenMP threads sleep instead of spinning: beside other work, spinning costs a factor of ten
@@ -40,9 +41,10 @@ help: ## show this list
 
 reproduce: $(ENV) ## execute all notebooks that are not up to date, then show where the results are
 	@$(CHAIN) reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE))
+	@$(PAGES) report $(RUN)
 
 sweep: $(ENV) ## many networks as many jobs (SWEEP=file.toml, WORKFLOW=local|slurm), then one table of them
-	@$(PY) -m harvis_utils.sweep start $(SWEEP) --workflow-profile $(WORKFLOW)
+	@$(PY) -m workflow.sweep start $(SWEEP) --workflow-profile $(WORKFLOW)
 
 test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick profile
 	$(PY) -m ruff check .
@@ -60,20 +62,20 @@ test-kill: $(ENV) ## kill runs at every stage and at random, and compare what th
 bench: $(ENV) ## our engine and search beside what others would use; tables for README.md
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(PY) -m benchmarks $(RUN) $(if $(DEVICE),--device $(DEVICE))
-	@$(PY) -m harvis_utils.readme
+	@$(PY) -m workflow.readme
 
 lab: $(ENV) ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
 
 report: $(ENV) ## executed notebooks as HTML, and reports/index.html
-	@$(CHAIN) report
+	@$(PAGES) report
 
 publish: $(ENV) ## copy a finished run, without HTML, to reports/published/, and its numbers into README.md
-	@$(CHAIN) publish $(RUN)
-	@$(PY) -m harvis_utils.readme
+	@$(PAGES) publish $(RUN)
+	@$(PY) -m workflow.readme
 
 gpu-bundle: $(ENV) ## pack what a bare CUDA machine needs to compute a run; the file says how to go on
-	@$(PY) -m harvis_utils.bundle pack $(RUN) $(BUNDLE)
+	@$(PY) -m workflow.bundle pack $(RUN) $(BUNDLE)
 
 clean: $(ENV) ## remove what runs have made (not raw data, not published results, not .venv)
 	@$(CHAIN) clean

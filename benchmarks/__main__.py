@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from benchmarks import climbing, measure, searching, training
-from harvis_utils import activations, artifacts, chain, config, datasets, maximization, readme, similarity, windows
+from harvis_utils import activations, artifacts, chain, config, datasets, maximization, similarity, windows
 from harvis_utils import training as networks_of
+from workflow import readme
 
 
 def collect(cfg: config.Settings, device: str, rounds: int, only: list[str], save: Callable[[dict], object]) -> dict:

@@ -5,7 +5,7 @@
       01         01          01         02           03           03          04        05      06
 
 Modules below import only from modules above: config, artifacts, datasets, windows, models, training,
-activations, maximization, motifs, similarity, atlas, claims, report, chain, heavy, bundle. ``plots`` draws arrays and
+activations, maximization, motifs, similarity, atlas, claims, report, chain. ``plots`` draws arrays and
 computes nothing.
 """
 

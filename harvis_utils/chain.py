@@ -531,27 +531,20 @@ def notebook_seconds(executed: Path) -> float | None:
 
 
 def summary(cfg: config.Settings, names: list[str], executed: list[str]) -> str:
-    """The end of ``make reproduce``: notebooks with their times, the caveat, and where to look."""
-    from harvis_utils import pages
-
+    """What :func:`reproduce` did: notebooks with their times, and where to look."""
     times = {name: notebook_seconds(cfg.reports / f"{name}.ipynb") or 0.0 for name in names}
     rows = [f"  {n:<22}{t:8.1f} s   {'executed' if n in executed else 'up to date'}" for n, t in times.items()]
-    run = pages.describe(cfg.reports)
-    head = f"profile {cfg.profile}, data set {cfg.dataset}" + (f" ({run.caveat})" if run.caveat else "")
     look = {
-        "pages": config.report_root() / "index.html",
         "results": cfg.reports / "results.json",
         "figures": cfg.reports / "figures",
         "tables": cfg.reports / "tables",
     }
     rows += [f"  {'all':<22}{sum(times.values()):8.1f} s", ""]
-    rows += [f"  {what:<9}{_near(path)}" for what, path in look.items() if path.exists()]
-    if run.macro_f1:
-        rows += [f"  macro F1 {run.macro_f1} on test subjects"]
-    return "\n".join(["", head, *rows])
+    rows += [f"  {what:<9}{near(path)}" for what, path in look.items() if path.exists()]
+    return "\n".join(["", f"profile {cfg.profile}, data set {cfg.dataset}", *rows])
 
 
-def _near(path: Path) -> Path:
+def near(path: Path) -> Path:
     """A path as the reader types it: relative to the repository where it lies inside."""
     return path.relative_to(config.REPOSITORY) if path.is_relative_to(config.REPOSITORY) else path
 
@@ -590,45 +583,35 @@ def _run_command(words: argparse.Namespace, cfg: config.Settings) -> None:
 
 
 def _reproduce_command(words: argparse.Namespace, cfg: config.Settings) -> None:
-    from harvis_utils import pages
-
     folder = Path(words.notebooks).resolve()
     executed = reproduce(cfg, folder)
-    pages.build_run(cfg.reports)
-    pages.build_index()
     print(summary(cfg, [j.stem for j in find_notebooks(folder)], executed))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``reproduce``, ``run``, ``report``, ``publish`` or ``clean``; 0 when it worked."""
+    """``reproduce``, ``run`` or ``clean``; 0 when it worked."""
     parser = argparse.ArgumentParser(prog="python -m harvis_utils.chain", description="Execute the notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("reproduce", "run", "report", "publish", "clean"):
+    for name in ("reproduce", "run", "clean"):
         command = commands.add_parser(name)
         if name == "run":
             command.add_argument("notebook")
-        if name in ("reproduce", "run", "publish"):
+        if name in ("reproduce", "run"):
             command.add_argument("--profile", default="quick")
             command.add_argument("--dataset", default="synthetic")
             command.add_argument("--device", default=None)
-        if name in ("reproduce", "publish"):
+        if name == "reproduce":
             command.add_argument("--notebooks", default=str(NOTEBOOKS))
     words = parser.parse_args(arguments)
-    from harvis_utils import pages
-
     try:
         cfg = config.load(words.profile, words.dataset, words.device) if "profile" in words else None
         if words.command == "reproduce":
             _reproduce_command(words, cfg)
         elif words.command == "run":
             _run_command(words, cfg)
-        elif words.command == "report":
-            print(f"pages: {_near(pages.build_all())}")
-        elif words.command == "publish":
-            print(f"published: {_near(pages.publish(cfg, find_notebooks(Path(words.notebooks))))}")
         else:
             for path in clean() or [None]:
-                print(f"removed {_near(path)}" if path else "nothing to remove")
+                print(f"removed {near(path)}" if path else "nothing to remove")
     except (ChainError, config.SettingsError, artifacts.ArtifactError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

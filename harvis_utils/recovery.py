@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils import activations, artifacts, config, engine, maximization, motifs, similarity, study, training
+from harvis_utils import activations, artifacts, config, engine, maximization, motifs, similarity, training
 from harvis_utils import windows as windows_stage
 from harvis_utils.claims import BASELINE, PROPOSED
 from harvis_utils.config import Settings
@@ -156,7 +156,7 @@ def _maximized(
 ) -> xr.Dataset:
     """``signal``, ``map`` (layer, method, unit, time) and ``dead`` (layer, unit) of one network."""
     device = config.torch_device(cfg.device)
-    segments = study.thin(windows.train, settings.thinning).segments
+    segments = windows.train.every(settings.thinning).segments
     statistics = activations.collect(trunk, segments, device, n_top=1)
     found = [
         maximization.maximize(
@@ -422,7 +422,7 @@ def detectors(
     with its motif, ``reached`` its largest output as a share of the threshold; a signal beyond the amplitude at which
     it has failed still has both.
     """
-    segments = study.thin(windows.train, settings.thinning).segments
+    segments = windows.train.every(settings.thinning).segments
     rows = []
     for length in dict.fromkeys(map(len, truth.shapes)):
         names = [name for name, shape in zip(truth.names, truth.shapes, strict=True) if len(shape) == length]

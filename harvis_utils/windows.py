@@ -6,7 +6,7 @@ as one series per split; a window is a position in it, so overlapping windows sh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +46,11 @@ class Split:
     def segments(self) -> np.ndarray:
         """(window * axis, time): every axis of every window as one single-axis segment; window-major."""
         return self.x.reshape(-1, self.length)
+
+    def every(self, n: int) -> Split:
+        """Every ``n``-th window, from the first; the series stays whole."""
+        columns = ("start", "activity", "subject", "recording", "offset")
+        return replace(self, **{c: getattr(self, c)[::n] for c in columns})
 
 
 @dataclass(frozen=True)

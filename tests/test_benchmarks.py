@@ -11,10 +11,11 @@ from naive_search import naive_search
 
 from benchmarks import climbing, measure, searching, training
 from benchmarks.__main__ import merged
-from harvis_utils import config, readme
+from harvis_utils import config
 from harvis_utils.config import ModelSettings
 from harvis_utils.models import SFHF, folded_trunk
 from harvis_utils.windows import Split
+from workflow import readme
 
 N_AXES = 3
 

@@ -23,10 +23,8 @@ from packaging.requirements import Requirement
 from harvis_utils import (
     activations,
     artifacts,
-    bundle,
     config,
     datasets,
-    heavy,
     maximization,
     readings,
     recipes,
@@ -34,6 +32,7 @@ from harvis_utils import (
     training,
 )
 from harvis_utils import windows as cutting
+from workflow import bundle, heavy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

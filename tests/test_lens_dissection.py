@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import linalg
 from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of
 
-from harvis_utils import config, study, training, windows
+from harvis_utils import config, training, windows
 from harvis_utils.config import ModelSettings
 from harvis_utils.datasets import load_recordings, synthetic
 from harvis_utils.intervals import interval
@@ -157,7 +157,7 @@ def made_up():
 
 
 def test_planted_motifs_lie_where_they_were_planted(made_up):
-    split, truth = study.thin(made_up.train, 97), synthetic.motifs()
+    split, truth = made_up.train.every(97), synthetic.motifs()
     found = concepts.of_motifs(truth, split)
     assert found.names == truth.names and set(found.kinds) == {concepts.MOTIF}
     twin = np.zeros_like(found.masks)
@@ -173,7 +173,7 @@ def test_planted_motifs_lie_where_they_were_planted(made_up):
 
 
 def test_concepts_of_windows_are_activities_and_waveforms(made_up):
-    split = study.thin(made_up.train, 50)
+    split = made_up.train.every(50)
     found = concepts.of_windows(made_up, split)
     assert found.of_kind(concepts.ACTIVITY) == list(made_up.activities) and not found.left_out
     assert found.masks.shape == (len(found.names), len(split), 6, 30) and found.share == pytest.approx(

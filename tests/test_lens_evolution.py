@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from harvis_utils import config, study, training
+from harvis_utils import config, training
 from harvis_utils.config import ModelSettings, TrainingSettings
 from harvis_utils.lenses import evolution, settling
 
@@ -54,8 +54,8 @@ def test_a_longer_training_goes_on_where_a_shorter_one_ended(cfg, tiny_windows, 
 def test_of_too_many_windows_every_nth_is_trained_on(cfg, tiny_windows, one_thread, monkeypatch):
     monkeypatch.setitem(evolution.N_TRAINED, "quick", 20)
     few = evolution.train(cfg, tiny_windows)
-    third = dataclasses.replace(tiny_windows, train=study.thin(tiny_windows.train, 3))
-    assert len(third.train) <= 20 < len(study.thin(tiny_windows.train, 2))
+    third = dataclasses.replace(tiny_windows, train=tiny_windows.train.every(3))
+    assert len(third.train) <= 20 < len(tiny_windows.train.every(2))
     monkeypatch.setitem(evolution.N_TRAINED, "quick", None)
     expected = evolution.train(cfg, dataclasses.replace(third, digest="a third"))
     assert equal(states(few)[-1], states(expected)[-1])

@@ -111,6 +111,11 @@ def test_package_and_data_files_are_packaged():
     assert {p.suffix for p in others} <= kinds
 
 
+def test_the_package_and_its_notebooks_do_without_workflow():
+    for path in [*(ROOT / "harvis_utils").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]:
+        assert not re.search(r"(?:from|import) workflow\b", path.read_text(encoding="utf-8")), path.name
+
+
 def test_the_citation_names_the_paper():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["authors"] == [{"name": "The harvis authors"}]

@@ -5,21 +5,22 @@ import re
 
 import pytest
 
-from harvis_utils import config, readme
+from harvis_utils import config
 from harvis_utils.evidence import OURS
+from workflow import readme
 
 README = config.REPOSITORY / "README.md"
 
 
 def test_the_results_in_readme_are_those_published():
     text = README.read_text(encoding="utf-8")
-    assert readme.rewritten(text) == text, "run: python -m harvis_utils.readme"
+    assert readme.rewritten(text) == text, "run: python -m workflow.readme"
 
 
 def test_the_page_of_benchmarks_says_what_their_files_say():
     page = config.REPOSITORY / "reports/published/benchmarks/README.md"
     if list(page.parent.glob("*.json")):
-        assert page.read_text(encoding="utf-8") == readme.benchmark_pages(), "run: python -m harvis_utils.readme"
+        assert page.read_text(encoding="utf-8") == readme.benchmark_pages(), "run: python -m workflow.readme"
 
 
 def test_readme_is_short_and_its_links_lead_somewhere():
@@ -38,7 +39,7 @@ def test_every_notebook_and_module_is_in_readme():
 
 def test_blocks():
     assert readme.results_block({}) == "No results are published yet."
-    begin = "<!-- results: made by harvis_utils.readme from reports/published -->"
+    begin = "<!-- results: made by workflow.readme from reports/published -->"
     marked = f"a\n{begin}\nold\n<!-- end of results -->\nb"
     assert readme.updated(marked, "results", "new") == marked.replace("old", "new")
     with pytest.raises(ValueError, match="lacks the lines"):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_motifs import naive_ncc
 
-from harvis_utils import activations, artifacts, config, maximization, recovery, study, training
+from harvis_utils import activations, artifacts, config, maximization, recovery, training
 from harvis_utils.config import MaximizationSettings, ModelSettings, TrainingSettings
 from harvis_utils.datasets import synthetic
 from harvis_utils.models import folded_trunk
@@ -357,7 +357,7 @@ def test_random_weights_are_networks_nobody_trained_each_kept_on_its_own(tiny, o
     found = recovery.random_weights(cfg, windows, settings_)
     assert found["signal"].dims == ("seed", "layer", "unit", "time") and list(found["seed"]) == [1000, 1001]
     trunk = folded_trunk(training.new_model(windows, cfg.model, 1001).eval())
-    statistics = activations.collect(trunk, study.thin(windows.train, 3).segments)
+    statistics = activations.collect(trunk, windows.train.every(3).segments)
     alone = maximization.maximize(
         trunk,
         "conv2",
@@ -486,7 +486,7 @@ def test_a_unit_that_looks_for_the_shape_writes_it(tiny_windows, one_thread):
     # the same by hand for one of them
     name, shape = TRUTH.names[0], TRUTH.shapes[0]
     taps = (shape - shape.mean()) / np.linalg.norm(shape - shape.mean())
-    x = study.thin(tiny_windows.train, FEW.thinning).segments.astype(float)
+    x = tiny_windows.train.every(FEW.thinning).segments.astype(float)
     padded = np.pad(x, ((0, 0), (len(taps) // 2, len(taps) // 2)))
     output = np.maximum(np.lib.stride_tricks.sliding_window_view(padded, len(taps), axis=1) @ taps, 0)
     th = output.mean() + 2 * output.std()

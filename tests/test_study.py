@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harvis_utils import config, datasets, study, training, windows
+from harvis_utils import config, datasets, training, windows
 from harvis_utils.config import ModelSettings, TrainingSettings
+from workflow import study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,15 +62,6 @@ def test_an_unknown_variant_lists_the_valid_ones():
 )
 def test_additions_count_what_the_paper_does_not_mention(variant, expected):
     assert study.additions(study.settings_of(variant, BASE)) == expected
-
-
-def test_thin_keeps_every_third_window(tiny_windows):
-    split = tiny_windows.train
-    third = study.thin(split, 3)
-    assert len(third) == 16 and third.length == split.length
-    np.testing.assert_array_equal(third.x, split.x[::3])
-    for column in ("activity", "subject", "recording", "offset"):
-        np.testing.assert_array_equal(getattr(third, column), getattr(split, column)[::3])
 
 
 # ---------------------------------------------------------------------------------------------------- the rule
@@ -137,7 +129,7 @@ def test_a_study_reports_every_setting(small, capsys):
 
     # one row again, from the networks that the study kept
     full = windows.cut(small)
-    third = {name: study.thin(getattr(full, name), 3) for name in windows.SPLITS}
+    third = {name: getattr(full, name).every(3) for name in windows.SPLITS}
     third = dataclasses.replace(full, **third, digest=f"{full.digest}/3")
     variant = "batch norm, mean pooling"
     base = config.load("desk", "synthetic", "cpu")

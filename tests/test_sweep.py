@@ -22,13 +22,11 @@ from harvis_utils import (
     datasets,
     maximization,
     similarity,
-    sweep,
-    sweep_cost,
-    sweep_plan,
     training,
     windows,
 )
-from harvis_utils.sweep_plan import SweepError
+from workflow import sweep, sweep_cost, sweep_plan
+from workflow.sweep_plan import SweepError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -257,9 +255,10 @@ def fanned(tmp_path_factory):
     }
     artifacts.write_text(folder / "profile" / "config.yaml", yaml.safe_dump(profile))
     place = {"HARVIS_ARTIFACTS": str(folder / "derived"), "HARVIS_REPORTS": str(folder / "reports")}
-    command = [sys.executable, "-m", "harvis_utils.sweep", "start", str(write(folder))]
+    command = [sys.executable, "-m", "workflow.sweep", "start", str(write(folder))]
     done = subprocess.run(
         [*command, "--workflow-profile", str(folder / "profile")],
+        cwd=config.REPOSITORY,
         env={**os.environ, **place, "HARVIS_THREADS": "1"},
         capture_output=True,
         text=True,

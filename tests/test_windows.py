@@ -189,3 +189,12 @@ def test_real_windows(name, counts, threshold, tolerance):
     # no gravity is missing and no unit wrong: the median length of a sensor's acceleration is 1 G
     lengths = np.linalg.norm(found.train.series.reshape(-1, 2, 3), axis=2)
     assert np.median(lengths) == pytest.approx(1, abs=0.05)
+
+
+def test_every_third_window(tiny_windows):
+    split = tiny_windows.train
+    third = split.every(3)
+    assert len(third) == 16 and third.length == split.length
+    np.testing.assert_array_equal(third.x, split.x[::3])
+    for column in ("activity", "subject", "recording", "offset"):
+        np.testing.assert_array_equal(getattr(third, column), getattr(split, column)[::3])

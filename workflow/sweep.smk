@@ -1,4 +1,4 @@
-# One rule per kind of job of a sweep. `make sweep`, or `python -m harvis_utils.sweep start SWEEP`, writes the plan
+# One rule per kind of job of a sweep. `make sweep`, or `python -m workflow.sweep start SWEEP`, writes the plan
 # (jobs, their order, a digest of what decides each one's results) and calls Snakemake in the sweep's own folder.
 # Heavy results live in the store, by content; the outputs declared here are light stamps, and one table.
 import json
@@ -10,10 +10,9 @@ from pathlib import Path
 PLAN = json.loads(Path("plan.json").read_text(encoding="utf-8"))
 JOBS = {job["name"]: job for job in PLAN["jobs"]}
 HERE = [name for name in os.environ if name.startswith(("HARVIS_", "MALLOC_")) or name == "OMP_WAIT_POLICY"]
-SWEEP = (
-    "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} "
-    + f"{shlex.quote(sys.executable)} -m harvis_utils.sweep ".replace("{", "{{").replace("}", "}}")
-)
+REPOSITORY = str(Path(workflow.basedir).parent)
+COMMAND = f"PYTHONPATH={shlex.quote(REPOSITORY)} {shlex.quote(sys.executable)} -m workflow.sweep "
+SWEEP = "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} " + COMMAND.replace("{", "{{").replace("}", "}}")
 FILE = " " + shlex.quote(str(config["sweep"])).replace("{", "{{").replace("}", "}}")
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import nn
 
-from harvis_utils import artifacts, config, engine, recovery, study, training
+from harvis_utils import artifacts, config, engine, recovery, training
 from harvis_utils.config import ModelSettings, Settings, TrainingSettings
 from harvis_utils.intervals import interval
 from harvis_utils.lenses import taps
@@ -122,7 +122,7 @@ class Reshaped(SFHF):
 def thinned(windows: Windows, n_windows: int) -> Windows:
     """Every n-th window of every split, so that about ``n_windows`` of training are left; the digest says so."""
     every = max(1, round(len(windows.train) / n_windows))
-    splits = {name: study.thin(getattr(windows, name), every) for name in SPLITS}
+    splits = {name: getattr(windows, name).every(every) for name in SPLITS}
     return dataclasses.replace(windows, **splits, digest=f"{windows.digest}/{every}")
 
 

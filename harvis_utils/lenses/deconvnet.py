@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from harvis_utils import artifacts, study
+from harvis_utils import artifacts
 from harvis_utils.config import Settings
 from harvis_utils.lenses import backward, taps
 from harvis_utils.lenses.taps import Tap
@@ -231,7 +231,7 @@ def projections(cfg: Settings, windows: Windows, network: Network) -> xr.Dataset
 
 def searched(split: Split, at_most: int) -> Split:
     """Every n-th window of a split, so that no more than ``at_most`` are left."""
-    return study.thin(split, -(-len(split) // at_most))
+    return split.every(-(-len(split) // at_most))
 
 
 def around(values: np.ndarray, top: xr.Dataset) -> np.ndarray:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils import config, study, training
+from harvis_utils import config, training
 from harvis_utils.config import Settings
 from harvis_utils.intervals import ENOUGH_SEEDS, interval, paired
 from harvis_utils.lenses import ablation, dissection, pretext
@@ -35,7 +35,7 @@ def thinned(windows: Windows, every: int) -> Windows:
     """Every n-th window of all splits, as windows of their own; every first are the windows themselves."""
     if every == 1:
         return windows
-    splits = {name: study.thin(getattr(windows, name), every) for name in SPLITS}
+    splits = {name: getattr(windows, name).every(every) for name in SPLITS}
     return dataclasses.replace(windows, **splits, digest=f"{windows.digest}/{every}")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from harvis_utils import artifacts, config, study
+from harvis_utils import artifacts, config
 from harvis_utils.config import Settings
 from harvis_utils.lenses import ablation, dissection, rotation, taps
 from harvis_utils.lenses.concepts import Concepts
@@ -24,7 +24,7 @@ from harvis_utils.recovery import _side_by_side
 from harvis_utils.training import Network
 from harvis_utils.windows import Split, Windows
 
-_MODULES = ("windows", "models.sfhf", "training", "study", "lenses.taps", "lenses.concepts", "lenses.dissection")
+_MODULES = ("windows", "models.sfhf", "training", "lenses.taps", "lenses.concepts", "lenses.dissection")
 STAGE = artifacts.Stage(
     "dissection", notebook="11_dissection", modules=(*_MODULES, "lenses.rotation", "lenses.dissection_runs")
 )
@@ -64,7 +64,7 @@ SETTINGS: dict[str, DissectionSettings] = {
 
 def dissected_windows(windows: Windows, settings: DissectionSettings) -> Split:
     """The training windows that are dissected."""
-    return study.thin(windows.train, settings.thinning)
+    return windows.train.every(settings.thinning)
 
 
 def dissect(
@@ -142,7 +142,7 @@ def ablate(cfg: Settings, windows: Windows, networks: Sequence[Network], setting
 
     One stored result per network.
     """
-    split = study.thin(windows.test, settings.ablation_thinning)
+    split = windows.test.every(settings.ablation_thinning)
 
     def one(net: Network) -> xr.Dataset:
         def build(part: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from harvis_utils import activations, artifacts, config, engine, study, training
+from harvis_utils import activations, artifacts, config, engine, training
 from harvis_utils.config import ModelSettings, Settings, TrainingSettings
 from harvis_utils.intervals import paired
 from harvis_utils.lenses import slopes
@@ -29,7 +29,6 @@ STAGE = artifacts.Stage(
     notebook="13_slopes",
     modules=(
         "windows",
-        "study",
         "models.sfhf",
         "activations",
         "training",
@@ -74,7 +73,7 @@ def settings_of(kind: str, cfg: Settings, plan: Plan, rate: float) -> Settings:
 def thinned(windows: Windows, n_windows: int) -> Windows:
     """Every n-th window of all splits, so that about ``n_windows`` remain for training."""
     every = max(1, round(len(windows.train) / n_windows))
-    fewer = {name: study.thin(getattr(windows, name), every) for name in SPLITS}
+    fewer = {name: getattr(windows, name).every(every) for name in SPLITS}
     return dataclasses.replace(windows, **fewer, digest=f"{windows.digest}/{every}")
 
 

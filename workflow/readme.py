@@ -1,6 +1,6 @@
 """Published results turned into the tables of README.md, so that no number there is typed by hand.
 
-python -m harvis_utils.readme            # rewrites the blocks between the markers; `make publish` does it too
+python -m workflow.readme            # rewrites the blocks between the markers; `make publish` does it too
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
-from harvis_utils import artifacts, config, sweep_cost, sweep_plan
+from harvis_utils import artifacts, config
 from harvis_utils.claims import BASELINE, PROPOSED
 from harvis_utils.evidence import OURS
+from workflow import sweep_cost, sweep_plan
 
 #: notebook -> its question, and where the paper asks it
 NOTEBOOKS = {
@@ -190,7 +191,7 @@ def benchmarks_block(root: Path | None = None) -> str:
 
 def benchmark_pages(root: Path | None = None) -> str:
     """All published benchmark tables: reports/published/benchmarks/README.md."""
-    made = "Made by harvis_utils.readme from the files beside this one, which hold more: every part of a measurement."
+    made = "Made by workflow.readme from the files beside this one, which hold more: every part of a measurement."
     return "\n\n".join(["# Benchmarks", made, *(benchmark_tables(r) for r in _benchmarks(root))]) + "\n"
 
 
@@ -407,7 +408,7 @@ def _bench_notes(result: dict) -> str:
 
 def updated(text: str, name: str, content: str) -> str:
     """``text`` with the block ``name`` replaced; raises ``ValueError`` where its markers are missing."""
-    begin, end = f"<!-- {name}: made by harvis_utils.readme from reports/published -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: made by workflow.readme from reports/published -->", f"<!-- end of {name} -->"
     if begin not in text or end not in text:
         raise ValueError(f"README.md lacks the lines {begin!r} and {end!r}")
     before, rest = text.split(begin, 1)

@@ -18,7 +18,7 @@ import h5py
 
 from harvis_utils import activations, artifacts, config, maximization, similarity, training
 from harvis_utils.config import Settings
-from harvis_utils.sweep_plan import Sweep, SweepError, jobs, settings
+from workflow.sweep_plan import Sweep, SweepError, jobs, settings
 
 PUBLISHED = config.REPOSITORY / "reports" / "published"
 STAGES = (training.STAGE.name, activations.STAGE.name, maximization.STAGE.name, similarity.STAGE.name)

@@ -1,11 +1,11 @@
 """A run's heavy results computed on a bare CUDA machine: packed here, run there by one command, brought back.
 
-    python -m harvis_utils.bundle pack --profile paper --dataset dsads    here: one tar file (make gpu-bundle)
+    python -m workflow.bundle pack --profile paper --dataset dsads    here: one tar file (make gpu-bundle)
     tar xf FILE; sh harvis-bundle/run.sh --device cuda                    there: again while it exits with 75
     sh harvis-bundle/run.sh --collect OUT                                 there: the results as numbered parts
-    python -m harvis_utils.bundle unpack OUT                              here: now the notebooks find them
+    python -m workflow.bundle unpack OUT                              here: now the notebooks find them
 
-A bundle holds the package, the recordings and ``keys.json``: the settings, and what the addresses of results are made
+A bundle holds the packages, the recordings and ``keys.json``: the settings, and what the addresses of results are made
 of on the machine that packs it (library versions, digests of code). There ``HARVIS_KEYS`` names that file, so that
 results get the addresses that notebooks look for here; their provenance says what they were really computed with.
 """
@@ -28,9 +28,10 @@ from pathlib import Path
 
 import torch
 
-from harvis_utils import artifacts, config, datasets, heavy, training, windows
+from harvis_utils import artifacts, config, datasets, training, windows
 from harvis_utils.config import Settings
 from harvis_utils.datasets import archive
+from workflow import heavy
 
 FOLDER, RECORDINGS, MANIFEST = "harvis-bundle", "recordings.npz", "parts.json"
 MIB = 2**20
@@ -70,7 +71,7 @@ gone = [package for package, module in pairs if not importlib.util.find_spec(mod
 if gone:
     sys.exit("not installed here: " + ", ".join(gone) + "; install them, or pack again with --wheels-for")
 ' MODULES || exit 1
-exec "$python" -m harvis_utils.bundle run --began "$began" "$@"
+exec "$python" -m workflow.bundle run --began "$began" "$@"
 """.replace("MODULES", " ".join(f"{package}={module}" for package, module in {"torch": "torch", **NEEDED}.items()))
 
 
@@ -118,15 +119,16 @@ def pack(
         "git": artifacts.git_revision(),
     }
     with tempfile.TemporaryDirectory() as made, artifacts.replacing(out) as part:
-        folder, package = Path(made), Path(__file__).parent
+        folder = Path(made)
         (folder / "run.sh").write_text(RUN, encoding="utf-8")
         artifacts.write_json(folder / "keys.json", known)
         archive._save(folder / RECORDINGS, recordings.items)
         if wheels_for:
             fetch_wheels(wheels_for, have, folder / "wheels")
         members = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-        sources = [p for p in sorted(package.rglob("*")) if p.suffix in (".py", ".json", ".txt")]
-        members |= {p.relative_to(package.parent).as_posix(): p for p in (*sources, config.REPOSITORY / "LICENSE")}
+        code = [p for name in ("harvis_utils", "workflow") for p in sorted((config.REPOSITORY / name).rglob("*"))]
+        sources = [p for p in code if p.suffix in (".py", ".json", ".txt")]
+        members |= {p.relative_to(config.REPOSITORY).as_posix(): p for p in (*sources, config.REPOSITORY / "LICENSE")}
         _write_tar(part, {f"{FOLDER}/{name}": path for name, path in members.items()})
         sizes = {name: path.stat().st_size for name, path in members.items()}
         if (size := part.stat().st_size) > limit_mib * MIB:
@@ -334,7 +336,7 @@ def _unpack_command(words: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m harvis_utils.bundle", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m workflow.bundle", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
     packing = commands.add_parser("pack", help="write the bundle")
     packing.set_defaults(command=_pack_command)

@@ -1,6 +1,6 @@
 """A sweep file turned into typed settings and jobs: data set x seed group x preset x architecture.
 
-See ``workflow/sweep.toml`` for a commented one. :mod:`harvis_utils.sweep` computes what stands here.
+See ``workflow/sweep.toml`` for a commented one. :mod:`workflow.sweep` computes what stands here.
 """
 
 from __future__ import annotations

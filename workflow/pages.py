@@ -2,11 +2,15 @@
 
 ``reports/<profile>/<dataset>/html/`` holds a run's notebooks as pages that need no other file;
 ``reports/index.html`` lists all runs found and the published ones. ``publish`` copies a finished run, without
-pages, to ``reports/published/<profile>/<dataset>/``.
+pages, to ``reports/published/<profile>/<dataset>/``::
+
+    python -m workflow.pages report
+    python -m workflow.pages publish --profile desk --dataset dsads
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import filecmp
 import html
@@ -15,11 +19,12 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harvis_utils import artifacts, config
+from harvis_utils import artifacts, chain, config, datasets
 
 #: a published run stays small enough to live in a git repository
 PUBLISHED_BYTES = 6_000_000
@@ -54,8 +59,6 @@ def executed_notebooks(folder: Path) -> tuple[Path, ...]:
 
 def caveat(dataset: str) -> str:
     """What every page made from a data set has to say; empty for verified real data."""
-    from harvis_utils import datasets
-
     if dataset.endswith(config.APPROXIMATE):
         return "approximate data (archive not verified)"
     known = datasets.registry().get(dataset)
@@ -278,7 +281,7 @@ def publish(cfg: config.Settings, notebooks: list[Path]) -> Path:
     ``results.json`` is missing or invalid, when a file contains a path of this machine, or when more than 6 MB are new
     or changed.
     """
-    from harvis_utils import report
+    from harvis_utils import report  # loads torch, which pages do without
 
     for notebook in notebooks:
         _check_finished(cfg, notebook)
@@ -414,3 +417,44 @@ def light_png(content: bytes) -> bytes:
     # an octree keeps rare colours, which the default merges; no dithering, which puts dots into plain areas
     flat.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return min(content, out.getvalue(), key=len)
+
+
+# -------------------------------------------------------------------------------------------- the command line
+
+
+def _report(cfg: config.Settings | None) -> str:
+    """Make the pages of one run, or of all, and the index; where they are, and the run's main result."""
+    if cfg is None:
+        return f"pages: {chain.near(build_all())}"
+    build_run(cfg.reports)
+    run = describe(cfg.reports)
+    lines = [f"  {'pages':<9}{chain.near(build_index())}"]
+    lines += [f"  macro F1 {run.macro_f1} on test subjects"] if run.macro_f1 else []
+    return "\n".join([*lines, f"  {run.caveat}"] if run.caveat else lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``report`` (of one run, or of all) or ``publish``; 0 when it worked."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.pages", description="Executed notebooks as pages.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    reporting, publishing = commands.add_parser("report"), commands.add_parser("publish")
+    reporting.add_argument("--profile", help="only the pages of one run, and the index; default: of all runs")
+    publishing.add_argument("--profile", default="quick")
+    publishing.add_argument("--notebooks", type=Path, default=chain.NOTEBOOKS)
+    for command in (reporting, publishing):
+        command.add_argument("--dataset", default="synthetic")
+    words = parser.parse_args(arguments)
+    try:
+        cfg = config.load(words.profile, words.dataset) if words.profile else None
+        if words.command == "report":
+            print(_report(cfg))
+        else:
+            print(f"published: {chain.near(publish(cfg, chain.find_notebooks(words.notebooks)))}")
+    except (chain.ChainError, config.SettingsError, artifacts.ArtifactError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """One small file turned into many jobs, for more than one core or machine, and into one table.
 
-    python -m harvis_utils.sweep start workflow/sweep.toml --workflow-profile slurm
+    python -m workflow.sweep start workflow/sweep.toml --workflow-profile slurm
 
 Every job fills the store of :mod:`harvis_utils.artifacts`, and nothing passes from job to job but through it. The
 keys are those of the notebooks, so a sweep over the architecture ``default`` with a profile's own seeds leaves
@@ -33,16 +33,16 @@ from harvis_utils import (
     datasets,
     maximization,
     similarity,
-    sweep_cost,
     training,
     windows,
 )
 from harvis_utils.config import Settings
-from harvis_utils.sweep_plan import Sweep, SweepError, jobs, load, plan, settings
 from harvis_utils.training import Network
 from harvis_utils.windows import Windows
+from workflow import sweep_cost
+from workflow.sweep_plan import Sweep, SweepError, jobs, load, plan, settings
 
-WORKFLOW = config.REPOSITORY / "workflow"
+WORKFLOW = Path(__file__).resolve().parent
 
 # --------------------------------------------------------------------------------------------------- one job
 
@@ -207,7 +207,7 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """``start`` (after ``--``: options for Snakemake), ``run``, ``collect`` or ``cost``; 0 when it worked."""
-    parser = argparse.ArgumentParser(prog="python -m harvis_utils.sweep", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m workflow.sweep", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("start", "run", "collect", "cost"):
         command = commands.add_parser(name)

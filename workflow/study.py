@@ -1,6 +1,6 @@
 """What the macro F1 of the paper depends on: one factor at a time, on a third of the windows.
 
-    python -m harvis_utils.study dsads
+    python -m workflow.study dsads
 
 trains every setting below with several seeds and writes ``reports/published/study/<data set>/f1.csv``. The
 setting is chosen on the validation subject alone; test F1 is reported for all and used to choose none. Runs are
@@ -73,12 +73,6 @@ def additions(cfg: Settings) -> int:
     )
 
 
-def thin(split: windows.Split, every: int) -> windows.Split:
-    """Every n-th window of a split."""
-    columns = ("start", "activity", "subject", "recording", "offset")
-    return dataclasses.replace(split, **{c: getattr(split, c)[::every] for c in columns})
-
-
 def run(dataset: str, device: str | None = None) -> pd.DataFrame:
     """Train all variants; one row each: validation and test macro F1, mean and range over the seeds.
 
@@ -87,7 +81,7 @@ def run(dataset: str, device: str | None = None) -> pd.DataFrame:
     """
     base = config.load("desk", dataset, device)
     full = windows.cut(datasets.load_recordings(dataset), base.windows)
-    thinned = {name: thin(getattr(full, name), THINNING) for name in windows.SPLITS}
+    thinned = {name: getattr(full, name).every(THINNING) for name in windows.SPLITS}
     third = dataclasses.replace(full, **thinned, digest=f"{full.digest}/{THINNING}")
     rows = []
     for variant in VARIANTS:

@@ -1,0 +1,214 @@
+"""Pages of executed notebooks, their index, and what is published of a run."""
+
+import base64
+import io
+import json
+import os
+import re
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+from sample_notebooks import write
+
+import harvis_utils
+from harvis_utils import artifacts, config
+from workflow import pages
+
+RESULTS = {"training": {"macro_f1": {"mean": 0.5, "std": 0.1}}, "claims": [{"verdict": "holds"}]}
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A finished run of two notebooks, made by hand, and a report module that accepts it."""
+    cfg = config.load()
+    books = [
+        write(tmp_path / "books", name, "1 + 1", prose=r"Formula $x^2$, then [the end](06_report.ipynb)")
+        for name in ("01_data", "06_report")
+    ]
+    for book in books:
+        done = json.loads(book.read_text())
+        done["metadata"]["papermill"] = {"duration": 150.0, "end_time": "2026-01-02T03:04:05", "exception": None}
+        for cell in (c for c in done["cells"] if c["cell_type"] == "code"):
+            cell |= {"execution_count": 1, "outputs": [{"output_type": "stream", "name": "stdout", "text": "ok\n"}]}
+        artifacts.write_text(cfg.reports / book.name, json.dumps(done))
+        files = ["tables/t.csv", "figures/f.html", "found.json"] if book.stem == "01_data" else ["results.json"]
+        made = {"files": files, "data": {}, "stored": []}
+        artifacts.write_json(cfg.reports / "stamps" / f"{book.stem}.json", {"made": made, "after": {}})
+    artifacts.write_text(cfg.reports / "tables" / "t.csv", "a,b\n1,2\n")
+    artifacts.write_text(cfg.reports / "tables" / "left_over.csv", "old\n")
+    artifacts.write_text(cfg.reports / "figures" / "f.html", "<p>")
+    artifacts.write_json(cfg.reports / "found.json", {"recall": 0.5})
+    artifacts.write_json(cfg.reports / "results.json", RESULTS)
+
+    def validate(results):
+        if "training" not in results:
+            raise ValueError("'training' is missing")
+
+    monkeypatch.setattr(harvis_utils, "report", SimpleNamespace(validate=validate), raising=False)
+    return SimpleNamespace(cfg=cfg, books=books, run=cfg.reports)
+
+
+def test_pages_are_made_once_and_linked(finished, capsys):
+    published = pages.publish(finished.cfg, finished.books)
+    assert pages.main(["report"]) == 0 and "index.html" in capsys.readouterr().out
+    index = (config.report_root() / "index.html").read_text()
+    for text in (
+        "made-up data",
+        "0.500 ± 0.100",
+        "2026-01-02",
+        "5 min",
+        "holds 1",
+        "quick/synthetic/html/01_data.html",
+    ):
+        assert text in index
+    assert 'href="html/quick/synthetic/06_report.html"' in index and not list(published.glob("**/*.html"))
+    page = finished.run / "html" / "01_data.html"
+    assert "made-up data" in page.read_text() and "06_report →" in page.read_text()
+    assert '<a href="06_report.html">the end</a>' in page.read_text()
+    assert 'src=""' not in page.read_text() and "require.min.js" not in page.read_text()
+    assert pages.machine_paths(finished.run / "01_data.ipynb") == []
+    assert pages.main(["report", "--profile", "quick"]) == 0 and pages.build_run(finished.run) == []
+    said = capsys.readouterr().out
+    assert "index.html" in said and "macro F1 0.500 ± 0.100" in said and "made-up data" in said
+    os.utime(finished.run / "06_report.ipynb")
+    (finished.run / "01_data.ipynb").unlink()
+    assert [p.name for p in pages.build_run(finished.run)] == ["06_report.html"] and not page.exists()
+
+
+def test_an_index_without_runs_says_what_to_do():
+    assert "make reproduce" in pages.build_index().read_text()
+
+
+def test_caveats():
+    assert pages.caveat("dsads") == "" and pages.caveat("synthetic") == "made-up data"
+    assert pages.caveat("mhealth-approximate").startswith("approximate")
+    assert "does not know" in pages.caveat("gone")
+
+
+def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished):
+    older = config.report_root() / "published/quick/synthetic/older.txt"
+    artifacts.write_text(older, "x")
+    target = pages.publish(finished.cfg, finished.books)
+    files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
+    assert files == ["01_data.ipynb", "06_report.ipynb", "found.json", "results.json", "tables/t.csv"]
+    assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
+
+
+def test_links_to_notebooks_that_are_not_published_lead_to_their_sources(finished, monkeypatch):
+    monkeypatch.setattr(config, "REPOSITORY", config.report_root().parent)
+    executed = finished.run / "01_data.ipynb"
+    book = json.loads(executed.read_text())
+    said = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"text/markdown": "[a](06_report.ipynb#b) [c](01_data.ipynb)"},
+    }
+    next(c for c in book["cells"] if c["cell_type"] == "code")["outputs"] = [said]
+    executed.write_text(json.dumps(book))
+    for books, place in ((finished.books, ""), (finished.books[:1], "../../../../notebooks/")):
+        target = pages.publish(finished.cfg, books)
+        cells = json.loads((target / "01_data.ipynb").read_text())["cells"]
+        assert f"[the end]({place}06_report.ipynb)" in "".join("".join(c["source"]) for c in cells)
+        (output,) = next(c for c in cells if c["cell_type"] == "code")["outputs"]
+        assert "".join(output["data"]["text/markdown"]) == f"[a]({place}06_report.ipynb#b) [c](01_data.ipynb)"
+    nbformat.validate(nbformat.read(target / "01_data.ipynb", 4))
+
+
+def test_published_images_keep_rare_colours():
+    """Lines that are hidden but for their entry in the legend keep their own colours."""
+    from matplotlib.colors import to_rgb
+
+    from harvis_utils import plots
+
+    steps = np.arange(1, 400)
+    lines = {name: np.zeros(399) for name in plots.METHOD_COLOURS} | {"naive": np.sqrt(steps)}
+    figure = plots.plot_history(steps, {label: lines for label in ("a [G]", "b", "c [G]", "d")}, "a unit", columns=2)
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+        for png in (buffer.getvalue(), pages.light_png(buffer.getvalue()))
+    )
+    for name, colour in plots.METHOD_COLOURS.items():
+        here = (before == np.round(255 * np.array(to_rgb(colour)))).all(-1)
+        assert here.any() and np.abs(after[here] - before[here]).max() <= 4, name
+
+
+def test_published_images_are_smaller_and_look_the_same(finished):
+    generator = np.random.default_rng(0)
+    pixels = np.repeat(np.repeat(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8), 60, 0), 60, 1)
+    noisy = Image.fromarray(
+        np.clip(pixels.astype(int) + generator.integers(0, 3, pixels.shape), 0, 255).astype(np.uint8)
+    )
+    noisy.save(buffer := io.BytesIO(), "PNG")
+    small = pages.light_png(buffer.getvalue())
+    assert len(small) < 0.7 * len(buffer.getvalue())
+    off = np.abs(np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int) - np.asarray(noisy).astype(int))
+    assert off.max() <= 8
+
+    book = finished.run / "01_data.ipynb"
+    done = json.loads(book.read_text())
+    image = base64.b64encode(buffer.getvalue()).decode()
+    done["cells"][1]["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": image}}]
+    book.write_text(json.dumps(done))
+    target = pages.publish(finished.cfg, finished.books)
+    published = json.loads((target / book.name).read_text())["cells"][1]["outputs"][0]["data"]["image/png"]
+    assert base64.b64decode(published) == small
+
+
+def _spoil(finished, what):
+    run = finished.run
+    book = run / "01_data.ipynb"
+    if what == "unexecuted":
+        (run / "06_report.ipynb").unlink()
+    elif what == "unfinished":
+        book.write_text(book.read_text().replace('"execution_count": 1', '"execution_count": null', 1))
+    elif what == "path":
+        book.write_text(book.read_text().replace("ok\\n", f"{config.REPOSITORY}/x", 1))
+    elif what == "user":
+        (run / "tables/t.csv").write_text("a\n/Users/someone/data\n")
+    elif what == "invalid":
+        artifacts.write_json(run / "results.json", {})
+    elif what == "no results":
+        (run / "results.json").unlink()
+    elif what == "no table":
+        (run / "tables/t.csv").unlink()
+    elif what == "large":
+        (run / "tables/t.csv").write_bytes(b"1" * (pages.PUBLISHED_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("unexecuted", "06_report.ipynb has not been executed"),
+        ("unfinished", "01_data.ipynb was not executed to its end"),
+        ("path", "01_data.ipynb contains paths of this machine"),
+        ("user", "t.csv contains paths of this machine, as '/Users/someone/data'"),
+        ("invalid", "results.json is not valid: 'training' is missing"),
+        ("no results", "results.json does not exist"),
+        ("no table", "t.csv is missing"),
+        ("large", "at most 6 MB"),
+    ],
+)
+def test_publish_refuses(finished, what, message):
+    _spoil(finished, what)
+    with pytest.raises(pages.PublishError, match=re.escape(message)):
+        pages.publish(finished.cfg, finished.books)
+    assert not (config.report_root() / "published").exists() or not list(
+        (config.report_root() / "published").rglob("*.*")
+    )
+
+
+def test_what_is_published_already_counts_nothing(finished, monkeypatch):
+    """Two renewals, each within the limit, may together be above it."""
+    table = finished.run / "tables/t.csv"
+    table.write_bytes(b"1" * 40_000)
+    target = pages.publish(finished.cfg, finished.books)
+    monkeypatch.setattr(pages, "PUBLISHED_BYTES", 30_000)
+    assert pages.publish(finished.cfg, finished.books) == target and (target / "tables/t.csv").stat().st_size == 40_000
+    table.write_bytes(b"2" * 40_000)
+    with pytest.raises(pages.PublishError, match="0.0 MB of the run are new or changed"):
+        pages.publish(finished.cfg, finished.books)
+    assert (target / "tables/t.csv").read_bytes()[:1] == b"1"
