@@ -466,7 +466,8 @@ def snakemake_command(cfg: config.Settings, folder: Path, force: list[str], *opt
     command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
     command += options
     command += ["--forcerun", *(f"n{name}" for name in force)] if force else []
-    return [*command, "--config", *(f"{k}={json.dumps(v)}" for k, v in names.items())]
+    # as they are: Snakemake does not undo escapes
+    return [*command, "--config", *(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in names.items())]
 
 
 def reproduce(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[str]:
