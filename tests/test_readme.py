@@ -1,5 +1,6 @@
 """README.md says what the published files say."""
 
+import copy
 import json
 import re
 
@@ -25,7 +26,7 @@ def test_the_page_of_benchmarks_says_what_their_files_say():
 
 def test_readme_is_short_and_its_links_lead_somewhere():
     text = README.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 160
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (config.REPOSITORY / target).exists(), f"README links to {target}, which is not there"
 
@@ -65,13 +66,13 @@ def made_run(verified: bool) -> dict:
         "timings_s": {"networks": 90.0, "signals": 60.0},
         "training": {"epochs": 7, "macro_f1": {"mean": 0.71234, "std": None if verified else 0.01}},
         "data": {"amplitude_threshold_g": 1.37132},
-        "methods": {"calibrated": {m: scores for m in ("L2+TV", "L2+TV+EAP+clip")}},
+        "methods": {"calibrated": {m: copy.deepcopy(scores) for m in ("L2+TV", "L2+TV+EAP+clip")}},
         "controls": {"starting-sine": {"conv3": {"ssim": {"mean": 0.00049}}}},
         "claims": [{"id": "C1", "paper": "something (section 1)", "verdict": "holds"}],
     }
 
 
-def write_evidence(folder):
+def write_evidence(folder, more_recall=None):
     """What notebooks 07 to 09 leave of a run, as far as README quotes it."""
     axes = {"method/L2+TV+EAP+clip": (0.9, 0.3), f"method/{OURS}": (0.95, 0.4), "control/held-out-strong": (1.0, 0.5)}
     axes |= {"control/starting-sine": (0.1, 0.2), "control/flat-zero": (0.0, 0.1)}
@@ -82,6 +83,7 @@ def write_evidence(folder):
         OURS: 0.25,
         "random weights": 0.05,
         "phase-scrambled": 0.3,
+        **(more_recall or {}),
     }
     files = {
         "readings": {"admissible": ["b", "c"], "readings": 150, "winner": "b"},
@@ -96,6 +98,41 @@ def write_evidence(folder):
     }
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_findings_are_counted_in_the_published_files(tmp_path):
+    counts = {"n_flat": [1, 2], "n_excluded": [3, 1], "n_units": [7, 9]}  # two networks of ten units
+    run = made_run(True)
+    run["atlas"] = {"conv1": counts, "conv2": counts | {"n_flat": [0, 0], "n_excluded": [0, 1], "n_units": [10, 9]}}
+    lost = {"conv1": (0.0, 1.0), "conv2": (0.5, 0.0)}  # means over the networks: 2 dead units in all, 1 failed
+    for layer, (failed, dead) in lost.items():
+        run["methods"]["calibrated"]["L2+TV+EAP+clip"][layer] |= {"failed_units": failed, "dead_units": dead}
+    (tmp_path / "desk/aaa/tables").mkdir(parents=True)
+    alone = readme.findings_block({"desk/aaa": run}, tmp_path)
+    assert alone.endswith("range below 0.05 G: desk/aaa **12 %** (Conv1 25 %, Conv2 0 %).") and alone.count("\n") == 0
+
+    head = "first,second,layer,measure,difference,low,high\n"
+    rows = [
+        f"L2+TV+EAP+clip,{second},{layer},{measure},{d},{d - 0.01},{d + 0.01}\n"
+        for second, sign in (("naive", -1), ("spectrum-noise", 1))
+        for layer, nearness in (("conv1", -0.2), ("conv2", 0.005))
+        for measure, d in (("nearness", sign * nearness), ("activation", 0.5), ("realism p", 9))
+    ]
+    (tmp_path / "desk/aaa/tables/08_differences.csv").write_text(head + "".join(rows))
+    write_evidence(tmp_path / "desk/aaa", {"real windows": 0.9, "phase-scrambled": 0.31})
+    _, noise, planted = readme.findings_block({"desk/aaa": run}, tmp_path).split("\n")
+    assert noise.startswith("- **Noise is nearer to real windows in Conv1.**")
+    said = "Conv1 nearness -0.200 (-0.210 to -0.190), activation +0.50; Conv2 nearness +0.005 (-0.005 to +0.015)"
+    assert noise.endswith(f"minus noise, desk/aaa: {said}, activation +0.50.")
+    assert (
+        "recover more planted motifs than the method" in planted
+        and "recovers 0.20 (0.15 to 0.25) of the motifs" in planted
+    )
+    write_evidence(tmp_path / "desk/aaa", {"real windows": 0.9, "phase-scrambled": 0.29})
+    assert "recover as many planted motifs as" in readme.findings_block({"desk/aaa": run}, tmp_path), (
+        "intervals overlap"
+    )
+    assert "scrambled phases 0.31 (0.26 to 0.36), real windows 0.90 (0.85 to 0.95)." in planted
 
 
 def test_tables_of_a_made_run(tmp_path):

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
-from harvis_utils import artifacts, config
+import pandas as pd
+
+from harvis_utils import artifacts, config, wording
+from harvis_utils.atlas import FLAT_G
 from harvis_utils.claims import BASELINE, PROPOSED
 from harvis_utils.evidence import OURS
 from workflow import sweep_cost, sweep_plan
@@ -71,6 +74,68 @@ def _duration(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.0f} s" if value < 100 else f"{value / 60:.0f} min"
+
+
+def findings_block(runs: dict[str, dict], root: Path | None = None) -> str:
+    """What the published runs say against the method, as Markdown: flat signals, noise beside it, planted motifs."""
+    root = root or config.REPOSITORY / "reports" / "published"
+    flat = "; ".join(f"{name} {_flat(run)}" for name, run in runs.items())
+    lines = [f"**Many signals are flat.** Of the proposed method's signals, range below {FLAT_G:g} G: {flat}."]
+    tables = {name: root / name / "tables" / "08_differences.csv" for name in runs}
+    beside = {name: _beside_noise(pd.read_csv(path)) for name, path in tables.items() if path.exists()}
+    if beside:
+        nearer = sorted({layer for of in beside.values() for layer, row in of.iterrows() if row["nearness high"] < 0})
+        rows = {name: [_two_axes(layer, row) for layer, row in of.iterrows()] for name, of in beside.items()}
+        each = ". ".join(f"{name}: {'; '.join(of)}" for name, of in rows.items())
+        lines.append(
+            f"**Noise is nearer to real windows in {wording.listed(nearer, ' and ', 'no layer')}.** The noise has the "
+            "training windows' spectrum and knows nothing of the unit; nearness is that to the real windows that "
+            f"excite it. The proposed method minus noise, {each}."
+        )
+    for name in runs:
+        recall = _evidence(root / name).get("evidence", {}).get("recall")
+        if recall:
+            mine, scrambled, real = (recall[n] for n in (PROPOSED, "phase-scrambled", "real windows"))
+            apart = max(mine["low"], scrambled["low"]) > min(mine["high"], scrambled["high"])
+            how = "more {} than" if scrambled["recall"] > mine["recall"] else "fewer {} than"
+            how = (how if apart else "as many {} as").format("planted motifs")
+            lines.append(
+                f"**Signals with scrambled phases recover {how} the method.** Where the truth is known ({name}), the "
+                f"proposed method recovers {_interval(mine)} of the motifs, the same signals with scrambled phases "
+                f"{_interval(scrambled)}, real windows {_interval(real)}."
+            )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _flat(run: dict) -> str:
+    """Share of the proposed method's signals that are flat, in all layers and each; failed and dead units are not."""
+    flat, signals = {}, {}
+    for layer, of in run["atlas"].items():
+        # the atlas leaves out constant signals, and failed and dead units
+        scores = run["methods"]["calibrated"][PROPOSED][layer]
+        other = round((scores["failed_units"] + scores["dead_units"]) * run["n_seeds"])
+        flat[layer] = sum(of["n_flat"]) + sum(of["n_excluded"]) - other
+        signals[layer] = sum(of["n_units"]) + sum(of["n_excluded"])
+    each = ", ".join(f"{layer.capitalize()} {100 * flat[layer] / signals[layer]:.0f} %" for layer in flat)
+    return f"**{100 * sum(flat.values()) / sum(signals.values()):.0f} %** ({each})"
+
+
+def _beside_noise(differences: pd.DataFrame) -> pd.DataFrame:
+    """By layer the proposed method minus noise: "nearness" and "activation", each with the ends of its interval."""
+    rows = differences[(differences["first"] == PROPOSED) & (differences["second"] == "spectrum-noise")]
+    parts = {}
+    for name in ("nearness", "activation"):
+        part = rows[rows["measure"] == name].set_index("layer")
+        parts |= {name: part["difference"], f"{name} low": part["low"], f"{name} high": part["high"]}
+    return pd.DataFrame(parts).rename(index=str.capitalize)
+
+
+def _two_axes(layer: str, row: pd.Series) -> str:
+    return f"{layer} nearness {wording.said(row, 'nearness', '+.3f')}, activation {row['activation']:+.2f}"
+
+
+def _interval(recall: dict) -> str:
+    return f"{recall['recall']:.2f} ({recall['low']:.2f} to {recall['high']:.2f})"
 
 
 def results_block(runs: dict[str, dict], root: Path | None = None) -> str:
@@ -135,7 +200,7 @@ def _motifs(evidence: dict) -> str:
     if recall is None:
         return "nothing planted"
     names = (PROPOSED, "naive", BASELINE, OURS, "random weights", "phase-scrambled")
-    return ", ".join(f"{r['recall']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in (recall[n] for n in names))
+    return ", ".join(_interval(recall[n]) for n in names)
 
 
 def _recipe(recipes: dict) -> str:
@@ -426,6 +491,7 @@ def rewritten(text: str) -> str:
     """README.md with all blocks as the published files have them."""
     runs = published()
     blocks = {
+        "findings": findings_block(runs),
         "notebooks": notebooks_block(list(runs)),
         "results": results_block(runs),
         "benchmarks": benchmarks_block(),
