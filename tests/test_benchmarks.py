@@ -11,10 +11,9 @@ from naive_search import naive_search
 
 from benchmarks import climbing, measure, searching, training
 from benchmarks.__main__ import merged
-from harvis_utils import config
-from harvis_utils.config import ModelSettings
-from harvis_utils.models import SFHF, folded_trunk
-from harvis_utils.windows import Split
+from harvis_utils.data.windowing import Split
+from harvis_utils.networks.sfhf import SFHF, folded_trunk
+from harvis_utils.settings import MaximizationSettings, ModelSettings, Settings
 from workflow import readme
 
 N_AXES = 3
@@ -54,7 +53,7 @@ def test_all_climbers_find_the_same_signals(layer, monkeypatch):
     if not importlib.util.find_spec("lucent"):
         monkeypatch.setattr(climbing.by_lucent, "render", lambda: SimpleNamespace(render_vis=render_vis))
     units = torch.tensor([0, 2, 5])
-    start = torch.tensor(climbing.m.starting_signal(config.MaximizationSettings(), 30))[None]
+    start = torch.tensor(climbing.m.starting_signal(MaximizationSettings(), 30))[None]
     for dtype, n_steps, within in ((torch.float64, 20, 1e-9), (torch.float32, 1, 1e-5)):
         model = made_model(batch_norm=dtype == torch.float32).to(dtype)
         trunk, first, th = (
@@ -79,14 +78,14 @@ def test_all_climbers_find_the_same_signals(layer, monkeypatch):
 @pytest.mark.parametrize("preset", climbing.m.PRESETS)
 def test_the_plain_loop_climbs_every_method_as_the_engine_does(preset):
     trunk, th = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64), np.full(6, 0.2)
-    few, units = config.MaximizationSettings(n_steps=20, tolerance_g=0), [1, 3]
+    few, units = MaximizationSettings(n_steps=20, tolerance_g=0), [1, 3]
     found = climbing.m.maximize(
         trunk, "conv3", th, units=units, preset=preset, settings=few, dtype=torch.float64
     )["signal"]  # fmt: skip
     for name, method in climbing.m.METHODS.items():
         level = torch.tensor(th, dtype=torch.float64)[units]
         loop = climbing.plain_loop(trunk, "conv3", torch.tensor(units), level, method, climbing.m.PRESETS[preset], few)
-        assert np.abs(found.sel({"method": name}).values - loop.numpy()).max() < 1e-9, name
+        assert np.abs(found.sel(technique=name).values - loop.numpy()).max() < 1e-9, name
 
 
 def test_units_in_another_order_compute_the_same_maps():
@@ -146,7 +145,7 @@ def test_all_searches_find_the_same_distances():
 
 def test_operations_of_one_window():
     """Counted by hand for a small network: three convolutions, two dense layers, there and twice back."""
-    cfg = config.Settings("quick", "synthetic", model=ModelSettings(n_units=2, n_dense=3, kernel=5))
+    cfg = Settings("quick", "synthetic", model=ModelSettings(n_units=2, n_dense=3, kernel=5))
 
     class Windows:
         axes, activities = ("a", "b"), ("x", "y", "z", "w")
@@ -159,7 +158,7 @@ def test_operations_of_one_window():
 
 
 def test_the_account_of_training_names_the_products(tiny_windows):
-    cfg = config.Settings("quick", "synthetic", model=ModelSettings(n_units=8, n_dense=8))
+    cfg = Settings("quick", "synthetic", model=ModelSettings(n_units=8, n_dense=8))
     found = training.account(cfg, tiny_windows, n_batches=2)
     shares = found["shares"]
     assert sum(shares.values()) == pytest.approx(1) and all(v >= 0 for v in shares.values())

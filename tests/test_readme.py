@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from harvis_utils import config
-from harvis_utils.evidence import OURS
+from harvis_utils.paper.evidence import OURS
+from harvis_utils.settings import REPOSITORY
 from workflow import readme
 
-README = config.REPOSITORY / "README.md"
+README = REPOSITORY / "README.md"
 
 
 def test_the_results_in_readme_are_those_published():
@@ -19,7 +19,7 @@ def test_the_results_in_readme_are_those_published():
 
 
 def test_the_page_of_benchmarks_says_what_their_files_say():
-    page = config.REPOSITORY / "reports/published/benchmarks/README.md"
+    page = REPOSITORY / "reports/published/benchmarks/README.md"
     if list(page.parent.glob("*.json")):
         assert page.read_text(encoding="utf-8") == readme.benchmark_pages(), "run: python -m workflow.readme"
 
@@ -28,12 +28,12 @@ def test_readme_is_short_and_its_links_lead_somewhere():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 160
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (config.REPOSITORY / target).exists(), f"README links to {target}, which is not there"
+        assert (REPOSITORY / target).exists(), f"README links to {target}, which is not there"
 
 
 def test_every_notebook_and_module_is_in_readme():
     text = README.read_text(encoding="utf-8")
-    for path in [*config.REPOSITORY.glob("notebooks/*.ipynb"), *config.REPOSITORY.glob("harvis_utils/*.py")]:
+    for path in [*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("harvis_utils/*.py")]:
         if path.name != "__init__.py":
             assert path.stem in text, f"README does not name {path.name}"
 

@@ -15,16 +15,24 @@ import pandas as pd
 import pytest
 import yaml
 
-from harvis_utils import (
-    activations,
-    artifacts,
-    config,
-    datasets,
-    maximization,
-    similarity,
-    training,
-    windows,
+from harvis_utils.data import archive, windowing
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.settings import (
+    PRESETS,
+    REPOSITORY,
+    MaximizationSettings,
+    ModelSettings,
+    Settings,
+    SimilaritySettings,
+    WindowSettings,
+    artifact_root,
+    as_json,
+    load_settings,
 )
+from harvis_utils.store import stages
+from harvis_utils.store.files import ArtifactError, read_json, write_json, write_text
+from harvis_utils.training import supervised
 from workflow import sweep, sweep_cost, sweep_plan
 from workflow.sweep_plan import SweepError
 
@@ -51,7 +59,7 @@ similarity.n_similar = 5
 
 
 def write(folder: Path, text: str = TINY, name: str = "tiny") -> Path:
-    return artifacts.write_text(folder / f"{name}.toml", text)
+    return write_text(folder / f"{name}.toml", text)
 
 
 def run_all(found: sweep_plan.Sweep) -> None:
@@ -129,16 +137,16 @@ def test_a_missing_file_is_said(tmp_path, capsys):
     assert "none.toml: the sweep file cannot be read (No such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((config.REPOSITORY / "workflow").glob("*.toml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "workflow").glob("*.toml")), ids=lambda p: p.name)
 def test_the_shipped_sweeps_are_valid(path):
     assert sweep.jobs(sweep.load(path))
 
 
 def test_a_short_file_has_the_profiles_seeds_and_all_presets(tmp_path):
     found = sweep.load(write(tmp_path, 'profile = "desk"\ndatasets = ["dsads", "mhealth-approximate"]'))
-    assert found.seeds == config.load("desk").training.seeds and found.presets == tuple(maximization.PRESETS)
+    assert found.seeds == load_settings("desk").training.seeds and found.presets == tuple(PRESETS)
     for dataset in found.datasets:
-        assert sweep.settings(found, dataset, "default") == config.load("desk", dataset)
+        assert sweep.settings(found, dataset, "default") == load_settings("desk", dataset)
 
 
 def test_an_architecture_changes_what_it_says_and_a_whole_number_is_that_real_one(tmp_path):
@@ -194,43 +202,43 @@ def test_notebooks_find_what_a_sweep_of_the_default_architecture_has_made(tmp_pa
     found = sweep.load(write(tmp_path, text[: text.index("narrow")] + text[text.index("[settings]") :]))
     run_all(found)
     # from here on as notebooks 02 to 04 do it, with settings that no sweep has touched
-    cfg = config.load("quick", "synthetic", "cpu")
+    cfg = load_settings("quick", "synthetic", "cpu")
     cfg = dataclasses.replace(
         cfg,
-        windows=config.WindowSettings(step=240),
-        model=config.ModelSettings(n_units=3, n_dense=4),
+        windows=WindowSettings(step=240),
+        model=ModelSettings(n_units=3, n_dense=4),
         training=dataclasses.replace(cfg.training, epochs=1, learning_rate=1.0),
-        maximization=config.MaximizationSettings(n_steps=5),
-        similarity=config.SimilaritySettings(n_similar=5),
+        maximization=MaximizationSettings(n_steps=5),
+        similarity=SimilaritySettings(n_similar=5),
     )
-    data = windows.cut(datasets.load_recordings("synthetic"), cfg.windows)
+    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
     asked = []
 
     def look_up(stage, key, build, about):
         asked.append(f"{stage.name}/{key}")
         return stage.require(key)  # an error where it would have to be computed
 
-    monkeypatch.setattr(artifacts.Stage, "obtain", look_up)
-    nets, random = training.networks(cfg, data), training.untrained(cfg, data)
-    statistics, random_statistics = (activations.statistics(cfg, data, n) for n in (nets, random))
-    made = maximization.signals(cfg, data, nets, statistics)
-    of_random = maximization.signals(
-        cfg, data, random, random_statistics, maximization.CONTROL_METHODS, ("calibrated",)
+    monkeypatch.setattr(stages.Stage, "obtain", look_up)
+    nets, random = supervised.networks(cfg, data), supervised.untrained(cfg, data)
+    statistics, random_statistics = (unit_statistics.statistics(cfg, data, n) for n in (nets, random))
+    made = paper_methods.signals(cfg, data, nets, statistics)
+    of_random = paper_methods.signals(
+        cfg, data, random, random_statistics, paper_methods.CONTROL_METHODS, ("calibrated",)
     )
     similarity.scores(cfg, data, nets, statistics, made)
-    proposed = of_random.sel({"preset": "calibrated", "method": maximization.CONTROL_METHODS[0]}, drop=True)
+    proposed = of_random.sel(preset="calibrated", technique=paper_methods.CONTROL_METHODS[0], drop=True)
     similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
-    store = config.artifact_root() / "store"
+    store = artifact_root() / "store"
     assert sorted(asked) == sorted(p.parent.relative_to(store).as_posix() for p in store.glob("*/*/manifest.json"))
-    stamps = [artifacts.read_json(p)["stored"] for p in (found.place.reports / "stamps").glob("*.json")]
+    stamps = [read_json(p)["stored"] for p in (found.place.reports / "stamps").glob("*.json")]
     assert sorted(s for stored in stamps for s in stored) == sorted(asked)
 
 
 def test_scores_of_some_presets_are_never_taken_for_those_of_all(at_single):
     cfg = sweep.settings(at_single, "synthetic", "default")
-    data = windows.cut(datasets.load_recordings("synthetic"), cfg.windows)
-    with pytest.raises(artifacts.ArtifactError, match="run notebook 04_similarity first"):
-        similarity.load_scores(cfg, data, training.load_networks(cfg, data))
+    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
+    with pytest.raises(ArtifactError, match="run notebook 04_similarity first"):
+        similarity.load_scores(cfg, data, supervised.load_networks(cfg, data))
 
 
 # --------------------------------------------------------------------------- many processes give what one gives
@@ -240,7 +248,7 @@ def test_scores_of_some_presets_are_never_taken_for_those_of_all(at_single):
 def fanned(tmp_path_factory):
     """The tiny sweep through the cluster-generic executor; its submit command starts job scripts and comes back."""
     folder = tmp_path_factory.mktemp("fanned")
-    submit = artifacts.write_text(
+    submit = write_text(
         folder / "submit.sh",
         '#!/bin/sh\necho "$1" >> "$(dirname "$0")/submitted"\nsh "$1" > "$1.said" 2>&1 &\necho $!\n',
     )
@@ -253,12 +261,12 @@ def fanned(tmp_path_factory):
         "max-status-checks-per-second": 20,
         "quiet": "all",
     }
-    artifacts.write_text(folder / "profile" / "config.yaml", yaml.safe_dump(profile))
+    write_text(folder / "profile" / "config.yaml", yaml.safe_dump(profile))
     place = {"HARVIS_ARTIFACTS": str(folder / "derived"), "HARVIS_REPORTS": str(folder / "reports")}
     command = [sys.executable, "-m", "workflow.sweep", "start", str(write(folder))]
     done = subprocess.run(
         [*command, "--workflow-profile", str(folder / "profile")],
-        cwd=config.REPOSITORY,
+        cwd=REPOSITORY,
         env={**os.environ, **place, "HARVIS_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -275,9 +283,7 @@ def test_every_job_was_submitted_by_itself(fanned):
 def test_the_store_is_that_of_a_single_process_bit_by_bit(fanned, single):
     def content(folder: Path) -> dict[str, dict]:
         store = folder / "derived" / "store"
-        return {
-            p.parent.relative_to(store).as_posix(): artifacts.read_json(p)["files"] for p in store.glob("*/*/*t.json")
-        }
+        return {p.parent.relative_to(store).as_posix(): read_json(p)["files"] for p in store.glob("*/*/*t.json")}
 
     many, one = content(fanned), content(single)
     assert set(many) == set(one) and len(one) == 2 * 2 * (1 + 2 + 6 + 2)  # networks, statistics, signals, scores
@@ -304,8 +310,8 @@ def test_only_what_is_missing_is_computed_again_also_where_the_project_was_moved
 
     assert wanted() == []
     stamp = sweep._stamp(found, "networks.synthetic.narrow.s1-1")
-    (network,) = (s for s in artifacts.read_json(stamp)["stored"] if s.startswith("networks/"))
-    shutil.rmtree(config.artifact_root() / "store" / network)
+    (network,) = (s for s in read_json(stamp)["stored"] if s.startswith("networks/"))
+    shutil.rmtree(artifact_root() / "store" / network)
     after = [f"stamps/{kind}.synthetic.narrow.s1-1" for kind in ("networks", "scores", "signals")]
     assert wanted() == sorted(["sweep.csv", f"{after[0]}.json", f"{after[1]}.json", f"{after[2]}.calibrated.json"])
 
@@ -315,20 +321,20 @@ def test_only_what_is_missing_is_computed_again_also_where_the_project_was_moved
 
 def test_the_table_holds_what_the_report_says_of_each_network(at_single):
     table = pd.read_csv(at_single.place.reports / "sweep.csv").fillna({"preset": ""})
-    assert len(table) == 2 * 2 * 3 * (len(maximization.METHODS) + len(similarity.CONTROLS))
+    assert len(table) == 2 * 2 * 3 * (len(paper_methods.METHODS) + len(similarity.CONTROLS))
     assert set(table["caveat"]) == {"made-up data"}
     cfg = sweep.settings(at_single, "synthetic", "narrow", (1,))
-    data = windows.cut(datasets.load_recordings("synthetic"), cfg.windows)
-    nets = training.load_networks(cfg, data)
+    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
+    nets = supervised.load_networks(cfg, data)
     mine = table[(table["architecture"] == "narrow") & (table["seed"] == 1)]
-    assert np.allclose(mine["macro_f1"], training.macro_f1(data.test, nets[0].predicted["test"]))
+    assert np.allclose(mine["macro_f1"], supervised.macro_f1(data.test, nets[0].predicted["test"]))
     assert np.allclose(mine["network_s"], nets[0].wall_s)
     scores = similarity.load_scores(cfg, data, sweep._addressed(at_single, nets)).sel(preset="calibrated")
     controls = similarity.load_scores(cfg, data, nets, "controls")
     for row in mine.itertuples():
-        of = scores if row.kind == "method" else controls
+        of = scores if row.kind == "technique" else controls
         said = similarity.summarize(of.sel({row.kind: row.name, "layer": row.layer}))
-        assert row.preset == ("calibrated" if row.kind == "method" else "")
+        assert row.preset == ("calibrated" if row.kind == "technique" else "")
         for name in ("ssim", "activation_ratio"):
             assert np.isclose(
                 getattr(row, name), said[name]["mean"] if said[name]["mean"] is not None else np.nan, equal_nan=True
@@ -339,7 +345,7 @@ def test_the_table_holds_what_the_report_says_of_each_network(at_single):
 def test_an_unfinished_sweep_leaves_the_table_as_it_was(tmp_path, single, monkeypatch):
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(single / "derived"))
     found = sweep.load(write(tmp_path, TINY.replace("seeds = 2", "seeds = 3")))
-    table = artifacts.write_text(found.place.reports / "sweep.csv", "before")
+    table = write_text(found.place.reports / "sweep.csv", "before")
     with pytest.raises(
         SweepError, match="synthetic, architecture default, seed 2 is not finished; start the sweep again"
     ):
@@ -365,12 +371,12 @@ def test_a_stamp_whose_results_are_gone_is_forgotten(tmp_path, monkeypatch):
     called = Called()
     monkeypatch.setattr(sweep.subprocess, "run", called)
     found = sweep.load(write(tmp_path))
-    there, gone = (artifacts.write_json(sweep._stamp(found, n), {"job": n, "stored": [f"networks/{n}"]}) for n in "ab")
-    artifacts.write_json(config.artifact_root() / "store/networks/a/manifest.json", {})
+    there, gone = (write_json(sweep._stamp(found, n), {"job": n, "stored": [f"networks/{n}"]}) for n in "ab")
+    write_json(artifact_root() / "store/networks/a/manifest.json", {})
     assert sweep.start(found, "local", "--cores", "1") == called.cwd / "sweep.csv"
     assert there.exists() and not gone.exists()
     assert called.command[-1] == f"sweep={json.dumps(os.path.relpath(found.path, called.cwd))}"
-    assert artifacts.read_json(called.cwd / "plan.json")["jobs"][0]["name"] == "networks.synthetic.default.s0-0"
+    assert read_json(called.cwd / "plan.json")["jobs"][0]["name"] == "networks.synthetic.default.s0-0"
 
 
 def test_a_sweep_may_lie_in_a_folder_of_any_letters(tmp_path, monkeypatch, capfd):
@@ -383,7 +389,7 @@ def test_a_failed_sweep_quotes_the_ends_of_its_logs(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sweep.subprocess, "run", Called(1))
     path = write(tmp_path)
     place = sweep.load(path).place.reports
-    artifacts.write_text(place / "logs" / "networks.synthetic.narrow.s1-1.txt", "much\nbefore\nthe\ndisk is full\n")
+    write_text(place / "logs" / "networks.synthetic.narrow.s1-1.txt", "much\nbefore\nthe\ndisk is full\n")
     assert sweep.main(["start", str(path)]) == 1
     said = capsys.readouterr().err
     assert "Snakemake ended with status 1" in said and "narrow.s1-1.txt\n  before\n  the\n  disk is full" in said
@@ -409,11 +415,11 @@ def test_profiles_name_options_and_rules_that_exist(name):
 
 
 def test_a_job_leaves_what_other_machines_are_writing(own_folders):
-    place = training.STAGE.folder("k").parent
-    other, mine = (place / f".k.4194305@{node}.x1.part" for node in ("another-node", artifacts._node()))
+    place = supervised.STAGE.folder("k").parent
+    other, mine = (place / f".k.4194305@{node}.x1.part" for node in ("another-node", stages._node()))
     for folder in (other, mine):  # no process has so high a number
-        artifacts.write_text(folder / "half.txt", "")
-    training.STAGE.obtain("new", lambda part: artifacts.write_text(part / "a.txt", ""), {})
+        write_text(folder / "half.txt", "")
+    supervised.STAGE.obtain("new", lambda part: write_text(part / "a.txt", ""), {})
     assert other.exists() and not mine.exists()
 
 
@@ -421,12 +427,12 @@ def test_a_job_leaves_what_other_machines_are_writing(own_folders):
 
 
 def test_the_projection_of_a_measured_sweep_is_what_it_took(at_single):
-    stages = {m.stage: 0.0 for m in sweep_cost.from_store()}
-    for manifest in (config.artifact_root() / "store").glob("*/*/manifest.json"):
-        found = artifacts.read_json(manifest)
-        stages[found["stage"]] += found["wall_s"]
+    spent = {m.stage: 0.0 for m in sweep_cost.from_store()}
+    for manifest in (artifact_root() / "store").glob("*/*/manifest.json"):
+        found = read_json(manifest)
+        spent[found["stage"]] += found["wall_s"]
     known = list(sweep_cost.from_store())
-    for stage, seconds in stages.items():
+    for stage, seconds in spent.items():
         projected = 0.0
         for architecture in at_single.architectures:
             cfg = sweep.settings(at_single, "synthetic", architecture)
@@ -436,17 +442,17 @@ def test_the_projection_of_a_measured_sweep_is_what_it_took(at_single):
         assert np.isclose(projected, seconds)
     said = sweep_cost.describe(at_single)
     assert said.startswith("**A projection, not a measurement**: the 4 networks of `tiny.toml`")
-    assert f"about {sum(stages.values()) / 3600:.3g} core-hours, in 12 jobs" in said
+    assert f"about {sum(spent.values()) / 3600:.3g} core-hours, in 12 jobs" in said
 
 
 def test_the_projection_for_a_cluster_is_made_from_published_times(capsys):
-    path = config.REPOSITORY / "workflow" / "two_hundred.toml"
+    path = REPOSITORY / "workflow" / "two_hundred.toml"
     assert sweep.main(["cost", str(path)]) == 0
     said = capsys.readouterr().out
     assert "200 networks of `two_hundred.toml` (data sets: 2, architectures: 2, seeds: 50; presets: 2)" in said
-    published = artifacts.read_json(config.REPOSITORY / "reports/published/desk/dsads/results.json")
+    published = read_json(REPOSITORY / "reports/published/desk/dsads/results.json")
     each = published["timings_s"]["networks"] * published["provenance"]["threads"] / published["n_seeds"]
-    epochs = config.load("desk").training.epochs / published["provenance"]["settings"]["training"]["epochs"]
+    epochs = load_settings("desk").training.epochs / published["provenance"]["settings"]["training"]["epochs"]
     assert f"networks {each * epochs * 50 / 3600:.3g}," in said
     assert "- dsads, narrow:" in said and "results.json (a larger network)" in said
 
@@ -457,11 +463,11 @@ def test_without_a_measured_time_there_is_no_projection(tmp_path, capsys):
 
 
 def test_larger_networks_cost_more_by_their_multiply_adds_and_smaller_ones_the_same():
-    def sized(n_units: int) -> config.Settings:
-        cfg = config.load("desk", "mhealth-approximate")
+    def sized(n_units: int) -> Settings:
+        cfg = load_settings("desk", "mhealth-approximate")
         return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_units=n_units))
 
-    about = config.as_json(sized(8))
+    about = as_json(sized(8))
     known = [sweep_cost.Measured("networks", "mhealth", about["windows"], about["model"], 100.0, 10.0, "a run")]
     assert sweep_cost.rate("networks", sized(8), known) == (10.0, "a run")
     growth = 16 * (1 + 2 * 16) / (8 * (1 + 2 * 8))

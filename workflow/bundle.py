@@ -28,9 +28,21 @@ from pathlib import Path
 
 import torch
 
-from harvis_utils import artifacts, config, datasets, training, windows
-from harvis_utils.config import Settings
-from harvis_utils.datasets import archive
+from harvis_utils.data import archive, kinds, windowing
+from harvis_utils.parallel import threads
+from harvis_utils.settings import (
+    REPOSITORY,
+    Settings,
+    SettingsError,
+    artifact_root,
+    as_json,
+    from_json,
+    keys_file,
+    load_settings,
+)
+from harvis_utils.store import stages
+from harvis_utils.store.files import ArtifactError, replacing, write_json
+from harvis_utils.training import supervised
 from workflow import heavy
 
 FOLDER, RECORDINGS, MANIFEST = "harvis-bundle", "recordings.npz", "parts.json"
@@ -85,12 +97,12 @@ def _modules() -> list[str]:
 
 def _versions() -> dict[str, str]:
     """Library versions as keys hold them."""
-    return dict(zip(artifacts.VERSIONED, artifacts.key_parts(())["versions"], strict=True))
+    return dict(zip(stages.VERSIONED, stages.key_parts(())["versions"], strict=True))
 
 
 def _code(module: str) -> str:
     """Digest of a module as keys hold it."""
-    return artifacts.key_parts([module])["code"][0]
+    return stages.key_parts([module])["code"][0]
 
 
 def _digest(content: bytes) -> str:
@@ -108,27 +120,27 @@ def pack(
     ``wheels_for`` is the Python version ("3.12") of a machine that lacks packages other than torch and those in
     ``have``: their wheels travel too. Raises :class:`BundleError` beyond ``limit_mib``.
     """
-    recordings = datasets.load_recordings(cfg.dataset)
+    recordings = archive.load_recordings(cfg.dataset)
     known = {
-        "settings": config.as_json(cfg) | {"device": None},
+        "settings": as_json(cfg) | {"device": None},
         "data": {"digest": recordings.digest, "verified": recordings.verified},
         "results": heavy.plan(cfg, recordings.digest),
         "versions": _versions(),
-        "code": {_digest(artifacts.source_file(m).read_bytes()): _code(m) for m in _modules()},
+        "code": {_digest(stages.source_file(m).read_bytes()): _code(m) for m in _modules()},
         "python": platform.python_version(),
-        "git": artifacts.git_revision(),
+        "git": stages.git_revision(),
     }
-    with tempfile.TemporaryDirectory() as made, artifacts.replacing(out) as part:
+    with tempfile.TemporaryDirectory() as made, replacing(out) as part:
         folder = Path(made)
         (folder / "run.sh").write_text(RUN, encoding="utf-8")
-        artifacts.write_json(folder / "keys.json", known)
+        write_json(folder / "keys.json", known)
         archive._save(folder / RECORDINGS, recordings.items)
         if wheels_for:
             fetch_wheels(wheels_for, have, folder / "wheels")
         members = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-        code = [p for name in ("harvis_utils", "workflow") for p in sorted((config.REPOSITORY / name).rglob("*"))]
+        code = [p for name in ("harvis_utils", "workflow") for p in sorted((REPOSITORY / name).rglob("*"))]
         sources = [p for p in code if p.suffix in (".py", ".json", ".txt")]
-        members |= {p.relative_to(config.REPOSITORY).as_posix(): p for p in (*sources, config.REPOSITORY / "LICENSE")}
+        members |= {p.relative_to(REPOSITORY).as_posix(): p for p in (*sources, REPOSITORY / "LICENSE")}
         _write_tar(part, {f"{FOLDER}/{name}": path for name, path in members.items()})
         sizes = {name: path.stat().st_size for name, path in members.items()}
         if (size := part.stat().st_size) > limit_mib * MIB:
@@ -155,7 +167,7 @@ def fetch_wheels(python: str, have: Iterable[str], folder: Path) -> list[str]:
     """Wheels for Python ``python`` on Linux, x86-64, of what is needed beside torch and ``have``; names what it got."""
     target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
     target += [word for name in PLATFORMS for word in ("--platform", name)]
-    target += ["-c", config.REPOSITORY / "constraints.txt"]
+    target += ["-c", REPOSITORY / "constraints.txt"]
     kept = TORCHS | {_normal(name) for name in have}
     wanted = [name for name in NEEDED if name not in kept]
     # pip says what these need in turn on that Python
@@ -182,17 +194,17 @@ def _pip(*words) -> str:
 # ------------------------------------------------------------------------------------- there: computing and collecting
 
 
-def unpacked(device: str | None) -> tuple[Settings, windows.Windows]:
+def unpacked(device: str | None) -> tuple[Settings, windowing.Windows]:
     """Settings and windows of the bundle that this is."""
-    known = artifacts.packed()
+    known = stages.packed()
     if not known:
         raise BundleError("this is no unpacked bundle; start the run.sh of one")
-    cfg = dataclasses.replace(config.from_json(known["settings"]), device=device)
+    cfg = dataclasses.replace(from_json(known["settings"]), device=device)
     if heavy.plan(cfg, known["data"]["digest"]) != known["results"]:
-        raise BundleError(f"{config.REPOSITORY}: this is not the code that was packed; unpack the bundle again")
-    items = archive._read(config.keys_file().with_name(RECORDINGS))
-    recordings = datasets.Recordings(cfg.dataset, datasets.check_name(cfg.dataset), items, **known["data"])
-    return cfg, windows.cut(recordings, cfg.windows)
+        raise BundleError(f"{REPOSITORY}: this is not the code that was packed; unpack the bundle again")
+    items = archive._read(keys_file().with_name(RECORDINGS))
+    recordings = kinds.Recordings(cfg.dataset, kinds.check_name(cfg.dataset), items, **known["data"])
+    return cfg, windowing.cut(recordings, cfg.windows)
 
 
 def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> list[Path]:
@@ -201,7 +213,7 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
     With ``chosen`` only the parts of these numbers (from 1): some machines give back little at once. The manifest
     always names all parts, and they are the same in every call while no result is added.
     """
-    known = artifacts.packed()
+    known = stages.packed()
     there = [address for address in known.get("results", ()) if heavy.there(address)]
     if not there:
         raise BundleError("there are no results to collect yet; run.sh without --collect makes them")
@@ -216,16 +228,16 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
                 name = f"results.{len(digests) + 1:03d}"
                 digests[name] = _digest(block)
                 if chosen is None or len(digests) in chosen:
-                    with artifacts.replacing(out / name) as part:
+                    with replacing(out / name) as part:
                         part.write_bytes(block)
                     written.append(out / name)
     if not written:
         raise BundleError(f"there are parts 1 to {len(digests)}; choose among these")
-    artifacts.write_json(out / MANIFEST, {"parts": digests, "results": there, "keys": known})
+    write_json(out / MANIFEST, {"parts": digests, "results": there, "keys": known})
     return written
 
 
-def _stage(address: str) -> artifacts.Stage:
+def _stage(address: str) -> stages.Stage:
     return heavy.STAGES[address.partition("/")[0]]
 
 
@@ -272,13 +284,13 @@ def unpack(paths: Sequence[Path]) -> tuple[int, int]:
 
 def _check_addresses(known: dict) -> None:
     """Refuse results of another state of the project, and say in what it differs."""
-    if heavy.plan(config.from_json(known["settings"]), known["data"]["digest"]) == known["results"]:
+    if heavy.plan(from_json(known["settings"]), known["data"]["digest"]) == known["results"]:
         return
     here, packed = _versions(), known["versions"]
     why = [f"{lib} is {here[lib]} here and was {packed.get(lib)}" for lib in here if here[lib] != packed.get(lib)]
     for module in _modules():
         if _code(module) not in known["code"].values():
-            same = _digest(artifacts.source_file(module).read_bytes()) in known["code"]
+            same = _digest(stages.source_file(module).read_bytes()) in known["code"]
             why.append(f"Python was {known['python']}" if same else f"harvis_utils.{module} differs")
     raise BundleError(
         f"no notebook here would look for these results: {'; '.join(dict.fromkeys(why)) or 'another plan of stages'}. "
@@ -306,8 +318,8 @@ def _adopt(tar: tarfile.TarFile, address: str) -> None:
 
 
 def _pack_command(words: argparse.Namespace) -> None:
-    cfg = config.load(words.profile, words.dataset)
-    out = Path(words.out or config.REPOSITORY / "dist" / f"harvis-{cfg.profile}-{cfg.dataset}.tar")
+    cfg = load_settings(words.profile, words.dataset)
+    out = Path(words.out or REPOSITORY / "dist" / f"harvis-{cfg.profile}-{cfg.dataset}.tar")
     sizes = pack(cfg, out, words.limit_mib, words.wheels_for, words.have)
     wheels = sum(size for name, size in sizes.items() if name.startswith("wheels/"))
     print(f"{out}: {out.stat().st_size / MIB:.1f} MiB", end=", ")
@@ -321,18 +333,18 @@ def _run_command(words: argparse.Namespace) -> None:
         written = collect(
             Path(words.collect), words.part_mib, range(int(first), int(last or first) + 1) if first else None
         )
-        print(f"{heavy.count(artifacts.packed()['results'])}; {len(written)} parts of them in {words.collect}")
+        print(f"{heavy.count(stages.packed()['results'])}; {len(written)} parts of them in {words.collect}")
         return
     cfg, data = unpacked(words.device)
-    torch.set_num_threads(config.threads())
-    print(f"{heavy.count(artifacts.packed()['results'])}; device {artifacts.provenance(cfg)['device']}", flush=True)
-    heavy.run(cfg, data, words.began + words.seconds, words.workers or config.threads())
+    torch.set_num_threads(threads())
+    print(f"{heavy.count(stages.packed()['results'])}; device {stages.provenance(cfg)['device']}", flush=True)
+    heavy.run(cfg, data, words.began + words.seconds, words.workers or threads())
     print("all results are there; to bring them back: sh run.sh --collect OUT")
 
 
 def _unpack_command(words: argparse.Namespace) -> None:
     new, old = unpack(words.parts)
-    print(f"{new} results put into {config.artifact_root() / 'store'}; {old} were there already")
+    print(f"{new} results put into {artifact_root() / 'store'}; {old} were there already")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -367,14 +379,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         words.command(words)
     except heavy.OutOfTime:
-        print(f"{heavy.count(artifacts.packed()['results'])}; the time is up, the same command goes on")
+        print(f"{heavy.count(stages.packed()['results'])}; the time is up, the same command goes on")
         return heavy.MORE
     except (
         BundleError,
-        artifacts.ArtifactError,
-        config.SettingsError,
-        datasets.DataError,
-        training.TrainingError,
+        ArtifactError,
+        SettingsError,
+        kinds.DataError,
+        supervised.TrainingError,
     ) as e:
         print(f"\n{e}", file=sys.stderr)
         return 1

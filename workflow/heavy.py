@@ -19,13 +19,20 @@ from types import SimpleNamespace
 
 from safetensors import SafetensorError, safe_open
 
-from harvis_utils import activations, artifacts, config, engine, maximization, readings, recipes, similarity, training
-from harvis_utils.config import Settings
-from harvis_utils.windows import Windows
+from harvis_utils.data.windowing import Windows
+from harvis_utils.fast import ascent
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.starting import chosen_units
+from harvis_utils.metrics import similarity
+from harvis_utils.paper import readings, recipes
+from harvis_utils.parallel import torch_device
+from harvis_utils.settings import PRESETS, Settings, artifact_root, for_choosing
+from harvis_utils.store import stages
+from harvis_utils.training import supervised
 
-_MODULES = (training, activations, maximization, similarity, readings, recipes)
+_MODULES = (supervised, unit_statistics, paper_methods, similarity, readings, recipes)
 STAGES = {module.STAGE.name: module.STAGE for module in _MODULES}
-(PROPOSED,) = maximization.CONTROL_METHODS
+(PROPOSED,) = paper_methods.CONTROL_METHODS
 #: exit code for "the time is up, call again": EX_TEMPFAIL of sysexits.h
 MORE = 75
 #: how often training says how far it is
@@ -45,21 +52,21 @@ def plan(cfg: Settings, digest: str) -> dict[str, str]:
     ``digest`` is that of the windows. Nothing is computed: addresses follow from settings, code and inputs.
     """
     data, seeds = SimpleNamespace(digest=digest), cfg.training.seeds
-    trained = {s: SimpleNamespace(key=training._key(cfg, data, s)) for s in seeds}
-    others = config.for_choosing(cfg)
-    choosing = {s: SimpleNamespace(key=training._key(others, data, s), seed=s) for s in cfg.readings.seeds}
-    keys = {s: training.STAGE.key([cfg.windows, cfg.model, "untrained", s], digest) for s in seeds}
+    trained = {s: SimpleNamespace(key=supervised._key(cfg, data, s)) for s in seeds}
+    others = for_choosing(cfg)
+    choosing = {s: SimpleNamespace(key=supervised._key(others, data, s), seed=s) for s in cfg.readings.seeds}
+    keys = {s: supervised.STAGE.key([cfg.windows, cfg.model, "untrained", s], digest) for s in seeds}
     random = {s: SimpleNamespace(key=key) for s, key in keys.items()}
     found = {f"networks/{net.key}": f"network {s}" for s, net in (trained | choosing).items()}
     for kind, nets in (("network", trained | choosing), ("untrained network", random)):
-        found |= {f"statistics/{activations.key(data, n)}": f"statistics, {kind} {s}" for s, n in nets.items()}
+        found |= {f"statistics/{unit_statistics.key(data, n)}": f"statistics, {kind} {s}" for s, n in nets.items()}
     for kind, nets, methods, presets in (
-        ("network", trained, tuple(maximization.METHODS), tuple(maximization.PRESETS)),
+        ("network", trained, tuple(paper_methods.METHODS), tuple(PRESETS)),
         ("untrained network", random, (PROPOSED,), ("calibrated",)),
     ):
         places = [(s, f"conv{i + 1}", p) for s in seeds for i in range(cfg.model.n_layers) for p in presets]
         for s, layer, preset in places:
-            key = maximization.key(cfg, data, nets[s], layer, preset, methods)
+            key = paper_methods.key(cfg, data, nets[s], layer, preset, methods)
             found[f"signals/{key}"] = f"signals {layer} {preset}, {kind} {s}"
     for kind in ("methods", "controls"):
         found |= {
@@ -69,7 +76,7 @@ def plan(cfg: Settings, digest: str) -> dict[str, str]:
         for step, alike in readings.by_step(readings.grid()).items():
             what = f"readings {step.optimizer} {step.step_size:g} decay {step.decay:g}, network {s}"
             found[f"readings/{readings.key(cfg, data, net, alike)}"] = what
-    units = readings.chosen_units(cfg.model.n_units, cfg.readings.n_units)
+    units = chosen_units(cfg.model.n_units, cfg.readings.n_units)
     for s, net in (choosing | trained).items() if choosing else ():
         for recipe in recipes.RECIPES:
             found[f"recipes/{recipes.key(cfg, data, net, recipe, units)}"] = f"recipe {recipe.name}, network {s}"
@@ -78,7 +85,7 @@ def plan(cfg: Settings, digest: str) -> dict[str, str]:
 
 def there(address: str) -> bool:
     """Whether a result is stored."""
-    return (config.artifact_root() / "store" / address / "manifest.json").exists()
+    return (artifact_root() / "store" / address / "manifest.json").exists()
 
 
 def count(addresses: Iterable[str]) -> str:
@@ -122,14 +129,14 @@ def _known(pieces: dict[str, str]) -> Iterator[tuple[str, float]]:
     """Kinds of the results that are there and the seconds they took; a network is no piece, its epochs are."""
     for address, what in pieces.items():
         stage, _, key = address.partition("/")
-        if stage != training.STAGE.name and there(address):
+        if stage != supervised.STAGE.name and there(address):
             yield _kind(what), STAGES[stage].manifest(key)["wall_s"]
 
 
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-class _Epochs(training._Turns):
+class _Epochs(supervised._Turns):
     """The turns of one network: the first one only evaluates, the others are epochs, for the clock to allow.
 
     ``at_once`` networks share the time, each in its own process and with its own turns.
@@ -159,10 +166,10 @@ class _Epochs(training._Turns):
 
 
 def _train(cfg: Settings, data: Windows, seed: int, clock: Clock, at_once: int) -> None:
-    checkpoint = training.STAGE.checkpoint(training._key(cfg, data, seed)) / "checkpoint.safetensors"
+    checkpoint = supervised.STAGE.checkpoint(supervised._key(cfg, data, seed)) / "checkpoint.safetensors"
     epochs = _Epochs(clock, f"network {seed}", _epochs_in(checkpoint), cfg.training.epochs, at_once)
-    with engine._exact_products(config.torch_device(cfg.device)):
-        training.train(cfg, data, seed, epochs)
+    with ascent._exact_products(torch_device(cfg.device)):
+        supervised.train(cfg, data, seed, epochs)
 
 
 def _epochs_in(checkpoint: Path) -> int:
@@ -201,7 +208,7 @@ def _train_all(cfg: Settings, data: Windows, seeds: list[int], clock: Clock, wor
     with ThreadPoolExecutor(workers) as pool:
         codes = dict(zip(seeds, pool.map(one, range(len(seeds))), strict=True))
     if failed := [str(seed) for seed, code in codes.items() if code not in (0, MORE)]:
-        raise training.TrainingError(f"training of networks {', '.join(failed)} failed; the reason stands above")
+        raise supervised.TrainingError(f"training of networks {', '.join(failed)} failed; the reason stands above")
     if MORE in codes.values():
         raise OutOfTime
 
@@ -217,33 +224,33 @@ def run(cfg: Settings, data: Windows, end: float, workers: int) -> None:
     """
     pieces = plan(cfg, data.digest)
     clock = Clock(end, must=True, took=dict(_known(pieces)))
-    others = config.for_choosing(cfg)
+    others = for_choosing(cfg)
     seeds = [
-        s for s in (*cfg.training.seeds, *cfg.readings.seeds) if not there(f"networks/{training._key(cfg, data, s)}")
+        s for s in (*cfg.training.seeds, *cfg.readings.seeds) if not there(f"networks/{supervised._key(cfg, data, s)}")
     ]
     if seeds:
         _train_all(cfg, data, seeds, clock, min(workers, len(seeds)))
 
     @contextmanager
-    def piece(stage: artifacts.Stage, key: str) -> Iterator[None]:
+    def piece(stage: stages.Stage, key: str) -> Iterator[None]:
         what = pieces[f"{stage.name}/{key}"]
         clock.begin(_kind(what))
         yield
         print(f"  {what}: {clock.done(_kind(what)):.1f} s", flush=True)
 
-    with engine._exact_products(config.torch_device(cfg.device)), artifacts.around_builds(piece):
-        nets, random = training.load_networks(cfg, data), training.untrained(cfg, data)
-        statistics, random_statistics = (activations.statistics(cfg, data, some) for some in (nets, random))
-        signals = maximization.signals(cfg, data, nets, statistics)
-        random_signals = maximization.signals(cfg, data, random, random_statistics, (PROPOSED,), ("calibrated",))
+    with ascent._exact_products(torch_device(cfg.device)), stages.around_builds(piece):
+        nets, random = supervised.load_networks(cfg, data), supervised.untrained(cfg, data)
+        statistics, random_statistics = (unit_statistics.statistics(cfg, data, some) for some in (nets, random))
+        signals = paper_methods.signals(cfg, data, nets, statistics)
+        random_signals = paper_methods.signals(cfg, data, random, random_statistics, (PROPOSED,), ("calibrated",))
         similarity.scores(cfg, data, nets, statistics, signals)
-        one = random_signals.sel({"preset": "calibrated", "method": PROPOSED}, drop=True)
+        one = random_signals.sel(preset="calibrated", technique=PROPOSED, drop=True)
         similarity.controls(cfg, data, nets, statistics, random, random_statistics, one)
         if others.training.seeds:
-            choosing = training.load_networks(others, data)
-            own = activations.statistics(others, data, choosing)
+            choosing = supervised.load_networks(others, data)
+            own = unit_statistics.statistics(others, data, choosing)
             for net in choosing:
                 readings.signals(cfg, data, net, own.sel(seed=net.seed), readings.grid())
-            units = readings.chosen_units(cfg.model.n_units, cfg.readings.n_units)
+            units = chosen_units(cfg.model.n_units, cfg.readings.n_units)
             recipes.signals(others, data, choosing, own, recipes.RECIPES, units)
             recipes.signals(cfg, data, nets, statistics, recipes.RECIPES, units)

@@ -24,13 +24,26 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harvis_utils import artifacts, chain, config, datasets
+from harvis_utils import chain
+from harvis_utils.data import kinds
+from harvis_utils.settings import (
+    APPROXIMATE,
+    PROFILES,
+    REPOSITORY,
+    Settings,
+    SettingsError,
+    artifact_root,
+    data_folders,
+    load_settings,
+    report_root,
+)
+from harvis_utils.store.files import ArtifactError, read_json, write_text
 
 #: a published run stays small enough to live in a git repository
 PUBLISHED_BYTES = 6_000_000
 
 
-class PublishError(artifacts.ArtifactError):
+class PublishError(ArtifactError):
     """A run that cannot be published as it is; the message says what is missing or wrong."""
 
 
@@ -59,9 +72,9 @@ def executed_notebooks(folder: Path) -> tuple[Path, ...]:
 
 def caveat(dataset: str) -> str:
     """What every page made from a data set has to say; empty for verified real data."""
-    if dataset.endswith(config.APPROXIMATE):
+    if dataset.endswith(APPROXIMATE):
         return "approximate data (archive not verified)"
-    known = datasets.registry().get(dataset)
+    known = kinds.registry().get(dataset)
     if known is None:
         return "a data set this checkout does not know"
     return "made-up data" if known.made_up else ""
@@ -70,11 +83,11 @@ def caveat(dataset: str) -> str:
 def describe(folder: Path) -> Run:
     """Read what the index shows from a run's notebooks and its ``results.json``."""
     notebooks = executed_notebooks(folder)
-    about = [artifacts.read_json(p)["metadata"].get("papermill", {}) for p in notebooks]
-    results = artifacts.read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    about = [read_json(p)["metadata"].get("papermill", {}) for p in notebooks]
+    results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     score = results.get("training", {}).get("macro_f1", {})
     found = [claim.get("verdict") for claim in results.get("claims", [])]
-    kinds = ("holds", "partly", "does not hold", "not testable here")
+    verdicts = ("holds", "partly", "does not hold", "not testable here")
     return Run(
         folder=folder,
         profile=folder.parent.name,
@@ -82,7 +95,7 @@ def describe(folder: Path) -> Run:
         notebooks=notebooks,
         caveat=caveat(folder.name),
         macro_f1=_mean_and_spread(score),
-        verdicts=", ".join(f"{kind} {found.count(kind)}" for kind in kinds if kind in found),
+        verdicts=", ".join(f"{kind} {found.count(kind)}" for kind in verdicts if kind in found),
         seconds=sum(a.get("duration") or 0.0 for a in about),
         date=max((a.get("end_time") or "" for a in about), default="")[:10],
     )
@@ -96,7 +109,7 @@ def _mean_and_spread(score: dict) -> str:
 
 def find_runs(root: Path) -> list[Run]:
     """Runs under ``<root>/<profile>/<dataset>`` that have executed notebooks, known profiles in their order."""
-    folders = [f for profile in config.PROFILES for f in sorted(root.glob(f"{profile}/*")) if executed_notebooks(f)]
+    folders = [f for profile in PROFILES for f in sorted(root.glob(f"{profile}/*")) if executed_notebooks(f)]
     return [describe(folder) for folder in folders]
 
 
@@ -162,9 +175,9 @@ def _caveat_label(run: Run) -> str:
 
 def page_folder(run: Run) -> Path:
     """Where a run's pages go; those of published runs stay out of the published folder."""
-    published = config.report_root() / "published"
+    published = report_root() / "published"
     if run.folder.is_relative_to(published):
-        return config.report_root() / "html" / run.folder.relative_to(published)
+        return report_root() / "html" / run.folder.relative_to(published)
     return run.folder / "html"
 
 
@@ -190,13 +203,13 @@ def build_run(folder: Path) -> list[Path]:
         changed = notebook.stat().st_mtime_ns
         exporter.mathjax_url = HTMLExporter.mathjax_url.default_value if _has_formulas(notebook) else ""
         content, _ = exporter.from_filename(str(notebook))
-        artifacts.write_text(pages[notebook], _with_bar(content, run, notebook))
+        write_text(pages[notebook], _with_bar(content, run, notebook))
         os.utime(pages[notebook], ns=(changed, changed))
     return [pages[n] for n in stale]
 
 
 def _has_formulas(notebook: Path) -> bool:
-    cells = artifacts.read_json(notebook)["cells"]
+    cells = read_json(notebook)["cells"]
     return any("$" in "".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
@@ -208,7 +221,7 @@ def _with_bar(content: str, run: Run, notebook: Path) -> str:
     steps = [_link(start / f"{name}.html", f"← {name}", start) for name in names[max(place - 1, 0) : place]]
     steps += [_link(start / f"{name}.html", f"{name} →", start) for name in names[place + 1 : place + 2]]
     bar = (
-        f'<nav class="hv hv-bar">{_link(config.report_root() / "index.html", "all runs", start)}'
+        f'<nav class="hv hv-bar">{_link(report_root() / "index.html", "all runs", start)}'
         f"<span>{html.escape(run.profile)} · {html.escape(run.dataset)}</span>{_caveat_label(run)}"
         f'<span class="steps">{"".join(steps)}</span></nav>'
     )
@@ -228,7 +241,7 @@ def _card(run: Run, start: Path) -> str:
     items = []
     for notebook in run.notebooks:
         page = page_folder(run) / f"{notebook.stem}.html"
-        seconds = artifacts.read_json(notebook)["metadata"].get("papermill", {}).get("duration")
+        seconds = read_json(notebook)["metadata"].get("papermill", {}).get("duration")
         link = _link(page if page.exists() else notebook, _readable(notebook.stem), start)
         items.append(f"<li>{link}<span>{_duration(seconds)}</span></li>")
     more = [run.folder / "results.json", run.folder / "figures", run.folder / "tables", *run.folder.glob("*.html")]
@@ -247,7 +260,7 @@ def _duration(seconds: float | None) -> str:
 
 def build_index() -> Path:
     """Write ``reports/index.html``: every run found, then the published ones."""
-    root = config.report_root()
+    root = report_root()
     groups = {"Runs in this checkout": find_runs(root), "Published results": find_runs(root / "published")}
     body = (
         "<main><h1>harvis</h1>"
@@ -260,12 +273,12 @@ def build_index() -> Path:
             body += f'<h2>{title}</h2><div class="runs">{cards}</div>'
     if not any(groups.values()):
         body += "<p>Nothing has been run yet: <code>make reproduce</code>.</p>"
-    return artifacts.write_text(root / "index.html", _page("harvis: results", INDEX_STYLE, body + "</main>"))
+    return write_text(root / "index.html", _page("harvis: results", INDEX_STYLE, body + "</main>"))
 
 
 def build_all() -> Path:
     """Make the pages of every run and every published run, and the index."""
-    root = config.report_root()
+    root = report_root()
     for run in [*find_runs(root), *find_runs(root / "published")]:
         build_run(run.folder)
     return build_index()
@@ -274,14 +287,14 @@ def build_all() -> Path:
 # ---------------------------------------------------------------------------------------------------- publishing
 
 
-def publish(cfg: config.Settings, notebooks: list[Path]) -> Path:
+def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     """Copy a finished run, without pages, to ``reports/published/<profile>/<dataset>``, replacing an older one.
 
     Raises :class:`PublishError` when a notebook of ``notebooks`` was not executed to its end, when
     ``results.json`` is missing or invalid, when a file contains a path of this machine, or when more than 6 MB are new
     or changed.
     """
-    from harvis_utils import report  # loads torch, which pages do without
+    from harvis_utils.paper import report  # loads torch, which pages do without
 
     for notebook in notebooks:
         _check_finished(cfg, notebook)
@@ -289,11 +302,11 @@ def publish(cfg: config.Settings, notebooks: list[Path]) -> Path:
     if not results.exists():
         raise PublishError(f"{results} does not exist; {_again(cfg)}")
     try:
-        report.validate(artifacts.read_json(results))
+        report.validate(read_json(results))
     except Exception as error:
         raise PublishError(f"{results} is not valid: {error}") from error
     files = [cfg.reports / f"{n.stem}.ipynb" for n in notebooks] + [results]
-    made = sorted({name for n in notebooks for name in artifacts.read_json(_stamp(cfg, n))["made"]["files"]})
+    made = sorted({name for n in notebooks for name in read_json(_stamp(cfg, n))["made"]["files"]})
     for name in map(Path, made):
         if name.parts[0] in ("figures", "tables") or (len(name.parts) == 1 and name.suffix == ".json"):
             files.append(cfg.reports / name)
@@ -306,23 +319,23 @@ def publish(cfg: config.Settings, notebooks: list[Path]) -> Path:
             raise PublishError(
                 f"{path} contains paths of this machine, as {found[0]!r}; print them relative to the project"
             )
-    return _replace(config.report_root() / "published" / cfg.profile / cfg.dataset, files, cfg.reports)
+    return _replace(report_root() / "published" / cfg.profile / cfg.dataset, files, cfg.reports)
 
 
-def _again(cfg: config.Settings) -> str:
+def _again(cfg: Settings) -> str:
     return f"run `make reproduce PROFILE={cfg.profile} DATASET={cfg.dataset}` to its end first"
 
 
-def _stamp(cfg: config.Settings, notebook: Path) -> Path:
+def _stamp(cfg: Settings, notebook: Path) -> Path:
     """The list of what a notebook made; only that is published, not what an older version of it left."""
     return cfg.reports / "stamps" / f"{notebook.stem}.json"
 
 
-def _check_finished(cfg: config.Settings, notebook: Path) -> None:
+def _check_finished(cfg: Settings, notebook: Path) -> None:
     executed = cfg.reports / f"{notebook.stem}.ipynb"
     if not executed.exists() or not _stamp(cfg, notebook).exists():
         raise PublishError(f"{notebook.name} has not been executed for this run; {_again(cfg)}")
-    book = artifacts.read_json(executed)
+    book = read_json(executed)
     about = book["metadata"].get("papermill", {})
     code = [c for c in book["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
     if about.get("exception") or any(c.get("execution_count") is None for c in code):
@@ -332,12 +345,12 @@ def _check_finished(cfg: config.Settings, notebook: Path) -> None:
 def machine_paths(path: Path) -> list[str]:
     """Absolute paths of this machine in a text file; in a notebook, everywhere but in images."""
     if path.suffix == ".ipynb":
-        text = "\n".join(_strings(artifacts.read_json(path)))
+        text = "\n".join(_strings(read_json(path)))
     elif path.suffix in (".json", ".csv", ".txt", ".svg", ".md"):
         text = path.read_text(encoding="utf-8")
     else:
         return []
-    known = [config.REPOSITORY, Path.home(), config.report_root(), config.artifact_root(), *config.data_folders()]
+    known = [REPOSITORY, Path.home(), report_root(), artifact_root(), *data_folders()]
     here = "|".join(re.escape(str(p)) for p in known if len(p.parts) > 1)
     found = re.findall(rf"(?<![\w.~-])(?:(?:{here})(?![\w-])|/(?:home|Users)/\w)[^\s\"']{{0,80}}", text)
     return sorted(set(found))
@@ -355,7 +368,7 @@ def _replace(target: Path, files: list[Path], base: Path) -> Path:
     """Copy files beside ``target`` first, then let the copy take its place in two renames."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    sources = Path(os.path.relpath(config.REPOSITORY / "notebooks", target)).as_posix()
+    sources = Path(os.path.relpath(REPOSITORY / "notebooks", target)).as_posix()
     try:
         part.chmod(0o755)  # mkdtemp makes it private
         for path in files:
@@ -388,7 +401,7 @@ def _light(path: Path, beside: set[str], sources: str) -> bytes:
         return light_png(path.read_bytes())
     if path.suffix != ".ipynb":
         return path.read_bytes()
-    book = artifacts.read_json(path)
+    book = read_json(path)
     for cell in book["cells"]:
         outputs = [o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})]
         prose = [(cell, "source")] if cell["cell_type"] == "markdown" else [(data, "text/markdown") for data in outputs]
@@ -422,7 +435,7 @@ def light_png(content: bytes) -> bytes:
 # -------------------------------------------------------------------------------------------- the command line
 
 
-def _report(cfg: config.Settings | None) -> str:
+def _report(cfg: Settings | None) -> str:
     """Make the pages of one run, or of all, and the index; where they are, and the run's main result."""
     if cfg is None:
         return f"pages: {chain.near(build_all())}"
@@ -445,12 +458,12 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--dataset", default="synthetic")
     words = parser.parse_args(arguments)
     try:
-        cfg = config.load(words.profile, words.dataset) if words.profile else None
+        cfg = load_settings(words.profile, words.dataset) if words.profile else None
         if words.command == "report":
             print(_report(cfg))
         else:
             print(f"published: {chain.near(publish(cfg, chain.find_notebooks(words.notebooks)))}")
-    except (chain.ChainError, config.SettingsError, artifacts.ArtifactError) as error:
+    except (chain.ChainError, SettingsError, ArtifactError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     return 0

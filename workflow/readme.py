@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from harvis_utils import artifacts, config, wording
-from harvis_utils.atlas import FLAT_G
-from harvis_utils.claims import BASELINE, PROPOSED
-from harvis_utils.evidence import OURS
+from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
+from harvis_utils.metrics import wording
+from harvis_utils.metrics.embedding import FLAT_G
+from harvis_utils.paper.evidence import OURS
+from harvis_utils.settings import REPOSITORY
+from harvis_utils.store.files import read_json, write_text
 from workflow import sweep_cost, sweep_plan
 
 #: notebook -> its question, and where the paper asks it
@@ -44,20 +46,18 @@ NOT_IN_SUMMARY += ("batch to the layer, all its units, autograd",)
 
 def published(root: Path | None = None) -> dict[str, dict]:
     """Published ``results.json`` by "<profile>/<data set>", real data first."""
-    root = root or config.REPOSITORY / "reports" / "published"
-    found = {
-        p.parent.relative_to(root).as_posix(): artifacts.read_json(p) for p in sorted(root.glob("*/*/results.json"))
-    }
+    root = root or REPOSITORY / "reports" / "published"
+    found = {p.parent.relative_to(root).as_posix(): read_json(p) for p in sorted(root.glob("*/*/results.json"))}
     return dict(sorted(found.items(), key=lambda item: (not item[1]["verified_data"], item[0])))
 
 
 def seconds(run: str, notebook: str, root: Path | None = None) -> float | None:
     """How long a published notebook took to execute; ``None`` where it is not published."""
-    root = root or config.REPOSITORY / "reports" / "published"
+    root = root or REPOSITORY / "reports" / "published"
     path = root / run / f"{notebook}.ipynb"
     if not path.exists():
         return None
-    return artifacts.read_json(path)["metadata"]["papermill"]["duration"]
+    return read_json(path)["metadata"]["papermill"]["duration"]
 
 
 def notebooks_block(runs: list[str], root: Path | None = None) -> str:
@@ -78,7 +78,7 @@ def _duration(value: float | None) -> str:
 
 def findings_block(runs: dict[str, dict], root: Path | None = None) -> str:
     """What the published runs say against the method, as Markdown: flat signals, noise beside it, planted motifs."""
-    root = root or config.REPOSITORY / "reports" / "published"
+    root = root or REPOSITORY / "reports" / "published"
     flat = "; ".join(f"{name} {_flat(run)}" for name, run in runs.items())
     lines = [f"**Many signals are flat.** Of the proposed method's signals, range below {FLAT_G:g} G: {flat}."]
     tables = {name: root / name / "tables" / "08_differences.csv" for name in runs}
@@ -142,7 +142,7 @@ def results_block(runs: dict[str, dict], root: Path | None = None) -> str:
     """The tables as Markdown: key numbers, evidence and verdicts, one column per published run."""
     if not runs:
         return "No results are published yet."
-    root = root or config.REPOSITORY / "reports" / "published"
+    root = root or REPOSITORY / "reports" / "published"
     names = list(runs)
     head = [f"| | paper | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
     rows = [
@@ -182,7 +182,7 @@ def results_block(runs: dict[str, dict], root: Path | None = None) -> str:
 def _evidence(folder: Path) -> dict:
     """What notebooks 07 to 09 wrote of a run, by file: "readings", "evidence", "recipes"; what is there of it."""
     files = (folder / f"{name}.json" for name in ("readings", "evidence", "recipes"))
-    return {path.stem: artifacts.read_json(path) for path in files if path.exists()}
+    return {path.stem: read_json(path) for path in files if path.exists()}
 
 
 def _axes(evidence: dict) -> str:
@@ -245,8 +245,8 @@ def _pair(run: dict, layer: str, quantity: str) -> str:
 
 
 def _benchmarks(root: Path | None) -> list[dict]:
-    root = root or config.REPOSITORY / "reports" / "published"
-    return [artifacts.read_json(p) for p in sorted((root / "benchmarks").glob("*.json"))]
+    root = root or REPOSITORY / "reports" / "published"
+    return [read_json(p) for p in sorted((root / "benchmarks").glob("*.json"))]
 
 
 def benchmarks_block(root: Path | None = None) -> str:
@@ -483,7 +483,7 @@ def updated(text: str, name: str, content: str) -> str:
 def cost_block(root: Path | None = None) -> str:
     """What 200 networks would cost on a cluster, projected from published times."""
     known = list(sweep_cost.from_results(root or sweep_cost.PUBLISHED))
-    whole = sweep_cost.describe(sweep_plan.load(config.REPOSITORY / "workflow" / "two_hundred.toml"), known)
+    whole = sweep_cost.describe(sweep_plan.load(REPOSITORY / "workflow" / "two_hundred.toml"), known)
     return whole.split("\n\n")[0]  # its parts are what the command says
 
 
@@ -504,10 +504,10 @@ def rewritten(text: str) -> str:
 
 def main() -> int:
     """Rewrite the blocks in README.md."""
-    path = config.REPOSITORY / "README.md"
-    artifacts.write_text(path, rewritten(path.read_text(encoding="utf-8")))
+    path = REPOSITORY / "README.md"
+    write_text(path, rewritten(path.read_text(encoding="utf-8")))
     if _benchmarks(None):
-        artifacts.write_text(config.REPOSITORY / "reports/published/benchmarks/README.md", benchmark_pages())
+        write_text(REPOSITORY / "reports/published/benchmarks/README.md", benchmark_pages())
     return 0
 
 

@@ -2,7 +2,7 @@
 
     python -m workflow.sweep start workflow/sweep.toml --workflow-profile slurm
 
-Every job fills the store of :mod:`harvis_utils.artifacts`, and nothing passes from job to job but through it. The
+Every job fills the store of :mod:`harvis_utils.store.stages`, and nothing passes from job to job but through it. The
 keys are those of the notebooks, so a sweep over the architecture ``default`` with a profile's own seeds leaves
 nothing heavy for ``make reproduce``. Snakemake (``workflow/sweep.smk``) decides what runs where; it sees one light
 stamp per job in ``<reports>/sweep/<name>/stamps/``. At the end stands one table, ``sweep.csv``.
@@ -25,20 +25,16 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils import (
-    activations,
-    artifacts,
-    chain,
-    config,
-    datasets,
-    maximization,
-    similarity,
-    training,
-    windows,
-)
-from harvis_utils.config import Settings
-from harvis_utils.training import Network
-from harvis_utils.windows import Windows
+from harvis_utils import chain
+from harvis_utils.data import archive, kinds, windowing
+from harvis_utils.data.windowing import Windows
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.parallel import threads
+from harvis_utils.settings import PRESETS, Settings, artifact_root
+from harvis_utils.store.files import ArtifactError, read_json, write_json, write_text
+from harvis_utils.training import supervised
+from harvis_utils.training.supervised import Network
 from workflow import sweep_cost
 from workflow.sweep_plan import Sweep, SweepError, jobs, load, plan, settings
 
@@ -54,36 +50,36 @@ def run(sweep: Sweep, name: str) -> Path:
         raise SweepError(f"{sweep.path}: no job {name!r}; its jobs are called like {next(iter(known))!r}")
     job = known[name]
     cfg = settings(sweep, job.dataset, job.architecture, job.seeds)
-    data = windows.cut(datasets.load_recordings(job.dataset, download=False), cfg.windows)
+    data = windowing.cut(archive.load_recordings(job.dataset, download=False), cfg.windows)
     with _journal() as journal:
         if job.kind == "networks":
-            activations.statistics(cfg, data, training.networks(cfg, data))
+            unit_statistics.statistics(cfg, data, supervised.networks(cfg, data))
         else:
-            nets = training.load_networks(cfg, data)
-            statistics = activations.load_statistics(cfg, data, nets)
+            nets = supervised.load_networks(cfg, data)
+            statistics = unit_statistics.load_statistics(cfg, data, nets)
             if job.kind == "signals":
-                maximization.signals(cfg, data, nets, statistics, presets=(job.preset,))
+                paper_methods.signals(cfg, data, nets, statistics, presets=(job.preset,))
             else:
                 _score(sweep, cfg, data, nets, statistics)
         stored = sorted(set(journal.read_text(encoding="utf-8").split()))
-    return artifacts.write_json(_stamp(sweep, name), {"job": name, "stored": stored})
+    return write_json(_stamp(sweep, name), {"job": name, "stored": stored})
 
 
 def _score(sweep: Sweep, cfg: Settings, data: Windows, nets: list[Network], statistics: xr.Dataset) -> None:
     """Scores of the sweep's presets, and their controls as notebooks 03 and 04 make them."""
-    made = maximization.load_signals(cfg, data, nets, presets=sweep.presets)
+    made = paper_methods.load_signals(cfg, data, nets, presets=sweep.presets)
     similarity.scores(cfg, data, _addressed(sweep, nets), statistics, made)
-    random = training.untrained(cfg, data)
-    random_statistics = activations.statistics(cfg, data, random)
-    methods, presets = maximization.CONTROL_METHODS, ("calibrated",)
-    made = maximization.signals(cfg, data, random, random_statistics, methods, presets)
+    random = supervised.untrained(cfg, data)
+    random_statistics = unit_statistics.statistics(cfg, data, random)
+    methods, presets = paper_methods.CONTROL_METHODS, ("calibrated",)
+    made = paper_methods.signals(cfg, data, random, random_statistics, methods, presets)
     proposed = made.sel({"preset": presets[0], "method": methods[0]}, drop=True)
     similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
 
 
 def _addressed(sweep: Sweep, nets: list[Network]) -> list[Network]:
     """The networks under the address of their scores: with some presets only it must not be the notebooks' one."""
-    if sweep.presets == tuple(maximization.PRESETS):
+    if sweep.presets == tuple(PRESETS):
         return nets
     return [dataclasses.replace(n, key=f"{n.key} {' '.join(sweep.presets)}") for n in nets]
 
@@ -119,13 +115,13 @@ def collect(sweep: Sweep) -> Path:
     """
     tables = []
     for dataset in sweep.datasets:
-        recordings = datasets.load_recordings(dataset, download=False)
-        data = windows.cut(recordings, settings(sweep, dataset, next(iter(sweep.architectures))).windows)
+        recordings = archive.load_recordings(dataset, download=False)
+        data = windowing.cut(recordings, settings(sweep, dataset, next(iter(sweep.architectures))).windows)
         for architecture in sweep.architectures:
             for seed in sweep.seeds:
                 try:
                     table = _table(sweep, settings(sweep, dataset, architecture, (seed,)), data)
-                except artifacts.ArtifactError as error:
+                except ArtifactError as error:
                     raise SweepError(
                         f"{sweep.path}: {dataset}, architecture {architecture}, seed {seed} is not finished; start the "
                         f"sweep again ({error})"
@@ -134,21 +130,21 @@ def collect(sweep: Sweep) -> Path:
     found = pd.concat(tables, ignore_index=True)
     first = ["dataset", "caveat", "architecture", "seed", "macro_f1", "kind", "name", "preset", "layer"]
     found = found[[*first, *(c for c in found.columns if c not in first)]]
-    return artifacts.write_text(sweep.place.reports / "sweep.csv", found.to_csv(index=False))
+    return write_text(sweep.place.reports / "sweep.csv", found.to_csv(index=False))
 
 
 def _table(sweep: Sweep, cfg: Settings, data: Windows) -> pd.DataFrame:
-    (net,) = nets = training.load_networks(cfg, data)
+    (net,) = nets = supervised.load_networks(cfg, data)
     scores = similarity.load_scores(cfg, data, _addressed(sweep, nets)).sel(seed=net.seed)
     controls = similarity.load_scores(cfg, data, nets, "controls").sel(seed=net.seed)
     table = pd.concat([measured(scores, "method"), measured(controls, "control")], ignore_index=True)
     seconds = {}
     for preset in sweep.presets:
         for layer in net.trunk.layers:
-            key = maximization.key(cfg, data, net, layer, preset, tuple(maximization.METHODS))
-            seconds[preset, layer] = maximization.STAGE.manifest(key)["wall_s"]
+            key = paper_methods.key(cfg, data, net, layer, preset, tuple(paper_methods.METHODS))
+            seconds[preset, layer] = paper_methods.STAGE.manifest(key)["wall_s"]
     made = [seconds.get(place) for place in zip(table["preset"], table["layer"], strict=True)]
-    f1 = training.macro_f1(data.test, net.predicted["test"])
+    f1 = supervised.macro_f1(data.test, net.predicted["test"])
     return table.assign(macro_f1=f1, network_s=net.wall_s, signals_s=made)
 
 
@@ -186,11 +182,11 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
     folder = sweep.place.reports
     with chain.alone(sweep.place) as lock:
         for stamp in (folder / "stamps").glob("*.json"):
-            kept = [config.artifact_root() / "store" / s for s in artifacts.read_json(stamp)["stored"]]
+            kept = [artifact_root() / "store" / s for s in read_json(stamp)["stored"]]
             if not all((result / "manifest.json").exists() for result in kept):
                 stamp.unlink()
         planned = plan(sweep)
-        artifacts.write_json(folder / "plan.json", planned)
+        write_json(folder / "plan.json", planned)
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW / "sweep.smk")]
         command += ["--workflow-profile", str(profile), "--rerun-incomplete", "--nolock"]
         command += ["--rerun-triggers", "mtime", "params", "input", *options]
@@ -229,9 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif words.command == "cost":
             print(sweep_cost.describe(sweep))
         else:
-            torch.set_num_threads(config.threads())
+            torch.set_num_threads(threads())
             run(sweep, words.job) if words.command == "run" else collect(sweep)
-    except (SweepError, training.TrainingError, artifacts.ArtifactError, datasets.DataError, chain.ChainError) as error:
+    except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, chain.ChainError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -16,12 +16,15 @@ from pathlib import Path
 
 import h5py
 
-from harvis_utils import activations, artifacts, config, maximization, similarity, training
-from harvis_utils.config import Settings
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.settings import APPROXIMATE, REPOSITORY, Settings, artifact_root, as_json, report_root
+from harvis_utils.store.files import read_json
+from harvis_utils.training import supervised
 from workflow.sweep_plan import Sweep, SweepError, jobs, settings
 
-PUBLISHED = config.REPOSITORY / "reports" / "published"
-STAGES = (training.STAGE.name, activations.STAGE.name, maximization.STAGE.name, similarity.STAGE.name)
+PUBLISHED = REPOSITORY / "reports" / "published"
+STAGES = (supervised.STAGE.name, unit_statistics.STAGE.name, paper_methods.STAGE.name, similarity.STAGE.name)
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Measured:
 def work(cfg: Settings, n_presets: int) -> dict[str, float]:
     """What one network of these settings asks of each stage, in the units of the formula above."""
     units = cfg.model.n_layers * cfg.model.n_units
-    rows = units * (len(maximization.METHODS) * n_presets + len(maximization.CONTROL_METHODS))
-    scored = units * (len(maximization.METHODS) * n_presets + len(similarity.CONTROLS))
+    rows = units * (len(paper_methods.METHODS) * n_presets + len(paper_methods.CONTROL_METHODS))
+    scored = units * (len(paper_methods.METHODS) * n_presets + len(similarity.CONTROLS))
     per_stage = (cfg.training.epochs, 2, rows * cfg.maximization.n_steps, scored)
     return dict(zip(STAGES, map(float, per_stage), strict=True))
 
@@ -53,8 +56,8 @@ def multiply_adds(model: dict) -> float:
 
 def from_store() -> Iterator[Measured]:
     """What every stored CPU result took, from its manifest; how many signals it holds, from its file."""
-    for manifest in sorted((config.artifact_root() / "store").glob("*/*/manifest.json")):
-        found = artifacts.read_json(manifest)
+    for manifest in sorted((artifact_root() / "store").glob("*/*/manifest.json")):
+        found = read_json(manifest)
         about, stage = found["provenance"], found["stage"]
         # a study trains on part of the windows, which its data digest says
         if stage not in STAGES or not about["device"].startswith("cpu") or "/" in about["data"]:
@@ -65,11 +68,11 @@ def from_store() -> Iterator[Measured]:
 
 
 def _amount(stage: str, used: dict, folder: Path) -> float:
-    if stage == training.STAGE.name:
+    if stage == supervised.STAGE.name:
         return used["training"]["epochs"]
-    if stage == activations.STAGE.name:
+    if stage == unit_statistics.STAGE.name:
         return 1
-    name, variable = ("signals.nc", "steps") if stage == maximization.STAGE.name else ("scores.nc", "failed")
+    name, variable = ("signals.nc", "steps") if stage == paper_methods.STAGE.name else ("scores.nc", "failed")
     with h5py.File(folder / name) as file:
         n_signals = file[variable].size
     return n_signals * (used["maximization"]["n_steps"] if name == "signals.nc" else 1)
@@ -78,24 +81,24 @@ def _amount(stage: str, used: dict, folder: Path) -> float:
 def from_results(folder: Path) -> Iterator[Measured]:
     """What the stages of the finished CPU runs in a folder of reports took, from their ``results.json``."""
     for path in sorted(folder.glob("*/*/results.json")):
-        results = artifacts.read_json(path)
+        results = read_json(path)
         about = results["provenance"]
         if not about["device"].startswith("cpu"):
             continue
         used = about["settings"]
         units = used["model"]["n_layers"] * used["model"]["n_units"]
         methods = sum(map(len, results["methods"].values()))
-        rows = units * (methods + len(maximization.CONTROL_METHODS)) * used["maximization"]["n_steps"]
+        rows = units * (methods + len(paper_methods.CONTROL_METHODS)) * used["maximization"]["n_steps"]
         scored = units * (methods + len(results["controls"]))
         amounts = (used["training"]["epochs"], 2, rows, scored)
-        where = path.relative_to(config.REPOSITORY) if path.is_relative_to(config.REPOSITORY) else path
+        where = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
         for stage, amount in zip(STAGES, amounts, strict=True):
             core_s = results["timings_s"][stage] * about["threads"]
             yield _measured(stage, used, core_s, amount * results["n_seeds"], where.as_posix())
 
 
 def _measured(stage: str, used: dict, core_s: float, amount: float, source: str) -> Measured:
-    base = used["dataset"].removesuffix(config.APPROXIMATE)
+    base = used["dataset"].removesuffix(APPROXIMATE)
     return Measured(stage, base, used["windows"], used["model"], core_s, float(amount), source)
 
 
@@ -105,8 +108,8 @@ def rate(stage: str, cfg: Settings, known: list[Measured]) -> tuple[float, str]:
     Preferred is what comes first in ``known``, and the same model. Another model's rate is multiplied by the growth
     in multiply-adds; a smaller one is counted like the one measured, because not all of its time shrinks with it.
     """
-    model, base = config.as_json(cfg.model), cfg.dataset.removesuffix(config.APPROXIMATE)
-    near = [m for m in known if (m.stage, m.dataset, m.windows) == (stage, base, config.as_json(cfg.windows))]
+    model, base = as_json(cfg.model), cfg.dataset.removesuffix(APPROXIMATE)
+    near = [m for m in known if (m.stage, m.dataset, m.windows) == (stage, base, as_json(cfg.windows))]
     if not near:
         raise SweepError(
             f"no measured time of stage {stage!r} on {base}: compute a first part of the sweep (seeds = 1), or "
@@ -129,7 +132,7 @@ def describe(sweep: Sweep, known: list[Measured] | None = None) -> str:
     ``known`` is by default all that was measured here, then own runs, then published ones.
     """
     if known is None:
-        known = [*from_store(), *from_results(config.report_root()), *from_results(PUBLISHED)]
+        known = [*from_store(), *from_results(report_root()), *from_results(PUBLISHED)]
     lines, total = [], 0.0
     for dataset in sweep.datasets:
         for architecture in sweep.architectures:

@@ -17,17 +17,21 @@ from pathlib import Path
 import fastjsonschema
 import torch
 
-from harvis_utils import activations, artifacts, config, datasets, maximization, similarity, training
-from harvis_utils.config import Settings
-from harvis_utils.models import SFHF
+from harvis_utils.data import archive, kinds
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.settings import PRESETS, PROFILES, Settings, load_settings
+from harvis_utils.store import stages
+from harvis_utils.training import supervised
 
 #: kind of job -> the sections of the settings and the stages that decide what it makes
 KINDS = {
-    "networks": (("windows", "model", "training"), (training.STAGE, activations.STAGE)),
-    "signals": (("windows", "model", "training", "maximization"), (maximization.STAGE,)),
+    "networks": (("windows", "model", "training"), (supervised.STAGE, unit_statistics.STAGE)),
+    "signals": (("windows", "model", "training", "maximization"), (paper_methods.STAGE,)),
     "scores": (
         ("windows", "model", "training", "maximization", "similarity"),
-        (activations.STAGE, maximization.STAGE, similarity.STAGE),
+        (unit_statistics.STAGE, paper_methods.STAGE, similarity.STAGE),
     ),
 }
 
@@ -84,7 +88,7 @@ class Job:
 
 def schema() -> dict:
     """The JSON Schema of a sweep file; the fields of the settings are read from their classes."""
-    kinds = {
+    types = {
         int: {"type": "integer", "minimum": 1},
         float: {"type": "number", "minimum": 0},
         bool: {"type": "boolean"},
@@ -96,7 +100,7 @@ def schema() -> dict:
 
     def sections(*names: str) -> dict:
         of = {name: typing.get_type_hints(type(getattr(Settings("", ""), name))) for name in names}
-        found = {name: table({k: kinds[t] for k, t in f.items() if k != "seeds"}) for name, f in of.items()}
+        found = {name: table({k: types[t] for k, t in f.items() if k != "seeds"}) for name, f in of.items()}
         found["model"]["properties"]["n_dense"] = {"type": "integer", "minimum": 0}
         return table(found)
 
@@ -118,11 +122,11 @@ def schema() -> dict:
     }
     return table(
         {
-            "profile": {"enum": list(config.PROFILES)},
+            "profile": {"enum": list(PROFILES)},
             "datasets": some(type="string"),
             "seeds": seeds,
             "seeds_per_job": count,
-            "presets": some(enum=list(maximization.PRESETS)),
+            "presets": some(enum=list(PRESETS)),
             "architectures": named,
             "settings": sections("windows", "model", "training", "maximization", "similarity"),
             "device": {"enum": ["cpu", "cuda"]},
@@ -138,7 +142,7 @@ def load(path: Path | str) -> Sweep:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
         fastjsonschema.compile(schema())(given)  # jsonschema takes seconds to load, in each of many jobs
         for name in given["datasets"]:
-            datasets.check_name(name)
+            kinds.check_name(name)
     except OSError as error:
         raise SweepError(f"{path}: the sweep file cannot be read ({error.strerror})") from None
     except fastjsonschema.JsonSchemaValueException as error:
@@ -149,15 +153,15 @@ def load(path: Path | str) -> Sweep:
         raise SweepError(f"{path}: {said}" + (f"; {hint}" if hint else "")) from None
     except ValueError as error:  # not TOML, or an unknown data set
         raise SweepError(f"{path}: {error}") from None
-    seeds = given.get("seeds", config.load(given["profile"]).training.seeds)
-    presets = given.get("presets", maximization.PRESETS)
+    seeds = given.get("seeds", load_settings(given["profile"]).training.seeds)
+    presets = given.get("presets", PRESETS)
     found = Sweep(
         path=path,
         profile=given["profile"],
         datasets=tuple(given["datasets"]),
         seeds=tuple(range(int(seeds))) if isinstance(seeds, int | float) else tuple(sorted(map(int, seeds))),
         seeds_per_job=int(given.get("seeds_per_job", 1)),
-        presets=tuple(p for p in maximization.PRESETS if p in presets),  # the order that the notebooks have
+        presets=tuple(p for p in PRESETS if p in presets),  # the order that the notebooks have
         architectures=given.get("architectures", {"default": {}}),
         settings=given.get("settings", {}),
         device=given.get("device"),
@@ -178,13 +182,13 @@ def load(path: Path | str) -> Sweep:
 
 def settings(sweep: Sweep, dataset: str, architecture: str, seeds: tuple[int, ...] | None = None) -> Settings:
     """The settings of one data set, architecture and group of seeds, by default all seeds."""
-    cfg = config.load(sweep.profile, dataset, sweep.device)
+    cfg = load_settings(sweep.profile, dataset, sweep.device)
     for changes in (sweep.settings, sweep.architectures[architecture]):
         for section, fields in changes.items():
             before = getattr(cfg, section)
-            kinds = typing.get_type_hints(type(before))
+            types = typing.get_type_hints(type(before))
             # 1 and 1.0 are one setting, and should have one key
-            after = dataclasses.replace(before, **{k: kinds[k](v) for k, v in fields.items()})
+            after = dataclasses.replace(before, **{k: types[k](v) for k, v in fields.items()})
             cfg = dataclasses.replace(cfg, **{section: after})
     return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=seeds or sweep.seeds))
 
@@ -208,10 +212,10 @@ def jobs(sweep: Sweep) -> list[Job]:
 
 def plan(sweep: Sweep) -> dict:
     """What Snakemake is told: jobs and, of each, a digest of all that decides its results, data and code included."""
-    data = {name: datasets.load_recordings(name).digest for name in sweep.datasets}  # fetches what is missing
-    versions = [version(lib) for lib in artifacts.VERSIONED]
+    data = {name: archive.load_recordings(name).digest for name in sweep.datasets}  # fetches what is missing
+    versions = [version(lib) for lib in stages.VERSIONED]
     code = {
-        kind: [artifacts.code_digest(m) for m in sorted({m for stage in stages for m in stage.modules})]
+        kind: [stages.code_digest(m) for m in sorted({m for stage in stages for m in stage.modules})]
         for kind, (_, stages) in KINDS.items()
     }
 
