@@ -262,7 +262,7 @@ def agreement_by_method(network: Network, th: xr.DataArray, n_units: int = 10, n
                 loop, other = (plain_loop(t, *given) for t in (same, reordered(same)))
                 path = engine_path(trunk, *given)
                 steps = torch.stack(list(plain_steps(same, *given, path)))
-                climbed = torch.tensor(found.sel({"method": method}).values)
+                climbed = torch.tensor(found.sel(technique=method).values)
                 for key, a, b in (("engine", climbed, loop), ("reordered", other, loop), ("step", path[1:], steps)):
                     worst[method][key] = max(worst[method][key], float((a - b).abs().max()))
     return {"n_units": n_units, "n_steps": n_steps, "methods": worst}

@@ -52,12 +52,12 @@ class Run:
     @cached_property
     def statistics(self) -> xr.Dataset:
         """What the trained networks' units do on the training windows (:func:`unit_statistics.statistics`)."""
-        return unit_statistics.load_statistics(self.cfg, self.data, self.networks)
+        return unit_statistics.statistics(self.cfg, self.data, self.networks)
 
     @cached_property
     def random_statistics(self) -> xr.Dataset:
         """The same of the untrained networks."""
-        return unit_statistics.load_statistics(self.cfg, self.data, self.untrained)
+        return unit_statistics.statistics(self.cfg, self.data, self.untrained)
 
     @cached_property
     def signals(self) -> xr.Dataset:

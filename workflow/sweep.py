@@ -73,7 +73,7 @@ def _score(sweep: Sweep, cfg: Settings, data: Windows, nets: list[Network], stat
     random_statistics = unit_statistics.statistics(cfg, data, random)
     methods, presets = paper_methods.CONTROL_METHODS, ("calibrated",)
     made = paper_methods.signals(cfg, data, random, random_statistics, methods, presets)
-    proposed = made.sel({"preset": presets[0], "method": methods[0]}, drop=True)
+    proposed = made.sel(preset=presets[0], technique=methods[0], drop=True)
     similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
 
 

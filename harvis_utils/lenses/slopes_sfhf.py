@@ -218,7 +218,7 @@ def key(
     """Address of the climbs of one network."""
     settings = [BUDGETS[cfg.profile], cfg.maximization.start_amplitude_g, cfg.maximization.start_periods]
     settings += [sorted(steps), [steps[slope] for slope in sorted(steps)], bound, *more]
-    return STAGE.key(settings, unit_statistics.key(windows, network))
+    return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows))
 
 
 def kept_steps(n_steps: int, n: int = 30) -> list[int]:

@@ -291,7 +291,7 @@ def load_signals(
 def key(cfg: Settings, windows: Windows, network: Network, layer: str, preset: str, methods: Sequence[str]) -> str:
     """Address of the signals of one network, layer and preset."""
     settings = [cfg.maximization, cfg.windows, layer, preset, list(methods)]
-    return STAGE.key(settings, unit_statistics.key(windows, network))
+    return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows))
 
 
 def _stacked(networks: list[Network], presets: Sequence[str], folder) -> xr.Dataset:

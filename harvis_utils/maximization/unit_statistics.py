@@ -7,9 +7,8 @@ windows, axes and time steps; the 95 % point is that of all its outputs, zeros i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 
@@ -17,13 +16,8 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import Settings
-from harvis_utils.store import stages
-from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
-
-STAGE = stages.Stage(
-    "statistics", notebook="03_maximization", modules=("networks.sfhf", "maximization.unit_statistics")
-)
 
 #: single-axis segments pushed through the trunk at once; bounds the memory
 CHUNK = 4096
@@ -130,30 +124,13 @@ def _quantile(q: float, coarse: torch.Tensor, trunk: Trunk, layer: str, segments
     return found[0] + (found[1] - found[0]) * (at - np.floor(at))
 
 
+@kept("statistics", apart=("device",))
+def statistics_of(network: Network, windows: Windows, n_top: int = N_TOP, *, device: str | None = None) -> xr.Dataset:
+    """Statistics of one network over the training windows, dims (layer, unit[, rank]); see :func:`collect`."""
+    return collect(network.trunk, windows.train.segments, torch_device(device), n_top)
+
+
 def statistics(cfg: Settings, windows: Windows, networks: list[Network]) -> xr.Dataset:
-    """Statistics of all networks, dims (seed, layer, unit[, rank]); computed where they are not there yet."""
-    return _all(cfg, windows, networks, _obtain)
-
-
-def load_statistics(cfg: Settings, windows: Windows, networks: list[Network]) -> xr.Dataset:
-    """The statistics that notebook 03 made; a missing one raises :class:`store.files.ArtifactError`."""
-    return _all(cfg, windows, networks, lambda cfg, windows, net: STAGE.require(key(windows, net)))
-
-
-def key(windows: Windows, network: Network) -> str:
-    """Address of one network's statistics."""
-    return STAGE.key({"n_top": N_TOP}, windows.digest, network.key)
-
-
-def _all(cfg: Settings, windows: Windows, networks: list[Network], folder) -> xr.Dataset:
-    found = [read_dataset(folder(cfg, windows, net) / "statistics.nc") for net in networks]
-    return xr.concat([d.expand_dims(seed=[n.seed]) for d, n in zip(found, networks, strict=True)], "seed")
-
-
-def _obtain(cfg: Settings, windows: Windows, network: Network) -> Path:
-    def build(part: Path) -> None:
-        found = collect(network.trunk, windows.train.segments, torch_device(cfg.device))
-        write_dataset(part / "statistics.nc", found)
-
-    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed)
-    return STAGE.obtain(key(windows, network), build, about)
+    """Statistics of all networks, dims (seed, layer, unit[, rank])."""
+    found = [statistics_of(net, windows, device=cfg.device) for net in networks]
+    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))

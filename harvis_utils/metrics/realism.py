@@ -523,7 +523,7 @@ def key(cfg: Settings, windows: Windows, network: Network, which: list) -> str:
     """Address of one network's result; ``which`` is its kind and, for methods, the presets and methods in it."""
     choices = [N_REFERENCES, N_STRONGEST, N_NEAREST, REST_G, SEED, N_PROBED, CHUNK]
     settings = [cfg.maximization, cfg.similarity, cfg.windows, choices, which]
-    return STAGE.key(settings, unit_statistics.key(windows, network))
+    return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows))
 
 
 def reference_windows(cfg: Settings, windows: Windows, network: Network, statistics: xr.Dataset) -> xr.Dataset:

@@ -201,7 +201,9 @@ def load_scores(cfg: Settings, windows: Windows, networks: list[Network], kind: 
 
 def key(cfg: Settings, windows: Windows, network: Network, kind: str) -> str:
     """Address of the scores of one network."""
-    return STAGE.key([cfg.maximization, cfg.similarity, cfg.windows, kind], unit_statistics.key(windows, network))
+    return STAGE.key(
+        [cfg.maximization, cfg.similarity, cfg.windows, kind], unit_statistics.statistics_of.key(network, windows)
+    )
 
 
 def _stored(cfg: Settings, windows: Windows, networks: list[Network], kind: str, build) -> xr.Dataset:

@@ -218,7 +218,7 @@ def key(cfg: Settings, windows: Windows, network: Network, readings: Sequence[Re
     settings = [rest, cfg.windows, cfg.readings.n_units, list(readings)]
     if stage is SCORES:
         settings.append(cfg.similarity)
-    return stage.key(settings, unit_statistics.key(windows, network))
+    return stage.key(settings, unit_statistics.statistics_of.key(network, windows))
 
 
 def scores(
@@ -269,7 +269,9 @@ def real_windows(cfg: Settings, windows: Windows, networks: list[Network], stati
             write_dataset(folder / "scores.nc", made.assign_coords(unit=units))
 
         about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
-        address = SCORES.key([cfg.windows, cfg.readings.n_units, "real windows"], unit_statistics.key(windows, net))
+        address = SCORES.key(
+            [cfg.windows, cfg.readings.n_units, "real windows"], unit_statistics.statistics_of.key(net, windows)
+        )
         folder = SCORES.obtain(address, build, about)
         found.append(read_dataset(folder / "scores.nc").expand_dims(seed=[net.seed]))
     return xr.concat(found, "seed").expand_dims(control=["held-out-strongest"])

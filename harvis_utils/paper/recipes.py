@@ -202,7 +202,7 @@ def signals(
 def key(cfg: Settings, windows: Windows, network: Network, recipe: Recipe, units: Sequence[int]) -> str:
     """Address of the signals of one network and recipe."""
     settings = [cfg.maximization, cfg.windows, recipe, list(units)]
-    return STAGE.key(settings, unit_statistics.key(windows, network))
+    return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows))
 
 
 def measures(

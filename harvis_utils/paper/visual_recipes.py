@@ -255,4 +255,4 @@ def key(cfg: Settings, windows: Windows, network: Network, recipe: Recipe, units
     """Address of the signals of one network and recipe."""
     of_prior = priors.key(cfg, windows, priors.SETTINGS[cfg.profile]) if recipe.prior else ""
     settings = [cfg.windows, SETTINGS[cfg.profile], recipe, list(units)]
-    return STAGE.key(settings, unit_statistics.key(windows, network), of_prior)
+    return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows), of_prior)
