@@ -1,0 +1,1 @@
+"""What serves publishing and other machines; the package never imports it."""
