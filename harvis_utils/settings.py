@@ -162,7 +162,7 @@ PROFILES: dict[str, dict] = {
 def load_settings(
     profile: str = "quick", dataset: str = "synthetic", device: str | None = None, weights: str = "trained"
 ) -> Settings:
-    """Settings of ``profile`` for ``dataset``; unknown profiles and weights raise :class:`SettingsError`, listing the valid.
+    """Settings of ``profile`` for ``dataset``; unknown names raise :class:`SettingsError` listing the valid ones.
 
     The data set is not looked at: :func:`harvis_utils.data.kinds.check_name` does that.
     """
