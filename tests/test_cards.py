@@ -15,7 +15,6 @@ from test_atlas import COLOURS, NAMES, Page, a_layer
 from harvis_utils.data.windowing import Split
 from harvis_utils.figures import page, special
 from harvis_utils.lenses import card_search, cards
-from harvis_utils.metrics import embedding
 from harvis_utils.settings import SimilaritySettings, load_settings, report_root
 
 SEEDS, LAYERS, N_UNITS, TIME, N_RANKS = (3, 7), ("conv1", "conv2"), 12, 30, 7

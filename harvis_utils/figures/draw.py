@@ -374,8 +374,8 @@ def plane(
 ) -> Figure:
     """Points in a plane: each group is its (x, y), (n,) each, or (n, 3) each with both intervals.
 
-    ``looks`` gives groups a colour and a marker of their own; ``across`` are levels of x to compare with, ``zero`` draws
-    both axes' zero. With ``numbered`` points carry the number before their name in the legend at the right.
+    ``looks`` gives groups a colour and a marker of their own; ``across`` are levels of x to compare with, ``zero``
+    draws both axes' zero. With ``numbered`` points carry the number before their name in the legend at the right.
     """
     groups = _groups(panels)
     looks = {g: CONTROL_LOOKS.get(g, (colour, "o")) for g, colour in colours_of(groups).items()} | dict(looks or {})
