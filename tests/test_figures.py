@@ -95,7 +95,7 @@ FIGURES = {
         {"paper": 0.7}, horizontal=True, **SAID,
     ),
     "dots, many": lambda: draw.dots(
-        {la: {"": {who: random(200) for who in WHO}} for la in LAYERS}, "units, sorted", "IoU with the best concept",
+        {la: {who: {"": random(200)} for who in WHO} for la in LAYERS}, "units, sorted", "IoU with the best concept",
         {"IoU 0.04": 0.04, "chance": 0.01}, middle="median", **SAID,
     ),
     "lines": lambda: draw.lines(

@@ -109,7 +109,7 @@ def points(
             style = {"fmt": MARKERS[k % len(MARKERS)], "color": colours[group], "label": group or None}
             shown = values[:, 0] >= floor
             intervals(ax, places[shown], np.maximum(values[shown], floor), horizontal=True, **style)
-            if log:
+            if not shown.all():
                 hollow = {"color": colours[group], "markerfacecolor": "none", "clip_on": False}
                 ax.plot(np.full((~shown).sum(), floor), places[~shown], "<", markersize=5, **hollow)
         _references(ax, references, horizontal=True)
@@ -292,8 +292,11 @@ def dots(
         else:
             ax.set_title(panel)
             axes[0, 0].set_ylabel(ylabel)
-    legend = entries(axes[0]) | {f"{middle}": Line2D([], [], color=SIGNAL, linewidth=2)}
-    return finish(figure, caveat, title, legend)
+    for ax in axes[0]:  # once all is drawn, as this fixes the other end, too
+        setter, least = (ax.set_xlim, ax.dataLim.x0) if horizontal else (ax.set_ylim, ax.dataLim.y0)
+        setter(min(0, least * 1.05), None)
+    legend = entries(axes[0]) | {middle: Line2D([], [], color=SIGNAL, linewidth=2)}
+    return finish(figure, caveat, title, legend, 6)
 
 
 def lines(
