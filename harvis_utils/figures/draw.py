@@ -46,7 +46,7 @@ def three(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def intervals(ax: Axes, at: Sequence[float], values: np.ndarray, horizontal: bool = False, **style) -> None:
     """Points at ``at`` with their intervals, ``values`` (n, 3); a point without one is drawn without."""
     values = np.asarray(values, dtype=float)
-    ends = np.nan_to_num(np.abs(values[:, 1:].T - values[:, 0]))
+    ends = np.abs(values[:, 1:].T - values[:, 0])
     style = {"fmt": "o", "elinewidth": 1, "capsize": 2, "markersize": 5} | style
     if horizontal:
         ax.errorbar(values[:, 0], at, xerr=ends, **style)
@@ -309,7 +309,7 @@ def lines(
     each: bool = False,
     levels: bool = False,
     scale: str = "linear",
-    sharey: bool = True,
+    sharey: bool | str | None = None,
     columns: int = 4,
     title: str = "",
     caveat: str = "",
@@ -319,13 +319,14 @@ def lines(
     With ``each`` a group is (x, n), n curves drawn pale under their mean. ``x`` is one for all panels or maps each to
     its own; with ``levels`` its values stand at equal distances and intervals are bars, else they are bands. ``rings``
     maps panel and group to the places on x that are ringed, one for each curve. ``scale`` is that of x, as matplotlib
-    names it. Without ``ylabel`` panels are measures, each with an axis of its own, and named by it.
+    names it, ``sharey`` is as in ``plt.subplots``. Without ``ylabel`` panels are measures, each with an axis of its own,
+    and named by it.
     """
     groups = _groups(panels)
     colours, shifts = colours_of(groups), _shifts(len(groups), 0.12 * len(groups))
     width = WIDTH if len(panels) > 1 else 0.7 * WIDTH
     height = 2.9 if len(panels) < 5 else 2.4
-    figure, axes = wrapped(len(panels), columns, width, height, sharey=sharey and ylabel is not None)
+    figure, axes = wrapped(len(panels), columns, width, height, sharey=ylabel is not None if sharey is None else sharey)
     for ax, (panel, by) in zip(axes.flat, panels.items(), strict=False):
         ticks = np.asarray(x[panel] if isinstance(x, Mapping) else x)
         places = np.arange(len(ticks)) if levels else ticks
@@ -355,7 +356,7 @@ def lines(
             ax.set_xlim(0, max(ticks))
         ax.set_xlabel(xlabel[panel] if isinstance(xlabel, Mapping) else xlabel)
         if ylabel is None:
-            ax.set_ylabel(textwrap.fill(panel, 30))
+            ax.set_ylabel(textwrap.fill(panel, 24))
         else:
             ax.set_title(panel)
     if ylabel is not None:

@@ -230,7 +230,7 @@ def waves(
             ax.set_ylim(-1.15, 1.15)
             ax.set_yticks([])
     axes[-1, n_columns // 2].set_xlabel("time [s]")
-    figure.supylabel(label + (", each on its own scale" if own_scale else ""), fontsize=10)
+    figure.supylabel(label + (", own scales" if own_scale else ""), fontsize=10)
     return finish(figure, caveat, title, legend)
 
 
