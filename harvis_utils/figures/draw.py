@@ -319,8 +319,8 @@ def lines(
     With ``each`` a group is (x, n), n curves drawn pale under their mean. ``x`` is one for all panels or maps each to
     its own; with ``levels`` its values stand at equal distances and intervals are bars, else they are bands. ``rings``
     maps panel and group to the places on x that are ringed, one for each curve. ``scale`` is that of x, as matplotlib
-    names it, ``sharey`` is as in ``plt.subplots``. Without ``ylabel`` panels are measures, each with an axis of its own,
-    and named by it.
+    names it, ``sharey`` is as in ``plt.subplots``. Without ``ylabel`` panels are measures, each named by an axis of its
+    own.
     """
     groups = _groups(panels)
     colours, shifts = colours_of(groups), _shifts(len(groups), 0.12 * len(groups))
