@@ -63,6 +63,8 @@ class TrainingSettings:
     learning_rate: float = 1e-4  # Paper
     batch_size: int = 64  # Choice: not stated
     weight_decay: float = 0.0  # Choice: not stated
+    # Choice: validation and test are scored after every so many epochs and after the last
+    evaluate_every: int = field(default=1, metadata={"unless": 1})
 
 
 @dataclass(frozen=True)
