@@ -112,21 +112,22 @@ def train(cfg: Settings, windows: Windows, seed: int, turns: Turns | None = None
         found = trained(*about, device=cfg.device, turns=turns)
     key = trained.key(*about)
     model = new_model(windows, cfg.model, seed)
-    model.load_state_dict(_part(found, "weights."))
+    model.load_state_dict(part_of(found, "weights."))
     history = {name: found[name].numpy() for name in HISTORY}
     return Network(
         seed=seed,
         model=model.eval(),
         history=history,
         best_epoch=int(np.nanargmax(history["val_f1"])),
-        predicted={k: v.numpy() for k, v in _part(found, "predicted.").items()},
-        predicted_last={k: v.numpy() for k, v in _part(found, "last_predicted.").items()},
+        predicted={k: v.numpy() for k, v in part_of(found, "predicted.").items()},
+        predicted_last={k: v.numpy() for k, v in part_of(found, "last_predicted.").items()},
         key=key,
         wall_s=read_json(results.folder_of(trained.stage, key) / "manifest.json")["wall_s"],
     )
 
 
-def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
@@ -297,7 +298,8 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, no
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); delete it and train again") from error
+        reason = (str(error) or "it is empty").splitlines()[0]
+        raise TrainingError(f"{path} is damaged ({reason}); delete it and train again") from error
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     notes |= state["notes"]
