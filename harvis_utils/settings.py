@@ -1,5 +1,7 @@
 """Names of profiles and data sets turned into frozen, typed settings; every path anchored at the repository.
 
+Where the package is installed without its repository, paths count from the folder in which Python was started.
+
 A notebook starts with one call::
 
     cfg = config.begin(globals(), PROFILE=str, DATASET=str, DEVICE=str | None)
@@ -18,7 +20,14 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+
+def repository(package: Path) -> Path:
+    """The checkout in which the package's folder lies, else, for an installed package, the current folder."""
+    root = package.parent
+    return root if (root / "pyproject.toml").exists() and (root / "notebooks").is_dir() else Path.cwd()
+
+
+REPOSITORY = repository(Path(__file__).resolve().parent)
 
 #: suffix of a data set whose archive is used although its digests do not match the pinned ones
 APPROXIMATE = "-approximate"
@@ -63,6 +72,8 @@ class TrainingSettings:
     learning_rate: float = 1e-4  # Paper
     batch_size: int = 64  # Choice: not stated
     weight_decay: float = 0.0  # Choice: not stated
+    # Choice: validation and test are scored after every so many epochs and after the last
+    evaluate_every: int = field(default=1, metadata={"unless": 1})
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,14 @@ all data. Rounding can only add candidates, never lose one: each comparison in f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
 from harvis_utils.data.windowing import Split
-from harvis_utils.parallel import progress, threads_inside
+from harvis_utils.parallel import progress, workers
 
 #: pieces of a page, and pages of a leaf, leaves of a node, and so on. Choice: by measurement
 PAGE, BRANCH = 64, 8
@@ -80,7 +78,7 @@ class PieceIndex:
         self.height = 1  # levels of boxes above the pages
         while len(piece) > TOP * PAGE * BRANCH**self.height:
             self.height += 1
-        with _workers() as pool:
+        with workers() as pool:
             self._fill(pool, self._in_order(pool, piece, sample))
 
     def _samples(self, piece: np.ndarray) -> torch.Tensor:
@@ -178,7 +176,7 @@ class PieceIndex:
         unique, back = np.unique(pieces, axis=0, return_inverse=True)
         found = [np.empty((len(unique), n), kind) for kind in (np.float64, np.int64, np.int64)]
         blocks = [slice(begin, begin + QUERIES) for begin in range(0, len(unique), QUERIES)]
-        with _workers() as pool:
+        with workers() as pool:
             for block in progress(blocks, **BAR):
                 self._search(pool, unique[block], [array[block] for array in found])
         return tuple(array[back.reshape(-1)] for array in found)
@@ -450,17 +448,6 @@ def _median_tree(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = np.take_along_axis(x, order[..., None], axis=1)
         nodes *= 2
     return widest, cut
-
-
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as torch has threads, each computing on one."""
-    workers = torch.get_num_threads()
-    with (
-        threads_inside(1),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        yield pool
 
 
 _latest: PieceIndex | None = None
