@@ -88,8 +88,8 @@ def findings_block(runs: dict[str, dict], root: Path | None = None) -> str:
         rows = {name: [_two_axes(layer, row) for layer, row in of.iterrows()] for name, of in beside.items()}
         each = ". ".join(f"{name}: {'; '.join(of)}" for name, of in rows.items())
         lines.append(
-            f"**Noise is nearer to real windows in {intervals.listed(nearer, ' and ', 'no layer')}.** The noise has the "
-            "training windows' spectrum and knows nothing of the unit; nearness is that to the real windows that "
+            f"**Noise is nearer to real windows in {intervals.listed(nearer, ' and ', 'no layer')}.** The noise has "
+            "the training windows' spectrum and knows nothing of the unit; nearness is that to the real windows that "
             f"excite it. The proposed method minus noise, {each}."
         )
     for name in runs:
