@@ -407,7 +407,7 @@ def test_dependence_trains_each_setting_once_and_reads_it_back(tiny, one_thread,
     def variant(cfg, noise_g, prevalence):
         seen.append((noise_g, prevalence))
         name = f"{noise_g} {prevalence}"
-        return dataclasses.replace(cfg, dataset=name), dataclasses.replace(tiny_windows, rate_hz=30 + len(seen) / 100)
+        return dataclasses.replace(cfg, dataset=name), dataclasses.replace(tiny_windows, rate_hz=30 + noise_g)
 
     monkeypatch.setattr(recovery, "_variant", variant)
     settings_ = dataclasses.replace(
