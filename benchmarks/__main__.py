@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import climbing, measure, searching, training
+from benchmarks import climbing, measure, searching, tables, training
 from harvis_utils import activations, artifacts, chain, config, datasets, maximization, similarity, windows
 from harvis_utils import training as networks_of
-from workflow import readme
 
 
 def collect(cfg: config.Settings, device: str, rounds: int, only: list[str], save: Callable[[dict], object]) -> dict:
@@ -125,7 +124,7 @@ def main() -> int:
 
     save(collect(cfg, device, given.rounds, given.only, save))
     result = parts
-    print(f"\n{readme.benchmark_tables(result)}\n\nwritten to {path}")
+    print(f"\n{tables.page(result)}\n\nwritten to {path}")
     return 0
 
 

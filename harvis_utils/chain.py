@@ -10,7 +10,8 @@ A run lives in ``<reports>/<profile>/<dataset>/``: executed notebooks, ``logs/``
 run and when they fail), ``stamps/`` (what each notebook made, by digest), figures, tables, ``results.json``.
 
 A notebook is executed again when its file, a module it imports, a setting these mention, or a library version
-changed; when something it made is missing; or when an earlier notebook's tables came out differently.
+changed; when the archive of raw data was replaced; when something it made is missing; or when an earlier
+notebook's tables came out differently.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,7 +38,8 @@ from pathlib import Path
 
 import psutil
 
-from harvis_utils import artifacts, config
+from harvis_utils import artifacts, config, datasets
+from harvis_utils.datasets import archive
 
 PACKAGE = Path(__file__).resolve().parent
 NOTEBOOKS = config.REPOSITORY / "notebooks"
@@ -183,6 +186,28 @@ def plan(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[Job]:
     return jobs
 
 
+def raw_data(cfg: config.Settings) -> str | None:
+    """Digest of what tells the run's raw archive from another one; None where there is none, and for made-up data.
+
+    Of a zip file its members' names, sizes and checksums, so that a copy counts as the same; of an extracted folder
+    its members' sizes and times, because reading them all takes too long to be done before every run.
+    """
+    described = datasets.check_name(cfg.dataset).archive
+    place = archive.locate(cfg.dataset, described) if described else None
+    if place is None:
+        return None
+    if place.is_dir():
+        found = [(m, place / m) for m in described.members if (place / m).is_file()]
+        parts = [(m, path.stat().st_size, path.stat().st_mtime_ns) for m, path in found]
+    else:
+        try:
+            with zipfile.ZipFile(place) as packed:
+                parts = [(m.filename, m.file_size, m.CRC) for m in packed.infolist()]
+        except (OSError, zipfile.BadZipFile):  # the notebook that reads it says what is wrong
+            parts = [(place.stat().st_size, place.stat().st_mtime_ns)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 # ------------------------------------------------------------------------------------------ one notebook, once
 
 
@@ -201,7 +226,7 @@ def run_notebook(
     log.parent.mkdir(parents=True, exist_ok=True)
     for old in (log, journal, log.with_suffix(".progress.txt")):
         old.unlink(missing_ok=True)
-    before = _made_files(cfg.reports)
+    before, archived = _made_files(cfg.reports), raw_data(cfg)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
     place = {
         "HARVIS_JOURNAL": str(journal),
@@ -236,7 +261,9 @@ def run_notebook(
     made = _made_files(cfg.reports)
     changed = {name: stat for name, stat in made.items() if before.get(name) != stat}
     executed = _write_portable(log, cfg.reports / f"{notebook.stem}.ipynb")
-    artifacts.write_json(_stamp(cfg, notebook.stem), _describe(cfg, notebook.stem, sorted(changed), journal, earlier))
+    stamp = _describe(cfg, notebook.stem, sorted(changed), journal, earlier)
+    stamp["archive"] = archived or raw_data(cfg)  # it may have been downloaded meanwhile
+    artifacts.write_json(_stamp(cfg, notebook.stem), stamp)
     return executed
 
 
@@ -413,12 +440,14 @@ def stable(value):
 
 
 def outdated(cfg: config.Settings, jobs: list[Job]) -> list[str]:
-    """Finished notebooks to execute again: something they made is missing, or an earlier one's data differ now.
+    """Finished notebooks to execute again.
 
-    Snakemake sees neither: stored results are kept by content and are not its outputs, and a notebook that was
-    executed again and made the same data is no reason to execute those after it.
+    Those for which something they made is missing, the raw archive is another one now, or an earlier one's data
+    differ. Snakemake sees none of it: stored results are kept by content and are not its outputs, an archive may be
+    downloaded while the chain runs, and a notebook that was executed again and made the same data is no reason to
+    execute those after it.
     """
-    store = config.artifact_root() / "store"
+    store, archived = config.artifact_root() / "store", raw_data(cfg)
     names, claimed = [], set()
     for job in jobs:
         if not _stamp(cfg, job.name).exists():
@@ -427,7 +456,8 @@ def outdated(cfg: config.Settings, jobs: list[Job]) -> list[str]:
         gone = {s for s in stamp["made"]["stored"] if not (store / s / "manifest.json").exists()} - claimed
         gone |= {f for f in stamp["made"]["files"] if not (cfg.reports / f).exists()}
         differ = any(_made_digest(cfg, other) not in (digest, None) for other, digest in stamp["after"].items())
-        if gone or differ:
+        replaced = archived is not None and archived != stamp.get("archive")  # without one, what is stored counts
+        if gone or differ or replaced:
             names.append(job.name)
             claimed |= gone  # the first notebook that answers for a result makes it again
     return names
@@ -466,7 +496,8 @@ def snakemake_command(cfg: config.Settings, folder: Path, force: list[str], *opt
     command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
     command += options
     command += ["--forcerun", *(f"n{name}" for name in force)] if force else []
-    return [*command, "--config", *(f"{k}={json.dumps(v)}" for k, v in names.items())]
+    # as they are: Snakemake does not undo escapes
+    return [*command, "--config", *(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in names.items())]
 
 
 def reproduce(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[str]:
@@ -612,7 +643,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             for path in clean() or [None]:
                 print(f"removed {near(path)}" if path else "nothing to remove")
-    except (ChainError, config.SettingsError, artifacts.ArtifactError) as error:
+    except (ChainError, config.SettingsError, artifacts.ArtifactError, datasets.DataError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -244,17 +244,27 @@ def torch_device(device: str | None = None):
 # ------------------------------------------------------------------------------------- notebook parameters
 
 
+#: the name by which a namespace says that its parameters have been checked once
+PASSED = "_harvis_parameters_passed"
+
+
 def check_parameters(namespace: dict, **declared) -> None:
     """Refuse unknown names and wrong types among a notebook's parameters.
 
     ``namespace`` is the notebook's ``globals()``; ``declared`` maps each parameter to its type (``str``,
     ``int``, ``str | None``). Call it before anything else is assigned: every plain value found that is not
-    declared was injected by mistake, because papermill only warns about those.
+    declared was injected by mistake, because papermill only warns about those. Names that IPython's startup files
+    set are no parameters. Once a namespace has passed, its notebook assigns names of its own; when the cells are run
+    again in the same kernel, only the declared ones are looked at.
     """
     plain = (str, int, float, bool, list, dict, tuple, types.NoneType)
     ipython = {"In", "Out", "PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
-    for name, value in namespace.items():
+    shell = namespace.get("get_ipython", lambda: None)()
+    at_startup = getattr(shell, "user_ns_hidden", {})
+    for name, value in namespace.items() if PASSED not in namespace else ():
         if name.startswith("_") or name in ipython or name in declared or not isinstance(value, plain):
+            continue
+        if name in at_startup and at_startup[name] is value:
             continue
         raise SettingsError(f"unknown notebook parameter {name!r}; valid parameters: {', '.join(sorted(declared))}")
     for name, kind in declared.items():
@@ -265,6 +275,7 @@ def check_parameters(namespace: dict, **declared) -> None:
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             wanted = " or ".join("None" if k is types.NoneType else k.__name__ for k in allowed)
             raise SettingsError(f"notebook parameter {name} = {value!r} should be {wanted}")
+    namespace[PASSED] = True
 
 
 def begin(namespace: dict, **declared) -> Settings:

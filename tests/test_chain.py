@@ -14,6 +14,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_archives import example_files, isolate, register_example, write_folder, write_zip
 from sample_notebooks import write
 
 from harvis_utils import chain, config
@@ -132,6 +133,58 @@ def test_all_that_changed_is_executed_in_one_call(root):
     ended = [chain._changed_at(cfg, name) for name in ("02_model", "01_data", "03_maximization", "04_similarity")]
     assert ended == sorted(ended)
     assert chain.reproduce(cfg, books) == []
+
+
+def test_notebooks_may_lie_in_a_folder_of_any_letters(root):
+    books = root / "日本 é"
+    write(books, "01_data", "print(cfg.profile)")
+    assert chain.reproduce(config.load(), books) == ["01_data"]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_replaced_archive_makes_every_notebook_outdated(root, monkeypatch, packed):
+    raw = isolate(monkeypatch, root)
+    register_example(monkeypatch, root)
+
+    def put(n_rows: int) -> None:
+        write_zip(raw / "example.zip", example_files(n_rows)) if packed else write_folder(raw, example_files(n_rows))
+
+    books = root / "books"
+    for name in ("01_data", "02_model"):
+        write(books, name, "1")
+    cfg = config.load("quick", "example-approximate")
+    jobs = chain.plan(cfg, books)
+    # executed as an archive of 50 rows was there; the kernels would not know of this registry
+    monkeypatch.setattr("papermill.execute_notebook", lambda notebook, log, **more: shutil.copy(notebook, log))
+    put(50)
+    for job in jobs:
+        chain.run_notebook(job.notebook, cfg, earlier=job.earlier)
+    assert chain.outdated(cfg, jobs) == []
+    put(60)
+    assert chain.outdated(cfg, jobs) == ["01_data", "02_model"]
+    chain.run_notebook(books / "01_data.ipynb", cfg)
+    assert chain.outdated(cfg, jobs) == ["02_model"]
+    shutil.rmtree(raw)  # what is stored counts
+    assert chain.outdated(cfg, jobs) == []
+
+
+def test_an_archive_that_is_downloaded_or_copied_is_not_a_replaced_one(root, monkeypatch):
+    raw = isolate(monkeypatch, root)
+    register_example(monkeypatch, root)
+    cfg = config.load("quick", "example")
+    jobs = chain.plan(cfg, write(root / "books", "01_data", "1").parent)
+    assert chain.raw_data(cfg) is None and chain.raw_data(config.load()) is None
+
+    def executed(notebook, log, **more):
+        write_zip(raw / "example.zip", example_files(50))
+        shutil.copy(notebook, log)
+
+    monkeypatch.setattr("papermill.execute_notebook", executed)
+    chain.run_notebook(jobs[0].notebook, cfg)
+    os.utime(raw / "example.zip", (1, 1))
+    assert chain.outdated(cfg, jobs) == []
+    (raw / "example.zip").write_bytes(b"no archive")
+    assert chain.outdated(cfg, jobs) == ["01_data"]
 
 
 def test_a_failing_notebook_is_kept_and_named(root, capsys):

@@ -249,6 +249,46 @@ def test_a_missing_parameter_is_named():
         config.check_parameters({"PROFILE": "quick", "DATASET": "synthetic", "DEVICE": None}, **DECLARED)
 
 
+def fresh_shell():
+    """An IPython kernel's shell that is not the singleton, with nothing in its namespace but IPython's own."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell(user_module=types.ModuleType("__main__"))
+    shell.user_ns["get_ipython"] = lambda: shell
+    return shell
+
+
+BEGIN = "config.check_parameters(globals(), PROFILE=str, DATASET=str)"
+CELLS = (
+    'PROFILE = "quick"\nDATASET = "synthetic"',
+    f"from harvis_utils import config\n{BEGIN}",
+    "STAGES = ['a']\nx = 1",
+)
+
+
+def test_a_notebook_can_be_run_again_in_its_kernel():
+    shell = fresh_shell()
+    for cells in (CELLS, CELLS, ('PROFILE = "desk"', *CELLS[1:])):
+        for cell in cells:
+            shell.run_cell(cell, store_history=True).raise_error()
+    with pytest.raises(SettingsError, match="PROFILE = 3 should be str"):
+        shell.run_cell(f"PROFILE = 3\n{BEGIN}", silent=True).raise_error()
+
+
+def test_names_of_startup_files_are_no_parameters_and_mistyped_ones_are_refused_in_a_fresh_kernel():
+    shell = fresh_shell()
+    shell.run_cell("MINE = 3").raise_error()
+    shell.user_ns_hidden.update(shell.user_ns)  # as IPython does after its startup files
+    shell.run_cell(CELLS[0]).raise_error()
+    shell.run_cell('PROFIEL = "desk"').raise_error()
+    for _ in range(2):  # refused parameters stay refused
+        with pytest.raises(SettingsError, match="unknown notebook parameter 'PROFIEL'; valid parameters: DATASET"):
+            shell.run_cell(CELLS[1], silent=True).raise_error()
+    shell.run_cell("del PROFIEL\nMINE = 4").raise_error()
+    with pytest.raises(SettingsError, match="unknown notebook parameter 'MINE'"):  # set anew: not the startup file's
+        shell.run_cell(CELLS[1], silent=True).raise_error()
+
+
 def test_begin_checks_sets_threads_and_loads(one_thread, monkeypatch):
     import torch
 

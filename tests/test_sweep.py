@@ -373,6 +373,12 @@ def test_a_stamp_whose_results_are_gone_is_forgotten(tmp_path, monkeypatch):
     assert artifacts.read_json(called.cwd / "plan.json")["jobs"][0]["name"] == "networks.synthetic.default.s0-0"
 
 
+def test_a_sweep_may_lie_in_a_folder_of_any_letters(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HARVIS_REPORTS", str(tmp_path / "reports"))
+    sweep.start(sweep.load(write(tmp_path / "日本 é")), "local", "--dry-run", "--cores", "1", "--printshellcmds")
+    assert "日本 é/tiny.toml" in capfd.readouterr().out
+
+
 def test_a_failed_sweep_quotes_the_ends_of_its_logs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep.subprocess, "run", Called(1))
     path = write(tmp_path)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import tables
-from harvis_utils import artifacts, config
+from harvis_utils import artifacts, config, wording
+from harvis_utils.atlas import FLAT_G
 from harvis_utils.claims import BASELINE, PROPOSED
 from harvis_utils.evidence import OURS
 from workflow import sweep_cost, sweep_plan
@@ -63,6 +64,69 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
+# -------------------------------------------------------------------------------------------- what was found
+
+
+def findings(runs: dict[str, dict], root: Path = PUBLISHED) -> str:
+    """What the published runs say against the method: flat signals, noise beside it, planted motifs."""
+    flat = "; ".join(f"{name} {_flat(run['results'])}" for name, run in runs.items())
+    lines = [f"**Many signals are flat.** Of the proposed method's signals, range below {FLAT_G:g} G: {flat}."]
+    differences = {name: root / name / "tables" / "08_differences.csv" for name in runs}
+    beside = {name: _beside_noise(pd.read_csv(path)) for name, path in differences.items() if path.exists()}
+    if beside:
+        nearer = sorted({layer for of in beside.values() for layer, row in of.iterrows() if row["nearness high"] < 0})
+        rows = {name: [_two_axes(layer, row) for layer, row in of.iterrows()] for name, of in beside.items()}
+        each = ". ".join(f"{name}: {'; '.join(of)}" for name, of in rows.items())
+        lines.append(
+            f"**Noise is nearer to real windows in {wording.listed(nearer, ' and ', 'no layer')}.** The noise has the "
+            "training windows' spectrum and knows nothing of the unit; nearness is that to the real windows that "
+            f"excite it. The proposed method minus noise, {each}."
+        )
+    for name, run in runs.items():
+        if recall := run.get("evidence", {}).get("recall"):
+            mine, scrambled, real = (recall[n] for n in (PROPOSED, "phase-scrambled", "real windows"))
+            apart = max(mine["low"], scrambled["low"]) > min(mine["high"], scrambled["high"])
+            how = "more {} than" if scrambled["recall"] > mine["recall"] else "fewer {} than"
+            how = (how if apart else "as many {} as").format("planted motifs")
+            lines.append(
+                f"**Signals with scrambled phases recover {how} the method.** Where the truth is known ({name}), the "
+                f"proposed method recovers {_interval(mine)} of the motifs, the same signals with scrambled phases "
+                f"{_interval(scrambled)}, real windows {_interval(real)}."
+            )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _flat(results: dict) -> str:
+    """Share of the proposed method's signals that are flat, in all layers and each; failed and dead units are not."""
+    flat, signals = {}, {}
+    for layer, of in results["atlas"].items():
+        # the atlas leaves out constant signals, and failed and dead units
+        scores = results["methods"]["calibrated"][PROPOSED][layer]
+        other = round((scores["failed_units"] + scores["dead_units"]) * results["n_seeds"])
+        flat[layer] = sum(of["n_flat"]) + sum(of["n_excluded"]) - other
+        signals[layer] = sum(of["n_units"]) + sum(of["n_excluded"])
+    each = ", ".join(f"{layer.capitalize()} {100 * flat[layer] / signals[layer]:.0f} %" for layer in flat)
+    return f"**{100 * sum(flat.values()) / sum(signals.values()):.0f} %** ({each})"
+
+
+def _beside_noise(differences: pd.DataFrame) -> pd.DataFrame:
+    """By layer the proposed method minus noise: "nearness" and "activation", each with the ends of its interval."""
+    rows = differences[(differences["first"] == PROPOSED) & (differences["second"] == "spectrum-noise")]
+    parts = {}
+    for name in ("nearness", "activation"):
+        part = rows[rows["measure"] == name].set_index("layer")
+        parts |= {name: part["difference"], f"{name} low": part["low"], f"{name} high": part["high"]}
+    return pd.DataFrame(parts).rename(index=str.capitalize)
+
+
+def _two_axes(layer: str, row: pd.Series) -> str:
+    return f"{layer} nearness {wording.said(row, 'nearness', '+.3f')}, activation {row['activation']:+.2f}"
+
+
+def _interval(recall: dict) -> str:
+    return f"{recall['recall']:.2f} ({recall['low']:.2f} to {recall['high']:.2f})"
+
+
 # ------------------------------------------------------------------------------------------------ numbers of a run
 
 
@@ -91,8 +155,7 @@ def _motifs(evidence: dict) -> str:
     if evidence["recall"] is None:
         return "nothing planted"
     names = (PROPOSED, "naive", BASELINE, OURS, "random weights", "phase-scrambled")
-    found = (evidence["recall"][name] for name in names)
-    return ", ".join(f"{r['recall']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in found)
+    return ", ".join(_interval(evidence["recall"][name]) for name in names)
 
 
 def _recipe(recipes: dict) -> str:
@@ -190,7 +253,13 @@ def rewritten(text: str) -> str:
     """README.md with all blocks as the published files have them."""
     runs = published()
     measured = "\n\n".join(map(tables.summary, _benchmarks())) or "No benchmark is published yet."
-    blocks = {"notebooks": notebooks(list(runs)), "results": results(runs), "benchmarks": measured, "cost": cost()}
+    blocks = {
+        "findings": findings(runs),
+        "notebooks": notebooks(list(runs)),
+        "results": results(runs),
+        "benchmarks": measured,
+        "cost": cost(),
+    }
     for name, content in blocks.items():
         text = updated(text, name, content)
     return text

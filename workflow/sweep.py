@@ -194,7 +194,8 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW / "sweep.smk")]
         command += ["--workflow-profile", str(profile), "--rerun-incomplete", "--nolock"]
         command += ["--rerun-triggers", "mtime", "params", "input", *options]
-        command += ["--config", f"sweep={json.dumps(os.path.relpath(sweep.path.resolve(), folder))}"]
+        path = os.path.relpath(sweep.path.resolve(), folder)
+        command += ["--config", f"sweep={json.dumps(path, ensure_ascii=False)}"]  # Snakemake does not undo escapes
         code = subprocess.run(command, cwd=folder, pass_fds=(lock,)).returncode
     if code:
         undone = [j["name"] for j in planned["jobs"] if not _stamp(sweep, j["name"]).exists()] or ["collect"]

@@ -45,7 +45,8 @@ STAGE = artifacts.Stage(
 #: step sizes tried: from clearly too small to clearly too large in G
 STEP_SIZES = {"ascent": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "adam": (0.01, 0.03, 0.1, 0.3, 1.0)}
 DECAY = 0.99  # Choice: steps end at about a tenth of their size
-#: Choice: where nothing bounds the signal, the calibrated step for all slopes, because a larger one always gets higher
+#: Choice: where nothing bounds the signal, one step for all slopes (not the calibrated preset's), because a larger one
+#: always gets higher
 FREE = Step("adam", 0.1, 0.995)
 
 
