@@ -16,7 +16,7 @@ from harvis_utils import artifacts, config, wording
 from harvis_utils.atlas import FLAT_G
 from harvis_utils.claims import BASELINE, PROPOSED
 from harvis_utils.evidence import OURS
-from workflow import sweep_cost, sweep_plan
+from workflow import sweep
 
 PUBLISHED = config.REPOSITORY / "reports" / "published"
 
@@ -235,8 +235,7 @@ def benchmarks_page() -> str:
 
 def cost() -> str:
     """What 200 networks would cost on a cluster, projected from published times."""
-    whole = sweep_plan.load(config.REPOSITORY / "workflow" / "two_hundred.toml")
-    said = sweep_cost.describe(whole, list(sweep_cost.from_results(PUBLISHED)))
+    said = sweep.cost(sweep.load(config.REPOSITORY / "workflow" / "two_hundred.toml"), measured=False)
     return said.split("\n\n")[0]  # its parts are what the command says
 
 
