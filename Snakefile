@@ -9,11 +9,11 @@ from pathlib import Path
 
 # names of their own: a Snakefile shares its globals with Snakemake
 import harvis_utils.chain as harvis_chain
-import harvis_utils.config as harvis_config
+import harvis_utils.settings as harvis_settings
 
 DEVICE = str(config.get("device", "auto"))
 NOTEBOOKS = Path(config.get("notebooks", harvis_chain.NOTEBOOKS))
-RUN = harvis_config.load(str(config.get("profile", "quick")), str(config.get("dataset", "synthetic")),
+RUN = harvis_settings.load_settings(str(config.get("profile", "quick")), str(config.get("dataset", "synthetic")),
                     None if DEVICE == "auto" else DEVICE)
 JOBS = harvis_chain.plan(RUN, NOTEBOOKS)
 
@@ -26,6 +26,9 @@ workdir: str(RUN.reports)
 def near(path):
     # relative, so that a project that was moved is still up to date
     return os.path.relpath(path, RUN.reports)
+
+
+PACKAGE = [near(path) for path in harvis_chain.package_files()]
 
 
 rule all:
@@ -41,7 +44,7 @@ for place, job in enumerate(JOBS):
             f"n{job.name}"
         input:
             notebook=near(job.notebook),
-            modules=[near(path) for path in job.modules],
+            package=PACKAGE,
         output:
             executed=f"{job.name}.ipynb",
             stamp=f"stamps/{job.name}.json",

@@ -19,15 +19,21 @@ import numpy as np
 import torch
 
 from benchmarks import climbing, measure, searching, tables, training
-from harvis_utils import activations, artifacts, chain, config, datasets, maximization, similarity, windows
-from harvis_utils import training as networks_of
+from harvis_utils import chain
+from harvis_utils.data import archive, windowing
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.parallel import threads, torch_device
+from harvis_utils.settings import REPOSITORY, MaximizationSettings, Settings, load_settings, report_root
+from harvis_utils.store.files import read_json, write_json
+from harvis_utils.training import supervised
 
 
-def collect(cfg: config.Settings, device: str, rounds: int, only: list[str], save: Callable[[dict], object]) -> dict:
+def collect(cfg: Settings, device: str, rounds: int, only: list[str], save: Callable[[dict], object]) -> dict:
     """All measurements of one machine; ``save`` is called after each part, so that none is lost to a later one."""
-    data = windows.cut(datasets.load_recordings(cfg.dataset), cfg.windows)
-    networks = networks_of.networks(cfg, data)
-    statistics = activations.statistics(cfg, data, networks)
+    data = windowing.cut(archive.load_recordings(cfg.dataset), cfg.windows)
+    networks = supervised.networks(cfg, data)
+    statistics = unit_statistics.statistics(cfg, data, networks)
     first, th = networks[0], statistics["th_eap"]
     mine = th.sel(seed=first.seed)
     n_axes = len(data.axes)
@@ -61,9 +67,9 @@ def collect(cfg: config.Settings, device: str, rounds: int, only: list[str], sav
         note("ideas", lambda: climbing.ideas(first, mine, rounds))
         note("scaling", lambda: climbing.scaling(first, mine))
     note("full_runs", lambda: climbing.full_runs(first, mine))
-    note("grid", lambda: climbing.grid(networks, th, config.MaximizationSettings()))
+    note("grid", lambda: climbing.grid(networks, th, MaximizationSettings()))
     if set(only) & {"search", "search_by_distance", "search_scaling"} or not only:
-        signals = maximization.signals(cfg, data, networks, statistics)
+        signals = paper_methods.signals(cfg, data, networks, statistics)
         pieces = generated_pieces(cfg, signals, statistics)
         n = cfg.similarity.n_similar
         note("search", lambda: searching.compare(data.train, pieces, n, rounds, device))
@@ -72,7 +78,7 @@ def collect(cfg: config.Settings, device: str, rounds: int, only: list[str], sav
     return result
 
 
-def generated_pieces(cfg: config.Settings, signals, statistics) -> np.ndarray:
+def generated_pieces(cfg: Settings, signals, statistics) -> np.ndarray:
     """The different pieces that Ssim has to search: of all signals of the grid that are neither dead nor failed."""
     dead = statistics["dead"].broadcast_like(signals["signal"].isel(time=0))
     dead = dead.transpose(*(d for d in signals["signal"].dims if d != "time")).values.reshape(-1)
@@ -97,7 +103,7 @@ def merged(before: dict, found: dict, only: list[str]) -> dict:
 def target(result: dict, device: str) -> Path:
     """Published when the data are real; beside the other reports when they are made up."""
     real = not result["caveat"]
-    root = config.REPOSITORY / "reports" / "published" if real else config.report_root()
+    root = REPOSITORY / "reports" / "published" if real else report_root()
     return root / "benchmarks" / ("cpu.json" if device == "cpu" else "gpu.json")
 
 
@@ -110,17 +116,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender; the median counts")
     parser.add_argument("--only", nargs="*", default=[], help="parts to measure; the others keep their last values")
     given = parser.parse_args()
-    device = config.torch_device(given.device).type
-    torch.set_num_threads(config.threads())
-    cfg = config.load(given.profile, given.dataset, device)
+    device = torch_device(given.device).type
+    torch.set_num_threads(threads())
+    cfg = load_settings(given.profile, given.dataset, device)
     parts, path = {}, None
 
     def save(found: dict) -> None:
         nonlocal parts, path
         path = target(found, device)
-        before = artifacts.read_json(path) if path.exists() and (given.only or parts) else {}
+        before = read_json(path) if path.exists() and (given.only or parts) else {}
         parts = merged(before, found, given.only)
-        artifacts.write_json(path, parts)
+        write_json(path, parts)
 
     save(collect(cfg, device, given.rounds, given.only, save))
     result = parts

@@ -14,15 +14,17 @@ import xarray as xr
 from torch import Tensor, nn
 
 from benchmarks import by_lucent, measure
-from harvis_utils import engine
-from harvis_utils import maximization as m
-from harvis_utils.config import MaximizationSettings
-from harvis_utils.models import SFHF, Trunk
-from harvis_utils.training import Network
+from harvis_utils.fast import ascent
+from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.networks.sfhf import SFHF, Trunk
+from harvis_utils.parallel import threads_inside
+from harvis_utils.settings import PRESETS, MaximizationSettings, Step
+from harvis_utils.training.supervised import Network
 
 #: what all contenders climb; the paper's own method has every kind of term but AAP
 METHOD = "L2+TV+EAP+clip"
-STEP = m.PRESETS["calibrated"]
+STEP = PRESETS["calibrated"]
 
 
 # ------------------------------------------------------------------------------------- what others would write
@@ -30,8 +32,8 @@ STEP = m.PRESETS["calibrated"]
 
 def objective(x: Tensor, maps: Tensor, th: Tensor, weight: float) -> Tensor:
     """f - w R of the proposed method for signals (signal, time) and their unit's maps (signal, time), summed."""
-    counted = engine.clipped(maps, th).mean(-1)
-    penalty = engine.l2_norm(x) + engine.total_variation(x) + engine.eap(maps, th)
+    counted = ascent.clipped(maps, th).mean(-1)
+    penalty = ascent.l2_norm(x) + ascent.total_variation(x) + ascent.eap(maps, th)
     return (counted - weight * penalty).sum()
 
 
@@ -93,7 +95,9 @@ def lucent_itself(model, layer, units, start, th, n_steps, n_axes, weight) -> Te
 
 def autograd_batch(trunk: Trunk, layer, units, start, th, n_steps, weight) -> Tensor:
     """One axis, stopped at the layer, own unit only, but with autograd and torch's Adam."""
-    return _climb(start.expand(len(units), -1), lambda x: m.unit_maps(trunk, layer, units, x), th, n_steps, weight)
+    return _climb(
+        start.expand(len(units), -1), lambda x: paper_methods.unit_maps(trunk, layer, units, x), th, n_steps, weight
+    )
 
 
 def full_layer_batch(trunk: Trunk, layer, units, start, th, n_steps, weight) -> Tensor:
@@ -107,7 +111,7 @@ def ours(trunk: Trunk, layer, units, th, n_steps, **options) -> xr.Dataset:
     every = np.full(len(trunk.biases[trunk.depth(layer) - 1]), np.nan)
     every[units.numpy()] = th.cpu().numpy()
     settings = MaximizationSettings(n_steps=n_steps, tolerance_g=0)
-    return m.maximize(
+    return paper_methods.maximize(
         trunk, layer, every, methods=[METHOD], units=units.tolist(), preset=STEP, settings=settings, **options
     )
 
@@ -122,7 +126,7 @@ def agreement(network: Network, th: xr.DataArray, n_axes: int, n_units: int = 3)
         values = th.sel(layer=layer).values
         units = torch.tensor(np.flatnonzero(np.isfinite(values))[:n_units])
         level = torch.tensor(values)[units]
-        start = torch.tensor(m.starting_signal(MaximizationSettings(), 30))[None]
+        start = torch.tensor(starting_signal(MaximizationSettings(), 30))[None]
         for dtype, n_steps, name in (
             (torch.float64, 200, "float64_200_steps_g"),
             (torch.float32, 1, "float32_one_step_g"),
@@ -154,15 +158,15 @@ def agreement(network: Network, th: xr.DataArray, n_axes: int, n_units: int = 3)
     return worst
 
 
-def plain_steps(trunk: Trunk, layer, units, th, method: m.Method, step: engine.Step, settings, along=None):
+def plain_steps(trunk: Trunk, layer, units, th, method: paper_methods.Method, step: Step, settings, along=None):
     """Any method and step size written out with autograd: yields the signals (signal, time) after every step.
 
     ``units`` and ``th`` are (signal,). With ``along``, signals (step, signal, time), every step begins where these
     stand, not where the one before ended; the optimizer's moments are still the loop's own.
     """
-    start = torch.tensor(m.starting_signal(settings, 30), dtype=th.dtype)
+    start = torch.tensor(starting_signal(settings, 30), dtype=th.dtype)
     lowpass = torch.tensor(
-        m.lowpass_matrix(30, settings.lowpass_hz, settings.lowpass_order, 30.0).copy(), dtype=th.dtype
+        paper_methods.lowpass_matrix(30, settings.lowpass_hz, settings.lowpass_order, 30.0).copy(), dtype=th.dtype
     )
 
     def after(x: Tensor) -> Tensor:
@@ -206,14 +210,16 @@ def plain_loop(*args) -> Tensor:
     return x
 
 
-def engine_path(trunk: Trunk, layer, units, th, method: m.Method, step: engine.Step, settings) -> Tensor:
+def engine_path(trunk: Trunk, layer, units, th, method: paper_methods.Method, step: Step, settings) -> Tensor:
     """The engine's signals at the start and after every step, (step, signal, time), for :func:`plain_steps`."""
     every = np.full(len(trunk.biases[trunk.depth(layer) - 1]), np.nan)
     every[units.numpy()] = th.numpy()
-    rows = m.climbing_rows([method], units.tolist(), every, m.penalty_weights(settings.weight, "sum", 30))
-    lowpass = torch.tensor(m.lowpass_matrix(30, settings.lowpass_hz, settings.lowpass_order, 30.0).copy())
-    start = torch.tensor(m.starting_signal(settings, 30)).to(th.dtype).repeat(len(units), 1)
-    chunk = engine.Chunk(
+    rows = paper_methods.climbing_rows(
+        [method], units.tolist(), every, paper_methods.penalty_weights(settings.weight, "sum", 30)
+    )
+    lowpass = torch.tensor(paper_methods.lowpass_matrix(30, settings.lowpass_hz, settings.lowpass_order, 30.0).copy())
+    start = torch.tensor(starting_signal(settings, 30)).to(th.dtype).repeat(len(units), 1)
+    chunk = ascent.Chunk(
         trunk, layer, rows.to("cpu", th.dtype), start, step, settings.th_aap_g, lowpass.to(th.dtype), len(units)
     )
     path = [chunk.x.clone()]
@@ -241,22 +247,22 @@ def agreement_by_method(network: Network, th: xr.DataArray, n_units: int = 10, n
     steps, the loop taking each from where the engine stands, so that rounding has no time to grow.
     """
     settings, trunk = MaximizationSettings(n_steps=n_steps, tolerance_g=0), network.trunk.to("cpu", torch.float64)
-    worst = {name: {"engine": 0.0, "reordered": 0.0, "step": 0.0} for name in m.METHODS}
+    worst = {name: {"engine": 0.0, "reordered": 0.0, "step": 0.0} for name in paper_methods.METHODS}
     for layer in trunk.layers:
         values = th.sel(layer=layer).values
         units = np.flatnonzero(np.isfinite(values))[:n_units].tolist()
         level = torch.tensor(values, dtype=torch.float64)[units]
         same = Trunk(trunk.weights[: trunk.depth(layer)], trunk.biases[: trunk.depth(layer)])
-        for name, step in m.PRESETS.items():
-            found = m.maximize(trunk, layer, values, units=units, preset=name, settings=settings, dtype=torch.float64)[
-                "signal"
-            ]
-            for method, recipe in m.METHODS.items():
+        for name, step in PRESETS.items():
+            found = paper_methods.maximize(
+                trunk, layer, values, units=units, preset=name, settings=settings, dtype=torch.float64
+            )["signal"]
+            for method, recipe in paper_methods.METHODS.items():
                 given = (layer, torch.tensor(units), level, recipe, step, settings)
                 loop, other = (plain_loop(t, *given) for t in (same, reordered(same)))
                 path = engine_path(trunk, *given)
                 steps = torch.stack(list(plain_steps(same, *given, path)))
-                climbed = torch.tensor(found.sel({"method": method}).values)
+                climbed = torch.tensor(found.sel(technique=method).values)
                 for key, a, b in (("engine", climbed, loop), ("reordered", other, loop), ("step", path[1:], steps)):
                     worst[method][key] = max(worst[method][key], float((a - b).abs().max()))
     return {"n_units": n_units, "n_steps": n_steps, "methods": worst}
@@ -269,7 +275,7 @@ def full_runs(network: Network, th: xr.DataArray, n_steps: int = 5000) -> dict:
         values = th.sel(layer=layer).values
         units = torch.tensor(np.flatnonzero(np.isfinite(values)))
         level = torch.tensor(values, dtype=torch.float32)[units]
-        start = torch.tensor(m.starting_signal(MaximizationSettings(), 30))[None]
+        start = torch.tensor(starting_signal(MaximizationSettings(), 30))[None]
         both = {
             "engine": torch.tensor(ours(network.trunk, layer, units, level, n_steps)["signal"].values[0]),
             "autograd": autograd_batch(network.trunk, layer, units, start, level, n_steps, 0.1),
@@ -277,7 +283,7 @@ def full_runs(network: Network, th: xr.DataArray, n_steps: int = 5000) -> dict:
         found[layer] = {
             name: {
                 "mean_objective": float(
-                    objective(x, m.unit_maps(network.trunk, layer, units, x), level, 0.1) / len(units)
+                    objective(x, paper_methods.unit_maps(network.trunk, layer, units, x), level, 0.1) / len(units)
                 ),
                 "failed": int((x.abs().amax(1) > 10).sum()),
             }
@@ -298,14 +304,14 @@ def contenders(network: Network, layer: str, values: np.ndarray, n_axes: int, de
     trunk, model = network.trunk.to(device), copy.deepcopy(network.model).requires_grad_(False).to(device)
     live = np.flatnonzero(np.isfinite(values)).tolist()
     level = torch.tensor(values, dtype=torch.float32, device=device)
-    start = torch.tensor(m.starting_signal(MaximizationSettings(), 30), device=device)[None]
+    start = torch.tensor(starting_signal(MaximizationSettings(), 30), device=device)[None]
     # a batch of eight methods is what the engine is made for: every unit eight times
     eight = torch.tensor(live * 8, device=device)
     each, few = torch.tensor(live, device=device), torch.tensor(live[:3], device=device)
     batch, alone = (layer, eight, start, level[eight]), (few, start, level[few])
     made = {"methods": [METHOD] * 8, "preset": STEP, "units": live, "device": device}
     return {
-        "ours": (len(eight), 100, lambda k: m.maximize(trunk, layer, values, settings=_fixed(k), **made)),
+        "ours": (len(eight), 100, lambda k: paper_methods.maximize(trunk, layer, values, settings=_fixed(k), **made)),
         **{
             name: (len(few), 50, lambda k, loop=loop: _on_one_thread(loop, model, layer, *alone, k, n_axes, 0.1))
             for name, loop in (("one unit at a time, whole network", one_at_a_time), ("lucent", lucent_itself))
@@ -326,7 +332,7 @@ def contenders(network: Network, layer: str, values: np.ndarray, n_axes: int, de
 
 def _on_one_thread(run, *arguments):
     """Arrays as small as one signal's are computed faster on one thread than on several."""
-    with engine.threads_inside(1):
+    with threads_inside(1):
         return run(*arguments)
 
 
@@ -389,10 +395,12 @@ def ideas(network: Network, th: xr.DataArray, rounds: int) -> dict:
     """Microseconds per signal and step at Conv3 with one idea changed at a time."""
     layer = network.trunk.layers[-1]
     every = th.sel(layer=layer).values
-    methods = list(m.METHODS)
+    methods = list(paper_methods.METHODS)
 
     def run(n_steps: int = 60, **options):
-        return lambda: m.maximize(network.trunk, layer, every, methods=methods, settings=_fixed(n_steps), **options)
+        return lambda: paper_methods.maximize(
+            network.trunk, layer, every, methods=methods, settings=_fixed(n_steps), **options
+        )
 
     n = len(methods) * len(every)
     threads = torch.get_num_threads()
@@ -408,10 +416,12 @@ def ideas(network: Network, th: xr.DataArray, rounds: int) -> dict:
     stacked = stacked_convolution(network.trunk, rounds)
     settings = MaximizationSettings()
     taken = {}
-    for name, step in m.PRESETS.items():
-        weights = dict.fromkeys(m.PENALTIES, settings.weight)
-        rows = m.climbing_rows([m.METHODS[x] for x in methods], range(len(every)), every, weights)
-        until = engine.stopping_step(network.trunk, layer, rows, step, settings.n_steps, 30, settings.tolerance_g)
+    for name, step in PRESETS.items():
+        weights = dict.fromkeys(paper_methods.PENALTIES, settings.weight)
+        rows = paper_methods.climbing_rows(
+            [paper_methods.METHODS[x] for x in methods], range(len(every)), every, weights
+        )
+        until = ascent.stopping_step(network.trunk, layer, rows, step, settings.n_steps, 30, settings.tolerance_g)
         taken[name] = float(until.mean() / settings.n_steps)
     return {"us_per_signal_step": found, "threads": threads, "five_networks": stacked, "share_of_steps_taken": taken}
 
@@ -442,7 +452,7 @@ def scaling(network: Network, th: xr.DataArray) -> dict:
     def seconds(n_units: int, n_networks: int, n_steps: int) -> float:
         def run():
             for _ in range(n_networks):
-                m.maximize(network.trunk, layer, every, units=range(n_units), settings=_fixed(n_steps))
+                paper_methods.maximize(network.trunk, layer, every, units=range(n_units), settings=_fixed(n_steps))
 
         return measure.alternate({"": run}, 1)[""]
 
@@ -467,11 +477,11 @@ def grid(networks: list[Network], th: xr.DataArray, settings: MaximizationSettin
         for net in networks:
             for layer in net.trunk.layers:
                 values = th.sel(seed=net.seed, layer=layer).values
-                for preset in m.PRESETS:
-                    m.maximize(net.trunk, layer, values, preset=preset, settings=settings)
+                for preset in PRESETS:
+                    paper_methods.maximize(net.trunk, layer, values, preset=preset, settings=settings)
 
     n_units = th.sizes["unit"]
-    n_signals = len(networks) * len(networks[0].trunk.layers) * n_units * len(m.METHODS) * len(m.PRESETS)
+    n_signals = len(networks) * len(networks[0].trunk.layers) * n_units * len(paper_methods.METHODS) * len(PRESETS)
     seconds = measure.alternate({"": run}, 1)[""]
     return {
         "networks": len(networks),

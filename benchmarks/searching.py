@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from benchmarks import measure
-from harvis_utils import nearest
-from harvis_utils.windows import Split
+from harvis_utils.data.windowing import Split
+from harvis_utils.fast import nearest
 
 #: pieces that a contender searches at most
 SAMPLE = {"brute-force matrix products": 128, "faiss IndexFlatL2": 64, "scikit-learn brute": 32}

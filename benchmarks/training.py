@@ -9,9 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure
-from harvis_utils import engine, training
-from harvis_utils.config import Settings
-from harvis_utils.windows import Windows
+from harvis_utils.data.windowing import Windows
+from harvis_utils.parallel import threads_inside
+from harvis_utils.settings import Settings
+from harvis_utils.training import supervised
 
 
 def operations_per_window(cfg: Settings, windows: Windows) -> int:
@@ -46,12 +47,12 @@ def account(cfg: Settings, windows: Windows, n_batches: int = 12) -> dict:
     batch, seed = cfg.training.batch_size, cfg.training.seeds[0]
     x = torch.as_tensor(windows.train.x[: n_batches * batch])
     y = torch.as_tensor(windows.train.activity[: n_batches * batch])
-    with engine.threads_inside(1):
-        model = training.new_model(windows, cfg.model, seed)
+    with threads_inside(1):
+        model = supervised.new_model(windows, cfg.model, seed)
         adam = torch.optim.Adam(model.parameters(), cfg.training.learning_rate)
-        training._epoch(model, adam, x, y, cfg.training, seed, 0)
+        supervised._epoch(model, adam, x, y, cfg.training, seed, 0)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            training._epoch(model, adam, x, y, cfg.training, seed, 0)
+            supervised._epoch(model, adam, x, y, cfg.training, seed, 0)
     spent: Counter = Counter()
     for event in profiled.key_averages():
         kind = next((k for k, parts in KINDS.items() if any(p in event.key for p in parts)), "the rest")
@@ -70,11 +71,11 @@ def compare(cfg: Settings, windows: Windows, rounds: int, machine: dict, n_batch
     x = torch.as_tensor(windows.train.x[: n_batches * batch], device=device)
     y = torch.as_tensor(windows.train.activity[: n_batches * batch], device=device)
     threads = torch.get_num_threads()
-    models = [training.new_model(windows, cfg.model, seed).to(device) for seed in seeds]
+    models = [supervised.new_model(windows, cfg.model, seed).to(device) for seed in seeds]
     adams = [torch.optim.Adam(m.parameters(), cfg.training.learning_rate) for m in models]
 
     def one(i: int) -> None:
-        training._epoch(models[i], adams[i], x, y, cfg.training, seeds[i], 0)
+        supervised._epoch(models[i], adams[i], x, y, cfg.training, seeds[i], 0)
 
     def in_turn() -> None:
         for i in range(len(seeds)):
@@ -83,7 +84,7 @@ def compare(cfg: Settings, windows: Windows, rounds: int, machine: dict, n_batch
     def together() -> None:
         workers = threads if device == "cpu" else 1
         with (
-            engine.threads_inside(1),
+            threads_inside(1),
             ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
             list(pool.map(one, range(len(seeds))))

@@ -1,12 +1,11 @@
 """From a raw archive of wearable-sensor data to what each unit of a recognition network responds to.
 
     archive - recordings - windows - networks - statistics - signals - scores - atlas - report
-              datasets     windows   training   activations  maximization  similarity  atlas  report
-      01         01          01         02           03           03          04        05      06
+              data                   training   maximization          metrics          paper
+      01         01          01         02           03         03        04       05      06
 
-Modules below import only from modules above: config, artifacts, datasets, windows, models, training,
-activations, maximization, motifs, similarity, atlas, claims, report, chain. ``plots`` draws arrays and
-computes nothing.
+The rooms, from the ground up; each imports only from those before it: settings, parallel, store, data, networks,
+training, fast, maximization, metrics, lenses, paper, figures (imports none of them), run, chain.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Notebooks turned into executed notebooks, each once, in order, and only those that are not up to date.
 
-Snakemake decides what runs; this module tells it on what each notebook depends (its modules, its settings),
+Snakemake decides what runs; this module tells it on what each notebook depends (the package, the settings),
 executes one notebook per call with papermill, and says in a few lines what happened::
 
     python -m harvis_utils.chain reproduce --profile quick --dataset synthetic
@@ -9,17 +9,15 @@ executes one notebook per call with papermill, and says in a few lines what happ
 A run lives in ``<reports>/<profile>/<dataset>/``: executed notebooks, ``logs/`` (the same notebooks while they
 run and when they fail), ``stamps/`` (what each notebook made, by digest), figures, tables, ``results.json``.
 
-A notebook is executed again when its file, a module it imports, a setting these mention, or a library version
-changed; when the archive of raw data was replaced; when something it made is missing; or when an earlier
-notebook's tables came out differently.
+A notebook is executed again when its file, the package, a setting or a library version changed; when the
+archive of raw data was replaced; when something it made is missing; or when an earlier notebook's tables came out
+differently.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -31,19 +29,30 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
-from harvis_utils import artifacts, config, datasets
-from harvis_utils.datasets import archive
+from harvis_utils.data import archive, kinds
+from harvis_utils.parallel import threads
+from harvis_utils.settings import (
+    PROFILES,
+    REPOSITORY,
+    Settings,
+    SettingsError,
+    artifact_root,
+    data_folders,
+    load_settings,
+    report_root,
+)
+from harvis_utils.store import stages
+from harvis_utils.store.files import ArtifactError, read_json, write_json, write_text
 
 PACKAGE = Path(__file__).resolve().parent
-NOTEBOOKS = config.REPOSITORY / "notebooks"
-SNAKEFILE = config.REPOSITORY / "Snakefile"
+NOTEBOOKS = REPOSITORY / "notebooks"
+SNAKEFILE = REPOSITORY / "Snakefile"
 
 #: keys whose values differ between equal runs
 UNSTABLE = frozenset({"provenance", "timings_s", "wall_s", "seconds", "date"})
@@ -79,88 +88,13 @@ def find_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
     return found
 
 
-def notebook_code(notebook: Path) -> list[ast.Module]:
-    """The syntax tree of each code cell; lines with IPython magics are left out."""
-    try:
-        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError) as error:
-        raise ChainError(f"{notebook} is not a notebook ({error!r})") from error
-    trees = []
-    for number, cell in enumerate(cells, start=1):
-        if cell["cell_type"] != "code":
-            continue
-        source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
-        plain = "\n".join("" if line.lstrip()[:1] in ("%", "!", "?") else line for line in source.splitlines())
-        try:
-            trees.append(ast.parse(plain))
-        except SyntaxError as error:
-            raise ChainError(
-                f"{notebook}, cell {number}: not valid Python ({error.msg}, line {error.lineno})"
-            ) from error
-    return trees
+def package_files() -> list[Path]:
+    """Files of the package, code and data: what every notebook depends on.
 
-
-def imported_modules(tree: ast.AST, package: str = "") -> set[Path]:
-    """Files of ``harvis_utils`` that the imports of a syntax tree name, packages' ``__init__`` included.
-
-    ``package`` is the dotted package of the code, for relative imports.
+    Choice: all of them, whichever a notebook imports. Heavy results are stored by the code that they depend on, so that
+    executing a notebook again after an edit elsewhere costs little more than its figures.
     """
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            stem = ".".join([*base, *([node.module] if node.module else [])])
-            names |= {f"{stem}.{alias.name}" for alias in node.names}
-    return {path for name in names if name.split(".")[0] == PACKAGE.name for path in _files_of(name)}
-
-
-def _files_of(name: str) -> Iterator[Path]:
-    """The modules that importing ``harvis_utils.a.b`` loads, as far as its parts are modules."""
-    place = PACKAGE
-    yield place / "__init__.py"
-    for part in name.split(".")[1:]:
-        if (place / f"{part}.py").exists():
-            yield place / f"{part}.py"
-            return
-        place = place / part
-        if not (place / "__init__.py").exists():
-            return
-        yield place / "__init__.py"
-
-
-def modules_used(notebook: Path, dataset: str = "synthetic") -> list[Path]:
-    """Files of the package that a notebook depends on, found in its imports and in the imports of those.
-
-    ``config.py`` is left out: its values count through :func:`settings_used`. Of the data sets, which are found
-    by being there, only the one of the run counts. Data files that a used module names are included.
-    """
-    left = set().union(*(imported_modules(tree) for tree in notebook_code(notebook)))
-    used: set[Path] = set()
-    while left:
-        path = left.pop()
-        if path in used or path == PACKAGE / "config.py":
-            continue
-        used.add(path)
-        package = path.parent.relative_to(PACKAGE.parent).as_posix().replace("/", ".")
-        source = path.read_text(encoding="utf-8")
-        left |= imported_modules(ast.parse(source), package)
-        used |= {p for kind in ("json", "txt") for p in path.parent.glob(f"*.{kind}") if p.name in source}
-        if path == PACKAGE / "datasets" / "__init__.py":
-            module = path.with_name(dataset.removesuffix(config.APPROXIMATE).replace("-", "_") + ".py")
-            left |= {module} if module.exists() else set(path.parent.glob("*.py"))
-    return sorted(used)
-
-
-def settings_used(notebook: Path, dataset: str = "synthetic") -> list[str]:
-    """Sections of the settings (``training``, ``atlas`` ...) that a notebook or one of its modules mentions."""
-    sections = {f.name for f in dataclasses.fields(config.Settings)} - {"device"}
-    bookkeeping = {PACKAGE / "artifacts.py", PACKAGE / "chain.py"}
-    files = [p for p in modules_used(notebook, dataset) if p.suffix == ".py" and p not in bookkeeping]
-    trees = notebook_code(notebook) + [ast.parse(p.read_text(encoding="utf-8")) for p in files]
-    named = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return sorted(sections & named | {"profile", "dataset"})
+    return sorted(p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc")
 
 
 @dataclass(frozen=True)
@@ -169,30 +103,27 @@ class Job:
 
     name: str
     notebook: Path
-    modules: tuple[Path, ...]
     settings: str
     earlier: tuple[str, ...]
 
 
-def plan(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[Job]:
+def plan(cfg: Settings, folder: Path = NOTEBOOKS) -> list[Job]:
     """The jobs of a run, in order. Notebook 00 waits for none; each other one for all before it."""
     jobs: list[Job] = []
-    versions = ",".join(f"{lib}={version(lib).split('+')[0]}" for lib in artifacts.VERSIONED)
+    versions = ",".join(f"{lib}={version(lib).split('+')[0]}" for lib in stages.VERSIONED)
     for notebook in find_notebooks(folder):
-        modules = tuple(modules_used(notebook, cfg.dataset))
-        settings = f"{cfg.digest(*settings_used(notebook, cfg.dataset))} {versions}"
         earlier = tuple(j.name for j in jobs if not j.name.startswith("00_"))
-        jobs.append(Job(notebook.stem, notebook, modules, settings, earlier))
+        jobs.append(Job(notebook.stem, notebook, f"{cfg.digest()} {versions}", earlier))
     return jobs
 
 
-def raw_data(cfg: config.Settings) -> str | None:
+def raw_data(cfg: Settings) -> str | None:
     """Digest of what tells the run's raw archive from another one; None where there is none, and for made-up data.
 
     Of a zip file its members' names, sizes and checksums, so that a copy counts as the same; of an extracted folder
     its members' sizes and times, because reading them all takes too long to be done before every run.
     """
-    described = datasets.check_name(cfg.dataset).archive
+    described = kinds.check_name(cfg.dataset).archive
     place = archive.locate(cfg.dataset, described) if described else None
     if place is None:
         return None
@@ -211,9 +142,7 @@ def raw_data(cfg: config.Settings) -> str | None:
 # ------------------------------------------------------------------------------------------ one notebook, once
 
 
-def run_notebook(
-    notebook: Path, cfg: config.Settings, parameters: dict | None = None, earlier: tuple[str, ...] = ()
-) -> Path:
+def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, earlier: tuple[str, ...] = ()) -> Path:
     """Execute a notebook with papermill and return the executed copy in the run's folder.
 
     While it runs, and when it fails, the notebook with its outputs is ``logs/<name>.ipynb``. ``parameters`` are
@@ -263,7 +192,7 @@ def run_notebook(
     executed = _write_portable(log, cfg.reports / f"{notebook.stem}.ipynb")
     stamp = _describe(cfg, notebook.stem, sorted(changed), journal, earlier)
     stamp["archive"] = archived or raw_data(cfg)  # it may have been downloaded meanwhile
-    artifacts.write_json(_stamp(cfg, notebook.stem), stamp)
+    write_json(_stamp(cfg, notebook.stem), stamp)
     return executed
 
 
@@ -361,8 +290,8 @@ def _alive(process: psutil.Process) -> bool:
 
 def portable(text: str) -> str:
     """``text`` with this machine's folders written relative to the project, ``HARVIS_DATA`` and home as ``~``."""
-    names = {config.report_root(): "reports", config.artifact_root(): "data/derived", config.REPOSITORY: ""}
-    names |= {folder: "HARVIS_DATA" for folder in config.data_folders()[:-1]} | {Path.home(): "~"}
+    names = {report_root(): "reports", artifact_root(): "data/derived", REPOSITORY: ""}
+    names |= {folder: "HARVIS_DATA" for folder in data_folders()[:-1]} | {Path.home(): "~"}
     for folder, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
         if len(folder.parts) < 2:
             continue
@@ -381,7 +310,7 @@ def _write_portable(source: Path, target: Path) -> Path:
         cell["outputs"] = [_portable_output(o) for o in cell["outputs"]] if "outputs" in cell else None
         if cell["outputs"] is None:
             del cell["outputs"]
-    return artifacts.write_text(target, json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+    return write_text(target, json.dumps(book, indent=1, ensure_ascii=False) + "\n")
 
 
 def _portable_output(value, kind: str = "text/plain"):
@@ -395,7 +324,7 @@ def _portable_output(value, kind: str = "text/plain"):
 # ------------------------------------------------------------------------------- stamps: what a notebook made
 
 
-def _stamp(cfg: config.Settings, name: str) -> Path:
+def _stamp(cfg: Settings, name: str) -> Path:
     return cfg.reports / "stamps" / f"{name}.json"
 
 
@@ -407,7 +336,7 @@ def _made_files(folder: Path) -> dict[str, tuple[int, int]]:
     return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in sorted(kept)}
 
 
-def _describe(cfg: config.Settings, name: str, files: list[str], journal: Path, earlier: tuple[str, ...]) -> dict:
+def _describe(cfg: Settings, name: str, files: list[str], journal: Path, earlier: tuple[str, ...]) -> dict:
     """A notebook's stamp: the files it made, the stored results it answers for, and what it was run after."""
     stored = sorted(set(journal.read_text(encoding="utf-8").split())) if journal.exists() else []
     data = {f: _content_digest(cfg.reports / f) for f in files if Path(f).suffix in (".csv", ".json", ".nc", ".npz")}
@@ -416,19 +345,19 @@ def _describe(cfg: config.Settings, name: str, files: list[str], journal: Path, 
     return {"notebook": name, "made": made, "after": after}
 
 
-def _made_digest(cfg: config.Settings, name: str) -> str | None:
+def _made_digest(cfg: Settings, name: str) -> str | None:
     """Digest of the data files a notebook made, or None when it has no stamp."""
     path = _stamp(cfg, name)
     if not path.exists():
         return None
-    return hashlib.sha256(json.dumps(artifacts.read_json(path)["made"]["data"], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(read_json(path)["made"]["data"], sort_keys=True).encode()).hexdigest()
 
 
 def _content_digest(path: Path) -> str:
     """SHA-256 of a file; of a JSON file without what differs between equal runs."""
     content = path.read_bytes()
     if path.suffix == ".json":
-        content = json.dumps(stable(artifacts.read_json(path)), sort_keys=True).encode()
+        content = json.dumps(stable(read_json(path)), sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -439,7 +368,7 @@ def stable(value):
     return [stable(v) for v in value] if isinstance(value, list) else value
 
 
-def outdated(cfg: config.Settings, jobs: list[Job]) -> list[str]:
+def outdated(cfg: Settings, jobs: list[Job]) -> list[str]:
     """Finished notebooks to execute again.
 
     Those for which something they made is missing, the raw archive is another one now, or an earlier one's data
@@ -447,12 +376,12 @@ def outdated(cfg: config.Settings, jobs: list[Job]) -> list[str]:
     downloaded while the chain runs, and a notebook that was executed again and made the same data is no reason to
     execute those after it.
     """
-    store, archived = config.artifact_root() / "store", raw_data(cfg)
+    store, archived = artifact_root() / "store", raw_data(cfg)
     names, claimed = [], set()
     for job in jobs:
         if not _stamp(cfg, job.name).exists():
             continue
-        stamp = artifacts.read_json(_stamp(cfg, job.name))
+        stamp = read_json(_stamp(cfg, job.name))
         gone = {s for s in stamp["made"]["stored"] if not (store / s / "manifest.json").exists()} - claimed
         gone |= {f for f in stamp["made"]["files"] if not (cfg.reports / f).exists()}
         differ = any(_made_digest(cfg, other) not in (digest, None) for other, digest in stamp["after"].items())
@@ -467,7 +396,7 @@ def outdated(cfg: config.Settings, jobs: list[Job]) -> list[str]:
 
 
 @contextlib.contextmanager
-def alone(cfg: config.Settings, wait_s: float = 20.0):
+def alone(cfg: Settings, wait_s: float = 20.0):
     """Hold the run's lock and yield its file descriptor. The system frees it however its holders end.
 
     Waits a moment for what a killed run may have left behind to end; then says that another run is in progress.
@@ -488,10 +417,10 @@ def alone(cfg: config.Settings, wait_s: float = 20.0):
         yield handle.fileno()
 
 
-def snakemake_command(cfg: config.Settings, folder: Path, force: list[str], *options: str) -> list[str]:
+def snakemake_command(cfg: Settings, folder: Path, force: list[str], *options: str) -> list[str]:
     """The Snakemake call of a run; its own lock is off, because a kill leaves it behind and :func:`alone` guards."""
     names = {"profile": cfg.profile, "dataset": cfg.dataset, "device": cfg.device or "auto", "notebooks": str(folder)}
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", str(config.threads())]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", str(threads())]
     command += ["--directory", str(cfg.reports)]
     command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
     command += options
@@ -500,7 +429,7 @@ def snakemake_command(cfg: config.Settings, folder: Path, force: list[str], *opt
     return [*command, "--config", *(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in names.items())]
 
 
-def reproduce(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[str]:
+def reproduce(cfg: Settings, folder: Path = NOTEBOOKS) -> list[str]:
     """Bring all notebooks of a run up to date; returns the names of those that were executed.
 
     Raises :class:`ChainError` with the failing notebook's message.
@@ -522,7 +451,7 @@ def reproduce(cfg: config.Settings, folder: Path = NOTEBOOKS) -> list[str]:
                 log.flush()
                 command = snakemake_command(cfg, folder.resolve(), force)
                 told = os.environ | {CHAIN: _named(psutil.Process())}
-                code = subprocess.run(command, stderr=log, cwd=config.REPOSITORY, pass_fds=(lock,), env=told).returncode
+                code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
             if code:
                 raise ChainError(_why_it_stopped(logs, code))
             if at == {j.name: _changed_at(cfg, j.name) for j in jobs} and not outdated(cfg, jobs):
@@ -540,7 +469,7 @@ def _sweep(folder: Path) -> None:
             part.unlink()
 
 
-def _changed_at(cfg: config.Settings, name: str) -> int:
+def _changed_at(cfg: Settings, name: str) -> int:
     path = _stamp(cfg, name)
     return path.stat().st_mtime_ns if path.exists() else 0
 
@@ -558,10 +487,10 @@ def _why_it_stopped(logs: Path, code: int) -> str:
 
 def notebook_seconds(executed: Path) -> float | None:
     """How long papermill took for an executed notebook."""
-    return artifacts.read_json(executed)["metadata"].get("papermill", {}).get("duration")
+    return read_json(executed)["metadata"].get("papermill", {}).get("duration")
 
 
-def summary(cfg: config.Settings, names: list[str], executed: list[str]) -> str:
+def summary(cfg: Settings, names: list[str], executed: list[str]) -> str:
     """What :func:`reproduce` did: notebooks with their times, and where to look."""
     times = {name: notebook_seconds(cfg.reports / f"{name}.ipynb") or 0.0 for name in names}
     rows = [f"  {n:<22}{t:8.1f} s   {'executed' if n in executed else 'up to date'}" for n, t in times.items()]
@@ -577,13 +506,13 @@ def summary(cfg: config.Settings, names: list[str], executed: list[str]) -> str:
 
 def near(path: Path) -> Path:
     """A path as the reader types it: relative to the repository where it lies inside."""
-    return path.relative_to(config.REPOSITORY) if path.is_relative_to(config.REPOSITORY) else path
+    return path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
 
 
 def clean() -> list[Path]:
     """Remove what runs have made, and nothing else: runs, sweeps, pages, stored results; returns what was removed."""
-    reports, store = config.report_root(), config.artifact_root()
-    folders = [root / profile for root in (reports, store) for profile in (*config.PROFILES, "sweep")]
+    reports, store = report_root(), artifact_root()
+    folders = [root / profile for root in (reports, store) for profile in (*PROFILES, "sweep")]
     found = [p for p in [*folders, reports / "html", reports / "index.html", store / "store"] if p.exists()]
     for path in found:
         if path.is_dir():
@@ -596,7 +525,7 @@ def clean() -> list[Path]:
 # -------------------------------------------------------------------------------------------- the command line
 
 
-def _run_command(words: argparse.Namespace, cfg: config.Settings) -> None:
+def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
     """One notebook, called by its Snakemake rule: a line when it starts, a line when it ends."""
     notebook = Path(words.notebook).resolve()
     if not notebook.exists():
@@ -608,12 +537,12 @@ def _run_command(words: argparse.Namespace, cfg: config.Settings) -> None:
     try:
         run_notebook(notebook, cfg, earlier=earlier)
     except ChainError as failure:
-        artifacts.write_text(error, f"{failure}\n")
+        write_text(error, f"{failure}\n")
         raise
     print(f"  {notebook.stem:<22}{time.perf_counter() - started:8.1f} s", flush=True)
 
 
-def _reproduce_command(words: argparse.Namespace, cfg: config.Settings) -> None:
+def _reproduce_command(words: argparse.Namespace, cfg: Settings) -> None:
     folder = Path(words.notebooks).resolve()
     executed = reproduce(cfg, folder)
     print(summary(cfg, [j.stem for j in find_notebooks(folder)], executed))
@@ -635,7 +564,7 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--notebooks", default=str(NOTEBOOKS))
     words = parser.parse_args(arguments)
     try:
-        cfg = config.load(words.profile, words.dataset, words.device) if "profile" in words else None
+        cfg = load_settings(words.profile, words.dataset, words.device) if "profile" in words else None
         if words.command == "reproduce":
             _reproduce_command(words, cfg)
         elif words.command == "run":
@@ -643,7 +572,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             for path in clean() or [None]:
                 print(f"removed {near(path)}" if path else "nothing to remove")
-    except (ChainError, config.SettingsError, artifacts.ArtifactError, datasets.DataError) as error:
+    except (ChainError, SettingsError, ArtifactError, kinds.DataError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -11,8 +11,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ["HARVIS_THREADS"] = "1"
 import numpy as np
 import pytest
 
-from harvis_utils.config import WindowSettings
-from harvis_utils.datasets import Dataset, Recording, Recordings
+from harvis_utils.data.kinds import Dataset, Recording, Recordings
+from harvis_utils.settings import WindowSettings
 
 
 @pytest.fixture(autouse=True)
@@ -72,10 +72,10 @@ def make_recordings():
 @pytest.fixture(scope="session")
 def tiny_windows():
     """48 training, 24 validation and 24 test windows of 3 activities on 3 axes."""
-    from harvis_utils import windows
+    from harvis_utils.data import windowing
 
     lengths = {(s, a): 30 + 15 * 7 for s in (1, 2, 3, 4) for a in range(3)}
-    return windows.cut(made_recordings(lengths), WindowSettings())
+    return windowing.cut(made_recordings(lengths), WindowSettings())
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +83,18 @@ def cfg():
     """Settings of two tiny networks, few steps and few neighbours."""
     import dataclasses
 
-    from harvis_utils import config
+    from harvis_utils.settings import (
+        MaximizationSettings,
+        ModelSettings,
+        SimilaritySettings,
+        TrainingSettings,
+        load_settings,
+    )
 
     return dataclasses.replace(
-        config.load("quick", "synthetic", "cpu"),
-        model=config.ModelSettings(n_units=6, n_dense=8),
-        training=config.TrainingSettings(seeds=(0, 1), epochs=1, learning_rate=1e-2, batch_size=8),
-        maximization=config.MaximizationSettings(n_steps=25),
-        similarity=config.SimilaritySettings(n_similar=5),
+        load_settings("quick", "synthetic", "cpu"),
+        model=ModelSettings(n_units=6, n_dense=8),
+        training=TrainingSettings(seeds=(0, 1), epochs=1, learning_rate=1e-2, batch_size=8),
+        maximization=MaximizationSettings(n_steps=25),
+        similarity=SimilaritySettings(n_similar=5),
     )

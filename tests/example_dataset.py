@@ -1,12 +1,12 @@
 """A complete data set module: two people walk and sit, one CSV file for each, 20 Hz, arm and leg, m/s^2.
 
-Copied to ``harvis_utils/datasets/``, it is found by being there, and ``DATASET=example`` runs the whole chain on it.
+Copied to ``harvis_utils/data/``, it is found by being there, and ``DATASET=example`` runs the whole chain on it.
 """
 
 import numpy as np
 
-from harvis_utils.datasets import STANDARD_GRAVITY, Archive, Dataset, Recording
-from harvis_utils.datasets.archive import members_digest, parse_table
+from harvis_utils.data.archive import members_digest, parse_table
+from harvis_utils.data.kinds import STANDARD_GRAVITY, Archive, Dataset, Recording
 
 ACTIVITIES = ("walking", "sitting")
 

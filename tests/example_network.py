@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from harvis_utils.lenses import ablation, concepts, deconvnet, dissection, objectives, occlusion, slopes, visualization
-from harvis_utils.presets import Step
+from harvis_utils.lenses import ablation, concepts, deconvnet, dissection, occlusion, slopes
+from harvis_utils.maximization import objectives, visualization
+from harvis_utils.settings import Step
 
 
 class OneD(nn.Module):
@@ -36,7 +37,7 @@ class TwoD(nn.Module):
 
 
 def through_every_lens(network: nn.Module, layer: str, data, split) -> dict:
-    """What each lens says of a layer, from windows ``split`` of ``data`` (:class:`harvis_utils.windows.Windows`)."""
+    """What each lens says of a layer, from windows ``split`` of ``data`` (:mod:`harvis_utils.data.windowing`)."""
     x, y, known = split.x, split.activity, concepts.of_windows(data, split)
     each_axis, start = occlusion.by_axis(len(data.axes)), torch.as_tensor(split.x[:2])
     return {

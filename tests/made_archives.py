@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harvis_utils import config, datasets
+from harvis_utils import data
+from harvis_utils.data import kinds
 
 EXAMPLE = Path(__file__).with_name("example_dataset.py")
 
@@ -55,19 +56,19 @@ def isolate(monkeypatch, root: Path) -> Path:
     """Make ``root`` the repository's place for data and artifacts; returns its ``data/raw``."""
     for variable in ("HARVIS_DATA", "HARVIS_ARTIFACTS", "HARVIS_MIRROR"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(config, "REPOSITORY", root)
+    monkeypatch.setattr("harvis_utils.settings.REPOSITORY", root)
     return root / "data" / "raw"
 
 
-def register_example(monkeypatch, root: Path) -> datasets.Dataset:
+def register_example(monkeypatch, root: Path) -> kinds.Dataset:
     """Put the example module into the package's search path, as a file in its folder would be."""
     folder = root / "more_datasets"
     folder.mkdir()
     shutil.copy(EXAMPLE, folder / "example.py")
-    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(folder)])
-    monkeypatch.delitem(sys.modules, "harvis_utils.datasets.example", raising=False)
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, "harvis_utils.data.example", raising=False)
     importlib.invalidate_caches()
-    return datasets.registry()["example"]
+    return kinds.registry()["example"]
 
 
 def left_over(root: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from harvis_utils.models import Trunk
+from harvis_utils.networks.sfhf import Trunk
 
 
 def made_trunk(n_units: int = 4, seed: int = 0, dtype=torch.float32, n_layers: int = 3, kernel: int = 5) -> Trunk:

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvis_utils import activations
-from harvis_utils.models import Trunk
+from harvis_utils.maximization import unit_statistics
+from harvis_utils.networks.sfhf import Trunk
 
 
 def made_trunk(seed: int, n_units: int = 3) -> Trunk:
@@ -24,11 +24,11 @@ def made_trunk(seed: int, n_units: int = 3) -> Trunk:
 def test_statistics_equal_plain_numpy(seed, n, chunk):
     segments = np.random.default_rng(seed).normal(size=(n, 12)).astype(np.float32)
     trunk = made_trunk(seed)
-    before, activations.CHUNK = activations.CHUNK, chunk
+    before, unit_statistics.CHUNK = unit_statistics.CHUNK, chunk
     try:
-        found = activations.collect(trunk, segments, n_top=4)
+        found = unit_statistics.collect(trunk, segments, n_top=4)
     finally:
-        activations.CHUNK = before
+        unit_statistics.CHUNK = before
     for layer in trunk.layers:
         maps = trunk.feature_map(torch.tensor(segments), layer).numpy()
         for unit in range(3):
@@ -51,7 +51,7 @@ def test_statistics_equal_plain_numpy(seed, n, chunk):
 def test_a_unit_that_never_answers_is_dead_and_has_no_threshold():
     trunk = made_trunk(0)
     trunk.biases[0][1] = -100.0
-    found = activations.collect(trunk, np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32))
+    found = unit_statistics.collect(trunk, np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32))
     one = found.sel(layer="conv1", unit=1)
     assert bool(one["dead"]) and np.isnan(one["th_eap"]) and one["p95"] == 0 and one["nonzero"] == 0
 
@@ -62,6 +62,6 @@ def test_quantiles_with_many_equal_outputs(q):
     values = np.repeat(np.array([0.0, 1e-30, 0.5, 0.5, 2.0], np.float32), 12)[None].repeat(3, 0)
     segments = np.random.default_rng(0).permutation(values.ravel()).reshape(-1, 12)
     trunk = Trunk((torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]),), (torch.zeros(1),))  # the output is the input
-    histogram = activations._histogram(activations._bits(torch.tensor(segments.reshape(1, -1))) >> 16, 1)
-    found = activations._quantile(q, histogram, trunk, "conv1", segments, "cpu")
+    histogram = unit_statistics._histogram(unit_statistics._bits(torch.tensor(segments.reshape(1, -1))) >> 16, 1)
+    found = unit_statistics._quantile(q, histogram, trunk, "conv1", segments, "cpu")
     assert np.isclose(found[0], np.quantile(segments.astype(np.float64), q), rtol=1e-7)

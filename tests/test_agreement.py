@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_motifs import naive_ncc
 from test_recovery import FEW
 
-from harvis_utils import agreement, motifs
-from harvis_utils.config import SimilaritySettings
+from harvis_utils.metrics import agreement, motifs
+from harvis_utils.settings import SimilaritySettings
 
 SIMILARITY = SimilaritySettings(piece=10)
 

@@ -19,8 +19,21 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvis_utils import artifacts, config
-from harvis_utils.artifacts import ArtifactError, Stage
+from harvis_utils.settings import as_json, load_settings
+from harvis_utils.store import stages
+from harvis_utils.store.files import (
+    ArtifactError,
+    digests,
+    read_dataset,
+    read_json,
+    replacing,
+    save_figure,
+    save_table,
+    write_dataset,
+    write_json,
+    write_text,
+)
+from harvis_utils.store.stages import Stage
 
 STAGE = Stage("made", notebook="02_model", modules=("windows", "models.sfhf"))
 
@@ -35,7 +48,7 @@ def files(folder: Path) -> list[str]:
 
 def test_replacing_gives_the_name_only_to_the_whole_file(tmp_path):
     path = tmp_path / "new" / "a.txt"
-    with artifacts.replacing(path) as part:
+    with replacing(path) as part:
         part.write_text("whole")
         assert part.parent == path.parent and not path.exists()
     assert path.read_text() == "whole" and files(path.parent) == ["a.txt"]
@@ -43,8 +56,8 @@ def test_replacing_gives_the_name_only_to_the_whole_file(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
-    path = artifacts.write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(ArtifactError if error is OSError else error), artifacts.replacing(path) as part:
+    path = write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ArtifactError if error is OSError else error), replacing(path) as part:
         part.write_text("ne")
         raise error("half-way")
     assert path.read_text() == "old" and files(tmp_path) == ["a.txt"]
@@ -55,16 +68,16 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "a" / "full").write_text("not empty")
     message = rf"{re.escape(str(tmp_path / 'a'))}: could not be written \(.+\); nothing was left behind"
     with pytest.raises(ArtifactError, match=message):
-        artifacts.write_text(tmp_path / "a", "a folder has this name")
+        write_text(tmp_path / "a", "a folder has this name")
     assert files(tmp_path) == ["a", "a/full"]
 
 
 WRITES = {
-    "text": "artifacts.write_text(root / 'x.txt', 'x' * 100_000)",
-    "json": "artifacts.write_json(root / 'x.json', big.tolist())",
-    "table": "artifacts.save_table(config.load(), pd.DataFrame({'a': big}), 'x')",
-    "figure": "artifacts.save_figure(config.load(), figure(big), 'x')",
-    "dataset": "artifacts.write_dataset(root / 'x.nc', xr.Dataset({'a': ('t', big)}))",
+    "text": "write_text(root / 'x.txt', 'x' * 100_000)",
+    "json": "write_json(root / 'x.json', big.tolist())",
+    "table": "save_table(load_settings(), pd.DataFrame({'a': big}), 'x')",
+    "figure": "save_figure(load_settings(), figure(big), 'x')",
+    "dataset": "write_dataset(root / 'x.nc', xr.Dataset({'a': ('t', big)}))",
     "weights": "weights(root / 'x.safetensors')",
     "result": "stage.obtain('x', lambda f: np.save(f / 'a.npy', big), {})",
     "result with weights": "stage.obtain('x', lambda f: save_file({'a': big}, f / 'a.safetensors'), {})",
@@ -77,10 +90,13 @@ FULL_DISK = """
     import matplotlib; matplotlib.use("Agg")
     import matplotlib.pyplot as plt, numpy as np, pandas as pd, xarray as xr
     from safetensors.numpy import save_file
-    from harvis_utils import artifacts, config
+    from harvis_utils.settings import load_settings
+    from harvis_utils.store import stages
+    from harvis_utils.store.files import ArtifactError, replacing, save_figure, save_table
+    from harvis_utils.store.files import write_dataset, write_json, write_text
 
     root, big = Path(sys.argv[1]), np.random.default_rng(0).normal(size=50_000)
-    stage = artifacts.Stage("made", notebook="02_model", modules=("windows",))
+    stage = stages.Stage("made", notebook="02_model", modules=("windows",))
 
     def figure(values):
         made, axes = plt.subplots()
@@ -88,7 +104,7 @@ FULL_DISK = """
         return made
 
     def weights(path):
-        with artifacts.replacing(path) as part:
+        with replacing(path) as part:
             save_file({"a": big}, part)
 
     for write in json.loads(sys.argv[2]):
@@ -143,27 +159,27 @@ plain = st.recursive(
 
 @given(value=plain)
 def test_json_round_trip(tmp_path_factory, value):
-    path = artifacts.write_json(tmp_path_factory.getbasetemp() / "round.json", value)
-    assert artifacts.read_json(path) == value
+    path = write_json(tmp_path_factory.getbasetemp() / "round.json", value)
+    assert read_json(path) == value
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_is_refused_in_json(tmp_path, bad):
     with pytest.raises(ValueError, match="JSON"):
-        artifacts.write_json(tmp_path / "a.json", {"score": [1.0, bad]})
+        write_json(tmp_path / "a.json", {"score": [1.0, bad]})
     assert files(tmp_path) == []
 
 
 def test_a_missing_or_broken_json_file_is_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"a\.json does not exist"):
-        artifacts.read_json(tmp_path / "a.json")
+        read_json(tmp_path / "a.json")
     for text in ('{"a": 1', ""):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(ArtifactError, match=r"a\.json is not readable as JSON .* delete it and run its notebook"):
-            artifacts.read_json(tmp_path / "a.json")
+            read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ArtifactError, match="is not readable as JSON"):
-        artifacts.read_json(tmp_path / "a.json")
+        read_json(tmp_path / "a.json")
 
 
 def test_dataset_round_trip(tmp_path):
@@ -176,8 +192,8 @@ def test_dataset_round_trip(tmp_path):
         coords={"layer": ["conv1", "conv2"], "unit": np.arange(3)},
         attrs={"caveat": "made-up data"},
     )
-    path = artifacts.write_dataset(tmp_path / "a.nc", dataset)
-    again = artifacts.read_dataset(path)
+    path = write_dataset(tmp_path / "a.nc", dataset)
+    again = read_dataset(path)
     xr.testing.assert_identical(again, dataset)
     assert again["signal"].dtype == np.float32 and again["failed"].dtype == bool
     assert files(tmp_path) == ["a.nc"]
@@ -188,20 +204,20 @@ def test_dataset_round_trip(tmp_path):
 def test_figures_and_tables_go_to_the_runs_reports(own_folders):
     from matplotlib.figure import Figure
 
-    cfg = config.load("desk", "dsads")
+    cfg = load_settings("desk", "dsads")
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([1, 2])
-    first = artifacts.save_figure(cfg, figure, "03_gallery")
+    first = save_figure(cfg, figure, "03_gallery")
     assert first == own_folders / "reports" / "desk" / "dsads" / "figures" / "03_gallery.png"
     content = first.read_bytes()
     assert content.startswith(b"\x89PNG")
-    artifacts.save_figure(cfg, figure, "03_gallery")
+    save_figure(cfg, figure, "03_gallery")
     assert first.read_bytes() == content, "the same figure gives the same file"
     table = pd.DataFrame({"f1": [0.5, 0.25]}, index=pd.Index(["walking", "sitting"], name="activity"))
-    second = artifacts.save_table(cfg, table, "02_f1")
+    second = save_table(cfg, table, "02_f1")
     assert second == own_folders / "reports" / "desk" / "dsads" / "tables" / "02_f1.csv"
     pd.testing.assert_frame_equal(pd.read_csv(second, index_col=0), table)
-    found = artifacts.digests([first, second])
+    found = digests([first, second])
     assert set(found) == {"03_gallery.png", "02_f1.csv"} and all(len(d) == 64 for d in found.values())
 
 
@@ -210,9 +226,9 @@ def test_figures_and_tables_go_to_the_runs_reports(own_folders):
 
 def test_provenance_says_what_made_a_result(monkeypatch):
     monkeypatch.setenv("HARVIS_THREADS", "2")
-    cfg = config.load("quick", "synthetic", "cpu")
-    about = artifacts.provenance(cfg, seed=3, caveat="made-up data")
-    assert about["settings"] == config.as_json(config.load("quick", "synthetic"))
+    cfg = load_settings("quick", "synthetic", "cpu")
+    about = stages.provenance(cfg, seed=3, caveat="made-up data")
+    assert about["settings"] == as_json(load_settings("quick", "synthetic"))
     assert set(about["versions"]) == {"python", "numpy", "scipy", "torch", "scikit-learn"}
     assert about["versions"]["numpy"] == np.__version__
     assert re.fullmatch(r"cpu \(.+\)", about["device"])
@@ -223,14 +239,14 @@ def test_provenance_says_what_made_a_result(monkeypatch):
 
 def test_the_revision_marks_changed_files_and_is_unknown_outside_a_checkout(tmp_path, monkeypatch):
     def revision() -> str:
-        artifacts.git_revision.cache_clear()
-        return artifacts.git_revision()
+        stages.git_revision.cache_clear()
+        return stages.git_revision()
 
     def git(*words: str) -> None:
         who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
         subprocess.run(("git", *who, *words), cwd=tmp_path, check=True, capture_output=True)
 
-    monkeypatch.setattr(config, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(stages, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     try:
         assert revision() == "unknown"
@@ -244,7 +260,7 @@ def test_the_revision_marks_changed_files_and_is_unknown_outside_a_checkout(tmp_
         (tmp_path / "a").write_text("2")
         assert re.fullmatch(r"[0-9a-f]{12}\+", revision())
     finally:
-        artifacts.git_revision.cache_clear()
+        stages.git_revision.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------- the store
@@ -301,7 +317,7 @@ def test_a_folder_without_a_manifest_is_no_result():
 def test_the_checkpoint_goes_when_the_result_is_complete():
     checkpoint = STAGE.checkpoint("k")
     assert checkpoint.parent == STAGE.folder("k").parent
-    artifacts.write_text(checkpoint / "epoch.txt", "3")
+    write_text(checkpoint / "epoch.txt", "3")
     with pytest.raises(ZeroDivisionError):
         STAGE.obtain("k", lambda folder: 1 / 0, {})
     assert (checkpoint / "epoch.txt").exists(), "an interrupted computation goes on from it"
@@ -318,8 +334,8 @@ def test_what_dead_processes_left_is_swept_and_the_rest_is_not(own_folders):
         place / name for name in (f".a.{dead.pid}.x1.part", f".a.{os.getpid()}.x1.part", ".not-a-pid.part")
     )
     for folder in (orphan, own, foreign):
-        artifacts.write_text(folder / "a.txt", "half")
-    other_stage = artifacts.write_text(place.parent / "other" / f".a.{dead.pid}.x1.part" / "a.txt", "half")
+        write_text(folder / "a.txt", "half")
+    other_stage = write_text(place.parent / "other" / f".a.{dead.pid}.x1.part" / "a.txt", "half")
     STAGE.obtain("k", counting(), {})
     assert not orphan.exists()
     assert own.exists() and foreign.exists() and other_stage.exists()
@@ -374,11 +390,11 @@ def test_the_chain_can_note_which_results_were_asked_for(tmp_path, monkeypatch):
 
 
 def test_the_key_depends_on_settings_inputs_name_code_and_versions(monkeypatch):
-    cfg = config.load("quick", "synthetic")
+    cfg = load_settings("quick", "synthetic")
     key = STAGE.key(cfg.model, "data")
     assert re.fullmatch(r"[0-9a-f]{20}", key) and key == STAGE.key(cfg.model, "data")
     others = [
-        STAGE.key(config.load("desk", "synthetic").model, "data"),
+        STAGE.key(load_settings("desk", "synthetic").model, "data"),
         STAGE.key(cfg.model, "other data"),
         STAGE.key(cfg.model, "data", "more"),
         Stage("other", "02_model", STAGE.modules).key(cfg.model, "data"),
@@ -386,10 +402,10 @@ def test_the_key_depends_on_settings_inputs_name_code_and_versions(monkeypatch):
         Stage("made", "02_model", STAGE.modules[::-1]).key(cfg.model, "data"),
     ]
     with monkeypatch.context() as patched:
-        patched.setattr(artifacts, "code_digest", lambda module: f"edited {module}")
+        patched.setattr(stages, "code_digest", lambda module: f"edited {module}")
         others.append(STAGE.key(cfg.model, "data"))
     with monkeypatch.context() as patched:
-        patched.setattr(artifacts, "version", lambda library: "0.0.1")
+        patched.setattr(stages, "version", lambda library: "0.0.1")
         others.append(STAGE.key(cfg.model, "data"))
     assert len({key, *others}) == 1 + len(others)
     assert Stage("made", "03_maximization", STAGE.modules).key(cfg.model, "data") == key, (
@@ -398,9 +414,9 @@ def test_the_key_depends_on_settings_inputs_name_code_and_versions(monkeypatch):
 
 
 def test_the_key_does_not_tell_builds_of_one_version_apart(monkeypatch):
-    monkeypatch.setattr(artifacts, "version", lambda library: "2.13.0+cpu")
+    monkeypatch.setattr(stages, "version", lambda library: "2.13.0+cpu")
     local = STAGE.key({}, "data")
-    monkeypatch.setattr(artifacts, "version", lambda library: "2.13.0")
+    monkeypatch.setattr(stages, "version", lambda library: "2.13.0")
     assert STAGE.key({}, "data") == local
 
 
@@ -447,8 +463,8 @@ def digest_of(tmp_path, monkeypatch):
     def digest(source: str) -> str:
         (tmp_path / "module.py").write_text(source, encoding="utf-8")
         origin = SimpleNamespace(origin=str(tmp_path / "module.py"))
-        monkeypatch.setattr(artifacts.importlib.util, "find_spec", lambda name: origin)
-        return artifacts.code_digest("module")
+        monkeypatch.setattr(stages.importlib.util, "find_spec", lambda name: origin)
+        return stages.code_digest("module")
 
     return digest
 
@@ -468,9 +484,11 @@ def test_code_changes_the_code_digest(edit, digest_of):
 
 
 def test_every_stage_names_modules_that_exist():
-    from harvis_utils import activations, atlas, maximization, similarity, training
+    from harvis_utils.maximization import paper_methods, unit_statistics
+    from harvis_utils.metrics import embedding, similarity
+    from harvis_utils.training import supervised
 
-    stages = [module.STAGE for module in (training, activations, maximization, similarity, atlas)]
-    assert len({s.name for s in stages}) == len(stages)
-    for stage in stages:
-        assert all(re.fullmatch(r"[0-9a-f]{64}", artifacts.code_digest(module)) for module in stage.modules)
+    found = [module.STAGE for module in (supervised, unit_statistics, paper_methods, similarity, embedding)]
+    assert len({s.name for s in found}) == len(found)
+    for stage in found:
+        assert all(re.fullmatch(r"[0-9a-f]{64}", stages.code_digest(module)) for module in stage.modules)

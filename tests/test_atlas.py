@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harvis_utils import artifacts, atlas, atlas_page, claims, config, similarity
+from harvis_utils.figures import atlas_page
+from harvis_utils.maximization.paper_methods import PROPOSED
+from harvis_utils.metrics import embedding, similarity
+from harvis_utils.paper import claims
+from harvis_utils.settings import load_settings
+from harvis_utils.store.files import ArtifactError
 
 TIME = np.arange(30) / 30
 FEW = settings(max_examples=25, deadline=None)
@@ -104,7 +109,7 @@ def naive_groups(linked):
 @FEW
 @given(random_signals(), st.integers(0, 4))
 def test_best_correlation_agrees_with_twin(signals, max_shift):
-    got, keep = atlas.best_correlation(signals, max_shift), np.ptp(signals, axis=1) > 0
+    got, keep = embedding.best_correlation(signals, max_shift), np.ptp(signals, axis=1) > 0
     assert np.isnan(got[~keep]).all() and np.isnan(got[:, ~keep]).all()
     for i in np.flatnonzero(keep):
         for j in np.flatnonzero(keep):
@@ -127,10 +132,10 @@ def test_effective_frequencies_agree_with_twin(signals):
 def test_spread_effective_rank_and_groups_agree_with_twins(signals):
     used = signals[np.ptp(signals, axis=1) > 0]
     if len(used) < 2:
-        with pytest.raises(atlas.AtlasError, match="finite and not constant"):
-            atlas.spread(signals)
+        with pytest.raises(embedding.AtlasError, match="finite and not constant"):
+            embedding.spread(signals)
         return
-    duplicates = atlas.near_duplicates(signals, 0.9, 2)
+    duplicates = embedding.near_duplicates(signals, 0.9, 2)
     linked = np.array(
         [[i != j and naive_correlation(a, b, 2) > 0.9 for j, b in enumerate(used)] for i, a in enumerate(used)]
     )
@@ -138,27 +143,27 @@ def test_spread_effective_rank_and_groups_agree_with_twins(signals):
     assert duplicates.share == pytest.approx(linked.any(1).mean())
     assert (duplicates.n_units, duplicates.n_excluded) == (len(used), len(signals) - len(used))
     if np.ptp(used, axis=0).max() == 0:
-        assert atlas.spread(signals) == atlas.effective_rank(signals) == 0
+        assert embedding.spread(signals) == embedding.effective_rank(signals) == 0
         return
-    assert atlas.spread(signals) == pytest.approx(naive_spread(used))
+    assert embedding.spread(signals) == pytest.approx(naive_spread(used))
     centred = used - used.mean(0)
     values = np.sqrt(np.linalg.eigvalsh(centred @ centred.T).clip(0))
     shares = values[values > 1e-6 * values.max()] / values[values > 1e-6 * values.max()].sum()
-    assert atlas.effective_rank(signals) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+    assert embedding.effective_rank(signals) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
 
 
 @FEW
 @given(arrays(np.float64, (9, 2), elements=st.floats(-5, 5), unique=True), st.integers(1, 8), st.integers(0, 99))
 def test_common_neighbours_agree_with_twin(points, k, seed):
     other = points + np.random.default_rng(seed).normal(size=points.shape)
-    assert atlas.common_neighbours(points, other, k) == pytest.approx(naive_common(points, other, k))
-    assert atlas.common_neighbours(points, points, k) == 1
+    assert embedding.common_neighbours(points, other, k) == pytest.approx(naive_common(points, other, k))
+    assert embedding.common_neighbours(points, points, k) == 1
 
 
 @FEW
 @given(random_signals(), st.integers(0, 9))
 def test_hopkins_agrees_with_twin(points, seed):
-    assert atlas.hopkins(points, seed, repeats=2) == pytest.approx(naive_hopkins(points, seed, 2))
+    assert embedding.hopkins(points, seed, repeats=2) == pytest.approx(naive_hopkins(points, seed, 2))
 
 
 @FEW
@@ -166,7 +171,7 @@ def test_hopkins_agrees_with_twin(points, seed):
 def test_contingency_and_p_value_agree_with_counting(activities, seed):
     activities = np.array(activities)
     points = np.random.default_rng(seed).normal(size=(len(activities), 2))
-    got = atlas.clusters_and_activities(points, activities, 3, seed, n_permutations=40)
+    got = embedding.clusters_and_activities(points, activities, 3, seed, n_permutations=40)
 
     def pure(order):
         total = 0
@@ -190,7 +195,7 @@ def test_contingency_and_p_value_agree_with_counting(activities, seed):
 )
 def test_superiority_agrees_with_counting(shallow, deep):
     wins = [1.0 if d > s else 0.5 if d == s else 0.0 for d in deep for s in shallow]
-    value, low, high = atlas.superiority(np.array([*shallow, np.nan]), np.array(deep), n=50)
+    value, low, high = embedding.superiority(np.array([*shallow, np.nan]), np.array(deep), n=50)
     assert value == pytest.approx(np.mean(wins))
     assert 0 <= low <= high <= 1
 
@@ -207,14 +212,14 @@ def test_effective_rank_counts_independent_shapes():
     generator = np.random.default_rng(0)
     shapes = np.linalg.qr(generator.normal(size=(30, 3)))[0].T
     weights = np.linalg.qr(generator.normal(size=(40, 3)))[0]
-    assert atlas.effective_rank((weights - weights.mean(0)) @ shapes) == pytest.approx(3, rel=0.02)
-    assert atlas.effective_rank(np.outer(generator.normal(size=9), shapes[0])) == pytest.approx(1, abs=1e-6)
+    assert embedding.effective_rank((weights - weights.mean(0)) @ shapes) == pytest.approx(3, rel=0.02)
+    assert embedding.effective_rank(np.outer(generator.normal(size=9), shapes[0])) == pytest.approx(1, abs=1e-6)
 
 
 def test_shifted_and_scaled_copies_are_duplicates_but_mirrored_ones_are_not():
     edge = np.tanh(12 * (TIME - 0.5))
     signals = np.stack([edge, 3 * np.roll(edge, 0) + 1, np.tanh(12 * (TIME - 0.6)), -edge, sines(1, 4)[0]])
-    found = atlas.near_duplicates(signals)
+    found = embedding.near_duplicates(signals)
     assert found.share == pytest.approx(3 / 5)
     assert found.n_groups == 3
     assert found.groups.tolist()[:3] == [0, 0, 0]
@@ -223,36 +228,36 @@ def test_shifted_and_scaled_copies_are_duplicates_but_mirrored_ones_are_not():
 def test_copies_stand_out_from_noise_as_smooth_as_they_are():
     generator = np.random.default_rng(2)
     rough = generator.normal(size=(10, 30))
-    found = atlas.near_duplicates(np.vstack([rough, rough + 0.02 * generator.normal(size=rough.shape)]))
+    found = embedding.near_duplicates(np.vstack([rough, rough + 0.02 * generator.normal(size=rough.shape)]))
     assert found.share == 1 and found.n_groups == 10
     assert found.share_null[2] < 0.5
     smooth = np.stack([sines(1, f, seed)[0] for f in (1, 1.2) for seed in range(10)])
-    assert atlas.near_duplicates(smooth).share_null[0] > 0.9  # a high share alone proves nothing
+    assert embedding.near_duplicates(smooth).share_null[0] > 0.9  # a high share alone proves nothing
 
 
 def test_clusters_stand_out_from_noise_with_the_same_covariance():
     signals, kind = three_clusters()
-    tendency = atlas.cluster_tendency(signals, n_null=5)
+    tendency = embedding.cluster_tendency(signals, n_null=5)
     assert tendency.best_k == 3
     assert tendency.silhouette > 0.8 > tendency.silhouette_null[2]
     assert tendency.hopkins > tendency.hopkins_null[2]
     assert tendency.spread < tendency.spread_null[1]
-    matched = atlas.clusters_and_activities(signals, kind, n_permutations=200)
+    matched = embedding.clusters_and_activities(signals, kind, n_permutations=200)
     assert matched.all_different and matched.purity == 1 and matched.p_value == pytest.approx(1 / 201)
     shuffled = np.random.default_rng(1).permutation(kind)
-    assert atlas.clusters_and_activities(signals, shuffled, n_permutations=200).p_value > 0.05
+    assert embedding.clusters_and_activities(signals, shuffled, n_permutations=200).p_value > 0.05
 
 
 def test_noise_without_clusters_lies_within_its_null():
     signals = np.random.default_rng(3).normal(size=(60, 30))
-    tendency = atlas.cluster_tendency(signals, n_null=20)
+    tendency = embedding.cluster_tendency(signals, n_null=20)
     assert tendency.hopkins_null[1] - 0.02 < tendency.hopkins < tendency.hopkins_null[2] + 0.02
     assert tendency.silhouette < 0.2
 
 
 def test_gaussian_null_has_the_covariance_of_the_points():
     points = np.random.default_rng(0).normal(size=(40, 3)) @ np.array([[1, 0.8, 0], [0, 0.5, 0], [0, 0, 2]])
-    draws = np.stack([np.cov(atlas.gaussian_null(points, seed).T, bias=False) for seed in range(300)])
+    draws = np.stack([np.cov(embedding.gaussian_null(points, seed).T, bias=False) for seed in range(300)])
     assert draws.mean(0) == pytest.approx(np.cov(points.T), abs=0.15)
 
 
@@ -262,47 +267,49 @@ def test_gaussian_null_has_the_covariance_of_the_points():
 def test_the_map_keeps_clusters_together_and_leaves_units_without_shape_out():
     signals, kind = three_clusters()
     signals[4], signals[20, 3] = 0.7, np.nan
-    positions = atlas.embed(signals, perplexity=8)
+    positions = embedding.embed(signals, perplexity=8)
     lost = np.isnan(positions).all(1)
     assert np.flatnonzero(lost).tolist() == [4, 20]
-    assert np.array_equal(positions, atlas.embed(signals, perplexity=8), equal_nan=True)
-    near = atlas.neighbours(positions[~lost], 5)
+    assert np.array_equal(positions, embedding.embed(signals, perplexity=8), equal_nan=True)
+    near = embedding.neighbours(positions[~lost], 5)
     assert (kind[~lost][near] == kind[~lost][:, None]).mean() > 0.95
-    assert atlas.trustworthiness(signals, positions) > 0.8
+    assert embedding.trustworthiness(signals, positions) > 0.8
 
 
 def test_sensitivity_compares_other_maps_with_the_shown_one():
     signals, _ = three_clusters(per=6)
-    reference = atlas.embed(signals, 5)
-    maps, shares = atlas.sensitivity(signals, (3, 5), (0, 1), reference, k=4)
+    reference = embedding.embed(signals, 5)
+    maps, shares = embedding.sensitivity(signals, (3, 5), (0, 1), reference, k=4)
     assert maps.shape == (2, 2, 18, 2) and shares.shape == (2, 2)
-    assert shares[1, 0] == pytest.approx(atlas.common_neighbours(reference, atlas.embed(signals, 5, 0, "random"), 4))
+    assert shares[1, 0] == pytest.approx(
+        embedding.common_neighbours(reference, embedding.embed(signals, 5, 0, "random"), 4)
+    )
     assert (shares > 4 / 17).all()
 
 
 def test_perplexity_is_limited_by_the_number_of_units():
-    assert atlas.effective_perplexity(15, 64) == 15
-    assert atlas.effective_perplexity(15, 16) == 5
-    assert atlas.embed(sines(6), perplexity=30).shape == (6, 2)
+    assert embedding.effective_perplexity(15, 64) == 15
+    assert embedding.effective_perplexity(15, 16) == 5
+    assert embedding.embed(sines(6), perplexity=30).shape == (6, 2)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: atlas.embed(np.ones((8, 30))), "0 of 8 units"),
-        (lambda: atlas.embed(np.repeat(sines(1), 8, 0)), "all 8 signals are the same"),
-        (lambda: atlas.embed(np.zeros(30)), r"should be \(unit, time\)"),
-        (lambda: atlas.neighbours(np.zeros((3, 2)), 3), "k = 3 neighbours"),
-        (lambda: atlas.trustworthiness(np.ones((8, 30)), np.zeros((8, 2))), "only 0 units"),
-        (lambda: atlas.clusters(sines(3), 4), "4 clusters of 3 units"),
-        (lambda: atlas.clusters_and_activities(sines(8), np.zeros(7, int)), "do not belong"),
-        (lambda: atlas.clusters_and_activities(sines(8), np.full(8, -1)), "only 0 units"),
-        (lambda: atlas.best_correlation(sines(3), 29), "max_shift = 29"),
-        (lambda: atlas.superiority(np.array([np.nan]), np.ones(3)), "no finite value"),
+        (lambda: embedding.embed(np.ones((8, 30))), "0 of 8 units"),
+        (lambda: embedding.embed(np.repeat(sines(1), 8, 0)), "all 8 signals are the same"),
+        (lambda: embedding.embed(np.zeros(30)), r"should be \(unit, time\)"),
+        (lambda: embedding.neighbours(np.zeros((3, 2)), 3), "k = 3 neighbours"),
+        (lambda: embedding.trustworthiness(np.ones((8, 30)), np.zeros((8, 2))), "only 0 units"),
+        (lambda: embedding.clusters(sines(3), 4), "4 clusters of 3 units"),
+        (lambda: embedding.clusters_and_activities(sines(8), np.zeros(7, int)), "do not belong"),
+        (lambda: embedding.clusters_and_activities(sines(8), np.full(8, -1)), "only 0 units"),
+        (lambda: embedding.best_correlation(sines(3), 29), "max_shift = 29"),
+        (lambda: embedding.superiority(np.array([np.nan]), np.ones(3)), "no finite value"),
     ],
 )
 def test_input_that_cannot_be_measured_says_so(call, message):
-    with pytest.raises(atlas.AtlasError, match=message):
+    with pytest.raises(embedding.AtlasError, match=message):
         call()
 
 
@@ -320,7 +327,7 @@ def a_layer(name="conv1", n=7, **more):
         "offsets": np.arange(n)[::-1],
         "distances": np.full(n, 0.01),
     }
-    return atlas.AtlasLayer(name=name, **(values | more))
+    return embedding.AtlasLayer(name=name, **(values | more))
 
 
 NAMES = ("walking", "running </script><b>")
@@ -381,7 +388,7 @@ def test_a_page_for_two_full_layers_stays_small():
     ],
 )
 def test_a_layer_that_does_not_fit_together_is_refused(change, message):
-    with pytest.raises(atlas.AtlasError, match=message):
+    with pytest.raises(embedding.AtlasError, match=message):
         atlas_page.interactive_html([a_layer(**change)], NAMES, COLOURS)
 
 
@@ -395,9 +402,9 @@ def a_run(tmp_path, monkeypatch, units=12):
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
     rng = np.random.default_rng(0)
     seeds, time = (3, 7), 30
-    dims = ("seed", "layer", "preset", "method", "unit")
+    dims = ("seed", "layer", "preset", "technique", "unit")
     shape = (2, 3, 1, 1, units)
-    coords = {"seed": list(seeds), "layer": list(LAYERS), "preset": [atlas.PRESET], "method": [atlas.METHOD]}
+    coords = {"seed": list(seeds), "layer": list(LAYERS), "preset": [embedding.PRESET], "technique": [embedding.METHOD]}
     values, kind = np.empty((*shape, time)), three_clusters(units // 3)[1]
     for s in range(2):
         values[s, 0, 0, 0] = three_clusters(units // 3, seed=s)[0]
@@ -425,15 +432,15 @@ def a_run(tmp_path, monkeypatch, units=12):
     )
     windows = SimpleNamespace(train=train, digest="abc", caveat="made-up data")
     networks = [SimpleNamespace(seed=s, key=f"net{s}") for s in seeds]
-    return config.load("quick", "synthetic"), windows, networks, scores, signals
+    return load_settings("quick", "synthetic"), windows, networks, scores, signals
 
 
 def test_measures_are_stored_and_hold_null_and_a_reason_where_too_few_units_are_left(tmp_path, monkeypatch):
     cfg, windows, networks, scores, signals = a_run(tmp_path, monkeypatch)
-    with pytest.raises(artifacts.ArtifactError, match="run notebook 05_atlas first"):
-        atlas.load_measures(cfg, windows, networks)
-    found = atlas.measures(cfg, windows, networks, scores, signals)
-    assert list(found) == list(LAYERS) and atlas.load_measures(cfg, windows, networks) == found
+    with pytest.raises(ArtifactError, match="run notebook 05_atlas first"):
+        embedding.load_measures(cfg, windows, networks)
+    found = embedding.measures(cfg, windows, networks, scores, signals)
+    assert list(found) == list(LAYERS) and embedding.load_measures(cfg, windows, networks) == found
     assert all(len(values) == 2 for layer in found.values() for values in layer.values())
     one = found["conv1"]
     assert all(h > n + 0.1 for h, n in zip(one["hopkins"], one["hopkins_null"], strict=True))
@@ -448,17 +455,19 @@ def test_measures_are_stored_and_hold_null_and_a_reason_where_too_few_units_are_
 
 def test_maps_are_stored_for_every_network_and_views_carry_the_nearest_windows(tmp_path, monkeypatch):
     cfg, windows, networks, scores, signals = a_run(tmp_path, monkeypatch)
-    atlas.measures(cfg, windows, networks, scores, signals)
-    positions = atlas.load_positions(cfg, windows, networks)
+    embedding.measures(cfg, windows, networks, scores, signals)
+    positions = embedding.load_positions(cfg, windows, networks)
     assert positions.dims == ("seed", "layer", "unit", "coordinate") and positions.shape == (2, 3, 12, 2)
     placed = np.isfinite(positions).all("coordinate").sum("unit")
     assert placed.sel(layer="conv1").values.tolist() == [12, 12] and (placed.sel(layer="conv2") == 0).all()
-    again = atlas.embed(signals["signal"].sel(seed=7, layer="conv1").values[0, 0], cfg.atlas.perplexity, cfg.atlas.seed)
+    again = embedding.embed(
+        signals["signal"].sel(seed=7, layer="conv1").values[0, 0], cfg.atlas.perplexity, cfg.atlas.seed
+    )
     assert np.array_equal(positions.sel(seed=7, layer="conv1").values, again)
-    seen = atlas.view(signals, scores, positions, windows.train, 7, "conv1")
+    seen = embedding.view(signals, scores, positions, windows.train, 7, "conv1")
     assert set(seen.activities) == {4, 5, 6}
     assert np.array_equal(seen.windows, windows.train.x[seen.activities - 4, 1])
-    gone = atlas.view(signals, scores, positions, windows.train, 7, "conv2")
+    gone = embedding.view(signals, scores, positions, windows.train, 7, "conv2")
     assert (
         (gone.activities[:10] == -1).all() and np.isnan(gone.signals[:10]).all() and np.isnan(gone.windows[:10]).all()
     )
@@ -469,12 +478,12 @@ def test_flat_units_are_counted_and_measured_apart():
     moving = three_clusters(4)[0]
     flat = 1 + 1e-3 * np.random.default_rng(0).normal(size=(6, 30))
     signals = np.concatenate([moving, flat, np.full((1, 30), np.nan)])
-    found = atlas.measure(signals, np.zeros(19, int), np.ones(19))
+    found = embedding.measure(signals, np.zeros(19, int), np.ones(19))
     assert (found["n_units"], found["n_flat"], found["n_excluded"]) == (18, 6, 1)
-    assert found["hopkins_moving"] == atlas.cluster_tendency(moving).hopkins != found["hopkins"]
+    assert found["hopkins_moving"] == embedding.cluster_tendency(moving).hopkins != found["hopkins"]
     json.dumps(found, allow_nan=False)
 
 
 def test_the_atlas_shows_the_method_that_the_claims_call_proposed():
-    assert claims.PROPOSED == atlas.METHOD
-    assert claims.Evidence.__dataclass_fields__["preset"].default == atlas.PRESET
+    assert PROPOSED == embedding.METHOD
+    assert claims.Evidence.__dataclass_fields__["preset"].default == embedding.PRESET

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_archives import example_files, isolate, left_over, register_example, table, write_folder, write_zip
 
-from harvis_utils import datasets
-from harvis_utils.datasets import DataError, archive, dsads, mhealth
+from harvis_utils.data import archive, dsads, kinds, mhealth
+from harvis_utils.data.kinds import DataError
 
 MEMBER = "subject2_walking.csv"
 
@@ -31,7 +31,7 @@ def refused(raw: Path, *parts: str, name: str = "example") -> None:
     """Loading fails with an error that holds all ``parts``, and leaves nothing beside what was there."""
     before = left_over(raw.parents[1])
     with pytest.raises(DataError) as caught:
-        datasets.load_recordings(name, download=False)
+        archive.load_recordings(name, download=False)
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -86,7 +86,7 @@ def test_a_path_that_leaves_the_folder(raw, name):
 
 
 def test_a_description_whose_members_leave_the_folder(raw):
-    described = datasets.Archive("x.zip", "https://example.org/x.zip", ("../secret.csv",), "")
+    described = kinds.Archive("x.zip", "https://example.org/x.zip", ("../secret.csv",), "")
     raw.mkdir(parents=True)
     leaves = "'../secret.csv' is a path that leaves the folder"
     with pytest.raises(DataError, match=leaves), archive.opened(raw, described):
@@ -132,8 +132,8 @@ def test_a_pointer_instead_of_a_member(raw):
 
 def test_members_that_only_differ_beyond_the_pinned_digits(raw):
     files = example_files()
-    described = datasets.registry()["example"].archive
-    blind = datasets.Archive(described.filename, described.url, described.members, described.digest)  # no culprit known
+    described = kinds.registry()["example"].archive
+    blind = kinds.Archive(described.filename, described.url, described.members, described.digest)  # no culprit known
     path = write_zip(raw / "example.zip", files | {MEMBER: b"1,2,3,4,5,6\n"})
     with pytest.raises(DataError, match=r"members together: their digest is [0-9a-f]{64} instead of [0-9a-f]{64}"):
         archive.verify("example", blind, path)
@@ -186,11 +186,11 @@ def test_mhealth_with_an_unknown_label(label):
 def test_recordings_that_do_not_fit_their_description():
     good = np.zeros((5, 6), np.float32)
     for item, what in [
-        (datasets.Recording(1, 0, good[:, :5]), r"shape \(5, 5\) instead of \(time, 6\)"),
-        (datasets.Recording(1, 0, good.astype(float)), "not made of finite float32"),
-        (datasets.Recording(1, 0, good + np.float32(np.nan)), "not made of finite float32"),
-        (datasets.Recording(9, 0, good), "subject 9 or activity 0 is not one of dsads's"),
-        (datasets.Recording(1, 19, good), "subject 1 or activity 19"),
+        (kinds.Recording(1, 0, good[:, :5]), r"shape \(5, 5\) instead of \(time, 6\)"),
+        (kinds.Recording(1, 0, good.astype(float)), "not made of finite float32"),
+        (kinds.Recording(1, 0, good + np.float32(np.nan)), "not made of finite float32"),
+        (kinds.Recording(9, 0, good), "subject 9 or activity 0 is not one of dsads's"),
+        (kinds.Recording(1, 19, good), "subject 1 or activity 19"),
     ]:
         with pytest.raises(ValueError, match=what):
             archive._check(item, dsads.DATASET)
@@ -211,7 +211,7 @@ def test_any_damage_is_an_error_or_harmless(position, mask, keep):
     """One changed byte, or a lost end, anywhere in a zip file: never another exception, never other content."""
     files = {name: content[:80] for name, content in example_files().items()}
     digests = {name: archive.hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    described = datasets.Archive("x.zip", "https://example.org/x.zip", tuple(files), archive.members_digest(digests))
+    described = kinds.Archive("x.zip", "https://example.org/x.zip", tuple(files), archive.members_digest(digests))
     with tempfile.TemporaryDirectory() as folder:
         path = write_zip(Path(folder) / "x.zip", files)
         content = bytearray(path.read_bytes())

@@ -11,10 +11,12 @@ from naive_search import naive_search
 
 from benchmarks import climbing, measure, searching, tables, training
 from benchmarks.__main__ import merged
-from harvis_utils import artifacts, config
-from harvis_utils.config import ModelSettings
-from harvis_utils.models import SFHF, folded_trunk
-from harvis_utils.windows import Split
+from harvis_utils.data.windowing import Split
+from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.networks.sfhf import SFHF, folded_trunk
+from harvis_utils.settings import PRESETS, REPOSITORY, MaximizationSettings, ModelSettings, Settings
+from harvis_utils.store.files import read_json
 
 N_AXES = 3
 
@@ -53,7 +55,7 @@ def test_all_climbers_find_the_same_signals(layer, monkeypatch):
     if not importlib.util.find_spec("lucent"):
         monkeypatch.setattr(climbing.by_lucent, "render", lambda: SimpleNamespace(render_vis=render_vis))
     units = torch.tensor([0, 2, 5])
-    start = torch.tensor(climbing.m.starting_signal(config.MaximizationSettings(), 30))[None]
+    start = torch.tensor(starting_signal(MaximizationSettings(), 30))[None]
     for dtype, n_steps, within in ((torch.float64, 20, 1e-9), (torch.float32, 1, 1e-5)):
         model = made_model(batch_norm=dtype == torch.float32).to(dtype)
         trunk, first, th = (
@@ -75,17 +77,17 @@ def test_all_climbers_find_the_same_signals(layer, monkeypatch):
         assert not any(module._forward_hooks for module in model.modules()), "no hook is left behind"
 
 
-@pytest.mark.parametrize("preset", climbing.m.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_the_plain_loop_climbs_every_method_as_the_engine_does(preset):
     trunk, th = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64), np.full(6, 0.2)
-    few, units = config.MaximizationSettings(n_steps=20, tolerance_g=0), [1, 3]
-    found = climbing.m.maximize(
+    few, units = MaximizationSettings(n_steps=20, tolerance_g=0), [1, 3]
+    found = paper_methods.maximize(
         trunk, "conv3", th, units=units, preset=preset, settings=few, dtype=torch.float64
     )["signal"]  # fmt: skip
-    for name, method in climbing.m.METHODS.items():
+    for name, method in paper_methods.METHODS.items():
         level = torch.tensor(th, dtype=torch.float64)[units]
-        loop = climbing.plain_loop(trunk, "conv3", torch.tensor(units), level, method, climbing.m.PRESETS[preset], few)
-        assert np.abs(found.sel({"method": name}).values - loop.numpy()).max() < 1e-9, name
+        loop = climbing.plain_loop(trunk, "conv3", torch.tensor(units), level, method, PRESETS[preset], few)
+        assert np.abs(found.sel(technique=name).values - loop.numpy()).max() < 1e-9, name
 
 
 def test_units_in_another_order_compute_the_same_maps():
@@ -100,7 +102,7 @@ def test_agreement_is_told_for_every_method():
     network = SimpleNamespace(trunk=trunk)
     th = xr.DataArray(np.full((3, 6), 0.2), dims=("layer", "unit"), coords={"layer": list(trunk.layers)})
     found = climbing.agreement_by_method(network, th, n_units=2, n_steps=5)
-    assert list(found["methods"]) == list(climbing.m.METHODS)
+    assert list(found["methods"]) == list(paper_methods.METHODS)
     for name, worst in found["methods"].items():
         assert max(worst.values()) < 1e-9, name
     th[2, 0] = np.nan  # a dead unit is not climbed
@@ -111,11 +113,11 @@ def test_the_engine_is_followed_step_by_step():
     trunk = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64)
     few = climbing.MaximizationSettings(n_steps=5, tolerance_g=0)
     units, level = torch.tensor([1, 4]), torch.full((2,), 0.2, dtype=torch.float64)
-    given = ("conv2", units, level, climbing.m.METHODS["unit-norm"], climbing.m.PRESETS["calibrated"], few)
+    given = ("conv2", units, level, paper_methods.METHODS["unit-norm"], PRESETS["calibrated"], few)
     path = climbing.engine_path(trunk, *given)
     every = np.full(6, 0.2)
     options = {"methods": ["unit-norm"], "preset": "calibrated", "settings": few, "dtype": torch.float64}
-    found = climbing.m.maximize(trunk, "conv2", every, units=[1, 4], **options)
+    found = paper_methods.maximize(trunk, "conv2", every, units=[1, 4], **options)
     assert np.array_equal(path[-1].numpy(), found["signal"].values[0])
     moved = path.clone()
     moved[2] += (
@@ -145,7 +147,7 @@ def test_all_searches_find_the_same_distances():
 
 def test_operations_of_one_window():
     """Counted by hand for a small network: three convolutions, two dense layers, there and twice back."""
-    cfg = config.Settings("quick", "synthetic", model=ModelSettings(n_units=2, n_dense=3, kernel=5))
+    cfg = Settings("quick", "synthetic", model=ModelSettings(n_units=2, n_dense=3, kernel=5))
 
     class Windows:
         axes, activities = ("a", "b"), ("x", "y", "z", "w")
@@ -158,7 +160,7 @@ def test_operations_of_one_window():
 
 
 def test_the_account_of_training_names_the_products(tiny_windows):
-    cfg = config.Settings("quick", "synthetic", model=ModelSettings(n_units=8, n_dense=8))
+    cfg = Settings("quick", "synthetic", model=ModelSettings(n_units=8, n_dense=8))
     found = training.account(cfg, tiny_windows, n_batches=2)
     shares = found["shares"]
     assert sum(shares.values()) == pytest.approx(1) and all(v >= 0 for v in shares.values())
@@ -197,7 +199,7 @@ def test_floors_and_exponents():
 
 
 def test_every_part_of_the_published_benchmarks_has_its_table():
-    result = artifacts.read_json(config.REPOSITORY / "reports/published/benchmarks/cpu.json")
+    result = read_json(REPOSITORY / "reports/published/benchmarks/cpu.json")
     assert set(tables.PARTS) == set(result) - {"dataset", "profile", "caveat", "date", "rounds", "machine"}
     assert tables.page(result).count("|---|") >= len(tables.PARTS) - 1  # the grid is a sentence
     for contender in (*result["maximization"], *result["search"]):

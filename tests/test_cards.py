@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_atlas import COLOURS, NAMES, Page, a_layer
 
-from harvis_utils import atlas, atlas_page, card_pages, config, plots_cards
-from harvis_utils.config import SimilaritySettings
+from harvis_utils.data.windowing import Split
+from harvis_utils.figures import atlas_page, card_pages, plots_cards
 from harvis_utils.lenses import card_search, cards
-from harvis_utils.windows import Split
+from harvis_utils.metrics import embedding
+from harvis_utils.settings import SimilaritySettings, load_settings, report_root
 
 SEEDS, LAYERS, N_UNITS, TIME, N_RANKS = (3, 7), ("conv1", "conv2"), 12, 30, 7
 ACTIVITIES = ("sitting", "treadmill running", "ascending stairs")
@@ -275,7 +276,7 @@ def test_a_card_as_html_is_whole_and_escapes_names():
 
 
 def test_cards_of_units_that_the_page_lacks_are_refused():
-    with pytest.raises(atlas.AtlasError, match="cards of units that no layer of the page has: conv9-1"):
+    with pytest.raises(embedding.AtlasError, match="cards of units that no layer of the page has: conv9-1"):
         atlas_page.interactive_html([a_layer()], NAMES, COLOURS, cards={"conv9-1": atlas_page.PageCard("x")})
 
 
@@ -376,7 +377,7 @@ def test_a_real_click_opens_a_card_and_lists_search_as_python_does(browser, tmp_
     assert len(faded) == placed - sum(bool(browser.find_elements(By.ID, f"unit-{c.key}")) for c in expected)
 
 
-PAGES = sorted(config.report_root().glob("*/*/cards.html"))
+PAGES = sorted(report_root().glob("*/*/cards.html"))
 
 
 @pytest.mark.skipif(not PAGES, reason="no run in reports/ has cards; make reproduce makes them")
@@ -384,6 +385,6 @@ PAGES = sorted(config.report_root().glob("*/*/cards.html"))
 def test_every_card_of_the_runs_that_are_here_opens_by_a_click(browser, path):
     units = Page(path.read_text(encoding="utf-8")).scripts[0]
     keys = list(json.loads(units)["cards"])
-    settings = config.load(path.parts[-3], path.parts[-2]).model
+    settings = load_settings(path.parts[-3], path.parts[-2]).model
     assert len(keys) == settings.n_layers * settings.n_units
     check_page(browser, path, keys)

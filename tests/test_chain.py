@@ -1,6 +1,5 @@
 """The chain on tiny notebooks: what they depend on, what is executed again, how failures and kills end."""
 
-import ast
 import os
 import re
 import shutil
@@ -17,7 +16,8 @@ from hypothesis import strategies as st
 from made_archives import example_files, isolate, register_example, write_folder, write_zip
 from sample_notebooks import write
 
-from harvis_utils import chain, config
+from harvis_utils import chain
+from harvis_utils.settings import REPOSITORY, data_folders, load_settings
 
 
 @pytest.fixture
@@ -30,58 +30,25 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-TABLE = 'artifacts.write_json(cfg.reports / "tables" / "table.json", {"value": %d, "wall_s": cfg.windows.step})'
-REPORT = 'artifacts.write_json(cfg.reports / "results.json", {"n_seeds": 2})'
+TABLE = 'write_json(cfg.reports / "tables" / "table.json", {"value": %d, "wall_s": cfg.windows.step})'
+REPORT = 'write_json(cfg.reports / "results.json", {"n_seeds": 2})'
 
 
 # --------------------------------------------------------------------------------- what a notebook depends on
 
 
-def names(paths) -> set[str]:
-    return {p.relative_to(chain.PACKAGE).as_posix() for p in paths}
-
-
-def test_modules_used_follow_imports_and_leave_config_out(root):
-    direct = write(root, "01_a", "from harvis_utils import windows", "%matplotlib inline\nimport numpy")
-    used = names(chain.modules_used(direct))
-    assert {"windows.py", "artifacts.py", "datasets/__init__.py", "datasets/synthetic.py", "__init__.py"} <= used
-    assert "config.py" not in used and "datasets/dsads.py" not in used and "plots.py" not in used
-    assert {"datasets/dsads.py", "datasets/dsads_digests.txt"} <= names(chain.modules_used(direct, "dsads"))
-    assert "datasets/mhealth.py" in names(chain.modules_used(direct, "mhealth-approximate"))
-
-
-@pytest.mark.parametrize(
-    ("code", "package", "expected"),
-    [
-        ("import harvis_utils.models.sfhf as m", "", {"__init__.py", "models/__init__.py", "models/sfhf.py"}),
-        ("from harvis_utils.training import fit", "", {"__init__.py", "training.py"}),
-        ("def f():\n    from harvis_utils import atlas", "", {"__init__.py", "atlas.py"}),
-        ("from . import sfhf", "harvis_utils.models", {"__init__.py", "models/__init__.py", "models/sfhf.py"}),
-        ("from ..windows import cut", "harvis_utils.models", {"__init__.py", "windows.py"}),
-        ("import numpy, os.path", "", set()),
-    ],
-)
-def test_imported_modules(code, package, expected):
-    assert names(chain.imported_modules(ast.parse(code), package)) == expected
-
-
-def test_a_setting_counts_where_it_is_mentioned(root):
-    plain, mapped = write(root, "01_a", "cfg.windows"), write(root, "05_b", "print(cfg.atlas.perplexity)")
-    assert "atlas" not in chain.settings_used(plain) and "windows" in chain.settings_used(plain)
-    assert {"atlas", "profile", "dataset"} <= set(chain.settings_used(mapped))
-    quick, desk = (chain.plan(config.load(p), root) for p in ("quick", "desk"))
+def test_every_notebook_depends_on_the_package_and_on_the_settings(root):
+    write(root, "01_a", "1"), write(root, "05_b", "2")
+    files = {p.relative_to(chain.PACKAGE).as_posix() for p in chain.package_files()}
+    assert {"__init__.py", "settings.py", "data/dsads.py", "data/dsads_digests.txt"} <= files
+    quick, desk = (chain.plan(load_settings(p), root) for p in ("quick", "desk"))
     assert [j.settings for j in quick] != [j.settings for j in desk]
     assert quick[1].earlier == ("01_a",)
 
 
-def test_what_is_not_a_notebook_is_said(root):
+def test_a_folder_without_notebooks_is_said(root):
     with pytest.raises(chain.ChainError, match="no numbered notebooks"):
         chain.find_notebooks(root)
-    (root / "01_a.ipynb").write_text("<html>")
-    with pytest.raises(chain.ChainError, match="01_a.ipynb is not a notebook"):
-        chain.modules_used(root / "01_a.ipynb")
-    with pytest.raises(chain.ChainError, match=r"01_b.ipynb, cell 4: not valid Python"):
-        chain.modules_used(write(root, "01_b", "1 +"))
 
 
 # --------------------------------------------------------------------------------------------------- whole runs
@@ -89,10 +56,10 @@ def test_what_is_not_a_notebook_is_said(root):
 
 def test_only_what_is_needed_is_executed_again(root, capsys):
     books = root / "books"
-    stage = 'artifacts.Stage("made", "01_data", ("windows",)).obtain("k", lambda f: (f / "a.txt").write_text("1"), {})'
+    stage = 'stages.Stage("made", "01_data", ("windows",)).obtain("k", lambda f: (f / "a.txt").write_text("1"), {})'
     write(books, "01_data", TABLE % 1, "print(cfg.reports)", stage)
     write(books, "06_report", REPORT)
-    cfg = config.load()
+    cfg = load_settings()
     assert chain.main(["reproduce", "--notebooks", str(books)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("executed") == 2 and f"results  {root}/reports/quick/synthetic/results.json" in shown
@@ -125,7 +92,7 @@ def test_all_that_changed_is_executed_in_one_call(root):
     names = ["01_data", "02_model", "03_maximization", "04_similarity"]
     for name in names:
         write(books, name, "print(cfg.profile)")
-    cfg = config.load()
+    cfg = load_settings()
     assert chain.reproduce(cfg, books) == names
     for name in ("04_similarity", "03_maximization", "01_data"):  # the last is written last
         write(books, name, "print(cfg.profile)", prose="Better prose.")
@@ -138,7 +105,7 @@ def test_all_that_changed_is_executed_in_one_call(root):
 def test_notebooks_may_lie_in_a_folder_of_any_letters(root):
     books = root / "日本 é"
     write(books, "01_data", "print(cfg.profile)")
-    assert chain.reproduce(config.load(), books) == ["01_data"]
+    assert chain.reproduce(load_settings(), books) == ["01_data"]
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -152,7 +119,7 @@ def test_a_replaced_archive_makes_every_notebook_outdated(root, monkeypatch, pac
     books = root / "books"
     for name in ("01_data", "02_model"):
         write(books, name, "1")
-    cfg = config.load("quick", "example-approximate")
+    cfg = load_settings("quick", "example-approximate")
     jobs = chain.plan(cfg, books)
     # executed as an archive of 50 rows was there; the kernels would not know of this registry
     monkeypatch.setattr("papermill.execute_notebook", lambda notebook, log, **more: shutil.copy(notebook, log))
@@ -171,9 +138,9 @@ def test_a_replaced_archive_makes_every_notebook_outdated(root, monkeypatch, pac
 def test_an_archive_that_is_downloaded_or_copied_is_not_a_replaced_one(root, monkeypatch):
     raw = isolate(monkeypatch, root)
     register_example(monkeypatch, root)
-    cfg = config.load("quick", "example")
+    cfg = load_settings("quick", "example")
     jobs = chain.plan(cfg, write(root / "books", "01_data", "1").parent)
-    assert chain.raw_data(cfg) is None and chain.raw_data(config.load()) is None
+    assert chain.raw_data(cfg) is None and chain.raw_data(load_settings()) is None
 
     def executed(notebook, log, **more):
         write_zip(raw / "example.zip", example_files(50))
@@ -203,15 +170,15 @@ def test_a_failing_notebook_is_kept_and_named(root, capsys):
 def test_a_mistyped_parameter_is_an_error(root):
     notebook = write(root, "01_data", "1")
     with pytest.raises(chain.ChainError, match=r"failed in cell 3.*\n.*unknown notebook parameter 'PROFLE'"):
-        chain.run_notebook(notebook, config.load(), {"PROFLE": "desk"})
+        chain.run_notebook(notebook, load_settings(), {"PROFLE": "desk"})
     with pytest.raises(chain.ChainError, match="PROFILE = 3 should be str"):
-        chain.run_notebook(notebook, config.load(), {"PROFILE": 3})
+        chain.run_notebook(notebook, load_settings(), {"PROFILE": 3})
 
 
 def test_a_kernel_that_dies_is_said(root):
     notebook = write(root, "01_data", "import os\nos._exit(1)")
     with pytest.raises(chain.ChainError, match="01_data.ipynb could not be executed to its end"):
-        chain.run_notebook(notebook, config.load())
+        chain.run_notebook(notebook, load_settings())
 
 
 def test_unknown_names_and_missing_files_end_with_one_message(root, capsys):
@@ -227,7 +194,7 @@ def test_run_says_when_it_starts_and_ends_and_passes_the_device(root, capsys):
     assert re.search(r"01_data +\.\.\.\n +01_data +\d+\.\d s", capsys.readouterr().out)
     broken = write(root, "02_model", "assert DEVICE == 'cuda'")
     assert chain.main(["run", str(broken), "--device", "cpu"]) == 1
-    assert "02_model.ipynb failed in cell 4" in (config.load().reports / "logs/02_model.error.txt").read_text()
+    assert "02_model.ipynb failed in cell 4" in (load_settings().reports / "logs/02_model.error.txt").read_text()
 
 
 def test_a_notebook_ends_with_its_chain_even_one_that_was_killed_before_it_began(root):
@@ -243,7 +210,7 @@ def test_a_notebook_ends_with_its_chain_even_one_that_was_killed_before_it_began
     told = os.environ | {chain.CHAIN: name}
     run = subprocess.run([sys.executable, "-m", "harvis_utils.chain", "run", str(notebook)], env=told, timeout=110)
     assert run.returncode == 137 and time.monotonic() - begun < 110
-    assert not (config.load().reports / "01_data.ipynb").exists()
+    assert not (load_settings().reports / "01_data.ipynb").exists()
 
 
 @pytest.mark.parametrize("victim", ["snakemake", "chain", "group"])
@@ -270,12 +237,12 @@ def test_a_kill_leaves_no_process_and_no_lock(root, victim):
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 60)
-    with chain.alone(config.load(), wait_s=5):
+    with chain.alone(load_settings(), wait_s=5):
         if victim == "snakemake":
             assert "Snakemake was stopped by signal 9; the same command goes on" in said
         with (
             pytest.raises(chain.ChainError, match="another run of profile quick on synthetic"),
-            chain.alone(config.load(), 0.1),
+            chain.alone(load_settings(), 0.1),
         ):
             pass
 
@@ -320,18 +287,16 @@ def test_clean_removes_runs_and_nothing_else(root, capsys):
 
 @given(st.text())
 def test_text_without_paths_stays_as_it_is(text):
-    known = [str(config.REPOSITORY), str(Path.home()), *map(str, config.data_folders())]
+    known = [str(REPOSITORY), str(Path.home()), *map(str, data_folders())]
     if not any(k in text for k in known):
         assert chain.portable(text) == text
 
 
 def test_paths_are_written_relative(root, monkeypatch):
     monkeypatch.setenv("HARVIS_DATA", str(root / "archives"))
-    text = (
-        f"{config.REPOSITORY}/Makefile {root}/reports/quick {root}/derived/x {root}/archives/a.zip {config.REPOSITORY}"
-    )
+    text = f"{REPOSITORY}/Makefile {root}/reports/quick {root}/derived/x {root}/archives/a.zip {REPOSITORY}"
     assert chain.portable(text) == "Makefile reports/quick data/derived/x HARVIS_DATA/a.zip ."
-    assert chain.portable(f"{config.REPOSITORY}-other x{config.REPOSITORY}/y").count(str(config.REPOSITORY)) == 2
+    assert chain.portable(f"{REPOSITORY}-other x{REPOSITORY}/y").count(str(REPOSITORY)) == 2
 
 
 def test_equal_runs_have_equal_digests():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from harvis_utils import claims
-from harvis_utils.maximization import METHODS
-from harvis_utils.similarity import CONTROLS
+from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
+from harvis_utils.metrics.similarity import CONTROLS
+from harvis_utils.paper import claims
 
 LAYERS, UNITS = ("conv1", "conv2", "conv3"), 8
 ACTIVITIES = ("sitting", "playing basketball", "running on a treadmill")
@@ -46,7 +46,7 @@ def table(kind, names, n_seeds):
 
 
 def evidence(n_seeds=2, dataset="dsads", epochs=200, **more):
-    scores = table("method", METHODS, n_seeds).expand_dims(preset=["literal", "calibrated"]).copy(deep=True)
+    scores = table("technique", METHODS, n_seeds).expand_dims(preset=["literal", "calibrated"]).copy(deep=True)
     scores = scores.assign(activity_share=("activity", np.full(3, 1 / 3)))
     atlas = {"hopkins": [0.9] * n_seeds, "spread": [0.5] * n_seeds, "clusters_p": [0.01] * n_seeds}
     given = {
@@ -63,8 +63,8 @@ def evidence(n_seeds=2, dataset="dsads", epochs=200, **more):
 
 def put(made, method, variable, value, layer=slice(None), unit=slice(None)):
     """Plant a value for one method of the calibrated preset."""
-    where = {"preset": "calibrated", "method": method, "layer": layer}
-    array = made.scores[variable].transpose("preset", "method", "layer", "seed", "unit", ...)
+    where = {"preset": "calibrated", "technique": method, "layer": layer}
+    array = made.scores[variable].transpose("preset", "technique", "layer", "seed", "unit", ...)
     block = array.sel(where).copy()
     block[..., unit] = value
     array.loc[where] = block
@@ -138,12 +138,12 @@ def test_macro_f1_is_compared_within_two_points():
 
 def test_failed_and_dead_units_are_left_out():
     made = evidence()
-    put(made, claims.PROPOSED, "s_u", 99.0, "conv1", slice(0, 2))
-    put(made, claims.PROPOSED, "failed", True, "conv1", 0)
-    put(made, claims.PROPOSED, "dead", True, "conv1", 1)
-    values = made.of(claims.PROPOSED, "s_u", "conv1")
+    put(made, PROPOSED, "s_u", 99.0, "conv1", slice(0, 2))
+    put(made, PROPOSED, "failed", True, "conv1", 0)
+    put(made, PROPOSED, "dead", True, "conv1", 1)
+    values = made.of(PROPOSED, "s_u", "conv1")
     assert np.isnan(values[:, :2]).all() and (values[:, 2:] < 1).all()
-    ratio = made.of(claims.PROPOSED, "activation_ratio", "conv1")
+    ratio = made.of(PROPOSED, "activation_ratio", "conv1")
     assert not np.isnan(ratio[:, 0]).any() and np.isnan(ratio[:, 1]).all()  # Ssim alone leaves failed units out
 
 
@@ -172,17 +172,17 @@ def test_ssim_has_to_fall_most_in_the_deeper_layers():
     made = evidence(5)
     assert verdict(made, "C5") in (claims.FAILS, claims.PARTLY)
     for layer, value in (("conv1", 0.02), ("conv2", 0.002), ("conv3", 0.002)):
-        put(made, claims.PROPOSED, "s_u", value, layer)
+        put(made, PROPOSED, "s_u", value, layer)
     assert verdict(made, "C5") == claims.HOLDS
-    put(made, claims.PROPOSED, "s_u", 0.0002, "conv1")  # now conv1 gains most
+    put(made, PROPOSED, "s_u", 0.0002, "conv1")  # now conv1 gains most
     assert verdict(made, "C5") == claims.PARTLY
 
 
 def test_output_has_to_be_close_to_the_threshold():
     made = evidence(5)
-    put(made, claims.PROPOSED, "activation_ratio", 1.5, "conv2")
+    put(made, PROPOSED, "activation_ratio", 1.5, "conv2")
     assert verdict(made, "C6") == claims.PARTLY
-    put(made, claims.PROPOSED, "activation_ratio", 0.2)
+    put(made, PROPOSED, "activation_ratio", 0.2)
     assert verdict(made, "C6") == claims.FAILS
 
 
@@ -200,8 +200,8 @@ def test_penalties_without_clipping_have_to_let_outputs_through():
 
 def test_shapes_have_to_lie_near_the_activities_that_the_paper_names():
     made = evidence(5)
-    put(made, claims.PROPOSED, "shape", "rising edge", unit=slice(0, 4))
-    put(made, claims.PROPOSED, "shape", "peak", unit=slice(4, 8))
+    put(made, PROPOSED, "shape", "rising edge", unit=slice(0, 4))
+    put(made, PROPOSED, "shape", "peak", unit=slice(4, 8))
     assert verdict(made, "C9") == claims.PARTLY  # the shapes match, the activities are at chance
     share = made.scores["nearest_share"]
     rising, peak = made.scores["shape"] == "rising edge", made.scores["shape"] == "peak"
@@ -227,9 +227,9 @@ def test_the_atlas_has_to_cluster_in_conv1_and_scatter_in_conv3():
 
 def test_depth_has_to_add_frequencies():
     made = evidence(5)
-    put(made, claims.PROPOSED, "n_frequencies", 6.0, "conv3")
+    put(made, PROPOSED, "n_frequencies", 6.0, "conv3")
     assert verdict(made, "C11") == claims.HOLDS
-    put(made, claims.PROPOSED, "n_frequencies", 2.0, "conv3")
+    put(made, PROPOSED, "n_frequencies", 2.0, "conv3")
     assert verdict(made, "C11") == claims.FAILS
 
 
@@ -242,7 +242,7 @@ def test_width_needs_both_duplicates_and_no_loss():
 @pytest.mark.filterwarnings("error")
 def test_a_layer_without_a_unit_left_is_open():
     made = evidence(5)
-    put(made, claims.PROPOSED, "dead", True, "conv1")
+    put(made, PROPOSED, "dead", True, "conv1")
     entry = claims.judge(CLAIM["C5"], made)
     assert [c["standing"] for c in entry["criteria"]] == ["open", "missed", "missed", "open", "open"]
     assert claims.judge(CLAIM["C11"], made)["verdict"] == claims.UNTESTABLE

@@ -13,44 +13,58 @@ from pathlib import Path
 
 import pytest
 
-from harvis_utils import config, datasets
-from harvis_utils.config import SettingsError
+from harvis_utils import settings
+from harvis_utils.data import kinds
+from harvis_utils.parallel import progress, threads, torch_device
+from harvis_utils.run import begin, check_parameters
+from harvis_utils.settings import (
+    PROFILES,
+    REPOSITORY,
+    ModelSettings,
+    Settings,
+    SettingsError,
+    artifact_root,
+    as_json,
+    data_folders,
+    load_settings,
+    report_root,
+)
 
 SECTIONS = ("windows", "model", "training", "maximization", "similarity", "atlas", "readings")
-FIELDS = [(s, f.name) for s in SECTIONS for f in dataclasses.fields(getattr(config.Settings("p", "d"), s))]
+FIELDS = [(s, f.name) for s in SECTIONS for f in dataclasses.fields(getattr(Settings("p", "d"), s))]
 
 
 # ------------------------------------------------------------------------------------ profiles and data sets
 
 
 def test_the_default_is_quick_on_made_up_data():
-    assert config.load() == config.load("quick", "synthetic")
-    assert (config.load().profile, config.load().dataset) == ("quick", "synthetic")
+    assert load_settings() == load_settings("quick", "synthetic")
+    assert (load_settings().profile, load_settings().dataset) == ("quick", "synthetic")
 
 
 def test_an_unknown_profile_lists_the_valid_ones():
     with pytest.raises(SettingsError, match=r"unknown profile 'papper'; valid profiles: quick, desk, paper$"):
-        config.load("papper")
+        load_settings("papper")
 
 
 @pytest.mark.parametrize("name", ["dsad", "", "DSADS", "synthetic-approximate", "-approximate"])
 def test_an_unknown_data_set_lists_the_valid_ones(name):
     with pytest.raises(SettingsError, match=re.escape(f"unknown data set {name!r}; valid data sets: ")) as error:
-        config.load("quick", name)
-    for known in datasets.registry():
+        kinds.check_name(name)
+    for known in kinds.registry():
         assert known in str(error.value)
     assert "mhealth-approximate" in str(error.value)
 
 
-@pytest.mark.parametrize("profile", config.PROFILES)
+@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("dataset", ["synthetic", "dsads", "mhealth", "mhealth-approximate"])
 def test_every_profile_meets_every_data_set(profile, dataset):
-    cfg = config.load(profile, dataset, "cpu")
+    cfg = load_settings(profile, dataset, "cpu")
     assert (cfg.profile, cfg.dataset, cfg.device) == (profile, dataset, "cpu")
 
 
 def test_the_paper_profile_has_the_papers_values():
-    cfg = config.load("paper", "dsads")
+    cfg = load_settings("paper", "dsads")
     assert (cfg.windows.rate_hz, cfg.windows.length, cfg.windows.step) == (30, 30, 15)
     assert (cfg.model.n_units, cfg.model.n_layers, cfg.model.kernel) == (64, 3, 5)
     assert (len(cfg.training.seeds), cfg.training.epochs, cfg.training.learning_rate) == (5, 200, 1e-4)
@@ -61,15 +75,15 @@ def test_the_paper_profile_has_the_papers_values():
 
 
 def test_no_profile_is_a_toy():
-    for profile in config.PROFILES:
-        cfg = config.load(profile)
+    for profile in PROFILES:
+        cfg = load_settings(profile)
         assert cfg.model.n_layers >= 3 and cfg.model.n_units >= 16 and len(cfg.training.seeds) >= 2
-    desk = config.load("desk", "dsads")
-    assert desk.model == config.ModelSettings(), "desk trains the paper's network, only shorter"
+    desk = load_settings("desk", "dsads")
+    assert desk.model == ModelSettings(), "desk trains the paper's network, only shorter"
 
 
 def test_settings_cannot_be_changed():
-    cfg = config.load()
+    cfg = load_settings()
     for section in (cfg, *(getattr(cfg, s) for s in SECTIONS)):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(section, dataclasses.fields(section)[0].name, 1)
@@ -77,7 +91,7 @@ def test_settings_cannot_be_changed():
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_value_says_whether_the_paper_fixes_it(section):
-    kind = type(getattr(config.load(), section))
+    kind = type(getattr(load_settings(), section))
     lines = inspect.getsource(kind).splitlines()
     for field in dataclasses.fields(kind):
         (line,) = [line for line in lines if re.match(rf"    {field.name}: ", line)]
@@ -99,7 +113,7 @@ def another(value):
 
 @pytest.mark.parametrize(("section", "field"), FIELDS)
 def test_the_digest_changes_with_every_value(section, field):
-    cfg = config.load("desk", "dsads")
+    cfg = load_settings("desk", "dsads")
     part = getattr(cfg, section)
     changed = dataclasses.replace(cfg, **{section: dataclasses.replace(part, **{field: another(getattr(part, field))})})
     assert changed.digest() != cfg.digest()
@@ -108,8 +122,8 @@ def test_the_digest_changes_with_every_value(section, field):
 
 
 def test_the_digest_knows_profile_and_data_set_but_not_the_device():
-    cfg = config.load("desk", "dsads")
-    assert cfg.digest() == config.load("desk", "dsads", "cuda").digest()
+    cfg = load_settings("desk", "dsads")
+    assert cfg.digest() == load_settings("desk", "dsads", "cuda").digest()
     assert cfg.digest() != dataclasses.replace(cfg, profile="paper").digest()
     assert cfg.digest() != dataclasses.replace(cfg, dataset="mhealth").digest()
     assert cfg.digest("model", "windows") == cfg.digest("windows", "model") != cfg.digest("windows")
@@ -117,8 +131,8 @@ def test_the_digest_knows_profile_and_data_set_but_not_the_device():
 
 
 def test_as_json_is_plain():
-    cfg = config.load("quick", "synthetic")
-    plain = config.as_json({1: cfg, "path": Path("a/b"), "pair": (1, [2.5, None])})
+    cfg = load_settings("quick", "synthetic")
+    plain = as_json({1: cfg, "path": Path("a/b"), "pair": (1, [2.5, None])})
     assert json.loads(json.dumps(plain)) == plain
     assert (plain["path"], plain["pair"]) == ("a/b", [1, [2.5, None]])
     assert plain["1"]["training"]["seeds"] == [0, 1] and plain["1"]["model"]["n_units"] == 16
@@ -133,11 +147,11 @@ def test_paths_are_anchored_at_the_repository_whatever_the_working_directory(tmp
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     root = Path(__file__).resolve().parents[1]
-    cfg = config.load("desk", "dsads")
-    assert root == config.REPOSITORY
+    cfg = load_settings("desk", "dsads")
+    assert root == REPOSITORY
     assert cfg.derived == root / "data" / "derived" / "desk" / "dsads"
     assert cfg.reports == root / "reports" / "desk" / "dsads"
-    assert config.data_folders() == [root / "data" / "raw"]
+    assert data_folders() == [root / "data" / "raw"]
 
 
 def test_roots_from_the_environment_relative_and_absolute(tmp_path, monkeypatch):
@@ -145,16 +159,16 @@ def test_roots_from_the_environment_relative_and_absolute(tmp_path, monkeypatch)
     monkeypatch.setenv("HARVIS_DATA", "../somewhere/data")
     monkeypatch.setenv("HARVIS_ARTIFACTS", "elsewhere")
     monkeypatch.setenv("HARVIS_REPORTS", str(tmp_path / "pages"))
-    root = config.REPOSITORY
-    assert config.data_folders() == [root.parent / "somewhere" / "data", root / "data" / "raw"]
-    assert config.artifact_root() == root / "elsewhere"
-    assert config.load().reports == tmp_path / "pages" / "quick" / "synthetic"
+    root = REPOSITORY
+    assert data_folders() == [root.parent / "somewhere" / "data", root / "data" / "raw"]
+    assert artifact_root() == root / "elsewhere"
+    assert load_settings().reports == tmp_path / "pages" / "quick" / "synthetic"
     monkeypatch.setenv("HARVIS_DATA", str(tmp_path))
-    assert config.data_folders()[0] == tmp_path
+    assert data_folders()[0] == tmp_path
     for variable in ("HARVIS_DATA", "HARVIS_ARTIFACTS", "HARVIS_REPORTS"):
         monkeypatch.setenv(variable, "")
-    assert config.data_folders() == [root / "data" / "raw"], "empty is the same as not set"
-    assert (config.artifact_root(), config.report_root()) == (root / "data" / "derived", root / "reports")
+    assert data_folders() == [root / "data" / "raw"], "empty is the same as not set"
+    assert (artifact_root(), report_root()) == (root / "data" / "derived", root / "reports")
 
 
 # ---------------------------------------------------------------------------------- threads and the device
@@ -162,17 +176,17 @@ def test_roots_from_the_environment_relative_and_absolute(tmp_path, monkeypatch)
 
 def test_threads_from_the_environment(monkeypatch):
     monkeypatch.setenv("HARVIS_THREADS", "3")
-    assert config.threads() == 3
+    assert threads() == 3
     for unset in ("", None):
         monkeypatch.setenv("HARVIS_THREADS", "") if unset == "" else monkeypatch.delenv("HARVIS_THREADS")
-        assert config.threads() == len(os.sched_getaffinity(0)) >= 1
+        assert threads() == len(os.sched_getaffinity(0)) >= 1
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", " 2", "²"])
 def test_bad_threads_are_refused(text, monkeypatch):
     monkeypatch.setenv("HARVIS_THREADS", text)
     with pytest.raises(SettingsError, match=re.escape(f"HARVIS_THREADS={text!r} is not a number of threads")):
-        config.threads()
+        threads()
 
 
 def test_the_device_is_the_one_asked_for_else_cuda_where_there_is_one(monkeypatch):
@@ -180,8 +194,8 @@ def test_the_device_is_the_one_asked_for_else_cuda_where_there_is_one(monkeypatc
 
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert config.torch_device().type == ("cuda" if there else "cpu")
-        assert config.torch_device("cpu").type == "cpu"
+        assert torch_device().type == ("cuda" if there else "cpu")
+        assert torch_device("cpu").type == "cpu"
 
 
 # -------------------------------------------------------------------------------------- notebook parameters
@@ -205,7 +219,7 @@ def notebook_globals(**injected) -> dict:
         "open": open,
         "PAPERMILL_INPUT_PATH": "notebooks/a.ipynb",
         "PAPERMILL_OUTPUT_PATH": "reports/a.ipynb",
-        "config": config,
+        "config": settings,
         "Path": Path,
         "np": types.ModuleType("np"),
     }
@@ -213,9 +227,9 @@ def notebook_globals(**injected) -> dict:
 
 
 def test_good_parameters_pass():
-    config.check_parameters(notebook_globals(), **DECLARED)
-    config.check_parameters(notebook_globals(DEVICE="cpu"), **DECLARED)
-    config.check_parameters({"FLAG": True}, FLAG=bool)
+    check_parameters(notebook_globals(), **DECLARED)
+    check_parameters(notebook_globals(DEVICE="cpu"), **DECLARED)
+    check_parameters({"FLAG": True}, FLAG=bool)
 
 
 @pytest.mark.parametrize("name", ["PROFIEL", "profile", "Data_Set", "x", "SEED"])
@@ -223,7 +237,7 @@ def test_good_parameters_pass():
 def test_an_unknown_parameter_is_refused_by_name(name, value):
     message = rf"unknown notebook parameter '{name}'; valid parameters: DATASET, DEVICE, PROFILE, UNIT$"
     with pytest.raises(SettingsError, match=message):
-        config.check_parameters(notebook_globals(**{name: value}), **DECLARED)
+        check_parameters(notebook_globals(**{name: value}), **DECLARED)
 
 
 @pytest.mark.parametrize(
@@ -241,12 +255,12 @@ def test_an_unknown_parameter_is_refused_by_name(name, value):
 )
 def test_a_wrong_type_is_refused(name, value, wanted):
     with pytest.raises(SettingsError, match=re.escape(f"notebook parameter {name} = {value!r} should be {wanted}")):
-        config.check_parameters(notebook_globals(**{name: value}), **DECLARED)
+        check_parameters(notebook_globals(**{name: value}), **DECLARED)
 
 
 def test_a_missing_parameter_is_named():
     with pytest.raises(SettingsError, match="notebook parameter 'UNIT' is not set"):
-        config.check_parameters({"PROFILE": "quick", "DATASET": "synthetic", "DEVICE": None}, **DECLARED)
+        check_parameters({"PROFILE": "quick", "DATASET": "synthetic", "DEVICE": None}, **DECLARED)
 
 
 def fresh_shell():
@@ -258,10 +272,10 @@ def fresh_shell():
     return shell
 
 
-BEGIN = "config.check_parameters(globals(), PROFILE=str, DATASET=str)"
+BEGIN = "check_parameters(globals(), PROFILE=str, DATASET=str)"
 CELLS = (
     'PROFILE = "quick"\nDATASET = "synthetic"',
-    f"from harvis_utils import config\n{BEGIN}",
+    f"from harvis_utils.run import check_parameters\n{BEGIN}",
     "STAGES = ['a']\nx = 1",
 )
 
@@ -293,14 +307,14 @@ def test_begin_checks_sets_threads_and_loads(one_thread, monkeypatch):
     import torch
 
     monkeypatch.setenv("HARVIS_THREADS", "2")
-    cfg = config.begin(notebook_globals(PROFILE="desk", DATASET="dsads", DEVICE="cpu"), **DECLARED)
-    assert cfg == config.load("desk", "dsads", "cpu")
+    cfg = begin(notebook_globals(PROFILE="desk", DATASET="dsads", DEVICE="cpu"), **DECLARED)
+    assert cfg == load_settings("desk", "dsads", "cpu")
     assert torch.get_num_threads() == 2
-    assert config.begin({"PROFILE": "quick", "DATASET": "synthetic"}, PROFILE=str, DATASET=str).device is None
+    assert begin({"PROFILE": "quick", "DATASET": "synthetic"}, PROFILE=str, DATASET=str).device is None
     with pytest.raises(SettingsError, match="unknown notebook parameter 'EPOCHS'"):
-        config.begin(notebook_globals(EPOCHS=3), **DECLARED)
+        begin(notebook_globals(EPOCHS=3), **DECLARED)
     with pytest.raises(SettingsError, match="unknown profile"):
-        config.begin(notebook_globals(PROFILE="fast"), **DECLARED)
+        begin(notebook_globals(PROFILE="fast"), **DECLARED)
 
 
 # --------------------------------------------------------------------------------------------------- progress
@@ -308,8 +322,8 @@ def test_begin_checks_sets_threads_and_loads(one_thread, monkeypatch):
 
 def test_progress_goes_to_its_file(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HARVIS_PROGRESS", str(tmp_path / "progress"))
-    assert list(config.progress(range(3), desc="networks")) == [0, 1, 2]
-    assert list(config.progress(iter("ab"), desc="signals", total=2)) == ["a", "b"]
+    assert list(progress(range(3), desc="networks")) == [0, 1, 2]
+    assert list(progress(iter("ab"), desc="signals", total=2)) == ["a", "b"]
     text = (tmp_path / "progress").read_text(encoding="utf-8")
     assert re.search(r"networks: 100%.*3/3", text) and re.search(r"signals: 100%.*2/2", text)
     assert text.isascii()
@@ -318,5 +332,5 @@ def test_progress_goes_to_its_file(tmp_path, monkeypatch, capfd):
 
 def test_progress_is_silent_where_nobody_watches(monkeypatch, capfd):
     monkeypatch.delenv("HARVIS_PROGRESS", raising=False)
-    assert math.prod(config.progress(range(1, 5), desc="networks")) == 24
+    assert math.prod(progress(range(1, 5), desc="networks")) == 24
     assert capfd.readouterr() == ("", "")

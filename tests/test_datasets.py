@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_archives import example_files, isolate, register_example, table, write_folder, write_zip
 
-from harvis_utils import config, datasets
-from harvis_utils.datasets import archive, dsads, mhealth
+from harvis_utils.data import archive, dsads, kinds, mhealth
+from harvis_utils.settings import SettingsError, data_folders, load_settings
 
-G = datasets.STANDARD_GRAVITY
+G = kinds.STANDARD_GRAVITY
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def naive_table(content: bytes, columns) -> np.ndarray:
     return np.array([[float(line.split(",")[c]) for c in columns] for line in content.decode().splitlines()])
 
 
-def assert_example(recordings: datasets.Recordings) -> None:
+def assert_example(recordings: kinds.Recordings) -> None:
     """The recordings are those of the example's files."""
     assert [(r.subject, r.activity) for r in recordings.items] == [(s, a) for s in (1, 2, 3) for a in (0, 1)]
     for recording, content in zip(recordings.items, example_files().values(), strict=True):
@@ -47,16 +47,16 @@ def test_a_new_data_set_is_one_short_file(raw):
 
     assert len(EXAMPLE.read_text().splitlines()) <= 60
     write_zip(raw / "example.zip", example_files())
-    recordings = datasets.load_recordings("example")
+    recordings = archive.load_recordings("example")
     assert_example(recordings)
     assert (recordings.name, recordings.verified, recordings.caveat) == ("example", True, "")
-    assert config.load("quick", "example").dataset == "example"
+    assert load_settings("quick", "example").dataset == "example"
 
 
 def test_members_digest_is_over_sorted_lines():
     lines = sorted(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in example_files().items())
     expected = hashlib.sha256("".join(lines).encode()).hexdigest()
-    assert datasets.registry().keys() >= {"dsads", "mhealth"}
+    assert kinds.registry().keys() >= {"dsads", "mhealth"}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in reversed(example_files().items())}
     assert archive.members_digest(digests) == expected
 
@@ -72,29 +72,29 @@ def test_archives_with_or_without_prefix_zipped_or_extracted(raw, prefix, packed
         write_zip(raw / "example.zip", files | {"README.txt": b"hello"})
     else:
         write_folder(raw, files)
-    assert_example(datasets.load_recordings("example", download=False))
+    assert_example(archive.load_recordings("example", download=False))
 
 
 def test_harvis_data_comes_before_data_raw(raw, tmp_path, monkeypatch):
     write_zip(raw / "example.zip", {"subject1_walking.csv": b"not looked at"})
     write_zip(tmp_path / "elsewhere" / "example.zip", example_files())
     monkeypatch.setenv("HARVIS_DATA", "elsewhere")  # relative: counts from the repository
-    assert_example(datasets.load_recordings("example", download=False))
+    assert_example(archive.load_recordings("example", download=False))
 
 
 def test_harvis_data_without_the_archive_falls_back_to_data_raw(raw, tmp_path, monkeypatch):
     write_zip(raw / "example.zip", example_files())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setenv("HARVIS_DATA", "elsewhere")
-    assert_example(datasets.load_recordings("example", download=False))
+    assert_example(archive.load_recordings("example", download=False))
 
 
 def test_an_unverified_archive_may_lie_in_a_subfolder_of_its_name(raw):
     write_zip(raw / "example.zip", example_files())
     changed = example_files() | {"subject1_walking.csv": example_files()["subject2_sitting.csv"]}
     write_zip(raw / "example-approximate" / "example.zip", changed)
-    assert_example(datasets.load_recordings("example"))
-    approximate = datasets.load_recordings("example-approximate")
+    assert_example(archive.load_recordings("example"))
+    approximate = archive.load_recordings("example-approximate")
     np.testing.assert_array_equal(approximate.items[0].signal, approximate.items[3].signal)
 
 
@@ -104,7 +104,7 @@ def test_an_unverified_archive_may_lie_in_a_subfolder_of_its_name(raw):
 def test_approximate_data_keep_their_name_and_caveat(raw):
     files = example_files(n_rows=50)
     write_zip(raw / "example.zip", files)
-    recordings = datasets.load_recordings("example-approximate")
+    recordings = archive.load_recordings("example-approximate")
     assert (recordings.name, recordings.verified) == ("example-approximate", False)
     assert recordings.caveat == "approximate data (archive not verified)"
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -113,18 +113,18 @@ def test_approximate_data_keep_their_name_and_caveat(raw):
 
 def test_a_changed_approximate_archive_is_not_missed(raw):
     write_zip(raw / "example.zip", example_files(50))
-    before = datasets.load_recordings("example-approximate")
+    before = archive.load_recordings("example-approximate")
     write_zip(raw / "example.zip", example_files(60))
-    after = datasets.load_recordings("example-approximate")
+    after = archive.load_recordings("example-approximate")
     assert (len(before.items[0].signal), len(after.items[0].signal)) == (50, 60)
     assert before.digest != after.digest
 
 
 def test_a_second_start_does_not_open_the_verified_archive(raw):
     path = write_zip(raw / "example.zip", example_files())
-    first = datasets.load_recordings("example")
+    first = archive.load_recordings("example")
     path.unlink()
-    second = datasets.load_recordings("example", download=False)
+    second = archive.load_recordings("example", download=False)
     assert_example(second)
     assert second.digest == first.digest
 
@@ -132,7 +132,7 @@ def test_a_second_start_does_not_open_the_verified_archive(raw):
 def test_made_up_data_are_generated_and_their_digest_follows_their_content(raw):
     def made(scale):
         def read(_):
-            yield datasets.Recording(1, 0, np.full((10, 6), scale, np.float32))
+            yield kinds.Recording(1, 0, np.full((10, 6), scale, np.float32))
 
         return dataclasses.replace(dsads.DATASET, name="made", read=read, archive=None, made_up=True)
 
@@ -143,8 +143,8 @@ def test_made_up_data_are_generated_and_their_digest_follows_their_content(raw):
 
 def test_unknown_names_list_the_valid_ones():
     message = r"unknown data set 'dsad'; valid data sets: .*dsads.*mhealth-approximate"
-    with pytest.raises(config.SettingsError, match=message):
-        datasets.load_recordings("dsad")
+    with pytest.raises(SettingsError, match=message):
+        archive.load_recordings("dsad")
 
 
 # --------------------------------------------------------------------------------------------------- parsing
@@ -169,10 +169,10 @@ def test_dsads_segments_are_joined_in_order_of_time(raw, monkeypatch):
     files = {m: table(rng, 125, 45) for a in (0, 1) for s in (1, 7) for m in dsads.members(a, s)}
     small = dataclasses.replace(dsads.DATASET.archive, members=tuple(files))
     small = dataclasses.replace(dsads.DATASET, archive=small)
-    monkeypatch.setattr(datasets, "registry", lambda: {"dsads": small})
+    monkeypatch.setattr(kinds, "registry", lambda: {"dsads": small})
     write_zip(raw / "daily+and+sports+activities.zip", files)
 
-    items = datasets.load_recordings("dsads-approximate").items
+    items = archive.load_recordings("dsads-approximate").items
     assert [(r.subject, r.activity, r.signal.shape) for r in items] == [
         (s, a, (375, 6)) for a in (0, 1) for s in (1, 7)
     ]
@@ -216,18 +216,16 @@ def test_mhealth_cuts_unbroken_runs_and_drops_the_null_label(labels, seed):
 def test_mhealth_in_its_own_layout_loads_only_as_approximate(raw):
     logs = {f"mHealth_subject{s}.log": mhealth_log([0, 1, 1, 0, 1, 2, 2], s) for s in range(1, 11)}
     write_zip(raw / "mhealth+dataset.zip", logs, prefix="MHEALTHDATASET/")
-    with pytest.raises(
-        datasets.DataError, match=r"subject1\.log: its SHA-256 starts with .*DATASET=mhealth-approximate"
-    ):
-        datasets.load_recordings("mhealth")
-    recordings = datasets.load_recordings("mhealth-approximate")
+    with pytest.raises(kinds.DataError, match=r"subject1\.log: its SHA-256 starts with .*DATASET=mhealth-approximate"):
+        archive.load_recordings("mhealth")
+    recordings = archive.load_recordings("mhealth-approximate")
     assert [(r.subject, r.activity, len(r.signal)) for r in recordings.items[:3]] == [(1, 0, 2), (1, 0, 1), (1, 1, 2)]
     assert len(recordings.items) == 30
 
 
 @pytest.mark.parametrize("name", ["dsads", "mhealth"])
 def test_descriptions_are_complete(name):
-    dataset = datasets.registry()[name]
+    dataset = kinds.registry()[name]
     subjects = [s for part in dataset.split.values() for s in part]
     assert len(set(subjects)) == len(subjects) == {"dsads": 8, "mhealth": 10}[name]
     assert len(set(dataset.activities)) == len(dataset.activities) == {"dsads": 19, "mhealth": 12}[name]
@@ -242,10 +240,10 @@ def test_descriptions_are_complete(name):
 
 def require_real(name: str):
     """Path of a real archive, or skip with the reason; artifacts still go to the test's own folder."""
-    base = datasets.check_name(name)
+    base = kinds.check_name(name)
     path = archive.locate(name, base.archive)
     if path is None:
-        pytest.skip(f"no {base.archive.filename} in {', '.join(map(str, config.data_folders()))}")
+        pytest.skip(f"no {base.archive.filename} in {', '.join(map(str, data_folders()))}")
     return path
 
 
@@ -253,7 +251,7 @@ def require_real(name: str):
 def test_real_dsads(tmp_path, monkeypatch):
     path = require_real("dsads")
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
-    recordings = datasets.load_recordings("dsads", download=False)
+    recordings = archive.load_recordings("dsads", download=False)
     assert recordings.verified
     assert len(recordings.items) == 152
     assert {r.signal.shape for r in recordings.items} == {(7500, 6)}
@@ -273,7 +271,7 @@ def test_real_dsads(tmp_path, monkeypatch):
 def test_real_mhealth_approximate(tmp_path, monkeypatch):
     require_real("mhealth-approximate")
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
-    recordings = datasets.load_recordings("mhealth-approximate")
+    recordings = archive.load_recordings("mhealth-approximate")
     assert not recordings.verified
     assert {r.subject for r in recordings.items} == set(range(1, 11))
     assert {r.activity for r in recordings.items} == set(range(12))

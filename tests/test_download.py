@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from made_archives import example_files, isolate, left_over, register_example, write_zip
 
-from harvis_utils import config, datasets
-from harvis_utils.datasets import DataError, archive
+from harvis_utils.data import archive, kinds
+from harvis_utils.data.kinds import DataError
+from harvis_utils.settings import REPOSITORY
 
-REPOSITORY = config.REPOSITORY
+REPOSITORY = REPOSITORY
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -91,16 +92,16 @@ def mirror(server, tmp_path, monkeypatch):
 def refused(pattern: str, root: Path) -> None:
     """Loading fails with a message like ``pattern`` and leaves no file behind."""
     with pytest.raises(DataError, match=pattern):
-        datasets.load_recordings("example")
+        archive.load_recordings("example")
     assert left_over(root) == []
 
 
 def test_the_archive_is_downloaded_once(mirror, server):
     raw = mirror("whole")
-    recordings = datasets.load_recordings("example")
+    recordings = archive.load_recordings("example")
     assert recordings.verified and len(recordings.items) == 6
     assert [p.name for p in raw.iterdir()] == ["example.zip"]
-    datasets.load_recordings("example")
+    archive.load_recordings("example")
     assert server.asked == ["whole"]
 
 
@@ -108,14 +109,14 @@ def test_a_folder_without_the_archive_in_harvis_data_leads_to_a_download(mirror,
     raw = mirror("whole")
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("HARVIS_DATA", "empty")
-    datasets.load_recordings("example")
+    archive.load_recordings("example")
     assert (raw / "example.zip").exists()
 
 
 def test_a_failed_download_is_tried_again(mirror, server, monkeypatch):
     raw = mirror("flaky")
     monkeypatch.setattr(archive, "RETRIES", 1)
-    datasets.load_recordings("example")
+    archive.load_recordings("example")
     assert server.asked == ["flaky", "flaky"]
     assert [p.name for p in raw.iterdir()] == ["example.zip"]
 
@@ -150,29 +151,30 @@ def test_no_network(mirror, tmp_path, monkeypatch):
 
 def test_without_a_mirror_the_address_is_the_archives_own(monkeypatch):
     monkeypatch.delenv("HARVIS_MIRROR", raising=False)
-    described = datasets.registry()["dsads"].archive
+    described = kinds.registry()["dsads"].archive
     assert archive.address(described) == described.url
 
 
 def test_downloading_can_be_switched_off(mirror, server):
     mirror("whole")
     with pytest.raises(DataError, match=r"example\.zip is in none of the folders .*downloading is switched off"):
-        datasets.load_recordings("example", download=False)
+        archive.load_recordings("example", download=False)
     with pytest.raises(DataError, match="an unverified archive is never downloaded"):
-        datasets.load_recordings("example-approximate")
+        archive.load_recordings("example-approximate")
     assert server.asked == []
 
 
 LOAD = """
 import resource, sys
 from pathlib import Path
-from harvis_utils import config, datasets
+from harvis_utils import data, settings
+from harvis_utils.data.archive import load_recordings
 root, limit = Path(sys.argv[1]), int(sys.argv[2])
-config.REPOSITORY = root
-datasets.__path__.append(str(root / "more_datasets"))
+settings.REPOSITORY = root
+data.__path__.append(str(root / "more_datasets"))
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-datasets.load_recordings("example")
+load_recordings("example")
 """
 
 
@@ -194,7 +196,7 @@ def test_a_killed_download_leaves_nothing_that_is_used(mirror, server, tmp_path)
     server.go_on.set()
     assert list(raw.glob(".example.zip.*.part")) and not (raw / "example.zip").exists()
     mirror("whole")
-    assert len(datasets.load_recordings("example").items) == 6
+    assert len(archive.load_recordings("example").items) == 6
     assert [p.name for p in raw.iterdir()] == ["example.zip"]
 
 

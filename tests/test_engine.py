@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_trunks import made_trunk
 
-from harvis_utils import engine
-from harvis_utils import maximization as m
-from harvis_utils.config import MaximizationSettings
-from harvis_utils.models import Trunk
+from harvis_utils.fast import ascent
+from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.settings import PRESETS, MaximizationSettings, Step
 
 LENGTH = 30
 FEW = MaximizationSettings(n_steps=40)
-STEPS = m.PRESETS | {"momentum": engine.Step("momentum", 0.02, 0.995)}
+STEPS = PRESETS | {"momentum": Step("momentum", 0.02, 0.995)}
 
 
 # ------------------------------------------------------------------------------------------- the penalties
@@ -28,27 +29,27 @@ STEPS = m.PRESETS | {"momentum": engine.Step("momentum", 0.02, 0.995)}
 
 def test_penalties_by_hand():
     x = torch.tensor([[0.0, 3.0, -4.0], [0.0, 0.0, 0.0]])
-    assert engine.l2_norm(x).tolist() == [5.0, 0.0]
-    assert engine.total_variation(x).tolist() == [10.0, 0.0]
+    assert ascent.l2_norm(x).tolist() == [5.0, 0.0]
+    assert ascent.total_variation(x).tolist() == [10.0, 0.0]
     # excess over 1.5: 1.5 and 2.5, mean 2.0; none in the second signal
-    assert engine.aap(x, 1.5).tolist() == [2.0, 0.0]
+    assert ascent.aap(x, 1.5).tolist() == [2.0, 0.0]
     maps = torch.tensor([[0.0, 1.0, 5.0, 3.0], [0.0, 1.0, 2.0, 2.0]])
     th = torch.tensor([2.0, 2.0])
-    assert engine.eap(maps, th).tolist() == [2.0, 0.0]  # excess 3 and 1; an output equal to th is not beyond it
-    assert engine.clipped(maps, th).tolist() == [[0.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 2.0]]
+    assert ascent.eap(maps, th).tolist() == [2.0, 0.0]  # excess 3 and 1; an output equal to th is not beyond it
+    assert ascent.clipped(maps, th).tolist() == [[0.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 2.0]]
 
 
 def test_no_gradient_flows_through_clipped_outputs():
     maps = torch.tensor([[1.0, 5.0]], requires_grad=True)
-    engine.clipped(maps, torch.tensor([2.0])).sum().backward()
+    ascent.clipped(maps, torch.tensor([2.0])).sum().backward()
     assert maps.grad.tolist() == [[1.0, 0.0]]
 
 
 PENALTIES = {
-    "l2": engine.l2_norm,
-    "tv": engine.total_variation,
-    "aap": lambda x: engine.aap(x, 0.5),
-    "eap": lambda x: engine.eap(x, torch.full((len(x),), 0.5, dtype=x.dtype)),
+    "l2": ascent.l2_norm,
+    "tv": ascent.total_variation,
+    "aap": lambda x: ascent.aap(x, 0.5),
+    "eap": lambda x: ascent.eap(x, torch.full((len(x),), 0.5, dtype=x.dtype)),
 }
 
 
@@ -77,9 +78,10 @@ def test_gradients_of_penalties_match_finite_differences(name, seed):
 
 def naive(trunk, layer, unit, th, method, step, settings, start=None, prior=None, shifts=None):
     """One unit, one method, the whole network, a plain loop: what the batch must equal."""
-    recipe = m.METHODS[method] if isinstance(method, str) else method
+    recipe = paper_methods.METHODS[method] if isinstance(method, str) else method
     lowpass = torch.tensor(
-        m.lowpass_matrix(LENGTH, settings.lowpass_hz, settings.lowpass_order, 30.0).copy(), dtype=torch.float64
+        paper_methods.lowpass_matrix(LENGTH, settings.lowpass_hz, settings.lowpass_order, 30.0).copy(),
+        dtype=torch.float64,
     )
 
     def project(x):
@@ -87,7 +89,7 @@ def naive(trunk, layer, unit, th, method, step, settings, start=None, prior=None
             return lowpass @ x
         return x / x.norm() if recipe.after == "unit-norm" else x
 
-    start = m.starting_signal(settings, LENGTH) if start is None else start
+    start = starting_signal(settings, LENGTH) if start is None else start
     x = project(torch.tensor(start, dtype=torch.float64))
     first, second = torch.zeros_like(x), torch.zeros_like(x)
     eta = step.step_size
@@ -129,23 +131,27 @@ def test_batch_equals_the_naive_loop_in_float64(layer, step):
     th = np.array([0.3, 0.5, 0.4, 0.6])
     units = [0, 2]
     made = dataclasses.replace(FEW, n_steps=200)
-    found = m.maximize(trunk, layer, th, units=units, preset=STEPS[step], settings=made, dtype=torch.float64)
-    for method in m.METHODS:
+    found = paper_methods.maximize(
+        trunk, layer, th, units=units, preset=STEPS[step], settings=made, dtype=torch.float64
+    )
+    for method in paper_methods.METHODS:
         for unit in units:
             expected = naive(trunk, layer, unit, th[unit], method, STEPS[step], made)
-            assert np.abs(found["signal"].sel({"method": method, "unit": unit}).values - expected).max() < 1e-8
+            assert np.abs(found["signal"].sel(technique=method, unit=unit).values - expected).max() < 1e-8
 
 
-@pytest.mark.parametrize("preset", m.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_silent_unit_equals_the_naive_loop_too(preset):
     """Only the penalties move its signal, which stays symmetric: ties and zeros have to be kept as what they are."""
     trunk = made_trunk(dtype=torch.float64)
     silent = Trunk(trunk.weights, (*trunk.biases[:2], trunk.biases[2] - 100))
     made = dataclasses.replace(FEW, n_steps=200)
-    found = m.maximize(silent, "conv3", np.full(4, 0.5), units=[1], preset=preset, settings=made, dtype=torch.float64)
-    for method in m.METHODS:
-        expected = naive(silent, "conv3", 1, 0.5, method, m.PRESETS[preset], made)
-        assert np.abs(found["signal"].sel({"method": method, "unit": 1}).values - expected).max() < 1e-8
+    found = paper_methods.maximize(
+        silent, "conv3", np.full(4, 0.5), units=[1], preset=preset, settings=made, dtype=torch.float64
+    )
+    for method in paper_methods.METHODS:
+        expected = naive(silent, "conv3", 1, 0.5, method, PRESETS[preset], made)
+        assert np.abs(found["signal"].sel(technique=method, unit=1).values - expected).max() < 1e-8
 
 
 @settings(max_examples=25, deadline=None)
@@ -153,7 +159,7 @@ def test_a_silent_unit_equals_the_naive_loop_too(preset):
     seed=st.integers(0, 10_000),
     n_layers=st.integers(1, 4),
     kernel=st.sampled_from([1, 3, 5, 7]),
-    method=st.sampled_from(list(m.METHODS)),
+    method=st.sampled_from(list(paper_methods.METHODS)),
     step=st.sampled_from(list(STEPS)),
 )
 def test_any_trunk_and_start_climb_as_in_the_naive_loop(seed, n_layers, kernel, method, step):
@@ -163,7 +169,7 @@ def test_any_trunk_and_start_climb_as_in_the_naive_loop(seed, n_layers, kernel, 
     few = MaximizationSettings(n_steps=15, tolerance_g=0)
     layer = f"conv{n_layers}"
     made = {"settings": few, "preset": STEPS[step], "dtype": torch.float64, "start": start}
-    found = m.maximize(trunk, layer, th, methods=[method], units=[1], **made)
+    found = paper_methods.maximize(trunk, layer, th, methods=[method], units=[1], **made)
     expected = naive(trunk, layer, 1, th[1], method, STEPS[step], few, start=start)
     assert np.abs(found["signal"].values[0, 0] - expected).max() < 1e-9
 
@@ -182,9 +188,13 @@ def test_prior_and_jitter_climb_as_in_the_naive_loop(seed, layer, step, jitter):
     start, th = random.normal(size=LENGTH), random.uniform(0.1, 2, 3)
     mixed = random.normal(size=(LENGTH, LENGTH))
     prior = mixed @ mixed.T / LENGTH + np.eye(LENGTH)
-    recipes = [m.Method(tv=True, eap=True, prior=True), m.Method(clip=True, prior=True), m.METHODS["L2+TV"]]
-    rows = m.climbing_rows(recipes, [0, 2], th, dict.fromkeys(m.PENALTIES, FEW.weight))
-    found = engine.climb(
+    recipes = [
+        paper_methods.Method(tv=True, eap=True, prior=True),
+        paper_methods.Method(clip=True, prior=True),
+        paper_methods.METHODS["L2+TV"],
+    ]
+    rows = paper_methods.climbing_rows(recipes, [0, 2], th, dict.fromkeys(paper_methods.PENALTIES, FEW.weight))
+    found = ascent.climb(
         trunk, layer, rows, np.tile(start, (6, 1)), STEPS[step], n_steps=15, prior=prior, jitter=jitter,
         dtype=torch.float64,
     )  # fmt: skip
@@ -197,18 +207,20 @@ def test_prior_and_jitter_climb_as_in_the_naive_loop(seed, layer, step, jitter):
 
 
 def test_rows_that_want_a_prior_need_one():
-    rows = m.climbing_rows([m.Method(prior=True)], [0], np.ones(1), dict.fromkeys(m.PENALTIES, 0.1))
+    rows = paper_methods.climbing_rows(
+        [paper_methods.Method(prior=True)], [0], np.ones(1), dict.fromkeys(paper_methods.PENALTIES, 0.1)
+    )
     with pytest.raises(ValueError, match="no prior matrix"):
-        engine.climb(made_trunk(), "conv1", rows, np.zeros((1, LENGTH)), STEPS["momentum"], n_steps=1)
+        ascent.climb(made_trunk(), "conv1", rows, np.zeros((1, LENGTH)), STEPS["momentum"], n_steps=1)
 
 
 def test_weights_and_thresholds_may_differ_by_method_and_unit():
     trunk = made_trunk(dtype=torch.float64)
-    recipe, th = m.METHODS["L2+TV+EAP+clip"], np.array([[0.3, 0.5, 0.4, 0.6], [0.6, 0.2, 0.8, 0.4]])
-    weights = dict.fromkeys(m.PENALTIES, np.array([[0.1, 0.3], [0.01, 0.05]]))
-    rows = m.climbing_rows([recipe, recipe], [1, 3], th, weights)
-    start = m.starting_signal(FEW, LENGTH)
-    found = engine.climb(
+    recipe, th = paper_methods.METHODS["L2+TV+EAP+clip"], np.array([[0.3, 0.5, 0.4, 0.6], [0.6, 0.2, 0.8, 0.4]])
+    weights = dict.fromkeys(paper_methods.PENALTIES, np.array([[0.1, 0.3], [0.01, 0.05]]))
+    rows = paper_methods.climbing_rows([recipe, recipe], [1, 3], th, weights)
+    start = starting_signal(FEW, LENGTH)
+    found = ascent.climb(
         trunk, "conv2", rows, np.tile(start, (4, 1)), STEPS["calibrated"], n_steps=40, dtype=torch.float64
     )
     for k, (row, unit, column) in enumerate([(0, 1, 0), (0, 3, 1), (1, 1, 0), (1, 3, 1)]):
@@ -220,9 +232,11 @@ def test_weights_and_thresholds_may_differ_by_method_and_unit():
 def test_one_step_in_float32_equals_float64():
     th, one = np.full(6, 0.5), dataclasses.replace(FEW, n_steps=1)
     for layer in ("conv1", "conv2", "conv3"):
-        for preset in m.PRESETS:
+        for preset in PRESETS:
             found = [
-                m.maximize(made_trunk(6, dtype=d), layer, th, preset=preset, settings=one, dtype=d)["signal"]
+                paper_methods.maximize(made_trunk(6, dtype=d), layer, th, preset=preset, settings=one, dtype=d)[
+                    "signal"
+                ]
                 for d in (torch.float32, torch.float64)
             ]
             assert np.abs(found[0] - found[1]).max() < 1e-5
@@ -235,9 +249,9 @@ def test_one_step_in_float32_equals_float64():
 @given(seed=st.integers(0, 1000), layer=st.sampled_from(["conv1", "conv2", "conv3"]), rows=st.integers(1, 40))
 def test_float64_results_do_not_depend_on_blocks_or_workers(seed, layer, rows):
     trunk, th = made_trunk(seed=seed, dtype=torch.float64), np.full(4, 0.5)
-    per_row = int(8e9 / engine.block_rows(trunk, layer, LENGTH, torch.float64, int(8e9)))
+    per_row = int(8e9 / ascent.block_rows(trunk, layer, LENGTH, torch.float64, int(8e9)))
     whole, cut = (
-        m.maximize(trunk, layer, th, settings=FEW, dtype=torch.float64, block_bytes=size, workers=workers)
+        paper_methods.maximize(trunk, layer, th, settings=FEW, dtype=torch.float64, block_bytes=size, workers=workers)
         for size, workers in ((10**9, 1), (rows * (per_row + 1), 2))
     )
     for name in whole.data_vars:
@@ -248,14 +262,14 @@ def test_blocks_keep_to_their_budget():
     trunk = made_trunk(64)
     for layer in trunk.layers:
         for budget in (1, 10**5, 10**7):
-            rows = engine.block_rows(trunk, layer, LENGTH, torch.float32, budget)
+            rows = ascent.block_rows(trunk, layer, LENGTH, torch.float32, budget)
             hidden = 64 * (trunk.depth(layer) - 1)
             assert rows == 1 or rows * LENGTH * 4 * (2 * hidden + 16) <= budget
 
 
 def test_workers_leave_the_number_of_threads_as_it_was():
     before = torch.get_num_threads()
-    m.maximize(made_trunk(), "conv2", np.ones(4), settings=FEW, block_bytes=1, workers=2)
+    paper_methods.maximize(made_trunk(), "conv2", np.ones(4), settings=FEW, block_bytes=1, workers=2)
     assert torch.get_num_threads() == before
 
 
@@ -267,11 +281,13 @@ def test_an_interrupt_stops_all_workers():
         ticks.append(n)
         raise KeyboardInterrupt
 
-    rows = m.climbing_rows(list(m.METHODS.values()), [0, 1, 2, 3], np.ones(4), dict.fromkeys(m.PENALTIES, 0.1))
+    rows = paper_methods.climbing_rows(
+        list(paper_methods.METHODS.values()), [0, 1, 2, 3], np.ones(4), dict.fromkeys(paper_methods.PENALTIES, 0.1)
+    )
     start = np.zeros((len(rows), LENGTH), np.float32)
-    step = m.PRESETS["calibrated"]
+    step = PRESETS["calibrated"]
     with pytest.raises(KeyboardInterrupt):
-        engine.climb(made_trunk(), "conv3", rows, start, step, n_steps=10**6, block_bytes=1, workers=2, tick=tick)
+        ascent.climb(made_trunk(), "conv3", rows, start, step, n_steps=10**6, block_bytes=1, workers=2, tick=tick)
     assert threading.active_count() == running and len(ticks) <= 3
 
 
@@ -286,7 +302,7 @@ def test_a_signal_that_stops_would_not_have_moved(layer, step):
     # a fast decay, so that few steps show it
     quick = dataclasses.replace(STEPS[step], decay=0.95)
     made = [
-        m.maximize(
+        paper_methods.maximize(
             trunk,
             layer,
             th,
@@ -298,13 +314,13 @@ def test_a_signal_that_stops_would_not_have_moved(layer, step):
     ]
     taken = made[0]["steps"]
     assert (made[1]["steps"] == 600).all()
-    assert (taken.sel({"method": "lowpass"}) == 600).all(), "the filter goes on moving a signal"
-    others = taken.drop_sel({"method": ["lowpass"]})
+    assert (taken.sel(technique="lowpass") == 600).all(), "the filter goes on moving a signal"
+    others = taken.drop_sel(technique=["lowpass"])
     assert int(others.min()) > 0 and int(others.max()) < 600
     assert np.abs(made[0]["signal"] - made[1]["signal"]).max() < tolerance
     # what is recorded after the stop is what was reached
     late = made[0]["step"].values[made[0]["step"].values >= int(others.max())]
-    assert (made[0]["objective"].sel(step=late).drop_sel({"method": ["lowpass"]}).std("step") < 1e-13).all()
+    assert (made[0]["objective"].sel(step=late).drop_sel(technique=["lowpass"]).std("step") < 1e-13).all()
 
 
 @settings(max_examples=8, deadline=None)
@@ -315,13 +331,17 @@ def test_no_step_is_longer_than_its_bound(seed, step):
     random = np.random.default_rng(seed)
     x = random.normal(size=(1, 1, LENGTH)) * random.choice([0.1, 3])
     th = random.uniform(0.1, 2, 4)
-    for method in set(m.METHODS) - {"lowpass"}:
-        rows = m.climbing_rows([m.METHODS[method]], [2], th, dict.fromkeys(m.PENALTIES, 0.1))
+    for method in set(paper_methods.METHODS) - {"lowpass"}:
+        rows = paper_methods.climbing_rows(
+            [paper_methods.METHODS[method]], [2], th, dict.fromkeys(paper_methods.PENALTIES, 0.1)
+        )
         one = dataclasses.replace(STEPS[step], decay=1.0)
         reach = reach_of(trunk, "conv3", rows, one)
         made = {"methods": [method], "units": [2], "preset": one, "dtype": torch.float64, "start": x}
         path = [
-            m.maximize(trunk, "conv3", th, settings=MaximizationSettings(n_steps=n), **made)["signal"].values
+            paper_methods.maximize(trunk, "conv3", th, settings=MaximizationSettings(n_steps=n), **made)[
+                "signal"
+            ].values
             for n in range(6)
         ]
         assert np.abs(np.diff(path, axis=0)).max() <= reach * (1 + 1e-9)
@@ -332,7 +352,7 @@ def reach_of(trunk, layer, rows, step):
     low, high = 1e-9, 1e9
     for _ in range(100):
         middle = (low * high) ** 0.5
-        taken = engine.stopping_step(trunk, layer, rows, step, 1, LENGTH, middle)[0]
+        taken = ascent.stopping_step(trunk, layer, rows, step, 1, LENGTH, middle)[0]
         low, high = (middle, high) if taken else (low, middle)
     return high
 
@@ -341,23 +361,25 @@ def test_adam_cannot_outrun_its_bound():
     """The steepest history: each gradient b1 / b2 times the one after it, the one that Cauchy-Schwarz names."""
     first = second = 0.0
     for k in reversed(range(4000)):
-        g = (engine.BETA1 / engine.BETA2) ** k
-        first = engine.BETA1 * first + (1 - engine.BETA1) * g
-        second = engine.BETA2 * second + (1 - engine.BETA2) * g**2
-    bound = (1 - engine.BETA1) / np.sqrt((1 - engine.BETA2) * (1 - engine.BETA1**2 / engine.BETA2))
+        g = (ascent.BETA1 / ascent.BETA2) ** k
+        first = ascent.BETA1 * first + (1 - ascent.BETA1) * g
+        second = ascent.BETA2 * second + (1 - ascent.BETA2) * g**2
+    bound = (1 - ascent.BETA1) / np.sqrt((1 - ascent.BETA2) * (1 - ascent.BETA1**2 / ascent.BETA2))
     assert 0.999 * bound < first / np.sqrt(second) <= bound * (1 + 1e-9)
 
 
 def test_unknown_optimizers_are_refused():
     with pytest.raises(ValueError, match="unknown optimizer 'newton'; valid optimizers: ascent, momentum, adam"):
-        m.maximize(made_trunk(), "conv1", np.ones(4), preset=engine.Step("newton", 0.1, 0.9), settings=FEW)
+        paper_methods.maximize(made_trunk(), "conv1", np.ones(4), preset=Step("newton", 0.1, 0.9), settings=FEW)
 
 
 def test_several_starting_points():
     starts = np.random.default_rng(0).normal(size=(3, 1, 1, LENGTH))
     made = {"methods": ["naive", "L2+TV"], "units": [1, 3], "settings": FEW, "dtype": torch.float64}
-    found = m.maximize(made_trunk(dtype=torch.float64), "conv2", np.ones(4), start=starts, **made)
-    assert dict(found["signal"].sizes) == {"start": 3, "method": 2, "unit": 2, "time": LENGTH}
+    found = paper_methods.maximize(made_trunk(dtype=torch.float64), "conv2", np.ones(4), start=starts, **made)
+    assert dict(found["signal"].sizes) == {"start": 3, "technique": 2, "unit": 2, "time": LENGTH}
     for i in range(3):
-        alone = m.maximize(made_trunk(dtype=torch.float64), "conv2", np.ones(4), start=starts[i, 0, 0], **made)
+        alone = paper_methods.maximize(
+            made_trunk(dtype=torch.float64), "conv2", np.ones(4), start=starts[i, 0, 0], **made
+        )
         assert np.abs(found["signal"].isel(start=i) - alone["signal"]).max() < 1e-12

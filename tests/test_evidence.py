@@ -5,13 +5,15 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from harvis_utils import artifacts, claims, config, evidence, recipes
-from harvis_utils.intervals import interval, paired
+from harvis_utils.metrics.intervals import interval, paired
+from harvis_utils.paper import claims, evidence, recipes
+from harvis_utils.settings import REPOSITORY
+from harvis_utils.store.files import read_json
 
 LAYERS, SEEDS, UNITS = ["conv1", "conv2"], 5, 8
 
 
-def made_measures(names=("a", "b"), dimension="method", seed=0) -> xr.Dataset:
+def made_measures(names=("a", "b"), dimension="technique", seed=0) -> xr.Dataset:
     """Measures of made signals: the first name is stronger in every unit by 0.1, and farther from real windows."""
     rng = np.random.default_rng(seed)
     shape = (SEEDS, len(LAYERS), UNITS)
@@ -37,12 +39,12 @@ def made_measures(names=("a", "b"), dimension="method", seed=0) -> xr.Dataset:
 
 def test_table_has_means_and_intervals_of_every_measure():
     made = made_measures()
-    made["failed"][{"method": 1, "layer": 0, "unit": 0, "seed": 0}] = True
-    found = evidence.table(made, "method")
+    made["failed"][{"technique": 1, "layer": 0, "unit": 0, "seed": 0}] = True
+    found = evidence.table(made, "technique")
     assert list(found.index) == [(m, la) for m in "ab" for la in LAYERS]
     assert found.loc[("b", "conv1"), "failed"] == pytest.approx(1 / (SEEDS * UNITS))
     assert (found["networks"] == SEEDS).all()
-    values = made["realism_p"].sel({"method": "b", "layer": "conv2"}).values
+    values = made["realism_p"].sel(technique="b", layer="conv2").values
     point, (low, high) = interval(values)
     row = found.loc[("b", "conv2")]
     assert (row["realism p"], row["realism p low"], row["realism p high"]) == (point, low, high)
@@ -52,16 +54,16 @@ def test_table_has_means_and_intervals_of_every_measure():
 
 def test_what_a_measure_lacks_is_left_out_and_all_of_it_is_nan():
     made = made_measures()
-    made["matched_ssim"][{"method": 0}] = np.nan
-    found = evidence.table(made, "method")
+    made["matched_ssim"][{"technique": 0}] = np.nan
+    found = evidence.table(made, "technique")
     missing = [f"matched Ssim, log10 G²{end}" for end in ("", " low", " high")]
     assert found.loc["a", missing].isna().all(axis=None) and found.loc["b", missing].notna().all(axis=None)
 
 
 def test_differences_say_who_is_better_on_measures_that_have_a_better_side():
     made = made_measures()
-    found = evidence.differences(made, "method", [("a", "b"), ("b", "a")]).set_index(["first", "layer", "measure"])
-    a, b = (made["reached"].sel({"method": m, "layer": "conv1"}).values for m in "ab")
+    found = evidence.differences(made, "technique", [("a", "b"), ("b", "a")]).set_index(["first", "layer", "measure"])
+    a, b = (made["reached"].sel(technique=m, layer="conv1").values for m in "ab")
     row, twin = found.loc[("a", "conv1", "activation")], paired(a, b)
     assert (row["difference"], row["low"], row["high"]) == (twin.mean, *twin.interval)
     assert row["difference"] == pytest.approx(0.1) and row["dominance"] == 1 and row["better"] == "a"
@@ -71,17 +73,17 @@ def test_differences_say_who_is_better_on_measures_that_have_a_better_side():
         assert set(found.loc[(first, slice(None), "nearness"), "better"]) == {"b"}
         assert set(found.loc[(first, slice(None), "realism p"), "better"]) == {""}, "equal"
     moved = made.copy(deep=True)
-    moved["displacement_g"][{"method": 0}] += 1
-    moved["spectral_distance"][{"method": 0}] += 1
-    found = evidence.differences(moved, "method", [("a", "b")]).set_index(["layer", "measure"])
+    moved["displacement_g"][{"technique": 0}] += 1
+    moved["spectral_distance"][{"technique": 0}] += 1
+    found = evidence.differences(moved, "technique", [("a", "b")]).set_index(["layer", "measure"])
     assert set(found.loc[(slice(None), "moved by [G]"), "better"]) == {""}, "moving is neither good nor bad"
     assert set(found.loc[(slice(None), "spectral distance"), "better"]) == {"b"}, "nearer is better"
 
 
 def test_averages_are_means_over_layers_of_what_is_there():
     made = made_measures()
-    made["matched_ssim"][{"method": 0, "layer": 0}] = np.nan
-    found = evidence.table(made, "method")
+    made["matched_ssim"][{"technique": 0, "layer": 0}] = np.nan
+    found = evidence.table(made, "technique")
     averages = evidence.averages(found)
     assert list(averages.index) == ["a", "b"] and list(averages) == list(evidence.MEASURES)
     assert averages.loc["b", "nearness"] == pytest.approx(found.loc["b", "nearness"].mean())
@@ -149,12 +151,12 @@ def test_beliefs_of_a_run():
 
 
 def test_our_method_is_the_one_that_was_chosen_and_judged():
-    path = config.REPOSITORY / "reports/published/desk/dsads/recipes.json"
+    path = REPOSITORY / "reports/published/desk/dsads/recipes.json"
     if not path.exists():
         pytest.skip("no results of DSADS are published in this checkout")
-    published = artifacts.read_json(path)
+    published = read_json(path)
     assert published["chosen"] == evidence.OUR_RECIPE in recipes.BY_NAME and published["judged"]["beats"]
-    winner = artifacts.read_json(path.with_name("readings.json"))
+    winner = read_json(path.with_name("readings.json"))
     assert winner["calibrated_wins"], "notebook 07 chose another reading than the preset"
 
 

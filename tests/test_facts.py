@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from harvis_utils import claims, facts, readings
+from harvis_utils.paper import claims, facts, readings
 
 LAYERS, UNITS, SEEDS = ("conv1", "conv2", "conv3"), 6, 3
 GRID = readings.grid()[:12]
@@ -14,14 +14,14 @@ LABELS = [r.label for r in GRID]
 def made(good=(), seed=0):
     """Scores of twelve readings: those in ``good`` meet the paper's facts, the others hardly move."""
     rng = np.random.default_rng(seed)
-    dims = {"seed": SEEDS, "reading": len(GRID), "method": len(readings.METHODS), "layer": 3, "unit": UNITS}
+    dims = {"seed": SEEDS, "reading": len(GRID), "technique": len(readings.METHODS), "layer": 3, "unit": UNITS}
     names = tuple(dims)
 
     def table(fill):
         return xr.DataArray(
             fill * rng.uniform(0.9, 1.1, tuple(dims.values())),
             dims=names,
-            coords={"reading": LABELS, "method": list(readings.METHODS), "layer": list(LAYERS)},
+            coords={"reading": LABELS, "technique": list(readings.METHODS), "layer": list(LAYERS)},
         )
 
     scores = xr.Dataset(
@@ -48,14 +48,14 @@ def made(good=(), seed=0):
     for k in good:
         for method, changes in wanted.items():
             for name, value in changes.items():
-                scores[name].loc[{"reading": LABELS[k], "method": method}] *= value / float(
-                    scores[name].sel({"reading": LABELS[k], "method": method}).mean()
+                scores[name].loc[{"reading": LABELS[k], "technique": method}] *= value / float(
+                    scores[name].sel(reading=LABELS[k], technique=method).mean()
                 )
-        scores["failed"].loc[{"reading": LABELS[k], "method": "lowpass"}] = True
-        scores["failed"].loc[{"reading": LABELS[k], "method": "L2+TV", "unit": 0}] = True
-        scores["activation_ratio"].loc[{"reading": LABELS[k], "method": "L2+TV+EAP", "unit": 1}] = 2.0
+        scores["failed"].loc[{"reading": LABELS[k], "technique": "lowpass"}] = True
+        scores["failed"].loc[{"reading": LABELS[k], "technique": "L2+TV", "unit": 0}] = True
+        scores["activation_ratio"].loc[{"reading": LABELS[k], "technique": "L2+TV+EAP", "unit": 1}] = 2.0
         for layer, gain in (("conv1", 10.0), ("conv2", 3.0), ("conv3", 3.0)):
-            scores["s_u"].loc[{"reading": LABELS[k], "method": "L2+TV+EAP+clip", "layer": layer}] *= gain
+            scores["s_u"].loc[{"reading": LABELS[k], "technique": "L2+TV+EAP+clip", "layer": layer}] *= gain
     real = xr.Dataset(
         {"high_frequency_share": (("seed", "layer", "unit"), np.full((SEEDS, 3, UNITS), 0.1))},
         {"layer": list(LAYERS)},
@@ -111,7 +111,7 @@ def test_the_winner_is_the_nearest_to_the_paper_among_those_that_cannot_be_told_
 def test_a_claim_is_judged_under_readings_chosen_by_the_others():
     """A reading that meets all but C4 is admissible for C4, where it counts against the claim."""
     scores, real = made(good=[3, 4])
-    scores["failed"].loc[{"reading": LABELS[4], "method": "lowpass"}] = False
+    scores["failed"].loc[{"reading": LABELS[4], "technique": "lowpass"}] = False
     wanted = facts.facts()
     arrays = facts.values(scores, real, LABELS, wanted)
     found = facts.shares(GRID, arrays, wanted, facts.draws(arrays, wanted, UNITS, n=60))

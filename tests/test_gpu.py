@@ -20,30 +20,42 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from harvis_utils import (
-    activations,
-    artifacts,
-    config,
-    datasets,
-    maximization,
-    readings,
-    recipes,
-    similarity,
-    training,
+from harvis_utils import settings
+from harvis_utils.data import archive, windowing
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.paper import readings, recipes
+from harvis_utils.settings import (
+    PROFILES,
+    REPOSITORY,
+    MaximizationSettings,
+    ModelSettings,
+    ReadingSettings,
+    SettingsError,
+    SimilaritySettings,
+    TrainingSettings,
+    WindowSettings,
+    artifact_root,
+    as_json,
+    for_choosing,
+    from_json,
+    load_settings,
 )
-from harvis_utils import windows as cutting
+from harvis_utils.store import stages
+from harvis_utils.store.files import ArtifactError, read_json, write_json
+from harvis_utils.training import supervised
 from workflow import gpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CFG = dataclasses.replace(
-    config.load("quick", "synthetic", "cpu"),
-    windows=config.WindowSettings(step=150),
-    model=config.ModelSettings(n_units=4, n_dense=8),
-    training=config.TrainingSettings(seeds=(0, 1), epochs=2, learning_rate=1e-2, batch_size=64),
-    maximization=config.MaximizationSettings(n_steps=10),
-    similarity=config.SimilaritySettings(n_similar=5),
-    readings=config.ReadingSettings(seeds=(100,), n_units=1),
+    load_settings("quick", "synthetic", "cpu"),
+    windows=WindowSettings(step=150),
+    model=ModelSettings(n_units=4, n_dense=8),
+    training=TrainingSettings(seeds=(0, 1), epochs=2, learning_rate=1e-2, batch_size=64),
+    maximization=MaximizationSettings(n_steps=10),
+    similarity=SimilaritySettings(n_similar=5),
+    readings=ReadingSettings(seeds=(100,), n_units=1),
 )
 N_NETWORKS = 2 + 1
 N_RESULTS = N_NETWORKS + (N_NETWORKS + 2) + 2 * 3 * (2 + 1) + 4
@@ -53,10 +65,10 @@ N_RESULTS += len(readings.by_step(readings.grid())) + N_NETWORKS * len(recipes.R
 @contextmanager
 def another_machine():
     """One that has other versions, and a Python with other syntax trees, than the bare one that computes."""
-    real = artifacts.code_digest
+    real = stages.code_digest
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(artifacts, "version", lambda lib: f"99.{len(lib)}+cpu")
-        patched.setattr(artifacts, "code_digest", lambda module: hashlib.sha256(real(module).encode()).hexdigest())
+        patched.setattr(stages, "version", lambda lib: f"99.{len(lib)}+cpu")
+        patched.setattr(stages, "code_digest", lambda module: hashlib.sha256(real(module).encode()).hexdigest())
         yield patched
 
 
@@ -172,18 +184,18 @@ def direct(tmp_path_factory):
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("direct")))
         patched.setenv("HARVIS_THREADS", "1")
         torch.set_num_threads(1)
-        data = cutting.cut(datasets.load_recordings("synthetic"), CFG.windows)
-        nets, random = training.networks(CFG, data), training.untrained(CFG, data)
-        statistics, random_statistics = (activations.statistics(CFG, data, n) for n in (nets, random))
-        signals = maximization.signals(CFG, data, nets, statistics)
-        control = maximization.CONTROL_METHODS, ("calibrated",)
-        random_signals = maximization.signals(CFG, data, random, random_statistics, *control)
-        one = random_signals.isel(preset=0, method=0, drop=True)
+        data = windowing.cut(archive.load_recordings("synthetic"), CFG.windows)
+        nets, random = supervised.networks(CFG, data), supervised.untrained(CFG, data)
+        statistics, random_statistics = (unit_statistics.statistics(CFG, data, n) for n in (nets, random))
+        signals = paper_methods.signals(CFG, data, nets, statistics)
+        control = paper_methods.CONTROL_METHODS, ("calibrated",)
+        random_signals = paper_methods.signals(CFG, data, random, random_statistics, *control)
+        one = random_signals.isel(preset=0, technique=0, drop=True)
         scores = similarity.scores(CFG, data, nets, statistics, signals)
         controls = similarity.controls(CFG, data, nets, statistics, random, random_statistics, one)
-        others = config.for_choosing(CFG)
-        choosing = training.networks(others, data)
-        own = activations.statistics(others, data, choosing)
+        others = for_choosing(CFG)
+        choosing = supervised.networks(others, data)
+        own = unit_statistics.statistics(others, data, choosing)
         tried = [readings.signals(CFG, data, net, own.sel(seed=net.seed), readings.grid()) for net in choosing]
         units = readings.chosen_units(CFG.model.n_units, CFG.readings.n_units)
         each = ((others, choosing, own), (CFG, nets, statistics))
@@ -217,28 +229,28 @@ def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packi
     assert len(list(collected.glob("results.*"))) > 3
     assert all(p.stat().st_size <= 0.1 * gpu.MIB for p in collected.glob("results.*"))
     assert gpu.unpack([collected]) == (N_RESULTS, 0)
-    store = config.artifact_root() / "store"
+    store = artifact_root() / "store"
     assert not list(store.rglob("*.part")) and not list(store.rglob("*.checkpoint"))
-    found = training.load_networks(CFG, data)
+    found = supervised.load_networks(CFG, data)
     for mine, net in zip(found, nets, strict=True):
         assert all(torch.equal(v, net.model.state_dict()[k]) for k, v in mine.model.state_dict().items())
         assert (mine.history["val_f1"] == net.history["val_f1"]).all() and mine.best_epoch == net.best_epoch
-    untrained, control = training.untrained(CFG, data), (maximization.CONTROL_METHODS, ("calibrated",))
-    assert activations.load_statistics(CFG, data, found).identical(statistics)
-    assert maximization.load_signals(CFG, data, found).identical(signals)
-    assert maximization.load_signals(CFG, data, untrained, *control).identical(random_signals)
+    untrained, control = supervised.untrained(CFG, data), (paper_methods.CONTROL_METHODS, ("calibrated",))
+    assert unit_statistics.load_statistics(CFG, data, found).identical(statistics)
+    assert paper_methods.load_signals(CFG, data, found).identical(signals)
+    assert paper_methods.load_signals(CFG, data, untrained, *control).identical(random_signals)
     for kind, table in scores.items():
         assert similarity.load_scores(CFG, data, found, kind).identical(table)
     # readings and recipes are found, not made: nothing may be computed here
-    others = config.for_choosing(CFG)
-    choosing = training.load_networks(others, data)
-    own = activations.load_statistics(others, data, choosing)
+    others = for_choosing(CFG)
+    choosing = supervised.load_networks(others, data)
+    own = unit_statistics.load_statistics(others, data, choosing)
     units = readings.chosen_units(CFG.model.n_units, CFG.readings.n_units)
 
     def refuse(stage, key):
         raise AssertionError(f"{stage.name} was not brought back")
 
-    with artifacts.around_builds(refuse):
+    with stages.around_builds(refuse):
         for net, wanted in zip(choosing, tried, strict=True):
             assert readings.signals(CFG, data, net, own.sel(seed=net.seed), readings.grid()).identical(wanted)
         for (c, some, of), wanted in zip(((others, choosing, own), (CFG, found, statistics)), made, strict=True):
@@ -247,18 +259,18 @@ def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packi
 
 def test_provenance_is_that_of_the_machine_that_computed(collected, packing_machine):
     gpu.unpack([collected])
-    manifests = [artifacts.read_json(p) for p in config.artifact_root().rglob("manifest.json")]
-    real = {lib: importlib.metadata.version(lib) for lib in artifacts.VERSIONED}
+    manifests = [read_json(p) for p in artifact_root().rglob("manifest.json")]
+    real = {lib: importlib.metadata.version(lib) for lib in stages.VERSIONED}
     for manifest in manifests:
         about = manifest["provenance"]
         assert {lib: about["versions"][lib] for lib in real} == real and about["device"].startswith("cpu")
-        assert about["git"] == artifacts.git_revision() and manifest["wall_s"] > 0
+        assert about["git"] == stages.git_revision() and manifest["wall_s"] > 0
 
 
 def test_a_result_that_is_there_is_kept(collected, packing_machine):
     gpu.unpack([collected])
-    one = next(config.artifact_root().glob("store/scores/*/manifest.json"))
-    other = next(config.artifact_root().glob("store/statistics/*"))
+    one = next(artifact_root().glob("store/scores/*/manifest.json"))
+    other = next(artifact_root().glob("store/statistics/*"))
     before = one.stat().st_ino
     shutil.rmtree(other)
     assert gpu.unpack(sorted(collected.iterdir())) == (1, N_RESULTS - 1)
@@ -287,7 +299,7 @@ def test_parts_can_be_fetched_in_turns(computed, collected, tmp_path, capsys):
 
 
 def nothing_stored() -> bool:
-    return not list(config.artifact_root().rglob("manifest.json"))
+    return not list(artifact_root().rglob("manifest.json"))
 
 
 def test_too_large_names_the_largest(packing_machine, tmp_path):
@@ -345,10 +357,10 @@ def test_foreign_results_are_refused_saying_why(parts):
     torchs = importlib.metadata.version("torch").split("+")[0]
     assert f"torch is {torchs} here and was 99.5" in str(error.value) and "Python was 3." in str(error.value)
     about = json.loads((parts / gpu.MANIFEST).read_text())
-    engine = hashlib.sha256(artifacts.source_file("engine").read_bytes()).hexdigest()
+    engine = hashlib.sha256(stages.source_file("engine").read_bytes()).hexdigest()
     del about["keys"]["code"][engine]
     (parts / gpu.MANIFEST).write_text(json.dumps(about))
-    with pytest.raises(gpu.BundleError, match=r"harvis_utils.engine differs"):
+    with pytest.raises(gpu.BundleError, match=r"harvis_utils.fast.ascent differs"):
         gpu.unpack([parts])
     assert nothing_stored()
 
@@ -381,7 +393,7 @@ def test_outside_a_bundle_nothing_runs(capsys):
 def test_networks_trained_at_once_in_processes_are_those_of_one(direct, tmp_path, monkeypatch):
     """As on CUDA, where each has a process of its own; here these compute on the CPU."""
     data, nets, *_ = direct
-    monkeypatch.setattr(config, "torch_device", lambda _: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(settings, "torch_device", lambda _: SimpleNamespace(type="cuda"))
 
     class TrainedError(Exception):
         pass
@@ -389,17 +401,17 @@ def test_networks_trained_at_once_in_processes_are_those_of_one(direct, tmp_path
     def enough(*_):
         raise TrainedError
 
-    monkeypatch.setattr(training, "networks", enough)
+    monkeypatch.setattr(supervised, "networks", enough)
     with pytest.raises(TrainedError):
         gpu.compute(CFG, data, workers=2)
-    for mine, net in zip(training.load_networks(CFG, data), nets, strict=True):
+    for mine, net in zip(supervised.load_networks(CFG, data), nets, strict=True):
         assert all(torch.equal(v, net.model.state_dict()[k]) for k, v in mine.model.state_dict().items())
 
 
 def test_a_network_that_fails_in_its_process_is_named(tiny_windows, monkeypatch):
-    monkeypatch.setattr(config, "torch_device", lambda _: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(settings, "torch_device", lambda _: SimpleNamespace(type="cuda"))
     cfg = dataclasses.replace(CFG, training=dataclasses.replace(CFG.training, learning_rate=1e30, batch_size=8))
-    with pytest.raises(training.TrainingError, match="network [01]: the loss is"):
+    with pytest.raises(supervised.TrainingError, match="network [01]: the loss is"):
         gpu.compute(cfg, tiny_windows, workers=2)
 
 
@@ -407,10 +419,10 @@ def test_a_network_that_fails_in_its_process_is_named(tiny_windows, monkeypatch)
 
 
 def test_keys_take_versions_and_code_from_the_file_that_the_environment_names(monkeypatch, tmp_path):
-    here = training.STAGE.key("x")
-    source = {m: hashlib.sha256(artifacts.source_file(m).read_bytes()).hexdigest() for m in training.STAGE.modules}
-    versions = {lib: importlib.metadata.version(lib).split("+")[0] for lib in artifacts.VERSIONED}
-    same = {"versions": versions, "code": {source[m]: artifacts.code_digest(m) for m in source}}
+    here = supervised.STAGE.key("x")
+    source = {m: hashlib.sha256(stages.source_file(m).read_bytes()).hexdigest() for m in supervised.STAGE.modules}
+    versions = {lib: importlib.metadata.version(lib).split("+")[0] for lib in stages.VERSIONED}
+    same = {"versions": versions, "code": {source[m]: stages.code_digest(m) for m in source}}
     changes = {
         "same": same,
         "torch": {"versions": versions | {"torch": "9"}},
@@ -418,21 +430,21 @@ def test_keys_take_versions_and_code_from_the_file_that_the_environment_names(mo
     }
     found = {}
     for name, change in changes.items():
-        artifacts.write_json(tmp_path / f"{name}.json", same | change)
+        write_json(tmp_path / f"{name}.json", same | change)
         monkeypatch.setenv("HARVIS_KEYS", str(tmp_path / f"{name}.json"))
-        found[name] = training.STAGE.key("x")
+        found[name] = supervised.STAGE.key("x")
     assert found["same"] == here and len({here, found["torch"], found["code"]}) == 3
     monkeypatch.setenv("HARVIS_KEYS", "nowhere.json")
-    with pytest.raises(artifacts.ArtifactError, match=re.escape(str(config.REPOSITORY / "nowhere.json"))):
-        training.STAGE.key("x")
+    with pytest.raises(ArtifactError, match=re.escape(str(REPOSITORY / "nowhere.json"))):
+        supervised.STAGE.key("x")
 
 
-@pytest.mark.parametrize("profile", config.PROFILES)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_settings_survive_json(profile):
-    cfg = config.load(profile, "dsads")
-    assert config.from_json(json.loads(json.dumps(config.as_json(cfg)))) == cfg
-    with pytest.raises(config.SettingsError, match="unknown settings colour; valid for ModelSettings: n_units"):
-        config.from_json(config.as_json(cfg) | {"model": {"colour": "red"}})
+    cfg = load_settings(profile, "dsads")
+    assert from_json(json.loads(json.dumps(as_json(cfg)))) == cfg
+    with pytest.raises(SettingsError, match="unknown settings colour; valid for ModelSettings: n_units"):
+        from_json(as_json(cfg) | {"model": {"colour": "red"}})
 
 
 # ------------------------------------------------------------------------------------------------------- wheels
@@ -440,7 +452,7 @@ def test_settings_survive_json(profile):
 
 def test_wheels_are_fetched_for_the_other_python_without_what_is_there(monkeypatch, tmp_path):
     """pip itself, on made-up wheels in a folder that stands for the package index."""
-    pins = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)$", (config.REPOSITORY / "constraints.txt").read_text()))
+    pins = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text()))
     wanted = {*gpu.NEEDED, "python-dateutil"} - {"torch"}
     for name in {*wanted, "six"}:
         stem = f"{name.replace('-', '_')}-{pins[name]}"
@@ -463,5 +475,5 @@ def test_wheels_are_fetched_for_the_other_python_without_what_is_there(monkeypat
 
 
 def test_the_makefile_has_it():
-    listed = subprocess.run(["make"], cwd=config.REPOSITORY, capture_output=True, text=True).stdout
+    listed = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True).stdout
     assert "make gpu-bundle" in listed

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvis_utils import intervals
-from harvis_utils.intervals import interval, paired
+from harvis_utils.metrics import intervals
+from harvis_utils.metrics.intervals import interval, paired
 
 
 def naive_interval(rows, summary, n, seed):

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvis_utils import config, training
-from harvis_utils.config import ModelSettings, TrainingSettings
 from harvis_utils.lenses import architecture, transfer
 from harvis_utils.lenses.architecture import BASE, BY_NAME, VARIANTS, ArchitectureSettings, Variant
-from harvis_utils.models import SFHF
+from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.settings import ModelSettings, TrainingSettings, load_settings
+from harvis_utils.training import supervised
 
 MODEL = ModelSettings(n_units=4, n_dense=8)
 TINY = ArchitectureSettings(
@@ -28,7 +28,7 @@ TINY = ArchitectureSettings(
 @pytest.fixture
 def cfg(monkeypatch):
     monkeypatch.setitem(architecture.SETTINGS, "quick", TINY)
-    return dataclasses.replace(config.load(), model=MODEL)
+    return dataclasses.replace(load_settings(), model=MODEL)
 
 
 def test_the_base_variant_is_sfhf(tiny_windows):
@@ -100,7 +100,7 @@ def test_variants_are_trained_stored_and_tabulated(cfg, tiny_windows, one_thread
     assert [(s.variant.name, s.seed) for s in found] == [(v, s) for v in TINY.variants for s in TINY.seeds]
     few = architecture.thinned(tiny_windows, TINY.n_windows)
     for small in found:
-        assert small.test_f1 == training.macro_f1(few.test, training.predict(small.model, few.test))
+        assert small.test_f1 == supervised.macro_f1(few.test, supervised.predict(small.model, few.test))
     stored = architecture.networks(cfg, tiny_windows)
     assert [s.cpu_s for s in stored] == [s.cpu_s for s in found], "not trained again"
     table = architecture.table(found, few)
@@ -125,9 +125,9 @@ def test_looks_are_ranked_against_f1():
 
 
 def test_source_and_targets_share_no_person_and_the_new_one_no_activity(make_recordings):
-    from harvis_utils import windows
+    from harvis_utils.data import windowing
 
-    data = windows.cut(make_recordings({(s, a): 60 for s in (1, 2, 3, 4) for a in range(5)}))
+    data = windowing.cut(make_recordings({(s, a): 60 for s in (1, 2, 3, 4) for a in range(5)}))
     of = transfer.tasks(data)
     source, people, both = (of[name] for name in ("source", *transfer.TARGETS))
     assert set(source.train.subject).isdisjoint(people.train.subject) and set(people.train.subject) == {2}
@@ -143,7 +143,7 @@ def test_source_and_targets_share_no_person_and_the_new_one_no_activity(make_rec
     assert len(thin["source"].train) < len(source.train) and len(thin["source"].test) < len(source.test)
     assert np.array_equal(thin[transfer.TARGETS[0]].train.x, people.train.x), "what is drawn from is whole"
     with pytest.raises(ValueError, match="four activities, not 2 and 3"):
-        transfer.tasks(windows.cut(make_recordings({(s, a): 60 for s in (1, 2, 3, 4) for a in range(3)})))
+        transfer.tasks(windowing.cut(make_recordings({(s, a): 60 for s in (1, 2, 3, 4) for a in range(3)})))
 
 
 def test_larger_draws_hold_smaller_ones(tiny_windows):
@@ -169,10 +169,10 @@ def test_last_inputs_are_what_the_last_layer_gets(tiny_windows):
 
 
 def test_carrying_over_gives_every_arm_a_score(cfg, make_recordings, monkeypatch, one_thread):
-    from harvis_utils import windows
+    from harvis_utils.data import windowing
 
     monkeypatch.setitem(transfer.SETTINGS, "quick", transfer.TransferSettings(n_steps=4, n_head_steps=20))
-    data = windows.cut(make_recordings({(s, a): 135 for s in (1, 2, 3, 4) for a in range(4)}))
+    data = windowing.cut(make_recordings({(s, a): 135 for s in (1, 2, 3, 4) for a in range(4)}))
     found = transfer.results(cfg, data)
     assert len(found) == 2 * 2 * 3 * len(transfer.N_PER_CLASS) and found["F1"].between(0, 1).all()
     table = transfer.table(found)

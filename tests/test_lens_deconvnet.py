@@ -9,8 +9,9 @@ from test_lens_taps import LAYERS, LENGTH, MODELS, N_AXES, hooks_of, sfhf, windo
 from torch import nn
 from torch.nn import functional as F
 
-from harvis_utils.lenses import deconvnet, taps
-from harvis_utils.models import folded_trunk
+from harvis_utils.lenses import deconvnet
+from harvis_utils.networks import taps
+from harvis_utils.networks.sfhf import folded_trunk
 
 seeds = st.integers(0, 10_000)
 few = settings(max_examples=15, deadline=None)

@@ -14,12 +14,13 @@ from hypothesis.extra import numpy as hnp
 from scipy import linalg
 from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of
 
-from harvis_utils import config, training, windows
-from harvis_utils.config import ModelSettings
-from harvis_utils.datasets import load_recordings, synthetic
-from harvis_utils.intervals import interval
+from harvis_utils.data import synthetic, windowing
+from harvis_utils.data.archive import load_recordings
 from harvis_utils.lenses import ablation, concepts, dissection, dissection_factors, dissection_runs, pretext, rotation
-from harvis_utils.lenses import taps as tap
+from harvis_utils.metrics.intervals import interval
+from harvis_utils.networks import taps
+from harvis_utils.settings import PROFILES, ModelSettings, artifact_root, load_settings
+from harvis_utils.training import supervised
 
 RATE = 30.0
 #: readings in 1/64 G are exact in binary, so that a twin that adds in another order cannot round to another answer
@@ -153,7 +154,7 @@ def test_turning_a_signal_over_swaps_rising_and_falling():
 
 @pytest.fixture(scope="module")
 def made_up():
-    return windows.cut(load_recordings("synthetic"))
+    return windowing.cut(load_recordings("synthetic"))
 
 
 def test_planted_motifs_lie_where_they_were_planted(made_up):
@@ -212,7 +213,7 @@ def test_thresholds_are_order_statistics_of_all_outputs(maps, share, chunk):
 def test_half_a_percent_of_a_networks_outputs_exceed_t_k(monkeypatch):
     monkeypatch.setattr(dissection, "CHUNK", 16)
     model, x = MODELS["sfhf"](), windows_like(100)
-    outputs = tap.maps_of(model, "conv2", torch.as_tensor(x)).detach().numpy()
+    outputs = taps.maps_of(model, "conv2", torch.as_tensor(x)).detach().numpy()
     found = dissection.thresholds(dissection.stream(model, "conv2", x))
     n = outputs[:, 0].size
     for unit in range(outputs.shape[1]):
@@ -347,8 +348,8 @@ def test_any_network_is_dissected_and_left_as_it_was(name, monkeypatch):
     found = dissection.dissect(
         dissection.stream(model, LAYERS[name], x), masks, list(shapes), 19, np.arange(50) % 4, share=0.05
     )
-    with tap.evaluating(model), torch.no_grad():
-        outputs = tap.maps_of(model, LAYERS[name], torch.as_tensor(x)).numpy()
+    with taps.evaluating(model), torch.no_grad():
+        outputs = taps.maps_of(model, LAYERS[name], torch.as_tensor(x)).numpy()
     axes = outputs.shape[2]
     own = masks if axes == N_AXES else masks.any(2, keepdims=True)
     for unit, (t_k, seldom) in enumerate(zip(found["t_k"].values, found["seldom"].values, strict=True)):
@@ -376,7 +377,7 @@ def test_nothing_is_left_behind_when_a_stream_is_given_up():
 
 def test_shorter_maps_are_stretched_and_dense_layers_hold_for_whole_windows():
     model, x = MODELS["one"]().eval(), windows_like(60)
-    pooled = tap.maps_of(model, "pool", torch.as_tensor(x)).detach()
+    pooled = taps.maps_of(model, "pool", torch.as_tensor(x)).detach()
     limits = dissection.thresholds(dissection.stream(model, "pool", x), 0.05)
     units = dissection.unit_masks(dissection.stream(model, "pool", x), limits, N_AXES, LENGTH)
     stretched = torch.nn.functional.interpolate(pooled[:, :, 0], LENGTH, mode="linear").numpy()
@@ -485,10 +486,10 @@ def test_transformations_do_what_they_say(which, seed):
 
 
 def test_the_task_is_windows_like_any_other():
-    data = windows.cut(made_recordings({(s, a): 200 for s in (1, 2, 3, 4) for a in (0, 1)}))
+    data = windowing.cut(made_recordings({(s, a): 200 for s in (1, 2, 3, 4) for a in (0, 1)}))
     made = pretext.task(data)
     assert made.activities == pretext.TRANSFORMATIONS and made.digest != data.digest
-    for name in windows.SPLITS:
+    for name in windowing.SPLITS:
         own, before = getattr(made, name), getattr(data, name)
         assert own.x.shape == before.x.shape and np.array_equal(own.subject, before.subject)
         same = own.activity == 0
@@ -500,10 +501,10 @@ def test_the_task_is_windows_like_any_other():
 
 
 def test_ablation_is_one_f1_minus_another_and_leaves_no_hook():
-    data = windows.cut(made_recordings({(s, a): 200 for s in (1, 2, 3, 4) for a in (0, 1, 2)}))
+    data = windowing.cut(made_recordings({(s, a): 200 for s in (1, 2, 3, 4) for a in (0, 1, 2)}))
     split = dataclasses.replace(data.test)
     torch.manual_seed(0)
-    model = training.new_model(data, ModelSettings(n_units=4, n_dense=8), 0)
+    model = supervised.new_model(data, ModelSettings(n_units=4, n_dense=8), 0)
     found = ablation.drops(model, ["conv1", "conv3"], split, 4)
     assert dict(found.sizes) == {"layer": 2, "unit": 4, "class": 4} and np.isnan(found["f1"].values[..., 3]).all()
     model.eval()
@@ -512,7 +513,7 @@ def test_ablation_is_one_f1_minus_another_and_leaves_no_hook():
     def measured():
         with torch.no_grad():
             scores = model(x)
-        f1 = training.class_f1(split, scores.argmax(1).numpy(), 4)[:3]
+        f1 = supervised.class_f1(split, scores.argmax(1).numpy(), 4)[:3]
         own = scores.softmax(1).numpy()[np.arange(len(split)), split.activity]
         return f1, [own[split.activity == c].mean() for c in range(3)]
 
@@ -520,7 +521,7 @@ def test_ablation_is_one_f1_minus_another_and_leaves_no_hook():
     assert found["f1_whole"].values[:3] == pytest.approx(whole[0])
     for layer in ("conv1", "conv3"):
         for unit in range(4):
-            with tap.silenced(model, layer, [unit]):
+            with taps.silenced(model, layer, [unit]):
                 without = measured()
             row = found.sel(layer=layer, unit=unit)
             assert row["f1"].values[:3] == pytest.approx(whole[0] - without[0])
@@ -535,7 +536,7 @@ def test_ablation_is_one_f1_minus_another_and_leaves_no_hook():
 
 @pytest.mark.parametrize("name", ["one", "two"])
 def test_any_network_can_be_ablated(name):
-    data = windows.cut(made_recordings({(s, a): 90 for s in (1, 2, 3, 4) for a in range(CLASSES)}))
+    data = windowing.cut(made_recordings({(s, a): 90 for s in (1, 2, 3, 4) for a in range(CLASSES)}))
     found = ablation.drops(MODELS[name](), [LAYERS[name]], data.test, CLASSES)
     assert found.sizes["unit"] == {"one": 6, "two": 4}[name] and np.isfinite(found["f1"]).all()
 
@@ -579,9 +580,9 @@ def test_explanations_tell_a_link_from_none_and_are_pooled():
 
 @pytest.fixture
 def tiny(one_thread):
-    data = windows.cut(made_recordings({(s, a): 300 for s in (1, 2, 3, 4) for a in (0, 1)}))
+    data = windowing.cut(made_recordings({(s, a): 300 for s in (1, 2, 3, 4) for a in (0, 1)}))
     cfg = dataclasses.replace(
-        config.load("quick", "synthetic"), dataset="synthetic", model=ModelSettings(n_units=4, n_dense=8)
+        load_settings("quick", "synthetic"), dataset="synthetic", model=ModelSettings(n_units=4, n_dense=8)
     )
     few = dissection_runs.DissectionSettings(
         thinning=1, n_draws=19, angles=(0.0, 1.0), ablation_thinning=1, factor_thinning=1, factor_seeds=(0,),
@@ -592,7 +593,7 @@ def tiny(one_thread):
 
 def test_a_run_is_stored_and_its_first_angle_is_the_network_itself(tiny):
     cfg, data, few = tiny
-    nets = training.untrained(cfg, data)
+    nets = supervised.untrained(cfg, data)
     found = concepts.of_windows(data, dissection_runs.dissected_windows(data, few))
     curve = dissection_runs.curve(cfg, data, nets, found, few)
     assert dict(curve["best"].sizes) == {"alpha": 2, "seed": 2, "layer": 3, "unit": 4}
@@ -608,7 +609,7 @@ def test_a_run_is_stored_and_its_first_angle_is_the_network_itself(tiny):
     lost = dissection_runs.ablate(cfg, data, nets, few)
     table = dissection_factors.explained(plain, lost, data.activities, few)
     assert len(table) == 9 and table["networks"].eq(2).all() and table["p"].dropna().between(0, 1).all()
-    kept = sorted(p.parent.name for p in config.artifact_root().glob("store/*/*/manifest.json"))
+    kept = sorted(p.parent.name for p in artifact_root().glob("store/*/*/manifest.json"))
     assert len(kept) == 2 * 2 + 2
     again = dissection_runs.curve(cfg, data, nets, found, few)
     xr.testing.assert_identical(again, curve)
@@ -617,7 +618,7 @@ def test_a_run_is_stored_and_its_first_angle_is_the_network_itself(tiny):
 
 def test_examples_and_comparisons_come_from_the_results(tiny):
     cfg, data, few = tiny
-    nets, split = training.untrained(cfg, data), dissection_runs.dissected_windows(data, few)
+    nets, split = supervised.untrained(cfg, data), dissection_runs.dissected_windows(data, few)
     found = concepts.of_windows(data, split)
     labels = dissection.detectors(dissection_runs.dissect(cfg, data, nets, found, few))
     shown = dissection_factors.examples(nets[0], labels.sel(seed=0), split, found, 5)
@@ -627,7 +628,7 @@ def test_examples_and_comparisons_come_from_the_results(tiny):
     for e in shown:
         own = labels.sel(seed=0, layer=e.layer, unit=e.unit)
         assert (own["best"], own["concept"]) == (e.iou, e.concept) and e.unit_mask.any()
-        outputs = tap.maps_of(nets[0].model, e.layer, torch.as_tensor(split.x))[:, e.unit]
+        outputs = taps.maps_of(nets[0].model, e.layer, torch.as_tensor(split.x))[:, e.unit]
         window, axis = np.unravel_index(int(outputs.argmax()), outputs.shape)[:2]
         assert np.array_equal(e.signal, split.x[window, axis])
         assert np.array_equal(e.concept_mask, found.masks[found.names.index(e.concept), window, axis])
@@ -648,9 +649,9 @@ def test_examples_and_comparisons_come_from_the_results(tiny):
 
 def test_factors_compare_small_networks(tiny, monkeypatch):
     cfg, data, few = tiny
-    quick = dict(config.PROFILES["quick"])
+    quick = dict(PROFILES["quick"])
     quick["training"] = dataclasses.replace(quick["training"], epochs=1)
-    monkeypatch.setitem(config.PROFILES, "quick", quick)
+    monkeypatch.setitem(PROFILES, "quick", quick)
     found = concepts.of_windows(data, dissection_runs.dissected_windows(data, few))
     table = dissection_factors.factors(cfg, data, found, few)
     levels = dissection_factors.levels(few)

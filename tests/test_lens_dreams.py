@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from test_lens_taps import LENGTH, MODELS, N_AXES, hooks_of, windows
 from torch import nn
 
-from harvis_utils import config, training
-from harvis_utils.lenses import dreams, flips, prior
+from harvis_utils.lenses import dreams, flips
+from harvis_utils.maximization import priors
+from harvis_utils.settings import ModelSettings, TrainingSettings, load_settings
+from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = prior.PriorSettings(n_hidden=64, n_code=32, n_steps=400, learning_rate=5e-3)
+SMALL = priors.PriorSettings(n_hidden=64, n_code=32, n_steps=400, learning_rate=5e-3)
 
 
 # --------------------------------------------------------------------------------------------------------- the prior
@@ -28,19 +30,19 @@ def waves(n, seed):
 
 
 def test_a_prior_removes_noise_from_held_out_segments():
-    model, losses = prior.fit(waves(500, 0), SMALL)
-    found = prior.errors(model, waves(500, 0), waves(200, 1), 0.3)
+    model, losses = priors.fit(waves(500, 0), SMALL)
+    found = priors.errors(model, waves(500, 0), waves(200, 1), 0.3)
     assert found["nothing"] == pytest.approx(0.3, rel=0.05)
     assert found["learned prior"] < 0.7 * found["nothing"] and found["best linear map"] < 0.6 * found["nothing"]
     assert losses[-50:].mean() < losses[:50].mean() / 2
     x = torch.tensor(waves(6, 2)).view(2, 3, LENGTH)
     assert torch.allclose(model(x)[1, 2], model(x[1, 2][None])[0], atol=1e-6), "each axis by itself"
-    again, _ = prior.fit(waves(500, 0), SMALL)
+    again, _ = priors.fit(waves(500, 0), SMALL)
     assert torch.equal(again(x), model(x)), "all draws come from the seed"
 
 
 def test_noise_has_a_size_of_its_own_for_every_segment():
-    noise = prior.corrupted(torch.zeros(3000, 30), 0.4, torch.Generator().manual_seed(0))
+    noise = priors.corrupted(torch.zeros(3000, 30), 0.4, torch.Generator().manual_seed(0))
     std = noise.std(1)
     assert std.min() < 0.02 and 0.35 < std.quantile(0.95) < 0.45 and std.mean() == pytest.approx(0.2, abs=0.01)
 
@@ -49,15 +51,15 @@ def test_the_linear_yardstick_is_the_least_squares_fit():
     clean = np.random.default_rng(0).normal(size=(200_000, 2)) @ np.array([[1.0, 0.6], [0.0, 0.5]]) + [1.0, -2.0]
     noisy = clean + 0.5 * np.random.default_rng(1).normal(size=clean.shape)
     fitted, *_ = np.linalg.lstsq(np.c_[noisy, np.ones(len(noisy))], clean, rcond=None)
-    mean, matrix = prior.linear_denoiser(clean, 0.5)
+    mean, matrix = priors.linear_denoiser(clean, 0.5)
     assert np.allclose(matrix, fitted[:2].T, atol=0.01) and np.allclose(mean - matrix @ mean, fitted[2], atol=0.02)
 
 
 def test_a_prior_is_learned_once(tiny_windows, monkeypatch):
-    cfg = config.load("quick", "synthetic", "cpu")
-    first = prior.prior(cfg, tiny_windows, SMALL)
-    monkeypatch.setattr(prior, "fit", None)
-    again = prior.prior(cfg, tiny_windows, SMALL)
+    cfg = load_settings("quick", "synthetic", "cpu")
+    first = priors.prior(cfg, tiny_windows, SMALL)
+    monkeypatch.setattr(priors, "fit", None)
+    again = priors.prior(cfg, tiny_windows, SMALL)
     x = torch.tensor(np.ascontiguousarray(tiny_windows.test.x))
     assert torch.equal(first(x), again(x)) and not any(p.requires_grad for p in again.parameters())
 
@@ -128,16 +130,16 @@ def test_random_changes_have_the_size_that_is_asked_for():
 @pytest.fixture(scope="module")
 def made(tiny_windows, tmp_path_factory):
     cfg = dataclasses.replace(
-        config.load("quick", "synthetic", "cpu"),
-        model=config.ModelSettings(n_units=6, n_dense=8),
-        training=config.TrainingSettings(seeds=(0, 1), epochs=12, learning_rate=1e-2, batch_size=8),
+        load_settings("quick", "synthetic", "cpu"),
+        model=ModelSettings(n_units=6, n_dense=8),
+        training=TrainingSettings(seeds=(0, 1), epochs=12, learning_rate=1e-2, batch_size=8),
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("dreams")))
         patched.setitem(dreams.SETTINGS, "quick", dreams.DreamSettings(n_windows=4, n_steps=40))
-        patched.setitem(prior.SETTINGS, "quick", SMALL)
-        nets = training.networks(cfg, tiny_windows)
-        denoiser = prior.prior(cfg, tiny_windows)
+        patched.setitem(priors.SETTINGS, "quick", SMALL)
+        nets = supervised.networks(cfg, tiny_windows)
+        denoiser = priors.prior(cfg, tiny_windows)
         chosen = dreams.choose(nets, tiny_windows.test, 4)
         found = dreams.dreams(cfg, tiny_windows, nets, chosen, denoiser)
         sizes = dreams.smallest_changes(cfg, tiny_windows, nets, chosen)

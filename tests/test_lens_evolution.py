@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from harvis_utils import config, training
-from harvis_utils.config import ModelSettings, TrainingSettings
 from harvis_utils.lenses import evolution, settling
+from harvis_utils.settings import ModelSettings, TrainingSettings, load_settings
+from harvis_utils.training import supervised
 
 EPOCHS = 3
 
@@ -17,7 +17,7 @@ EPOCHS = 3
 @pytest.fixture
 def cfg():
     return dataclasses.replace(
-        config.load(),
+        load_settings(),
         model=ModelSettings(n_units=4, n_dense=8),
         training=TrainingSettings(seeds=(evolution.SEED,), epochs=EPOCHS, learning_rate=2e-3, batch_size=16),
     )
@@ -35,8 +35,8 @@ def test_moments_are_those_of_the_chains_own_training_and_survive_a_kill(cfg, ti
     moments = evolution.train(cfg, tiny_windows)
     assert [m.epoch for m in moments] == [0, 1, 2, 3] and not any(m.model.training for m in moments)
     first = states(moments)
-    assert equal(first[0], training.new_model(tiny_windows, cfg.model, evolution.SEED).state_dict())
-    network = training.train(cfg, tiny_windows, evolution.SEED)
+    assert equal(first[0], supervised.new_model(tiny_windows, cfg.model, evolution.SEED).state_dict())
+    network = supervised.train(cfg, tiny_windows, evolution.SEED)
     kept = first[network.best_epoch + 1]
     assert equal(kept, network.model.state_dict()), "bit for bit"
     assert not equal(first[2], first[3])

@@ -7,15 +7,15 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvis_utils import datasets, windows
+from harvis_utils.data import archive, windowing
 from harvis_utils.lenses import locating
 from harvis_utils.lenses.locating import PLANTINGS
 
 
 @pytest.fixture(scope="module")
 def made():
-    recordings = datasets.load_recordings("synthetic")
-    return windows.cut(recordings).val, recordings.dataset.motifs()
+    recordings = archive.load_recordings("synthetic")
+    return windowing.cut(recordings).val, recordings.dataset.motifs()
 
 
 def test_spans_are_where_the_table_says(made):

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of, windows
 from torch import nn
 
-from harvis_utils import config, training
-from harvis_utils.lenses import deconvnet, occlusion, taps
+from harvis_utils.lenses import deconvnet, occlusion
 from harvis_utils.lenses.occlusion import Occluder
+from harvis_utils.networks import taps
+from harvis_utils.settings import ModelSettings, TrainingSettings, load_settings
+from harvis_utils.training import supervised
 
 widths = st.sampled_from([1, 3, 7, 15])
 fills = st.sampled_from(list(occlusion.FILLS))
@@ -164,11 +166,11 @@ def test_agreement_is_high_where_a_unit_loses_what_its_projection_shows():
 
 def test_covering_is_stored_with_its_projection(tiny_windows, one_thread):
     cfg = dataclasses.replace(
-        config.load(),
-        model=config.ModelSettings(n_units=4, n_dense=8),
-        training=config.TrainingSettings(seeds=(0,), epochs=2, learning_rate=2e-3, batch_size=16),
+        load_settings(),
+        model=ModelSettings(n_units=4, n_dense=8),
+        training=TrainingSettings(seeds=(0,), epochs=2, learning_rate=2e-3, batch_size=16),
     )
-    (network,) = training.networks(cfg, tiny_windows)
+    (network,) = supervised.networks(cfg, tiny_windows)
     found = occlusion.covering(cfg, tiny_windows, network, network, Occluder(3))
     assert list(found["group"].values) == ["axis 0", "axis 1", "axis 2", "axis"]
     chosen = found["window"].values

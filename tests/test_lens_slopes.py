@@ -16,12 +16,21 @@ from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of, wi
 from torch import nn
 from torch.nn import functional as F
 
-from harvis_utils import config, maximization, recipes, training
-from harvis_utils.config import MaximizationSettings, ModelSettings
-from harvis_utils.engine import Step
-from harvis_utils.lenses import landscapes, slopes, slopes_sfhf, slopes_tables, slopes_training, taps
+from harvis_utils.lenses import landscapes, slopes, slopes_sfhf, slopes_tables, slopes_training
 from harvis_utils.lenses.slopes import SLOPES
-from harvis_utils.models import SFHF, folded_trunk
+from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.starting import starting_points, starting_signal
+from harvis_utils.networks import taps
+from harvis_utils.networks.sfhf import SFHF, folded_trunk
+from harvis_utils.settings import (
+    MaximizationSettings,
+    ModelSettings,
+    ReadingSettings,
+    Step,
+    TrainingSettings,
+    load_settings,
+)
+from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,17 +78,17 @@ def test_equal_slopes_are_plain_maximization_bit_for_bit(optimizer, bound):
 def naive_signals(trunk, layer, step, n_steps):
     plain = dataclasses.replace(MaximizationSettings(), n_steps=n_steps, tolerance_g=0.0)
     n_units = len(trunk.biases[0])
-    found = maximization.maximize(
+    found = paper_methods.maximize(
         trunk, layer, np.full(n_units, np.nan), methods=("naive",), preset=step, settings=plain, length=LENGTH
     )
-    return found["signal"].sel({"method": "naive"}).values
+    return found["signal"].sel(technique="naive").values
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
 @pytest.mark.parametrize("optimizer", STEPS)
 def test_slope_zero_is_the_projects_own_naive_ascent_bit_for_bit(layer, optimizer):
     trunk, step = made_trunk(), STEPS[optimizer]
-    start = torch.tensor(maximization.starting_signal(MaximizationSettings(), LENGTH)).repeat(4, 1)
+    start = torch.tensor(starting_signal(MaximizationSettings(), LENGTH)).repeat(4, 1)
     found = slopes_sfhf.climb(trunk, layer, torch.arange(4), start, 0.0, step, 40)
     assert np.array_equal(found.last.numpy(), naive_signals(trunk, layer, step, 40))
 
@@ -282,7 +291,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="a backward slope is a finite number, not nan"):
         slopes.ascend_units(model, "second", [0], start, ADAM, 2, slope=float("nan"))
     with pytest.raises(ValueError, match="unknown kind 'group norm'; valid kinds: batch norm, no batch norm"):
-        slopes_training.settings_of("group norm", config.load(), slopes_training.PLANS["quick"], 1e-3)
+        slopes_training.settings_of("group norm", load_settings(), slopes_training.PLANS["quick"], 1e-3)
 
 
 # ------------------------------------------------------------------------------------------------ small functions
@@ -322,10 +331,10 @@ def test_paths_are_those_of_the_ascents():
 @pytest.fixture(scope="module")
 def cfg():
     return dataclasses.replace(
-        config.load("quick", "synthetic", "cpu"),
+        load_settings("quick", "synthetic", "cpu"),
         model=ModelSettings(n_units=4, n_dense=8),
-        training=config.TrainingSettings(seeds=(0, 1), epochs=1, learning_rate=1e-2, batch_size=8),
-        readings=config.ReadingSettings(seeds=(100,), n_units=2),
+        training=TrainingSettings(seeds=(0, 1), epochs=1, learning_rate=1e-2, batch_size=8),
+        readings=ReadingSettings(seeds=(100,), n_units=2),
     )
 
 
@@ -336,7 +345,7 @@ def small(monkeypatch):
 
 
 def test_climbs_are_stored_and_say_what_they_should(cfg, tiny_windows, small, monkeypatch):
-    nets = training.untrained(cfg, tiny_windows)
+    nets = supervised.untrained(cfg, tiny_windows)
     chosen = slopes_sfhf.choose_steps(cfg, tiny_windows, nets[:1], 1.0)
     assert chosen.table.shape == (3, len(SLOPES)) and chosen.table.stack().between(0, 1).all()
     assert {s.optimizer for s in chosen.steps.values()} == {chosen.table[0.0].idxmax()[0]}
@@ -344,7 +353,7 @@ def test_climbs_are_stored_and_say_what_they_should(cfg, tiny_windows, small, mo
         assert step.step_size == chosen.table.loc[step.optimizer, slope].idxmax()
     found = slopes_sfhf.climbs(cfg, tiny_windows, nets, chosen.steps, 1.0)
     assert dict(found["maximum"].sizes) == {"seed": 2, "layer": 3, "slope": 6, "start": 2, "unit": 4}
-    starts = torch.tensor(recipes.starting_points(cfg.maximization, tiny_windows.train, 2))
+    starts = torch.tensor(starting_points(cfg.maximization, tiny_windows.train, 2))
     alone = slopes_sfhf.climb(nets[1].trunk, "conv2", torch.tensor([3]), starts[1:2], 0.3, chosen.steps[0.3], 8, 1.0)
     one = found.sel(seed=1, layer="conv2", slope=0.3, unit=3).isel(start=1)
     assert np.allclose(one["signal"], alone.best[0], atol=1e-5) and np.allclose(one["maximum"], alone.maximum)
@@ -369,7 +378,7 @@ def test_training_with_slope_zero_is_plain_training_bit_for_bit(cfg, tiny_window
     )
     assert all(torch.equal(v, zero[k]) for k, v in plain.items())
     assert not all(torch.equal(v, other[k]) for k, v in plain.items())
-    kept = training.train(cfg, tiny_windows, 0).model.state_dict()
+    kept = supervised.train(cfg, tiny_windows, 0).model.state_dict()
     assert all(torch.equal(v, kept[k]) for k, v in plain.items()), "and the chain's own training"
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harvis_utils.config import ModelSettings
-from harvis_utils.lenses import backward, taps
-from harvis_utils.models import SFHF, folded_trunk
+from harvis_utils.networks import backward, taps
+from harvis_utils.networks.sfhf import SFHF, folded_trunk
+from harvis_utils.settings import ModelSettings
 
 N_AXES, LENGTH, CLASSES = 3, 30, 4
 

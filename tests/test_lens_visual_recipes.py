@@ -8,14 +8,17 @@ import pytest
 import torch
 import xarray as xr
 
-from harvis_utils import activations, config, motifs, recipes, training
-from harvis_utils.intervals import paired
-from harvis_utils.lenses import objectives, parametrization, prior, visual_judging, visual_recipes, visualization
+from harvis_utils.maximization import coordinates, objectives, priors, unit_statistics, visualization
+from harvis_utils.metrics import motifs
+from harvis_utils.metrics.intervals import paired
+from harvis_utils.paper import recipes, visual_judging, visual_recipes
+from harvis_utils.settings import MaximizationSettings
+from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 UNITS = [0, 2, 5]
-SMALL = prior.PriorSettings(n_hidden=32, n_code=16, n_steps=100, batch_size=64)
+SMALL = priors.PriorSettings(n_hidden=32, n_code=16, n_steps=100, batch_size=64)
 STEPS = visual_recipes.VisualSettings(n_steps=4)
 
 
@@ -23,11 +26,11 @@ STEPS = visual_recipes.VisualSettings(n_steps=4)
 def made(cfg, tiny_windows, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("visual")))
-        patched.setitem(prior.SETTINGS, "quick", SMALL)
+        patched.setitem(priors.SETTINGS, "quick", SMALL)
         patched.setitem(visual_recipes.SETTINGS, "quick", STEPS)
-        nets, random = training.networks(cfg, tiny_windows), training.untrained(cfg, tiny_windows)
-        stats, random_stats = (activations.statistics(cfg, tiny_windows, some) for some in (nets, random))
-        denoiser = prior.prior(cfg, tiny_windows)
+        nets, random = supervised.networks(cfg, tiny_windows), supervised.untrained(cfg, tiny_windows)
+        stats, random_stats = (unit_statistics.statistics(cfg, tiny_windows, some) for some in (nets, random))
+        denoiser = priors.prior(cfg, tiny_windows)
         few = [visual_recipes.BY_NAME[name] for name in visual_recipes.RANDOM]
         signals = visual_recipes.signals(cfg, tiny_windows, nets, stats, visual_recipes.RECIPES, UNITS, denoiser)
         others = visual_recipes.signals(cfg, tiny_windows, random, random_stats, few, UNITS, denoiser)
@@ -72,7 +75,7 @@ def test_a_plain_recipe_is_visualizing_layer_by_layer(made, tiny_windows):
         th = stats["th_eap"].sel(layer=layer, unit=UNITS).values
         alone = visualization.visualize(
             view, objectives.channel(view.tap(layer), UNITS, at_most=np.nan_to_num(th, nan=np.inf).tolist()),
-            start[3 * k : 3 * k + 3], parametrization.in_time(bound), n_steps=STEPS.n_steps, step_size=STEPS.step_size,
+            start[3 * k : 3 * k + 3], coordinates.in_time(bound), n_steps=STEPS.n_steps, step_size=STEPS.step_size,
         )  # fmt: skip
         ours = made.signals["signal"].sel(seed=net.seed, recipe="time", layer=layer).values
         assert np.allclose(ours, alone.signal[:, 0], atol=1e-4)
@@ -98,7 +101,7 @@ def test_of_several_copies_the_one_with_the_highest_objective_is_kept(made, tiny
 def test_starts_are_noise_of_one_size_and_further_axes_change_nothing(tiny_windows):
     one, three = (visual_recipes.starts(tiny_windows, 9, n, 4) for n in (1, 3))
     assert np.array_equal(one[:, 0], three[:, 0]) and three.shape == (9, 3, 30)
-    sine = config.MaximizationSettings().start_amplitude_g / 2**0.5
+    sine = MaximizationSettings().start_amplitude_g / 2**0.5
     assert np.sqrt((three**2).mean(2)) == pytest.approx(np.full((9, 3), sine), rel=1e-5)
 
 

@@ -11,8 +11,8 @@ from scipy.spatial.transform import Rotation
 from test_lens_taps import LENGTH, MODELS, N_AXES, hooks_of, windows
 from torch.nn import functional as F
 
-from harvis_utils.lenses import objectives as o
-from harvis_utils.lenses import parametrization, taps, transforms, visualization
+from harvis_utils.maximization import coordinates, objectives, transforms, visualization
+from harvis_utils.networks import taps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,21 +28,21 @@ def model_of(name):
 
 def every_objective(layer, n_units):
     along = torch.linspace(-1, 1, n_units)
-    power = o.mean_power(windows(50))
+    power = objectives.mean_power(windows(50))
     return {
-        "neuron": o.neuron(layer, 1),
-        "neuron at a sample": o.neuron(layer, 1, time=3, axis=0),
-        "a neuron per window": o.neuron(layer, [0, 1, 2, 3, 0]),
-        "channel": o.channel(layer, 2),
-        "channel, clipped": o.channel(layer, 2, at_most=50.0),
-        "layer": o.layer(layer),
-        "direction": o.direction(layer, along),
-        "class before softmax": o.class_score(1),
-        "class after softmax": o.class_probability([0, 1, 2, 3, 0]),
-        "spectrum": o.spectrum(power),
-        "likeness": o.alike(layer),
-        "blocks": o.in_blocks([(o.channel(layer, 0), 2), (o.class_score(2), 3)]),
-        "sum": o.class_score(1) + 0.3 * o.channel(layer, 0) - 0.1 * o.spectrum(power),
+        "neuron": objectives.neuron(layer, 1),
+        "neuron at a sample": objectives.neuron(layer, 1, time=3, axis=0),
+        "a neuron per window": objectives.neuron(layer, [0, 1, 2, 3, 0]),
+        "channel": objectives.channel(layer, 2),
+        "channel, clipped": objectives.channel(layer, 2, at_most=50.0),
+        "layer": objectives.layer(layer),
+        "direction": objectives.direction(layer, along),
+        "class before softmax": objectives.class_score(1),
+        "class after softmax": objectives.class_probability([0, 1, 2, 3, 0]),
+        "spectrum": objectives.spectrum(power),
+        "likeness": objectives.alike(layer),
+        "blocks": objectives.in_blocks([(objectives.channel(layer, 0), 2), (objectives.class_score(2), 3)]),
+        "sum": objectives.class_score(1) + 0.3 * objectives.channel(layer, 0) - 0.1 * objectives.spectrum(power),
     }
 
 
@@ -60,7 +60,7 @@ KINDS = list(every_objective("a", 4))
 def test_every_objective_rises_within_a_few_steps(name, kind, sign, parametrized):
     model, objective = model_of(name), every_objective(LAYERS[name], N_UNITS[name])[kind]
     objective = objective if sign > 0 else -objective
-    space = parametrization.in_time() if parametrized == "time" else parametrization.in_frequency(LENGTH, 8.0)
+    space = coordinates.in_time() if parametrized == "time" else coordinates.in_frequency(LENGTH, 8.0)
     made = visualization.visualize(model, objective, windows(), space, n_steps=5, step_size=0.005)
     assert made.history.shape == (5, len(made.steps)) and made.steps[0] == 0 and made.steps[-1] == 5
     assert (made.score > made.history[:, 0]).all()
@@ -71,7 +71,7 @@ def test_every_objective_rises_within_a_few_steps(name, kind, sign, parametrized
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_rectified_unit_rises_and_falls_too(sign):
     model = model_of("sfhf")
-    objective = o.channel("conv2", 1) if sign > 0 else -o.channel("conv2", 1)
+    objective = objectives.channel("conv2", 1) if sign > 0 else -objectives.channel("conv2", 1)
     made = visualization.visualize(model, objective, windows(), n_steps=5, step_size=0.005)
     assert (made.score > made.history[:, 0]).all()
 
@@ -103,14 +103,14 @@ def test_objectives_are_what_they_say(name):
 def test_clipping_counts_outputs_up_to_the_limit_of_each_window():
     model, x = model_of("sfhf"), windows()
     maps, limit = taps.maps_of(model, "conv1", x)[:, 2], torch.tensor([0.1, 0.2, 0.3, 0.0, torch.inf])
-    found = o.channel("conv1", 2, at_most=limit)(model, x)
+    found = objectives.channel("conv1", 2, at_most=limit)(model, x)
     assert torch.allclose(found, torch.stack([m.clamp(max=t).mean() for m, t in zip(maps, limit, strict=True)]))
-    assert torch.allclose(o.neuron("conv1", 2, 4, at_most=0.1)(model, x), maps[:, :, 4].clamp(max=0.1).mean(1))
+    assert torch.allclose(objectives.neuron("conv1", 2, 4, at_most=0.1)(model, x), maps[:, :, 4].clamp(max=0.1).mean(1))
 
 
 def test_a_window_alone_in_its_group_is_like_no_other():
     model, x = model_of("one"), windows(3)
-    found = o.alike("second", [7, 7, 1])(model, x)
+    found = objectives.alike("second", [7, 7, 1])(model, x)
     assert found[2] == 0 and torch.isclose(found[0], found[1])
 
 
@@ -118,7 +118,7 @@ def test_a_window_alone_in_its_group_is_like_no_other():
 @given(st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=3), st.integers(0, 100))
 def test_objectives_add_up(factors, seed):
     model, x = model_of("one"), windows(4, seed)
-    parts = [o.class_score(1), o.channel("first", 2), o.layer("second")]
+    parts = [objectives.class_score(1), objectives.channel("first", 2), objectives.layer("second")]
     a, b, c = (part(model, x) for part in parts)
     combined = factors[0] * parts[0] + parts[1] * factors[1] - factors[2] * parts[2]
     assert torch.allclose(combined(model, x), factors[0] * a + factors[1] * b - factors[2] * c, atol=1e-5)
@@ -126,26 +126,28 @@ def test_objectives_add_up(factors, seed):
 
 
 def test_objectives_describe_themselves():
-    both = o.neuron("conv2", 5, axis=1) - 0.5 * o.class_score(3)
+    both = objectives.neuron("conv2", 5, axis=1) - 0.5 * objectives.class_score(3)
     assert both.name == "conv2 unit 5 at the middle sample of axis 1 - (0.5 * (class 3 before softmax))"
-    assert (-o.layer("conv1")).name == "-(all of conv1)" and both.places == ("conv2",)
+    assert (-objectives.layer("conv1")).name == "-(all of conv1)" and both.places == ("conv2",)
     with pytest.raises(TypeError):
-        o.class_score(1) + 1
+        objectives.class_score(1) + 1
     with pytest.raises(TypeError):
-        o.class_score(1) * o.class_score(2)
+        objectives.class_score(1) * objectives.class_score(2)
 
 
 BAD = {
-    "first has units 0 to 4, not 9": o.channel("first", 9),
-    "first has axiss? 0 to 0, not 2": o.channel("first", 1, axis=2),
-    "first has samples 0 to 29, not 30": o.neuron("first", 1, time=30),
-    "2 units, one per window, do not match 5 windows": o.channel("first", [1, 2]),
-    "the class layer has units 0 to 3, not 4": o.class_score(4),
-    "a direction of 2 units does not fit first, which has 5": o.direction("first", [1.0, 0.0]),
-    "unknown layer 'conv9'": o.layer("conv9"),
-    "blocks of 1, 1 windows do not match 5": o.in_blocks([(o.layer("first"), 1), (o.layer("first"), 1)]),
-    "3 groups, one per window, do not match 5": o.alike("first", [1, 2, 3]),
-    "two different taps are called 'first'": o.layer("first") + o.layer(taps.Tap("first", "second")),
+    "first has units 0 to 4, not 9": objectives.channel("first", 9),
+    "first has axiss? 0 to 0, not 2": objectives.channel("first", 1, axis=2),
+    "first has samples 0 to 29, not 30": objectives.neuron("first", 1, time=30),
+    "2 units, one per window, do not match 5 windows": objectives.channel("first", [1, 2]),
+    "the class layer has units 0 to 3, not 4": objectives.class_score(4),
+    "a direction of 2 units does not fit first, which has 5": objectives.direction("first", [1.0, 0.0]),
+    "unknown layer 'conv9'": objectives.layer("conv9"),
+    "blocks of 1, 1 windows do not match 5": objectives.in_blocks(
+        [(objectives.layer("first"), 1), (objectives.layer("first"), 1)]
+    ),
+    "3 groups, one per window, do not match 5": objectives.alike("first", [1, 2, 3]),
+    "two different taps are called 'first'": objectives.layer("first") + objectives.layer(taps.Tap("first", "second")),
 }
 
 
@@ -161,15 +163,15 @@ def test_other_bad_input_is_said():
     model = model_of("sfhf")
     for vector in ([0.0, 0.0], [[1.0]], [float("nan")]):
         with pytest.raises(ValueError, match="a direction should be"):
-            o.direction("conv1", vector)
+            objectives.direction("conv1", vector)
     with pytest.raises(ValueError, match=r"scores \(window, class\) from the whole network"):
-        o.class_score(1)(visualization.PerAxis(model, "conv1"), windows())
+        objectives.class_score(1)(visualization.PerAxis(model, "conv1"), windows())
     with pytest.raises(ValueError, match=r"start should be \(window, axis, time\)"):
-        visualization.visualize(model, o.class_score(1), windows()[0])
+        visualization.visualize(model, objectives.class_score(1), windows()[0])
     with pytest.raises(ValueError, match="one finite number per window"):
-        visualization.visualize(model, o.class_score(1), windows() * float("nan"))
+        visualization.visualize(model, objectives.class_score(1), windows() * float("nan"))
     with pytest.raises(ValueError, match="positive amplitude"):
-        parametrization.in_time(0.0)
+        coordinates.in_time(0.0)
     for sensors in ((), ((0, 1),), ((0, 1, 2), (2, 3, 4))):
         with pytest.raises(ValueError, match="triples of different axes"):
             transforms.rotate(5, sensors)
@@ -253,13 +255,13 @@ def test_sensors_are_found_by_the_names_of_their_axes():
 @given(st.integers(0, 1000), st.integers(2, 41), st.sampled_from([None, 5.0]), st.booleans())
 def test_parametrizations_come_back_to_the_same_windows(seed, length, bound, frequency):
     x = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3)
-    space = parametrization.in_frequency(length, bound) if frequency else parametrization.in_time(bound)
+    space = coordinates.in_frequency(length, bound) if frequency else coordinates.in_time(bound)
     assert torch.allclose(space.signal(space.parameters(x)), x, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [30, 31])
 def test_frequency_space_is_a_sum_of_waves_over_f(length):
-    space, time = parametrization.in_frequency(length), np.arange(length)
+    space, time = coordinates.in_frequency(length), np.arange(length)
     zero = space.parameters(torch.zeros(1, 1, length))
     size = []
     for k in range(1, length // 2):
@@ -272,12 +274,10 @@ def test_frequency_space_is_a_sum_of_waves_over_f(length):
 
 
 def test_a_bound_is_never_left_and_cuts_what_lies_beyond():
-    for space in (parametrization.in_time(2.0), parametrization.in_frequency(LENGTH, 2.0)):
+    for space in (coordinates.in_time(2.0), coordinates.in_frequency(LENGTH, 2.0)):
         assert space.signal(1e3 * torch.ones_like(space.parameters(windows()))).abs().max() <= 2
         cut = space.signal(space.parameters(3 * windows()))
-        assert torch.allclose(
-            cut, (3 * windows()).clamp(-2 * parametrization.REACH, 2 * parametrization.REACH), atol=1e-3
-        )
+        assert torch.allclose(cut, (3 * windows()).clamp(-2 * coordinates.REACH, 2 * coordinates.REACH), atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------- the ascent
@@ -299,7 +299,7 @@ def naive(model, objective, x, n_steps, step_size):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ascent_without_aids_is_the_plain_loop_window_by_window(name):
-    model, x, objective = model_of(name), windows(3), o.class_score(1) + o.layer(LAYERS[name])
+    model, x, objective = model_of(name), windows(3), objectives.class_score(1) + objectives.layer(LAYERS[name])
     expected = naive(model, objective, x, 8, 0.03)
     made = visualization.visualize(model, objective, x, n_steps=8, step_size=0.03, waking_steps=0)
     assert np.allclose(made.signal, expected.numpy(), atol=1e-4)
@@ -309,7 +309,9 @@ def test_ascent_without_aids_is_the_plain_loop_window_by_window(name):
 def test_equal_seeds_give_equal_signals_and_others_do_not():
     model, aids = model_of("sfhf"), list(SOMETHING.values())
     runs = [
-        visualization.visualize(model, o.class_score(2), windows(), transforms=aids, n_steps=6, seed=seed).signal
+        visualization.visualize(
+            model, objectives.class_score(2), windows(), transforms=aids, n_steps=6, seed=seed
+        ).signal
         for seed in (0, 0, 1)
     ]
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
@@ -326,11 +328,11 @@ def test_the_network_stays_as_it_is_also_after_an_error(name):
     def fails(seen):
         raise RuntimeError("on purpose")
 
-    visualization.visualize(model, o.class_score(0), x, transforms=list(SOMETHING.values()), n_steps=3)
+    visualization.visualize(model, objectives.class_score(0), x, transforms=list(SOMETHING.values()), n_steps=3)
     with pytest.raises(RuntimeError, match="on purpose"):
-        visualization.visualize(model, o.Objective("fails", (LAYERS[name],), fails), x, n_steps=3)
+        visualization.visualize(model, objectives.Objective("fails", (LAYERS[name],), fails), x, n_steps=3)
     with pytest.raises(RuntimeError, match="on purpose"):
-        visualization.visualize(model, o.layer(LAYERS[name]), x, prior=fails, n_steps=3)
+        visualization.visualize(model, objectives.layer(LAYERS[name]), x, prior=fails, n_steps=3)
     assert model.training and not hooks_of(model)
     assert [p.requires_grad for p in model.parameters()] == wanted
     assert all(p.grad is None for p in model.parameters())
@@ -341,7 +343,7 @@ def test_a_silent_unit_is_woken():
     model = model_of("sfhf")
     model.norm_conv1.bias.data[2] = -3.0  # rests, and is silent around zero
     view = visualization.PerAxis(model, "conv1")
-    objective, start = o.channel(view.tap("conv1"), 2), torch.zeros(1, 1, LENGTH) + 0.01 * windows(1)[:, :1]
+    objective, start = objectives.channel(view.tap("conv1"), 2), torch.zeros(1, 1, LENGTH) + 0.01 * windows(1)[:, :1]
     assert objective(view, start) == 0
     asleep = visualization.visualize(view, objective, start, n_steps=60, step_size=0.2, waking_steps=0)
     awake = visualization.visualize(view, objective, start, n_steps=60, step_size=0.2)
@@ -350,13 +352,17 @@ def test_a_silent_unit_is_woken():
 
 def test_steps_alternate_with_the_prior():
     model, x = model_of("one"), windows()
-    calm = visualization.visualize(model, o.class_score(1), x, prior=torch.zeros_like, prior_rate=1.0, n_steps=4)
+    calm = visualization.visualize(
+        model, objectives.class_score(1), x, prior=torch.zeros_like, prior_rate=1.0, n_steps=4
+    )
     assert np.abs(calm.signal).max() < 1e-6
     free, held = (
-        visualization.visualize(model, o.class_score(1), x, prior=torch.zeros_like, prior_rate=rate, n_steps=20).signal
+        visualization.visualize(
+            model, objectives.class_score(1), x, prior=torch.zeros_like, prior_rate=rate, n_steps=20
+        ).signal
         for rate in (0.0, 0.2)
     )
-    plain = visualization.visualize(model, o.class_score(1), x, n_steps=20).signal
+    plain = visualization.visualize(model, objectives.class_score(1), x, n_steps=20).signal
     assert np.array_equal(free, plain) and np.abs(held).mean() < np.abs(free).mean()
 
 

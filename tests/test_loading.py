@@ -4,14 +4,18 @@ import dataclasses
 
 import pytest
 
-from harvis_utils import activations, artifacts, loading, maximization, training
+from harvis_utils.data import archive
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.run import Run
+from harvis_utils.store.files import ArtifactError
+from harvis_utils.training import supervised
 
 
 @pytest.fixture
 def run(cfg, make_recordings, monkeypatch):
     made, opened = make_recordings({(s, a): 30 + 15 * 7 for s in (1, 2, 3, 4) for a in range(3)}), []
-    monkeypatch.setattr(loading.datasets, "load_recordings", lambda name: opened.append(name) or made)
-    run = loading.Run(cfg)
+    monkeypatch.setattr(archive, "load_recordings", lambda name: opened.append(name) or made)
+    run = Run(cfg)
     run.opened = opened
     return run
 
@@ -24,16 +28,16 @@ def test_nothing_is_read_before_it_is_asked_for_and_nothing_twice(run, cfg):
 
 def test_what_no_notebook_made_is_named(run):
     for name, notebook in (("networks", "02_model"), ("statistics", "02_model")):
-        with pytest.raises(artifacts.ArtifactError, match=notebook):
+        with pytest.raises(ArtifactError, match=notebook):
             getattr(run, name)
 
 
 def test_it_opens_what_the_stages_made(run, cfg):
-    networks = training.networks(cfg, run.data)
-    with pytest.raises(artifacts.ArtifactError, match="03_maximization"):
+    networks = supervised.networks(cfg, run.data)
+    with pytest.raises(ArtifactError, match="03_maximization"):
         _ = run.signals
-    statistics = activations.statistics(cfg, run.data, networks)
-    signals = maximization.signals(cfg, run.data, networks, statistics)
+    statistics = unit_statistics.statistics(cfg, run.data, networks)
+    signals = paper_methods.signals(cfg, run.data, networks, statistics)
     assert [n.seed for n in run.networks] == [n.seed for n in networks] == list(cfg.training.seeds)
     assert run.layers == list(networks[0].trunk.layers) and [n.seed for n in run.untrained] == list(cfg.training.seeds)
     assert run.statistics.identical(statistics) and run.signals.identical(signals)
@@ -45,6 +49,6 @@ def test_it_opens_what_the_stages_made(run, cfg):
 
 def test_networks_for_choosing_have_their_own_seeds(run, cfg):
     kept = dataclasses.replace(cfg.training, seeds=cfg.readings.seeds)
-    made = training.networks(dataclasses.replace(cfg, training=kept), run.data)
+    made = supervised.networks(dataclasses.replace(cfg, training=kept), run.data)
     assert [n.seed for n in run.choosing.networks] == [n.seed for n in made] == list(cfg.readings.seeds)
     assert set(cfg.readings.seeds).isdisjoint(cfg.training.seeds)

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from harvis_utils import training
-from harvis_utils.config import ModelSettings
-from harvis_utils.models import SFHF, folded_trunk
-from harvis_utils.models.sfhf import MIXINGS, POOLS
+from harvis_utils.networks.sfhf import MIXINGS, POOLS, SFHF, folded_trunk
+from harvis_utils.settings import ModelSettings
+from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,17 +161,17 @@ def test_an_unknown_layer_lists_the_valid_ones(call):
 
 def test_weights_depend_on_the_seed_alone(tiny_windows):
     state = torch.random.get_rng_state()
-    first = training.new_model(tiny_windows, SMALL, seed=3).state_dict()
+    first = supervised.new_model(tiny_windows, SMALL, seed=3).state_dict()
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left as it was"
     torch.rand(5)
-    again = training.new_model(tiny_windows, SMALL, seed=3).state_dict()
-    other = training.new_model(tiny_windows, SMALL, seed=4).state_dict()
+    again = supervised.new_model(tiny_windows, SMALL, seed=3).state_dict()
+    other = supervised.new_model(tiny_windows, SMALL, seed=4).state_dict()
     assert all(torch.equal(v, again[k]) for k, v in first.items())
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
 
 
 def test_a_new_network_fits_its_windows(tiny_windows):
-    model = training.new_model(tiny_windows, SMALL, seed=0)
+    model = supervised.new_model(tiny_windows, SMALL, seed=0)
     assert model(torch.as_tensor(tiny_windows.val.x)).shape == (24, 3)
 
 

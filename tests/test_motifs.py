@@ -10,7 +10,9 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvis_utils import config, maximization, motifs
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.metrics import motifs
+from harvis_utils.settings import load_settings
 
 
 def naive_ncc(shape, signal):
@@ -135,9 +137,16 @@ LAYERS = ("conv1", "conv2", "conv3")
 def made_signals(
     seeds=(0, 1), units=4, methods=("naive", "L2+TV", "L2+TV+EAP+clip"), presets=("literal", "calibrated")
 ):
-    dims = {"seed": len(seeds), "layer": 3, "preset": len(presets), "method": len(methods), "unit": units, "time": 30}
+    dims = {
+        "seed": len(seeds),
+        "layer": 3,
+        "preset": len(presets),
+        "technique": len(methods),
+        "unit": units,
+        "time": 30,
+    }
     values = 0.01 * np.random.default_rng(3).normal(size=tuple(dims.values()))
-    coords = {"seed": list(seeds), "layer": list(LAYERS), "preset": list(presets), "method": list(methods)}
+    coords = {"seed": list(seeds), "layer": list(LAYERS), "preset": list(presets), "technique": list(methods)}
     return xr.Dataset({"signal": (tuple(dims), values)}, coords=coords)
 
 
@@ -145,7 +154,7 @@ def recovery(signals, random_signals):
     rng = np.random.default_rng(4)
     shapes = (rng.normal(size=5), rng.normal(size=9), rng.normal(size=13))
     truth = SimpleNamespace(names=("short", "middle", "long"), shapes=shapes, layers=LAYERS)
-    cfg = config.load("quick", "synthetic")
+    cfg = load_settings("quick", "synthetic")
     data = SimpleNamespace(train=SimpleNamespace(length=30))
     networks = [SimpleNamespace(seed=s, trunk=SimpleNamespace(layers=LAYERS)) for s in (0, 1)]
     dataset = SimpleNamespace(motifs=lambda: truth)
@@ -156,11 +165,11 @@ def test_motif_recovery_finds_what_one_unit_shows_in_a_layer_that_can_hold_it():
     signals = made_signals()
     control = made_signals(methods=("L2+TV+EAP+clip",), presets=("calibrated",))
     shapes, call = recovery(signals, control)
-    ours = {"preset": "calibrated", "method": "L2+TV+EAP+clip"}
+    ours = {"preset": "calibrated", "technique": "L2+TV+EAP+clip"}
     signals["signal"].loc[{**ours, "layer": "conv3", "unit": 2}][:, 4:13] = shapes[1]  # both networks, deeper
     signals["signal"].loc[{**ours, "layer": "conv2", "unit": 1}][:, 4:17] = shapes[2]  # too shallow: must not count
     signals["signal"].loc[{**ours, "layer": "conv1", "unit": 0, "seed": 1}][4:9] = shapes[0]  # one network only
-    signals["signal"].loc[{"preset": "literal", "method": "naive", "layer": "conv3"}][..., 4:13] = shapes[1]
+    signals["signal"].loc[{"preset": "literal", "technique": "naive", "layer": "conv3"}][..., 4:13] = shapes[1]
     table = call()
     assert table.loc["middle", "proposed"] == pytest.approx(1) and table.loc["middle", "proposed layer"] == "conv3"
     assert table.loc["middle", "naive"] < 0.999  # the literal preset is not what is asked for
@@ -175,13 +184,13 @@ def test_motif_recovery_finds_what_one_unit_shows_in_a_layer_that_can_hold_it():
 
 def test_motif_recovery_agrees_with_a_plain_search():
     signals, control = made_signals(), made_signals(methods=("L2+TV+EAP+clip",), presets=("calibrated",))
-    shapes, call = recovery(signals, control.isel(preset=0, method=0, drop=True))
+    shapes, call = recovery(signals, control.isel(preset=0, technique=0, drop=True))
     table = call()
     columns = {
-        "naive": signals["signal"].sel({"preset": "calibrated", "method": "naive"}),
-        "random weights": control["signal"].isel(preset=0, method=0),
+        "naive": signals["signal"].sel(preset="calibrated", technique="naive"),
+        "random weights": control["signal"].isel(preset=0, technique=0),
     }
-    start = maximization.starting_signal(config.load("quick", "synthetic").maximization, 30)
+    start = starting_signal(load_settings("quick", "synthetic").maximization, 30)
     for k, motif in enumerate(table.index):
         for name, of in columns.items():
             each = [
@@ -195,4 +204,4 @@ def test_motif_recovery_agrees_with_a_plain_search():
 
 def test_data_without_planted_motifs_have_no_recovery():
     none = SimpleNamespace(motifs=None)
-    assert motifs.motif_recovery(config.load(), None, [], None, None, none) is None
+    assert motifs.motif_recovery(load_settings(), None, [], None, None, none) is None

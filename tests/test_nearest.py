@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from naive_search import naive_search
 
-from harvis_utils import nearest
-from harvis_utils.windows import Split
+from harvis_utils.data.windowing import Split
+from harvis_utils.fast import nearest
 
 
 def split_of(series: np.ndarray, start, length: int) -> Split:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from example_network import OneD, TwoD, through_every_lens
 
-from harvis_utils import config
-from harvis_utils.lenses import taps
-from harvis_utils.windows import Split, Windows
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.networks import taps
+from harvis_utils.settings import REPOSITORY
 
 N_AXES, LENGTH, CLASSES = 6, 30, ("still", "slow", "fast")
 
@@ -76,7 +76,7 @@ def test_an_unknown_layer_is_refused_with_the_valid_names(name):
 
 def test_readme_shows_this_code():
     source = Path(__file__).with_name("example_network.py").read_text(encoding="utf-8")
-    readme = (config.REPOSITORY / "README.md").read_text(encoding="utf-8")
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"## Your own network.*?```python\n(.*?)```", readme, re.S)
     lines = [line.strip() for line in source.splitlines()]
     for line in shown.splitlines():

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from sample_notebooks import write
 
-import harvis_utils
-from harvis_utils import artifacts, config
+import harvis_utils.paper
+from harvis_utils.settings import REPOSITORY, load_settings, report_root
+from harvis_utils.store.files import write_json, write_text
 from workflow import pages
 
 RESULTS = {"training": {"macro_f1": {"mean": 0.5, "std": 0.1}}, "claims": [{"verdict": "holds"}]}
@@ -23,7 +24,7 @@ RESULTS = {"training": {"macro_f1": {"mean": 0.5, "std": 0.1}}, "claims": [{"ver
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
     """A finished run of two notebooks, made by hand, and a report module that accepts it."""
-    cfg = config.load()
+    cfg = load_settings()
     books = [
         write(tmp_path / "books", name, "1 + 1", prose=r"Formula $x^2$, then [the end](06_report.ipynb)")
         for name in ("01_data", "06_report")
@@ -33,32 +34,32 @@ def finished(tmp_path, monkeypatch):
         done["metadata"]["papermill"] = {"duration": 150.0, "end_time": "2026-01-02T03:04:05", "exception": None}
         for cell in (c for c in done["cells"] if c["cell_type"] == "code"):
             cell |= {"execution_count": 1, "outputs": [{"output_type": "stream", "name": "stdout", "text": "ok\n"}]}
-        artifacts.write_text(cfg.reports / book.name, json.dumps(done))
+        write_text(cfg.reports / book.name, json.dumps(done))
         files = ["tables/t.csv", "figures/f.html", "found.json"] if book.stem == "01_data" else ["results.json"]
         made = {"files": files, "data": {}, "stored": []}
-        artifacts.write_json(cfg.reports / "stamps" / f"{book.stem}.json", {"made": made, "after": {}})
-    artifacts.write_text(cfg.reports / "tables" / "t.csv", "a,b\n1,2\n")
-    artifacts.write_text(cfg.reports / "tables" / "left_over.csv", "old\n")
-    artifacts.write_text(cfg.reports / "figures" / "f.html", "<p>")
-    artifacts.write_json(cfg.reports / "found.json", {"recall": 0.5})
-    artifacts.write_json(cfg.reports / "results.json", RESULTS)
+        write_json(cfg.reports / "stamps" / f"{book.stem}.json", {"made": made, "after": {}})
+    write_text(cfg.reports / "tables" / "t.csv", "a,b\n1,2\n")
+    write_text(cfg.reports / "tables" / "left_over.csv", "old\n")
+    write_text(cfg.reports / "figures" / "f.html", "<p>")
+    write_json(cfg.reports / "found.json", {"recall": 0.5})
+    write_json(cfg.reports / "results.json", RESULTS)
 
     def validate(results):
         if "training" not in results:
             raise ValueError("'training' is missing")
 
-    monkeypatch.setattr(harvis_utils, "report", SimpleNamespace(validate=validate), raising=False)
+    monkeypatch.setattr(harvis_utils.paper, "report", SimpleNamespace(validate=validate), raising=False)
     return SimpleNamespace(cfg=cfg, books=books, run=cfg.reports)
 
 
 def test_pages_are_made_once_and_linked(finished, capsys):
     published = pages.publish(finished.cfg, finished.books)
     assert pages.main(["report"]) == 0 and "index.html" in capsys.readouterr().out
-    index = (config.report_root() / "index.html").read_text()
+    index = (report_root() / "index.html").read_text()
     for text in ("made-up data", "0.500 ± 0.100", "2026-01-02", "5 min", "holds 1", "Published results"):
         assert text in index
     for page in ("quick/synthetic/html/01_data.html", "html/quick/synthetic/06_report.html"):
-        assert f'href="{page}"' in index and (config.report_root() / page).exists()
+        assert f'href="{page}"' in index and (report_root() / page).exists()
     assert not list(published.glob("**/*.html"))
     page = finished.run / "html" / "01_data.html"
     shown = page.read_text()
@@ -86,8 +87,8 @@ def test_caveats():
 
 
 def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished):
-    older = config.report_root() / "published/quick/synthetic/older.txt"
-    artifacts.write_text(older, "x")
+    older = report_root() / "published/quick/synthetic/older.txt"
+    write_text(older, "x")
     target = pages.publish(finished.cfg, finished.books)
     files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
     assert files == ["01_data.ipynb", "06_report.ipynb", "found.json", "results.json", "tables/t.csv"]
@@ -95,7 +96,7 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
 
 
 def test_links_to_notebooks_that_are_not_published_lead_to_their_sources(finished, monkeypatch):
-    monkeypatch.setattr(config, "REPOSITORY", config.report_root().parent)
+    monkeypatch.setattr(pages, "REPOSITORY", report_root().parent)
     executed = finished.run / "01_data.ipynb"
     book = json.loads(executed.read_text())
     said = {
@@ -118,7 +119,7 @@ def test_published_images_keep_rare_colours():
     """Lines that are hidden but for their entry in the legend keep their own colours."""
     from matplotlib.colors import to_rgb
 
-    from harvis_utils import plots
+    from harvis_utils.figures import plots
 
     steps = np.arange(1, 400)
     lines = {name: np.zeros(399) for name in plots.METHOD_COLOURS} | {"naive": np.sqrt(steps)}
@@ -163,11 +164,11 @@ def _spoil(finished, what):
     elif what == "unfinished":
         book.write_text(book.read_text().replace('"execution_count": 1', '"execution_count": null', 1))
     elif what == "path":
-        book.write_text(book.read_text().replace("ok\\n", f"{config.REPOSITORY}/x", 1))
+        book.write_text(book.read_text().replace("ok\\n", f"{REPOSITORY}/x", 1))
     elif what == "user":
         (run / "tables/t.csv").write_text("a\n/Users/someone/data\n")
     elif what == "invalid":
-        artifacts.write_json(run / "results.json", {})
+        write_json(run / "results.json", {})
     elif what == "no results":
         (run / "results.json").unlink()
     elif what == "no table":
@@ -193,9 +194,7 @@ def test_publish_refuses(finished, what, message):
     _spoil(finished, what)
     with pytest.raises(pages.PublishError, match=re.escape(message)):
         pages.publish(finished.cfg, finished.books)
-    assert not (config.report_root() / "published").exists() or not list(
-        (config.report_root() / "published").rglob("*.*")
-    )
+    assert not (report_root() / "published").exists() or not list((report_root() / "published").rglob("*.*"))
 
 
 def test_what_is_published_already_counts_nothing(finished, monkeypatch):

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from harvis_utils import plots, plots_evidence
+from harvis_utils.figures import plots, plots_evidence
 
 ACTIVITIES = [f"activity number {i}" for i in range(19)]
 LAYERS = ["conv1", "conv2", "conv3"]

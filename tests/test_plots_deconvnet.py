@@ -15,7 +15,7 @@ from test_plots import (  # noqa: F401 (tests and fixtures)
     test_legends_and_titles_never_cover_data,
 )
 
-from harvis_utils import plots, plots_deconvnet
+from harvis_utils.figures import plots, plots_deconvnet
 
 VARIANTS = {"first layer": ["as the paper", "width 9, stride 4"], "layers": ["one convolution, no dense layer"]}
 TARGETS = ("new people", "new people, new activities")

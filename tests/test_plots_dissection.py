@@ -15,7 +15,7 @@ from test_plots import (  # noqa: F401 (tests and fixtures that run here on othe
     texts,
 )
 
-from harvis_utils import plots, plots_dissection
+from harvis_utils.figures import plots, plots_dissection
 
 WHO = list(plots_dissection.WHO_COLOURS)
 RULES = ["IoU > 0.04", "above chance", "above chance within an activity"]

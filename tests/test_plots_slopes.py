@@ -17,7 +17,7 @@ from test_plots import (  # noqa: F401 (checks and fixtures, collected here too)
     texts,
 )
 
-from harvis_utils import plots, plots_slopes
+from harvis_utils.figures import plots, plots_slopes
 
 LEVELS = (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)
 TICKS = np.linspace(-1, 1, 21)

@@ -16,8 +16,9 @@ from test_plots import (  # noqa: F401 (its checks are run here on other figures
     test_legends_and_titles_never_cover_data,
 )
 
-from harvis_utils import plots, plots_visualization
-from harvis_utils.lenses import dreams, visual_judging, visual_recipes
+from harvis_utils.figures import plots, plots_visualization
+from harvis_utils.lenses import dreams
+from harvis_utils.paper import visual_judging, visual_recipes
 
 RECIPES = ["the paper's method", *visual_recipes.BY_NAME]
 RANDOM = [visual_judging.RANDOM_PREFIX + name for name in ("the paper's method", *visual_recipes.RANDOM)]

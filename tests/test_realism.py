@@ -12,13 +12,27 @@ from hypothesis import strategies as st
 from made_trunks import made_trunk
 from scipy.spatial.distance import jensenshannon
 
-from harvis_utils import activations, artifacts, config, maximization, realism, similarity, training
-from harvis_utils.models import Trunk
-from harvis_utils.windows import Split
+from harvis_utils.data.windowing import Split
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.metrics import realism, similarity
+from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.settings import (
+    MaximizationSettings,
+    ModelSettings,
+    Settings,
+    SimilaritySettings,
+    TrainingSettings,
+    WindowSettings,
+    load_settings,
+)
+from harvis_utils.store import stages
+from harvis_utils.store.files import ArtifactError
+from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CFG = config.Settings("quick", "synthetic")
+CFG = Settings("quick", "synthetic")
 LENGTH, WIDTH = 30, CFG.similarity.piece
 
 
@@ -31,7 +45,7 @@ def made_split(x, subject) -> Split:
 
 
 def maps_of(trunk, layer, unit, x):
-    return maximization.unit_maps(trunk, layer, torch.full((len(x),), unit), torch.tensor(x)).numpy()
+    return paper_methods.unit_maps(trunk, layer, torch.full((len(x),), unit), torch.tensor(x)).numpy()
 
 
 def made_signals(trunk, layer, x) -> xr.Dataset:
@@ -122,7 +136,7 @@ def test_measures_equal_a_readable_twin(seed, n_subjects, n_axes, n_strongest, l
     x = rng.normal(size=(24, n_axes, LENGTH)).cumsum(-1) * 0.2
     split = made_split(x, np.r_[np.arange(n_subjects), rng.integers(n_subjects, size=24 - n_subjects)])
     trunk = made_trunk(2, seed, n_layers=2)
-    statistics = activations.collect(trunk, split.segments)
+    statistics = unit_statistics.collect(trunk, split.segments)
     some = rng.normal(size=(3, 2, LENGTH)).astype(np.float32)
     some[0] = split.segments[:2]  # its own reference window among others: ties
     signals = made_signals(trunk, layer, some)
@@ -200,7 +214,7 @@ def test_reference_windows_excite_the_unit(planted):
 
 def test_doing_nothing_loses_and_a_real_window_does_not(planted):
     _, measured = planted
-    sine = maximization.starting_signal(CFG.maximization, LENGTH)
+    sine = starting_signal(CFG.maximization, LENGTH)
     zero, still, blank, real, loud = (
         measured(v).isel(number=0)
         for v in (
@@ -376,10 +390,10 @@ def test_reached_has_no_value_without_a_threshold():
 @pytest.fixture(scope="module")
 def cfg():
     return dataclasses.replace(
-        config.load("quick", "synthetic", "cpu"),
-        model=config.ModelSettings(n_units=5, n_dense=8),
-        training=config.TrainingSettings(seeds=(0, 1), epochs=2, learning_rate=1e-2, batch_size=8),
-        maximization=config.MaximizationSettings(n_steps=20),
+        load_settings("quick", "synthetic", "cpu"),
+        model=ModelSettings(n_units=5, n_dense=8),
+        training=TrainingSettings(seeds=(0, 1), epochs=2, learning_rate=1e-2, batch_size=8),
+        maximization=MaximizationSettings(n_steps=20),
     )
 
 
@@ -390,11 +404,13 @@ def run(cfg, tiny_windows, tmp_path_factory):
     methods = ("naive", "L2+TV+EAP+clip")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(folder))
-        nets, random = training.networks(cfg, tiny_windows), training.untrained(cfg, tiny_windows)
-        stats, of_random = (activations.statistics(cfg, tiny_windows, n) for n in (nets, random))
-        signals = maximization.signals(cfg, tiny_windows, nets, stats, methods)
-        made = maximization.signals(cfg, tiny_windows, random, of_random, maximization.CONTROL_METHODS, ("calibrated",))
-        proposed = made.isel(preset=0, method=0, drop=True)
+        nets, random = supervised.networks(cfg, tiny_windows), supervised.untrained(cfg, tiny_windows)
+        stats, of_random = (unit_statistics.statistics(cfg, tiny_windows, n) for n in (nets, random))
+        signals = paper_methods.signals(cfg, tiny_windows, nets, stats, methods)
+        made = paper_methods.signals(
+            cfg, tiny_windows, random, of_random, paper_methods.CONTROL_METHODS, ("calibrated",)
+        )
+        proposed = made.isel(preset=0, technique=0, drop=True)
         found = realism.realism(cfg, tiny_windows, nets, stats, signals)
         controls = realism.controls(cfg, tiny_windows, nets, stats, proposed)
     return {
@@ -413,7 +429,7 @@ MEASURED = ("reached", "matched_ssim", "scaled_distance", "distance_ratio", "rea
 
 
 def test_stored_measures_are_those_of_a_direct_call(run, cfg, tiny_windows):
-    sizes = {"seed": 2, "preset": 2, "method": 2, "layer": 3, "unit": 5}
+    sizes = {"seed": 2, "preset": 2, "technique": 2, "layer": 3, "unit": 5}
     assert run["found"]["realism_p"].dims == tuple(sizes) and dict(run["found"]["realism_p"].sizes) == sizes
     net, own = run["nets"][1], run["stats"].sel(seed=1)
     direct = realism.measure(run["signals"].sel(seed=1), own, net.trunk, tiny_windows.train, cfg)
@@ -425,7 +441,7 @@ def test_stored_measures_are_those_of_a_direct_call(run, cfg, tiny_windows):
 
 
 def test_numbers_are_those_of_the_scores_where_both_have_them(run, cfg, tiny_windows):
-    start = maximization.starting_signal(cfg.maximization, LENGTH)
+    start = starting_signal(cfg.maximization, LENGTH)
     one = run["signals"][["signal", "map"]].sel(seed=0)
     one = one.assign(start_map=one["map"])
     n = len(tiny_windows.activities)
@@ -455,17 +471,17 @@ def test_controls_are_judged_by_the_trained_unit(run, cfg, tiny_windows):
 
 
 def test_measures_are_read_back_and_missing_ones_say_who_makes_them(run, cfg, tiny_windows, monkeypatch):
-    with pytest.raises(artifacts.ArtifactError, match="run notebook 08_evidence first"):
+    with pytest.raises(ArtifactError, match="run notebook 08_evidence first"):
         realism.load_realism(cfg, tiny_windows, run["nets"], methods=run["methods"])  # the test's own empty store
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(run["folder"]))
-    monkeypatch.setattr(artifacts.Stage, "obtain", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(stages.Stage, "obtain", lambda *_: pytest.fail("computed again"))
     assert realism.load_realism(cfg, tiny_windows, run["nets"], methods=run["methods"]).equals(run["found"])
     assert realism.load_realism(cfg, tiny_windows, run["nets"], "controls").equals(run["controls"])
     windows = realism.load_realism(cfg, tiny_windows, run["nets"], "references")
     assert windows["n_reference"].equals(run["found"]["n_reference"])
     with pytest.raises(ValueError, match="valid kinds: methods, controls, references"):
         realism.load_realism(cfg, tiny_windows, run["nets"], "scores")
-    with pytest.raises(artifacts.ArtifactError):
+    with pytest.raises(ArtifactError):
         realism.load_realism(cfg, tiny_windows, run["nets"])  # all methods: another question
 
 
@@ -474,9 +490,9 @@ def test_the_address_holds_what_the_result_depends_on(run, cfg, tiny_windows, mo
     keys = [realism.key(cfg, tiny_windows, net, which) for which in (["methods", ["literal"], ["naive"]], ["controls"])]
     keys.append(realism.key(cfg, tiny_windows, run["nets"][1], ["controls"]))
     for name, settings_of in (
-        ("similarity", config.SimilaritySettings(piece=9)),
-        ("maximization", config.MaximizationSettings(n_steps=21)),
-        ("windows", config.WindowSettings(step=10)),
+        ("similarity", SimilaritySettings(piece=9)),
+        ("maximization", MaximizationSettings(n_steps=21)),
+        ("windows", WindowSettings(step=10)),
     ):
         keys.append(realism.key(dataclasses.replace(cfg, **{name: settings_of}), tiny_windows, net, ["controls"]))
     for name in ("N_REFERENCES", "N_STRONGEST", "N_NEAREST", "REST_G", "SEED", "N_PROBED"):

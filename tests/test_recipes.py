@@ -8,7 +8,12 @@ import torch
 import xarray as xr
 from made_trunks import made_trunk
 
-from harvis_utils import activations, config, evidence, maximization, realism, recipes, training
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.starting import starting_points, starting_signal
+from harvis_utils.metrics import realism
+from harvis_utils.paper import evidence, recipes
+from harvis_utils.settings import MaximizationSettings
+from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -17,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def made(cfg, tiny_windows, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("recipes")))
-        nets = training.networks(cfg, tiny_windows)
-        stats = activations.statistics(cfg, tiny_windows, nets)
+        nets = supervised.networks(cfg, tiny_windows)
+        stats = unit_statistics.statistics(cfg, tiny_windows, nets)
         signals = recipes.signals(cfg, tiny_windows, nets, stats, recipes.RECIPES, [0, 2, 5])
         measured = recipes.measures(cfg, tiny_windows, nets, stats, signals)
         patched.setattr(recipes, "climb", None)  # what is stored is not made again
@@ -29,7 +34,7 @@ def made(cfg, tiny_windows, tmp_path_factory):
 def test_the_papers_recipe_is_the_papers_method(cfg, made):
     net, stats = made["nets"][0], made["stats"].isel(seed=0)
     for layer in net.trunk.layers:
-        expected = maximization.maximize(
+        expected = paper_methods.maximize(
             net.trunk, layer, stats["th_eap"].sel(layer=layer).values, methods=["L2+TV+EAP+clip"], units=[0, 2, 5],
             settings=cfg.maximization,
         )  # fmt: skip
@@ -41,14 +46,14 @@ def test_our_method_is_the_recipe_of_means_and_stands_beside_the_papers(cfg, mad
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
     ours = evidence.our_signals(cfg, tiny_windows, made["nets"], made["stats"])
     recipe = made["signals"]["signal"].sel(recipe=evidence.OUR_RECIPE)
-    found = ours["signal"].sel({"preset": "calibrated", "method": evidence.OURS}).sel(unit=[0, 2, 5])
+    found = ours["signal"].sel(preset="calibrated", technique=evidence.OURS).sel(unit=[0, 2, 5])
     assert np.abs(found.transpose(*recipe.dims).values - recipe.values).max() < 1e-5
-    papers = maximization.signals(cfg, tiny_windows, made["nets"], made["stats"], ("L2+TV+EAP+clip",), ("calibrated",))
-    both = evidence.joined(papers, ours, "method")
-    assert list(both["method"].values) == ["L2+TV+EAP+clip", evidence.OURS]
+    papers = paper_methods.signals(cfg, tiny_windows, made["nets"], made["stats"], ("L2+TV+EAP+clip",), ("calibrated",))
+    both = evidence.joined(papers, ours, "technique")
+    assert list(both["technique"].values) == ["L2+TV+EAP+clip", evidence.OURS]
     for name, of in (("L2+TV+EAP+clip", papers), (evidence.OURS, ours)):
-        assert np.array_equal(both["signal"].sel({"method": name}), of["signal"].isel(method=0))
-    assert np.abs(both["signal"].diff("method")).max() > 1e-3, "means pull less than sums"
+        assert np.array_equal(both["signal"].sel(technique=name), of["signal"].isel(technique=0))
+    assert np.abs(both["signal"].diff("technique")).max() > 1e-3, "means pull less than sums"
     before = set(tmp_path.rglob("signals.nc"))
     assert evidence.our_signals(cfg, tiny_windows, made["nets"], made["stats"]).identical(ours)
     assert set(tmp_path.rglob("signals.nc")) == before
@@ -66,16 +71,16 @@ def test_every_recipe_gives_signals_of_its_own_and_is_stored(made):
 def test_best_of_several_starts_has_the_highest_objective(cfg, made, tiny_windows):
     net, stats = made["nets"][0], made["stats"].isel(seed=0)
     recipe = recipes.BY_NAME["best of 5 starts"]
-    starts = recipes.starting_points(cfg.maximization, tiny_windows.train, 5)
+    starts = starting_points(cfg.maximization, tiny_windows.train, 5)
     found = recipes.climb(net, stats, tiny_windows.train, recipe, [1, 4], cfg)
     th = stats["th_eap"].sel(layer="conv3").values
-    each = maximization.maximize(
+    each = paper_methods.maximize(
         net.trunk, "conv3", th, methods=["L2+TV+EAP+clip"], units=[1, 4], settings=cfg.maximization,
         start=np.broadcast_to(starts[:, None, None], (5, 1, 2, 30)),
     )  # fmt: skip
-    objective = each["objective"].isel(method=0, step=-1).values
+    objective = each["objective"].isel(technique=0, step=-1).values
     assert np.array_equal(found["start"].sel(layer="conv3"), objective.argmax(0))
-    kept = each["signal"].isel(method=0).values[objective.argmax(0), [0, 1]]
+    kept = each["signal"].isel(technique=0).values[objective.argmax(0), [0, 1]]
     assert np.abs(found["signal"].sel(layer="conv3").values - kept).max() < 1e-5
 
 
@@ -97,11 +102,11 @@ def test_quantile_thresholds_leave_silent_windows_out():
 
 
 def test_there_are_five_starts(cfg, tiny_windows):
-    starts = recipes.starting_points(cfg.maximization, tiny_windows.train, 5)
-    assert np.array_equal(starts[0], maximization.starting_signal(cfg.maximization, 30))
+    starts = starting_points(cfg.maximization, tiny_windows.train, 5)
+    assert np.array_equal(starts[0], starting_signal(cfg.maximization, 30))
     assert len(np.unique(starts.round(6), axis=0)) == 5
     with pytest.raises(ValueError, match="1 to 5"):
-        recipes.starting_points(cfg.maximization, tiny_windows.train, 6)
+        starting_points(cfg.maximization, tiny_windows.train, 6)
 
 
 def test_penalties_per_unit_make_a_unit_independent_of_its_scale(cfg, tiny_windows):
@@ -112,11 +117,11 @@ def test_penalties_per_unit_make_a_unit_independent_of_its_scale(cfg, tiny_windo
     th = np.full(4, 0.8)
 
     def climbed(trunk, th, **changes):
-        recipe = recipes.Recipe("x", "x", maximization.METHODS["L2+TV+clip"], **changes)
+        recipe = recipes.Recipe("x", "x", paper_methods.METHODS["L2+TV+clip"], **changes)
         stats = xr.Dataset({"th_eap": (("layer", "unit"), th[None])}, {"layer": ["conv1"]})
-        net = training.Network(0, None, {}, 0, {}, {}, "", 0.0)
+        net = supervised.Network(0, None, {}, 0, {}, {}, "", 0.0)
         fake = type("Fake", (), {"trunk": trunk, "seed": net.seed})()
-        longer = dataclasses.replace(cfg, maximization=config.MaximizationSettings(n_steps=1200))
+        longer = dataclasses.replace(cfg, maximization=MaximizationSettings(n_steps=1200))
         return recipes.climb(fake, stats, tiny_windows.train, recipe, range(4), longer)["signal"].values
 
     assert np.abs(climbed(small, th / 100, per_unit=True) - climbed(large, th, per_unit=True)).max() < 0.05

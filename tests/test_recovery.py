@@ -14,14 +14,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_motifs import naive_ncc
 
-from harvis_utils import activations, artifacts, config, maximization, recovery, training
-from harvis_utils.config import MaximizationSettings, ModelSettings, TrainingSettings
-from harvis_utils.datasets import synthetic
-from harvis_utils.models import folded_trunk
+from harvis_utils.data import synthetic
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.metrics import recovery
+from harvis_utils.networks.sfhf import folded_trunk
+from harvis_utils.parallel import side_by_side
+from harvis_utils.settings import (
+    PROFILES,
+    MaximizationSettings,
+    ModelSettings,
+    Settings,
+    TrainingSettings,
+    artifact_root,
+    load_settings,
+)
+from harvis_utils.store.files import ArtifactError, read_json
+from harvis_utils.training import supervised
 
 LAYERS = ("conv1", "conv2", "conv3")
 TRUTH = synthetic.motifs()
-START = maximization.starting_signal(MaximizationSettings(), 30)
+START = starting_signal(MaximizationSettings(), 30)
 FEW = recovery.RecoverySettings(n_noise=60, n_control=2, n_matchings=5)
 METHODS = ("naive", "L2+TV", "L2+TV+EAP+clip")
 
@@ -42,7 +55,7 @@ def segments_of(seed, n=200):
 
 
 def made_table(signals=None, random=None, settings=FEW):
-    signals = noise_of(0, seed=[0, 1], method=METHODS) if signals is None else signals
+    signals = noise_of(0, seed=[0, 1], technique=METHODS) if signals is None else signals
     random = noise_of(1, seed=list(range(1000, 1020))) if random is None else random
     return recovery.recall_table(TRUTH, signals, random, segments_of(2), START, settings)
 
@@ -163,13 +176,13 @@ def test_each_null_can_be_the_one_that_sets_the_threshold():
 def test_noise_has_the_baselines_spectrum_layer_by_layer(monkeypatch):
     baseline = noise_of(5, 4, seed=[0, 1]) * xr.DataArray([1.0, 10.0, 100.0], dims="layer")
     seen = []
-    found = recovery.similarity.spectrum_noise
+    found = recovery.spectrum_noise
 
     def spy(segments, n, rng):
         seen.append((segments.shape, float(segments.std()), n))
         return found(segments, n, rng)
 
-    monkeypatch.setattr(recovery.similarity, "spectrum_noise", spy)
+    monkeypatch.setattr(recovery, "spectrum_noise", spy)
     recovery.null(TRUTH, noise_of(6, 3, seed=list(range(19))), baseline, START, FEW)
     assert [(shape, n) for shape, _, n in seen] == [((8, 30), 3 * FEW.n_noise)] * 3
     assert [s for _, s, _ in seen] == pytest.approx([1, 10, 100], rel=0.2)
@@ -191,13 +204,13 @@ def test_leaving_one_out_uses_all_the_others():
 
 
 def test_signals_with_the_motif_are_recovered_where_they_have_it_and_inverted_ones_are_not():
-    signals = noise_of(0, scale=0.02, seed=[0, 1], method=METHODS)
+    signals = noise_of(0, scale=0.02, seed=[0, 1], technique=METHODS)
     shape = TRUTH.shapes[TRUTH.names.index("long B")]
     other = TRUTH.shapes[TRUTH.names.index("middle A")]
-    signals.loc[{"seed": 1, "method": "L2+TV+EAP+clip", "layer": "conv3"}][4, 11:24] += 0.7 + 3 * shape
-    signals.loc[{"method": "naive", "layer": "conv3"}][:, 2, 11:24] = -shape
-    signals.loc[{"seed": 0, "method": "naive", "layer": "conv2"}][0, 3:12] = other
-    table = made_table(signals).set_index(["method", "motif", "seed", "draw", "layer"]).sort_index()
+    signals.loc[{"seed": 1, "technique": "L2+TV+EAP+clip", "layer": "conv3"}][4, 11:24] += 0.7 + 3 * shape
+    signals.loc[{"technique": "naive", "layer": "conv3"}][:, 2, 11:24] = -shape
+    signals.loc[{"seed": 0, "technique": "naive", "layer": "conv2"}][0, 3:12] = other
+    table = made_table(signals).set_index(["technique", "motif", "seed", "draw", "layer"]).sort_index()
     row = table.loc["L2+TV+EAP+clip", "long B", 1, 0, "conv3"]
     assert row["recovered"] and row["unit"] == 4 and row["first"] == 11 and row["best"] > 0.99
     assert row["length"] == 13 and row["found_in"] == "conv3"
@@ -212,19 +225,19 @@ def test_the_table_has_every_column_motif_network_and_layer_with_the_numbers_it_
     table = made_table()
     assert list(table.columns) == recovery.COLUMNS
     n_rows = 3 + 6 + 9 + 9  # motifs that conv1, conv2, conv3 and any layer hold
-    assert table.groupby("method", sort=False).size().to_dict() == {
+    assert table.groupby("technique", sort=False).size().to_dict() == {
         **dict.fromkeys(METHODS, 2 * n_rows),
         "random weights": 20 * n_rows,
         "phase-scrambled": 2 * FEW.n_control * n_rows,
         "real windows": 2 * FEW.n_control * n_rows,
     }
-    assert set(table.loc[table["control"], "method"]) == set(recovery.CONTROLS)
-    chosen = table[table["method"] == "naive"].set_index(["motif", "layer"])["n_signals"]
+    assert set(table.loc[table["control"], "technique"]) == set(recovery.CONTROLS)
+    chosen = table[table["technique"] == "naive"].set_index(["motif", "layer"])["n_signals"]
     assert set(chosen.loc["short A", "conv2"]) == {6} and set(chosen.loc["short A", recovery.ANY]) == {18}
     assert set(chosen.loc["middle A", recovery.ANY]) == {12} and set(chosen.loc["long A", recovery.ANY]) == {6}
     layers = table.groupby("length")["layer"].unique()
     assert set(layers[5]) == {*LAYERS, recovery.ANY} and set(layers[13]) == {"conv3", recovery.ANY}
-    limits = table[table["method"] != "random weights"].groupby(["motif", "layer"])["threshold"].nunique()
+    limits = table[table["technique"] != "random weights"].groupby(["motif", "layer"])["threshold"].nunique()
     assert (limits == 1).all()
 
 
@@ -234,47 +247,47 @@ def test_the_table_is_the_same_every_time():
 
 def test_noise_follows_l2_tv_and_the_controls_the_proposed_method_alone():
     def limits(table):
-        return table[table["method"] == "naive"].drop(columns=["best", "unit", "first", "found_in", "recovered"])
+        return table[table["technique"] == "naive"].drop(columns=["best", "unit", "first", "found_in", "recovered"])
 
-    signals = noise_of(17, seed=[0, 1], method=METHODS)
+    signals = noise_of(17, seed=[0, 1], technique=METHODS)
     base = made_table(signals)
     # one slow wave, so that noise of its spectrum is another one
     slow = np.sin(2 * np.pi * (np.arange(30) / 30 + np.arange(6)[:, None] / 6))
     for method, moves in (("naive", ()), ("L2+TV", ("limits",)), ("L2+TV+EAP+clip", ("scrambled",))):
         other = signals.copy(deep=True)
-        other.loc[{"method": method}] = slow
+        other.loc[{"technique": method}] = slow
         table = made_table(other)
         assert limits(table).equals(limits(base)) == ("limits" not in moves)
-        each = [t[t["method"] == "phase-scrambled"]["best"].tolist() for t in (table, base)]
+        each = [t[t["technique"] == "phase-scrambled"]["best"].tolist() for t in (table, base)]
         assert (each[0] == each[1]) == ("scrambled" not in moves)
-        each = [t[t["method"] == "real windows"]["best"].tolist() for t in (table, base)]
+        each = [t[t["technique"] == "real windows"]["best"].tolist() for t in (table, base)]
         assert each[0] == each[1]
 
 
 def test_signals_as_random_as_the_null_are_recovered_about_one_time_in_twenty():
     """Exchangeable with the null by construction, so the share is known; with other thresholds it would not be."""
     settings_ = dataclasses.replace(FEW, n_noise=100, n_random=59)
-    signals = noise_of(10, 4, seed=list(range(80)), method=("L2+TV", "L2+TV+EAP+clip"))
+    signals = noise_of(10, 4, seed=list(range(80)), technique=("L2+TV", "L2+TV+EAP+clip"))
     random = noise_of(11, 4, seed=list(range(1000, 1059)))
     shares = []
     for quantile in (0.95, 0.8):
         table = made_table(signals, random, dataclasses.replace(settings_, quantile=quantile))
         table = table[(table["layer"] != recovery.ANY)]
-        shares.append(table[table["method"] == "L2+TV+EAP+clip"]["recovered"].mean())
-        own = table[table["method"] == "random weights"]["recovered"].mean()
+        shares.append(table[table["technique"] == "L2+TV+EAP+clip"]["recovered"].mean())
+        own = table[table["technique"] == "random weights"]["recovered"].mean()
         assert own <= 1 - quantile + 1e-9
     # 1 / 20 for each null alone; the largest of two such points lies higher
     assert 0.02 < shares[0] < 0.055 and 0.08 < shares[1] < 0.2
 
 
 def test_the_view_of_any_layer_has_a_null_of_as_many_layers():
-    signals = noise_of(12, 4, seed=range(80), method=("L2+TV", "L2+TV+EAP+clip"))
+    signals = noise_of(12, 4, seed=range(80), technique=("L2+TV", "L2+TV+EAP+clip"))
     many = dataclasses.replace(FEW, n_noise=400)
     table = made_table(signals, noise_of(13, 4, seed=range(1000, 1199)), many)
-    ours = table[(table["method"] == "L2+TV+EAP+clip") & (table["layer"] == recovery.ANY)]
+    ours = table[(table["technique"] == "L2+TV+EAP+clip") & (table["layer"] == recovery.ANY)]
     by_length = ours.groupby("length")["recovered"].mean()
     assert by_length.between(0.015, 0.07).all(), by_length
-    one = table[(table["layer"] == "conv3") & (table["method"] == "L2+TV")].groupby("motif")["threshold"].first()
+    one = table[(table["layer"] == "conv3") & (table["technique"] == "L2+TV")].groupby("motif")["threshold"].first()
     short = ours[ours["length"] == 5]
     assert (short["best"] > short["motif"].map(one)).mean() > 0.1  # what a null of one layer would call recovered
     each = table[(table["motif"] == "short A") & (table["layer"] != recovery.ANY)]["threshold"].max()
@@ -286,9 +299,9 @@ def test_the_view_of_any_layer_has_a_null_of_as_many_layers():
     [
         ({"random": noise_of(0, 5, seed=list(range(1000, 1020)))}, "6 units a layer against 5 of networks with random"),
         ({"random": noise_of(0, 6, seed=list(range(20)))}, r"seeds of their own, but share \[.*0.*1.*\]"),
-        ({"signals": noise_of(0, seed=[0], method=("naive", "L2+TV"))}, r"needs signals of L2\+TV\+EAP\+clip"),
+        ({"signals": noise_of(0, seed=[0], technique=("naive", "L2+TV"))}, r"needs signals of L2\+TV\+EAP\+clip"),
         ({"random": noise_of(0, 6, seed=list(range(1000, 1019)))}, "18 draws have no 95% point"),
-        ({"signals": noise_of(0, seed=[0], method=METHODS) * np.nan}, "hold NaN"),
+        ({"signals": noise_of(0, seed=[0], technique=METHODS) * np.nan}, "hold NaN"),
     ],
 )
 def test_unusable_input_is_named(changes, message):
@@ -301,9 +314,9 @@ def test_summary_counts_every_motif_the_same():
         [("ours", "a", 5, 0, 0, layer, True) for layer in LAYERS]
         + [("ours", "a", 5, 0, 0, recovery.ANY, True)]
         + [("ours", "b", 13, 0, 0, layer, False) for layer in ("conv3", recovery.ANY)],
-        columns=["method", "motif", "length", "seed", "draw", "layer", "recovered"],
+        columns=["technique", "motif", "length", "seed", "draw", "layer", "recovered"],
     )
-    found = recovery.summarize(table).set_index(["view", "method", "length"])
+    found = recovery.summarize(table).set_index(["view", "technique", "length"])
     assert list(found["recall"]) == [0.5, 1.0, 0.0] * 2
     row = found.loc["each layer", "ours", 0]
     assert row["n_recovered"] == 3 and row["n_rows"] == 4 and row["n_motifs"] == 2 and row["n_networks"] == 1
@@ -316,7 +329,9 @@ def test_summary_of_a_real_table():
     found = recovery.summarize(table)
     assert len(found) == 2 * 6 * 4
     for row in found.itertuples():
-        of = table[(table["method"] == row.method) & ((table["layer"] == recovery.ANY) == (row.view == "any layer"))]
+        of = table[
+            (table["technique"] == row.technique) & ((table["layer"] == recovery.ANY) == (row.view == "any layer"))
+        ]
         of = of if row.length == 0 else of[of["length"] == row.length]
         shares = [g["recovered"].mean() for _, g in of.groupby(["seed", "motif"])]
         assert row.recall == pytest.approx(np.mean(shares)) and row.low <= row.recall <= row.high
@@ -326,24 +341,24 @@ def test_summary_of_a_real_table():
 
 def test_data_without_motifs_have_no_recall():
     none = SimpleNamespace(motifs=None)
-    assert recovery.recall(config.load(), None, None, None, none, FEW) is None
+    assert recovery.recall(load_settings(), None, None, None, none, FEW) is None
 
 
 # ---------------------------------------------------------------------------------------------------- tiny experiments
 
 
 def test_the_data_of_a_level_are_that_variant():
-    cfg, windows = recovery._variant(config.load("quick", "synthetic"), 0.1, 0.5)
+    cfg, windows = recovery._variant(load_settings("quick", "synthetic"), 0.1, 0.5)
     made = synthetic.variant(0.1, 0.5)
     assert cfg.dataset == made.name and windows.digest == made.digest
-    cfg, windows = recovery._variant(config.load("quick", "synthetic"), 0.0, 1.0)
-    assert cfg == config.load("quick", "synthetic") and windows.digest == synthetic.variant().digest
+    cfg, windows = recovery._variant(load_settings("quick", "synthetic"), 0.0, 1.0)
+    assert cfg == load_settings("quick", "synthetic") and windows.digest == synthetic.variant().digest
 
 
 @pytest.fixture
 def tiny(tiny_windows):
     cfg = dataclasses.replace(
-        config.load("quick", "synthetic"),
+        load_settings("quick", "synthetic"),
         model=ModelSettings(n_units=3, n_dense=4),
         training=TrainingSettings(seeds=(0,), epochs=1, learning_rate=2e-3),
         maximization=MaximizationSettings(n_steps=3),
@@ -356,9 +371,9 @@ def test_random_weights_are_networks_nobody_trained_each_kept_on_its_own(tiny, o
     settings_ = dataclasses.replace(FEW, n_random=2, thinning=3)
     found = recovery.random_weights(cfg, windows, settings_)
     assert found["signal"].dims == ("seed", "layer", "unit", "time") and list(found["seed"]) == [1000, 1001]
-    trunk = folded_trunk(training.new_model(windows, cfg.model, 1001).eval())
-    statistics = activations.collect(trunk, windows.train.every(3).segments)
-    alone = maximization.maximize(
+    trunk = folded_trunk(supervised.new_model(windows, cfg.model, 1001).eval())
+    statistics = unit_statistics.collect(trunk, windows.train.every(3).segments)
+    alone = paper_methods.maximize(
         trunk,
         "conv2",
         statistics["th_eap"].sel(layer="conv2").values,
@@ -375,7 +390,7 @@ def test_random_weights_are_networks_nobody_trained_each_kept_on_its_own(tiny, o
 
 def test_recall_takes_the_calibrated_preset(tiny):
     cfg, windows = tiny
-    each = noise_of(14, 3, seed=[0], preset=["literal", "calibrated"], method=METHODS)
+    each = noise_of(14, 3, seed=[0], preset=["literal", "calibrated"], technique=METHODS)
     random = noise_of(15, 3, seed=list(range(1000, 1020)))
     found = recovery.recall(
         cfg, windows, each.to_dataset(name="signal"), random.to_dataset(name="signal"), synthetic.DATASET, FEW
@@ -385,7 +400,7 @@ def test_recall_takes_the_calibrated_preset(tiny):
 
 
 def test_one_factor_moves_at_a_time_and_the_base_is_a_level_of_each():
-    cfg = config.load("quick", "synthetic")
+    cfg = load_settings("quick", "synthetic")
     settings_ = dataclasses.replace(FEW, noise_g=(0.1,), prevalence=(0.5, 1.0), n_units=(4,), epochs=())
     found = recovery.levels(cfg, settings_)
     base = recovery.Level(0.0, 1.0, 16, 6)
@@ -396,7 +411,7 @@ def test_one_factor_moves_at_a_time_and_the_base_is_a_level_of_each():
 
 
 def test_settings_of_every_profile_allow_their_nulls():
-    assert set(recovery.SETTINGS) == set(config.PROFILES)
+    assert set(recovery.SETTINGS) == set(PROFILES)
     for chosen in recovery.SETTINGS.values():
         recovery.chance_point(np.arange(chosen.n_random - 1.0), chosen.quantile)
         recovery.chance_point(np.arange(float(chosen.n_noise)), chosen.quantile)
@@ -429,12 +444,12 @@ def test_dependence_trains_each_setting_once_and_reads_it_back(tiny, one_thread,
     shares = ["recall", "recall_any", "random_recall", "random_recall_any", "macro_f1"]
     assert table[shares].apply(lambda c: c.between(0, 1).all()).all()
     assert (table["random_recall"] <= 0.05 + 1e-9).all() and (table["expected"] - 0.05).abs().max() < 1e-9
-    store = config.artifact_root() / "store"
+    store = artifact_root() / "store"
     assert len(list((store / "networks").iterdir())) == 3 * 2  # base, one noise, one width; two seeds
-    made = [artifacts.read_json(path)["provenance"] for path in store.glob("networks/*/manifest.json")]
+    made = [read_json(path)["provenance"] for path in store.glob("networks/*/manifest.json")]
     assert sorted(m["settings"]["dataset"] for m in made) == ["0.0 1.0"] * 4 + ["0.1 1.0"] * 2
     assert all(m["settings"]["dataset"] == m["data"] for m in made)
-    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(supervised, "train", lambda *_: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(recovery.dependence(cfg, settings_), table)
 
 
@@ -442,14 +457,14 @@ def test_one_setting_is_measured_as_the_table_of_one_network_is(tiny, one_thread
     cfg, windows = tiny
     random = noise_of(16, 3, seed=list(range(1000, 1020)))
     found = recovery._measured(cfg, windows, 0, random, "plain", FEW)
-    net = training.train(cfg, windows, 0)
+    net = supervised.train(cfg, windows, 0)
     both = recovery._maximized(cfg, windows, net.trunk, ("L2+TV+EAP+clip", "L2+TV"), FEW)["signal"]
     table = recovery.recall_table(
         TRUTH, both.expand_dims(seed=[0]).reset_coords(drop=True), random, segments_of(0), START, FEW
     )
-    means = recovery.summarize(table).set_index(["view", "method", "length"])["recall"]
+    means = recovery.summarize(table).set_index(["view", "technique", "length"])["recall"]
     assert found == {
-        "macro_f1": training.macro_f1(windows.test, net.predicted["test"]),
+        "macro_f1": supervised.macro_f1(windows.test, net.predicted["test"]),
         "recall": pytest.approx(means["each layer", "L2+TV+EAP+clip", 0]),
         "recall_any": pytest.approx(means["any layer", "L2+TV+EAP+clip", 0]),
         "random_recall": pytest.approx(means["each layer", "random weights", 0]),
@@ -462,24 +477,24 @@ def test_an_error_in_one_job_stops_the_others(one_thread):
 
     def job(k):
         if k == 0:
-            raise artifacts.ArtifactError("no space")
+            raise ArtifactError("no space")
         done.append(k)
 
-    with pytest.raises(artifacts.ArtifactError, match="no space"):
-        recovery._side_by_side(config.load("quick", "synthetic", "cpu"), job, range(2000))
+    with pytest.raises(ArtifactError, match="no space"):
+        side_by_side(load_settings("quick", "synthetic", "cpu"), job, range(2000))
     assert len(done) < 2000
-    assert recovery._side_by_side(config.load("quick", "synthetic", "cpu"), lambda k: k + 1, [3, 1, 2]) == [4, 2, 3]
+    assert side_by_side(load_settings("quick", "synthetic", "cpu"), lambda k: k + 1, [3, 1, 2]) == [4, 2, 3]
 
 
 # --------------------------------------------------------------------------------------------------------- detectors
 
 
 def test_a_unit_that_looks_for_the_shape_writes_it(tiny_windows, one_thread):
-    cfg = config.Settings("quick", "synthetic", maximization=MaximizationSettings(n_steps=400))
+    cfg = Settings("quick", "synthetic", maximization=MaximizationSettings(n_steps=400))
     found = recovery.detectors(cfg, tiny_windows, TRUTH, ("unit-norm", "L2+TV+EAP+clip"), FEW)
     assert len(found) == 2 * len(TRUTH.names) and set(found["motif"]) == set(TRUTH.names)
     assert set(found["length"]) == {5, 9, 13}
-    each = found.set_index(["method", "motif"])
+    each = found.set_index(["technique", "motif"])
     assert each["match"].between(-1, 1).all() and (each["reached"] > 0).all()
     # no exact copies: the mean over the map rewards a shape that fits again and again
     assert each.loc["unit-norm", "match"].between(0.6, 0.99).all()
@@ -490,11 +505,11 @@ def test_a_unit_that_looks_for_the_shape_writes_it(tiny_windows, one_thread):
     padded = np.pad(x, ((0, 0), (len(taps) // 2, len(taps) // 2)))
     output = np.maximum(np.lib.stride_tricks.sliding_window_view(padded, len(taps), axis=1) @ taps, 0)
     th = output.mean() + 2 * output.std()
-    from harvis_utils.models import Trunk
+    from harvis_utils.networks.sfhf import Trunk
 
     trunk = Trunk((torch.tensor(taps, dtype=torch.float32)[None, None],), (torch.zeros(1),))
-    one = maximization.maximize(trunk, "conv1", np.array([th]), methods=("unit-norm",), settings=cfg.maximization)
-    signal = one["signal"].sel({"method": "unit-norm"}).values[0]
+    one = paper_methods.maximize(trunk, "conv1", np.array([th]), methods=("unit-norm",), settings=cfg.maximization)
+    signal = one["signal"].sel(technique="unit-norm").values[0]
     assert each.loc[("unit-norm", name), "match"] == pytest.approx(
         max(naive_ncc(shape, signal[k : k + len(shape)]) for k in range(30 - len(shape) + 1)), abs=1e-3
     )

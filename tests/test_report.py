@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harvis_utils import artifacts, claims, config, report
-from harvis_utils.maximization import METHODS, PRESETS
-from harvis_utils.similarity import CONTROLS
+from harvis_utils.maximization.paper_methods import METHODS
+from harvis_utils.metrics.similarity import CONTROLS
+from harvis_utils.paper import claims, report
+from harvis_utils.settings import PRESETS, REPOSITORY, __file__, load_settings
+from harvis_utils.store import stages
 
 LAYERS = ("conv1", "conv2", "conv3")
 
@@ -33,7 +35,7 @@ def measures():
 
 def plausible():
     """A made result of two networks, as notebook 06 would write it."""
-    cfg = config.load("quick", "synthetic")
+    cfg = load_settings("quick", "synthetic")
     by_layer = {layer: scores_entry() for layer in LAYERS}
     claim = {"paper": "x", "ours": 0.5, "interval": [0.4, 0.6], "verdict": claims.PARTLY, "why": "1 of 1 criteria met"}
     criterion = {"what": "a", "ours": 0.5, "interval": [0.4, 0.6], "range": [0.3, None], "standing": "met"}
@@ -42,7 +44,7 @@ def plausible():
         "profile": "quick",
         "verified_data": False,
         "caveat": "made-up data",
-        "provenance": artifacts.provenance(cfg, data="abc"),
+        "provenance": stages.provenance(cfg, data="abc"),
         "data": {"n_windows": {"train": 9, "val": 3, "test": 3}, "amplitude_threshold_g": 1.2},
         "training": {
             "macro_f1": report.over_seeds([0.5, 0.6]),
@@ -143,12 +145,12 @@ def test_scores_table_has_a_row_for_every_method_control_and_layer():
     results["methods"]["calibrated"]["naive"]["conv2"]["ssim"]["mean"] = 4.5
     table = report.scores_table(results)
     assert len(table) == (len(METHODS) + len(CONTROLS)) * len(LAYERS)
-    assert table.loc[("method", "naive", "conv2"), "ssim"] == 4.5
+    assert table.loc[("technique", "naive", "conv2"), "ssim"] == 4.5
     assert table.loc[("control", "flat-zero", "conv1"), "failed_units"] == 0.5
 
 
 def test_choices_table_covers_every_setting_and_says_who_fixed_it():
-    cfg = config.load("quick", "synthetic")
+    cfg = load_settings("quick", "synthetic")
     table = report.choices_table(cfg)
     sections = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
     wanted = {
@@ -171,7 +173,7 @@ def test_choices_table_covers_every_setting_and_says_who_fixed_it():
 
 
 def test_every_setting_says_who_fixed_it():
-    source = Path(config.__file__).read_text(encoding="utf-8")
+    source = Path(__file__).read_text(encoding="utf-8")
     lines = source.splitlines()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef) and node.name.endswith("Settings") and node.name != "Settings":
@@ -182,15 +184,15 @@ def test_every_setting_says_who_fixed_it():
 
 def test_code_choices_names_every_place_with_its_whole_sentence():
     table = report.code_choices()
-    folder = Path(config.__file__).parent
+    folder = Path(__file__).parent
     there = {
-        p.relative_to(config.REPOSITORY).as_posix()
+        p.relative_to(REPOSITORY).as_posix()
         for p in folder.rglob("*.py")
         if "Choice: " in p.read_text(encoding="utf-8") and p.name not in ("config.py", "report.py")
     }
     assert {where.split(",")[0] for where in table.index} == there
     assert table["choice"].str.len().min() > 3
-    assert "harvis_utils/engine.py, aap" in table.index
+    assert "harvis_utils/fast/ascent.py, aap" in table.index
 
 
 @pytest.mark.parametrize(

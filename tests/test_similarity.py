@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_search import naive_search
 
-from harvis_utils import config, similarity
-from harvis_utils.windows import Split
+from harvis_utils.data.windowing import Split
+from harvis_utils.maximization.starting import spectrum_noise
+from harvis_utils.metrics import similarity
+from harvis_utils.settings import Settings
 
 # ----------------------------------------------------------------------------------------------- the piece
 
@@ -62,7 +64,7 @@ def test_correlation_equals_numpy(seed):
 def test_spectrum_noise_has_the_mean_power_spectrum():
     rng = np.random.default_rng(0)
     segments = np.cumsum(rng.normal(size=(200, 30)), axis=1)
-    noise = similarity.spectrum_noise(segments, 20_000, rng)
+    noise = spectrum_noise(segments, 20_000, rng)
     wanted, found = ((np.abs(np.fft.rfft(v, axis=1)) ** 2).mean(0) for v in (segments, noise))
     assert np.allclose(found / wanted, 1, atol=0.05)
 
@@ -94,7 +96,7 @@ def made_scores(failed_unit=None, dead_unit=None):
         },
         coords={"layer": ["conv1"], "unit": [0, 1, 2]},
     )
-    cfg = config.Settings("quick", "synthetic")
+    cfg = Settings("quick", "synthetic")
     cfg = dataclasses.replace(cfg, similarity=dataclasses.replace(cfg.similarity, n_similar=5))
     return similarity.score(signals, statistics, np.zeros(30), train, cfg, 3), signals, train
 

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from harvis_utils import activations, artifacts, atlas, maximization, report, similarity, training
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.metrics import embedding, similarity
+from harvis_utils.paper import report
+from harvis_utils.store.files import ArtifactError
+from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROPOSED = maximization.CONTROL_METHODS[0]
+PROPOSED = paper_methods.CONTROL_METHODS[0]
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +29,17 @@ def stages(cfg, tiny_windows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(folder))
-        nets = training.networks(cfg, tiny_windows)
-        random = training.untrained(cfg, tiny_windows)
-        stats, random_stats = (activations.statistics(cfg, tiny_windows, n) for n in (nets, random))
-        made = maximization.signals(cfg, tiny_windows, nets, stats)
-        random_made = maximization.signals(
-            cfg, tiny_windows, random, random_stats, maximization.CONTROL_METHODS, ("calibrated",)
+        nets = supervised.networks(cfg, tiny_windows)
+        random = supervised.untrained(cfg, tiny_windows)
+        stats, random_stats = (unit_statistics.statistics(cfg, tiny_windows, n) for n in (nets, random))
+        made = paper_methods.signals(cfg, tiny_windows, nets, stats)
+        random_made = paper_methods.signals(
+            cfg, tiny_windows, random, random_stats, paper_methods.CONTROL_METHODS, ("calibrated",)
         )
         scores = similarity.scores(cfg, tiny_windows, nets, stats, made)
-        one = random_made.sel({"preset": "calibrated", "method": PROPOSED}, drop=True)
+        one = random_made.sel(preset="calibrated", technique=PROPOSED, drop=True)
         controls = similarity.controls(cfg, tiny_windows, nets, stats, random, random_stats, one)
-        measures = atlas.measures(cfg, tiny_windows, nets, scores, made)
+        measures = embedding.measures(cfg, tiny_windows, nets, scores, made)
         results = report.assemble(cfg, tiny_windows, nets, scores, controls, measures, None)
     return {
         "folder": folder,
@@ -50,7 +55,7 @@ def stages(cfg, tiny_windows, tmp_path_factory):
 
 
 def test_signals_cover_everything_and_score_dimensions_follow(stages, cfg):
-    sizes = {"seed": 2, "layer": 3, "preset": 2, "method": 8, "unit": 6}
+    sizes = {"seed": 2, "layer": 3, "preset": 2, "technique": 8, "unit": 6}
     assert {k: stages["signals"].sizes[k] for k in sizes} == sizes
     assert {k: stages["scores"].sizes[k] for k in sizes} == sizes
     assert stages["scores"].sizes["neighbour"] == 5 and stages["controls"].sizes["control"] == len(similarity.CONTROLS)
@@ -59,18 +64,18 @@ def test_signals_cover_everything_and_score_dimensions_follow(stages, cfg):
 def test_stored_signals_are_those_of_one_direct_call(stages, cfg):
     net = stages["nets"][1]
     th = stages["stats"]["th_eap"].sel(seed=1, layer="conv2").values
-    direct = maximization.maximize(net.trunk, "conv2", th, preset="literal", settings=cfg.maximization)
+    direct = paper_methods.maximize(net.trunk, "conv2", th, preset="literal", settings=cfg.maximization)
     kept = stages["signals"]["signal"].sel(seed=1, layer="conv2", preset="literal")
-    assert np.array_equal(kept.transpose("method", "unit", "time").values, direct["signal"].values)
+    assert np.array_equal(kept.transpose("technique", "unit", "time").values, direct["signal"].values)
 
 
 def test_everything_is_read_back_and_nothing_is_computed_again(stages, cfg, tiny_windows, monkeypatch):
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(stages["folder"]))
-    for stage in (training.STAGE, activations.STAGE, maximization.STAGE, similarity.STAGE):
+    for stage in (supervised.STAGE, unit_statistics.STAGE, paper_methods.STAGE, similarity.STAGE):
         monkeypatch.setattr(type(stage), "obtain", lambda *_: pytest.fail("computed again"))
-    nets = training.load_networks(cfg, tiny_windows)
-    assert activations.load_statistics(cfg, tiny_windows, nets).equals(stages["stats"])
-    assert maximization.load_signals(cfg, tiny_windows, nets).equals(stages["signals"])
+    nets = supervised.load_networks(cfg, tiny_windows)
+    assert unit_statistics.load_statistics(cfg, tiny_windows, nets).equals(stages["stats"])
+    assert paper_methods.load_signals(cfg, tiny_windows, nets).equals(stages["signals"])
     for kind in ("methods", "controls"):
         name = {"methods": "scores"}.get(kind, kind)
         assert similarity.load_scores(cfg, tiny_windows, nets, kind).equals(stages[name])
@@ -79,27 +84,27 @@ def test_everything_is_read_back_and_nothing_is_computed_again(stages, cfg, tiny
 @pytest.mark.parametrize(
     ("load", "notebook"),
     [
-        (lambda c, w, n: activations.load_statistics(c, w, n), "03_maximization"),
-        (lambda c, w, n: maximization.load_signals(c, w, n), "03_maximization"),
+        (lambda c, w, n: unit_statistics.load_statistics(c, w, n), "03_maximization"),
+        (lambda c, w, n: paper_methods.load_signals(c, w, n), "03_maximization"),
         (lambda c, w, n: similarity.load_scores(c, w, n), "04_similarity"),
     ],
 )
 def test_what_is_missing_says_which_notebook_makes_it(stages, cfg, tiny_windows, load, notebook):
-    with pytest.raises(artifacts.ArtifactError, match=f"run notebook {notebook} first"):
+    with pytest.raises(ArtifactError, match=f"run notebook {notebook} first"):
         load(cfg, tiny_windows, stages["nets"])  # the test's own empty store
 
 
 def test_controls_are_what_they_say(stages, cfg, tiny_windows):
     controls = stages["controls"]
-    start = maximization.starting_signal(cfg.maximization, 30)
+    start = starting_signal(cfg.maximization, 30)
     still, zero, random = (controls.sel(control=c) for c in ("starting-sine", "flat-zero", "random-weights"))
     assert np.allclose(still["peak_amplitude_g"], np.abs(start).max()) and np.allclose(still["displacement_g"], 0)
     assert (zero["peak_amplitude_g"] == 0).all() and np.allclose(zero["displacement_g"], np.sqrt((start**2).mean()))
-    made = stages["random_signals"].sel({"preset": "calibrated", "method": PROPOSED})
+    made = stages["random_signals"].sel(preset="calibrated", technique=PROPOSED)
     assert np.allclose(random["max_output"], made["map"].max("time").transpose("seed", "layer", "unit"))
     # the strongest real window: no test segment has a larger mean output
     net, held_out = stages["nets"][0], tiny_windows.test.segments
-    best = activations.collect(net.trunk, held_out, n_top=1)["top_segment"].sel(layer="conv2").values[:, 0]
+    best = unit_statistics.collect(net.trunk, held_out, n_top=1)["top_segment"].sel(layer="conv2").values[:, 0]
     maps = net.trunk.feature_map(torch.tensor(held_out), "conv2").detach().numpy()
     expected = maps[best, np.arange(6)].max(1)
     assert np.allclose(controls["max_output"].sel(seed=0, layer="conv2", control="held-out-strongest"), expected)
@@ -107,7 +112,7 @@ def test_controls_are_what_they_say(stages, cfg, tiny_windows):
 
 def test_scores_of_the_start_itself_are_those_of_the_sine_control(stages):
     """Method and control go through the same code: a method that did not move scores as the sine does."""
-    literal = stages["scores"].sel({"preset": "literal", "method": "naive"})
+    literal = stages["scores"].sel(preset="literal", technique="naive")
     sine = stages["controls"].sel(control="starting-sine")
     unmoved = literal["displacement_g"] < 1e-6
     assert np.allclose(literal["s_u"].where(unmoved), sine["s_u"].where(unmoved), atol=1e-6, equal_nan=True)

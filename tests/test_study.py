@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harvis_utils import config, datasets, training, windows
-from harvis_utils.config import ModelSettings, TrainingSettings
+from harvis_utils.data import windowing
+from harvis_utils.settings import ModelSettings, TrainingSettings, as_json, load_settings
+from harvis_utils.training import supervised
 from workflow import study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-BASE = config.load("desk", "dsads")
+BASE = load_settings("desk", "dsads")
 PUBLISHED = sorted(study.table_path("x").parents[1].glob("*/f1.csv"))
 
 
@@ -26,16 +27,16 @@ PUBLISHED = sorted(study.table_path("x").parents[1].glob("*/f1.csv"))
 @pytest.mark.parametrize("variant", study.VARIANTS)
 def test_a_variant_changes_what_it_names_and_nothing_else(variant):
     cfg, changes = study.settings_of(variant, BASE), study.VARIANTS[variant]
-    values = config.as_json(cfg.model) | config.as_json(cfg.training)
-    plain = config.as_json(study.PLAIN) | config.as_json(study.TRAINING)
+    values = as_json(cfg.model) | as_json(cfg.training)
+    plain = as_json(study.PLAIN) | as_json(study.TRAINING)
     assert {k: v for k, v in values.items() if v != plain[k]} == changes
     assert dataclasses.replace(cfg, model=BASE.model, training=BASE.training) == BASE
 
 
 def test_the_study_is_as_large_as_it_says():
-    settings = [study.settings_of(v, BASE) for v in study.VARIANTS]
-    assert len(settings) <= 16 and len(study.SEEDS) >= 2 and study.THINNING == 3
-    assert len({cfg.digest("model", "training") for cfg in settings}) == len(settings), "no setting twice"
+    tried = [study.settings_of(v, BASE) for v in study.VARIANTS]
+    assert len(tried) <= 16 and len(study.SEEDS) >= 2 and study.THINNING == 3
+    assert len({cfg.digest("model", "training") for cfg in tried}) == len(tried), "no setting twice"
     factors = {k for changes in study.VARIANTS.values() for k in changes}
     assert factors == {"dropout", "n_dense", "mixing", "pool", "weight_decay", "batch_size", "batch_norm"}
 
@@ -116,7 +117,7 @@ def small(make_recordings, monkeypatch):
     monkeypatch.setattr(study, "VARIANTS", variants)
     monkeypatch.setattr(study, "PLAIN", dataclasses.replace(study.PLAIN, n_units=4, n_dense=4))
     monkeypatch.setattr(study, "TRAINING", dataclasses.replace(study.TRAINING, epochs=2))
-    monkeypatch.setattr(datasets, "load_recordings", lambda name: recordings)
+    monkeypatch.setattr(study.archive, "load_recordings", lambda name: recordings)
     return recordings
 
 
@@ -128,12 +129,12 @@ def test_a_study_reports_every_setting(small, capsys):
     assert re.findall(r"^(.*): val 0\.\d{3} test 0\.\d{3}$", capsys.readouterr().out, re.M) == list(study.VARIANTS)
 
     # one row again, from the networks that the study kept
-    full = windows.cut(small)
-    third = {name: getattr(full, name).every(3) for name in windows.SPLITS}
+    full = windowing.cut(small)
+    third = {name: getattr(full, name).every(3) for name in windowing.SPLITS}
     third = dataclasses.replace(full, **third, digest=f"{full.digest}/3")
     variant = "batch norm, mean pooling"
-    base = config.load("desk", "synthetic", "cpu")
-    found = training.load_networks(study.settings_of(variant, base), third)
+    base = load_settings("desk", "synthetic", "cpu")
+    found = supervised.load_networks(study.settings_of(variant, base), third)
     row = table.loc[variant]
     tests = [n.history["test_f1"][n.best_epoch] for n in found]
     assert row["val_f1"] == pytest.approx(np.mean([n.history["val_f1"][1:].mean() for n in found]))
@@ -143,7 +144,7 @@ def test_a_study_reports_every_setting(small, capsys):
 
 
 def test_the_command_publishes_the_table(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(config, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(study, "REPOSITORY", tmp_path)
     monkeypatch.setattr(sys, "argv", ["study", "synthetic"])
     study.main()
     path = tmp_path / "reports" / "published" / "study" / "synthetic" / "f1.csv"

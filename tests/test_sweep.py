@@ -14,16 +14,22 @@ import pandas as pd
 import pytest
 import yaml
 
-from harvis_utils import (
-    activations,
-    artifacts,
-    config,
-    datasets,
-    maximization,
-    similarity,
-    training,
-    windows,
+from harvis_utils.data import archive, windowing
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.settings import (
+    PRESETS,
+    REPOSITORY,
+    MaximizationSettings,
+    ModelSettings,
+    SimilaritySettings,
+    WindowSettings,
+    artifact_root,
+    load_settings,
 )
+from harvis_utils.store import stages
+from harvis_utils.store.files import ArtifactError, read_json, write_text
+from harvis_utils.training import supervised
 from workflow import sweep
 from workflow.sweep import SweepError
 
@@ -50,7 +56,7 @@ similarity.n_similar = 5
 
 
 def write(folder: Path, text: str = TINY, name: str = "tiny") -> Path:
-    return artifacts.write_text(folder / f"{name}.toml", text)
+    return write_text(folder / f"{name}.toml", text)
 
 
 def run_all(found: sweep.Sweep) -> None:
@@ -132,16 +138,16 @@ def test_a_missing_file_is_said(tmp_path, capsys):
     assert "none.toml: the sweep file cannot be read (No such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((config.REPOSITORY / "workflow").glob("*.toml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "workflow").glob("*.toml")), ids=lambda p: p.name)
 def test_the_shipped_sweeps_are_valid(path):
     assert sweep.load(path).groups()
 
 
 def test_a_short_file_has_the_profiles_seeds_and_all_presets(tmp_path):
     found = sweep.load(write(tmp_path, 'profile = "desk"\ndatasets = ["dsads", "mhealth-approximate"]'))
-    assert found.seeds == config.load("desk").training.seeds and found.presets == tuple(maximization.PRESETS)
+    assert found.seeds == load_settings("desk").training.seeds and found.presets == tuple(PRESETS)
     for dataset in found.datasets:
-        assert found.cfg(dataset, "default") == config.load("desk", dataset)
+        assert found.cfg(dataset, "default") == load_settings("desk", dataset)
 
 
 def test_an_architecture_changes_what_it_says_and_a_whole_number_is_that_real_one(tmp_path):
@@ -180,41 +186,41 @@ def test_notebooks_find_what_a_sweep_of_the_default_architecture_has_made(tmp_pa
     found = sweep.load(write(tmp_path, text[: text.index("narrow")] + text[text.index("[settings]") :]))
     run_all(found)
     # from here on as notebooks 02 to 04 do it, with settings that no sweep has touched
-    cfg = config.load("quick", "synthetic", "cpu")
+    cfg = load_settings("quick", "synthetic", "cpu")
     cfg = dataclasses.replace(
         cfg,
-        windows=config.WindowSettings(step=240),
-        model=config.ModelSettings(n_units=3, n_dense=4),
+        windows=WindowSettings(step=240),
+        model=ModelSettings(n_units=3, n_dense=4),
         training=dataclasses.replace(cfg.training, epochs=1, learning_rate=1.0),
-        maximization=config.MaximizationSettings(n_steps=5),
-        similarity=config.SimilaritySettings(n_similar=5),
+        maximization=MaximizationSettings(n_steps=5),
+        similarity=SimilaritySettings(n_similar=5),
     )
-    data = windows.cut(datasets.load_recordings("synthetic"), cfg.windows)
+    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
     asked = []
 
     def look_up(stage, key, build, about):
         asked.append(f"{stage.name}/{key}")
         return stage.require(key)  # an error where it would have to be computed
 
-    monkeypatch.setattr(artifacts.Stage, "obtain", look_up)
-    nets, random = training.networks(cfg, data), training.untrained(cfg, data)
-    statistics, random_statistics = (activations.statistics(cfg, data, n) for n in (nets, random))
-    made = maximization.signals(cfg, data, nets, statistics)
-    of_random = maximization.signals(
-        cfg, data, random, random_statistics, maximization.CONTROL_METHODS, ("calibrated",)
+    monkeypatch.setattr(stages.Stage, "obtain", look_up)
+    nets, random = supervised.networks(cfg, data), supervised.untrained(cfg, data)
+    statistics, random_statistics = (unit_statistics.statistics(cfg, data, n) for n in (nets, random))
+    made = paper_methods.signals(cfg, data, nets, statistics)
+    of_random = paper_methods.signals(
+        cfg, data, random, random_statistics, paper_methods.CONTROL_METHODS, ("calibrated",)
     )
     similarity.scores(cfg, data, nets, statistics, made)
-    proposed = of_random.sel({"preset": "calibrated", "method": maximization.CONTROL_METHODS[0]}, drop=True)
+    proposed = of_random.sel(preset="calibrated", technique=paper_methods.CONTROL_METHODS[0], drop=True)
     similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
-    store = config.artifact_root() / "store"
+    store = artifact_root() / "store"
     assert sorted(asked) == sorted(p.parent.relative_to(store).as_posix() for p in store.glob("*/*/manifest.json"))
 
 
 def test_scores_of_some_presets_are_never_taken_for_those_of_all(at_single):
     cfg = at_single.cfg("synthetic", "default")
-    data = windows.cut(datasets.load_recordings("synthetic"), cfg.windows)
-    with pytest.raises(artifacts.ArtifactError, match="run notebook 04_similarity first"):
-        similarity.load_scores(cfg, data, training.load_networks(cfg, data))
+    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
+    with pytest.raises(ArtifactError, match="run notebook 04_similarity first"):
+        similarity.load_scores(cfg, data, supervised.load_networks(cfg, data))
 
 
 # --------------------------------------------------------------------------- many processes give what one gives
@@ -224,7 +230,7 @@ def test_scores_of_some_presets_are_never_taken_for_those_of_all(at_single):
 def fanned(tmp_path_factory):
     """The tiny sweep through the cluster-generic executor; its submit command starts job scripts and comes back."""
     folder = tmp_path_factory.mktemp("fanned")
-    submit = artifacts.write_text(
+    submit = write_text(
         folder / "submit.sh",
         '#!/bin/sh\necho "$1" >> "$(dirname "$0")/submitted"\nsh "$1" > "$1.said" 2>&1 &\necho $!\n',
     )
@@ -237,12 +243,12 @@ def fanned(tmp_path_factory):
         "max-status-checks-per-second": 20,
         "quiet": "all",
     }
-    artifacts.write_text(folder / "profile" / "config.yaml", yaml.safe_dump(profile))
+    write_text(folder / "profile" / "config.yaml", yaml.safe_dump(profile))
     place = {"HARVIS_ARTIFACTS": str(folder / "derived"), "HARVIS_REPORTS": str(folder / "reports")}
     command = [sys.executable, "-m", "workflow.sweep", "start", str(write(folder))]
     done = subprocess.run(
         [*command, "--workflow-profile", str(folder / "profile")],
-        cwd=config.REPOSITORY,
+        cwd=REPOSITORY,
         env={**os.environ, **place, "HARVIS_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -259,9 +265,7 @@ def test_every_job_was_submitted_by_itself(fanned):
 def test_the_store_is_that_of_a_single_process_bit_by_bit(fanned, single):
     def content(folder: Path) -> dict[str, dict]:
         store = folder / "derived" / "store"
-        return {
-            p.parent.relative_to(store).as_posix(): artifacts.read_json(p)["files"] for p in store.glob("*/*/*t.json")
-        }
+        return {p.parent.relative_to(store).as_posix(): read_json(p)["files"] for p in store.glob("*/*/*t.json")}
 
     many, one = content(fanned), content(single)
     assert set(many) == set(one) and len(one) == 2 * 2 * (1 + 2 + 6 + 2)  # networks, statistics, signals, scores
@@ -288,7 +292,7 @@ def test_only_what_is_missing_is_computed_again_also_where_the_project_was_moved
     assert wanted() == []
     part = "dataset~synthetic.architecture~narrow.seeds~1-1"
     stored = (found.place.reports / f"stamps/networks/{part}.txt").read_text().split()
-    shutil.rmtree(config.artifact_root() / "store" / next(s for s in stored if s.startswith("networks/")))
+    shutil.rmtree(artifact_root() / "store" / next(s for s in stored if s.startswith("networks/")))
     after = [f"stamps/{kind}.txt" for kind in (f"networks/{part}", f"scores/{part}", f"signals/{part}.calibrated")]
     assert wanted() == sorted(["sweep.csv", *after])
 
@@ -298,16 +302,16 @@ def test_only_what_is_missing_is_computed_again_also_where_the_project_was_moved
 
 def test_the_table_holds_what_the_report_says_of_each_network(at_single):
     table = pd.read_csv(at_single.place.reports / "sweep.csv").fillna({"preset": ""})
-    assert len(table) == 2 * 2 * 3 * (len(maximization.METHODS) + len(similarity.CONTROLS))
+    assert len(table) == 2 * 2 * 3 * (len(paper_methods.METHODS) + len(similarity.CONTROLS))
     assert set(table["caveat"]) == {"made-up data"} and set(table["preset"]) == {"calibrated", ""}
     cfg = at_single.cfg("synthetic", "narrow", (1,))
-    data = windows.cut(datasets.load_recordings("synthetic"), cfg.windows)
-    nets = training.load_networks(cfg, data)
+    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
+    nets = supervised.load_networks(cfg, data)
     mine = table[(table["architecture"] == "narrow") & (table["seed"] == 1)]
-    assert np.allclose(mine["macro_f1"], training.macro_f1(data.test, nets[0].predicted["test"]))
+    assert np.allclose(mine["macro_f1"], supervised.macro_f1(data.test, nets[0].predicted["test"]))
     (row,) = mine[(mine["name"] == "lowpass") & (mine["layer"] == "conv2")].itertuples()
     scores = similarity.load_scores(cfg, data, sweep.addressed(at_single, nets))
-    said = similarity.summarize(scores.sel({"preset": "calibrated", "method": "lowpass", "layer": "conv2"}))
+    said = similarity.summarize(scores.sel(preset="calibrated", technique="lowpass", layer="conv2"))
     assert (row.dead_units, row.failed_units) == (said["dead_units"], said["failed_units"])
     assert row.ssim == said["ssim"]["mean"] or (np.isnan(row.ssim) and said["ssim"]["mean"] is None)
 
@@ -315,7 +319,7 @@ def test_the_table_holds_what_the_report_says_of_each_network(at_single):
 def test_an_unfinished_sweep_leaves_the_table_as_it_was(tmp_path, single, monkeypatch):
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(single / "derived"))
     found = sweep.load(write(tmp_path, TINY.replace("seeds = 2", "seeds = 3")))
-    table = artifacts.write_text(found.place.reports / "sweep.csv", "before")
+    table = write_text(found.place.reports / "sweep.csv", "before")
     with pytest.raises(
         SweepError, match="synthetic, architecture default, seed 2 is not finished; start the sweep again"
     ):
@@ -354,11 +358,11 @@ def test_profiles_name_options_and_rules_that_exist(name):
 
 
 def test_a_job_leaves_what_other_machines_are_writing(own_folders):
-    place = training.STAGE.folder("k").parent
-    other, mine = (place / f".k.4194305@{node}.x1.part" for node in ("another-node", artifacts._node()))
+    place = supervised.STAGE.folder("k").parent
+    other, mine = (place / f".k.4194305@{node}.x1.part" for node in ("another-node", stages._node()))
     for folder in (other, mine):  # no process has so high a number
-        artifacts.write_text(folder / "half.txt", "")
-    training.STAGE.obtain("new", lambda part: artifacts.write_text(part / "a.txt", ""), {})
+        write_text(folder / "half.txt", "")
+    supervised.STAGE.obtain("new", lambda part: write_text(part / "a.txt", ""), {})
     assert other.exists() and not mine.exists()
 
 
@@ -377,10 +381,10 @@ def test_a_larger_sweep_costs_in_proportion_to_the_part_that_was_computed(fanned
 
 
 def test_without_a_part_it_is_projected_from_a_published_run(capsys):
-    assert sweep.main(["cost", str(config.REPOSITORY / "workflow" / "two_hundred.toml")]) == 0
+    assert sweep.main(["cost", str(REPOSITORY / "workflow" / "two_hundred.toml")]) == 0
     said = capsys.readouterr().out
     assert "200 networks of `two_hundred.toml` (data sets: 2, architectures: 2, seeds: 50; presets: 2)" in said
-    published = artifacts.read_json(config.REPOSITORY / "reports/published/desk/dsads/results.json")
+    published = read_json(REPOSITORY / "reports/published/desk/dsads/results.json")
     each = sum(published["timings_s"][s] for s in sweep.STAGES) * published["provenance"]["threads"]
     assert f"- dsads, narrow: {each / published['n_seeds'] * 50 / 3600:.3g} core-hours" in said
 

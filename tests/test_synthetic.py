@@ -8,9 +8,11 @@ import itertools
 import numpy as np
 import pytest
 
-from harvis_utils import motifs, windows
-from harvis_utils.config import SettingsError
-from harvis_utils.datasets import check_name, load_recordings, synthetic
+from harvis_utils.data import synthetic, windowing
+from harvis_utils.data.archive import load_recordings
+from harvis_utils.data.kinds import check_name
+from harvis_utils.metrics import motifs
+from harvis_utils.settings import SettingsError
 
 # frozen: if a number here has to change, every result on these data has to be made again
 SIGNALS_SHA256 = "3d5e4dbebbd298a7f5ceabeb2e0e6d7dbed3d2957ae73024b4d2103e76981c40"
@@ -238,7 +240,7 @@ def test_no_variant_can_pass_for_the_plain_data_or_another_variant():
         assert len({getattr(m, field) for m in made}) == len(made)
     assert len({m.dataset.title for m in made}) == len(made)
     for m in made:
-        assert m.caveat == "made-up data" and m.dataset.name == m.name and windows.cut(m).digest == m.digest
+        assert m.caveat == "made-up data" and m.dataset.name == m.name and windowing.cut(m).digest == m.digest
     for m in made[1:]:
         with pytest.raises(SettingsError, match="unknown data set"):
             check_name(m.name)

@@ -14,19 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from harvis_utils import artifacts, config, engine, training
-from harvis_utils.config import ModelSettings, TrainingSettings
-from harvis_utils.models import Dropout
-from harvis_utils.windows import Split
+from harvis_utils.data.windowing import Split
+from harvis_utils.networks.sfhf import Dropout
+from harvis_utils.parallel import threads_inside
+from harvis_utils.settings import MaximizationSettings, ModelSettings, Settings, TrainingSettings, load_settings
+from harvis_utils.store.files import ArtifactError
+from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EPOCHS = 5
 
 
-def tiny(seeds: tuple[int, ...] = (0,), epochs: int = EPOCHS, **model) -> config.Settings:
+def tiny(seeds: tuple[int, ...] = (0,), epochs: int = EPOCHS, **model) -> Settings:
     return dataclasses.replace(
-        config.load("quick", "synthetic", "cpu"),
+        load_settings("quick", "synthetic", "cpu"),
         model=ModelSettings(**({"n_units": 4, "n_dense": 16, "dropout": 0.2} | model)),
         training=TrainingSettings(seeds=seeds, epochs=epochs, learning_rate=1e-2, batch_size=8),
     )
@@ -37,11 +39,11 @@ def trained(tiny_windows, tmp_path_factory):
     """One network that was never interrupted, and the folder of its files."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("trained")))
-        network = training.train(tiny(), tiny_windows, 0)
-        return network, training.STAGE.folder(network.key)
+        network = supervised.train(tiny(), tiny_windows, 0)
+        return network, supervised.STAGE.folder(network.key)
 
 
-def assert_same(network: training.Network, other: training.Network) -> None:
+def assert_same(network: supervised.Network, other: supervised.Network) -> None:
     """Bit-equal weights, history and predictions."""
     first, second = network.model.state_dict(), other.model.state_dict()
     assert first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
@@ -55,21 +57,21 @@ def assert_same(network: training.Network, other: training.Network) -> None:
 
 def interrupt(monkeypatch, where: str, at: int) -> None:
     """Make the ``at``-th call of ``training.<where>`` from now on end as Ctrl-C would."""
-    real, calls = getattr(training, where), iter(range(at + 1))
+    real, calls = getattr(supervised, where), iter(range(at + 1))
 
     def stopped(*args):
         if next(calls) == at:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(training, where, stopped)
+    monkeypatch.setattr(supervised, where, stopped)
 
 
 # --------------------------------------------------------------------------------------------------- training
 
 
 def test_the_loss_falls_and_the_classes_are_learned(tiny_windows):
-    network = training.train(tiny(epochs=15), tiny_windows, 1)
+    network = supervised.train(tiny(epochs=15), tiny_windows, 1)
     loss = network.history["loss"]
     assert loss.shape == (15,) and 0.9 < loss[0] < 1.6, "about log(3) before anything is learned"
     assert loss[-1] < 0.5 * loss[0]
@@ -79,7 +81,7 @@ def test_the_loss_falls_and_the_classes_are_learned(tiny_windows):
 
 def test_predictions_are_those_of_the_two_epochs(trained, tiny_windows):
     network, folder = trained
-    last = training.new_model(tiny_windows, tiny().model, 0)
+    last = supervised.new_model(tiny_windows, tiny().model, 0)
     last.load_state_dict(load_file(folder / "last_weights.safetensors"))
     for name in ("val", "test"):
         split, history = getattr(tiny_windows, name), network.history[f"{name}_f1"]
@@ -90,13 +92,13 @@ def test_predictions_are_those_of_the_two_epochs(trained, tiny_windows):
             with torch.no_grad():
                 scores = torch.stack([model.eval()(torch.as_tensor(x)[None])[0] for x in split.x])
             np.testing.assert_array_equal(predicted[name], scores.argmax(1))
-            assert training.macro_f1(split, predicted[name]) == history[epoch]
+            assert supervised.macro_f1(split, predicted[name]) == history[epoch]
 
 
 def test_predict_in_small_batches(trained, tiny_windows, monkeypatch):
     network, _ = trained
-    monkeypatch.setattr(training, "EVALUATION_BATCH", 7)
-    np.testing.assert_array_equal(training.predict(network.model, tiny_windows.test), network.predicted["test"])
+    monkeypatch.setattr(supervised, "EVALUATION_BATCH", 7)
+    np.testing.assert_array_equal(supervised.predict(network.model, tiny_windows.test), network.predicted["test"])
 
 
 def test_the_first_of_the_best_epochs_is_kept(tiny_windows, monkeypatch):
@@ -107,19 +109,19 @@ def test_the_first_of_the_best_epochs_is_kept(tiny_windows, monkeypatch):
     def made_f1(split, classes):
         return next(scores) if split is tiny_windows.val else 0.5
 
-    real = training._epoch
+    real = supervised._epoch
 
     def noting(model, *args):
         loss = real(model, *args)
         seen.append({k: v.clone() for k, v in model.state_dict().items()})
         return loss
 
-    monkeypatch.setattr(training, "macro_f1", made_f1)
-    monkeypatch.setattr(training, "_epoch", noting)
-    network = training.train(tiny(), tiny_windows, 0)
+    monkeypatch.setattr(supervised, "macro_f1", made_f1)
+    monkeypatch.setattr(supervised, "_epoch", noting)
+    network = supervised.train(tiny(), tiny_windows, 0)
     assert network.best_epoch == 1 and network.history["val_f1"].tolist() == [0.2, 0.9, 0.5, 0.9, 0.9]
     assert all(torch.equal(v, seen[1][k]) for k, v in network.model.state_dict().items())
-    last = load_file(training.STAGE.folder(network.key) / "last_weights.safetensors")
+    last = load_file(supervised.STAGE.folder(network.key) / "last_weights.safetensors")
     assert all(torch.equal(v, seen[-1][k]) for k, v in last.items())
 
 
@@ -133,11 +135,11 @@ def test_best_epoch_of_a_real_history(trained):
 
 def test_the_same_seed_gives_bit_equal_networks(trained, tiny_windows):
     torch.manual_seed(99)  # what was drawn before does not matter
-    assert_same(training.train(tiny(), tiny_windows, 0), trained[0])
+    assert_same(supervised.train(tiny(), tiny_windows, 0), trained[0])
 
 
 def test_another_seed_gives_another_network(trained, tiny_windows):
-    (first, second) = training.networks(tiny(seeds=(0, 1), epochs=1), tiny_windows)
+    (first, second) = supervised.networks(tiny(seeds=(0, 1), epochs=1), tiny_windows)
     assert (first.seed, second.seed) == (0, 1) and first.key != second.key
     assert not torch.equal(first.model.conv1.weight, second.model.conv1.weight)
 
@@ -147,15 +149,15 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(epoch, trained, tiny_wi
     with monkeypatch.context() as patched:
         interrupt(patched, "_epoch", epoch)
         with pytest.raises(KeyboardInterrupt):
-            training.train(tiny(), tiny_windows, 0)
+            supervised.train(tiny(), tiny_windows, 0)
     key = trained[0].key
-    assert not training.STAGE.folder(key).exists()
-    assert (training.STAGE.checkpoint(key) / "checkpoint.safetensors").exists() == (epoch > 0)
+    assert not supervised.STAGE.folder(key).exists()
+    assert (supervised.STAGE.checkpoint(key) / "checkpoint.safetensors").exists() == (epoch > 0)
     torch.rand(epoch + 1)
     with monkeypatch.context() as patched:
         interrupt(patched, "_epoch", EPOCHS - epoch)  # epochs that are done are not done again
-        assert_same(training.train(tiny(), tiny_windows, 0), trained[0])
-    assert not training.STAGE.checkpoint(key).exists()
+        assert_same(supervised.train(tiny(), tiny_windows, 0), trained[0])
+    assert not supervised.STAGE.checkpoint(key).exists()
 
 
 @pytest.mark.parametrize(("where", "at"), [("predict", 5), ("_save_checkpoint", 2), ("save_file", EPOCHS + 1)])
@@ -163,15 +165,15 @@ def test_interrupted_anywhere_else(where, at, trained, tiny_windows, monkeypatch
     """Between training and scoring an epoch, before its checkpoint, and while the result is written."""
     with monkeypatch.context() as patched:
         interrupt(patched, where, at) if where != "save_file" else patched.setattr(
-            training, "save_file", stopping_save(at)
+            supervised, "save_file", stopping_save(at)
         )
         with pytest.raises(KeyboardInterrupt):
-            training.train(tiny(), tiny_windows, 0)
-    assert_same(training.train(tiny(), tiny_windows, 0), trained[0])
+            supervised.train(tiny(), tiny_windows, 0)
+    assert_same(supervised.train(tiny(), tiny_windows, 0), trained[0])
 
 
 def stopping_save(at: int):
-    real, calls = training.save_file, iter(range(at + 1))
+    real, calls = supervised.save_file, iter(range(at + 1))
 
     def save(tensors, path, metadata=None):
         real(tensors, path, metadata=metadata)
@@ -186,12 +188,12 @@ def test_resuming_with_another_shape_and_without_batch_norm(tiny_windows, monkey
     cfg = tiny(epochs=3, n_units=12, batch_norm=False, mixing="conv", pool="max2")
     with monkeypatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path / "whole"))
-        whole = training.train(cfg, tiny_windows, 1)
+        whole = supervised.train(cfg, tiny_windows, 1)
     with monkeypatch.context() as patched:
         interrupt(patched, "_epoch", 2)
         with pytest.raises(KeyboardInterrupt):
-            training.train(cfg, tiny_windows, 1)
-    assert_same(training.train(cfg, tiny_windows, 1), whole)
+            supervised.train(cfg, tiny_windows, 1)
+    assert_same(supervised.train(cfg, tiny_windows, 1), whole)
 
 
 def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
@@ -212,7 +214,7 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
         torch.rand(seed + epoch)  # something else was drawn before
         model = Noting()
         sgd = torch.optim.SGD(model.parameters(), 0.1)
-        loss = training._epoch(model, sgd, x, y, TrainingSettings(batch_size=batch_size), seed, epoch)
+        loss = supervised._epoch(model, sgd, x, y, TrainingSettings(batch_size=batch_size), seed, epoch)
         return model.order, model.noise, loss
 
     first, again = walk(1, 2), walk(1, 2)
@@ -225,7 +227,7 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
 
 def test_the_key_knows_what_decides_the_weights_and_nothing_else(tiny_windows):
     cfg = tiny(seeds=(0, 1))
-    key = training._key(cfg, tiny_windows, 0)
+    key = supervised._key(cfg, tiny_windows, 0)
     for section in ("windows", "model", "training"):
         part = getattr(cfg, section)
         for field in dataclasses.fields(part):
@@ -235,13 +237,13 @@ def test_the_key_knows_what_decides_the_weights_and_nothing_else(tiny_windows):
                 continue
             other = value + 1 if other is None else other
             changed = dataclasses.replace(cfg, **{section: dataclasses.replace(part, **{field.name: other})})
-            assert training._key(changed, tiny_windows, 0) != key, field.name
-    assert training._key(cfg, tiny_windows, 1) != key
-    assert training._key(cfg, dataclasses.replace(tiny_windows, digest="other"), 0) != key
+            assert supervised._key(changed, tiny_windows, 0) != key, field.name
+    assert supervised._key(cfg, tiny_windows, 1) != key
+    assert supervised._key(cfg, dataclasses.replace(tiny_windows, digest="other"), 0) != key
     same = dataclasses.replace(
-        tiny(seeds=(0, 7)), device="cuda", profile="other", maximization=config.MaximizationSettings(n_steps=1)
+        tiny(seeds=(0, 7)), device="cuda", profile="other", maximization=MaximizationSettings(n_steps=1)
     )
-    assert training._key(same, tiny_windows, 0) == key
+    assert supervised._key(same, tiny_windows, 0) == key
 
 
 # --------------------------------------------------------------------------------------------- side by side
@@ -249,16 +251,16 @@ def test_the_key_knows_what_decides_the_weights_and_nothing_else(tiny_windows):
 
 def test_networks_trained_side_by_side_equal_those_trained_alone(tiny_windows):
     cfg = tiny(seeds=(0, 1, 2))
-    with engine.threads_inside(3):
-        together = training.networks(cfg, tiny_windows)
+    with threads_inside(3):
+        together = supervised.networks(cfg, tiny_windows)
         assert torch.get_num_threads() == 3
     for network in together:
-        shutil.rmtree(training.STAGE.folder(network.key))
-        assert_same(training.train(cfg, tiny_windows, network.seed), network)
+        shutil.rmtree(supervised.STAGE.folder(network.key))
+        assert_same(supervised.train(cfg, tiny_windows, network.seed), network)
 
 
 def test_networks_take_turns(tiny_windows, monkeypatch):
-    begun, real, start = [], training._epoch, threading.Barrier(3)
+    begun, real, start = [], supervised._epoch, threading.Barrier(3)
 
     def noting(model, optimizer, x, y, settings, seed, epoch, check):
         begun.append(seed)
@@ -269,10 +271,10 @@ def test_networks_take_turns(tiny_windows, monkeypatch):
         start.wait(60)  # one of them could be done before the last one has begun
         return resume(*arguments)
 
-    resume = training._resume
-    monkeypatch.setattr(training, "_resume", together)
-    monkeypatch.setattr(training, "_epoch", noting)
-    training.networks(tiny(seeds=(0, 1, 2), epochs=6), tiny_windows)
+    resume = supervised._resume
+    monkeypatch.setattr(supervised, "_resume", together)
+    monkeypatch.setattr(supervised, "_epoch", noting)
+    supervised.networks(tiny(seeds=(0, 1, 2), epochs=6), tiny_windows)
     assert len(begun) == 18
     for i in range(18):
         done = [begun[:i].count(seed) for seed in (0, 1, 2)]
@@ -280,19 +282,19 @@ def test_networks_take_turns(tiny_windows, monkeypatch):
 
 
 def test_an_error_in_one_network_stops_the_others(tiny_windows, monkeypatch):
-    cfg, real, begun, before = tiny(seeds=(0, 1, 2, 3), epochs=50), training._epoch, [], []
-    other = training.STAGE.checkpoint(training._key(cfg, tiny_windows, 0)) / "checkpoint.safetensors"
+    cfg, real, begun, before = tiny(seeds=(0, 1, 2, 3), epochs=50), supervised._epoch, [], []
+    other = supervised.STAGE.checkpoint(supervised._key(cfg, tiny_windows, 0)) / "checkpoint.safetensors"
 
     def failing(model, optimizer, x, y, settings, seed, epoch, check):
         begun.append((seed, epoch))
         if seed == 1 and other.exists():  # threads begin in any order: fail once there is something to lose
             before.append(len(begun))
-            raise training.TrainingError("network 1: made to fail")
+            raise supervised.TrainingError("network 1: made to fail")
         return real(model, optimizer, x, y, settings, seed, epoch, check)
 
-    monkeypatch.setattr(training, "_epoch", failing)
-    with pytest.raises(training.TrainingError, match="network 1: made to fail"):
-        training.networks(cfg, tiny_windows)
+    monkeypatch.setattr(supervised, "_epoch", failing)
+    with pytest.raises(supervised.TrainingError, match="network 1: made to fail"):
+        supervised.networks(cfg, tiny_windows)
     assert len(before) == 1 and len(begun) < before[0] + 20, "the others went on"
     assert not [t for t in threading.enumerate() if "Pool" in t.name]
     assert other.exists(), "what the others had done is not lost"
@@ -303,29 +305,29 @@ def test_an_error_in_one_network_stops_the_others(tiny_windows, monkeypatch):
 
 def test_networks_are_trained_once_and_read_afterwards(tiny_windows, monkeypatch):
     cfg = tiny(epochs=1)
-    (network,) = training.networks(cfg, tiny_windows)
+    (network,) = supervised.networks(cfg, tiny_windows)
     interrupt(monkeypatch, "_epoch", 0)
-    for found in (training.networks(cfg, tiny_windows), training.load_networks(cfg, tiny_windows)):
+    for found in (supervised.networks(cfg, tiny_windows), supervised.load_networks(cfg, tiny_windows)):
         assert_same(found[0], network)
-    about = training.STAGE.manifest(network.key)["provenance"]
+    about = supervised.STAGE.manifest(network.key)["provenance"]
     assert (about["seed"], about["data"], about["caveat"]) == (0, tiny_windows.digest, "made-up data")
 
 
 def test_missing_networks_say_which_notebook_makes_them(tiny_windows):
-    with pytest.raises(artifacts.ArtifactError, match="stage 'networks' .* run notebook 02_model first"):
-        training.load_networks(tiny(), tiny_windows)
+    with pytest.raises(ArtifactError, match="stage 'networks' .* run notebook 02_model first"):
+        supervised.load_networks(tiny(), tiny_windows)
 
 
 def test_untrained_networks_are_the_start_of_the_trained_ones(tiny_windows):
     cfg = tiny(seeds=(0, 1))
-    first, again = training.untrained(cfg, tiny_windows), training.untrained(cfg, tiny_windows)
+    first, again = supervised.untrained(cfg, tiny_windows), supervised.untrained(cfg, tiny_windows)
     for network, other, seed in zip(first, again, (0, 1), strict=True):
         assert_same(network, other)
-        start = training.new_model(tiny_windows, cfg.model, seed)
+        start = supervised.new_model(tiny_windows, cfg.model, seed)
         assert all(torch.equal(v, start.state_dict()[k]) for k, v in network.model.state_dict().items())
         assert not network.model.training and network.trunk.layers == ("conv1", "conv2", "conv3")
     assert not torch.equal(first[0].model.conv1.weight, first[1].model.conv1.weight)
-    keys = {n.key for n in first} | {training._key(cfg, tiny_windows, s) for s in (0, 1)}
+    keys = {n.key for n in first} | {supervised._key(cfg, tiny_windows, s) for s in (0, 1)}
     assert len(keys) == 4
 
 
@@ -354,15 +356,15 @@ def test_scores_against_their_twins(rows):
     zero = np.zeros(len(true), dtype=np.int64)
     split = Split(np.zeros((30, 1), np.float32), zero, true, subject, zero, zero, 30)
     t, p = true.tolist(), predicted.tolist()
-    assert training.macro_f1(split, predicted) == pytest.approx(naive_macro(t, p))
+    assert supervised.macro_f1(split, predicted) == pytest.approx(naive_macro(t, p))
     expected = [naive_f1(t, p, c) for c in range(N_CLASSES)]
-    np.testing.assert_allclose(training.class_f1(split, predicted, N_CLASSES), expected)
+    np.testing.assert_allclose(supervised.class_f1(split, predicted, N_CLASSES), expected)
     by_subject = {
         s: naive_macro([a for a, _, w in rows if w == s], [b for _, b, w in rows if w == s])
         for s in set(subject.tolist())
     }
-    assert training.subject_f1(split, predicted) == pytest.approx(by_subject)
-    shares = training.confusion(split, predicted, N_CLASSES)
+    assert supervised.subject_f1(split, predicted) == pytest.approx(by_subject)
+    shares = supervised.confusion(split, predicted, N_CLASSES)
     for c in range(N_CLASSES):
         for d in range(N_CLASSES):
             pairs = sum((a, b) == (c, d) for a, b in zip(t, p, strict=True))
@@ -371,15 +373,15 @@ def test_scores_against_their_twins(rows):
 
 def test_a_diverging_loss_is_told_at_once(tiny_windows):
     cfg = dataclasses.replace(
-        config.Settings("quick", "synthetic"),
+        Settings("quick", "synthetic"),
         model=ModelSettings(n_units=4, n_dense=8),
         training=TrainingSettings(seeds=(0,), epochs=3, learning_rate=1e25, batch_size=8),
     )
-    with pytest.raises(training.TrainingError, match="network 0: the loss is (nan|inf) in epoch .*learning_rate"):
-        training.train(cfg, tiny_windows, 0)
+    with pytest.raises(supervised.TrainingError, match="network 0: the loss is (nan|inf) in epoch .*learning_rate"):
+        supervised.train(cfg, tiny_windows, 0)
 
 
 def test_a_damaged_checkpoint_is_named(tiny_windows, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
-    with pytest.raises(training.TrainingError, match=r"checkpoint.safetensors is damaged .*delete it"):
-        training._resume(tmp_path, None, None)
+    with pytest.raises(supervised.TrainingError, match=r"checkpoint.safetensors is damaged .*delete it"):
+        supervised._resume(tmp_path, None, None)

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvis_utils import config, datasets, windows
-from harvis_utils.config import WindowSettings
-from harvis_utils.datasets import archive
-from harvis_utils.windows import SPLITS
+from harvis_utils.data import archive, kinds, windowing
+from harvis_utils.data.windowing import SPLITS
+from harvis_utils.settings import WindowSettings, data_folders
 
 # ------------------------------------------------------------------------------------------------ naive twins
 
@@ -50,7 +49,7 @@ rates = st.sampled_from([20.0, 25.0, 30.0, 50.0, 64.0, 33.3])
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 200), axes=st.integers(1, 4), rate=rates, to=rates)
 def test_resample_against_its_twin(seed, n, axes, rate, to):
     signal = np.random.default_rng(seed).normal(size=(n, axes)).astype(np.float32)
-    found, twin = windows.resample(signal, rate, to), naive_resample(signal, rate, to)
+    found, twin = windowing.resample(signal, rate, to), naive_resample(signal, rate, to)
     assert found.dtype == np.float32
     assert found.shape == twin.shape
     np.testing.assert_allclose(found, twin, atol=1e-5)
@@ -59,15 +58,15 @@ def test_resample_against_its_twin(seed, n, axes, rate, to):
 @pytest.mark.parametrize("rate", [20.0, 25.0, 50.0])
 def test_a_straight_line_stays_one(rate):
     line = np.stack([np.arange(101) / rate, 1 - np.arange(101) / rate], axis=1).astype(np.float32)
-    found = windows.resample(line, rate, 30.0)
+    found = windowing.resample(line, rate, 30.0)
     np.testing.assert_allclose(found[:, 0], np.arange(len(found)) / 30, atol=1e-6)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
 
 
 def test_five_minutes_at_25_hz_give_598_windows(make_recordings):
     recordings = make_recordings({(s, 0): 7500 for s in (1, 3, 4)}, rate_hz=25.0)
-    assert windows.resample(recordings.items[0].signal, 25.0, 30.0).shape == (8999, 3)
-    assert windows.cut(recordings).counts() == {"train": 598, "val": 598, "test": 598}
+    assert windowing.resample(recordings.items[0].signal, 25.0, 30.0).shape == (8999, 3)
+    assert windowing.cut(recordings).counts() == {"train": 598, "val": 598, "test": 598}
 
 
 # ----------------------------------------------------------------------------------------------------- cutting
@@ -85,7 +84,7 @@ def test_cut_against_its_twin(make_recordings, data):
     lengths = {(s, a): data.draw(st.integers(1, 60)) for s in (1, 2, 3, 4) for a in range(2)}
     lengths |= {(s, 2): 60 for s in (1, 3, 4)}  # so that no split is empty
     recordings = make_recordings(lengths, rate_hz=data.draw(st.sampled_from([25.0, 30.0, 50.0])), n_axes=2)
-    found = windows.cut(recordings, own)
+    found = windowing.cut(recordings, own)
     for name in SPLITS:
         split, twin = getattr(found, name), naive_cut(recordings, name, own)
         assert len(split) == len(twin)
@@ -129,8 +128,8 @@ def test_what_windows_say_about_themselves(make_recordings, tiny_windows):
     assert tiny_windows.axes == ("axis 0", "axis 1", "axis 2") and len(tiny_windows.activities) == 3
     assert [sorted(set(getattr(tiny_windows, name).subject)) for name in SPLITS] == [[1, 2], [3], [4]]
     unverified = make_recordings({(s, 0): 40 for s in (1, 3, 4)}, made_up=False)
-    unverified = datasets.Recordings("made-approximate", unverified.dataset, unverified.items, False, "")
-    assert windows.cut(unverified).caveat == "approximate data (archive not verified)"
+    unverified = kinds.Recordings("made-approximate", unverified.dataset, unverified.items, False, "")
+    assert windowing.cut(unverified).caveat == "approximate data (archive not verified)"
 
 
 # --------------------------------------------------------------------------------------------------- refusals
@@ -139,7 +138,7 @@ def test_what_windows_say_about_themselves(make_recordings, tiny_windows):
 def test_a_subject_in_two_splits_is_refused(make_recordings):
     recordings = make_recordings({(s, 0): 40 for s in (1, 2, 3)}, split={"train": (1, 2), "val": (3,), "test": (2,)})
     with pytest.raises(ValueError, match="made: a subject stands in two splits: .*'test': \\(2,\\)"):
-        windows.cut(recordings)
+        windowing.cut(recordings)
 
 
 @pytest.mark.parametrize("empty", SPLITS)
@@ -148,7 +147,7 @@ def test_an_empty_split_is_refused(make_recordings, empty, how):
     of = {"train": (1, 2), "val": (3,), "test": (4,)}
     lengths = {(s, 0): 29 if s in of[empty] else 60 for s in (1, 2, 3, 4) if how == "too short" or s not in of[empty]}
     with pytest.raises(ValueError, match=f"made: no window for the {empty} subjects "):
-        windows.cut(make_recordings(lengths))
+        windowing.cut(make_recordings(lengths))
 
 
 # -------------------------------------------------------------------------------------------------- threshold
@@ -157,11 +156,11 @@ def test_an_empty_split_is_refused(make_recordings, empty, how):
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(30, 90), n_axes=st.integers(1, 4))
 def test_threshold_against_its_twin(make_recordings, n, n_axes):
-    split = windows.cut(make_recordings({(s, 0): n for s in (1, 3, 4)}, n_axes=n_axes)).train
+    split = windowing.cut(make_recordings({(s, 0): n for s in (1, 3, 4)}, n_axes=n_axes)).train
     values = [abs(float(v)) for row in split.series for v in row]
     mean = sum(values) / len(values)
     std = (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
-    assert windows.amplitude_threshold(split) == pytest.approx(mean + 2 * std, rel=1e-9)
+    assert windowing.amplitude_threshold(split) == pytest.approx(mean + 2 * std, rel=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------- real archives
@@ -178,12 +177,12 @@ def test_threshold_against_its_twin(make_recordings, n, n_axes):
     ],
 )
 def test_real_windows(name, counts, threshold, tolerance):
-    base = datasets.check_name(name).archive
+    base = kinds.check_name(name).archive
     if archive.locate(name, base) is None:
-        pytest.skip(f"no {base.filename} in {', '.join(map(str, config.data_folders()))}")
-    found = windows.cut(datasets.load_recordings(name, download=False))
+        pytest.skip(f"no {base.filename} in {', '.join(map(str, data_folders()))}")
+    found = windowing.cut(archive.load_recordings(name, download=False))
     assert found.counts() | counts == found.counts()
-    assert windows.amplitude_threshold(found.train) == pytest.approx(threshold, abs=tolerance)
+    assert windowing.amplitude_threshold(found.train) == pytest.approx(threshold, abs=tolerance)
     assert found.train.x[-1].shape == (6, 30)
     assert found.caveat == ("" if name == "dsads" else "approximate data (archive not verified)")
     # no gravity is missing and no unit wrong: the median length of a sensor's acceleration is 1 G

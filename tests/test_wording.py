@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvis_utils import wording
+from harvis_utils.metrics import wording
 
 ROW = {"x": 0.234, "x low": 0.11, "x high": 0.36, "y": -1.5, "z": 2.0, "z low": np.nan, "z high": np.nan, "n": np.nan}
 

@@ -35,26 +35,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harvis_utils import (
-    activations,
-    artifacts,
-    config,
-    datasets,
-    maximization,
-    readings,
-    recipes,
-    similarity,
-    training,
-    windows,
+from harvis_utils.data import archive, kinds, windowing
+from harvis_utils.data.windowing import Windows
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.paper import readings, recipes
+from harvis_utils.parallel import threads, torch_device
+from harvis_utils.settings import (
+    REPOSITORY,
+    Settings,
+    SettingsError,
+    artifact_root,
+    as_json,
+    for_choosing,
+    from_json,
+    keys_file,
+    load_settings,
 )
-from harvis_utils.config import Settings
-from harvis_utils.windows import Windows
+from harvis_utils.store import stages
+from harvis_utils.store.files import ArtifactError, replacing, write_json
+from harvis_utils.training import supervised
 
 FOLDER, RECORDINGS, MANIFEST = "harvis-bundle", "recordings.npz", "parts.json"
 MIB = 2**20
 #: exit code for "the time is up, call again": EX_TEMPFAIL of sysexits.h
 MORE = 75
-STAGES = {m.STAGE.name: m.STAGE for m in (training, activations, maximization, similarity, readings, recipes)}
+STAGES = {m.STAGE.name: m.STAGE for m in (supervised, unit_statistics, paper_methods, similarity, readings, recipes)}
 
 #: what the heavy stages need, and the names under which they import it
 NEEDED = {name: name for name in ("torch", "h5netcdf", "h5py", "numpy", "pandas", "psutil", "safetensors", "scipy")}
@@ -69,7 +75,7 @@ class BundleError(RuntimeError):
 
 def stored() -> list[str]:
     """Addresses ("stage/key") of all results of the heavy stages that are there."""
-    store = config.artifact_root() / "store"
+    store = artifact_root() / "store"
     found = (
         path.parent.relative_to(store).as_posix() for stage in STAGES for path in store.glob(f"{stage}/*/manifest.json")
     )
@@ -83,13 +89,13 @@ def _digest(content: bytes) -> str:
 def _state() -> dict:
     """What of this project's state addresses are made of."""
     modules = sorted({module for stage in STAGES.values() for module in stage.modules})
-    sources = {m: _digest(artifacts.source_file(m).read_bytes()) for m in modules}
+    sources = {m: _digest(stages.source_file(m).read_bytes()) for m in modules}
     return {
-        "versions": dict(zip(artifacts.VERSIONED, artifacts.key_parts(())["versions"], strict=True)),
-        "code": {sources[m]: artifacts.key_parts([m])["code"][0] for m in modules},
+        "versions": dict(zip(stages.VERSIONED, stages.key_parts(())["versions"], strict=True)),
+        "code": {sources[m]: stages.key_parts([m])["code"][0] for m in modules},
         "sources": sources,
         "python": platform.python_version(),
-        "git": artifacts.git_revision(),
+        "git": stages.git_revision(),
     }
 
 
@@ -104,25 +110,25 @@ def pack(
     ``wheels_for`` is the Python version ("3.12") of a machine that lacks packages other than torch and those in
     ``have``: their wheels travel too. Raises :class:`BundleError` beyond ``limit_mib``.
     """
-    recordings = datasets.load_recordings(cfg.dataset)
+    recordings = archive.load_recordings(cfg.dataset)
     known = {
-        "settings": config.as_json(cfg) | {"device": None},
+        "settings": as_json(cfg) | {"device": None},
         "data": {"digest": recordings.digest, "verified": recordings.verified},
         "needs": NEEDED,
         **_state(),
     }
-    with tempfile.TemporaryDirectory() as made, artifacts.replacing(out) as part:
+    with tempfile.TemporaryDirectory() as made, replacing(out) as part:
         folder = Path(made)
         shutil.copyfile(Path(__file__).with_suffix(".sh"), folder / "run.sh")
-        artifacts.write_json(folder / "keys.json", known)
+        write_json(folder / "keys.json", known)
         who = {name: [getattr(item, name) for item in recordings.items] for name in ("subject", "activity")}
         np.savez(folder / RECORDINGS, **who, **{f"{i}": item.signal for i, item in enumerate(recordings.items)})
         if wheels_for:
             fetch_wheels(wheels_for, have, folder / "wheels")
         members = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-        code = [p for name in ("harvis_utils", "workflow") for p in sorted((config.REPOSITORY / name).rglob("*"))]
+        code = [p for name in ("harvis_utils", "workflow") for p in sorted((REPOSITORY / name).rglob("*"))]
         sources = [p for p in code if p.suffix in (".py", ".json", ".txt")]
-        members |= {p.relative_to(config.REPOSITORY).as_posix(): p for p in (*sources, config.REPOSITORY / "LICENSE")}
+        members |= {p.relative_to(REPOSITORY).as_posix(): p for p in (*sources, REPOSITORY / "LICENSE")}
         _write_tar(part, {f"{FOLDER}/{name}": path for name, path in members.items()})
         sizes = {name: path.stat().st_size for name, path in members.items()}
         if (size := part.stat().st_size) > limit_mib * MIB:
@@ -150,7 +156,7 @@ def fetch_wheels(python: str, have: Iterable[str], folder: Path) -> list[str]:
     there = {_normal(name) for name in ("torch", *have)}
     words = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, "--dest", folder]
     words += [word for name in PLATFORMS for word in ("--platform", name)]
-    words += ["-c", config.REPOSITORY / "constraints.txt", *(name for name in NEEDED if name not in there)]
+    words += ["-c", REPOSITORY / "constraints.txt", *(name for name in NEEDED if name not in there)]
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -171,17 +177,17 @@ def _normal(name: str) -> str:
 
 def unpacked(device: str | None) -> tuple[Settings, Windows]:
     """Settings and windows of the bundle that this is."""
-    known = artifacts.packed()
+    known = stages.packed()
     if not known:
         raise BundleError("this is no unpacked bundle; start the run.sh of one")
-    cfg = dataclasses.replace(config.from_json(known["settings"]), device=device)
+    cfg = dataclasses.replace(from_json(known["settings"]), device=device)
     if _state()["sources"] != known["sources"]:
-        raise BundleError(f"{config.REPOSITORY}: this is not the code that was packed; unpack the bundle again")
-    with np.load(config.keys_file().with_name(RECORDINGS), allow_pickle=False) as kept:
+        raise BundleError(f"{REPOSITORY}: this is not the code that was packed; unpack the bundle again")
+    with np.load(keys_file().with_name(RECORDINGS), allow_pickle=False) as kept:
         who = zip(kept["subject"].tolist(), kept["activity"].tolist(), strict=True)
-        items = tuple(datasets.Recording(*both, kept[f"{i}"]) for i, both in enumerate(who))
-    recordings = datasets.Recordings(cfg.dataset, datasets.check_name(cfg.dataset), items, **known["data"])
-    return cfg, windows.cut(recordings, cfg.windows)
+        items = tuple(kinds.Recording(*both, kept[f"{i}"]) for i, both in enumerate(who))
+    recordings = kinds.Recordings(cfg.dataset, kinds.check_name(cfg.dataset), items, **known["data"])
+    return cfg, windowing.cut(recordings, cfg.windows)
 
 
 def compute(cfg: Settings, data: Windows, workers: int = 1) -> None:
@@ -190,26 +196,26 @@ def compute(cfg: Settings, data: Windows, workers: int = 1) -> None:
     What is there is not made again, and training goes on after its last epoch, so this can be killed anywhere. On CUDA
     ``workers`` networks are trained at once, each in a process of its own: a small network leaves a GPU mostly idle.
     """
-    others = config.for_choosing(cfg)
-    if workers > 1 and config.torch_device(cfg.device).type == "cuda":
+    others = for_choosing(cfg)
+    if workers > 1 and torch_device(cfg.device).type == "cuda":
         each = [(some, seed) for some in (cfg, others) for seed in some.training.seeds]
         spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
             for done in [pool.submit(_train, some, data, seed) for some, seed in each]:
                 done.result()
-    with artifacts.around_builds(_said):
-        nets, random = training.networks(cfg, data), training.untrained(cfg, data)
-        statistics, random_statistics = (activations.statistics(cfg, data, some) for some in (nets, random))
-        signals = maximization.signals(cfg, data, nets, statistics)
-        control = maximization.CONTROL_METHODS, ("calibrated",)
-        random_signals = maximization.signals(cfg, data, random, random_statistics, *control)
+    with stages.around_builds(_said):
+        nets, random = supervised.networks(cfg, data), supervised.untrained(cfg, data)
+        statistics, random_statistics = (unit_statistics.statistics(cfg, data, some) for some in (nets, random))
+        signals = paper_methods.signals(cfg, data, nets, statistics)
+        control = paper_methods.CONTROL_METHODS, ("calibrated",)
+        random_signals = paper_methods.signals(cfg, data, random, random_statistics, *control)
         similarity.scores(cfg, data, nets, statistics, signals)
-        one = random_signals.isel(preset=0, method=0, drop=True)
+        one = random_signals.isel(preset=0, technique=0, drop=True)
         similarity.controls(cfg, data, nets, statistics, random, random_statistics, one)
         if not others.training.seeds:
             return
-        choosing = training.networks(others, data)
-        own = activations.statistics(others, data, choosing)
+        choosing = supervised.networks(others, data)
+        own = unit_statistics.statistics(others, data, choosing)
         for net in choosing:
             readings.signals(cfg, data, net, own.sel(seed=net.seed), readings.grid())
         units = readings.chosen_units(cfg.model.n_units, cfg.readings.n_units)
@@ -218,7 +224,7 @@ def compute(cfg: Settings, data: Windows, workers: int = 1) -> None:
 
 
 def _train(cfg: Settings, data: Windows, seed: int) -> None:
-    training.networks(dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=(seed,))), data)
+    supervised.networks(dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=(seed,))), data)
 
 
 def _end_with_parent() -> None:
@@ -235,7 +241,7 @@ def _exactly(threads: int) -> None:
 
 
 @contextmanager
-def _said(stage: artifacts.Stage, key: str) -> Iterator[None]:
+def _said(stage: stages.Stage, key: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
     print(f"  {stage.name}/{key}: {time.perf_counter() - begun:.1f} s", flush=True)
@@ -267,12 +273,12 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
                 name = f"results.{len(digests) + 1:03d}"
                 digests[name] = _digest(block)
                 if chosen is None or len(digests) in chosen:
-                    with artifacts.replacing(out / name) as part:
+                    with replacing(out / name) as part:
                         part.write_bytes(block)
                     written.append(out / name)
     if not written:
         raise BundleError(f"there are parts 1 to {len(digests)}; choose among these")
-    artifacts.write_json(out / MANIFEST, {"parts": digests, "results": there, "keys": artifacts.packed()})
+    write_json(out / MANIFEST, {"parts": digests, "results": there, "keys": stages.packed()})
     return written
 
 
@@ -302,7 +308,7 @@ def unpack(paths: Sequence[Path]) -> tuple[int, int]:
     parts = {f.name: f for f in files if f.exists()}
     if missing := [name for name in about["parts"] if name not in parts]:
         raise BundleError(f"missing: {', '.join(missing)}, of {len(about['parts'])} parts; fetch them too")
-    store = config.artifact_root() / "store"
+    store = artifact_root() / "store"
     store.mkdir(parents=True, exist_ok=True)
     new = [address for address in about["results"] if address not in stored()]
     with tempfile.TemporaryFile() as whole, tempfile.TemporaryDirectory(dir=store, prefix=".unpacking.") as folder:
@@ -343,8 +349,8 @@ def _check_state(packed: dict) -> None:
 
 
 def _pack_command(words: argparse.Namespace) -> None:
-    cfg = config.load(words.profile, words.dataset)
-    out = Path(words.out or config.REPOSITORY / "dist" / f"harvis-{cfg.profile}-{cfg.dataset}.tar")
+    cfg = load_settings(words.profile, words.dataset)
+    out = Path(words.out or REPOSITORY / "dist" / f"harvis-{cfg.profile}-{cfg.dataset}.tar")
     sizes = pack(cfg, out, words.limit_mib, words.wheels_for, words.have)
     wheels = sum(size for name, size in sizes.items() if name.startswith("wheels/"))
     print(f"{out}: {out.stat().st_size / MIB:.1f} MiB", end=", ")
@@ -363,15 +369,15 @@ def _run_command(words: argparse.Namespace) -> None:
     stopping = threading.Timer(max(0.0, words.began + words.seconds - time.time()), _stop)
     stopping.daemon = True
     stopping.start()
-    _exactly(config.threads())
-    print(f"{len(stored())} results are there; device {artifacts.provenance(cfg)['device']}", flush=True)
-    compute(cfg, data, words.workers or config.threads())
+    _exactly(threads())
+    print(f"{len(stored())} results are there; device {stages.provenance(cfg)['device']}", flush=True)
+    compute(cfg, data, words.workers or threads())
     print(f"all {len(stored())} results are there; to bring them back: sh run.sh --collect OUT")
 
 
 def _unpack_command(words: argparse.Namespace) -> None:
     new, old = unpack(words.parts)
-    print(f"{new} results put into {config.artifact_root() / 'store'}; {old} were there already")
+    print(f"{new} results put into {artifact_root() / 'store'}; {old} were there already")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -403,7 +409,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """``pack``, ``run`` or ``unpack``; 0 when it worked, 75 when there is more to run, 1 with a message otherwise."""
     words = _parser().parse_args(arguments)
-    errors = (artifacts.ArtifactError, config.SettingsError, datasets.DataError, training.TrainingError)
+    errors = (ArtifactError, SettingsError, kinds.DataError, supervised.TrainingError)
     try:
         words.command(words)
     except (BundleError, *errors) as error:

@@ -29,7 +29,20 @@ import nbformat
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from harvis_utils import artifacts, chain, config, datasets
+from harvis_utils import chain
+from harvis_utils.data import kinds
+from harvis_utils.settings import (
+    APPROXIMATE,
+    PROFILES,
+    REPOSITORY,
+    Settings,
+    SettingsError,
+    artifact_root,
+    data_folders,
+    load_settings,
+    report_root,
+)
+from harvis_utils.store.files import ArtifactError, read_json, write_text
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -37,7 +50,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 PUBLISHED_BYTES = 6_000_000
 
 
-class PublishError(artifacts.ArtifactError):
+class PublishError(ArtifactError):
     """A run that cannot be published as it is; the message says what is missing or wrong."""
 
 
@@ -74,9 +87,9 @@ class Run:
 
 def caveat(dataset: str) -> str:
     """What every page made from a data set has to say; empty for verified real data."""
-    if dataset.endswith(config.APPROXIMATE):
+    if dataset.endswith(APPROXIMATE):
         return "approximate data (archive not verified)"
-    known = datasets.registry().get(dataset)
+    known = kinds.registry().get(dataset)
     if known is None:
         return "a data set this checkout does not know"
     return "made-up data" if known.made_up else ""
@@ -84,15 +97,15 @@ def caveat(dataset: str) -> str:
 
 def describe(folder: Path) -> Run:
     """Read what the index shows from a run's executed notebooks and its ``results.json``."""
-    root = config.report_root()
+    root = report_root()
     published = folder.is_relative_to(root / "published")  # their pages stay out of the published folder
     html = root / "html" / folder.relative_to(root / "published") if published else folder / "html"
     pages = []
     for notebook in sorted(p for p in folder.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem)):
-        about = artifacts.read_json(notebook)["metadata"].get("papermill", {})
+        about = read_json(notebook)["metadata"].get("papermill", {})
         date = (about.get("end_time") or "")[:10]
         pages.append(Page(notebook, html / f"{notebook.stem}.html", about.get("duration") or 0.0, date))
-    results = artifacts.read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     verdicts = Counter(claim["verdict"] for claim in results.get("claims", []))
     facts = {
         "macro F1": _mean_and_spread(results.get("training", {}).get("macro_f1", {})),
@@ -120,7 +133,7 @@ def duration(seconds: float) -> str:
 
 def find_runs(root: Path) -> list[Run]:
     """Runs under ``<root>/<profile>/<dataset>`` that have executed notebooks, known profiles in their order."""
-    runs = [describe(folder) for profile in config.PROFILES for folder in sorted(root.glob(f"{profile}/*"))]
+    runs = [describe(folder) for profile in PROFILES for folder in sorted(root.glob(f"{profile}/*"))]
     return [run for run in runs if run.pages]
 
 
@@ -146,7 +159,7 @@ def build_run(run: Run) -> list[Path]:
         book.metadata.title = f"{page.title} · {run.profile} {run.dataset}"
         names = [None, *(other.notebook.stem for other in run.pages), None]
         about = {
-            "index": os.path.relpath(config.report_root() / "index.html", page.path.parent),
+            "index": os.path.relpath(report_root() / "index.html", page.path.parent),
             "name": f"{run.profile} · {run.dataset}",
             "caveat": run.caveat,
             "before": names[place],
@@ -155,7 +168,7 @@ def build_run(run: Run) -> list[Path]:
         content, _ = exporter.from_notebook_node(book, resources={"run": about})
         # links from notebook to notebook lead from page to page here
         content = re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', content)
-        artifacts.write_text(page.path, content)
+        write_text(page.path, content)
         os.utime(page.path, ns=(changed, changed))
         made.append(page.path)
     return made
@@ -163,16 +176,16 @@ def build_run(run: Run) -> list[Path]:
 
 def build_index() -> Path:
     """Write ``reports/index.html``: every run found, then the published ones."""
-    root = config.report_root()
+    root = report_root()
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES / "harvis"), autoescape=True)
     environment.filters |= {"near": lambda path: os.path.relpath(path, root), "duration": duration}
     groups = {"Runs in this checkout": find_runs(root), "Published results": find_runs(root / "published")}
-    return artifacts.write_text(root / "index.html", environment.get_template("runs.html.j2").render(groups=groups))
+    return write_text(root / "index.html", environment.get_template("runs.html.j2").render(groups=groups))
 
 
-def build(cfg: config.Settings | None = None) -> str:
+def build(cfg: Settings | None = None) -> str:
     """Make the pages of one run, or of all, and the index; says where they are, and the run's main result."""
-    root = config.report_root()
+    root = report_root()
     runs = [describe(cfg.reports)] if cfg else [*find_runs(root), *find_runs(root / "published")]
     for run in runs:
         build_run(run)
@@ -186,14 +199,14 @@ def build(cfg: config.Settings | None = None) -> str:
 # ---------------------------------------------------------------------------------------------------- publishing
 
 
-def publish(cfg: config.Settings, notebooks: list[Path]) -> Path:
+def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     """Copy a finished run, without pages, to ``reports/published/<profile>/<dataset>``, replacing an older one.
 
     Raises :class:`PublishError` when a notebook of ``notebooks`` was not executed to its end, when
     ``results.json`` is missing or invalid, when a file contains a path of this machine, or when more than 6 MB are new
     or changed.
     """
-    from harvis_utils import report  # loads torch, which pages do without
+    from harvis_utils.paper import report  # loads torch, which pages do without
 
     again = f"run `make reproduce PROFILE={cfg.profile} DATASET={cfg.dataset}` to its end first"
     made = set()
@@ -201,18 +214,18 @@ def publish(cfg: config.Settings, notebooks: list[Path]) -> Path:
         executed, stamp = cfg.reports / f"{name}.ipynb", cfg.reports / "stamps" / f"{name}.json"
         if not executed.exists() or not stamp.exists():
             raise PublishError(f"{name}.ipynb has not been executed for this run; {again}")
-        book = artifacts.read_json(executed)
+        book = read_json(executed)
         code = [c for c in book["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
         failed = book["metadata"].get("papermill", {}).get("exception")
         if failed or any(c.get("execution_count") is None for c in code):
             raise PublishError(f"{executed} was not executed to its end; {again}")
         # only what the stamps list is published, not what an older version of a notebook left
-        made |= {Path(file) for file in artifacts.read_json(stamp)["made"]["files"]}
+        made |= {Path(file) for file in read_json(stamp)["made"]["files"]}
     results = cfg.reports / "results.json"
     if not results.exists():
         raise PublishError(f"{results} does not exist; {again}")
     try:
-        report.validate(artifacts.read_json(results))
+        report.validate(read_json(results))
     except Exception as error:
         raise PublishError(f"{results} is not valid: {error}") from error
     wanted = {p for p in made if p.parts[0] in ("figures", "tables") or (len(p.parts) == 1 and p.suffix == ".json")}
@@ -225,7 +238,7 @@ def publish(cfg: config.Settings, notebooks: list[Path]) -> Path:
             raise PublishError(
                 f"{path} contains paths of this machine, as {found[0]!r}; print them relative to the project"
             )
-    return _replace(config.report_root() / "published" / cfg.profile / cfg.dataset, files, cfg.reports)
+    return _replace(report_root() / "published" / cfg.profile / cfg.dataset, files, cfg.reports)
 
 
 def machine_paths(path: Path) -> list[str]:
@@ -233,7 +246,7 @@ def machine_paths(path: Path) -> list[str]:
     if path.suffix not in (".ipynb", ".json", ".csv", ".txt", ".svg", ".md"):
         return []
     text = re.sub(r"\\[nt]", " ", path.read_text(encoding="utf-8"))  # what JSON writes in front of a word
-    known = [config.REPOSITORY, Path.home(), config.report_root(), config.artifact_root(), *config.data_folders()]
+    known = [REPOSITORY, Path.home(), report_root(), artifact_root(), *data_folders()]
     here = "|".join(re.escape(str(p)) for p in known if len(p.parts) > 1)
     found = re.findall(rf"(?<![\w.~+/-])(?:(?:{here})(?![\w-])|/(?:home|Users)/\w)[^\s\"'\\]{{0,80}}", text)
     return sorted(set(found))
@@ -243,7 +256,7 @@ def _replace(target: Path, files: list[Path], base: Path) -> Path:
     """Copy files beside ``target`` first, then let the copy take its place in two renames."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    sources = Path(os.path.relpath(config.REPOSITORY / "notebooks", target)).as_posix()
+    sources = Path(os.path.relpath(REPOSITORY / "notebooks", target)).as_posix()
     try:
         part.chmod(0o755)  # mkdtemp makes it private
         for path in files:
@@ -283,7 +296,7 @@ def _light(path: Path, beside: set[str], sources: str) -> bytes:
         )
         return text.splitlines(keepends=True)
 
-    book = artifacts.read_json(path)
+    book = read_json(path)
     for cell in book["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = linked(cell["source"])
@@ -321,12 +334,12 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--dataset", default="synthetic")
     words = parser.parse_args(arguments)
     try:
-        cfg = config.load(words.profile, words.dataset) if words.profile else None
+        cfg = load_settings(words.profile, words.dataset) if words.profile else None
         if words.command == "report":
             print(build(cfg))
         else:
             print(f"published: {chain.near(publish(cfg, chain.find_notebooks(words.notebooks)))}")
-    except (chain.ChainError, config.SettingsError, artifacts.ArtifactError) as error:
+    except (chain.ChainError, SettingsError, ArtifactError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     return 0

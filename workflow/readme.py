@@ -12,13 +12,15 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import tables
-from harvis_utils import artifacts, config, wording
-from harvis_utils.atlas import FLAT_G
-from harvis_utils.claims import BASELINE, PROPOSED
-from harvis_utils.evidence import OURS
+from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
+from harvis_utils.metrics import wording
+from harvis_utils.metrics.embedding import FLAT_G
+from harvis_utils.paper.evidence import OURS
+from harvis_utils.settings import REPOSITORY
+from harvis_utils.store.files import read_json, write_text
 from workflow import sweep
 
-PUBLISHED = config.REPOSITORY / "reports" / "published"
+PUBLISHED = REPOSITORY / "reports" / "published"
 
 #: notebook -> where the paper asks its question
 PAPER = {
@@ -37,7 +39,7 @@ def published(root: Path = PUBLISHED) -> dict[str, dict[str, dict]]:
     first.
     """
     found = {
-        path.parent.relative_to(root).as_posix(): {p.stem: artifacts.read_json(p) for p in path.parent.glob("*.json")}
+        path.parent.relative_to(root).as_posix(): {p.stem: read_json(p) for p in path.parent.glob("*.json")}
         for path in sorted(root.glob("*/*/results.json"))
     }
     return dict(sorted(found.items(), key=lambda item: (not item[1]["results"]["verified_data"], item[0])))
@@ -46,8 +48,8 @@ def published(root: Path = PUBLISHED) -> dict[str, dict[str, dict]]:
 def notebooks(runs: list[str], root: Path = PUBLISHED) -> str:
     """The table of notebooks: title, place in the paper, and runtime in every published run."""
     rows = []
-    for path in sorted((config.REPOSITORY / "notebooks").glob("*.ipynb")):
-        title = "".join(artifacts.read_json(path)["cells"][0]["source"]).splitlines()[0]
+    for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        title = "".join(read_json(path)["cells"][0]["source"]).splitlines()[0]
         times = (_took(root / run / path.name) for run in runs)
         link = f"[{path.stem}](notebooks/{path.name})"
         rows.append([link, title.removeprefix("# ").split(" · ")[-1], PAPER.get(path.stem, ""), *times])
@@ -57,7 +59,7 @@ def notebooks(runs: list[str], root: Path = PUBLISHED) -> str:
 def _took(executed: Path) -> str:
     if not executed.exists():
         return "-"
-    return _duration(artifacts.read_json(executed)["metadata"]["papermill"]["duration"])
+    return _duration(read_json(executed)["metadata"]["papermill"]["duration"])
 
 
 def _duration(seconds: float) -> str:
@@ -224,7 +226,7 @@ def results(runs: dict[str, dict]) -> str:
 
 
 def _benchmarks() -> list[dict]:
-    return [artifacts.read_json(path) for path in sorted((PUBLISHED / "benchmarks").glob("*.json"))]
+    return [read_json(path) for path in sorted((PUBLISHED / "benchmarks").glob("*.json"))]
 
 
 def benchmarks_page() -> str:
@@ -235,7 +237,7 @@ def benchmarks_page() -> str:
 
 def cost() -> str:
     """What 200 networks would cost on a cluster, projected from published times."""
-    said = sweep.cost(sweep.load(config.REPOSITORY / "workflow" / "two_hundred.toml"), measured=False)
+    said = sweep.cost(sweep.load(REPOSITORY / "workflow" / "two_hundred.toml"), measured=False)
     return said.split("\n\n")[0]  # its parts are what the command says
 
 
@@ -266,9 +268,9 @@ def rewritten(text: str) -> str:
 
 def main() -> int:
     """Rewrite the blocks in README.md, and the page of benchmarks."""
-    path = config.REPOSITORY / "README.md"
-    artifacts.write_text(path, rewritten(path.read_text(encoding="utf-8")))
-    artifacts.write_text(PUBLISHED / "benchmarks" / "README.md", benchmarks_page())
+    path = REPOSITORY / "README.md"
+    write_text(path, rewritten(path.read_text(encoding="utf-8")))
+    write_text(PUBLISHED / "benchmarks" / "README.md", benchmarks_page())
     return 0
 
 

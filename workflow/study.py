@@ -16,8 +16,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from harvis_utils import artifacts, config, datasets, training, windows
-from harvis_utils.config import ModelSettings, Settings, TrainingSettings
+from harvis_utils.data import archive, kinds, windowing
+from harvis_utils.parallel import threads
+from harvis_utils.settings import REPOSITORY, ModelSettings, Settings, TrainingSettings, load_settings
+from harvis_utils.store.files import write_text
+from harvis_utils.training import supervised
 
 #: every n-th window is used, of all splits
 THINNING = 3
@@ -79,14 +82,14 @@ def run(dataset: str, device: str | None = None) -> pd.DataFrame:
     ``val_f1`` is the mean over the second half of the epochs: validation is one subject, and its best epoch alone
     would reward luck. ``test_f1`` is taken at the epoch with the best validation F1, as the chain does.
     """
-    base = config.load("desk", dataset, device)
-    full = windows.cut(datasets.load_recordings(dataset), base.windows)
-    thinned = {name: getattr(full, name).every(THINNING) for name in windows.SPLITS}
+    base = load_settings("desk", dataset, device)
+    full = windowing.cut(archive.load_recordings(dataset), base.windows)
+    thinned = {name: getattr(full, name).every(THINNING) for name in windowing.SPLITS}
     third = dataclasses.replace(full, **thinned, digest=f"{full.digest}/{THINNING}")
     rows = []
     for variant in VARIANTS:
         cfg = settings_of(variant, base)
-        found = training.networks(cfg, third)
+        found = supervised.networks(cfg, third)
         late = [n.history["val_f1"][cfg.training.epochs // 2 :].mean() for n in found]
         test = [n.history["test_f1"][n.best_epoch] for n in found]
         rows.append(
@@ -116,16 +119,16 @@ def choose(table: pd.DataFrame) -> str:
 
 def table_path(dataset: str) -> Path:
     """Where the study's table is published."""
-    return config.REPOSITORY / "reports" / "published" / "study" / dataset / "f1.csv"
+    return REPOSITORY / "reports" / "published" / "study" / dataset / "f1.csv"
 
 
 def main() -> None:
     """Run the study from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", choices=sorted(datasets.registry()))
+    parser.add_argument("dataset", choices=sorted(kinds.registry()))
     dataset = parser.parse_args().dataset
-    torch.set_num_threads(config.threads())
-    artifacts.write_text(table_path(dataset), run(dataset).round(4).to_csv())
+    torch.set_num_threads(threads())
+    write_text(table_path(dataset), run(dataset).round(4).to_csv())
 
 
 if __name__ == "__main__":

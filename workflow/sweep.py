@@ -43,13 +43,28 @@ from pydantic import (
     model_validator,
 )
 
-from harvis_utils import activations, artifacts, chain, config, datasets, maximization, similarity, training, windows
-from harvis_utils.config import Settings
-from harvis_utils.models import SFHF
-from harvis_utils.training import Network
+from harvis_utils import chain
+from harvis_utils.data import archive, kinds, windowing
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.parallel import threads
+from harvis_utils.settings import (
+    APPROXIMATE,
+    PRESETS,
+    PROFILES,
+    REPOSITORY,
+    Settings,
+    artifact_root,
+    as_json,
+    load_settings,
+)
+from harvis_utils.store.files import ArtifactError, read_json, write_text
+from harvis_utils.training import supervised
+from harvis_utils.training.supervised import Network
 
 HERE = Path(__file__).resolve().parent
-PUBLISHED = config.REPOSITORY / "reports" / "published"
+PUBLISHED = REPOSITORY / "reports" / "published"
 KINDS = ("networks", "signals", "scores")
 #: what of a published run's times a sweep would spend again
 STAGES = ("networks", "statistics", "signals", "scores")
@@ -105,13 +120,11 @@ class Sweep(Section):
     """What a sweep file says, see ``workflow/sweep.toml``; ``architectures`` and ``settings`` hold what they change."""
 
     path: Path
-    profile: Literal[tuple(config.PROFILES)]
+    profile: Literal[tuple(PROFILES)]
     datasets: Annotated[list[str], Field(min_length=1), Different]
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1, validate_default=True), Different] = None
     seeds_per_job: PositiveInt = 1
-    presets: Annotated[list[Literal[tuple(maximization.PRESETS)]], Field(min_length=1), Different] = tuple(
-        maximization.PRESETS
-    )
+    presets: Annotated[list[Literal[tuple(PRESETS)]], Field(min_length=1), Different] = tuple(PRESETS)
     architectures: Annotated[dict[Name, Architecture], Field(min_length=1)] = {"default": Architecture()}
     settings: Changes = Changes()
     device: Literal["cpu", "cuda"] | None = None
@@ -120,20 +133,20 @@ class Sweep(Section):
     @classmethod
     def _known_data(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            datasets.check_name(name)
+            kinds.check_name(name)
         return names
 
     @field_validator("presets")
     @classmethod
     def _in_order(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in maximization.PRESETS if name in names)  # as the notebooks have them
+        return tuple(name for name in PRESETS if name in names)  # as the notebooks have them
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _listed(cls, seeds, given: ValidationInfo):
         """From a number of networks, or the profile's own."""
         if seeds is None:
-            return list(config.load(given.data.get("profile", "quick")).training.seeds)
+            return list(load_settings(given.data.get("profile", "quick")).training.seeds)
         return list(range(seeds)) if isinstance(seeds, int) else seeds
 
     @property
@@ -149,7 +162,7 @@ class Sweep(Section):
 
     def cfg(self, dataset: str, architecture: str, seeds: tuple[int, ...] | None = None) -> Settings:
         """The settings of one data set, architecture and group of seeds, by default all seeds."""
-        cfg = config.load(self.profile, dataset, self.device)
+        cfg = load_settings(self.profile, dataset, self.device)
         for changes in (self.settings, self.architectures[architecture]):
             for section, fields in changes.model_dump(exclude_unset=True).items():
                 cfg = dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **fields)})
@@ -187,12 +200,12 @@ def parts(sweep: Sweep) -> pd.DataFrame:
 
     The digest holds settings, data and the code of the whole package: what is stored already is not computed again.
     """
-    data = {name: datasets.load_recordings(name).digest for name in sweep.datasets}  # fetches what is missing
+    data = {name: archive.load_recordings(name).digest for name in sweep.datasets}  # fetches what is missing
     code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(chain.PACKAGE.rglob("*.py")))).hexdigest()
     rows = []
     for dataset, architecture in itertools.product(sweep.datasets, sweep.architectures):
         for name, seeds in sweep.groups().items():
-            content = [config.as_json(sweep.cfg(dataset, architecture, seeds)), data[dataset], code]
+            content = [as_json(sweep.cfg(dataset, architecture, seeds)), data[dataset], code]
             digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
             rows.append({"dataset": dataset, "architecture": architecture, "seeds": name, "digest": digest})
     return pd.DataFrame(rows)
@@ -212,28 +225,28 @@ def run(sweep: Sweep, kind: str, dataset: str, architecture: str, seeds: str, pr
     if wrong := [what for what, name in given.items() if name not in known[what]]:
         raise SweepError(f"{sweep.path}: no {wrong[0]} {given[wrong[0]]!r}; there are {', '.join(known[wrong[0]])}")
     cfg = sweep.cfg(dataset, architecture, sweep.groups()[seeds])
-    data = windows.cut(datasets.load_recordings(dataset, download=False), cfg.windows)
+    data = windowing.cut(archive.load_recordings(dataset, download=False), cfg.windows)
     if kind == "networks":
-        activations.statistics(cfg, data, training.networks(cfg, data))
+        unit_statistics.statistics(cfg, data, supervised.networks(cfg, data))
         return
-    nets = training.load_networks(cfg, data)
-    statistics = activations.load_statistics(cfg, data, nets)
+    nets = supervised.load_networks(cfg, data)
+    statistics = unit_statistics.load_statistics(cfg, data, nets)
     if kind == "signals":
-        maximization.signals(cfg, data, nets, statistics, presets=(preset,) if preset else sweep.presets)
+        paper_methods.signals(cfg, data, nets, statistics, presets=(preset,) if preset else sweep.presets)
         return
-    made = maximization.load_signals(cfg, data, nets, presets=sweep.presets)
+    made = paper_methods.load_signals(cfg, data, nets, presets=sweep.presets)
     similarity.scores(cfg, data, addressed(sweep, nets), statistics, made)
-    random = training.untrained(cfg, data)
-    random_statistics = activations.statistics(cfg, data, random)
-    methods, presets = maximization.CONTROL_METHODS, ("calibrated",)
-    made = maximization.signals(cfg, data, random, random_statistics, methods, presets)
-    proposed = made.sel({"preset": presets[0], "method": methods[0]}, drop=True)
+    random = supervised.untrained(cfg, data)
+    random_statistics = unit_statistics.statistics(cfg, data, random)
+    methods, presets = paper_methods.CONTROL_METHODS, ("calibrated",)
+    made = paper_methods.signals(cfg, data, random, random_statistics, methods, presets)
+    proposed = made.sel(preset=presets[0], technique=methods[0], drop=True)
     similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
 
 
 def addressed(sweep: Sweep, nets: list[Network]) -> list[Network]:
     """The networks under the address of their scores: with some presets only it must not be the notebooks' one."""
-    if sweep.presets == tuple(maximization.PRESETS):
+    if sweep.presets == tuple(PRESETS):
         return nets
     return [dataclasses.replace(n, key=f"{n.key} {' '.join(sweep.presets)}") for n in nets]
 
@@ -248,24 +261,24 @@ def collect(sweep: Sweep) -> Path:
     """
     rows = []
     for dataset in sweep.datasets:
-        recordings = datasets.load_recordings(dataset, download=False)
+        recordings = archive.load_recordings(dataset, download=False)
         for architecture, seed in itertools.product(sweep.architectures, sweep.seeds):
             cfg = sweep.cfg(dataset, architecture, (seed,))
-            data = windows.cut(recordings, cfg.windows)
+            data = windowing.cut(recordings, cfg.windows)
             try:
-                (net,) = nets = training.load_networks(cfg, data)
+                (net,) = nets = supervised.load_networks(cfg, data)
                 scores = similarity.load_scores(cfg, data, addressed(sweep, nets))
                 controls = similarity.load_scores(cfg, data, nets, "controls")
-            except artifacts.ArtifactError as error:
+            except ArtifactError as error:
                 raise SweepError(
                     f"{sweep.path}: {dataset}, architecture {architecture}, seed {seed} is not finished; start the "
                     f"sweep again ({error})"
                 ) from error
             about = {"dataset": dataset, "caveat": data.caveat, "architecture": architecture, "seed": seed}
-            about["macro_f1"] = training.macro_f1(data.test, net.predicted["test"])
-            for kind, table in (("method", scores), ("control", controls)):
+            about["macro_f1"] = supervised.macro_f1(data.test, net.predicted["test"])
+            for kind, table in (("technique", scores), ("control", controls)):
                 rows += [about | row for row in summaries(table, kind)]
-    return artifacts.write_text(sweep.place.reports / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+    return write_text(sweep.place.reports / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
 def summaries(scores: xr.Dataset, kind: str) -> Iterator[dict]:
@@ -325,9 +338,9 @@ def _measured(sweep: Sweep, dataset: str, architecture: str) -> tuple[float, str
 
 
 def _published(sweep: Sweep, dataset: str) -> tuple[float, str]:
-    base = dataset.removesuffix(config.APPROXIMATE)
+    base = dataset.removesuffix(APPROXIMATE)
     for path in sorted((PUBLISHED / sweep.profile).glob(f"{base}*/results.json")):
-        found = artifacts.read_json(path)
+        found = read_json(path)
         if found["provenance"]["device"].startswith("cpu"):
             seconds = sum(found["timings_s"][stage] for stage in STAGES)
             return seconds * found["provenance"]["threads"] / found["n_seeds"], "/".join(path.parts[-5:])
@@ -356,9 +369,9 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
     with chain.alone(sweep.place) as lock:
         for stamp in folder.glob("stamps/*/*.txt"):  # the stored results that a job answers for
             stored = stamp.read_text(encoding="utf-8").split()
-            if not all((config.artifact_root() / "store" / s / "manifest.json").exists() for s in stored):
+            if not all((artifact_root() / "store" / s / "manifest.json").exists() for s in stored):
                 stamp.unlink()
-        artifacts.write_text(folder / "parts.csv", parts(sweep).to_csv(index=False))
+        write_text(folder / "parts.csv", parts(sweep).to_csv(index=False))
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "sweep.smk")]
         command += ["--workflow-profile", str(profile), "--rerun-incomplete", "--nolock", "--show-failed-logs"]
         command += ["--rerun-triggers", "mtime", "params", "input", *options]
@@ -392,9 +405,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif words.command == "cost":
             print(cost(sweep))
         else:
-            torch.set_num_threads(config.threads())
+            torch.set_num_threads(threads())
             run(sweep, *words.job) if words.command == "run" else print(collect(sweep))
-    except (SweepError, training.TrainingError, artifacts.ArtifactError, datasets.DataError, chain.ChainError) as error:
+    except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, chain.ChainError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

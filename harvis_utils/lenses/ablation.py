@@ -15,12 +15,11 @@ import xarray as xr
 from scipy.stats import rankdata
 from torch import nn
 
-from harvis_utils import config
-from harvis_utils.lenses import taps
-from harvis_utils.lenses.dissection import CHUNK
-from harvis_utils.lenses.taps import Tap
-from harvis_utils.training import class_f1
-from harvis_utils.windows import Split
+from harvis_utils.data.windowing import Split
+from harvis_utils.networks import taps
+from harvis_utils.networks.taps import CHUNK, Tap
+from harvis_utils.parallel import progress
+from harvis_utils.training.supervised import class_f1
 
 
 def drops(
@@ -42,7 +41,7 @@ def drops(
     with taps.evaluating(network), torch.no_grad():
         whole = _measured(network, split, n_classes, device)
         tables = []
-        for place in config.progress(places, desc="ablation", leave=False):
+        for place in progress(places, desc="ablation", leave=False):
             width = taps.maps_of(network, place, torch.as_tensor(split.x[:1], device=device)).shape[1]
             rows = []
             for unit in range(width) if units is None else units:

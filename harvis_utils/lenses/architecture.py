@@ -21,15 +21,20 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import nn
 
-from harvis_utils import artifacts, config, engine, recovery, training
-from harvis_utils.config import ModelSettings, Settings, TrainingSettings
-from harvis_utils.intervals import interval
-from harvis_utils.lenses import taps
-from harvis_utils.models import SFHF
-from harvis_utils.windows import SPLITS, Windows
+from harvis_utils.data.windowing import SPLITS, Windows
+from harvis_utils.metrics.intervals import interval
+from harvis_utils.networks import taps
+from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.parallel import side_by_side, threads_inside
+from harvis_utils.settings import PROFILES, ModelSettings, Settings, TrainingSettings
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_json, write_json
+from harvis_utils.training import supervised
 
-STAGE = artifacts.Stage(
-    "architecture", notebook="12_deconvnet", modules=("windows", "models.sfhf", "training", "lenses.architecture")
+STAGE = stages.Stage(
+    "architecture",
+    notebook="12_deconvnet",
+    modules=("data.windowing", "networks.sfhf", "training.supervised", "lenses.architecture"),
 )
 
 #: bands of the spectra in Hz; Choice: steps of walking, then what limbs do within a step, then impacts and noise
@@ -79,8 +84,8 @@ class ArchitectureSettings:
     variants: tuple[str, ...] = tuple(v.name for v in VARIANTS)
     seeds: tuple[int, ...] = (400, 401, 402, 403, 404)
     n_windows: int = 2000  # about so many training windows, every n-th of all
-    model: ModelSettings = config.PROFILES["quick"]["model"]
-    training: TrainingSettings = config.PROFILES["quick"]["training"]
+    model: ModelSettings = PROFILES["quick"]["model"]
+    training: TrainingSettings = PROFILES["quick"]["training"]
 
 
 SETTINGS = {
@@ -128,7 +133,7 @@ def thinned(windows: Windows, n_windows: int) -> Windows:
 
 def new_model(windows: Windows, settings: ModelSettings, variant: Variant, seed: int) -> Reshaped:
     """An untrained network of a variant; its weights depend on the seed alone."""
-    with training._DRAWING, torch.random.fork_rng(devices=[]):
+    with supervised._DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Reshaped(len(windows.axes), windows.train.length, len(windows.activities), settings, variant)
 
@@ -153,15 +158,15 @@ def train(cfg: Settings, few: Windows, variant: Variant, seed: int, settings: Ar
         model = new_model(few, settings.model, variant, seed)
         scores, cpu_s = fit(model, few, settings.training, seed)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part / "weights.safetensors")
-        artifacts.write_json(part / "scores.json", scores | {"cpu_s": cpu_s})
+        write_json(part / "scores.json", scores | {"cpu_s": cpu_s})
 
-    about = artifacts.provenance(cfg, data=few.digest, caveat=few.caveat, seed=seed, variant=variant.name)
+    about = stages.provenance(cfg, data=few.digest, caveat=few.caveat, seed=seed, variant=variant.name)
     shape = {k: v for k, v in dataclasses.asdict(variant).items() if k not in ("name", "question")}
     key = STAGE.key([cfg.windows, settings.model, settings.training, shape, seed], few.digest)
     folder = STAGE.obtain(key, build, about)
     model = new_model(few, settings.model, variant, seed)
     model.load_state_dict(load_file(folder / "weights.safetensors"))
-    return Small(variant, seed, model.eval(), **artifacts.read_json(folder / "scores.json"), key=key)
+    return Small(variant, seed, model.eval(), **read_json(folder / "scores.json"), key=key)
 
 
 def fit(model: SFHF, few: Windows, settings: TrainingSettings, seed: int) -> tuple[dict[str, float], float]:
@@ -170,14 +175,14 @@ def fit(model: SFHF, few: Windows, settings: TrainingSettings, seed: int) -> tup
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     x, y = torch.as_tensor(few.train.x), torch.as_tensor(few.train.activity)
     best: tuple[float, dict] = (-1.0, {})
-    with engine.threads_inside(1):
+    with threads_inside(1):
         for epoch in range(settings.epochs):
-            training._epoch(model, optimizer, x, y, settings, seed, epoch)
-            score = training.macro_f1(few.val, training.predict(model, few.val))
+            supervised._epoch(model, optimizer, x, y, settings, seed, epoch)
+            score = supervised.macro_f1(few.val, supervised.predict(model, few.val))
             if score > best[0]:
                 best = score, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(best[1])
-    test = training.macro_f1(few.test, training.predict(model, few.test))
+    test = supervised.macro_f1(few.test, supervised.predict(model, few.test))
     return {"val_f1": best[0], "test_f1": test}, time.thread_time() - started
 
 
@@ -187,7 +192,7 @@ def networks(cfg: Settings, windows: Windows) -> list[Small]:
     few = thinned(windows, settings.n_windows)
     wanted = [BY_NAME[name] for name in settings.variants]
     jobs = [(v, s) for v in wanted for s in settings.seeds]
-    return recovery._side_by_side(cfg, lambda job: train(cfg, few, *job, settings), jobs)
+    return side_by_side(cfg, lambda job: train(cfg, few, *job, settings), jobs)
 
 
 # --------------------------------------------------------------------------------------------- what filters show
@@ -248,7 +253,7 @@ def dead_share(network: nn.Module, tap: str | taps.Tap, x: np.ndarray) -> float:
     """Share of a layer's units that give nothing above 0 anywhere in the windows (window, axis, time)."""
     alive = None
     with taps.evaluating(network), torch.no_grad():
-        for batch in torch.as_tensor(x).split(training.EVALUATION_BATCH):
+        for batch in torch.as_tensor(x).split(supervised.EVALUATION_BATCH):
             now = (taps.maps_of(network, tap, batch) > 0).amax((0, 2, 3))
             alive = now if alive is None else alive | now
     return float((~alive).double().mean())

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from harvis_utils import agreement, atlas, recovery
-from harvis_utils.config import SimilaritySettings
-from harvis_utils.intervals import ENOUGH_SEEDS, interval
+from harvis_utils.data.windowing import Split
 from harvis_utils.lenses.dissection import DETECTOR_IOU
-from harvis_utils.windows import Split
+from harvis_utils.metrics import agreement, embedding, recovery
+from harvis_utils.metrics.intervals import ENOUGH_SEEDS, interval
+from harvis_utils.settings import SimilaritySettings
 
 #: Choice: windows, concepts, activities and neighbours that a card shows
 N_WINDOWS, N_CONCEPTS, N_ACTIVITIES, N_NEIGHBOURS = 5, 5, 5, 5
@@ -106,7 +106,7 @@ class Lenses:
     ablated: xr.Dataset
     projected: xr.Dataset
     searched: Split
-    views: dict[str, atlas.AtlasLayer]
+    views: dict[str, embedding.AtlasLayer]
 
 
 def collect(
@@ -205,7 +205,7 @@ def _neighbours(positions: np.ndarray) -> dict[int, tuple[int, ...]]:
     placed = np.flatnonzero(np.isfinite(positions).all(1))
     if len(placed) < 2:
         return {}
-    near = atlas.neighbours(positions[placed], min(N_NEIGHBOURS, len(placed) - 1))
+    near = embedding.neighbours(positions[placed], min(N_NEIGHBOURS, len(placed) - 1))
     return {int(u): tuple(int(placed[k]) for k in row) for u, row in zip(placed, near, strict=True)}
 
 

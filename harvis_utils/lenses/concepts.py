@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harvis_utils.datasets.synthetic import PlantedMotifs
-from harvis_utils.windows import Split, Windows
+from harvis_utils.data.synthetic import PlantedMotifs
+from harvis_utils.data.windowing import Split, Windows
 
 #: an edge: the samples this far before and after differ by so much
 EDGE_REACH, EDGE_G = 2, 0.5

@@ -2,7 +2,7 @@
 
 The deconvnet keeps some activations of a layer, sets all others to zero and goes back to the input: unpool by the
 switches, rectify, filter by the transposed filters (Zeiler and Fergus 2014, section 2.1). That is the backward pass of
-the network with another rule at its rectifiers, which :mod:`harvis_utils.lenses.backward` puts in their place; max
+the network with another rule at its rectifiers, which :mod:`harvis_utils.networks.backward` puts in their place; max
 pooling's own backward pass already uses the switches, and batch norm in evaluation mode is part of the filters.
 
 A network without max pooling has no switches. Its projection of a given output is then the same for every window: the
@@ -20,17 +20,18 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from harvis_utils import artifacts
-from harvis_utils.config import Settings
-from harvis_utils.lenses import backward, taps
-from harvis_utils.lenses.taps import Tap
-from harvis_utils.training import Network
-from harvis_utils.windows import Split, Windows
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.networks import backward, taps
+from harvis_utils.networks.taps import Tap
+from harvis_utils.settings import Settings
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.training.supervised import Network
 
-STAGE = artifacts.Stage(
+STAGE = stages.Stage(
     "projections",
     notebook="12_deconvnet",
-    modules=("windows", "models.sfhf", "lenses.taps", "lenses.backward", "lenses.deconvnet"),
+    modules=("data.windowing", "networks.sfhf", "networks.taps", "networks.backward", "lenses.deconvnet"),
 )
 
 #: what a projection does at a rectifier on its way back; None leaves the gradient as it is
@@ -222,11 +223,11 @@ def projections(cfg: Settings, windows: Windows, network: Network) -> xr.Dataset
         split = searched(windows.train, N_SEARCHED)
         top = top_of_layers(network.model, network.model.layers, split)
         found = [project_top(network.model, la, split, of).expand_dims(layer=[la]) for la, of in top.items()]
-        artifacts.write_dataset(part / "top.nc", xr.concat(found, "layer"))
+        write_dataset(part / "top.nc", xr.concat(found, "layer"))
 
-    about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed)
+    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed)
     key = STAGE.key([N_TOP, N_SEARCHED, list(RULES)], windows.digest, network.key)
-    return artifacts.read_dataset(STAGE.obtain(key, build, about) / "top.nc")
+    return read_dataset(STAGE.obtain(key, build, about) / "top.nc")
 
 
 def searched(split: Split, at_most: int) -> Split:

@@ -25,15 +25,14 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harvis_utils.intervals import interval
-from harvis_utils.lenses import taps
-from harvis_utils.lenses.taps import Tap
-from harvis_utils.recovery import chance_point
+from harvis_utils.metrics.intervals import interval
+from harvis_utils.metrics.recovery import chance_point
+from harvis_utils.networks import taps
+from harvis_utils.networks.taps import CHUNK, Tap
 
 #: Paper (Bau, Zhou et al. 2017, section 2.3): share of outputs above T_k, and the IoU from which a unit is a detector
 SHARE, DETECTOR_IOU = 0.005, 0.04
-#: windows pushed through a network at once; bounds the memory
-CHUNK = 512
+
 
 #: maps (window, unit, axis, time) chunk by chunk, the same ones in the same order at every call
 Stream = Callable[[], Iterator[Tensor]]

@@ -16,15 +16,15 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils import config, training
-from harvis_utils.config import Settings
-from harvis_utils.intervals import ENOUGH_SEEDS, interval, paired
+from harvis_utils.data.windowing import SPLITS, Split, Windows
 from harvis_utils.lenses import ablation, dissection, pretext
 from harvis_utils.lenses.concepts import Concepts
 from harvis_utils.lenses.dissection_runs import DissectionSettings, dissect
-from harvis_utils.recovery import _side_by_side
-from harvis_utils.training import Network
-from harvis_utils.windows import SPLITS, Split, Windows
+from harvis_utils.metrics.intervals import ENOUGH_SEEDS, interval, paired
+from harvis_utils.parallel import side_by_side
+from harvis_utils.settings import Settings, load_settings
+from harvis_utils.training import supervised
+from harvis_utils.training.supervised import Network
 
 #: what the small networks differ from: the quick profile's model and training, whatever the run's own are
 BASE = "16 units, batch norm, labels"
@@ -44,7 +44,7 @@ def small(cfg: Settings, settings: DissectionSettings, **model) -> Settings:
 
     Choice: no dropout; with it, so few epochs do not teach the task without labels at all.
     """
-    quick = config.load("quick", cfg.dataset, cfg.device)
+    quick = load_settings("quick", cfg.dataset, cfg.device)
     trained = dataclasses.replace(quick.training, seeds=settings.factor_seeds)
     model = dataclasses.replace(quick.model, **{"dropout": 0.0, **model})
     return dataclasses.replace(quick, windows=cfg.windows, model=model, training=trained)
@@ -66,11 +66,11 @@ def small_networks(cfg: Settings, windows: Windows, settings: DissectionSettings
 
     def one(job: tuple[str, int]) -> Network:
         task, model = plan[job[0]]
-        return training.train(small(cfg, settings, **model), tasks[task], job[1])
+        return supervised.train(small(cfg, settings, **model), tasks[task], job[1])
 
     # the widest first, so that no thread is left with one at the end
     jobs.sort(key=lambda job: -plan[job[0]][1].get("n_units", small(cfg, settings).model.n_units))
-    found = dict(zip(jobs, _side_by_side(cfg, one, jobs), strict=True))
+    found = dict(zip(jobs, side_by_side(cfg, one, jobs), strict=True))
     return {level: [found[level, seed] for seed in settings.factor_seeds] for level in plan}
 
 
@@ -90,8 +90,8 @@ def factors(cfg: Settings, windows: Windows, concepts: Concepts, settings: Disse
     for level, trained in small_networks(cfg, windows, settings).items():
         task, model = plan[level]
         own = small(cfg, settings, **model)
-        f1.append([training.macro_f1(tasks[task].test, net.predicted["test"]) for net in trained])
-        both = {"trained": trained, "random": training.untrained(own, tasks[task])}
+        f1.append([supervised.macro_f1(tasks[task].test, net.predicted["test"]) for net in trained])
+        both = {"trained": trained, "random": supervised.untrained(own, tasks[task])}
         found = [
             _counted(dissection.detectors(dissect(own, windows, nets, concepts, settings))).expand_dims(weights=[name])
             for name, nets in both.items()

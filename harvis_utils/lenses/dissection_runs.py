@@ -15,20 +15,22 @@ import numpy as np
 import torch
 import xarray as xr
 
-from harvis_utils import artifacts, config
-from harvis_utils.config import Settings
-from harvis_utils.lenses import ablation, dissection, rotation, taps
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.lenses import ablation, dissection, rotation
 from harvis_utils.lenses.concepts import Concepts
-from harvis_utils.models import SFHF
-from harvis_utils.recovery import _side_by_side
-from harvis_utils.training import Network
-from harvis_utils.windows import Split, Windows
+from harvis_utils.networks import taps
+from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.parallel import side_by_side, torch_device
+from harvis_utils.settings import Settings
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.training.supervised import Network
 
 _MODULES = ("windows", "models.sfhf", "training", "lenses.taps", "lenses.concepts", "lenses.dissection")
-STAGE = artifacts.Stage(
+STAGE = stages.Stage(
     "dissection", notebook="11_dissection", modules=(*_MODULES, "lenses.rotation", "lenses.dissection_runs")
 )
-ABLATION = artifacts.Stage(
+ABLATION = stages.Stage(
     "ablation", notebook="11_dissection", modules=(*_MODULES, "lenses.ablation", "lenses.dissection_runs")
 )
 
@@ -86,15 +88,15 @@ def dissect(
         def build(part: Path) -> None:
             layers = taps.layers(net.model)
             parts = [_layer(cfg, net, depth, split, concepts, settings, alpha) for depth in range(len(layers))]
-            artifacts.write_dataset(part / "dissection.nc", xr.concat(parts, "layer"))
+            write_dataset(part / "dissection.nc", xr.concat(parts, "layer"))
 
         key = STAGE.key(
             [settings.thinning, settings.n_draws, float(alpha), list(concepts.names)], windows.digest, net.key
         )
-        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed, alpha=alpha)
-        return artifacts.read_dataset(STAGE.obtain(key, build, about) / "dissection.nc").expand_dims(seed=[net.seed])
+        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed, alpha=alpha)
+        return read_dataset(STAGE.obtain(key, build, about) / "dissection.nc").expand_dims(seed=[net.seed])
 
-    return xr.concat(_side_by_side(cfg, one, networks), "seed")
+    return xr.concat(side_by_side(cfg, one, networks), "seed")
 
 
 def _layer(
@@ -119,7 +121,7 @@ def _layer(
 
 def _on_device(cfg: Settings, net: Network) -> tuple[SFHF, torch.device]:
     """A copy of the network where the run computes; networks of a run are shared, also between threads."""
-    device = config.torch_device(cfg.device)
+    device = torch_device(cfg.device)
     return copy.deepcopy(net.model).to(device), device
 
 
@@ -148,10 +150,10 @@ def ablate(cfg: Settings, windows: Windows, networks: Sequence[Network], setting
         def build(part: Path) -> None:
             model, device = _on_device(cfg, net)
             found = ablation.drops(model, taps.layers(model), split, len(windows.activities), device=device)
-            artifacts.write_dataset(part / "ablation.nc", found)
+            write_dataset(part / "ablation.nc", found)
 
         key = ABLATION.key([settings.ablation_thinning], windows.digest, net.key)
-        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
-        return artifacts.read_dataset(ABLATION.obtain(key, build, about) / "ablation.nc").expand_dims(seed=[net.seed])
+        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
+        return read_dataset(ABLATION.obtain(key, build, about) / "ablation.nc").expand_dims(seed=[net.seed])
 
-    return xr.concat(_side_by_side(cfg, one, networks), "seed")
+    return xr.concat(side_by_side(cfg, one, networks), "seed")

@@ -15,25 +15,41 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils import artifacts, config
-from harvis_utils.config import Settings
-from harvis_utils.intervals import interval
-from harvis_utils.lenses import flips, objectives, parametrization, prior, visualization
-from harvis_utils.training import Network
-from harvis_utils.windows import Split, Windows
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.lenses import flips
+from harvis_utils.maximization import coordinates, objectives, priors, visualization
+from harvis_utils.metrics.intervals import interval
+from harvis_utils.parallel import progress
+from harvis_utils.settings import Settings
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.training.supervised import Network
 
-STAGE = artifacts.Stage(
+STAGE = stages.Stage(
     "dreams",
     notebook="10_visualization",
     modules=(
-        *("windows", "models.sfhf", "maximization", "lenses.taps", "lenses.backward", "lenses.objectives"),
-        *("lenses.parametrization", "lenses.transforms", "lenses.visualization", "lenses.prior", "lenses.flips"),
+        *(
+            "data.windowing",
+            "networks.sfhf",
+            "maximization.paper_methods",
+            "networks.taps",
+            "networks.backward",
+            "maximization.objectives",
+        ),
+        *(
+            "maximization.coordinates",
+            "maximization.transforms",
+            "maximization.visualization",
+            "maximization.priors",
+            "lenses.flips",
+        ),
         "lenses.dreams",
     ),
 )
 
-FLIPS = artifacts.Stage(
-    "flips", notebook="10_visualization", modules=("windows", "models.sfhf", "lenses.taps", "lenses.flips")
+FLIPS = stages.Stage(
+    "flips", notebook="10_visualization", modules=("data.windowing", "networks.sfhf", "networks.taps", "lenses.flips")
 )
 
 #: what becomes of a window
@@ -92,7 +108,7 @@ def dream(network: Network, windows: Windows, x: np.ndarray, settings: DreamSett
             network.model,
             objectives.class_score(flipped.after.tolist()),
             x,
-            parametrization.in_frequency(x.shape[2], bound),
+            coordinates.in_frequency(x.shape[2], bound),
             prior=of_prior,
             prior_rate=settings.prior_rate,
             n_steps=settings.n_steps,
@@ -116,7 +132,7 @@ def dream(network: Network, windows: Windows, x: np.ndarray, settings: DreamSett
 
 
 def dreams(
-    cfg: Settings, windows: Windows, networks: Sequence[Network], chosen: np.ndarray, denoiser: prior.Denoiser
+    cfg: Settings, windows: Windows, networks: Sequence[Network], chosen: np.ndarray, denoiser: priors.Denoiser
 ) -> xr.Dataset:
     """:func:`dream` of chosen test windows for all networks, dims (seed, variant, window, axis, time).
 
@@ -124,17 +140,17 @@ def dreams(
     """
     settings = SETTINGS[cfg.profile]
     stacked = []
-    for net in config.progress(networks, desc="dreams", leave=False):
+    for net in progress(networks, desc="dreams", leave=False):
 
         def build(folder, net=net) -> None:
             made = dream(net, windows, np.ascontiguousarray(windows.test.x[chosen]), settings, denoiser)
-            artifacts.write_dataset(folder / "dreams.nc", made)
+            write_dataset(folder / "dreams.nc", made)
 
-        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
-        of_prior = prior.key(cfg, windows, prior.SETTINGS[cfg.profile])
+        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
+        of_prior = priors.key(cfg, windows, priors.SETTINGS[cfg.profile])
         key = STAGE.key([cfg.windows, settings, chosen.tolist()], windows.digest, net.key, of_prior)
         folder = STAGE.obtain(key, build, about)
-        stacked.append(artifacts.read_dataset(folder / "dreams.nc").expand_dims(seed=[net.seed]))
+        stacked.append(read_dataset(folder / "dreams.nc").expand_dims(seed=[net.seed]))
     return xr.concat(stacked, "seed")
 
 
@@ -147,15 +163,15 @@ def smallest_changes(cfg: Settings, windows: Windows, networks: Sequence[Network
     def folder(net: Network):
         def build(part) -> None:
             found = flips.smallest_change(net.model, np.ascontiguousarray(windows.test.x[chosen]))
-            artifacts.write_dataset(part / "flips.nc", xr.Dataset({"rms_g": ("window", found.rms_g)}))
+            write_dataset(part / "flips.nc", xr.Dataset({"rms_g": ("window", found.rms_g)}))
 
-        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
+        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
         return FLIPS.obtain(FLIPS.key([cfg.windows, chosen.tolist()], windows.digest, net.key), build, about)
 
-    return np.stack([artifacts.read_dataset(folder(net) / "flips.nc")["rms_g"].values for net in networks])
+    return np.stack([read_dataset(folder(net) / "flips.nc")["rms_g"].values for net in networks])
 
 
-def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: prior.Denoiser) -> xr.Dataset:
+def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: priors.Denoiser) -> xr.Dataset:
     """What became of the windows, dims (seed, variant, window).
 
     ``size_g``: root mean square of the change in G. ``own``: whether the network itself sees the class the smallest

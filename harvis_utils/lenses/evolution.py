@@ -16,19 +16,32 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
 
-from harvis_utils import artifacts, config, engine, training
-from harvis_utils.config import Settings
-from harvis_utils.lenses import deconvnet, taps
-from harvis_utils.models import SFHF
-from harvis_utils.windows import Windows
+from harvis_utils.data.windowing import Windows
+from harvis_utils.lenses import deconvnet
+from harvis_utils.networks import taps
+from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.parallel import progress, threads_inside, torch_device
+from harvis_utils.settings import Settings, as_json
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.training import supervised
 
-STAGE = artifacts.Stage(
-    "evolution", notebook="12_deconvnet", modules=("windows", "models.sfhf", "training", "lenses.evolution")
+STAGE = stages.Stage(
+    "evolution",
+    notebook="12_deconvnet",
+    modules=("data.windowing", "networks.sfhf", "training.supervised", "lenses.evolution"),
 )
-FEATURES = artifacts.Stage(
+FEATURES = stages.Stage(
     "evolution_features",
     notebook="12_deconvnet",
-    modules=("windows", "models.sfhf", "lenses.taps", "lenses.backward", "lenses.deconvnet", "lenses.evolution"),
+    modules=(
+        "data.windowing",
+        "networks.sfhf",
+        "networks.taps",
+        "networks.backward",
+        "lenses.deconvnet",
+        "lenses.evolution",
+    ),
 )
 
 #: Paper: Fig. 4; Choice: every epoch up to the tenth too, because short trainings would have three points otherwise
@@ -64,28 +77,28 @@ def train(cfg: Settings, windows: Windows, seed: int = SEED) -> list[Moment]:
     """One network trained with the run's settings and kept at epoch 0 and :func:`marks`; made where missing.
 
     One stored result per mark, with Adam's state, so that a kill loses the epochs since the last one only. The last
-    moment equals what :func:`harvis_utils.training.train` has after its last epoch, bit for bit, on the same windows:
-    of more than ``N_TRAINED`` of them every n-th is used.
+    moment equals what :func:`harvis_utils.training.supervised.train` has after its last epoch, bit for bit, on the
+    same windows: of more than ``N_TRAINED`` of them every n-th is used.
     """
     windows = _fewer(windows, N_TRAINED[cfg.profile])
-    device = config.torch_device(cfg.device)
-    model = training.new_model(windows, cfg.model, seed).to(device)
+    device = torch_device(cfg.device)
+    model = supervised.new_model(windows, cfg.model, seed).to(device)
     optimizer = torch.optim.Adam(model.parameters(), cfg.training.learning_rate, weight_decay=cfg.training.weight_decay)
     x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
-    training_settings = config.as_json(cfg.training) | {"epochs": None, "seeds": [seed]}
+    training_settings = as_json(cfg.training) | {"epochs": None, "seeds": [seed]}
     key = STAGE.key([cfg.windows, cfg.model, training_settings, 0], windows.digest)
     moments = [_moment(windows, cfg, seed, 0, model, key)]
     begun = 0
-    with engine.threads_inside(1):
-        for mark in config.progress(marks(cfg.training.epochs), desc="evolution", leave=False):
+    with threads_inside(1):
+        for mark in progress(marks(cfg.training.epochs), desc="evolution", leave=False):
 
             def build(part: Path, begun=begun, mark=mark) -> None:
                 for epoch in range(begun, mark):
-                    training._epoch(model, optimizer, x, y, cfg.training, seed, epoch)
+                    supervised._epoch(model, optimizer, x, y, cfg.training, seed, epoch)
                 save_file(_state(model, optimizer), part / "state.safetensors")
 
             key = STAGE.key([mark], key)
-            about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed, epoch=mark)
+            about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed, epoch=mark)
             folder = STAGE.obtain(key, build, about)
             _load(load_file(folder / "state.safetensors"), model, optimizer)
             moments.append(_moment(windows, cfg, seed, mark, model, key))
@@ -102,7 +115,7 @@ def _fewer(windows: Windows, at_most: int | None) -> Windows:
 
 
 def _moment(windows: Windows, cfg: Settings, seed: int, epoch: int, model: SFHF, key: str) -> Moment:
-    copy = training.new_model(windows, cfg.model, seed)
+    copy = supervised.new_model(windows, cfg.model, seed)
     copy.load_state_dict(model.state_dict())
     return Moment(epoch, copy.eval(), key)
 
@@ -138,14 +151,14 @@ def features(cfg: Settings, windows: Windows, moments: Sequence[Moment]) -> xr.D
     def folder(moment: Moment) -> Path:
         def build(part: Path) -> None:
             found = _features(moment.model, windows)
-            f1 = training.macro_f1(windows.test, training.predict(moment.model, windows.test))
-            artifacts.write_dataset(part / "features.nc", found.assign(test_f1=f1))
+            f1 = supervised.macro_f1(windows.test, supervised.predict(moment.model, windows.test))
+            write_dataset(part / "features.nc", found.assign(test_f1=f1))
 
-        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, epoch=moment.epoch)
+        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, epoch=moment.epoch)
         return FEATURES.obtain(FEATURES.key([N_FIXED, PLACES, N_SEARCHED], windows.digest, moment.key), build, about)
 
-    bar = config.progress(moments, desc="features", leave=False)
-    found = [artifacts.read_dataset(folder(m) / "features.nc").expand_dims(epoch=[m.epoch]) for m in bar]
+    bar = progress(moments, desc="features", leave=False)
+    found = [read_dataset(folder(m) / "features.nc").expand_dims(epoch=[m.epoch]) for m in bar]
     return xr.concat(found, "epoch")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harvis_utils.lenses import taps
+from harvis_utils.networks import taps
 
 #: DeepFool goes a little beyond where the linearized border lies
 OVERSHOOT = 0.02

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from harvis_utils.engine import Step
 from harvis_utils.lenses import slopes
 from harvis_utils.lenses.slopes import SLOPES, Ascent
+from harvis_utils.settings import Step
 
 BOUND = 1.0
 #: a start is a success if it comes to this share of the highest value

@@ -22,26 +22,28 @@ import torch
 import xarray as xr
 from torch import nn
 
-from harvis_utils import artifacts
-from harvis_utils.config import Settings
-from harvis_utils.intervals import interval
-from harvis_utils.lenses import deconvnet, occlusion, taps
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.lenses import deconvnet, occlusion
 from harvis_utils.lenses.occlusion import Occluder
-from harvis_utils.training import Network
-from harvis_utils.windows import Split, Windows
+from harvis_utils.metrics.intervals import interval
+from harvis_utils.networks import taps
+from harvis_utils.settings import Settings
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.training.supervised import Network
 
 if TYPE_CHECKING:
-    from harvis_utils.datasets.synthetic import PlantedMotifs
+    from harvis_utils.data.synthetic import PlantedMotifs
 
-STAGE = artifacts.Stage(
+STAGE = stages.Stage(
     "locating",
     notebook="12_deconvnet",
     modules=(
-        "windows",
-        "models.sfhf",
-        "training",
-        "lenses.taps",
-        "lenses.backward",
+        "data.windowing",
+        "networks.sfhf",
+        "training.supervised",
+        "networks.taps",
+        "networks.backward",
         "lenses.deconvnet",
         "lenses.occlusion",
         "lenses.locating",
@@ -200,12 +202,12 @@ def pointings(
             },
             coords={"lens": list(named), "planting": list(PLANTINGS), "window": chosen},
         )
-        artifacts.write_dataset(part / "pointings.nc", found)
+        write_dataset(part / "pointings.nc", found)
 
-    about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed, split=split)
+    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed, split=split)
     asked = [split, n, {name: str(lens) for name, lens in lenses.items()}]
     key = STAGE.key(asked, windows.digest, judge.key, network.key)
-    return artifacts.read_dataset(STAGE.obtain(key, build, about) / "pointings.nc")
+    return read_dataset(STAGE.obtain(key, build, about) / "pointings.nc")
 
 
 @torch.no_grad()

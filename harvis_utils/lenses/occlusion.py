@@ -15,22 +15,24 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from harvis_utils import artifacts
-from harvis_utils.config import Settings
-from harvis_utils.lenses import deconvnet, taps
-from harvis_utils.lenses.taps import Tap
-from harvis_utils.training import Network
-from harvis_utils.windows import Windows
+from harvis_utils.data.windowing import Windows
+from harvis_utils.lenses import deconvnet
+from harvis_utils.networks import taps
+from harvis_utils.networks.taps import Tap
+from harvis_utils.settings import Settings
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.training.supervised import Network
 
-STAGE = artifacts.Stage(
+STAGE = stages.Stage(
     "occlusion",
     notebook="12_deconvnet",
     modules=(
-        "windows",
-        "models.sfhf",
-        "training",
-        "lenses.taps",
-        "lenses.backward",
+        "data.windowing",
+        "networks.sfhf",
+        "training.supervised",
+        "networks.taps",
+        "networks.backward",
         "lenses.deconvnet",
         "lenses.occlusion",
     ),
@@ -203,11 +205,11 @@ def covering(cfg: Settings, windows: Windows, judge: Network, network: Network, 
         found = drops(network.model, x, y, groups, occluder, layer)
         projection = deconvnet.project(network.model, layer, x, deconvnet.whole_maps(found["unit"].values))
         found["projection"] = (("window", "axis", "time"), projection.numpy())
-        artifacts.write_dataset(part / "drops.nc", found.assign_coords(window=chosen, activity_class=("window", y)))
+        write_dataset(part / "drops.nc", found.assign_coords(window=chosen, activity_class=("window", y)))
 
-    about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed)
+    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed)
     key = STAGE.key([occluder, layer, n], windows.digest, judge.key, network.key)
-    return artifacts.read_dataset(STAGE.obtain(key, build, about) / "drops.nc")
+    return read_dataset(STAGE.obtain(key, build, about) / "drops.nc")
 
 
 def agreement(found: xr.Dataset, axes: Sequence[str], width: int) -> xr.Dataset:

@@ -2,7 +2,7 @@
 
 After Saeed, Ozcelebi and Lukkien (2019), who let wearable-sensor networks recognize transformations, with four of them
 and one network head. What comes back are ordinary windows whose "activities" are the transformations, so that
-:mod:`harvis_utils.training` trains them as it trains everything.
+:mod:`harvis_utils.training.supervised` trains them as it trains everything.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from harvis_utils import artifacts
-from harvis_utils.windows import SPLITS, Split, Windows
+from harvis_utils.data.windowing import SPLITS, Split, Windows
+from harvis_utils.store import stages
 
 #: pieces into which a window is cut to be scrambled
 N_PIECES = 5
@@ -44,7 +44,7 @@ def task(windows: Windows, seed: int = 0) -> Windows:
     """The windows, each changed by a transformation drawn at random, which is its class; splits and subjects stay."""
     rng = np.random.default_rng(seed)
     splits = {name: _changed(getattr(windows, name), rng) for name in SPLITS}
-    digest = f"{windows.digest}/pretext {seed} {artifacts.code_digest('lenses.pretext')}"
+    digest = f"{windows.digest}/pretext {seed} {stages.code_digest('lenses.pretext')}"
     return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS, digest=digest)
 
 

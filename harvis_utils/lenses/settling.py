@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from harvis_utils.intervals import LEVEL, N_DRAWS, interval
 from harvis_utils.lenses import deconvnet
+from harvis_utils.metrics.intervals import LEVEL, N_DRAWS, interval
 
 #: Choice: a unit looks like its last state where the correlation exceeds this
 SETTLED = 0.9

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harvis_utils import engine
-from harvis_utils.engine import Step
-from harvis_utils.lenses import backward, taps
-from harvis_utils.lenses.taps import Tap
+from harvis_utils.fast import ascent
+from harvis_utils.networks import backward, taps
+from harvis_utils.networks.taps import Tap
+from harvis_utils.settings import Step
 
 #: plain ascent first; then what is compared with it
 SLOPES = (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)
@@ -56,7 +56,7 @@ class Ascent:
 
 
 class _Moves:
-    """Moves of plain ascent or of Adam, number by number, in the arithmetic of :class:`harvis_utils.engine.Chunk`."""
+    """Moves of plain ascent or of Adam, number by number, in the arithmetic of :mod:`harvis_utils.fast.ascent`."""
 
     def __init__(self, step: Step, like: Tensor):
         if step.optimizer not in OPTIMIZERS:
@@ -70,10 +70,10 @@ class _Moves:
         if self.step.optimizer == "ascent":
             x.add_(g, alpha=eta)
             return
-        self.first.lerp_(g, 1 - engine.BETA1)
-        self.second.mul_(engine.BETA2).addcmul_(g, g, value=1 - engine.BETA2)
-        scale = self.second.sqrt().div_((1 - engine.BETA2 ** (number + 1)) ** 0.5).add_(engine.EPSILON)
-        x.addcdiv_(self.first, scale, value=eta / (1 - engine.BETA1 ** (number + 1)))
+        self.first.lerp_(g, 1 - ascent.BETA1)
+        self.second.mul_(ascent.BETA2).addcmul_(g, g, value=1 - ascent.BETA2)
+        scale = self.second.sqrt().div_((1 - ascent.BETA2 ** (number + 1)) ** 0.5).add_(ascent.EPSILON)
+        x.addcdiv_(self.first, scale, value=eta / (1 - ascent.BETA1 ** (number + 1)))
 
 
 def ascend(field: Field, start: Tensor, step: Step, n_steps: int, bound: float | None = None) -> Ascent:

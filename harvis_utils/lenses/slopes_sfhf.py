@@ -16,27 +16,31 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from harvis_utils import activations, artifacts, config, engine, readings, recipes
-from harvis_utils.config import Settings
-from harvis_utils.engine import Step
+from harvis_utils.data.windowing import Windows
+from harvis_utils.fast import ascent
 from harvis_utils.lenses import slopes
 from harvis_utils.lenses.slopes import SLOPES, Ascent
-from harvis_utils.models import SFHF, Trunk
-from harvis_utils.training import Network
-from harvis_utils.windows import Windows
+from harvis_utils.maximization import unit_statistics
+from harvis_utils.maximization.starting import chosen_units, starting_points
+from harvis_utils.networks.sfhf import SFHF, Trunk
+from harvis_utils.parallel import progress, threads_inside
+from harvis_utils.settings import Settings, Step
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.training.supervised import Network
 
-STAGE = artifacts.Stage(
+STAGE = stages.Stage(
     "slopes",
     notebook="13_slopes",
     modules=(
-        "windows",
-        "models.sfhf",
-        "engine",
-        "maximization",
-        "similarity",
-        "recipes",
-        "lenses.taps",
-        "lenses.backward",
+        "data.windowing",
+        "networks.sfhf",
+        "fast.ascent",
+        "maximization.paper_methods",
+        "metrics.similarity",
+        "paper.recipes",
+        "networks.taps",
+        "networks.backward",
         "lenses.slopes",
         "lenses.slopes_sfhf",
     ),
@@ -55,7 +59,7 @@ class Budget:
     """How long and from how many starting points every unit is climbed; fewer where step sizes are chosen."""
 
     n_steps: int
-    n_starts: int  # of recipes.starting_points
+    n_starts: int  # of starting_points
 
 
 #: Choice: enough that the curves are flat at their end (notebook 13 shows it), and all of DSADS takes some minutes
@@ -77,10 +81,10 @@ class SingleAxis(nn.Module):
 
 def _leaked(g: Tensor, h: Tensor, slope: float) -> Tensor:
     """Gradient ``g`` of a rectified output ``h``: where that is 0 the rectifier was closed."""
-    return torch.ops.aten.leaky_relu_backward(g, h, slope, False) if slope else engine._rectified(g, h)
+    return torch.ops.aten.leaky_relu_backward(g, h, slope, False) if slope else ascent._rectified(g, h)
 
 
-class SlopedMaps(engine.UnitMaps):
+class SlopedMaps(ascent.UnitMaps):
     """Map of one unit per row, and the way back through rectifiers of another slope below zero."""
 
     def __init__(self, trunk: Trunk, layer: str, unit: Tensor, slope: float):
@@ -88,17 +92,17 @@ class SlopedMaps(engine.UnitMaps):
         self.slope = slope
 
     def backward(self, g: Tensor) -> Tensor:
-        """As in :class:`harvis_utils.engine.UnitMaps`, except for what comes back through closed rectifiers."""
+        """As in :class:`harvis_utils.fast.ascent.UnitMaps`, except for what comes back through closed rectifiers."""
         if self.depth == 1:
-            return engine._gather(self.own_back * g[:, None])
+            return ascent._gather(self.own_back * g[:, None])
         taps = self.own.shape[1]
-        padded = torch.nn.functional.pad(g, engine._half(taps))
+        padded = torch.nn.functional.pad(g, ascent._half(taps))
         g = torch.bmm(padded.unfold(1, taps, 1).contiguous(), self.own_back)
         for h, w in zip(reversed(self.hidden[1:]), reversed(self.back), strict=True):
-            g = engine._convolve(_leaked(g, h, self.slope), w)
+            g = ascent._convolve(_leaked(g, h, self.slope), w)
         g = _leaked(g, self.hidden[0], self.slope)
         taps = (self.first_back @ g.reshape(-1, g.shape[2]).T).view(-1, *g.shape[:2])
-        return engine._gather(taps.transpose(0, 1))
+        return ascent._gather(taps.transpose(0, 1))
 
 
 @torch.inference_mode()
@@ -111,10 +115,10 @@ def climb(
     step: Step,
     n_steps: int,
     bound: float | None = None,
-    block_bytes: int = engine.CPU_BLOCK_BYTES,
+    block_bytes: int = ascent.CPU_BLOCK_BYTES,
 ) -> Ascent:
     """Climb each row's ``unit`` (row,) of a layer from ``start`` (row, time) in G under one backward slope."""
-    size = engine.block_rows(trunk, layer, start.shape[1], start.dtype, block_bytes)
+    size = ascent.block_rows(trunk, layer, start.shape[1], start.dtype, block_bytes)
     parts = []
     for at in range(0, len(start), size):
         maps = SlopedMaps(trunk, layer, unit[at : at + size], slope)
@@ -159,7 +163,7 @@ def climb_all(
 
     workers = torch.get_num_threads()
     with (
-        engine.threads_inside(1),
+        threads_inside(1),
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         found = list(pool.map(one, jobs))
@@ -193,18 +197,18 @@ def climbs(
     One stored result per network, slopes and bound; of the curve only :func:`kept_steps`.
     """
     budget = BUDGETS[cfg.profile]
-    starts = recipes.starting_points(cfg.maximization, windows.train, budget.n_starts)
+    starts = starting_points(cfg.maximization, windows.train, budget.n_starts)
     found = []
-    for net in config.progress(networks, desc="slopes", leave=False):
+    for net in progress(networks, desc="slopes", leave=False):
 
         def build(folder, net=net) -> None:
             made = climb_all(net.trunk, steps, starts, budget.n_steps, bound)
             kept = kept_steps(budget.n_steps)
-            artifacts.write_dataset(folder / "climbs.nc", made.isel(step=kept).assign_coords(step=kept))
+            write_dataset(folder / "climbs.nc", made.isel(step=kept).assign_coords(step=kept))
 
-        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
+        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
         folder = STAGE.obtain(key(cfg, windows, net, steps, bound), build, about)
-        found.append(artifacts.read_dataset(folder / "climbs.nc").expand_dims(seed=[net.seed]))
+        found.append(read_dataset(folder / "climbs.nc").expand_dims(seed=[net.seed]))
     return xr.concat(found, "seed")
 
 
@@ -214,7 +218,7 @@ def key(
     """Address of the climbs of one network."""
     settings = [BUDGETS[cfg.profile], cfg.maximization.start_amplitude_g, cfg.maximization.start_periods]
     settings += [sorted(steps), [steps[slope] for slope in sorted(steps)], bound, *more]
-    return STAGE.key(settings, activations.key(windows, network))
+    return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows))
 
 
 def kept_steps(n_steps: int, n: int = 30) -> list[int]:
@@ -241,23 +245,23 @@ def choose_steps(cfg: Settings, windows: Windows, networks: list[Network], bound
     that what it is compared with is never handicapped; then each slope takes the step size that scores best for it.
     """
     budget = BUDGETS[cfg.profile]
-    starts = recipes.starting_points(cfg.maximization, windows.train, budget.n_starts)
-    units = readings.chosen_units(cfg.model.n_units, cfg.readings.n_units)
+    starts = starting_points(cfg.maximization, windows.train, budget.n_starts)
+    units = chosen_units(cfg.model.n_units, cfg.readings.n_units)
     tried = [Step(optimizer, size, DECAY) for optimizer, sizes in STEP_SIZES.items() for size in sizes]
     maxima = []
-    for net in config.progress(networks, desc="step sizes", leave=False):
+    for net in progress(networks, desc="step sizes", leave=False):
 
         def build(folder, net=net) -> None:
             made = [
                 climb_all(net.trunk, dict.fromkeys(SLOPES, step), starts, budget.n_steps, bound, units)["maximum"]
                 for step in tried
             ]
-            artifacts.write_dataset(folder / "maxima.nc", xr.concat(made, "tried").to_dataset(name="maximum"))
+            write_dataset(folder / "maxima.nc", xr.concat(made, "tried").to_dataset(name="maximum"))
 
-        about = artifacts.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
+        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
         where = key(cfg, windows, net, dict.fromkeys(SLOPES, tried[0]), bound, tried, units)
         folder = STAGE.obtain(where, build, about)
-        maxima.append(artifacts.read_dataset(folder / "maxima.nc")["maximum"])
+        maxima.append(read_dataset(folder / "maxima.nc")["maximum"])
     joined = xr.concat(maxima, "network")
     highest = joined.max(("tried", "slope", "start"))
     share = (joined / highest.where(highest > 0)).mean(("network", "layer", "start", "unit"))

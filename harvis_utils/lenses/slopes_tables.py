@@ -8,9 +8,9 @@ import torch
 import xarray as xr
 from scipy.stats import rankdata
 
-from harvis_utils.intervals import Difference, interval, paired
 from harvis_utils.lenses.slopes import SLOPES
-from harvis_utils.training import Network
+from harvis_utils.metrics.intervals import Difference, interval, paired
+from harvis_utils.training.supervised import Network
 
 #: Choice: a larger gain counts as this one, also where plain ascent does not leave zero; medians do not mind
 HIGHEST_GAIN = 100.0

@@ -16,23 +16,26 @@ import numpy as np
 import pandas as pd
 import torch
 
-from harvis_utils import activations, artifacts, config, engine, training
-from harvis_utils.config import ModelSettings, Settings, TrainingSettings
-from harvis_utils.intervals import paired
-from harvis_utils.lenses import slopes
-from harvis_utils.lenses.slopes import SLOPES
-from harvis_utils.models import SFHF, folded_trunk
-from harvis_utils.windows import SPLITS, Windows
+from harvis_utils.data.windowing import SPLITS, Windows
+from harvis_utils.lenses.slopes import SLOPES, sloped
+from harvis_utils.maximization import unit_statistics
+from harvis_utils.metrics.intervals import paired
+from harvis_utils.networks.sfhf import SFHF, folded_trunk
+from harvis_utils.parallel import progress, threads_inside, torch_device
+from harvis_utils.settings import PROFILES, ModelSettings, Settings, TrainingSettings
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_json, write_json
+from harvis_utils.training import supervised
 
-STAGE = artifacts.Stage(
+STAGE = stages.Stage(
     "slope_training",
     notebook="13_slopes",
     modules=(
-        "windows",
-        "models.sfhf",
-        "activations",
-        "training",
-        "lenses.backward",
+        "data.windowing",
+        "networks.sfhf",
+        "maximization.unit_statistics",
+        "training.supervised",
+        "networks.backward",
         "lenses.slopes",
         "lenses.slopes_training",
     ),
@@ -65,7 +68,7 @@ def settings_of(kind: str, cfg: Settings, plan: Plan, rate: float) -> Settings:
     """The quick profile's network of one of ``KINDS`` for ``cfg``'s data; another kind raises ``ValueError``."""
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; valid kinds: {', '.join(KINDS)}")
-    small: ModelSettings = config.PROFILES["quick"]["model"]
+    small: ModelSettings = PROFILES["quick"]["model"]
     trained = TrainingSettings(seeds=plan.seeds, epochs=plan.epochs, learning_rate=rate)
     return dataclasses.replace(cfg, model=dataclasses.replace(small, batch_norm=kind == KINDS[0]), training=trained)
 
@@ -82,16 +85,16 @@ def fit(cfg: Settings, windows: Windows, seed: int, slope: float | None) -> tupl
 
     The weights are those of the epoch with the best validation F1, as everywhere in this project.
     """
-    device = config.torch_device(cfg.device)
-    model = training.new_model(windows, cfg.model, seed).to(device)
+    device = torch_device(cfg.device)
+    model = supervised.new_model(windows, cfg.model, seed).to(device)
     optimizer = torch.optim.Adam(model.parameters(), cfg.training.learning_rate, weight_decay=cfg.training.weight_decay)
     x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
     history: list[float] = []
     state: dict[str, torch.Tensor] = {}
     for epoch in range(cfg.training.epochs):
-        with slopes.sloped(slope):
-            training._epoch(model, optimizer, x, y, cfg.training, seed, epoch)
-        history.append(training.macro_f1(windows.val, training.predict(model, windows.val)))
+        with sloped(slope):
+            supervised._epoch(model, optimizer, x, y, cfg.training, seed, epoch)
+        history.append(supervised.macro_f1(windows.val, supervised.predict(model, windows.val)))
         if int(np.argmax(history)) == epoch:
             state = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(state)
@@ -100,7 +103,7 @@ def fit(cfg: Settings, windows: Windows, seed: int, slope: float | None) -> tupl
 
 def dead_share(model: SFHF, windows: Windows) -> float:
     """Share of the trunk's units that answer no training window at all."""
-    found = activations.collect(folded_trunk(model), windows.train.segments, next(model.parameters()).device)
+    found = unit_statistics.collect(folded_trunk(model), windows.train.segments, next(model.parameters()).device)
     return float(found["dead"].mean())
 
 
@@ -112,16 +115,16 @@ def outcome(cfg: Settings, windows: Windows, kind: str, seed: int, rate: float, 
     chosen = settings_of(kind, cfg, plan, rate)
 
     def build(folder: Path) -> None:
-        with engine.threads_inside(1):
+        with threads_inside(1):
             model, history = fit(chosen, windows, seed, slope)
-            test = training.macro_f1(windows.test, training.predict(model, windows.test))
+            test = supervised.macro_f1(windows.test, supervised.predict(model, windows.test))
             values = {"val_f1": max(history), "test_f1": test, "dead": dead_share(model, windows), "history": history}
-        artifacts.write_json(folder / "outcome.json", values)
+        write_json(folder / "outcome.json", values)
 
     settings = [chosen.windows, chosen.model, dataclasses.replace(chosen.training, seeds=(seed,)), slope]
-    about = artifacts.provenance(chosen, data=windows.digest, caveat=windows.caveat, seed=seed, slope=slope)
+    about = stages.provenance(chosen, data=windows.digest, caveat=windows.caveat, seed=seed, slope=slope)
     folder = STAGE.obtain(STAGE.key(settings, windows.digest), build, about)
-    return artifacts.read_json(folder / "outcome.json")
+    return read_json(folder / "outcome.json")
 
 
 def _all(cfg: Settings, windows: Windows, plan: Plan, jobs: Sequence[tuple[str, float, float, int]]) -> pd.DataFrame:
@@ -133,10 +136,10 @@ def _all(cfg: Settings, windows: Windows, plan: Plan, jobs: Sequence[tuple[str, 
 
     workers = torch.get_num_threads()
     with (
-        engine.threads_inside(1),
+        threads_inside(1),
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        found = list(config.progress(pool.map(one, jobs), total=len(jobs), desc="training with slopes", leave=False))
+        found = list(progress(pool.map(one, jobs), total=len(jobs), desc="training with slopes", leave=False))
     table = pd.DataFrame(found).drop(columns="history")
     return table.set_index(pd.MultiIndex.from_tuples(jobs, names=["kind", "slope", "rate", "seed"]))
 

@@ -16,18 +16,29 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from harvis_utils import artifacts, engine, recovery, training
-from harvis_utils.config import Settings
-from harvis_utils.intervals import interval
-from harvis_utils.lenses import architecture, taps
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.lenses import architecture
 from harvis_utils.lenses.architecture import ArchitectureSettings
-from harvis_utils.models import SFHF
-from harvis_utils.windows import Split, Windows
+from harvis_utils.metrics.intervals import interval
+from harvis_utils.networks import taps
+from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.parallel import side_by_side, threads_inside
+from harvis_utils.settings import Settings
+from harvis_utils.store import stages
+from harvis_utils.store.files import write_text
+from harvis_utils.training import supervised
 
-STAGE = artifacts.Stage(
+STAGE = stages.Stage(
     "transfer",
     notebook="12_deconvnet",
-    modules=("windows", "models.sfhf", "training", "lenses.taps", "lenses.architecture", "lenses.transfer"),
+    modules=(
+        "data.windowing",
+        "networks.sfhf",
+        "training.supervised",
+        "networks.taps",
+        "lenses.architecture",
+        "lenses.transfer",
+    ),
 )
 
 #: Paper: 15 to 60 examples a class on Caltech; the steps between are ours
@@ -100,11 +111,11 @@ def carried(cfg: Settings, windows: Windows, seed: int) -> pd.DataFrame:
     few = architecture.thinned(windows, small.n_windows)
 
     def build(part: Path) -> None:
-        with engine.threads_inside(1):
+        with threads_inside(1):
             rows = _carried(tasks(windows, few), seed, small, settings)
-        artifacts.write_text(part / "f1.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_text(part / "f1.csv", pd.DataFrame(rows).to_csv(index=False))
 
-    about = artifacts.provenance(cfg, data=few.digest, caveat=few.caveat, seed=seed)
+    about = stages.provenance(cfg, data=few.digest, caveat=few.caveat, seed=seed)
     key = STAGE.key([cfg.windows, small.model, small.training, settings, list(N_PER_CLASS), seed], few.digest)
     return pd.read_csv(STAGE.obtain(key, build, about) / "f1.csv")
 
@@ -128,9 +139,9 @@ def _carried(of: dict[str, Windows], seed: int, small: ArchitectureSettings, set
             }
             scratch = architecture.new_model(task, small.model, base, seed + 1)
             from_scratch(scratch, torch.as_tensor(x), y, small.training, settings.n_steps, seed)
-            predicted[ARMS[1]] = training.predict(scratch, task.test)
+            predicted[ARMS[1]] = supervised.predict(scratch, task.test)
             for arm in ARMS:
-                f1 = training.macro_f1(task.test, predicted[arm])
+                f1 = supervised.macro_f1(task.test, predicted[arm])
                 rows.append({"target": target, "arm": arm, "windows a class": n, "seed": seed, "F1": f1})
     return [row | {"source F1": scores["test_f1"]} for row in rows]
 
@@ -141,7 +152,7 @@ def last_inputs(model: SFHF, x: np.ndarray) -> torch.Tensor:
     handle = model.dropout.register_forward_hook(lambda module, args, output: found.append(output))
     try:
         with taps.evaluating(model), torch.no_grad():
-            for batch in torch.as_tensor(x).split(training.EVALUATION_BATCH):
+            for batch in torch.as_tensor(x).split(supervised.EVALUATION_BATCH):
                 model(batch)
     finally:
         handle.remove()
@@ -170,7 +181,7 @@ def from_scratch(model: SFHF, x: torch.Tensor, y: torch.Tensor, settings, n_step
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     per_epoch = -(-len(x) // settings.batch_size)
     for epoch in range(-(-n_steps // per_epoch)):
-        training._epoch(model, optimizer, x, y, settings, seed, epoch)
+        supervised._epoch(model, optimizer, x, y, settings, seed, epoch)
 
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
@@ -191,4 +202,4 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
 def results(cfg: Settings, windows: Windows) -> pd.DataFrame:
     """:func:`carried` of all seeds of the profile; computed where missing."""
     seeds = architecture.SETTINGS[cfg.profile].seeds
-    return pd.concat(recovery._side_by_side(cfg, lambda seed: carried(cfg, windows, seed), seeds))
+    return pd.concat(side_by_side(cfg, lambda seed: carried(cfg, windows, seed), seeds))

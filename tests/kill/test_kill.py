@@ -28,8 +28,8 @@ RUN_SECONDS = 1800
 
 SOURCES = " ".join(p.read_text() for p in [*(ROOT / "harvis_utils").rglob("*.py"), *Path(NOTEBOOKS).glob("*.ipynb")])
 #: stage -> the notebook that makes its results
-STAGES = dict(re.findall(r"artifacts\.Stage\(\s*\\?\"(\w+)\\?\",\s*notebook=\\?\"(\w+)", SOURCES))
-assert set(STAGES) == set(re.findall(r"artifacts\.Stage\(\s*\\?\"(\w+)", SOURCES)), "a stage without its notebook"
+STAGES = dict(re.findall(r"stages\.Stage\(\s*\\?\"(\w+)\\?\",\s*notebook=\\?\"(\w+)", SOURCES))
+assert set(STAGES) == set(re.findall(r"stages\.Stage\(\s*\\?\"(\w+)", SOURCES)), "a stage without its notebook"
 #: the paper's own chain runs as a whole; the notebooks after it run alone, on what the ones before them stored
 PAPER = ("01", "07")
 #: what differs between equal runs

@@ -1,0 +1,1 @@
+"""Archives, folders or generated signals turned into windows."""

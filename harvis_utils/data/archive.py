@@ -1,0 +1,414 @@
+"""A data set's archive turned into recordings: found or downloaded, verified, parsed once, kept as a derived file.
+
+An archive is a zip file or an extracted folder, with or without prefix folders around its members. It is never
+extracted: members are read as bytes, compared with their pinned SHA-256 and parsed. Whatever is wrong with it ends
+in one :class:`~harvis_utils.data.kinds.DataError` that names the archive, the member and what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import psutil
+
+from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name
+from harvis_utils.settings import APPROXIMATE, data_folders
+from harvis_utils.store import stages
+
+#: how often a failed download is tried again
+RETRIES = 3
+
+
+# ------------------------------------------------------------------------------------- for data set modules
+
+
+def parse_table(
+    content: bytes, columns: Sequence[int], *, n_columns: int, delimiter: str = ",", n_rows: int | None = None
+) -> np.ndarray:
+    """The 0-based ``columns`` of a text table, in that order: float64 (row, len(columns)).
+
+    Every row must have ``n_columns`` fields; only the wanted ones are parsed. Raises ``ValueError`` for a wrong
+    number of rows or columns, for text, and for NaN or infinity.
+    """
+    lines = content.decode("ascii", errors="replace").splitlines()
+    if len(lines) != (n_rows or len(lines)) or not lines:
+        raise ValueError(f"{len(lines)} rows instead of {n_rows or 'at least one'}")
+    for number, line in enumerate(lines, start=1):
+        if line.count(delimiter) != n_columns - 1:
+            raise ValueError(f"row {number} has {line.count(delimiter) + 1} columns instead of {n_columns}")
+    try:
+        values = np.loadtxt(lines, delimiter=delimiter, usecols=tuple(columns), comments=None, ndmin=2)
+    except ValueError:
+        raise ValueError(_first_text(lines, columns, delimiter)) from None
+    if len(values) != len(lines):  # blank lines are skipped silently where a table has one column
+        raise ValueError(_first_text(lines, columns, delimiter))
+    if not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {values[row, column]}, not a finite number")
+    return values
+
+
+def _first_text(lines: Sequence[str], columns: Sequence[int], delimiter: str) -> str:
+    """Where in a table that does not parse the first field stands that is no number."""
+    for number, line in enumerate(lines, start=1):
+        fields = line.split(delimiter)
+        for column in columns:
+            try:
+                float(fields[column])
+            except ValueError:
+                return f"row {number}, column {column + 1} is {fields[column][:40]!r}, not a number"
+    return "a field is not a plain decimal number"
+
+
+def members_digest(digests: Mapping[str, str]) -> str:
+    """SHA-256 over the sorted lines ``<sha256>  <member>``: pins an archive whichever way it was packed."""
+    lines = sorted(f"{digest}  {member}\n" for member, digest in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------ finding the archive
+
+
+def locate(name: str, archive: Archive) -> Path | None:
+    """The zip file or extracted folder of data set ``name``, or None where there is none.
+
+    Looked through in order: each of ``config.data_folders()``, and before it its subfolder called ``name``.
+    """
+    first, *others = data_folders()
+    if os.environ.get("HARVIS_DATA") and not first.is_dir():
+        raise DataError(f"HARVIS_DATA names {first}, which is no folder; name the folder that holds {archive.filename}")
+    for folder in (first, *others):
+        for place in (folder / name, folder):
+            if (place / archive.filename).is_file():
+                return place / archive.filename
+            if place.is_dir() and (root := _extracted(place, archive)):
+                return root
+    return None
+
+
+def _extracted(folder: Path, archive: Archive) -> Path | None:
+    """The folder that the members' paths count from, ``folder`` itself or up to two levels below it."""
+    # a sample of the members, so that a folder where some are missing is still recognized, and its gaps reported
+    sample = archive.members[:: max(1, len(archive.members) // 16)]
+    for pattern in ("", "*/", "*/*/"):
+        roots = [folder] if not pattern else sorted(folder.glob(pattern))
+        for root in roots:
+            if any((root / member).is_file() for member in sample):
+                return root
+    return None
+
+
+def address(archive: Archive) -> str:
+    """Where the archive is downloaded from: its own address, or the mirror that ``HARVIS_MIRROR`` names."""
+    mirror = os.environ.get("HARVIS_MIRROR")
+    return f"{mirror.rstrip('/')}/{archive.filename}" if mirror else archive.url
+
+
+def fetch(name: str, archive: Archive) -> Path:
+    """Download the archive to ``data/raw``, verify it, and only then give it its name."""
+    import pooch
+    import requests
+
+    url, raw = address(archive), data_folders()[-1]
+    by_hand = f"get it by hand, put it into {raw} or a folder named by HARVIS_DATA as {archive.filename}, and run again"
+    shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+    part = None
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        _sweep(raw, archive.filename)
+        part = Path(tempfile.mkdtemp(prefix=f".{archive.filename}.{os.getpid()}.", suffix=".part", dir=raw))
+        file = archive.filename
+        source = pooch.create(part, "", registry={file: None}, urls={file: url}, retry_if_failed=RETRIES)
+        path = Path(source.fetch(file, progressbar=shown))
+        verify(name, archive, path, title=f"{url} (downloaded, refused, not kept)")
+        os.replace(path, raw / archive.filename)
+    except requests.RequestException as error:
+        what = f"{archive.filename} could not be downloaded from {url}"
+        raise DataError(f"{what}: {_reason(error)}; {by_hand}") from error
+    except OSError as error:
+        what = f"{raw / archive.filename} could not be written"
+        raise DataError(f"{what}: {error.strerror or error}; make room there; nothing half-written was kept") from error
+    finally:
+        if part:
+            shutil.rmtree(part, ignore_errors=True)
+    return raw / archive.filename
+
+
+def _reason(error) -> str:
+    """Why a download failed, in words; the library's own message is kept as the error's cause."""
+    import requests
+
+    if isinstance(error, requests.HTTPError):
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke before the file was complete"
+    if isinstance(error, requests.Timeout):
+        return "the server did not answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection to the server"
+    return str(error)
+
+
+def _sweep(raw: Path, filename: str) -> None:
+    """Remove what killed downloads left."""
+    for orphan in raw.glob(".*.part"):
+        pid = orphan.name.split(".")[-3] if orphan.name.startswith(f".{filename}.") else ""
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(orphan, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------- reading members
+
+
+@contextmanager
+def opened(path: Path, archive: Archive, title: str | None = None) -> Iterator[Callable[[str], bytes]]:
+    """Yield ``open_member(member) -> bytes`` for a zip file or an extracted folder.
+
+    ``title`` is what errors call the archive. Raises :class:`DataError` for anything that is no whole zip file, for
+    paths that leave the folder, and for missing or damaged members.
+    """
+    title = title or str(path)
+    again = f"get the archive again from {archive.url}"
+
+    if path.is_dir():
+        _refuse_leaving(title, archive.members)
+
+        def read(member: str) -> bytes:
+            return (path / member).read_bytes()
+
+        missing = [member for member in archive.members if not (path / member).is_file()]
+        container = None
+    else:
+        try:
+            container = zipfile.ZipFile(path)
+            names = container.namelist()
+        except PermissionError as error:
+            raise DataError(f"{title}: may not be read; give yourself the permission to") from error
+        except Exception as error:  # zipfile raises many kinds for damaged files; each is the same news
+            raise DataError(f"{title}: {_not_a_zip(path)}; {again}") from error
+        _refuse_leaving(title, names)
+        index = _index(title, names, archive.members)
+        missing = [member for member in archive.members if member not in index]
+
+        def read(member: str) -> bytes:
+            return container.read(index[member])
+
+    def open_member(member: str) -> bytes:
+        try:
+            return read(member)
+        except Exception as error:
+            raise DataError(f"{title}: {member}: damaged or unreadable ({error}); {again}") from error
+
+    try:
+        if missing:
+            more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+            raise DataError(f"{title}: {missing[0]}{more} missing; {again}")
+        yield open_member
+    finally:
+        if container:
+            container.close()
+
+
+def _foreign(head: bytes) -> str | None:
+    """What a file is that should be data but plainly is not."""
+    if head.startswith(b"version https://git-lfs"):
+        return "is a git-LFS pointer, not the file itself (git lfs pull fetches it)"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is an HTML page, not the file itself"
+    return None
+
+
+def _not_a_zip(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"PK"):
+        return "is a truncated or damaged zip file"
+    return _foreign(head) or ("is empty" if not head else "is not a zip file")
+
+
+def _refuse_leaving(title: str, names: Iterable[str]) -> None:
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
+            raise DataError(f"{title}: {name!r} is a path that leaves the folder; do not use this archive")
+
+
+def _index(title: str, names: Iterable[str], members: Iterable[str]) -> dict[str, str]:
+    """Members to the names they bear in a zip file, which may have put folders before them."""
+    wanted, index = set(members), {}
+    for name in names:
+        parts = name.split("/")
+        for start in range(len(parts)):
+            member = "/".join(parts[start:])
+            if member in wanted:
+                if member in index:
+                    raise DataError(f"{title}: {member}: found twice ({index[member]}, {name}); keep one of them")
+                index[member] = name
+    return index
+
+
+# -------------------------------------------------------------------------------------------------- verifying
+
+
+def verify(name: str, archive: Archive, path: Path, title: str | None = None) -> None:
+    """Read every member and compare it with the pinned digests; :class:`DataError` names the first culprit."""
+    with opened(path, archive, title) as open_member:
+        checked = _Verified(name, archive, title or str(path), open_member)
+        checked.finish()
+
+
+class _Verified:
+    """``open_member`` with every member's digest compared before it is handed out, and all of them at the end."""
+
+    def __init__(self, name: str, archive: Archive, title: str, open_member: Callable[[str], bytes]):
+        self.name, self.archive, self.title, self.open_member = name, archive, title, open_member
+        self.digests: dict[str, str] = {}
+        self.last = ""
+
+    def __call__(self, member: str) -> bytes:
+        self.last = member
+        content = self.open_member(member)
+        digest = hashlib.sha256(content).hexdigest()
+        pinned = self.archive.member_digests.get(member, "")
+        if not digest.startswith(pinned):
+            foreign = _foreign(content[:512])
+            self._refuse(member, foreign or f"its SHA-256 starts with {digest[:8]} instead of {pinned[:8]}")
+        self.digests[member] = digest
+        return content
+
+    def finish(self) -> None:
+        for member in self.archive.members:
+            if member not in self.digests:
+                self(member)
+        found = members_digest(self.digests)
+        if found != self.archive.digest:
+            self._refuse("members together", f"their digest is {found} instead of {self.archive.digest}")
+
+    def _refuse(self, member: str, what: str) -> None:
+        base = self.name.removesuffix(APPROXIMATE)
+        raise DataError(
+            f"{self.title}: {member}: {what}; get the original from {self.archive.url}, or use this archive knowingly, "
+            f"marked as unverified, with DATASET={base}{APPROXIMATE}"
+        )
+
+
+def _as_found(archive: Archive, path: Path) -> Archive:
+    """The archive description with the digests of what lies at ``path``, whatever it is."""
+    with opened(path, archive) as open_member:
+        digests = {member: hashlib.sha256(open_member(member)).hexdigest() for member in archive.members}
+    return replace(archive, digest=members_digest(digests), member_digests=digests)
+
+
+# ---------------------------------------------------------------------------------------------------- loading
+
+
+def _load(name: str, dataset: Dataset, *, download: bool = True) -> Recordings:
+    """Recordings of an archived data set, parsed at the first call and read from the derived file at later ones."""
+    approximate = name.endswith(APPROXIMATE)
+    archive = dataset.archive
+    path = locate(name, archive)
+    if approximate:
+        # its digest is not known beforehand: computed each time, so that a changed archive is never missed
+        archive = _as_found(archive, path or _absent(archive, "an unverified archive is never downloaded"))
+    module = dataset.read.__module__.removeprefix("harvis_utils.")
+    stage = stages.Stage("recordings", notebook="01_data", modules=("data.kinds", "data.archive", module))
+    key = stage.key({"dataset": name}, archive.digest)
+
+    def build(folder: Path) -> None:
+        source = path or (fetch(name, archive) if download else _absent(archive, "downloading is switched off"))
+        _save(folder / "recordings.npz", _parse(name, dataset, archive, source))
+
+    about = {"dataset": name, "archive": archive.filename, "digest": archive.digest, "verified": not approximate}
+    folder = stage.obtain(key, build, about)
+    return Recordings(name, dataset, _read(folder / "recordings.npz"), verified=not approximate, digest=archive.digest)
+
+
+def generate(dataset: Dataset) -> Recordings:
+    """Recordings of a made-up data set; the digest is over their content."""
+    items = tuple(dataset.read(None))
+    digest = hashlib.sha256()
+    for item in items:
+        _check(item, dataset)
+        digest.update(f"{item.subject} {item.activity} {item.signal.shape}\n".encode())
+        digest.update(np.ascontiguousarray(item.signal).tobytes())
+    return Recordings(dataset.name, dataset, items, verified=True, digest=digest.hexdigest())
+
+
+def _absent(archive: Archive, why: str) -> Path:
+    folders = ", ".join(str(folder) for folder in data_folders())
+    raise DataError(
+        f"{archive.filename} is in none of the folders {folders}, and {why}; put it into one of them "
+        f"(it comes from {archive.url}) or let HARVIS_DATA name the folder that holds it"
+    )
+
+
+def _parse(name: str, dataset: Dataset, archive: Archive, path: Path) -> list[Recording]:
+    """Verify and parse all recordings of the archive at ``path``."""
+    from tqdm.auto import tqdm
+
+    items = []
+    with opened(path, archive) as open_member:
+        checked = _Verified(name, archive, str(path), open_member)
+        try:
+            for item in tqdm(dataset.read(checked), desc=f"reading {name}", unit=" recordings", disable=None):
+                _check(item, dataset)
+                items.append(item)
+        except ValueError as error:
+            raise DataError(
+                f"{path}: {checked.last}: {error}; correct that file or get the archive again from {archive.url}"
+            ) from error
+        checked.finish()
+    if not items:
+        raise DataError(f"{path}: no recordings in it; get the archive again from {archive.url}")
+    return items
+
+
+def _check(item: Recording, dataset: Dataset) -> None:
+    """Refuse recordings that do not fit their data set's description."""
+    subjects = {subject for part in dataset.split.values() for subject in part}
+    if item.signal.ndim != 2 or item.signal.shape[1] != len(dataset.axes) or not len(item.signal):
+        raise ValueError(f"recording of shape {item.signal.shape} instead of (time, {len(dataset.axes)})")
+    if item.signal.dtype != np.float32 or not np.isfinite(item.signal).all():
+        raise ValueError("recording is not made of finite float32 numbers")
+    if item.subject not in subjects or not 0 <= item.activity < len(dataset.activities):
+        raise ValueError(f"subject {item.subject} or activity {item.activity} is not one of {dataset.name}'s")
+
+
+def _save(path: Path, items: Sequence[Recording]) -> None:
+    np.savez(
+        path,
+        signal=np.concatenate([item.signal for item in items]),
+        length=np.array([len(item.signal) for item in items]),
+        subject=np.array([item.subject for item in items]),
+        activity=np.array([item.activity for item in items]),
+    )
+
+
+def _read(path: Path) -> tuple[Recording, ...]:
+    with np.load(path, allow_pickle=False) as stored:
+        pieces = np.split(stored["signal"], np.cumsum(stored["length"])[:-1])
+        who, what = stored["subject"].tolist(), stored["activity"].tolist()
+    return tuple(Recording(*item) for item in zip(who, what, pieces, strict=True))
+
+
+def load_recordings(name: str, *, download: bool = True) -> Recordings:
+    """All recordings of the data set ``name``: float32 (time, axis) in G at the data set's own rate.
+
+    The archive is looked for in the folders of ``config.data_folders()``, else downloaded unless ``download`` is
+    False; its members are verified, parsed once and kept as a small derived file. ``<name>-approximate`` reads an
+    archive that cannot be verified, and never downloads. Made-up data are generated.
+
+    Raises :class:`SettingsError` for an unknown name and :class:`DataError` for a bad or missing archive.
+    """
+    dataset = check_name(name)
+    return _load(name, dataset, download=download) if dataset.archive else generate(dataset)

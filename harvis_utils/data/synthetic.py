@@ -1,0 +1,241 @@
+"""A fixed seed turned into made-up recordings with planted motifs: the data set whose truth is known.
+
+Ten made-up people wear two sensors and do eight made-up activities. A recording is a *background* (gravity, slow
+sway, sensor noise) plus *motifs*, short shapes planted again and again. What a person's body decides (posture,
+tempo, strength, noise) comes from a random stream that never sees the activity; the activity decides only *which*
+shape goes to which axis. All shapes have zero sum and one energy, so that neither level nor variance tells the
+activities apart: a network that recognizes them has learned the shapes.
+
+The generator is frozen: a test pins a digest of all it makes. It was settled by whether a network can learn the
+activities, before anyone looked at what Activation Maximization finds. :func:`variant` makes harder versions of it,
+which are other data sets: they have names and digests of their own, and are in no registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import pandas as pd
+
+from harvis_utils.data.kinds import Dataset, Recording, Recordings
+from harvis_utils.data import archive
+
+# Choice: everything here; nothing in the paper corresponds to this data set.
+SEED = 20240607
+RATE_HZ = 30.0  # the rate of the windows, so that resampling leaves the shapes as they are
+N_SAMPLES = 1920  # 64 s a recording: 127 windows
+RESOLUTION_G = 1e-4  # readings are multiples of it, so that rounding errors cannot change them
+NOISE_G = 0.05
+ACTIVITIES = tuple(f"made-up {k}" for k in range(1, 9))
+AXES = tuple(f"{place} {axis}" for place in ("right arm", "left leg") for axis in "xyz")
+SPLIT = {"train": (1, 2, 3, 4, 5, 6), "val": (7, 8), "test": (9, 10)}
+SUBJECTS = SPLIT["train"] + SPLIT["val"] + SPLIT["test"]
+
+#: name -> (first layer whose receptive field holds the shape, shape in G for a person of strength 1). Found by a
+#: numerical search for shapes of zero sum and equal energy that match neither one another nor a 30-sample sine.
+MOTIFS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "short A": ("conv1", (-0.70, 0.83, -0.26, 0.42, -0.29)),
+    "short B": ("conv1", (0.37, -0.81, 0.69, 0.20, -0.45)),
+    "short C": ("conv1", (0.15, -0.08, 0.91, -0.78, -0.20)),
+    "middle A": ("conv2", (0.0, 0.31, 0.11, -0.50, -0.63, 0.43, 0.68, -0.27, -0.13)),
+    "middle B": ("conv2", (-0.33, 0.05, 0.81, 0.25, -0.31, -0.05, 0.39, -0.20, -0.61)),
+    "middle C": ("conv2", (0.0, -0.35, -0.78, -0.06, 0.60, 0.55, 0.27, -0.23, 0.0)),
+    "long A": ("conv3", (-0.04, 0.05, 0.35, 0.08, -0.37, -0.70, -0.46, -0.21, 0.08, 0.41, 0.44, 0.34, 0.03)),
+    "long B": ("conv3", (0.45, 0.16, -0.59, -0.33, 0.14, 0.03, -0.02, 0.28, 0.56, 0.16, -0.53, -0.31, 0.0)),
+    "long C": ("conv3", (0.0, 0.07, 0.21, 0.48, 0.62, 0.41, -0.05, -0.34, -0.44, -0.46, -0.34, -0.16, 0.0)),
+}
+
+#: the letters of an activity's short, middle and long shape. Every shape belongs to two or three activities, no two
+#: activities have more than one shape in common, and each shape goes to two axes of its activity.
+_TRIPLES = ("AAA", "ABB", "ACC", "BAB", "BBC", "BCA", "CAC", "CBA")
+_LENGTHS = ("short", "middle", "long")
+
+
+def activity_motifs(activity: int) -> tuple[str, ...]:
+    """Names of the motifs that ``activity`` (an index into ``ACTIVITIES``) plants, one per axis."""
+    names = [f"{length} {letter}" for length, letter in zip(_LENGTHS, _TRIPLES[activity], strict=True)]
+    # the leg gets the three shapes in another order than the arm, and every activity another rotation
+    return tuple(names[(axis + activity + axis // 3) % 3] for axis in range(len(AXES)))
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a recording has without its activity: the background, and where and how strongly motifs go."""
+
+    background: np.ndarray  # (time, axis) in G
+    centres: np.ndarray  # int (event, axis): the sample under a motif's middle
+    scales: np.ndarray  # (event, axis): factor on the shape; 0 where an event leaves an axis out
+
+
+@dataclass(frozen=True)
+class PlantedMotifs:
+    """The ground truth: each motif's shape and every place where it was planted.
+
+    ``occurrences`` is a table of subject, activity (index), axis (index), start (sample in the recording, at
+    ``RATE_HZ``), motif (name) and scale (factor on the shape).
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[np.ndarray, ...]  # (time,) each, in G
+    layers: tuple[str, ...]  # first layer whose receptive field holds the motif
+    occurrences: object  # pandas DataFrame
+
+
+def _stream(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([SEED, *key])))
+
+
+def _slow_waves(rng, n: int, n_waves: int, hertz: tuple, amplitude: tuple, time_s: np.ndarray) -> np.ndarray:
+    """(time, n): n sums of sines; frequencies, amplitudes and phases come from ``rng``, ``time_s`` is (time, 1)."""
+    total = np.zeros((len(time_s), n))
+    for _ in range(n_waves):
+        f, phase = rng.uniform(*hertz, n), rng.uniform(0, 2 * np.pi, n)
+        total += rng.uniform(*amplitude, n) * np.sin(2 * np.pi * f * time_s + phase)
+    return total
+
+
+def _turning_gravity(rng, time_s: np.ndarray) -> np.ndarray:
+    """(time, 3): 1 G that wanders over the sphere from a random direction, by about half a radian a second."""
+    up, other = rng.standard_normal((2, 3))
+    up /= np.sqrt((up**2).sum())
+    east = np.cross(up, other)
+    east /= np.sqrt((east**2).sum())
+    north = np.cross(up, east)
+    tilt, turn = _slow_waves(rng, 2, 3, (0.02, 0.05), (0.8, 1.6), time_s).T[:, :, None]
+    return np.cos(tilt) * up + np.sin(tilt) * (np.cos(turn) * east + np.sin(turn) * north)
+
+
+def body(subject: int, session: int) -> Body:
+    """The background and the motif places of a subject's ``session``-th recording; the activity is not known here."""
+    person = _stream(1, subject)
+    spacing, strength = person.uniform(22, 28), person.uniform(0.8, 1.2)  # samples between events; factor
+
+    rng = _stream(2, subject, session)
+    time_s = np.arange(N_SAMPLES)[:, None] / RATE_HZ
+    # gravity turns slowly about each sensor: were it fixed, it would be the fingerprint of a recording, and with
+    # one activity a recording a network would learn fingerprints that are worth nothing on other people
+    gravity = np.hstack([_turning_gravity(rng, time_s) for _ in range(2)])
+    sway = _slow_waves(rng, len(AXES), 3, (0.1, 0.4), (0.01, 0.04), time_s)
+    noise = NOISE_G * rng.standard_normal((N_SAMPLES, len(AXES)))
+
+    n_events = int(N_SAMPLES / 20)  # more than fit; those beyond the end are dropped
+    events = 10 + np.cumsum(spacing + rng.uniform(-2, 2, n_events))
+    centres = np.rint(events[:, None] + rng.uniform(-2, 2, (n_events, len(AXES)))).astype(np.int64)
+    scales = strength * rng.uniform(0.85, 1.15, centres.shape) * (rng.random(centres.shape) < 0.9)
+    fits = centres.max(axis=1) < N_SAMPLES - 8
+    return Body(gravity + sway + noise, centres[fits], scales[fits])
+
+
+def plant(own: Body, activity: int) -> np.ndarray:
+    """The recording (time, axis) in G, float32, of ``activity`` done by a body: background plus motifs."""
+    signal = own.background.copy()
+    for axis, name in enumerate(activity_motifs(activity)):
+        shape = np.array(MOTIFS[name][1])
+        for centre, scale in zip(own.centres[:, axis], own.scales[:, axis], strict=True):
+            start = centre - len(shape) // 2
+            signal[start : start + len(shape), axis] += scale * shape
+    return (np.rint(signal / RESOLUTION_G) * RESOLUTION_G).astype(np.float32)
+
+
+def order(subject: int) -> np.ndarray:
+    """The activity of each of a subject's sessions: everybody does them in an own random order."""
+    return _stream(3, subject).permutation(len(ACTIVITIES))
+
+
+def read(_=None) -> Iterator[Recording]:
+    """Make all recordings, subject by subject in the order of the activities; there is no archive to open."""
+    for subject, activity, own in _bodies(body):
+        yield Recording(subject, activity, plant(own, activity))
+
+
+def _bodies(body_of: Callable[[int, int], Body]) -> Iterator[tuple[int, int, Body]]:
+    """Subject, activity and body of every recording; ``body_of(subject, session)`` makes a body."""
+    for subject in SUBJECTS:
+        for activity, session in enumerate(np.argsort(order(subject))):
+            yield subject, activity, body_of(subject, int(session))
+
+
+@lru_cache
+def motifs() -> PlantedMotifs:
+    """The planted motifs and where they are."""
+    return _planted(body)
+
+
+def _planted(body_of: Callable[[int, int], Body]) -> PlantedMotifs:
+    tables = []
+    for subject, activity, own in _bodies(body_of):
+        for axis, name in enumerate(activity_motifs(activity)):
+            there = own.scales[:, axis] > 0
+            start = own.centres[there, axis] - len(MOTIFS[name][1]) // 2
+            row = {"subject": subject, "activity": activity, "axis": axis, "start": start, "motif": name}
+            tables.append(pd.DataFrame(row | {"scale": own.scales[there, axis]}))
+    shapes = tuple(np.array(shape) for _, shape in MOTIFS.values())
+    layers = tuple(layer for layer, _ in MOTIFS.values())
+    return PlantedMotifs(tuple(MOTIFS), shapes, layers, pd.concat(tables, ignore_index=True))
+
+
+DATASET = Dataset(
+    name="synthetic",
+    title="made-up recordings with planted motifs",
+    source="made by this package from a fixed seed; no person was measured",
+    licence="MIT, like the code",
+    rate_hz=RATE_HZ,
+    activities=ACTIVITIES,
+    axes=AXES,
+    split=SPLIT,
+    read=read,
+    archive=None,
+    made_up=True,
+    motifs=motifs,
+)
+
+
+# ------------------------------------------------------------------------------------------------- harder versions
+
+
+def changed_body(subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0) -> Body:
+    """:func:`body` with more sensor noise and fewer events; everything else stays as it is, bit for bit.
+
+    ``noise_g`` is the standard deviation, in G, of independent noise added to the background (its own is ``NOISE_G``).
+    Each event of each axis is kept with probability ``prevalence``; dropped ones have a scale of 0. What is drawn does
+    not depend on the level: the noise of one level is that of another times a factor, and what a level drops, every
+    lower level drops too.
+    """
+    own = body(subject, session)
+    if prevalence < 1:
+        kept = _stream(4, subject, session).random(own.scales.shape) < prevalence
+        own = dataclasses.replace(own, scales=np.where(kept, own.scales, 0.0))
+    if noise_g > 0:
+        noise = _stream(5, subject, session).standard_normal(own.background.shape)
+        own = dataclasses.replace(own, background=own.background + noise_g * noise)
+    return own
+
+
+def variant(noise_g: float = 0.0, prevalence: float = 1.0) -> Recordings:
+    """The data set with noise added (standard deviation ``noise_g`` in G) and events thinned to ``prevalence``.
+
+    Its name, title, truth and digest are its own; the name is part of the digest, so that not even equal recordings
+    could pass for the plain ones. ``variant()`` changes nothing and is the plain data set itself. Raises
+    ``ValueError`` for negative noise or a prevalence outside (0, 1].
+    """
+    if not (0 <= noise_g < np.inf and 0 < prevalence <= 1):
+        raise ValueError(f"noise_g = {noise_g} should be 0 or more, and prevalence = {prevalence} in (0, 1]")
+    changes = {f"noise+{noise_g:g}G": noise_g > 0, f"prevalence{prevalence:g}": prevalence < 1}
+    if not any(changes.values()):
+        return archive.generate(DATASET)
+    name = "-".join([DATASET.name, *(change for change, there in changes.items() if there)])
+    body_of = partial(changed_body, noise_g=noise_g, prevalence=prevalence)
+    dataset = dataclasses.replace(
+        DATASET,
+        name=name,
+        title=f"{DATASET.title}, changed: {noise_g:g} G of noise added, {prevalence:.0%} of the motifs planted",
+        read=lambda _: (Recording(s, a, plant(own, a)) for s, a, own in _bodies(body_of)),
+        motifs=lru_cache(lambda: _planted(body_of)),
+    )
+    made = archive.generate(dataset)
+    return dataclasses.replace(made, digest=hashlib.sha256(f"{name} {made.digest}".encode()).hexdigest())

@@ -1,0 +1,528 @@
+"""Gradient ascent on many signals at once: what :mod:`harvis_utils.maximization.paper_methods` says, computed fast.
+
+A row is one signal: it belongs to one unit and one method. Rows never mix, so a batch gives what single runs give;
+``tests/test_engine.py`` holds the readable loop that it must equal. Four ideas make it fast, none costs accuracy:
+
+* Only what is needed: the network stops at the layer, and of that layer each row computes its own unit alone.
+* The gradient is written out. With two convolutions and a few small products there is nothing left for autograd
+  to find, and its bookkeeping took longer than the penalties.
+* The network sees blocks of rows that fit a cache, channels last; one worker per core, each computing alone.
+* A row stops once everything the remaining steps could do is below a tolerance (:func:`stopping_step`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.parallel import threads_inside
+from harvis_utils.settings import OPTIMIZERS, Step
+
+#: bytes of a block's intermediate arrays. Choice: on a CPU about what one core's caches hold; see the benchmarks
+CPU_BLOCK_BYTES = 8 * 2**20
+CUDA_BLOCK_BYTES = 4 * 2**30
+
+#: torch.optim.Adam's own values
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+MOMENTUM = 0.9
+
+# --------------------------------------------------------------------------------------------- the penalties
+
+
+def l2_norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each signal: (signal, time) in G -> (signal,). Paper eq. 3 with p = 2."""
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """Sum of the absolute differences of neighbours: (signal, time) in G -> (signal,). Paper eq. 4."""
+    return x.diff(dim=-1).abs().sum(-1)
+
+
+def weighted_norm(x: Tensor, matrix: Tensor) -> Tensor:
+    """Norm sqrt(x' P x) of each signal for a symmetric, positive definite P: (signal, time) in G -> (signal,).
+
+    With P the inverse covariance of real windows it is large for what they seldom do.
+    """
+    return ((x @ matrix) * x).sum(-1).clamp(min=0).sqrt()
+
+
+def _mean_excess(values: Tensor, threshold: Tensor | float) -> Tensor:
+    excess = F.relu(values - threshold)
+    return excess.sum(-1) / (excess > 0).sum(-1).clamp(min=1)
+
+
+def aap(x: Tensor, th_aap_g: float) -> Tensor:
+    """Abnormal Amplitude Penalty: mean excess of ``|x|`` over ``th_aap_g`` among samples beyond it, else 0.
+
+    (signal, time) in G -> (signal,). Paper section 4.4; Choice: the mean, by analogy with EAP.
+    """
+    return _mean_excess(x.abs(), th_aap_g)
+
+
+def eap(maps: Tensor, th_eap: Tensor) -> Tensor:
+    """Extreme Activation Penalty: mean excess over ``th_eap`` among outputs beyond it, else 0. Paper eq. 6.
+
+    ``maps`` (signal, time) are unclipped outputs, ``th_eap`` is (signal,); returns (signal,).
+    """
+    return _mean_excess(maps, th_eap[:, None])
+
+
+def clipped(maps: Tensor, th_eap: Tensor) -> Tensor:
+    """Activation Clipping: outputs above ``th_eap`` count as ``th_eap`` and pass no gradient. Paper eq. 7.
+
+    Choice: the paper's th_max and th_eap are taken as equal.
+    """
+    return torch.where(maps > th_eap[:, None], th_eap[:, None], maps)
+
+
+# --------------------------------------------------------------------------------------------------- the rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What belongs to each signal; every field's first dimension is the row.
+
+    ``l2``, ``tv``, ``aap``, ``eap``, ``prior`` are the weights of the penalties in its objective (0: not used),
+    ``clips``, ``filtered`` and ``normed`` are booleans, ``threshold`` is th_eap of its unit (inf: none).
+    """
+
+    unit: Tensor
+    threshold: Tensor
+    l2: Tensor
+    tv: Tensor
+    aap: Tensor
+    eap: Tensor
+    prior: Tensor
+    clips: Tensor
+    filtered: Tensor
+    normed: Tensor
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+    def take(self, chosen) -> Rows:
+        """The rows that an index, a mask or a slice chooses."""
+        return Rows(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def to(self, device, dtype) -> Rows:
+        """On another device, real numbers in another precision."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return Rows(*(v.to(device, dtype if v.is_floating_point() else v.dtype) for v in values))
+
+
+# ------------------------------------------------------------------------- one unit per row, there and back
+
+
+class UnitMaps:
+    """Feature map of one unit per row and the gradient through it, for signals of one sensor axis.
+
+    Arrays inside are (row, time, channel), which is channels-last for the convolutions between.
+    """
+
+    def __init__(self, trunk: Trunk, layer: str, unit: Tensor):
+        depth = trunk.depth(layer)
+        self.trunk, self.depth = trunk, depth
+        last = trunk.weights[depth - 1][unit]  # (row, channel, tap)
+        self.own, self.own_bias = last.transpose(1, 2).contiguous(), trunk.biases[depth - 1][unit][:, None]
+        # the gradient of a 'same' convolution is one with its kernel turned around and its channels exchanged
+        self.own_back = self.own.flip(1)
+        self.first = torch.cat([trunk.weights[0][:, 0].T, trunk.biases[0][None]])  # (tap and bias, channel)
+        self.first_back = self.first[:-1].flip(0)
+        self.between = [_channels_last(w[:, :, None, :]) for w in trunk.weights[1 : depth - 1]]
+        self.back = [_channels_last(w.transpose(0, 1).flip(2)[:, :, None, :]) for w in trunk.weights[1 : depth - 1]]
+        self.hidden: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(row, time) in G -> rectified map of each row's unit, (row, time)."""
+        self.hidden = []
+        if self.depth > 1:
+            taps = self.first.shape[0] - 1
+            pieces = x.new_ones(*x.shape, taps + 1)  # the last one meets the bias
+            pieces[:, :, :taps] = F.pad(x, _half(taps)).unfold(1, taps, 1)
+            h = (pieces.view(-1, taps + 1) @ self.first).relu_().view(*x.shape, -1)
+            self.hidden.append(h)
+        for w, b in zip(self.between, self.trunk.biases[1:], strict=False):
+            h = _convolve(h, w, b).relu_()
+            self.hidden.append(h)
+        # (row, tap, time); batched products of one channel are slow
+        taps = torch.bmm(self.own, h.transpose(1, 2)) if self.depth > 1 else self.own * x[:, None]
+        return _gather(taps).add_(self.own_bias).relu_()
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradient with respect to x, (row, time), of what has gradient ``g`` with respect to the map before ReLU."""
+        if self.depth == 1:
+            return _gather(self.own_back * g[:, None])
+        taps = self.own.shape[1]
+        # contiguous: a batched product of overlapping views goes row by row
+        g = torch.bmm(F.pad(g, _half(taps)).unfold(1, taps, 1).contiguous(), self.own_back)
+        for h, w in zip(reversed(self.hidden[1:]), reversed(self.back), strict=True):
+            g = _convolve(_rectified(g, h), w)
+        g = _rectified(g, self.hidden[0])
+        taps = (self.first_back @ g.view(-1, g.shape[2]).T).view(-1, *g.shape[:2])
+        return _gather(taps.transpose(0, 1))
+
+
+def _rectified(g: Tensor, h: Tensor) -> Tensor:
+    """Gradient ``g`` of a rectified output ``h``, in place: none where the output is 0."""
+    return torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
+
+
+def _channels_last(w: Tensor) -> Tensor:
+    return w.contiguous(memory_format=torch.channels_last)
+
+
+def _half(kernel: int) -> tuple[int, int]:
+    return kernel // 2, kernel // 2
+
+
+def _convolve(h: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """'Same' convolution over time of (row, time, channel)."""
+    out = F.conv2d(h[:, None].permute(0, 3, 1, 2), w, b, padding=(0, w.shape[3] // 2))
+    return out.permute(0, 2, 3, 1).reshape(len(h), h.shape[1], -1)
+
+
+def _gather(taps: Tensor) -> Tensor:
+    """Each tap's product, (row, tap, time), moved to its place and summed: (row, time)."""
+    n, kernel, length = taps.shape
+    out = taps[:, kernel // 2].clone()
+    for k in range(kernel):
+        shift = k - kernel // 2
+        if shift < 0:
+            out[:, -shift:] += taps[:, k, :shift]
+        elif shift > 0:
+            out[:, :-shift] += taps[:, k, shift:]
+    return out
+
+
+# -------------------------------------------------------------------------------------------- one chunk of rows
+
+
+class Chunk:
+    """Rows of one network and layer that are climbed together: their signals and moments, (row, time) each.
+
+    The network sees ``block`` rows at a time, there and back, so that their hidden layers stay in a cache.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        layer: str,
+        rows: Rows,
+        x: Tensor,
+        step: Step,
+        th_aap_g: float,
+        lowpass: Tensor,
+        block: int,
+        prior: Tensor | None = None,
+        shifts: Sequence[int] | None = None,
+    ):
+        self.trunk, self.layer, self.step, self.block = trunk, layer, step, block
+        self.x, self.th_aap_g, self.lowpass = x, th_aap_g, lowpass
+        self.prior, self.shifts = prior, shifts
+        self.first, self.second = torch.zeros_like(x), torch.zeros_like(x)  # Adam's moments; momentum uses the first
+        self._hold(rows)
+        self.project()
+
+    def _hold(self, rows: Rows) -> None:
+        self.rows = rows
+        places = [slice(begin, begin + self.block) for begin in range(0, len(rows), self.block)]
+        parts = [rows.take(at) for at in places]
+        self.blocks = [
+            (at, part, UnitMaps(self.trunk, self.layer, part.unit), bool(part.clips.any()), bool(part.eap.any()))
+            for at, part in zip(places, parts, strict=True)
+        ]
+        self.filtered, self.normed = rows.filtered.nonzero()[:, 0], rows.normed.nonzero()[:, 0]
+        self.bounded, self.expected = rows.aap.nonzero()[:, 0], rows.prior.nonzero()[:, 0]
+
+    def keep(self, n: int) -> None:
+        """Go on with the first ``n`` rows only."""
+        self.x, self.first, self.second = self.x[:n].clone(), self.first[:n].clone(), self.second[:n].clone()
+        self._hold(self.rows.take(slice(n)))
+
+    def outputs(self) -> Tensor:
+        """Feature map of each row's unit, (row, time)."""
+        return torch.cat([maps.forward(self.x[at]) for at, _, maps, _, _ in self.blocks])
+
+    def gradient(self, shift: int = 0) -> Tensor:
+        """Gradient of each row's objective f - w R with respect to its signal, (row, time).
+
+        The network sees the signal moved by ``shift`` samples, what leaves at one end coming back at the other.
+        """
+        rows, g = self.rows, torch.empty_like(self.x)
+        x = self.x.roll(shift, 1) if shift else self.x
+        for at, part, maps, some_clip, some_eap in self.blocks:
+            out = maps.forward(x[at])
+            slope = torch.full_like(out, 1 / out.shape[1])
+            if some_clip or some_eap:
+                over = out > part.threshold[:, None]
+            if some_clip:
+                slope.masked_fill_(over & part.clips[:, None], 0)
+            if some_eap:
+                slope -= over * (part.eap / over.sum(1).clamp(min=1))[:, None]
+            g[at] = maps.backward(_rectified(slope, out))
+        x = self.x
+        g = g.roll(-shift, 1) if shift else g
+        g -= x * (rows.l2 / l2_norm(x).clamp(min=torch.finfo(x.dtype).tiny))[:, None]
+        slope = x.diff(dim=1).sign_().mul_(rows.tv[:, None])
+        g[:, 1:] -= slope
+        g[:, :-1] += slope
+        if len(self.bounded):
+            signal = x[self.bounded]
+            beyond = signal.abs() > self.th_aap_g
+            weight = rows.aap[self.bounded] / beyond.sum(1).clamp(min=1)
+            g[self.bounded] -= signal.sign() * beyond * weight[:, None]
+        if len(self.expected):
+            signal = x[self.expected]
+            size = weighted_norm(signal, self.prior).clamp(min=torch.finfo(x.dtype).tiny)
+            g[self.expected] -= (signal @ self.prior) * (rows.prior[self.expected] / size)[:, None]
+        return g
+
+    def advance(self, number: int) -> None:
+        """One step of the optimizer, the ``number``-th from 0, then the method's projection."""
+        shift = self.shifts[number] if self.shifts is not None else 0
+        g, eta = self.gradient(shift), self.step.step_size * self.step.decay**number
+        if self.step.optimizer == "ascent":
+            self.x.add_(g, alpha=eta)
+        elif self.step.optimizer == "momentum":
+            self.x.add_(self.first.mul_(MOMENTUM).add_(g), alpha=eta)
+        else:
+            self.first.lerp_(g, 1 - BETA1)
+            self.second.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
+            scale = self.second.sqrt().div_((1 - BETA2 ** (number + 1)) ** 0.5).add_(EPSILON)
+            self.x.addcdiv_(self.first, scale, value=eta / (1 - BETA1 ** (number + 1)))
+        self.project()
+
+    def project(self) -> None:
+        """Filter or normalize the rows whose method asks for it."""
+        if len(self.filtered):
+            self.x[self.filtered] = self.x[self.filtered] @ self.lowpass.T
+        if len(self.normed):
+            chosen = self.x[self.normed]
+            self.x[self.normed] = chosen / l2_norm(chosen).clamp(min=1e-12)[:, None]
+
+    def terms(self) -> dict[str, Tensor]:
+        """The objective and its parts as they are now, each (row,)."""
+        x, rows = self.x, self.rows
+        maps = self.outputs()
+        counted = torch.where(rows.clips[:, None], clipped(maps, rows.threshold), maps)
+        found = {
+            "activation": counted.mean(1),
+            "l2": l2_norm(x),
+            "tv": total_variation(x),
+            "aap": aap(x, self.th_aap_g),
+            "eap": eap(maps, rows.threshold),  # Paper: on the unclipped map
+        }
+        # Paper: R is the plain sum of the penalties in use
+        penalty = sum(getattr(rows, name) * found[name] for name in ("l2", "tv", "aap", "eap"))
+        if len(self.expected):
+            penalty = penalty + rows.prior * weighted_norm(x, self.prior)
+        return found | {"objective": found["activation"] - penalty, "amplitude_g": x.abs().amax(1)}
+
+
+TERMS = ("activation", "l2", "tv", "aap", "eap", "objective", "amplitude_g")
+
+# ------------------------------------------------------------------------------------- when a row may stop
+
+
+def stopping_step(
+    trunk: Trunk,
+    layer: str,
+    rows: Rows,
+    step: Step,
+    n_steps: int,
+    length: int,
+    tolerance_g: float,
+    prior: np.ndarray | None = None,
+) -> np.ndarray:
+    """First step of each row from which on all remaining ones together move no sample by ``tolerance_g``, (row,).
+
+    The step size shrinks as eta gamma^t, so what is left is the sum of the remaining sizes times the most that the
+    optimizer can do per unit of eta:
+
+    * ascent: the largest gradient, bounded by the absolute weights along every path of the network plus what the
+      penalties can add; momentum: 1 / (1 - mu) times that.
+    * Adam: m / sqrt(v) is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) = 7.27 by Cauchy and Schwarz, whatever
+      the gradients.
+
+    Normalizing at most doubles the length of a move. Filtered rows have no bound and take all steps, because the
+    filter itself goes on moving them. ``tolerance_g = 0`` switches stopping off.
+    """
+    if tolerance_g <= 0:
+        return np.full(len(rows), n_steps)
+    # response to one impulse with all weights taken positive: the most that a sample can change each output
+    positive = Trunk(tuple(w.abs() for w in trunk.weights), tuple(torch.zeros_like(b) for b in trunk.biases))
+    positive = positive.to("cpu", torch.float64)
+    impulse = torch.zeros(1, 2 * positive.receptive_field(layer) + 1, dtype=torch.float64)
+    impulse[0, impulse.shape[1] // 2] = 1
+    response = positive.feature_map(impulse, layer)[0].numpy()[rows.unit.cpu().numpy()]
+    l2, tv, aap_, eap_ = (getattr(rows, name).double().cpu().numpy() for name in ("l2", "tv", "aap", "eap"))
+    steepest = response.sum(1) / length + l2 + 2 * tv + aap_ + eap_ * response.max(1)
+    if prior is not None:  # the steepest slope of sqrt(x' P x) is the root of P's largest eigenvalue
+        steepest = steepest + rows.prior.double().cpu().numpy() * np.linalg.eigvalsh(prior)[-1] ** 0.5
+    number = np.arange(n_steps)
+    if step.optimizer == "adam":
+        most = (1 - BETA1) / np.sqrt((1 - BETA2) * (1 - BETA1**2 / BETA2)) / (1 - BETA1 ** (number + 1))
+        reach = np.ones(len(rows))
+    else:
+        most = np.ones(n_steps)
+        reach = steepest if step.optimizer == "ascent" else steepest / (1 - MOMENTUM)
+    reach = np.where(rows.normed.cpu().numpy(), 2 * np.sqrt(length) * reach, reach)
+    reach = np.where(rows.filtered.cpu().numpy(), np.inf, reach)
+    left = np.cumsum((step.step_size * step.decay**number * most)[::-1])[::-1]  # falls with the step
+    return n_steps - np.searchsorted(left[::-1], tolerance_g / reach, side="left")
+
+
+# ----------------------------------------------------------------------------------------- chunks and workers
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """``signal`` and ``map`` are (row, time), each entry of ``history`` is (row, record), ``steps`` taken (row,)."""
+
+    signal: np.ndarray
+    map: np.ndarray
+    history: dict[str, np.ndarray]
+    steps: np.ndarray
+
+
+def climb(
+    trunk: Trunk,
+    layer: str,
+    rows: Rows,
+    start: np.ndarray,
+    step: Step,
+    *,
+    n_steps: int,
+    record: Sequence[int] = (),
+    tolerance_g: float = 0.0,
+    th_aap_g: float = 1.5,
+    lowpass: np.ndarray | None = None,
+    prior: np.ndarray | None = None,
+    jitter: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    block_bytes: int | None = None,
+    workers: int = 1,
+    tick: Callable[[int], object] = lambda n: None,
+) -> Climbed:
+    """Climb from ``start`` (row, time) in G for ``n_steps``; ``record`` are the steps whose terms are kept.
+
+    ``prior`` is the (time, time) matrix of the rows that have a weight for it; with ``jitter`` the network sees all
+    signals moved by a random number of samples up to that, the same for all rows and another one in every step.
+
+    Each worker climbs an equal share of the rows; the network sees blocks of as many rows as ``block_bytes`` of
+    intermediate arrays allow, so memory is bounded by that and about 16 arrays of the size of ``start``. ``tick`` is
+    called with the number of row-steps done since the last call. An exception in one worker
+    stops the others. Raises ``ValueError`` for an unknown optimizer and for rows that want a missing prior.
+    """
+    if prior is None and bool(rows.prior.any()):
+        raise ValueError("some rows have a weight for the prior, but no prior matrix was given")
+    if step.optimizer not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {step.optimizer!r}; valid optimizers: {', '.join(OPTIMIZERS)}")
+    device = torch.device(device)
+    length = start.shape[1]
+    trunk, rows = trunk.to(device, dtype), rows.to(device, dtype)
+    x = torch.tensor(np.ascontiguousarray(start), device=device).to(dtype)
+    matrix = torch.eye(length) if lowpass is None else torch.tensor(lowpass.copy())
+    until = stopping_step(trunk, layer, rows, step, n_steps, length, tolerance_g, prior)
+    expected = None if prior is None else torch.tensor(np.array(prior)).to(device, dtype)
+    shifts = np.random.default_rng(0).integers(-jitter, jitter + 1, n_steps).tolist() if jitter else None
+    record = np.asarray(sorted(record), dtype=int)
+    found = Climbed(
+        np.empty(x.shape, np.float64 if dtype == torch.float64 else np.float32),
+        np.empty(x.shape, np.float64 if dtype == torch.float64 else np.float32),
+        {name: np.empty((len(rows), len(record))) for name in TERMS},
+        until,
+    )
+    # rows that stop late come first, so that a chunk shrinks from its end; equal shares stop together
+    order = np.argsort(-until, kind="stable")
+    block = block_rows(trunk, layer, length, dtype, block_bytes or _budget(device))
+    n_chunks = workers if len(rows) > block else 1  # what fits one block is not worth dividing
+    chunks = [chunk for chunk in np.array_split(order, n_chunks) if len(chunk)]
+    halt = threading.Event()
+
+    @torch.inference_mode()
+    def run(chosen: np.ndarray) -> None:
+        at = torch.as_tensor(chosen, device=device)
+        filtering = matrix.to(device, dtype)
+        chunk = Chunk(trunk, layer, rows.take(at), x[at], step, th_aap_g, filtering, block, expected, shifts)
+        ends, done = until[chosen], 0
+        for number in range(int(ends.max(initial=0)) + 1):
+            if halt.is_set():
+                return
+            stay = int((ends > number).sum())  # rows are in falling order of their end
+            if stay < len(chosen) or number in record:
+                column = int(np.searchsorted(record, number))
+                if number in record:
+                    _write(found.history, chosen, slice(column, column + 1), chunk.terms())
+                if stay < len(chosen):
+                    gone = chosen[stay:]
+                    _write(found.history, gone, slice(column, None), {k: v[stay:] for k, v in chunk.terms().items()})
+                    found.signal[gone] = chunk.x[stay:].cpu().numpy()
+                    found.map[gone] = chunk.outputs()[stay:].cpu().numpy()
+                    chosen, ends = chosen[:stay], ends[:stay]
+                    if not stay:
+                        break
+                    chunk.keep(stay)
+            chunk.advance(number)
+            done += stay
+            if number % 50 == 49:
+                tick(done)
+                done = 0
+        tick(done)
+
+    with _exact_products(device), threads_inside(1 if workers > 1 else None):
+        if workers == 1 or len(chunks) == 1:
+            for chosen in chunks:
+                run(chosen)
+        else:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                try:
+                    futures = [pool.submit(run, chosen) for chosen in chunks]
+                    wait(futures, return_when="FIRST_EXCEPTION")
+                    for future in futures:
+                        if future.done():
+                            future.result()
+                finally:
+                    halt.set()
+    return found
+
+
+def block_rows(trunk: Trunk, layer: str, length: int, dtype: torch.dtype, budget_bytes: int) -> int:
+    """Rows whose intermediate arrays fit ``budget_bytes``: each hidden layer there and back, and about 16 signals."""
+    hidden = sum(len(b) for b in trunk.biases[: trunk.depth(layer) - 1])
+    per_row = length * (2 * hidden + 16) * torch.finfo(dtype).bits // 8
+    return max(1, budget_bytes // per_row)
+
+
+def _budget(device: torch.device) -> int:
+    return CPU_BLOCK_BYTES if device.type == "cpu" else CUDA_BLOCK_BYTES
+
+
+def _write(history: dict[str, np.ndarray], rows: np.ndarray, columns: slice, terms: dict[str, Tensor]) -> None:
+    for name, value in terms.items():
+        history[name][rows, columns] = value.cpu().numpy()[:, None]
+
+
+@contextmanager
+def _exact_products(device: torch.device):
+    """No TF32 on CUDA: its 10 bits of mantissa would be seen in every signal."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

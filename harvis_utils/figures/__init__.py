@@ -1,0 +1,1 @@
+"""Tables and arrays turned into figures and pages; nothing is computed here."""

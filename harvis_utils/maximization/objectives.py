@@ -1,0 +1,272 @@
+"""What is to become large: objectives as small functions of one forward pass, which add up and describe themselves.
+
+An objective turns (network, windows) into one number per window. What it listens to are units of a tap
+(:mod:`harvis_utils.networks.taps`) or the class scores::
+
+    objective = channel("conv2", 5) - 0.1 * spectrum(power)
+    objective(network, windows)  # (window,)
+    (-objective).name            # "-(conv2 unit 5 - 0.1 * (cost of the spectrum))"
+
+The objectives are those of Olah et al. (2017), "Feature Visualization": neuron, channel, layer (DeepDream), class
+before and after softmax, direction; ``-objective`` is the same minimized. Rectified units cannot fall below zero, so a
+unit is minimized on its output *before* the ReLU (``norm_conv2`` of SF-HF), as the source does.
+
+A layer whose output the network rectifies in place (``nn.ReLU(inplace=True)`` after it) is seen rectified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harvis_utils.networks import taps
+from harvis_utils.networks.taps import Tap
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One forward pass: ``windows`` (window, axis, time) in G, ``maps`` by tap, the ``scores`` that came out."""
+
+    windows: Tensor
+    maps: Mapping[str, Tensor]  # each (window, unit, axis, time)
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A function ``of`` one forward pass, (window,), with the ``places`` it listens to and a description, ``name``."""
+
+    name: str
+    places: tuple[str | Tap, ...]
+    of: Callable[[Seen], Tensor]
+
+    def __call__(self, network: nn.Module, x: Tensor) -> Tensor:
+        """The objective of windows (window, axis, time) in G: (window,), with gradient."""
+        found: dict[str, Tap] = {}
+        for tap in (taps.find(network, place) for place in self.places):
+            if found.setdefault(tap.name, tap) != tap:
+                raise ValueError(f"two different taps are called {tap.name!r}; name them apart")
+        with taps.record(network, list(found.values())) as maps:
+            scores = network(x)
+        return self.of(Seen(x, maps, scores))
+
+    def __add__(self, other: Objective) -> Objective:
+        return self._joined(other, "+", 1)
+
+    def __sub__(self, other: Objective) -> Objective:
+        return self._joined(other, "-", -1)
+
+    def _joined(self, other: Objective, sign: str, factor: int) -> Objective:
+        if not isinstance(other, Objective):
+            return NotImplemented
+        second = f"({other.name})" if sign == "-" and " " in other.name else other.name
+        places = tuple(dict.fromkeys((*self.places, *other.places)))
+        return Objective(f"{self.name} {sign} {second}", places, lambda seen: self.of(seen) + factor * other.of(seen))
+
+    def __mul__(self, number: float) -> Objective:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            return NotImplemented
+        return Objective(f"{number:g} * ({self.name})", self.places, lambda seen: number * self.of(seen))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Objective:
+        """The same, minimized."""
+        return Objective(f"-({self.name})", self.places, lambda seen: -self.of(seen))
+
+
+def _name(place: str | Tap) -> str:
+    return place if isinstance(place, str) else place.name
+
+
+def _numbers(which: int | Sequence[int]) -> str:
+    return str(which) if isinstance(which, int) else ", ".join(str(int(u)) for u in which)
+
+
+def _within(what: str, value: int, size: int, where: str) -> int:
+    if not 0 <= value < size:
+        raise ValueError(f"{where} has {what}s 0 to {size - 1}, not {value}")
+    return value
+
+
+def of_units(maps: Tensor, unit: int | Sequence[int], axis: int | None = None, where: str = "the layer") -> Tensor:
+    """Outputs of one unit, or of one unit per window: (window, unit, axis, time) -> (window, axis, time).
+
+    ``axis`` keeps one sensor axis. Raises ``ValueError`` for units and axes that are not there, and for a number of
+    units other than that of the windows.
+    """
+    units = [unit] * len(maps) if isinstance(unit, int) else [int(u) for u in unit]
+    if len(units) != len(maps):
+        raise ValueError(f"{len(units)} units, one per window, do not match {len(maps)} windows")
+    for u in set(units):
+        _within("unit", u, maps.shape[1], where)
+    chosen = maps[torch.arange(len(maps), device=maps.device), torch.tensor(units, device=maps.device)]
+    return chosen if axis is None else chosen[:, [_within("axis", axis, maps.shape[2], where)]]
+
+
+# ------------------------------------------------------------------------------------------------ units and layers
+
+
+Limit = float | Sequence[float] | Tensor | None
+
+
+def _limited(maps: Tensor, at_most: Limit) -> Tensor:
+    """(window, axis, time) outputs, those beyond the limit counting as that."""
+    if at_most is None:
+        return maps
+    limit = torch.as_tensor(at_most, dtype=maps.dtype, device=maps.device)
+    return torch.minimum(maps, limit[:, None, None] if limit.ndim else limit)
+
+
+def neuron(
+    place: str | Tap,
+    unit: int | Sequence[int],
+    time: int | None = None,
+    axis: int | None = None,
+    at_most: Limit = None,
+) -> Objective:
+    """Output of a unit at one sample (the middle one where not given), averaged over the axes unless one is named.
+
+    ``unit`` may be a sequence: one unit per window of the batch. ``at_most`` is as in :func:`channel`.
+    """
+
+    def of(seen: Seen) -> Tensor:
+        maps = _limited(of_units(seen.maps[_name(place)], unit, axis, _name(place)), at_most)
+        at = maps.shape[2] // 2 if time is None else _within("sample", time, maps.shape[2], _name(place))
+        return maps[:, :, at].mean(1)
+
+    at = "the middle sample" if time is None else f"sample {time}"
+    on = "" if axis is None else f" of axis {axis}"
+    return Objective(f"{_name(place)} unit {_numbers(unit)} at {at}{on}", (place,), of)
+
+
+def channel(place: str | Tap, unit: int | Sequence[int], axis: int | None = None, at_most: Limit = None) -> Objective:
+    """Mean of a unit's outputs over time, and over the axes unless one is named: the paper's f (section 3.1).
+
+    Outputs beyond ``at_most``, one number or one per window, count as that (Activation Clipping, paper eq. 7).
+    """
+
+    def of(seen: Seen) -> Tensor:
+        return _limited(of_units(seen.maps[_name(place)], unit, axis, _name(place)), at_most).mean((1, 2))
+
+    on = "" if axis is None else f" on axis {axis}"
+    return Objective(f"{_name(place)} unit {_numbers(unit)}{on}", (place,), of)
+
+
+def in_blocks(parts: Sequence[tuple[Objective, int]]) -> Objective:
+    """Each objective for its number of windows, one block of the batch after the other.
+
+    So units of several layers are optimized in one batch. Raises ``ValueError`` for another number of windows.
+    """
+    sizes = [n for _, n in parts]
+
+    def of(seen: Seen) -> Tensor:
+        if sum(sizes) != len(seen.windows):
+            raise ValueError(f"blocks of {', '.join(map(str, sizes))} windows do not match {len(seen.windows)} windows")
+        blocks = zip(*(v.split(sizes) for v in (seen.windows, seen.scores, *seen.maps.values())), strict=True)
+        return torch.cat(
+            [
+                objective.of(Seen(x, dict(zip(seen.maps, maps, strict=True)), scores))
+                for (objective, _), (x, scores, *maps) in zip(parts, blocks, strict=True)
+            ]
+        )
+
+    places = tuple(dict.fromkeys(place for objective, _ in parts for place in objective.places))
+    return Objective("; ".join(objective.name for objective, _ in parts), places, of)
+
+
+def layer(place: str | Tap) -> Objective:
+    """Mean square of all of a layer's outputs: dreaming (Mordvintsev et al. 2015), more of whatever is there."""
+    return Objective(f"all of {_name(place)}", (place,), lambda seen: seen.maps[_name(place)].square().mean((1, 2, 3)))
+
+
+def direction(place: str | Tap, vector: Sequence[float] | Tensor) -> Objective:
+    """Outputs along a direction in activation space, (unit,), taken at length 1; averaged over axes and time.
+
+    Raises ``ValueError`` for a direction of another length than the layer has units, and for zero.
+    """
+    along = torch.as_tensor(vector, dtype=torch.float32)
+    if along.ndim != 1 or not torch.isfinite(along).all() or not along.norm() > 0:
+        raise ValueError("a direction should be (unit,), finite and not zero")
+    along = along / along.norm()
+
+    def of(seen: Seen) -> Tensor:
+        maps = seen.maps[_name(place)]
+        if len(along) != maps.shape[1]:
+            raise ValueError(
+                f"a direction of {len(along)} units does not fit {_name(place)}, which has {maps.shape[1]}"
+            )
+        return torch.einsum("nuat,u->nat", maps, along.to(maps)).mean((1, 2))
+
+    return Objective(f"a direction in {_name(place)}", (place,), of)
+
+
+# --------------------------------------------------------------------------------------------------------- classes
+
+
+def _of_class(scores: Tensor, which: int | Sequence[int]) -> Tensor:
+    if scores.ndim != 2:
+        raise ValueError(
+            f"a class objective needs scores (window, class) from the whole network, not {tuple(scores.shape)}"
+        )
+    return of_units(scores[:, :, None, None], which, where="the class layer")[:, 0, 0]
+
+
+def class_score(which: int | Sequence[int]) -> Objective:
+    """Score of a class before softmax; ``which`` may be a sequence: one class per window. Windows need all axes."""
+    return Objective(f"class {_numbers(which)} before softmax", (), lambda seen: _of_class(seen.scores, which))
+
+
+def class_probability(which: int | Sequence[int]) -> Objective:
+    """Probability of a class after softmax. It rises too by lowering the others, and saturates (Olah et al. 2017)."""
+    name = f"class {_numbers(which)} after softmax"
+    return Objective(name, (), lambda seen: _of_class(seen.scores.softmax(1), which))
+
+
+# ------------------------------------------------------------------- what is to stay small, as objectives to subtract
+
+
+def spectrum(power: Tensor) -> Objective:
+    """How much more power windows have at each frequency than real ones: mean of |X_f|^2 / power_f above 0 Hz.
+
+    ``power`` is (frequency,) or (axis, frequency), the mean power of real windows (:func:`mean_power`); a real window
+    costs 1 on average, noise costs most where real windows have least. To be subtracted.
+    """
+
+    def of(seen: Seen) -> Tensor:
+        found = torch.fft.rfft(seen.windows, norm="ortho").abs().square()[..., 1:]
+        return (found / power.to(found)[..., 1:]).mean((1, 2))
+
+    return Objective("cost of the spectrum", (), of)
+
+
+def mean_power(windows: Tensor, floor: float = 1e-3) -> Tensor:
+    """Mean power of windows (window, axis, time) per axis and frequency, (axis, frequency), in G^2.
+
+    No frequency counts as holding less than ``floor`` of the strongest one above 0 Hz.
+    """
+    power = torch.fft.rfft(windows.double(), norm="ortho").abs().square().mean(0)
+    return power.clamp(min=floor * power[..., 1:].amax(-1, keepdim=True)).float()
+
+
+def alike(place: str | Tap, group: Sequence[int] | None = None) -> Objective:
+    """Mean cosine similarity of a window's Gram matrix (unit x unit) to those of the others of its group: diversity.
+
+    ``group`` is one number per window; windows of one group are to differ, by default all. 0 for a window that is
+    alone. To be subtracted. Olah et al. (2017), after Gatys et al. (2015).
+    """
+
+    def of(seen: Seen) -> Tensor:
+        maps = seen.maps[_name(place)].flatten(2)
+        gram = F.normalize((maps @ maps.transpose(1, 2)).flatten(1), dim=1)
+        of_group = torch.zeros(len(maps), dtype=torch.int64) if group is None else torch.as_tensor(group)
+        if len(of_group) != len(maps):
+            raise ValueError(f"{len(of_group)} groups, one per window, do not match {len(maps)} windows")
+        same = (of_group[:, None] == of_group).to(gram) - torch.eye(len(maps)).to(gram)
+        return ((gram @ gram.T) * same).sum(1) / same.sum(1).clamp(min=1)
+
+    return Objective(f"likeness in {_name(place)}", (place,), of)

@@ -1,0 +1,311 @@
+"""Objective and penalties turned into the signal that excites a unit most (paper section 3).
+
+    X* = argmax f(X) - w R(X),    X <- X + eta d/dX (f - w R),    eta <- gamma eta
+
+``f`` is the mean of the unit's feature map, ``R`` the sum of the penalties a method uses. A signal is one sensor
+axis, because SF-HF treats the axes separately. This module says what is climbed, for which units, from where;
+:mod:`harvis_utils.fast.ascent` climbs all of them at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.signal
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.nn import functional as F
+
+from harvis_utils.data.windowing import Windows
+from harvis_utils.fast import ascent
+from harvis_utils.maximization import unit_statistics
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.parallel import progress, torch_device
+from harvis_utils.settings import PRESETS, MaximizationSettings, Settings, Step
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.training.supervised import Network
+
+STAGE = stages.Stage(
+    "signals",
+    notebook="03_maximization",
+    modules=("networks.sfhf", "fast.ascent", "settings", "maximization.paper_methods"),
+)
+
+
+# ------------------------------------------------------------------------------------------------- methods
+
+
+@dataclass(frozen=True)
+class Method:
+    """Which penalties a method adds, whether it clips, and what it does to X after every step."""
+
+    l2: bool = False
+    tv: bool = False
+    aap: bool = False
+    eap: bool = False
+    prior: bool = False  # not the paper's: a norm in which what real windows seldom do counts more
+    clip: bool = False
+    after: str = "nothing"  # "lowpass" or "unit-norm"
+
+
+#: L2 and TV as they are written, or over the number of their terms
+REDUCTIONS = ("sum", "mean")
+#: the terms of R, as fields of :class:`Method` and of :class:`ascent.Rows`
+PENALTIES = ("l2", "tv", "aap", "eap", "prior")
+
+#: Paper: sections 3.2, 3.3 and 4.4; the names are the paper's
+METHODS: dict[str, Method] = {
+    "naive": Method(),
+    "L2+TV": Method(l2=True, tv=True),
+    "L2+TV+AAP": Method(l2=True, tv=True, aap=True),
+    "L2+TV+EAP": Method(l2=True, tv=True, eap=True),
+    "L2+TV+clip": Method(l2=True, tv=True, clip=True),
+    "L2+TV+EAP+clip": Method(l2=True, tv=True, eap=True, clip=True),
+    "lowpass": Method(after="lowpass"),  # Choice: no other penalty beside the filter
+    "unit-norm": Method(after="unit-norm"),
+}
+
+
+def _known(kind: str, name: str, valid: Sequence[str]) -> str:
+    if name not in valid:
+        raise ValueError(f"unknown {kind} {name!r}; valid {kind}s: {', '.join(map(str, valid))}")
+    return name
+
+
+# ------------------------------------------------------------------------------------------------- the ascent
+
+
+def lowpass_matrix(length: int, cutoff_hz: float, order: int, rate_hz: float) -> np.ndarray:
+    """Zero-phase Butterworth low-pass filter of ``length`` samples as a (time, time) matrix: y = M x."""
+    sections = scipy.signal.butter(order, cutoff_hz, fs=rate_hz, output="sos")
+    return scipy.signal.sosfiltfilt(sections, np.eye(length), axis=0)
+
+
+def unit_maps(trunk: Trunk, layer: str, unit: Tensor, x: Tensor) -> Tensor:
+    """Feature map of one unit per signal: x (signal, time), unit (signal,) -> (signal, time).
+
+    The last layer is computed for the wanted unit of each signal only.
+    """
+    depth = trunk.depth(layer)
+    h = x[:, None, None, :]
+    for w, b in zip(trunk.weights[: depth - 1], trunk.biases, strict=False):
+        h = F.relu(F.conv2d(h, w[:, :, None, :], b, padding=(0, w.shape[2] // 2)))
+    w, b = trunk.weights[depth - 1], trunk.biases[depth - 1]
+    kernel, length = w.shape[2], x.shape[1]
+    padded = F.pad(h[:, :, 0, :], (kernel // 2, kernel // 2))
+    taps = torch.bmm(w[unit].transpose(1, 2), padded)  # (signal, tap, time): each tap's product before shifting
+    shifted = torch.stack([taps[:, k, k : k + length] for k in range(kernel)])
+    return F.relu(shifted.sum(0) + b[unit][:, None])
+
+
+def maximize(
+    trunk: Trunk,
+    layer: str,
+    th_eap: np.ndarray,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    units: Sequence[int] | None = None,
+    preset: str | Step = "calibrated",
+    settings: MaximizationSettings | None = None,
+    length: int = 30,
+    rate_hz: float = 30.0,
+    start: np.ndarray | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    block_bytes: int | None = None,
+    workers: int | None = None,
+) -> xr.Dataset:
+    """Signals that excite units of ``layer`` most, all methods and units in one batch.
+
+    ``th_eap`` is (unit,) over all units of the layer; NaN (a dead unit) means no threshold. ``start`` is (time,),
+    (method, unit, time) or, for several starting points, (start, technique, unit, time), in G; by default the paper's
+    sine. Returns a Dataset with ``signal`` and ``map`` over (method, unit, time), the history of ``objective``,
+    ``activation``, ``l2``, ``tv``, ``aap``, ``eap`` and ``amplitude_g`` over (method, unit, step) and ``steps``,
+    the steps taken before nothing could move by ``settings.tolerance_g`` any more, over (method, unit); with
+    several starting points each has a leading dimension ``start``. Unknown layers, methods, units, presets and
+    optimizers raise ``ValueError`` listing the valid ones.
+
+    ``workers`` shares are computed at once, by default one on each of torch's threads; ``block_bytes`` bounds the
+    memory of each (see :func:`harvis_utils.fast.ascent.climb`).
+    """
+    settings = settings or MaximizationSettings()
+    n_units = len(trunk.biases[trunk.depth(layer) - 1])
+    units = range(n_units) if units is None else [_known("unit", u, range(n_units)) for u in units]
+    recipes = [METHODS[_known("method", m, tuple(METHODS))] for m in methods]
+    if isinstance(preset, str):
+        preset = PRESETS[_known("preset", preset, tuple(PRESETS))]
+    start = starting_signal(settings, length) if start is None else np.asarray(start)
+    starts = (len(start),) if start.ndim == 4 else ()
+    shape = (*starts, len(recipes), len(units), length)
+    weights = penalty_weights(settings.weight, settings.reduction, length)
+    rows = climbing_rows(recipes, list(units), np.asarray(th_eap), weights, int(np.prod(starts, dtype=int)))
+    record = recorded_steps(settings.n_steps)
+    on_cpu = torch.device(device).type == "cpu"
+    lock = threading.Lock()
+    with progress(
+        total=len(rows) * settings.n_steps, desc=f"maximizing {layer}", leave=False, unit="step", unit_scale=True
+    ) as bar:
+
+        def tick(n: int) -> None:
+            with lock:
+                bar.update(n)
+
+        found = ascent.climb(
+            trunk,
+            layer,
+            rows,
+            np.broadcast_to(start, shape).reshape(-1, length),
+            preset,
+            n_steps=settings.n_steps,
+            record=record,
+            tolerance_g=settings.tolerance_g,
+            th_aap_g=settings.th_aap_g,
+            lowpass=lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, rate_hz),
+            device=device,
+            dtype=dtype,
+            block_bytes=block_bytes,
+            workers=workers or (torch.get_num_threads() if on_cpu else 1),
+            tick=tick,
+        )
+    dims = (*(("start",) if starts else ()), "technique", "unit")
+    arrays = {"signal": ("time", found.signal), "map": ("time", found.map)}
+    arrays |= {name: ("step", values) for name, values in found.history.items()}
+    return xr.Dataset(
+        {name: ((*dims, dim), values.reshape(*shape[:-1], -1)) for name, (dim, values) in arrays.items()}
+        | {"steps": (dims, found.steps.reshape(shape[:-1]))},
+        coords={"technique": list(methods), "unit": list(units), "step": record, "time": np.arange(length)},
+    )
+
+
+def penalty_weights(weight: float, reduction: str, length: int) -> dict[str, float]:
+    """What each of ``PENALTIES`` is multiplied with, one weight for all (paper section 3.2).
+
+    "sum" takes L2 and TV as written. "mean" divides them by their number of terms, so that L2 becomes the root mean
+    square of ``length`` samples. Raises ``ValueError`` for another reduction.
+    """
+    _known("reduction", reduction, REDUCTIONS)
+    means = reduction == "mean"
+    share = {"l2": length**-0.5, "tv": 1 / (length - 1)} if means else {}
+    return {name: weight * share.get(name, 1.0) for name in PENALTIES}
+
+
+def climbing_rows(
+    recipes: Sequence[Method],
+    units: Sequence[int],
+    thresholds: np.ndarray,
+    weights: Mapping[str, np.ndarray | float],
+    n_starts: int = 1,
+) -> ascent.Rows:
+    """One row per starting point, method and unit, in this order.
+
+    ``thresholds`` is (all units of the layer,) or (method, all units); NaN (a dead unit) means none. ``weights`` maps
+    each of ``PENALTIES`` to its weight where a method uses it: a number, or what broadcasts to (method, unit).
+    """
+    shape = (len(recipes), len(units))
+
+    def flat(values) -> torch.Tensor:
+        return torch.tensor(np.broadcast_to(values, shape).reshape(-1)).repeat(n_starts)
+
+    def flags(name: str) -> np.ndarray:
+        return np.array([getattr(m, name) for m in recipes])[:, None]
+
+    after = np.array([m.after for m in recipes])[:, None]
+    known = np.where(np.isnan(thresholds), np.inf, thresholds)[..., list(units)]
+    return ascent.Rows(
+        unit=flat(np.asarray(units)),
+        threshold=flat(known.astype(np.float64)),
+        **{name: flat(flags(name) * np.asarray(weights[name], np.float64)) for name in PENALTIES},
+        clips=flat(flags("clip")),
+        filtered=flat(after == "lowpass"),
+        normed=flat(after == "unit-norm"),
+    )
+
+
+def recorded_steps(n_steps: int, n: int = 60) -> list[int]:
+    """Steps whose history is kept: 0, the last one, and about ``n`` between them, evenly spaced in log time."""
+    return sorted({0, n_steps, *np.unique(np.geomspace(1, max(n_steps, 1), n).astype(int)).tolist()})
+
+
+# -------------------------------------------------------------------------------------------- stored signals
+
+#: methods run on untrained networks, as a control
+CONTROL_METHODS = ("L2+TV+EAP+clip",)
+
+
+def signals(
+    cfg: Settings,
+    windows: Windows,
+    networks: list[Network],
+    statistics: xr.Dataset,
+    methods: Sequence[str] = tuple(METHODS),
+    presets: Sequence[str] = tuple(PRESETS),
+) -> xr.Dataset:
+    """Signals of all networks and layers, dims (seed, layer, preset, technique, unit, time); missing ones are made.
+
+    One stored result per network, layer and preset, so that a kill loses at most one of them.
+    """
+
+    def folder(net: Network, layer: str, preset: str) -> Path:
+        th_eap = statistics["th_eap"].sel(seed=net.seed, layer=layer).values
+
+        def build(part: Path) -> None:
+            found = maximize(
+                net.trunk,
+                layer,
+                th_eap,
+                methods=methods,
+                preset=preset,
+                settings=cfg.maximization,
+                length=cfg.windows.length,
+                rate_hz=cfg.windows.rate_hz,
+                device=torch_device(cfg.device),
+            )
+            write_dataset(part / "signals.nc", found)
+
+        about = stages.provenance(
+            cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed, layer=layer, preset=preset
+        )
+        return STAGE.obtain(key(cfg, windows, net, layer, preset, methods), build, about)
+
+    return _stacked(networks, presets, folder)
+
+
+def load_signals(
+    cfg: Settings,
+    windows: Windows,
+    networks: list[Network],
+    methods: Sequence[str] = tuple(METHODS),
+    presets: Sequence[str] = tuple(PRESETS),
+) -> xr.Dataset:
+    """The signals that notebook 03 made; a missing one raises :class:`store.files.ArtifactError`."""
+    return _stacked(networks, presets, lambda net, la, p: STAGE.require(key(cfg, windows, net, la, p, methods)))
+
+
+def key(cfg: Settings, windows: Windows, network: Network, layer: str, preset: str, methods: Sequence[str]) -> str:
+    """Address of the signals of one network, layer and preset."""
+    settings = [cfg.maximization, cfg.windows, layer, preset, list(methods)]
+    return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows))
+
+
+def _stacked(networks: list[Network], presets: Sequence[str], folder) -> xr.Dataset:
+    def one(net: Network, layer: str) -> xr.Dataset:
+        found = [read_dataset(folder(net, layer, preset) / "signals.nc") for preset in presets]
+        return xr.concat([d.expand_dims(preset=[p]) for d, p in zip(found, presets, strict=True)], "preset")
+
+    stacked = [
+        xr.concat([one(net, layer).expand_dims(layer=[layer]) for layer in net.trunk.layers], "layer").expand_dims(
+            seed=[net.seed]
+        )
+        for net in networks
+    ]
+    return xr.concat(stacked, "seed")
+
+
+PROPOSED, BASELINE = "L2+TV+EAP+clip", "L2+TV"

@@ -1,0 +1,138 @@
+"""Training windows turned into a denoising autoencoder: what a real window looks like, learned (Vincent et al. 2008).
+
+A small network is shown windows with noise and returns them without. What it does to any signal is a step towards the
+training windows: the difference between its output and its input points where they are denser (Alain and Bengio 2014).
+Nguyen et al. (2017) use such a prior for feature visualization: steps alternate between raising the objective and
+denoising (:func:`harvis_utils.maximization.visualization.visualize`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from harvis_utils.data.windowing import Windows
+from harvis_utils.parallel import progress
+from harvis_utils.settings import Settings
+from harvis_utils.store import stages
+from harvis_utils.store.files import write_json
+
+STAGE = stages.Stage("priors", notebook="10_visualization", modules=("data.windowing", "maximization.priors"))
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """Everything here is a Choice."""
+
+    most_noise_g: float = 0.4  # each window gets noise of its own standard deviation, from 0 to this
+    n_hidden: int = 256
+    n_code: int = 64  # the middle layer
+    n_steps: int = 4000
+    batch_size: int = 256
+    learning_rate: float = 2e-3  # falls to 0 along a cosine
+    seed: int = 0
+
+
+#: by profile
+SETTINGS = {"quick": PriorSettings(n_steps=1500), "desk": PriorSettings(), "paper": PriorSettings(n_steps=20_000)}
+
+
+class Denoiser(nn.Module):
+    """Windows (window, axis, time) in G with noise into windows without, each axis by itself: any number of axes.
+
+    The autoencoder returns what is to be added. Choice: the noise, not a narrow layer, keeps it from copying; single
+    axes, because the units that are looked at see single axes, and because whole windows are too few to learn from.
+    """
+
+    def __init__(self, length: int, settings: PriorSettings):
+        super().__init__()
+        hidden, code = settings.n_hidden, settings.n_code
+        sizes = (length, hidden, code, hidden, length)
+        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def fit(segments: np.ndarray, settings: PriorSettings) -> tuple[Denoiser, np.ndarray]:
+    """A denoiser of single-axis segments (segment, time) in G and its loss, mean squared error in G^2 at every step.
+
+    Adam on the squared error of segments with noise against the same without; all random draws come from
+    ``settings.seed``.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = Denoiser(segments.shape[1], settings)
+    x = torch.tensor(np.ascontiguousarray(segments))
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
+    losses = np.empty(settings.n_steps)
+    for step in progress(range(settings.n_steps), desc="prior", leave=False):
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 + math.cos(math.pi * step / settings.n_steps)) / 2
+        clean = x[torch.randint(len(x), (settings.batch_size,), generator=generator)]
+        loss = (model(corrupted(clean, settings.most_noise_g, generator)) - clean).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses[step] = loss.item()
+    return model.eval(), losses
+
+
+def corrupted(clean: Tensor, most_noise_g: float, generator: torch.Generator) -> Tensor:
+    """Segments (segment, time) with white noise, each of its own standard deviation between 0 and ``most_noise_g``."""
+    std = most_noise_g * torch.rand(len(clean), 1, generator=generator)
+    return clean + std * torch.randn(clean.shape, generator=generator)
+
+
+def linear_denoiser(segments: np.ndarray, noise_g: float) -> tuple[np.ndarray, np.ndarray]:
+    """The best linear map (Wiener): mean (time,) and matrix (time, time), clean = mean + M (noisy - mean).
+
+    ``segments`` are (segment, time) in G. The yardstick for the learned prior.
+    """
+    covariance = np.cov(segments.T.astype(np.float64))
+    mean = segments.mean(0, dtype=np.float64)
+    return mean, covariance @ np.linalg.inv(covariance + noise_g**2 * np.eye(len(mean)))
+
+
+@torch.no_grad()
+def errors(model: Denoiser, train: np.ndarray, held_out: np.ndarray, noise_g: float, seed: int = 0) -> dict[str, float]:
+    """Root mean squared error in G on held-out segments (segment, time) with noise of ``noise_g``.
+
+    Of doing nothing, of the best linear map (given this very noise), and of the learned prior, which is not told.
+    """
+    noisy = held_out + noise_g * np.random.default_rng(seed).standard_normal(held_out.shape).astype(np.float32)
+    mean, matrix = linear_denoiser(train, noise_g)
+    linear = mean + (noisy - mean) @ matrix.T
+    found = {"nothing": noisy, "best linear map": linear, "learned prior": model(torch.tensor(noisy)).numpy()}
+    return {name: float(np.sqrt(((values - held_out) ** 2).mean())) for name, values in found.items()}
+
+
+# -------------------------------------------------------------------------------------------------- stored results
+
+
+def prior(cfg: Settings, windows: Windows, settings: PriorSettings | None = None) -> Denoiser:
+    """The prior learned from the training windows; learned where it is not there yet."""
+    settings = settings or SETTINGS[cfg.profile]
+
+    def build(part: Path) -> None:
+        model, losses = fit(windows.train.segments, settings)
+        save_file(model.state_dict(), part / "weights.safetensors")
+        write_json(part / "history.json", {"loss": losses.tolist()})
+
+    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat)
+    folder = STAGE.obtain(key(cfg, windows, settings), build, about)
+    model = Denoiser(cfg.windows.length, settings)
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    return model.eval().requires_grad_(False)
+
+
+def key(cfg: Settings, windows: Windows, settings: PriorSettings) -> str:
+    """Address of one prior."""
+    return STAGE.key([cfg.windows, settings], windows.digest)

@@ -1,0 +1,184 @@
+"""Objectives turned into signals by gradient ascent: parametrize, transform, score, step (Olah et al. 2017).
+
+    parametrization = in_frequency(30, bound_g=2.0)
+    made = visualize(network, channel("conv2", 5), start, parametrization, transforms=[shift(2), noise(0.05)])
+    made.signal  # (window, axis, time) in G
+
+All windows of a batch are optimized at once; each may have an objective of its own (one unit per window). Units of
+SF-HF's convolutions see one sensor axis at a time: :class:`PerAxis` is the network up to them, for windows of any
+number of axes, so that a single axis can be optimized. Classes need all axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harvis_utils.data.windowing import Split
+from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.coordinates import Parametrization, in_time
+from harvis_utils.maximization.objectives import Objective
+from harvis_utils.maximization.transforms import Transform, apply
+from harvis_utils.networks import backward, taps
+from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.networks.taps import Tap
+
+#: share of the gradient that closed rectifiers let through while a silent unit is woken. Choice
+WAKING_SLOPE = 0.1
+
+
+class PerAxis(nn.Module):
+    """SF-HF's convolutions up to ``layer``, as a network for windows of any number of axes, treated one by one.
+
+    Its output are that layer's maps (window, unit, axis, time); places for objectives are those of :meth:`tap`.
+    """
+
+    def __init__(self, network: SFHF, layer: str):
+        super().__init__()
+        self.network, self.layer = network, layer
+        self.tap(layer)
+
+    def tap(self, layer: str, before_relu: bool = False) -> Tap:
+        """The place of a layer's units, after or before the ReLU. Raises ``ValueError`` for other layers."""
+        seen = self.network.layers[: (*self.network.layers, self.layer).index(self.layer) + 1]
+        if layer not in seen:
+            raise ValueError(
+                f"only {', '.join(seen)} are seen axis by axis here, not {layer}; other layers need all axes"
+            )
+        inside = taps.find(self.network, layer)
+        name = f"{layer} before ReLU" if before_relu else layer
+        return Tap(name, f"network.{inside.module}", not before_relu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.feature_maps(x, self.layer)[self.layer]
+
+
+@dataclass(frozen=True)
+class Visualization:
+    """``signal`` (window, axis, time) in G and its ``score`` (window,); ``history`` (window, record) of the ``steps``.
+
+    Scores are those of the plain signal, without transforms, of the objective called ``objective``.
+    """
+
+    signal: np.ndarray
+    score: np.ndarray
+    history: np.ndarray
+    steps: np.ndarray
+    objective: str
+    seed: int
+
+
+def visualize(
+    network: nn.Module,
+    objective: Objective,
+    start: Tensor | np.ndarray,
+    parametrization: Parametrization | None = None,
+    *,
+    transforms: Sequence[Transform] = (),
+    prior: Callable[[Tensor], Tensor] | None = None,
+    prior_rate: float = 0.1,
+    n_steps: int = 200,
+    step_size: float = 0.05,
+    waking_steps: int = 16,
+    seed: int = 0,
+) -> Visualization:
+    """The signals that ascent with Adam finds from ``start`` (window, axis, time) in G, in the parametrization's space.
+
+    Every step shows the network the signal after the ``transforms``, drawn anew from ``seed``. With a ``prior``, which
+    turns windows into denoised ones, every step is followed by one towards what it returns, ``prior_rate`` of the way.
+    In the first ``waking_steps`` closed rectifiers pass a tenth of the gradient, else a unit that is silent at the
+    start would stay so (Olah et al. 2017, appendix).
+
+    The network is in evaluation mode meanwhile and afterwards as it was. Equal seeds give equal signals. Raises
+    ``ValueError`` for windows of another shape and where the objective is not finite.
+    """
+    x = torch.as_tensor(start, dtype=torch.float32).clone()
+    if x.ndim != 3:
+        raise ValueError(f"start should be (window, axis, time), not an array of shape {tuple(x.shape)}")
+    parametrization = parametrization or in_time()
+    generator = torch.Generator().manual_seed(seed)
+    record = paper_methods.recorded_steps(n_steps, 30)
+    history = []
+    with taps.evaluating(network):
+        parameters = parametrization.parameters(x).detach().requires_grad_()
+        optimizer = torch.optim.Adam([parameters], step_size)
+        for step in range(n_steps + 1):
+            if step in record:
+                history.append(_scored(network, objective, parametrization.signal(parameters), step))
+            if step == n_steps:
+                break
+            seen = apply(transforms, parametrization.signal(parameters), generator)
+            if step < waking_steps:
+                with backward.rectifiers(_waking):
+                    score = objective(network, seen)
+            else:
+                score = objective(network, seen)
+            optimizer.zero_grad()
+            (-score.sum()).backward()
+            optimizer.step()
+            if prior is not None:
+                _denoise(parameters, parametrization, prior, prior_rate)
+        signal = parametrization.signal(parameters).detach()
+    scores = np.stack(history, 1)
+    return Visualization(signal.numpy(), scores[:, -1], scores, np.array(record), objective.name, seed)
+
+
+def _waking(x: Tensor, slope: float, gradient: Tensor) -> Tensor:
+    return torch.where(x > 0, gradient, gradient * max(slope, WAKING_SLOPE))
+
+
+@torch.no_grad()
+def _scored(network: nn.Module, objective: Objective, x: Tensor, step: int) -> np.ndarray:
+    score = objective(network, x)
+    if score.shape != x.shape[:1] or not torch.isfinite(score).all():
+        raise ValueError(f"{objective.name}: one finite number per window is wanted, not {score} (step {step})")
+    return score.numpy()
+
+
+@torch.no_grad()
+def _denoise(parameters: Tensor, parametrization: Parametrization, prior: Callable, rate: float) -> None:
+    x = parametrization.signal(parameters)
+    parameters.copy_(parametrization.parameters(x + rate * (prior(x) - x)))
+
+
+# --------------------------------------------------------------------------------------- what windows show beside it
+
+
+@torch.no_grad()
+def scores(network: nn.Module, objective: Objective, x: np.ndarray, chunk: int = 1024) -> np.ndarray:
+    """The objective of many windows (window, axis, time): (window,)."""
+    with taps.evaluating(network):
+        return torch.cat(
+            [objective(network, part) for part in torch.tensor(np.ascontiguousarray(x)).split(chunk)]
+        ).numpy()
+
+
+def extremes(values: np.ndarray, recording: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``n`` windows with the largest values, largest first, and the ``n`` with the smallest, smallest first.
+
+    ``values`` and ``recording`` are (window,); at most one window of a recording is taken, because its neighbours
+    overlap it. Returns indices. Raises ``ValueError`` where there are fewer recordings than ``n``.
+    """
+    if n > len(np.unique(recording)):
+        raise ValueError(f"{n} windows of different recordings are wanted, but there are {len(np.unique(recording))}")
+
+    def first(order: np.ndarray) -> np.ndarray:
+        _, at = np.unique(recording[order], return_index=True)
+        return order[np.sort(at)[:n]]
+
+    order = np.argsort(values, kind="stable")
+    return first(np.argsort(-values, kind="stable")), first(order)
+
+
+def thinned(split: Split, n: int, seed: int = 0) -> np.ndarray:
+    """Indices of at most ``n`` windows drawn at random, ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(len(split))[:n])
+
+
+def amplitude_bound(split: Split, share: float = 0.999) -> float:
+    """Amplitude in G that this share of a split's samples stays below, over all axes: the reach of real movement."""
+    return float(np.quantile(np.abs(split.series), share))

@@ -1,0 +1,1 @@
+"""Signals turned into scores, with controls and intervals."""

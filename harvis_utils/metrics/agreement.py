@@ -1,0 +1,216 @@
+"""Two networks' signals turned into their agreement, against chance: do independently trained networks show the same?
+
+Real data have no known shapes. What is left is to match the units of two networks one to one and to ask how alike
+they are, beside nulls of equally many units. That two networks agree is necessary for a signal to say something about
+the data, not sufficient.
+
+The paper measures none of this; everything here is a Choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.optimize import linear_sum_assignment
+
+from harvis_utils.metrics import motifs, similarity
+from harvis_utils.metrics.intervals import interval
+from harvis_utils.metrics.recovery import RecoverySettings, scrambled
+from harvis_utils.settings import SimilaritySettings
+
+#: why a unit is left out of a matching; the first that applies
+LEFT_OUT = ("dead", "failed", "silent", "flat")
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of one layer as the matching sees them: pieces, and every piece of their signals.
+
+    ``piece`` is (unit, sample), ``every`` (unit, shift, sample); both without their mean and with a norm of 1, zero
+    where constant.
+    """
+
+    piece: np.ndarray
+    every: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.piece)
+
+    def take(self, chosen: np.ndarray) -> Units:
+        """The units that an index chooses."""
+        return Units(self.piece[chosen], self.every[chosen])
+
+
+def units_of(signals: np.ndarray, first: np.ndarray, length: int) -> Units:
+    """The units with ``signals`` (unit, time) and pieces of ``length`` samples that begin at ``first`` (unit,)."""
+    pieces = np.lib.stride_tricks.sliding_window_view(np.asarray(signals, dtype=np.float64), length, axis=1)
+    flat = pieces.max(2, keepdims=True) - pieces.min(2, keepdims=True) <= motifs.FLAT_G
+    centred = np.where(flat, 0.0, pieces - pieces.mean(2, keepdims=True))
+    every = centred / np.where(flat, 1.0, np.linalg.norm(centred, axis=2, keepdims=True))
+    return Units(every[np.arange(len(every)), first], every)
+
+
+def unit_similarity(a: Units, b: Units) -> np.ndarray:
+    """(unit of a, unit of b), in [-1, 1]: how well the piece of one unit is found in the signal of the other.
+
+    The best Pearson correlation over all shifts, averaged over both directions.
+    """
+
+    def found(pieces: np.ndarray, every: np.ndarray) -> np.ndarray:
+        products = every.reshape(-1, every.shape[2]) @ pieces.T
+        return products.reshape(*every.shape[:2], -1).max(1)  # (unit with the signal, unit with the piece)
+
+    return np.clip((found(a.piece, b.every).T + found(b.piece, a.every)) / 2, -1.0, 1.0)
+
+
+def matched(a: Units, b: Units) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Units matched one to one so that their similarities sum highest: units of a, units of b, similarities.
+
+    With different numbers of units those of the larger side that fit least stay unmatched.
+    """
+    values = unit_similarity(a, b)
+    mine, yours = linear_sum_assignment(values, maximize=True)
+    return mine, yours, values[mine, yours]
+
+
+def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
+    """Which units can be matched: ``status`` ("used" or one of ``LEFT_OUT``) and ``first``, where the piece begins.
+
+    ``signals`` has ``signal`` and ``map`` (..., unit, time) and ``dead`` (..., unit); returns dims (..., unit). Failed:
+    an amplitude above ``fail_amplitude_g`` or not finite; silent: no output anywhere; flat: a constant piece.
+    """
+    ordered = signals.transpose(..., "unit", "time")
+    dims = ordered["signal"].dims[:-1]
+    x, maps = (ordered[v].values.reshape(-1, ordered.sizes["time"]) for v in ("signal", "map"))
+    first, pieces = similarity.best_piece(x, maps, settings.piece)
+    why = {
+        "dead": ordered["dead"].transpose(*dims).values.reshape(-1),
+        "failed": ~(np.abs(x).max(1) <= settings.fail_amplitude_g),  # NaN too
+        "silent": maps.max(1) <= 0,
+        "flat": np.ptp(pieces, axis=1) <= motifs.FLAT_G,
+    }
+    named = np.select([why[name] for name in LEFT_OUT], LEFT_OUT, "used")
+    shape = [ordered.sizes[d] for d in dims]
+    coords = {d: ordered[d] for d in dims if d in ordered.coords}
+    return xr.Dataset({"status": (dims, named.reshape(shape)), "first": (dims, first.reshape(shape))}, coords=coords)
+
+
+def left_out(signals: xr.Dataset, settings: SimilaritySettings) -> pd.DataFrame:
+    """Number of units per (seed, layer): "used" and each reason of ``LEFT_OUT``."""
+    found = status(signals, settings)["status"].transpose("seed", "layer", "unit")
+    index = pd.MultiIndex.from_product([found["seed"].values, found["layer"].values], names=["seed", "layer"])
+    counts = {name: (found == name).sum("unit").values.reshape(-1) for name in ("used", *LEFT_OUT)}
+    return pd.DataFrame(counts, index=index)
+
+
+def agreement(
+    signals: xr.Dataset, random_signals: xr.Dataset, similarity_settings: SimilaritySettings, settings: RecoverySettings
+) -> pd.DataFrame:
+    """How much pairs of independently trained networks show the same: one row per layer and pair.
+
+    ``signals`` and ``random_signals`` (networks without training, as :func:`random_weights` makes them) have
+    ``signal``, ``map`` over (seed, layer, unit, time) and ``dead`` over (seed, layer, unit). The units of the two
+    networks are matched one to one by the best correlation of one unit's piece (the ``piece`` samples under its largest
+    summed output) with any piece of the other's signal. ``agreement`` is the mean over the matched, ``share_above`` the
+    share of them above ``threshold``. That is the larger of two nulls' 95 % points (``threshold_from``), over
+    ``n_matchings`` draws in both directions: one network matched with equally many units of networks with random
+    weights, and with the other network's phase-scrambled signals. ``random_agreement``, ``random_share_above``,
+    ``scrambled_agreement`` and ``scrambled_share_above`` are theirs.
+
+    Units that are dead, failed, silent or flat are left out: ``n_used_a``, ``n_used_b`` and ``left_out_a``,
+    ``left_out_b`` count them. A layer with none left has no agreement (NaN). Where fewer units with random weights are
+    usable (``n_random``) than one network has, there is no such null (NaN) and the other one counts alone: on real data
+    the penalties flatten most units that nobody trained. Raises ``ValueError`` for fewer than two networks.
+    """
+    seeds = [int(s) for s in signals["seed"].values]
+    if len(seeds) < 2:
+        raise ValueError(f"agreement needs two networks or more, not {len(seeds)}")
+    length = similarity_settings.piece
+    rows = []
+    for depth, layer in enumerate(signals["layer"].values):
+        nets, scrambles = {}, {}
+        rng = np.random.default_rng((settings.seed, 2, depth))
+        for seed in seeds:
+            x, first = _usable(signals.sel(seed=seed, layer=layer), similarity_settings)
+            nets[seed] = units_of(x, first, length)
+            scrambles[seed] = [units_of(scrambled(x, rng), first, length) for _ in range(settings.n_matchings)]
+        each = [_usable(random_signals.sel(seed=s, layer=layer), similarity_settings) for s in random_signals["seed"]]
+        pool = units_of(np.concatenate([x for x, _ in each]), np.concatenate([f for _, f in each]), length)
+        for i, a in enumerate(seeds):
+            for b in seeds[i + 1 :]:
+                row = {"layer": str(layer), "seed_a": a, "seed_b": b}
+                row |= {"n_used_a": len(nets[a]), "n_used_b": len(nets[b])}
+                row |= {f"left_out_{k}": signals.sizes["unit"] - row[f"n_used_{k}"] for k in "ab"}
+                row["n_random"] = len(pool)
+                rows.append(row | _pair(nets[a], nets[b], scrambles[a], scrambles[b], pool, rng, settings))
+    return pd.DataFrame(rows)
+
+
+def _usable(network: xr.Dataset, settings: SimilaritySettings) -> tuple[np.ndarray, np.ndarray]:
+    """Signals (unit, time) of one network's usable units of a layer, and where their pieces begin (unit,)."""
+    found = status(network, settings)
+    used = (found["status"] == "used").values
+    return network["signal"].transpose("unit", "time").values[used], found["first"].values[used]
+
+
+def _pair(
+    a: Units,
+    b: Units,
+    scrambled_a: list[Units],
+    scrambled_b: list[Units],
+    pool: Units,
+    rng: np.random.Generator,
+    settings: RecoverySettings,
+) -> dict:
+    """Agreement of two networks' units and its nulls; NaN where one has no units."""
+    names = ("agreement", "share_above", "threshold")
+    nulls = [f"{null_}_{name}" for null_ in ("random", "scrambled") for name in names[:2]]
+    if not len(a) or not len(b):
+        return {"n_matched": 0} | dict.fromkeys([*names, *nulls], np.nan) | {"threshold_from": ""}
+
+    def drawn(n: int) -> Units:
+        return pool.take(rng.choice(len(pool), n, replace=False))
+
+    values = matched(a, b)[2]
+    chance = {
+        "scrambled": [v for x, y in zip(scrambled_a, scrambled_b, strict=True) for v in (matched(a, y), matched(x, b))],
+    }
+    if len(pool) >= max(len(a), len(b)):
+        chance["random"] = [
+            v for _ in range(settings.n_matchings) for v in (matched(a, drawn(len(b))), matched(drawn(len(a)), b))
+        ]
+    chance = {name: np.concatenate([v[2] for v in of]) for name, of in chance.items()}
+    points = {name: float(np.quantile(of, settings.quantile)) for name, of in chance.items()}
+    source = max(points, key=points.get)
+    threshold = points[source]
+    found = dict.fromkeys(nulls, np.nan) | {"n_matched": len(values), "agreement": float(values.mean())}
+    found |= {"share_above": float((values > threshold).mean()), "threshold": threshold}
+    for name, of in chance.items():
+        found |= {f"{name}_agreement": float(of.mean()), f"{name}_share_above": float((of > threshold).mean())}
+    return found | {"threshold_from": {"random": "random weights", "scrambled": "phase-scrambled"}[source]}
+
+
+def summarize_agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over pairs with 95 % intervals, one row per layer and measure; no interval for a single pair.
+
+    ``measure`` is "agreement", "above null" (agreement minus the larger of the nulls' means) or "share above". The
+    intervals draw pairs, and pairs share networks: they are narrower than independent pairs would make them. The
+    attribute ``note`` says so.
+    """
+    rows = []
+    higher = table[["random_agreement", "scrambled_agreement"]].max(axis=1)
+    measured = table.assign(above=table["agreement"] - higher)
+    names = {"agreement": "agreement", "above": "above null", "share_above": "share above"}
+    for layer, part in measured.groupby("layer", sort=False):
+        for column, measure in names.items():
+            values = part[column].dropna().to_numpy()
+            point, bounds = interval(values) if len(values) else (np.nan, None)
+            low, high = bounds if bounds and len(values) > 1 else (np.nan, np.nan)
+            row = {"layer": layer, "measure": measure, "mean": point, "low": low, "high": high, "n_pairs": len(values)}
+            rows.append(row | {"n_networks": len({*part["seed_a"], *part["seed_b"]})})
+    result = pd.DataFrame(rows)
+    result.attrs["note"] = "pairs share networks, so intervals over pairs are too narrow"
+    return result

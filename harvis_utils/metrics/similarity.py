@@ -1,0 +1,385 @@
+"""Signals and training windows turned into distances d(u, i), Ssim, failures and controls (paper section 4.5).
+
+For each unit the piece of its signal with the largest output is compared with every piece of every training
+segment (one axis of one window). ``S_u`` is the mean of the 50 smallest distances; Ssim is its mean over a layer's
+units that have not failed. Ssim can be won by doing nothing, so every score stands beside its controls.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.fast import nearest
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.starting import spectrum_noise, starting_signal
+from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.settings import Settings, SimilaritySettings
+from harvis_utils.store import stages
+from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.training.supervised import Network
+
+STAGE = stages.Stage(
+    "scores",
+    notebook="04_similarity",
+    modules=(
+        "data.windowing",
+        "networks.sfhf",
+        "maximization.unit_statistics",
+        "fast.ascent",
+        "settings",
+        "maximization.paper_methods",
+        "fast.nearest",
+        "metrics.similarity",
+    ),
+)
+
+#: what is measured with the same fields as the methods, so that a score can be read at all
+CONTROLS = {
+    "starting-sine": "the untouched start of every signal",
+    "flat-zero": "a signal of zeros",
+    "random-weights": "the proposed method on the network before training",
+    "held-out-windows": "real single-axis windows of the test subjects, drawn at random",
+    "held-out-strongest": "the real test window with the largest mean output of the unit",
+    "spectrum-noise": "noise with the mean power spectrum of the training windows",
+}
+
+# ---------------------------------------------------------------------------------------- the piece searched
+
+
+def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The piece under which the unit's output sums highest, the earliest of equals.
+
+    ``signals`` and ``maps`` are (signal, time); returns first samples (signal,) and pieces (signal, length).
+    """
+    sums = np.lib.stride_tricks.sliding_window_view(maps.astype(np.float64), length, axis=1).sum(-1)
+    start = sums.argmax(1)
+    return start, np.take_along_axis(signals, start[:, None] + np.arange(length), axis=1)
+
+
+# ------------------------------------------------------------------------------------ measures of one signal
+
+#: above this frequency human movement has little power; what an optimizer adds there is noise
+HIGH_FREQUENCY_HZ = 5.0
+#: a piece is called by the shape it correlates with at least this much
+SHAPE_CORRELATION = 0.8
+
+
+def power_spectrum(signals: np.ndarray) -> np.ndarray:
+    """Share of each frequency above zero in the power of (..., time) signals; all NaN for a constant one."""
+    power = np.abs(np.fft.rfft(signals.astype(np.float64), axis=-1)[..., 1:]) ** 2
+    total = power.sum(-1, keepdims=True)
+    return np.where(total > 1e-18, power / np.where(total > 1e-18, total, 1), np.nan)
+
+
+def effective_frequencies(signals: np.ndarray) -> np.ndarray:
+    """Effective number of frequencies: exponential of the entropy of the power spectrum without its mean, (...,)."""
+    share = power_spectrum(signals)
+    return np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(-1))
+
+
+def high_frequency_share(signals: np.ndarray, rate_hz: float) -> np.ndarray:
+    """Share of power above 5 Hz, without the mean, (...,)."""
+    frequency = np.fft.rfftfreq(signals.shape[-1], 1 / rate_hz)[1:]
+    return power_spectrum(signals)[..., frequency > HIGH_FREQUENCY_HZ].sum(-1)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation along the last axis; NaN where either is constant."""
+    a, b = (v - v.mean(-1, keepdims=True) for v in (a.astype(np.float64), b.astype(np.float64)))
+    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    return np.where(scale > 1e-12, (a * b).sum(-1) / np.where(scale > 1e-12, scale, 1), np.nan)
+
+
+def shape_names(pieces: np.ndarray) -> np.ndarray:
+    """ "rising edge", "falling edge", "peak", "valley" or "other" for each of (piece, time)."""
+    time = np.linspace(-1, 1, pieces.shape[-1])
+    bump = np.cos(np.pi * time / 2) ** 2
+    shapes = {"rising edge": time, "falling edge": -time, "peak": bump, "valley": -bump}
+    match = np.stack([correlation(pieces, np.broadcast_to(s, pieces.shape)) for s in shapes.values()], -1)
+    match = np.nan_to_num(match, nan=-1.0)
+    names = np.array([*shapes, "other"])
+    return names[np.where(match.max(-1) >= SHAPE_CORRELATION, match.argmax(-1), len(shapes))]
+
+
+# ------------------------------------------------------------------------------------------------- the scores
+
+
+def score(
+    signals: xr.Dataset, statistics: xr.Dataset, start: np.ndarray, train: Split, cfg: Settings, n_classes: int
+) -> xr.Dataset:
+    """Everything that is measured of signals, dims (..., layer, unit[, neighbour | activity]).
+
+    ``signals`` holds ``signal``, ``map`` and ``start_map`` over (..., layer, unit, time); ``statistics`` holds
+    ``th_eap``, ``p95`` and ``dead`` over (layer, unit); ``start`` is (time,) in G. Amplitudes are in G, distances in
+    G^2. Failed signals (amplitude above 10 G) and dead units are not searched and have NaN distances.
+    """
+    settings: SimilaritySettings = cfg.similarity
+    dims = [d for d in signals["signal"].dims if d != "time"]
+    ordered = signals.transpose(*dims, "time")
+    shape = tuple(ordered.sizes[d] for d in dims)
+    x, maps, at_start = (ordered[v].values.reshape(-1, ordered.sizes["time"]) for v in ("signal", "map", "start_map"))
+    dead = statistics["dead"].broadcast_like(ordered["signal"].isel(time=0)).transpose(*dims).values.reshape(-1)
+    amplitude = np.abs(x).max(1)
+    failed = amplitude > settings.fail_amplitude_g
+    begin, pieces = best_piece(x, maps, settings.piece)
+    searched = ~failed & ~dead
+    found = _searched(pieces[searched], searched, train, settings, n_classes)
+    top = maps.max(1)
+    flat = {
+        "failed": failed,
+        "dead": dead,
+        "peak_amplitude_g": amplitude,
+        "displacement_g": np.sqrt(((x - start) ** 2).mean(1)),
+        "max_output": top,
+        "inactive_at_start": at_start.max(1) <= 0,
+        "silent": top <= 0,
+        "total_variation_g": np.abs(np.diff(x, axis=1)).sum(1),
+        "high_frequency_share": high_frequency_share(x, cfg.windows.rate_hz),
+        "n_frequencies": effective_frequencies(x),
+        "piece_start": begin,
+        "shape": shape_names(pieces),
+        **found,
+    }
+    variables = {}
+    for name, values in flat.items():
+        tail = () if values.ndim == 1 else ("activity",) if name == "nearest_share" else ("neighbour",)
+        variables[name] = ((*dims, *tail), values.reshape(*shape, *values.shape[1:]))
+    result = xr.Dataset(variables, coords={d: ordered[d] for d in dims})
+    for name, reference in (("activation_ratio", "th_eap"), ("activation_ratio_p95", "p95")):
+        below = statistics[reference].where(statistics[reference] > 0)
+        result[name] = (result["max_output"] / below).transpose(*dims)
+    return result
+
+
+def _searched(pieces, searched, train: Split, settings: SimilaritySettings, n_classes: int) -> dict:
+    """Distances and neighbours, with NaN, -1 and 0 where a signal was not searched."""
+    segments, n, k = train.segments, len(searched), settings.n_similar
+    distance, segment, offset = np.full((n, k), np.nan), np.full((n, k), -1), np.full((n, k), -1)
+    match, share = np.full(n, np.nan), np.zeros((n, n_classes))
+    if len(pieces):
+        index = nearest.piece_index(train, settings.piece)
+        distance[searched], segment[searched], offset[searched] = index.nearest(pieces, k)
+        at = offset[searched, :1] + np.arange(settings.piece)
+        match[searched] = correlation(pieces, np.take_along_axis(segments[segment[searched, 0]], at, axis=1))
+        n_axes = train.series.shape[1]
+        activity = train.activity[segment[searched] // n_axes]
+        share[searched] = (activity[:, :, None] == np.arange(n_classes)).mean(1)
+    return {
+        "s_u": distance.mean(1),  # Paper: mean of the N_sim smallest d(u, i)
+        "distance": distance.astype(np.float32),
+        "segment": segment.astype(np.int32),
+        "offset": offset.astype(np.int32),
+        "shape_match": match,
+        "nearest_share": share.astype(np.float32),
+    }
+
+
+def scores(
+    cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, signals: xr.Dataset
+) -> xr.Dataset:
+    """Scores of all methods, dims (seed, layer, preset, technique, unit[, ...]); missing ones are made."""
+
+    def build(net: Network) -> xr.Dataset:
+        chosen = signals[["signal", "map"]].sel(seed=net.seed).transpose("preset", "technique", "layer", "unit", "time")
+        start = starting_signal(cfg.maximization, cfg.windows.length)
+        start_map = _maps_of(net.trunk, start[None], chosen)
+        chosen = chosen.assign(start_map=start_map.broadcast_like(chosen["map"]))
+        return score(chosen, statistics.sel(seed=net.seed), start, windows.train, cfg, len(windows.activities))
+
+    return _stored(cfg, windows, networks, "methods", build)
+
+
+def load_scores(cfg: Settings, windows: Windows, networks: list[Network], kind: str = "methods") -> xr.Dataset:
+    """The scores ("methods") or controls ("controls") that notebook 04 made."""
+    return _stored(cfg, windows, networks, kind, None)
+
+
+def key(cfg: Settings, windows: Windows, network: Network, kind: str) -> str:
+    """Address of the scores of one network."""
+    return STAGE.key(
+        [cfg.maximization, cfg.similarity, cfg.windows, kind], unit_statistics.statistics_of.key(network, windows)
+    )
+
+
+def _stored(cfg: Settings, windows: Windows, networks: list[Network], kind: str, build) -> xr.Dataset:
+    def folder(net: Network) -> Path:
+        address = key(cfg, windows, net, kind)
+        if build is None:
+            return STAGE.require(address)
+        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed, kind=kind)
+        return STAGE.obtain(address, lambda part: write_dataset(part / "scores.nc", build(net)), about)
+
+    found = [read_dataset(folder(net) / "scores.nc").expand_dims(seed=[net.seed]) for net in networks]
+    return with_activities(xr.concat(found, "seed"), windows)
+
+
+def with_activities(scores: xr.Dataset, windows: Windows) -> xr.Dataset:
+    """Scores with the names of the activities, and each one's share of the training windows: ``activity_share``."""
+    every = np.bincount(windows.train.activity, minlength=len(windows.activities)) / len(windows.train)
+    return scores.assign_coords(activity=list(windows.activities)).assign(activity_share=("activity", every))
+
+
+# ----------------------------------------------------------------------------------------------- the controls
+
+
+def _maps_of(trunk: Trunk, x: np.ndarray, like: xr.Dataset) -> xr.DataArray:
+    """Maps of every layer and unit for one signal (1, time): (layer, unit, time)."""
+    with torch.no_grad():
+        maps = [trunk.feature_map(torch.as_tensor(x), str(layer))[0].numpy() for layer in like["layer"].values]
+    return xr.DataArray(np.stack(maps), dims=("layer", "unit", "time"))
+
+
+def control_signals(
+    cfg: Settings, windows: Windows, network: Network, random_signals: xr.Dataset, seed: int = 0
+) -> xr.Dataset:
+    """One signal per control, layer and unit: ``signal``, ``map``, ``start_map`` over (control, layer, unit, time).
+
+    ``random_signals`` are the proposed method's signals on the untrained network, (layer, unit, time).
+    """
+    trunk, length = network.trunk, cfg.windows.length
+    rng = np.random.default_rng((seed, network.seed))
+    start = starting_signal(cfg.maximization, length)
+    n_units = random_signals.sizes["unit"]
+    shape = (len(trunk.layers), n_units, length)
+    held_out = windows.test.segments
+    strongest = unit_statistics.collect(trunk, held_out, n_top=1)["top_segment"].isel(rank=0).values
+    x = {
+        "starting-sine": np.broadcast_to(start, shape),
+        "flat-zero": np.zeros(shape, np.float32),
+        "random-weights": random_signals["signal"].transpose("layer", "unit", "time").values,
+        "held-out-windows": held_out[rng.integers(len(held_out), size=shape[:2])],
+        "held-out-strongest": held_out[strongest],
+        "spectrum-noise": spectrum_noise(windows.train.segments, shape[0] * n_units, rng).reshape(shape),
+    }
+    unit = torch.arange(n_units)
+
+    def maps(signals: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            each = [
+                paper_methods.unit_maps(trunk, layer, unit, torch.tensor(signals[i], dtype=torch.float32)).numpy()
+                for i, layer in enumerate(trunk.layers)
+            ]
+        return np.stack(each)
+
+    found = {name: maps(np.ascontiguousarray(v)) for name, v in x.items()}
+    found["random-weights"] = (
+        random_signals["map"].transpose("layer", "unit", "time").values
+    )  # its own network's output
+    dims = ("control", "layer", "unit", "time")
+    start_maps = {name: maps(np.broadcast_to(start, shape).copy()) for name in x}
+    return xr.Dataset(
+        {
+            "signal": (dims, np.stack([x[c] for c in CONTROLS]).astype(np.float32)),
+            "map": (dims, np.stack([found[c] for c in CONTROLS])),
+            "start_map": (dims, np.stack([start_maps[c] for c in CONTROLS])),
+        },
+        coords={"control": list(CONTROLS), "layer": list(trunk.layers), "unit": np.arange(n_units)},
+    )
+
+
+def controls(
+    cfg: Settings,
+    windows: Windows,
+    networks: list[Network],
+    statistics: xr.Dataset,
+    random_networks: list[Network],
+    random_statistics: xr.Dataset,
+    random_signals: xr.Dataset,
+) -> xr.Dataset:
+    """Scores of all controls, dims (seed, layer, control, unit[, neighbour | activity]); missing ones are made.
+
+    ``random_signals`` has dims (seed, layer, unit, time): the proposed method on the untrained networks, judged by
+    their own thresholds.
+    """
+    others = {net.seed: net for net in random_networks}
+
+    def build(net: Network) -> xr.Dataset:
+        signals = control_signals(cfg, windows, net, random_signals.sel(seed=net.seed))
+        start = starting_signal(cfg.maximization, cfg.windows.length)
+        untrained = _maps_of(others[net.seed].trunk, start[None], signals)
+        signals["start_map"].loc[{"control": "random-weights"}] = untrained.values
+        own = signals.sel(control=[c for c in CONTROLS if c != "random-weights"])
+        parts = [
+            score(own, statistics.sel(seed=net.seed), start, windows.train, cfg, len(windows.activities)),
+            score(
+                signals.sel(control=["random-weights"]),
+                random_statistics.sel(seed=net.seed),
+                start,
+                windows.train,
+                cfg,
+                len(windows.activities),
+            ),
+        ]
+        return xr.concat(parts, "control").sel(control=list(CONTROLS))
+
+    return _stored(cfg, windows, networks, "controls", build)
+
+
+# -------------------------------------------------------------------------------------------------- summaries
+
+
+#: what a SCORES entry of ``results.json`` averages over units: its variable, and which units are left out
+AVERAGED = {
+    "ssim": ("s_u", ("failed",)),  # Paper section 4.5: failed units are left out
+    "ssim_without_inactive": ("s_u", ("failed", "inactive_at_start")),
+    "activation_ratio": ("activation_ratio", ()),
+    "activation_ratio_p95": ("activation_ratio_p95", ()),
+    "peak_amplitude_g": ("peak_amplitude_g", ()),
+    "displacement_g": ("displacement_g", ()),
+}
+
+
+def averaged(values: xr.Dataset, name: str) -> xr.DataArray:
+    """What ``AVERAGED`` averages under that name, (seed, unit); NaN for what is left out, dead units always."""
+    variable, without = AVERAGED[name]
+    keep = ~values["dead"]
+    for reason in without:
+        keep = keep & ~values[reason]
+    return values[variable].where(keep).transpose("seed", "unit")
+
+
+def summarize(values: xr.Dataset) -> dict:
+    """The SCORES entry of ``results.json`` for (seed, unit) scores of one layer and method or control.
+
+    Means are of the seeds' means over units, ``min`` and ``max`` over the seeds' means, as the paper's error bars;
+    counts are means over the seeds.
+    """
+    alive = ~values["dead"]
+
+    def spread(name: str) -> dict:
+        means = averaged(values, name).mean("unit").values
+        means = means[~np.isnan(means)]
+        if not len(means):
+            return {"mean": None, "min": None, "max": None, "reason": "no unit is left: all failed, dead or silent"}
+        return {"mean": float(means.mean()), "min": float(means.min()), "max": float(means.max())}
+
+    return {name: spread(name) for name in AVERAGED} | {
+        "failed_units": float((values["failed"] & alive).sum("unit").mean()),
+        "dead_units": float(values["dead"].sum("unit").mean()),
+        "inactive_at_start": float((values["inactive_at_start"] & alive).sum("unit").mean()),
+        "silent_units": float((values["silent"] & alive).sum("unit").mean()),
+    }
+
+
+def best_examples(scores: xr.Dataset, shapes: tuple[str, ...]) -> list[tuple[str, int, str]]:
+    """For each shape the (layer, unit, shape) whose piece correlates best with its nearest real piece (Fig. 5).
+
+    ``scores`` has dims (layer, unit); shapes that no searched unit has are left out.
+    """
+    found = []
+    for shape in shapes:
+        match = scores["shape_match"].where(scores["shape"] == shape).stack(each=("layer", "unit"))
+        if match.notnull().any():
+            layer, unit = match["each"].values[int(match.argmax("each"))]
+            found.append((str(layer), int(unit), shape))
+    return found
+
+
+def activity_lift(scores: xr.Dataset) -> xr.DataArray:
+    """Share of each activity among the nearest windows over its share of all: (..., unit, activity); 1 is chance."""
+    return scores["nearest_share"] / scores["activity_share"]

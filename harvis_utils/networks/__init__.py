@@ -1,0 +1,1 @@
+"""Settings turned into networks; places in any network turned into maps of its units."""

@@ -1,0 +1,1 @@
+"""Scores turned into the paper's figures, choices and verdicts."""

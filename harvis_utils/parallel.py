@@ -1,0 +1,68 @@
+"""Work turned into threads: how many there are, the device, work side by side, and bars that show how far it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from harvis_utils.settings import Settings, SettingsError
+
+
+def threads() -> int:
+    """Number of computing threads: ``HARVIS_THREADS``, else the cores this process may use."""
+    text = os.environ.get("HARVIS_THREADS", "")
+    if text and (not text.isdecimal() or int(text) < 1):
+        raise SettingsError(f"HARVIS_THREADS={text!r} is not a number of threads (1, 2, ...)")
+    return int(text) if text else len(os.sched_getaffinity(0))
+
+
+def torch_device(device: str | None = None):
+    """The one place where the device is chosen: the one asked for, else CUDA where there is one, else the CPU."""
+    import torch
+
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def progress(iterable=None, **options):
+    """A tqdm bar over long work, or one to be updated by hand: on a terminal or in a notebook, and nowhere else.
+
+    Where ``HARVIS_PROGRESS`` names a file (the chain sets it for its kernels), the bar goes there instead, so that
+    executed notebooks stay free of it and a person can still watch.
+    """
+    from tqdm.auto import tqdm
+
+    if path := os.environ.get("HARVIS_PROGRESS"):
+        from tqdm.std import tqdm as plain
+
+        return plain(iterable, file=open(path, "a", encoding="utf-8"), mininterval=5, ascii=True, **options)  # noqa: SIM115
+    return tqdm(iterable, disable=None, **options)
+
+
+@contextmanager
+def threads_inside(n: int | None):
+    """Compute on ``n`` threads (None: no change) and put the number back afterwards."""
+    before = torch.get_num_threads()
+    if n:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def side_by_side(cfg: Settings, job: Callable, things: Sequence) -> list:
+    """``job`` of each thing, as many at once as there are threads on a CPU; each is computed on one thread."""
+    at_once = torch.get_num_threads() if torch_device(cfg.device).type == "cpu" else 1
+    with (
+        threads_inside(1),
+        ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        futures = [pool.submit(job, thing) for thing in things]
+        try:
+            return [future.result() for future in futures]
+        finally:  # after an error or an interrupt nothing new is begun
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,144 @@
+"""What earlier notebooks made of one data set and profile, opened when it is first asked for."""
+
+from __future__ import annotations
+
+import types
+import typing
+from functools import cached_property
+
+import xarray as xr
+
+from harvis_utils.data import archive, kinds, windowing
+from harvis_utils.data.kinds import Recordings
+from harvis_utils.data.windowing import Windows
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.metrics import similarity
+from harvis_utils.parallel import threads
+from harvis_utils.settings import PASSED, Settings, SettingsError, for_choosing, load_settings
+from harvis_utils.training import supervised
+from harvis_utils.training.supervised import Network
+
+
+class Run:
+    """Windows, networks and signals that belong to settings, each read once.
+
+    Nothing is computed but windows and untrained networks, which take seconds. What no notebook has made yet raises
+    :class:`harvis_utils.store.files.ArtifactError`, which names the notebook to run.
+    """
+
+    def __init__(self, cfg: Settings):
+        self.cfg = cfg
+
+    @cached_property
+    def recordings(self) -> Recordings:
+        """The data set as it was recorded."""
+        return archive.load_recordings(self.cfg.dataset)
+
+    @cached_property
+    def data(self) -> Windows:
+        """Its windows."""
+        return windowing.cut(self.recordings, self.cfg.windows)
+
+    @cached_property
+    def networks(self) -> list[Network]:
+        """The trained networks, one per seed."""
+        return supervised.load_networks(self.cfg, self.data)
+
+    @cached_property
+    def untrained(self) -> list[Network]:
+        """As many networks with random weights."""
+        return supervised.untrained(self.cfg, self.data)
+
+    @cached_property
+    def statistics(self) -> xr.Dataset:
+        """What the trained networks' units do on the training windows (:func:`unit_statistics.statistics`)."""
+        return unit_statistics.statistics(self.cfg, self.data, self.networks)
+
+    @cached_property
+    def random_statistics(self) -> xr.Dataset:
+        """The same of the untrained networks."""
+        return unit_statistics.statistics(self.cfg, self.data, self.untrained)
+
+    @cached_property
+    def signals(self) -> xr.Dataset:
+        """Signals of all methods and presets (:func:`paper_methods.signals`)."""
+        return paper_methods.load_signals(self.cfg, self.data, self.networks)
+
+    @cached_property
+    def random_signals(self) -> xr.Dataset:
+        """Signals of the proposed method for the untrained networks, a control."""
+        return paper_methods.load_signals(
+            self.cfg, self.data, self.untrained, paper_methods.CONTROL_METHODS, ("calibrated",)
+        )
+
+    @cached_property
+    def scores(self) -> xr.Dataset:
+        """Ssim and the other measures of all signals (:func:`similarity.load_scores`)."""
+        return similarity.load_scores(self.cfg, self.data, self.networks, "methods")
+
+    @cached_property
+    def controls(self) -> xr.Dataset:
+        """The same measures of the controls."""
+        return similarity.load_scores(self.cfg, self.data, self.networks, "controls")
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the convolutions, the first one first."""
+        return list(self.networks[0].trunk.layers)
+
+    @cached_property
+    def choosing(self) -> Run:
+        """The same data with the networks that are kept for choosing, which take no part in judging."""
+        other = Run(for_choosing(self.cfg))
+        other.recordings, other.data = self.recordings, self.data
+        return other
+
+    def headline(self, what: str | None = None) -> str:
+        """One line of Markdown: data set, profile, ``what`` (by default how many networks) and the data's caveat."""
+        what = what or f"{len(self.networks)} networks"
+        return f"**{self.cfg.dataset}**, profile {self.cfg.profile}, {what}. {self.data.caveat.capitalize()}".strip()
+
+    def summary(self) -> dict:
+        """What every JSON file of findings begins with."""
+        cfg = self.cfg
+        return {"dataset": cfg.dataset, "profile": cfg.profile, "caveat": self.data.caveat}
+
+
+def check_parameters(namespace: dict, **declared) -> None:
+    """Refuse unknown names and wrong types among a notebook's parameters.
+
+    ``namespace`` is the notebook's ``globals()``; ``declared`` maps each parameter to its type (``str``,
+    ``int``, ``str | None``). Call it before anything else is assigned: every plain value found that is not
+    declared was injected by mistake, because papermill only warns about those. Names that IPython's startup files
+    set are no parameters. Once a namespace has passed, its notebook assigns names of its own; when the cells are run
+    again in the same kernel, only the declared ones are looked at.
+    """
+    plain = (str, int, float, bool, list, dict, tuple, types.NoneType)
+    ipython = {"In", "Out", "PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
+    shell = namespace.get("get_ipython", lambda: None)()
+    at_startup = getattr(shell, "user_ns_hidden", {})
+    for name, value in namespace.items() if PASSED not in namespace else ():
+        if name.startswith("_") or name in ipython or name in declared or not isinstance(value, plain):
+            continue
+        if name in at_startup and at_startup[name] is value:
+            continue
+        raise SettingsError(f"unknown notebook parameter {name!r}; valid parameters: {', '.join(sorted(declared))}")
+    for name, kind in declared.items():
+        if name not in namespace:
+            raise SettingsError(f"notebook parameter {name!r} is not set")
+        allowed = typing.get_args(kind) or (kind,)
+        value = namespace[name]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            wanted = " or ".join("None" if k is types.NoneType else k.__name__ for k in allowed)
+            raise SettingsError(f"notebook parameter {name} = {value!r} should be {wanted}")
+    namespace[PASSED] = True
+
+
+def begin(namespace: dict, **declared) -> Settings:
+    """Check a notebook's parameters, set the threads, and return the settings of its PROFILE and DATASET."""
+    import torch
+
+    check_parameters(namespace, **declared)
+    torch.set_num_threads(threads())
+    kinds.check_name(namespace["DATASET"])
+    return load_settings(namespace["PROFILE"], namespace["DATASET"], namespace.get("DEVICE"))

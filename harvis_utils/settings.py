@@ -1,0 +1,257 @@
+"""Names of profiles and data sets turned into frozen, typed settings; every path anchored at the repository.
+
+A notebook starts with one call::
+
+    cfg = config.begin(globals(), PROFILE=str, DATASET=str, DEVICE=str | None)
+
+which refuses parameters that papermill would only warn about, sets the number of threads and returns
+:class:`Settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+#: suffix of a data set whose archive is used although its digests do not match the pinned ones
+APPROXIMATE = "-approximate"
+
+
+class SettingsError(ValueError):
+    """An unknown profile, data set or notebook parameter; the message lists the valid ones."""
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How recordings become network inputs (paper section 4.2)."""
+
+    rate_hz: float = 30.0  # Paper: resampled to 30 Hz
+    length: int = 30  # Paper: N_T = 30 samples, one second
+    step: int = 15  # Paper: 50 % overlap
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """SF-HF (paper section 4.2, Fig. 2, after Muenzner et al. 2017)."""
+
+    n_units: int = 64  # Paper: 64 units in each convolution
+    n_layers: int = 3  # Paper: Conv1 to Conv3 are the ones shown
+    kernel: int = 5  # Paper: 1 x 5
+    batch_norm: bool = True  # Choice: the largest single factor in the study of what F1 depends on
+    pool: str = "none"  # Choice: temporal pooling after the trunk: none, max2 or mean
+    mixing: str = "dense"  # Choice: axes mixed by the dense layer; "conv": by an (axes x 1) convolution before it
+    n_dense: int = 128  # Choice: width of the dense layer before the classes; 0 is none
+    dropout: float = 0.5  # Choice: before the class layer
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Adam on cross entropy (paper section 4.2)."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Paper: five networks
+    epochs: int = 200  # Paper
+    learning_rate: float = 1e-4  # Paper
+    batch_size: int = 64  # Choice: not stated
+    weight_decay: float = 0.0  # Choice: not stated
+
+
+@dataclass(frozen=True)
+class MaximizationSettings:
+    """Activation Maximization (paper sections 3 and 4.3)."""
+
+    n_steps: int = 5000  # Paper
+    tolerance_g: float = 1e-6  # Choice: a signal stops once its remaining steps cannot move it by more; 0: never
+    weight: float = 0.1  # Paper: w, the weight of the penalties
+    reduction: str = "sum"  # Choice: L2 and TV as sums, as written, or as means ("mean"); notebook 07 compares both
+    start_amplitude_g: float = 0.3  # Paper: the start is a sine of 0.3 G
+    start_periods: float = 1.0  # Choice: one period per window; not stated
+    th_aap_g: float = 1.5  # Paper: amplitude beyond which AAP penalizes
+    lowpass_hz: float = 5.0  # Choice: cut-off of the low-pass method; notebook 03 sweeps it
+    lowpass_order: int = 4  # Choice
+
+
+@dataclass(frozen=True)
+class SimilaritySettings:
+    """Ssim (paper section 4.5)."""
+
+    piece: int = 10  # Paper: s_w, samples cut from a signal
+    n_similar: int = 50  # Paper: N_sim
+    fail_amplitude_g: float = 10.0  # Paper: th_fail
+
+
+@dataclass(frozen=True)
+class AtlasSettings:
+    """t-SNE map of the signals (paper section 6)."""
+
+    perplexity: float = 15.0  # Choice: not stated; notebook 05 shows others beside it
+    seed: int = 0  # Choice
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """The search for a reading of the step sizes, which paper section 4.3 states and cannot mean."""
+
+    seeds: tuple[int, ...] = (100, 101)  # Choice: networks trained for this alone, so that the others stay untouched
+    n_units: int = 12  # Choice: units tried in each layer, spread evenly
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
+
+    profile: str
+    dataset: str
+    windows: WindowSettings = field(default_factory=WindowSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    maximization: MaximizationSettings = field(default_factory=MaximizationSettings)
+    similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
+    atlas: AtlasSettings = field(default_factory=AtlasSettings)
+    readings: ReadingSettings = field(default_factory=ReadingSettings)
+    device: str | None = None
+
+    @property
+    def derived(self) -> Path:
+        """Folder of this run's artifacts."""
+        return artifact_root() / self.profile / self.dataset
+
+    @property
+    def reports(self) -> Path:
+        """Folder of this run's executed notebooks, figures and tables."""
+        return report_root() / self.profile / self.dataset
+
+    def digest(self, *sections: str) -> str:
+        """Short digest of the named sections (all without names); equal settings give equal digests."""
+        chosen = sections or tuple(f.name for f in dataclasses.fields(self) if f.name != "device")
+        values = {name: as_json(getattr(self, name)) for name in chosen}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+PROFILES: dict[str, dict] = {
+    # a newcomer's first run and every smoke test: small, not a toy
+    "quick": {
+        "model": ModelSettings(n_units=16, n_dense=32),
+        "training": TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3),
+        "maximization": MaximizationSettings(n_steps=400),
+        "similarity": SimilaritySettings(),
+        "readings": ReadingSettings(seeds=(100,), n_units=4),
+    },
+    # a real result on a desk machine: fewer epochs, larger training steps to make up for it
+    "desk": {
+        "training": TrainingSettings(epochs=10, learning_rate=5e-4),
+    },
+    # the paper's own settings, on one GPU
+    "paper": {},
+}
+
+
+def load_settings(profile: str = "quick", dataset: str = "synthetic", device: str | None = None) -> Settings:
+    """Settings of ``profile`` for ``dataset``; an unknown profile raises :class:`SettingsError` listing the valid ones.
+
+    The data set is not looked at: :func:`harvis_utils.data.kinds.check_name` does that.
+    """
+    if profile not in PROFILES:
+        raise SettingsError(f"unknown profile {profile!r}; valid profiles: {', '.join(PROFILES)}")
+    return Settings(profile=profile, dataset=dataset, device=device, **PROFILES[profile])
+
+
+def for_choosing(cfg: Settings) -> Settings:
+    """The same run with the networks on which readings and recipes are chosen, and which take no part in judging."""
+    return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=cfg.readings.seeds))
+
+
+def as_json(value):
+    """Dataclasses, tuples and paths as plain JSON values."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [as_json(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): as_json(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(values: dict, kind: type = Settings) -> Settings:
+    """The dataclass that :func:`as_json` turned into ``values``; unknown names raise :class:`SettingsError`."""
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise SettingsError(f"unknown settings {', '.join(unknown)}; valid for {kind.__name__}: {', '.join(hints)}")
+    found = {}
+    for name, value in values.items():
+        nested = dataclasses.is_dataclass(hints[name])
+        found[name] = from_json(value, hints[name]) if nested else tuple(value) if isinstance(value, list) else value
+    return kind(**found)
+
+
+# --------------------------------------------------------------------------------------------------- paths
+
+
+def _anchored(variable: str, default: str) -> Path:
+    """A path from the environment; a relative one counts from the repository wherever the kernel runs."""
+    return (REPOSITORY / (os.environ.get(variable) or default)).resolve()
+
+
+def artifact_root() -> Path:
+    """Where artifacts live: ``HARVIS_ARTIFACTS``, else ``data/derived``."""
+    return _anchored("HARVIS_ARTIFACTS", "data/derived")
+
+
+def report_root() -> Path:
+    """Where reports live: ``HARVIS_REPORTS``, else ``reports``."""
+    return _anchored("HARVIS_REPORTS", "reports")
+
+
+def keys_file() -> Path | None:
+    """The ``keys.json`` of the bundle that this is: ``HARVIS_KEYS``, else none (see ``workflow.gpu``)."""
+    return _anchored("HARVIS_KEYS", "") if os.environ.get("HARVIS_KEYS") else None
+
+
+def data_folders() -> list[Path]:
+    """Where archives are looked for, in order: ``HARVIS_DATA`` if set, then ``data/raw``."""
+    folders = [_anchored("HARVIS_DATA", "")] if os.environ.get("HARVIS_DATA") else []
+    return [*folders, REPOSITORY / "data" / "raw"]
+
+
+# ----------------------------------------------------------------------------------- threads and the device
+
+
+# ------------------------------------------------------------------------------------- notebook parameters
+
+
+#: the name by which a namespace says that its parameters have been checked once
+PASSED = "_harvis_parameters_passed"
+
+
+# ------------------------------------------------------------------------------------------------- progress
+
+
+@dataclass(frozen=True)
+class Step:
+    """How X moves: X <- X + eta d, eta <- gamma eta, where the optimizer makes d from the gradients."""
+
+    optimizer: str  # one of OPTIMIZERS
+    step_size: float  # eta, in G for adam
+    decay: float  # gamma
+
+
+OPTIMIZERS = ("ascent", "momentum", "adam")
+
+
+#: readings of the paper's step sizes; everything else of the ascent is in :class:`settings.MaximizationSettings`
+PRESETS: dict[str, Step] = {
+    # Paper: the stated values, plain gradient ascent; their sum is 0.02, so X can hardly move
+    "literal": Step("ascent", 1e-4, 0.995),
+    # Choice: the reading of DSADS networks kept for choosing that departs least from what is stated among those that
+    # meet the paper's results as well as any; notebook 07 shows all of them
+    "calibrated": Step("adam", 0.3, 0.995),
+}

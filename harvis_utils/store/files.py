@@ -1,0 +1,122 @@
+"""Files written all or nothing: text, JSON, netCDF, figures and tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from harvis_utils.settings import Settings, as_json
+
+
+class ArtifactError(RuntimeError):
+    """A missing or damaged artifact; the message names the file and what to do."""
+
+
+# ------------------------------------------------------------------------------------------- atomic writing
+
+
+@contextmanager
+def writing(path: Path):
+    """Turn what a failed write raises into one error that names the file; safetensors has an error of its own."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "deserializ" in str(error):
+            raise  # a damaged file was read
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"{path}: could not be written ({reason}); nothing was left behind") from error
+
+
+@contextmanager
+def replacing(path: Path):
+    """Yield a temporary sibling of ``path`` to write to; it takes the name when the block ends without error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with writing(path):
+            yield part
+            _fsync(part)
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` to ``path``, all or nothing."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: Path, value) -> Path:
+    """Write ``value`` as JSON; NaN is refused, because JSON has none."""
+    return write_text(path, json.dumps(as_json(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path):
+    """Read a JSON file; a missing or broken one raises :class:`ArtifactError` naming it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path} is not readable as JSON ({error}); delete it and run its notebook again"
+        ) from error
+
+
+def write_dataset(path: Path, dataset) -> Path:
+    """Write an xarray Dataset as netCDF, all or nothing."""
+    # made in memory: HDF5 on a full disk raises an error of its own and may crash the process afterwards
+    content = dataset.to_netcdf(engine="h5netcdf")
+    with replacing(path) as part:
+        part.write_bytes(content)
+    return Path(path)
+
+
+def read_dataset(path: Path):
+    """Read a netCDF file into memory and close it."""
+    import xarray as xr
+
+    return xr.load_dataset(path, engine="h5netcdf")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.file_digest(Path(path).open("rb"), "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------- figures and tables
+
+
+def save_figure(cfg: Settings, figure, name: str) -> Path:
+    """Write a matplotlib figure as PNG to ``figures/`` of the run's reports."""
+    path = cfg.reports / "figures" / f"{name}.png"
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
+    return path
+
+
+def save_table(cfg: Settings, table, name: str) -> Path:
+    """Write a pandas table as CSV to ``tables/`` of the run's reports."""
+    return write_text(cfg.reports / "tables" / f"{name}.csv", table.to_csv(index=True))
+
+
+def digests(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files by name, for comparing two runs."""
+    return {Path(p).name: file_digest(p) for p in paths}

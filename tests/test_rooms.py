@@ -1,0 +1,124 @@
+"""The house: a room imports only from rooms above it, openly, without a circle; and none grows too large."""
+
+import ast
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "harvis_utils"
+
+#: from the ground up: a room may import from those before it, and from itself
+ROOMS = (
+    *("settings", "parallel", "store", "data", "networks", "training", "fast", "maximization", "metrics"),
+    *("lenses", "paper", "figures", "run", "chain"),
+)
+#: rooms that may import from fewer rooms than stand before them
+ONLY = {"figures": (), "chain": ("settings", "parallel", "store", "data")}
+MOST_LINES = 450
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """Line, dotted name inside the package, and whether it stands inside a function, of each import of our own."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from (
+            (node.lineno, n, id(node) in inside) for n in names if n.split(".")[0] in ("harvis_utils", "workflow")
+        )
+
+
+def own_module(dotted: str) -> str:
+    """The module that ``harvis_utils.a.b.name`` lies in, without the package."""
+    parts = dotted.split(".")[1:]
+    while parts and not (PACKAGE.joinpath(*parts).with_suffix(".py").exists() or PACKAGE.joinpath(*parts).is_dir()):
+        parts.pop()
+    return ".".join(parts)
+
+
+def test_rooms_are_the_ones_listed():
+    there = {p.stem for p in PACKAGE.iterdir() if p.name != "__init__.py" and not p.name.startswith("__")}
+    assert there == set(ROOMS)
+    assert len(there) <= 14
+
+
+@pytest.mark.parametrize("path", files(), ids=module_of)
+def test_imports_run_up_the_list_and_stand_at_the_top(path):
+    room = module_of(path).split(".")[0]
+    wrong = []
+    for line, dotted, inside in imports(path):
+        other = own_module(dotted).split(".")[0]
+        if dotted.startswith("workflow"):
+            wrong.append(f"line {line}: {dotted}, which the package never imports")
+        elif inside:
+            wrong.append(f"line {line}: {dotted} inside a function")
+        elif other and other != room and other not in ONLY.get(room, ROOMS[: ROOMS.index(room)] if room else ()):
+            wrong.append(f"line {line}: {dotted}, a room that does not stand above {room}")
+        elif dotted.rpartition(".")[2].startswith("_"):
+            wrong.append(f"line {line}: {dotted}, which is private")
+    assert not wrong, f"{path.relative_to(ROOT)}\n" + "\n".join(wrong)
+
+
+def test_no_circle_among_modules():
+    arrows = {module_of(p): {own_module(d) for _, d, _ in imports(p)} - {module_of(p)} for p in files()}
+    while arrows:
+        free = {m for m, targets in arrows.items() if not targets & arrows.keys()}
+        assert free, f"a circle: {arrows}"
+        arrows = {m: t for m, t in arrows.items() if m not in free}
+
+
+@pytest.mark.parametrize("path", files(), ids=module_of)
+def test_no_file_is_too_long(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", files(), ids=module_of)
+def test_no_module_goes_by_another_name_or_by_that_of_a_value(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("harvis_utils"):
+            for alias in node.names:
+                assert not alias.asname, f"line {node.lineno}: {alias.name} as {alias.asname}"
+                if own_module(f"{node.module}.{alias.name}").endswith(alias.name):
+                    modules.add(alias.name)
+    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    bound |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    assert not modules & bound
+
+
+@pytest.mark.parametrize("path", files(), ids=module_of)
+def test_public_functions_have_docstrings(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    defined = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    nested = {id(inner) for f in defined if isinstance(f, ast.FunctionDef) for inner in ast.walk(f) if inner is not f}
+    bare = [n.name for n in defined if id(n) not in nested and n.name[0] != "_" and not ast.get_docstring(n)]
+    assert ast.get_docstring(tree) and not bare
+
+
+def test_count_of_tokens(record_property):
+    """Says how large the package is; comments, line ends and indents do not count."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    skipped |= {tokenize.ENCODING, tokenize.ENDMARKER}
+    count = 0
+    for path in files():
+        with path.open("rb") as file:
+            count += sum(token.type not in skipped for token in tokenize.tokenize(file.readline))
+    record_property("tokens", count)
+    assert count <= 160_000
