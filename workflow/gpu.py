@@ -52,7 +52,8 @@ from harvis_utils.settings import (
     keys_file,
     load_settings,
 )
-from harvis_utils.store import stages
+from harvis_utils.store import results
+from harvis_utils.store.code import code_digest
 from harvis_utils.store.files import ArtifactError, replacing, write_json
 from harvis_utils.training import supervised
 
@@ -60,7 +61,6 @@ FOLDER, RECORDINGS, MANIFEST = "harvis-bundle", "recordings.npz", "parts.json"
 MIB = 2**20
 #: exit code for "the time is up, call again": EX_TEMPFAIL of sysexits.h
 MORE = 75
-STAGES = {m.STAGE.name: m.STAGE for m in (supervised, unit_statistics, paper_methods, similarity, readings, recipes)}
 
 #: what the heavy stages need, and the names under which they import it
 NEEDED = {name: name for name in ("torch", "h5netcdf", "h5py", "numpy", "pandas", "psutil", "safetensors", "scipy")}
@@ -74,12 +74,9 @@ class BundleError(RuntimeError):
 
 
 def stored() -> list[str]:
-    """Addresses ("stage/key") of all results of the heavy stages that are there."""
+    """Addresses ("stage/key") of all results that are there."""
     store = artifact_root() / "store"
-    found = (
-        path.parent.relative_to(store).as_posix() for stage in STAGES for path in store.glob(f"{stage}/*/manifest.json")
-    )
-    return sorted(found)
+    return sorted(path.parent.relative_to(store).as_posix() for path in store.glob("*/*/manifest.json"))
 
 
 def _digest(content: bytes) -> str:
@@ -87,15 +84,14 @@ def _digest(content: bytes) -> str:
 
 
 def _state() -> dict:
-    """What of this project's state addresses are made of."""
-    modules = sorted({module for stage in STAGES.values() for module in stage.modules})
-    sources = {m: _digest(stages.source_file(m).read_bytes()) for m in modules}
+    """What of this project's state addresses are made of, see :mod:`harvis_utils.store.results`."""
+    functions = [(kept.function.__module__, kept.function.__name__) for kept in results.KEPT.values()]
     return {
-        "versions": dict(zip(stages.VERSIONED, stages.key_parts(())["versions"], strict=True)),
-        "code": {sources[m]: stages.key_parts([m])["code"][0] for m in modules},
-        "sources": sources,
+        "versions": results.versions(),
+        "code": {f"{module}.{name}": code_digest(module, name) for module, name in functions},
+        "package": results.package_digest(),
         "python": platform.python_version(),
-        "git": stages.git_revision(),
+        "git": results.git_revision(),
     }
 
 
@@ -177,11 +173,11 @@ def _normal(name: str) -> str:
 
 def unpacked(device: str | None) -> tuple[Settings, Windows]:
     """Settings and windows of the bundle that this is."""
-    known = stages.packed()
+    known = results.packed()
     if not known:
         raise BundleError("this is no unpacked bundle; start the run.sh of one")
     cfg = dataclasses.replace(from_json(known["settings"]), device=device)
-    if _state()["sources"] != known["sources"]:
+    if results.package_digest() != known["package"]:
         raise BundleError(f"{REPOSITORY}: this is not the code that was packed; unpack the bundle again")
     with np.load(keys_file().with_name(RECORDINGS), allow_pickle=False) as kept:
         who = zip(kept["subject"].tolist(), kept["activity"].tolist(), strict=True)
@@ -203,12 +199,12 @@ def compute(cfg: Settings, data: Windows, workers: int = 1) -> None:
         with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
             for done in [pool.submit(_train, some, data, seed) for some, seed in each]:
                 done.result()
-    with stages.around_builds(_said):
+    with results.around_builds(_said):
         nets, random = supervised.networks(cfg, data), supervised.untrained(cfg, data)
         statistics, random_statistics = (unit_statistics.statistics(cfg, data, some) for some in (nets, random))
-        signals = paper_methods.signals(cfg, data, nets, statistics)
+        signals = paper_methods.signals(cfg, nets, statistics)
         control = paper_methods.CONTROL_METHODS, ("calibrated",)
-        random_signals = paper_methods.signals(cfg, data, random, random_statistics, *control)
+        random_signals = paper_methods.signals(cfg, random, random_statistics, *control)
         similarity.scores(cfg, data, nets, statistics, signals)
         one = random_signals.isel(preset=0, technique=0, drop=True)
         similarity.controls(cfg, data, nets, statistics, random, random_statistics, one)
@@ -241,10 +237,10 @@ def _exactly(threads: int) -> None:
 
 
 @contextmanager
-def _said(stage: stages.Stage, key: str) -> Iterator[None]:
+def _said(stage: str, key: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
-    print(f"  {stage.name}/{key}: {time.perf_counter() - begun:.1f} s", flush=True)
+    print(f"  {stage}/{key}: {time.perf_counter() - begun:.1f} s", flush=True)
 
 
 def _stop() -> None:
@@ -262,12 +258,12 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
     there = stored()
     if not there:
         raise BundleError("there are no results to collect yet; run.sh without --collect makes them")
-    folders = {address: STAGES[address.partition("/")[0]].require(Path(address).name) for address in there}
+    store = artifact_root() / "store"
     out.mkdir(parents=True, exist_ok=True)
     digests, written = {}, []
     with tempfile.TemporaryDirectory(dir=out) as made:
         whole = Path(made, "results.tar")
-        _write_tar(whole, {f"{a}/{path.name}": path for a, f in folders.items() for path in sorted(f.iterdir())})
+        _write_tar(whole, {f"{a}/{p.name}": p for a in there for p in sorted((store / a).iterdir())})
         with whole.open("rb") as content:
             while block := content.read(int(part_mib * MIB)):
                 name = f"results.{len(digests) + 1:03d}"
@@ -278,7 +274,7 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
                     written.append(out / name)
     if not written:
         raise BundleError(f"there are parts 1 to {len(digests)}; choose among these")
-    write_json(out / MANIFEST, {"parts": digests, "results": there, "keys": stages.packed()})
+    write_json(out / MANIFEST, {"parts": digests, "results": there, "keys": results.packed()})
     return written
 
 
@@ -304,7 +300,7 @@ def unpack(paths: Sequence[Path]) -> tuple[int, int]:
         raise BundleError(f"one of {', '.join(map(str, manifests))} is damaged ({error}); fetch it again") from error
     if any(other != about for other in others):
         raise BundleError(f"{', '.join(map(str, manifests))} are of different collections; give the parts of one")
-    _check_state(about["keys"])
+    _check_state(about["keys"], {address.partition("/")[0] for address in about["results"]})
     parts = {f.name: f for f in files if f.exists()}
     if missing := [name for name in about["parts"] if name not in parts]:
         raise BundleError(f"missing: {', '.join(missing)}, of {len(about['parts'])} parts; fetch them too")
@@ -326,18 +322,19 @@ def unpack(paths: Sequence[Path]) -> tuple[int, int]:
     return len(new), len(about["results"]) - len(new)
 
 
-def _check_state(packed: dict) -> None:
-    """Refuse results of another state of the project, and say in what it differs."""
+def _check_state(packed: dict, stages: set[str]) -> None:
+    """Refuse results of these stages that were computed in another state of the project, and say what differs."""
     here = _state()
     why = [
-        f"{lib} is {version} here and was {packed['versions'].get(lib)}"
-        for lib, version in here["versions"].items()
-        if version != packed["versions"].get(lib)
+        f"{library} is {version} here and was {packed['versions'].get(library)}"
+        for library, version in here["versions"].items()
+        if version != packed["versions"].get(library)
     ]
-    for module, source in here["sources"].items():
-        if here["code"][source] not in packed["code"].values():
-            same = source in packed["code"]
-            why.append(f"Python was {packed['python']}" if same else f"harvis_utils.{module} differs")
+    for kept in (kept for stage, kept in results.KEPT.items() if stage in stages and not kept.version):
+        name = f"{kept.function.__module__}.{kept.function.__name__}"
+        if here["code"][name] != packed["code"].get(name):
+            same = here["package"] == packed["package"]
+            why.append(f"Python was {packed['python']}" if same else f"{name} differs")
     if why:
         raise BundleError(
             f"no notebook here would look for these results: {'; '.join(dict.fromkeys(why))}. Use the project as it "
@@ -370,7 +367,7 @@ def _run_command(words: argparse.Namespace) -> None:
     stopping.daemon = True
     stopping.start()
     _exactly(threads())
-    print(f"{len(stored())} results are there; device {stages.provenance(cfg)['device']}", flush=True)
+    print(f"{len(stored())} results are there; device {results.provenance(words.device)['device']}", flush=True)
     compute(cfg, data, words.workers or threads())
     print(f"all {len(stored())} results are there; to bring them back: sh run.sh --collect OUT")
 

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,6 +45,7 @@ from pydantic import (
 
 from harvis_utils import chain
 from harvis_utils.data import archive, kinds, windowing
+from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.metrics import similarity
 from harvis_utils.networks.sfhf import SFHF
@@ -59,6 +60,7 @@ from harvis_utils.settings import (
     as_json,
     load_settings,
 )
+from harvis_utils.store import results, stages
 from harvis_utils.store.files import ArtifactError, read_json, write_text
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
@@ -226,22 +228,26 @@ def run(sweep: Sweep, kind: str, dataset: str, architecture: str, seeds: str, pr
         raise SweepError(f"{sweep.path}: no {wrong[0]} {given[wrong[0]]!r}; there are {', '.join(known[wrong[0]])}")
     cfg = sweep.cfg(dataset, architecture, sweep.groups()[seeds])
     data = windowing.cut(archive.load_recordings(dataset, download=False), cfg.windows)
-    if kind == "networks":
-        unit_statistics.statistics(cfg, data, supervised.networks(cfg, data))
-        return
-    nets = supervised.load_networks(cfg, data)
-    statistics = unit_statistics.load_statistics(cfg, data, nets)
+    nets = supervised.networks(cfg, data)
+    statistics = unit_statistics.statistics(cfg, data, nets)
     if kind == "signals":
-        paper_methods.signals(cfg, data, nets, statistics, presets=(preset,) if preset else sweep.presets)
-        return
-    made = paper_methods.load_signals(cfg, data, nets, presets=sweep.presets)
-    similarity.scores(cfg, data, addressed(sweep, nets), statistics, made)
+        paper_methods.signals(cfg, nets, statistics, presets=(preset,) if preset else sweep.presets)
+    elif kind == "scores":
+        scored(sweep, cfg, data, nets, statistics)
+
+
+def scored(
+    sweep: Sweep, cfg: Settings, data: Windows, nets: list[Network], statistics: xr.Dataset
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Scores of the sweep's presets and of the controls."""
+    made = paper_methods.signals(cfg, nets, statistics, presets=sweep.presets)
+    scores = similarity.scores(cfg, data, addressed(sweep, nets), statistics, made)
     random = supervised.untrained(cfg, data)
     random_statistics = unit_statistics.statistics(cfg, data, random)
     methods, presets = paper_methods.CONTROL_METHODS, ("calibrated",)
-    made = paper_methods.signals(cfg, data, random, random_statistics, methods, presets)
+    made = paper_methods.signals(cfg, random, random_statistics, methods, presets)
     proposed = made.sel(preset=presets[0], technique=methods[0], drop=True)
-    similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
+    return scores, similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
 
 
 def addressed(sweep: Sweep, nets: list[Network]) -> list[Network]:
@@ -265,20 +271,23 @@ def collect(sweep: Sweep) -> Path:
         for architecture, seed in itertools.product(sweep.architectures, sweep.seeds):
             cfg = sweep.cfg(dataset, architecture, (seed,))
             data = windowing.cut(recordings, cfg.windows)
-            try:
-                (net,) = nets = supervised.load_networks(cfg, data)
-                scores = similarity.load_scores(cfg, data, addressed(sweep, nets))
-                controls = similarity.load_scores(cfg, data, nets, "controls")
-            except ArtifactError as error:
-                raise SweepError(
-                    f"{sweep.path}: {dataset}, architecture {architecture}, seed {seed} is not finished; start the "
-                    f"sweep again ({error})"
-                ) from error
+            what = f"{sweep.path}: {dataset}, architecture {architecture}, seed {seed}"
+            with results.around_builds(_refuse(what)), stages.around_builds(_refuse(what)):
+                (net,) = nets = supervised.networks(cfg, data)
+                statistics = unit_statistics.statistics(cfg, data, nets)
+                scores, controls = scored(sweep, cfg, data, nets, statistics)
             about = {"dataset": dataset, "caveat": data.caveat, "architecture": architecture, "seed": seed}
             about["macro_f1"] = supervised.macro_f1(data.test, net.predicted["test"])
             for kind, table in (("technique", scores), ("control", controls)):
                 rows += [about | row for row in summaries(table, kind)]
     return write_text(sweep.place.reports / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+
+
+def _refuse(what: str) -> Callable:
+    def missing(*_):
+        raise SweepError(f"{what} is not finished; start the sweep again")
+
+    return missing
 
 
 def summaries(scores: xr.Dataset, kind: str) -> Iterator[dict]:
