@@ -65,6 +65,10 @@ def run_all(found: sweep.Sweep) -> None:
             sweep.run(found, kind, part.dataset, part.architecture, part.seeds)
 
 
+def refuse(stage: str, key: str):
+    raise AssertionError(f"no {stage} may be computed here")
+
+
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     """The tiny sweep, all its jobs in this process; the folder that holds its store and its reports."""
@@ -195,30 +199,19 @@ def test_notebooks_find_what_a_sweep_of_the_default_architecture_has_made(tmp_pa
         maximization=MaximizationSettings(n_steps=5),
         similarity=SimilaritySettings(n_similar=5),
     )
-    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
-    asked = []
-
-    def look_up(stage, key, build, about):
-        asked.append(f"{stage.name}/{key}")
-        return stage.require(key)  # an error where it would have to be computed
-
-    monkeypatch.setattr(stages.Stage, "obtain", look_up)
-    nets, random = supervised.networks(cfg, data), supervised.untrained(cfg, data)
-    statistics, random_statistics = (unit_statistics.statistics(cfg, data, n) for n in (nets, random))
-    made = paper_methods.signals(cfg, nets, statistics)
-    of_random = paper_methods.signals(cfg, random, random_statistics, paper_methods.CONTROL_METHODS, ("calibrated",))
-    similarity.scores(cfg, data, nets, statistics, made)
-    proposed = of_random.sel(preset="calibrated", technique=paper_methods.CONTROL_METHODS[0], drop=True)
-    similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
+    monkeypatch.setenv("HARVIS_JOURNAL", str(tmp_path / "asked"))
+    run = Run(cfg)
+    with results.around_builds(refuse):
+        assert run.scores.sizes["seed"] == run.controls.sizes["seed"] == len(cfg.training.seeds)
     store = artifact_root() / "store"
-    assert sorted(asked) == sorted(p.parent.relative_to(store).as_posix() for p in store.glob("*/*/manifest.json"))
+    stored = {p.parent.relative_to(store).as_posix() for p in store.glob("*/*/manifest.json")}
+    assert set((tmp_path / "asked").read_text().split()) == stored
 
 
 def test_scores_of_some_presets_are_never_taken_for_those_of_all(at_single):
-    cfg = at_single.cfg("synthetic", "default")
-    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
-    with pytest.raises(ArtifactError, match="run notebook 04_similarity first"):
-        similarity.load_scores(cfg, data, supervised.load_networks(cfg, data))
+    run = Run(at_single.cfg("synthetic", "default"))
+    with results.around_builds(refuse), pytest.raises(AssertionError, match="no signals"):
+        assert run.scores is not None
 
 
 # --------------------------------------------------------------------------- many processes give what one gives
