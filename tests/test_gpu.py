@@ -231,7 +231,7 @@ def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packi
     assert gpu.unpack([collected]) == (N_RESULTS, 0)
     store = artifact_root() / "store"
     assert not list(store.rglob("*.part")) and not list(store.rglob("*.checkpoint"))
-    found = supervised.load_networks(CFG, data)
+    found = supervised.networks(CFG, data)
     for mine, net in zip(found, nets, strict=True):
         assert all(torch.equal(v, net.model.state_dict()[k]) for k, v in mine.model.state_dict().items())
         assert (mine.history["val_f1"] == net.history["val_f1"]).all() and mine.best_epoch == net.best_epoch
@@ -243,7 +243,7 @@ def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packi
         assert similarity.load_scores(CFG, data, found, kind).identical(table)
     # readings and recipes are found, not made: nothing may be computed here
     others = for_choosing(CFG)
-    choosing = supervised.load_networks(others, data)
+    choosing = supervised.networks(others, data)
     own = unit_statistics.load_statistics(others, data, choosing)
     units = readings.chosen_units(CFG.model.n_units, CFG.readings.n_units)
 
@@ -404,7 +404,7 @@ def test_networks_trained_at_once_in_processes_are_those_of_one(direct, tmp_path
     monkeypatch.setattr(supervised, "networks", enough)
     with pytest.raises(TrainedError):
         gpu.compute(CFG, data, workers=2)
-    for mine, net in zip(supervised.load_networks(CFG, data), nets, strict=True):
+    for mine, net in zip(supervised.networks(CFG, data), nets, strict=True):
         assert all(torch.equal(v, net.model.state_dict()[k]) for k, v in mine.model.state_dict().items())
 
 

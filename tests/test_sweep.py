@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from harvis_utils.data import archive, windowing
-from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization import paper_methods
 from harvis_utils.metrics import similarity
 from harvis_utils.settings import (
     PRESETS,
@@ -28,7 +28,7 @@ from harvis_utils.settings import (
     load_settings,
 )
 from harvis_utils.store import stages
-from harvis_utils.store.files import ArtifactError, read_json, write_text
+from harvis_utils.store.files import read_json, write_text
 from harvis_utils.training import supervised
 from workflow import sweep
 from workflow.sweep import SweepError

@@ -29,7 +29,7 @@ import nbformat
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from harvis_utils import chain
+from harvis_utils.chain import commands, stamps
 from harvis_utils.data import kinds
 from harvis_utils.settings import (
     APPROXIMATE,
@@ -189,7 +189,7 @@ def build(cfg: Settings | None = None) -> str:
     runs = [describe(cfg.reports)] if cfg else [*find_runs(root), *find_runs(root / "published")]
     for run in runs:
         build_run(run)
-    lines = [f"  {'pages':<9}{chain.near(build_index())}"]
+    lines = [f"  {'pages':<9}{commands.near(build_index())}"]
     if cfg:
         said = [f"macro F1 {runs[0].facts['macro F1']} on test subjects"] if runs[0].facts["macro F1"] else []
         lines += [f"  {line}" for line in (*said, runs[0].caveat) if line]
@@ -329,7 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
     reporting, publishing = commands.add_parser("report"), commands.add_parser("publish")
     reporting.add_argument("--profile", help="only the pages of one run, and the index; default: of all runs")
     publishing.add_argument("--profile", default="quick")
-    publishing.add_argument("--notebooks", type=Path, default=chain.NOTEBOOKS)
+    publishing.add_argument("--notebooks", type=Path, default=stamps.NOTEBOOKS)
     for command in (reporting, publishing):
         command.add_argument("--dataset", default="synthetic")
     words = parser.parse_args(arguments)
@@ -338,8 +338,8 @@ def main(arguments: list[str] | None = None) -> int:
         if words.command == "report":
             print(build(cfg))
         else:
-            print(f"published: {chain.near(publish(cfg, chain.find_notebooks(words.notebooks)))}")
-    except (chain.ChainError, SettingsError, ArtifactError) as error:
+            print(f"published: {commands.near(publish(cfg, stamps.find_notebooks(words.notebooks)))}")
+    except (stamps.ChainError, SettingsError, ArtifactError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     return 0

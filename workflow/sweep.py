@@ -43,7 +43,7 @@ from pydantic import (
     model_validator,
 )
 
-from harvis_utils import chain
+from harvis_utils.chain import commands, stamps
 from harvis_utils.data import archive, kinds, windowing
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
@@ -203,11 +203,10 @@ def parts(sweep: Sweep) -> pd.DataFrame:
     The digest holds settings, data and the code of the whole package: what is stored already is not computed again.
     """
     data = {name: archive.load_recordings(name).digest for name in sweep.datasets}  # fetches what is missing
-    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(chain.PACKAGE.rglob("*.py")))).hexdigest()
     rows = []
     for dataset, architecture in itertools.product(sweep.datasets, sweep.architectures):
         for name, seeds in sweep.groups().items():
-            content = [as_json(sweep.cfg(dataset, architecture, seeds)), data[dataset], code]
+            content = [as_json(sweep.cfg(dataset, architecture, seeds)), data[dataset], results.package_digest()]
             digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
             rows.append({"dataset": dataset, "architecture": architecture, "seeds": name, "digest": digest})
     return pd.DataFrame(rows)
@@ -375,7 +374,7 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
             "or a folder that holds a config.yaml"
         )
     folder = sweep.place.reports
-    with chain.alone(sweep.place) as lock:
+    with commands.alone(sweep.place) as lock:
         for stamp in folder.glob("stamps/*/*.txt"):  # the stored results that a job answers for
             stored = stamp.read_text(encoding="utf-8").split()
             if not all((artifact_root() / "store" / s / "manifest.json").exists() for s in stored):
@@ -416,7 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             torch.set_num_threads(threads())
             run(sweep, *words.job) if words.command == "run" else print(collect(sweep))
-    except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, chain.ChainError) as error:
+    except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, stamps.ChainError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
