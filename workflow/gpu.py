@@ -35,19 +35,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harvis_utils.data import archive, kinds, windowing
+from harvis_utils.data import archive, kinds
 from harvis_utils.data.windowing import Windows
-from harvis_utils.maximization import paper_methods, unit_statistics
-from harvis_utils.metrics import similarity
+from harvis_utils.maximization import starting
 from harvis_utils.paper import readings, recipes
 from harvis_utils.parallel import threads, torch_device
+from harvis_utils.run import Run
 from harvis_utils.settings import (
     REPOSITORY,
     Settings,
     SettingsError,
     artifact_root,
     as_json,
-    for_choosing,
     from_json,
     keys_file,
     load_settings,
@@ -171,52 +170,45 @@ def _normal(name: str) -> str:
 # ------------------------------------------------------------------------------------- there: computing and collecting
 
 
-def unpacked(device: str | None) -> tuple[Settings, Windows]:
-    """Settings and windows of the bundle that this is."""
+def unpacked(device: str | None) -> Run:
+    """Settings and recordings of the bundle that this is."""
     known = results.packed()
     if not known:
         raise BundleError("this is no unpacked bundle; start the run.sh of one")
-    cfg = dataclasses.replace(from_json(known["settings"]), device=device)
     if results.package_digest() != known["package"]:
         raise BundleError(f"{REPOSITORY}: this is not the code that was packed; unpack the bundle again")
+    run = Run(dataclasses.replace(from_json(known["settings"]), device=device))
     with np.load(keys_file().with_name(RECORDINGS), allow_pickle=False) as kept:
         who = zip(kept["subject"].tolist(), kept["activity"].tolist(), strict=True)
         items = tuple(kinds.Recording(*both, kept[f"{i}"]) for i, both in enumerate(who))
-    recordings = kinds.Recordings(cfg.dataset, kinds.check_name(cfg.dataset), items, **known["data"])
-    return cfg, windowing.cut(recordings, cfg.windows)
+    name = run.cfg.dataset
+    run.recordings = kinds.Recordings(name, kinds.check_name(name), items, **known["data"])
+    return run
 
 
-def compute(cfg: Settings, data: Windows, workers: int = 1) -> None:
+def compute(run: Run, workers: int = 1) -> None:
     """Compute what is missing of the results of notebooks 02 to 04, 07 and 09 that take long.
 
     What is there is not made again, and training goes on after its last epoch, so this can be killed anywhere. On CUDA
     ``workers`` networks are trained at once, each in a process of its own: a small network leaves a GPU mostly idle.
     """
-    others = for_choosing(cfg)
+    cfg, choosing = run.cfg, run.choosing
     if workers > 1 and torch_device(cfg.device).type == "cuda":
-        each = [(some, seed) for some in (cfg, others) for seed in some.training.seeds]
+        each = [(some, seed) for some in (cfg, choosing.cfg) for seed in some.training.seeds]
         spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
-            for done in [pool.submit(_train, some, data, seed) for some, seed in each]:
+            for done in [pool.submit(_train, some, run.data, seed) for some, seed in each]:
                 done.result()
     with results.around_builds(_said):
-        nets, random = supervised.networks(cfg, data), supervised.untrained(cfg, data)
-        statistics, random_statistics = (unit_statistics.statistics(cfg, data, some) for some in (nets, random))
-        signals = paper_methods.signals(cfg, nets, statistics)
-        control = paper_methods.CONTROL_METHODS, ("calibrated",)
-        random_signals = paper_methods.signals(cfg, random, random_statistics, *control)
-        similarity.scores(cfg, data, nets, statistics, signals)
-        one = random_signals.isel(preset=0, technique=0, drop=True)
-        similarity.controls(cfg, data, nets, statistics, random, random_statistics, one)
-        if not others.training.seeds:
+        for name in ("networks", "statistics", "signals", "scores", "controls"):
+            getattr(run, name)
+        if not choosing.cfg.training.seeds:
             return
-        choosing = supervised.networks(others, data)
-        own = unit_statistics.statistics(others, data, choosing)
-        for net in choosing:
-            readings.signals(cfg, data, net, own.sel(seed=net.seed), readings.grid())
-        units = readings.chosen_units(cfg.model.n_units, cfg.readings.n_units)
-        recipes.signals(others, data, choosing, own, recipes.RECIPES, units)
-        recipes.signals(cfg, data, nets, statistics, recipes.RECIPES, units)
+        for net in choosing.networks:
+            readings.signals(cfg, run.data, net, choosing.statistics.sel(seed=net.seed), readings.grid())
+        units = starting.chosen_units(cfg.model.n_units, cfg.readings.n_units)
+        for some in (choosing, run):
+            recipes.signals(some.cfg, run.data, some.networks, some.statistics, recipes.RECIPES, units)
 
 
 def _train(cfg: Settings, data: Windows, seed: int) -> None:
@@ -362,13 +354,13 @@ def _run_command(words: argparse.Namespace) -> None:
         written = collect(Path(words.collect), words.part_mib, chosen)
         print(f"{len(stored())} results are there; {len(written)} parts of them in {words.collect}")
         return
-    cfg, data = unpacked(words.device)
+    run = unpacked(words.device)
     stopping = threading.Timer(max(0.0, words.began + words.seconds - time.time()), _stop)
     stopping.daemon = True
     stopping.start()
     _exactly(threads())
     print(f"{len(stored())} results are there; device {results.provenance(words.device)['device']}", flush=True)
-    compute(cfg, data, words.workers or threads())
+    compute(run, words.workers or threads())
     print(f"all {len(stored())} results are there; to bring them back: sh run.sh --collect OUT")
 
 

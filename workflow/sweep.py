@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tomllib
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,12 +44,12 @@ from pydantic import (
 )
 
 from harvis_utils.chain import commands, stamps
-from harvis_utils.data import archive, kinds, windowing
-from harvis_utils.data.windowing import Windows
-from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.data import archive, kinds
+from harvis_utils.maximization import paper_methods
 from harvis_utils.metrics import similarity
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.parallel import threads
+from harvis_utils.run import Run
 from harvis_utils.settings import (
     APPROXIMATE,
     PRESETS,
@@ -60,10 +60,9 @@ from harvis_utils.settings import (
     as_json,
     load_settings,
 )
-from harvis_utils.store import results, stages
+from harvis_utils.store import results
 from harvis_utils.store.files import ArtifactError, read_json, write_text
 from harvis_utils.training import supervised
-from harvis_utils.training.supervised import Network
 
 HERE = Path(__file__).resolve().parent
 PUBLISHED = REPOSITORY / "reports" / "published"
@@ -225,35 +224,21 @@ def run(sweep: Sweep, kind: str, dataset: str, architecture: str, seeds: str, pr
     given = dict(zip(known, (kind, dataset, architecture, seeds), strict=True))
     if wrong := [what for what, name in given.items() if name not in known[what]]:
         raise SweepError(f"{sweep.path}: no {wrong[0]} {given[wrong[0]]!r}; there are {', '.join(known[wrong[0]])}")
-    cfg = sweep.cfg(dataset, architecture, sweep.groups()[seeds])
-    data = windowing.cut(archive.load_recordings(dataset, download=False), cfg.windows)
-    nets = supervised.networks(cfg, data)
-    statistics = unit_statistics.statistics(cfg, data, nets)
-    if kind == "signals":
-        paper_methods.signals(cfg, nets, statistics, presets=(preset,) if preset else sweep.presets)
-    elif kind == "scores":
-        scored(sweep, cfg, data, nets, statistics)
+    run = Run(sweep.cfg(dataset, architecture, sweep.groups()[seeds]))
+    run.recordings = archive.load_recordings(dataset, download=False)
+    if kind == "scores":
+        scored(run, sweep.presets)
+    else:
+        statistics = run.statistics
+        if kind == "signals":
+            paper_methods.signals(run.cfg, run.networks, statistics, presets=(preset,) if preset else sweep.presets)
 
 
-def scored(
-    sweep: Sweep, cfg: Settings, data: Windows, nets: list[Network], statistics: xr.Dataset
-) -> tuple[xr.Dataset, xr.Dataset]:
-    """Scores of the sweep's presets and of the controls."""
-    made = paper_methods.signals(cfg, nets, statistics, presets=sweep.presets)
-    scores = similarity.scores(cfg, data, addressed(sweep, nets), statistics, made)
-    random = supervised.untrained(cfg, data)
-    random_statistics = unit_statistics.statistics(cfg, data, random)
-    methods, presets = paper_methods.CONTROL_METHODS, ("calibrated",)
-    made = paper_methods.signals(cfg, random, random_statistics, methods, presets)
-    proposed = made.sel(preset=presets[0], technique=methods[0], drop=True)
-    return scores, similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
-
-
-def addressed(sweep: Sweep, nets: list[Network]) -> list[Network]:
-    """The networks under the address of their scores: with some presets only it must not be the notebooks' one."""
-    if sweep.presets == tuple(PRESETS):
-        return nets
-    return [dataclasses.replace(n, key=f"{n.key} {' '.join(sweep.presets)}") for n in nets]
+def scored(run: Run, presets: tuple[str, ...]) -> dict[str, xr.Dataset]:
+    """Scores of all methods under some presets ("technique"), and of the controls ("control")."""
+    signals = paper_methods.signals(run.cfg, run.networks, run.statistics, presets=presets)
+    scores = similarity.scores(run.cfg, run.data, run.networks, run.statistics, signals)
+    return {"technique": scores, "control": run.controls}
 
 
 # -------------------------------------------------------------------------------------------------- the table
@@ -268,25 +253,19 @@ def collect(sweep: Sweep) -> Path:
     for dataset in sweep.datasets:
         recordings = archive.load_recordings(dataset, download=False)
         for architecture, seed in itertools.product(sweep.architectures, sweep.seeds):
-            cfg = sweep.cfg(dataset, architecture, (seed,))
-            data = windowing.cut(recordings, cfg.windows)
-            what = f"{sweep.path}: {dataset}, architecture {architecture}, seed {seed}"
-            with results.around_builds(_refuse(what)), stages.around_builds(_refuse(what)):
-                (net,) = nets = supervised.networks(cfg, data)
-                statistics = unit_statistics.statistics(cfg, data, nets)
-                scores, controls = scored(sweep, cfg, data, nets, statistics)
-            about = {"dataset": dataset, "caveat": data.caveat, "architecture": architecture, "seed": seed}
-            about["macro_f1"] = supervised.macro_f1(data.test, net.predicted["test"])
-            for kind, table in (("technique", scores), ("control", controls)):
+            run = Run(sweep.cfg(dataset, architecture, (seed,)))
+            run.recordings = recordings
+
+            def missing(stage: str, key: str, what: str = f"{dataset}, architecture {architecture}, seed {seed}"):
+                raise SweepError(f"{sweep.path}: {what} is not finished: no {stage}; start the sweep again")
+
+            with results.around_builds(missing):
+                tables = scored(run, sweep.presets)
+            about = {"dataset": dataset, "caveat": run.data.caveat, "architecture": architecture, "seed": seed}
+            about["macro_f1"] = supervised.macro_f1(run.data.test, run.networks[0].predicted["test"])
+            for kind, table in tables.items():
                 rows += [about | row for row in summaries(table, kind)]
     return write_text(sweep.place.reports / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
-
-
-def _refuse(what: str) -> Callable:
-    def missing(*_):
-        raise SweepError(f"{what} is not finished; start the sweep again")
-
-    return missing
 
 
 def summaries(scores: xr.Dataset, kind: str) -> Iterator[dict]:
