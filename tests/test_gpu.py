@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +21,9 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from harvis_utils import settings
-from harvis_utils.data import archive, windowing
-from harvis_utils.maximization import paper_methods, unit_statistics
-from harvis_utils.metrics import similarity
+from harvis_utils.maximization import starting
 from harvis_utils.paper import readings, recipes
+from harvis_utils.run import Run
 from harvis_utils.settings import (
     PROFILES,
     REPOSITORY,
@@ -37,12 +36,11 @@ from harvis_utils.settings import (
     WindowSettings,
     artifact_root,
     as_json,
-    for_choosing,
     from_json,
     load_settings,
 )
-from harvis_utils.store import stages
-from harvis_utils.store.files import ArtifactError, read_json, write_json
+from harvis_utils.store import results
+from harvis_utils.store.files import read_json
 from harvis_utils.training import supervised
 from workflow import gpu
 
@@ -57,18 +55,20 @@ CFG = dataclasses.replace(
     similarity=SimilaritySettings(n_similar=5),
     readings=ReadingSettings(seeds=(100,), n_units=1),
 )
-N_NETWORKS = 2 + 1
-N_RESULTS = N_NETWORKS + (N_NETWORKS + 2) + 2 * 3 * (2 + 1) + 4
-N_RESULTS += len(readings.by_step(readings.grid())) + N_NETWORKS * len(recipes.RECIPES)
 
 
 @contextmanager
 def another_machine():
     """One that has other versions, and a Python with other syntax trees, than the bare one that computes."""
-    real = stages.code_digest
+    real = results.code_digest
+
+    def other(module: str, name: str) -> str:
+        return hashlib.sha256(real(module, name).encode()).hexdigest()
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stages, "version", lambda lib: f"99.{len(lib)}+cpu")
-        patched.setattr(stages, "code_digest", lambda module: hashlib.sha256(real(module).encode()).hexdigest())
+        patched.setattr(results, "version", lambda lib: f"99.{len(lib)}+cpu")
+        for module in (results, gpu):
+            patched.setattr(module, "code_digest", other)
         yield patched
 
 
@@ -179,101 +179,78 @@ def parts(collected, tmp_path):
 
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory):
-    """The same run without a bundle: the calls of the notebooks."""
+    """The same run without a bundle, all of it read, and the addresses of its results."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("direct")))
         patched.setenv("HARVIS_THREADS", "1")
         torch.set_num_threads(1)
-        data = windowing.cut(archive.load_recordings("synthetic"), CFG.windows)
-        nets, random = supervised.networks(CFG, data), supervised.untrained(CFG, data)
-        statistics, random_statistics = (unit_statistics.statistics(CFG, data, n) for n in (nets, random))
-        signals = paper_methods.signals(CFG, nets, statistics)
-        control = paper_methods.CONTROL_METHODS, ("calibrated",)
-        random_signals = paper_methods.signals(CFG, random, random_statistics, *control)
-        one = random_signals.isel(preset=0, technique=0, drop=True)
-        scores = similarity.scores(CFG, data, nets, statistics, signals)
-        controls = similarity.controls(CFG, data, nets, statistics, random, random_statistics, one)
-        others = for_choosing(CFG)
-        choosing = supervised.networks(others, data)
-        own = unit_statistics.statistics(others, data, choosing)
-        tried = [readings.signals(CFG, data, net, own.sel(seed=net.seed), readings.grid()) for net in choosing]
-        units = readings.chosen_units(CFG.model.n_units, CFG.readings.n_units)
-        each = ((others, choosing, own), (CFG, nets, statistics))
-        made = [recipes.signals(c, data, some, of, recipes.RECIPES, units) for c, some, of in each]
-        stored = gpu.stored()
-    return (
-        data,
-        nets,
-        statistics,
-        signals,
-        random_signals,
-        {"methods": scores, "controls": controls},
-        (tried, made),
-        stored,
-    )
+        run = Run(CFG)
+        return run, all_of(run), gpu.stored()
+
+
+def all_of(run: Run) -> list:
+    """What notebooks 02 to 04, 07 and 09 ask for."""
+    choosing = run.choosing
+    units = starting.chosen_units(CFG.model.n_units, CFG.readings.n_units)
+    found = [run.statistics, run.signals, run.random_signals, run.scores, run.controls]
+    for net in choosing.networks:
+        found.append(readings.signals(CFG, run.data, net, choosing.statistics.sel(seed=net.seed), readings.grid()))
+    for some in (choosing, run):
+        found.append(recipes.signals(some.cfg, run.data, some.networks, some.statistics, recipes.RECIPES, units))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- the whole way
 
 
+def stages_of(addresses: list[str]) -> Counter:
+    return Counter(address.partition("/")[0] for address in addresses)
+
+
 def test_interrupted_calls_go_on_and_end_with_what_a_direct_run_stores(computed, collected, direct):
     _, (first, last) = computed
     assert "0 results are there; the time is up, the same command goes on" in first
-    assert f"all {N_RESULTS} results are there" in last
+    assert f"all {len(direct[-1])} results are there" in last
     assert last.count("networks/") == 1 and "statistics/" in last, "only those for choosing were not there yet"
-    assert json.loads((collected / gpu.MANIFEST).read_text())["results"] == direct[-1]
+    assert stages_of(read_json(collected / gpu.MANIFEST)["results"]) == stages_of(direct[-1])
 
 
-def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packing_machine, tmp_path):
-    data, nets, statistics, signals, random_signals, scores, (tried, made), _ = direct
+def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packing_machine):
+    run, wanted, stored = direct
     assert len(list(collected.glob("results.*"))) > 3
     assert all(p.stat().st_size <= 0.1 * gpu.MIB for p in collected.glob("results.*"))
-    assert gpu.unpack([collected]) == (N_RESULTS, 0)
-    store = artifact_root() / "store"
-    assert not list(store.rglob("*.part")) and not list(store.rglob("*.checkpoint"))
-    found = supervised.networks(CFG, data)
-    for mine, net in zip(found, nets, strict=True):
-        assert all(torch.equal(v, net.model.state_dict()[k]) for k, v in mine.model.state_dict().items())
-        assert (mine.history["val_f1"] == net.history["val_f1"]).all() and mine.best_epoch == net.best_epoch
-    untrained, control = supervised.untrained(CFG, data), (paper_methods.CONTROL_METHODS, ("calibrated",))
-    assert unit_statistics.load_statistics(CFG, data, found).identical(statistics)
-    assert paper_methods.load_signals(CFG, found).identical(signals)
-    assert paper_methods.load_signals(CFG, untrained, *control).identical(random_signals)
-    for kind, table in scores.items():
-        assert similarity.load_scores(CFG, data, found, kind).identical(table)
-    # readings and recipes are found, not made: nothing may be computed here
-    others = for_choosing(CFG)
-    choosing = supervised.networks(others, data)
-    own = unit_statistics.load_statistics(others, data, choosing)
-    units = readings.chosen_units(CFG.model.n_units, CFG.readings.n_units)
+    assert gpu.unpack([collected]) == (len(stored), 0)
+    assert not [p for p in (artifact_root() / "store").rglob(".*")]
 
     def refuse(stage, key):
-        raise AssertionError(f"{stage.name} was not brought back")
+        raise AssertionError(f"{stage} was not brought back")
 
-    with stages.around_builds(refuse):
-        for net, wanted in zip(choosing, tried, strict=True):
-            assert readings.signals(CFG, data, net, own.sel(seed=net.seed), readings.grid()).identical(wanted)
-        for (c, some, of), wanted in zip(((others, choosing, own), (CFG, found, statistics)), made, strict=True):
-            assert recipes.signals(c, data, some, of, recipes.RECIPES, units).identical(wanted)
+    here = Run(CFG)
+    with results.around_builds(refuse):
+        for mine, other in zip(all_of(here), wanted, strict=True):
+            assert mine.identical(other)
+        for mine, net in zip(here.networks, run.networks, strict=True):
+            assert all(torch.equal(v, net.model.state_dict()[k]) for k, v in mine.model.state_dict().items())
+            assert (mine.history["val_f1"] == net.history["val_f1"]).all() and mine.best_epoch == net.best_epoch
 
 
 def test_provenance_is_that_of_the_machine_that_computed(collected, packing_machine):
     gpu.unpack([collected])
     manifests = [read_json(p) for p in artifact_root().rglob("manifest.json")]
-    real = {lib: importlib.metadata.version(lib) for lib in stages.VERSIONED}
+    real = {lib: importlib.metadata.version(lib) for lib in results.VERSIONED}
     for manifest in manifests:
         about = manifest["provenance"]
         assert {lib: about["versions"][lib] for lib in real} == real and about["device"].startswith("cpu")
-        assert about["git"] == stages.git_revision() and manifest["wall_s"] > 0
+        assert about["git"] == results.git_revision() and manifest["wall_s"] > 0
 
 
 def test_a_result_that_is_there_is_kept(collected, packing_machine):
-    gpu.unpack([collected])
+    n, _ = gpu.unpack([collected])
     one = next(artifact_root().glob("store/scores/*/manifest.json"))
     other = next(artifact_root().glob("store/statistics/*"))
     before = one.stat().st_ino
     shutil.rmtree(other)
-    assert gpu.unpack(sorted(collected.iterdir())) == (1, N_RESULTS - 1)
+    assert gpu.unpack(sorted(collected.iterdir())) == (1, n - 1)
     assert one.stat().st_ino == before and other.exists()
 
 
@@ -286,13 +263,13 @@ def test_parts_can_be_fetched_in_turns(computed, collected, tmp_path, capsys):
         for name, some in (("a", "1-3"), ("b", f"4-{n}")):
             words = ["run", "--collect", str(tmp_path / name), "--part-mib", "0.1", "--parts", some]
             assert gpu.main(words) == 0
-        assert f"{N_RESULTS} results are there; {n - 3} parts of them" in capsys.readouterr().out
+        assert f"results are there; {n - 3} parts of them" in capsys.readouterr().out
         assert gpu.main(["run", "--collect", str(tmp_path / "c"), "--parts", "900"]) == 1
         assert "there are parts 1 to 1; choose among these" in capsys.readouterr().err
     assert len(list((tmp_path / "a").iterdir())) == 3 + 1
     with another_machine():
         assert gpu.main(["unpack", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    assert f"{N_RESULTS} results put into" in capsys.readouterr().out
+    assert "results put into" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------- what can be wrong
@@ -357,10 +334,9 @@ def test_foreign_results_are_refused_saying_why(parts):
     torchs = importlib.metadata.version("torch").split("+")[0]
     assert f"torch is {torchs} here and was 99.5" in str(error.value) and "Python was 3." in str(error.value)
     about = json.loads((parts / gpu.MANIFEST).read_text())
-    engine = hashlib.sha256(stages.source_file("engine").read_bytes()).hexdigest()
-    del about["keys"]["code"][engine]
+    about["keys"]["package"] = "another"
     (parts / gpu.MANIFEST).write_text(json.dumps(about))
-    with pytest.raises(gpu.BundleError, match=r"harvis_utils.fast.ascent differs"):
+    with pytest.raises(gpu.BundleError, match=r"unit_statistics.statistics_of differs"):
         gpu.unpack([parts])
     assert nothing_stored()
 
@@ -368,7 +344,7 @@ def test_foreign_results_are_refused_saying_why(parts):
 def test_a_changed_package_is_not_run(computed, tmp_path, monkeypatch):
     made, _ = computed
     copy = Bundle(Path(shutil.copytree(made.folder, tmp_path / "copy")), Path(made.env["PYTHON"]))
-    with open(copy.folder / "harvis_utils" / "engine.py", "a") as file:
+    with open(copy.folder / "harvis_utils" / "parallel.py", "a") as file:
         file.write("\nCHANGED = True\n")
     assert "this is not the code that was packed; unpack the bundle again" in copy.run(code=1)
     monkeypatch.setenv("HARVIS_KEYS", str(copy.folder / "keys.json"))
@@ -390,53 +366,18 @@ def test_outside_a_bundle_nothing_runs(capsys):
     assert "this is no unpacked bundle" in capsys.readouterr().err
 
 
-def test_networks_trained_at_once_in_processes_are_those_of_one(direct, tmp_path, monkeypatch):
+def test_networks_trained_at_once_in_processes_are_those_of_one(direct, monkeypatch):
     """As on CUDA, where each has a process of its own; here these compute on the CPU."""
-    data, nets, *_ = direct
-    monkeypatch.setattr(settings, "torch_device", lambda _: SimpleNamespace(type="cuda"))
-
-    class TrainedError(Exception):
-        pass
-
-    def enough(*_):
-        raise TrainedError
-
-    monkeypatch.setattr(supervised, "networks", enough)
-    with pytest.raises(TrainedError):
-        gpu.compute(CFG, data, workers=2)
-    for mine, net in zip(supervised.networks(CFG, data), nets, strict=True):
+    run, *_ = direct
+    monkeypatch.setattr(gpu, "torch_device", lambda _: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(gpu, "RESULTS", ("networks",))
+    other = Run(dataclasses.replace(CFG, readings=ReadingSettings(seeds=())))
+    gpu.compute(other, workers=2)
+    for mine, net in zip(other.networks, run.networks, strict=True):
         assert all(torch.equal(v, net.model.state_dict()[k]) for k, v in mine.model.state_dict().items())
-
-
-def test_a_network_that_fails_in_its_process_is_named(tiny_windows, monkeypatch):
-    monkeypatch.setattr(settings, "torch_device", lambda _: SimpleNamespace(type="cuda"))
     cfg = dataclasses.replace(CFG, training=dataclasses.replace(CFG.training, learning_rate=1e30, batch_size=8))
     with pytest.raises(supervised.TrainingError, match="network [01]: the loss is"):
-        gpu.compute(cfg, tiny_windows, workers=2)
-
-
-# ---------------------------------------------------------------------------------------- addresses and settings
-
-
-def test_keys_take_versions_and_code_from_the_file_that_the_environment_names(monkeypatch, tmp_path):
-    here = supervised.STAGE.key("x")
-    source = {m: hashlib.sha256(stages.source_file(m).read_bytes()).hexdigest() for m in supervised.STAGE.modules}
-    versions = {lib: importlib.metadata.version(lib).split("+")[0] for lib in stages.VERSIONED}
-    same = {"versions": versions, "code": {source[m]: stages.code_digest(m) for m in source}}
-    changes = {
-        "same": same,
-        "torch": {"versions": versions | {"torch": "9"}},
-        "code": {"code": dict.fromkeys(source.values(), "0")},
-    }
-    found = {}
-    for name, change in changes.items():
-        write_json(tmp_path / f"{name}.json", same | change)
-        monkeypatch.setenv("HARVIS_KEYS", str(tmp_path / f"{name}.json"))
-        found[name] = supervised.STAGE.key("x")
-    assert found["same"] == here and len({here, found["torch"], found["code"]}) == 3
-    monkeypatch.setenv("HARVIS_KEYS", "nowhere.json")
-    with pytest.raises(ArtifactError, match=re.escape(str(REPOSITORY / "nowhere.json"))):
-        supervised.STAGE.key("x")
+        gpu.compute(Run(cfg), workers=2)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from harvis_utils.data import archive, windowing
 from harvis_utils.maximization import paper_methods
 from harvis_utils.metrics import similarity
+from harvis_utils.run import Run
 from harvis_utils.settings import (
     PRESETS,
     REPOSITORY,
@@ -27,7 +27,7 @@ from harvis_utils.settings import (
     artifact_root,
     load_settings,
 )
-from harvis_utils.store import stages
+from harvis_utils.store import results
 from harvis_utils.store.files import read_json, write_text
 from harvis_utils.training import supervised
 from workflow import sweep
@@ -295,13 +295,12 @@ def test_the_table_holds_what_the_report_says_of_each_network(at_single):
     table = pd.read_csv(at_single.place.reports / "sweep.csv").fillna({"preset": ""})
     assert len(table) == 2 * 2 * 3 * (len(paper_methods.METHODS) + len(similarity.CONTROLS))
     assert set(table["caveat"]) == {"made-up data"} and set(table["preset"]) == {"calibrated", ""}
-    cfg = at_single.cfg("synthetic", "narrow", (1,))
-    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
-    nets = supervised.load_networks(cfg, data)
+    run = Run(at_single.cfg("synthetic", "narrow", (1,)))
+    with results.around_builds(refuse):
+        scores = sweep.scored(run, at_single.presets)["technique"]
     mine = table[(table["architecture"] == "narrow") & (table["seed"] == 1)]
-    assert np.allclose(mine["macro_f1"], supervised.macro_f1(data.test, nets[0].predicted["test"]))
+    assert np.allclose(mine["macro_f1"], supervised.macro_f1(run.data.test, run.networks[0].predicted["test"]))
     (row,) = mine[(mine["name"] == "lowpass") & (mine["layer"] == "conv2")].itertuples()
-    scores = similarity.load_scores(cfg, data, sweep.addressed(at_single, nets))
     said = similarity.summarize(scores.sel(preset="calibrated", technique="lowpass", layer="conv2"))
     assert (row.dead_units, row.failed_units) == (said["dead_units"], said["failed_units"])
     assert row.ssim == said["ssim"]["mean"] or (np.isnan(row.ssim) and said["ssim"]["mean"] is None)
@@ -311,9 +310,7 @@ def test_an_unfinished_sweep_leaves_the_table_as_it_was(tmp_path, single, monkey
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(single / "derived"))
     found = sweep.load(write(tmp_path, TINY.replace("seeds = 2", "seeds = 3")))
     table = write_text(found.place.reports / "sweep.csv", "before")
-    with pytest.raises(
-        SweepError, match="synthetic, architecture default, seed 2 is not finished; start the sweep again"
-    ):
+    with pytest.raises(SweepError, match="synthetic, architecture default, seed 2 is not finished: no networks; start"):
         sweep.collect(found)
     assert table.read_text() == "before" and [p.name for p in table.parent.iterdir()] == ["sweep.csv"]
 
@@ -346,15 +343,6 @@ def test_profiles_name_options_and_rules_that_exist(name):
     profile = yaml.safe_load((sweep.HERE / "profiles" / name / "config.yaml").read_text())
     assert {f"--{key}" for key in profile} <= set(get_argument_parser()._option_string_actions)
     assert set(profile.get("set-threads", {})) <= set(sweep.KINDS)
-
-
-def test_a_job_leaves_what_other_machines_are_writing(own_folders):
-    place = supervised.STAGE.folder("k").parent
-    other, mine = (place / f".k.4194305@{node}.x1.part" for node in ("another-node", stages._node()))
-    for folder in (other, mine):  # no process has so high a number
-        write_text(folder / "half.txt", "")
-    supervised.STAGE.obtain("new", lambda part: write_text(part / "a.txt", ""), {})
-    assert other.exists() and not mine.exists()
 
 
 # --------------------------------------------------------------------------------------------------- the cost

@@ -61,7 +61,9 @@ MIB = 2**20
 #: exit code for "the time is up, call again": EX_TEMPFAIL of sysexits.h
 MORE = 75
 
-#: what the heavy stages need, and the names under which they import it
+#: what a run is asked for, in the order of making
+RESULTS = ("networks", "statistics", "signals", "scores", "controls")
+#: what these need, and the names under which they import it
 NEEDED = {name: name for name in ("torch", "h5netcdf", "h5py", "numpy", "pandas", "psutil", "safetensors", "scipy")}
 NEEDED |= {"scikit-learn": "sklearn", "tqdm": "tqdm", "xarray": "xarray"}
 #: pip takes each of these names as it is: a newer one does not include the older ones
@@ -200,7 +202,7 @@ def compute(run: Run, workers: int = 1) -> None:
             for done in [pool.submit(_train, some, run.data, seed) for some, seed in each]:
                 done.result()
     with results.around_builds(_said):
-        for name in ("networks", "statistics", "signals", "scores", "controls"):
+        for name in RESULTS:
             getattr(run, name)
         if not choosing.cfg.training.seeds:
             return
