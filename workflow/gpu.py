@@ -86,7 +86,7 @@ def _digest(content: bytes) -> str:
 
 def _state() -> dict:
     """What of this project's state addresses are made of, see :mod:`harvis_utils.store.results`."""
-    functions = [(kept.function.__module__, kept.function.__name__) for kept in results.KEPT.values()]
+    functions = [(kept.function.__module__, kept.function.__name__) for kept in results.KEPT]
     return {
         "versions": results.versions(),
         "code": {f"{module}.{name}": code_digest(module, name) for module, name in functions},
@@ -324,7 +324,7 @@ def _check_state(packed: dict, stages: set[str]) -> None:
         for library, version in here["versions"].items()
         if version != packed["versions"].get(library)
     ]
-    for kept in (kept for stage, kept in results.KEPT.items() if stage in stages and not kept.version):
+    for kept in (kept for kept in results.KEPT if kept.stage in stages and not kept.version):
         name = f"{kept.function.__module__}.{kept.function.__name__}"
         if here["code"][name] != packed["code"].get(name):
             same = here["package"] == packed["package"]
