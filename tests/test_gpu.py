@@ -40,7 +40,7 @@ from harvis_utils.settings import (
     load_settings,
 )
 from harvis_utils.store import results
-from harvis_utils.store.files import read_json
+from harvis_utils.store.files import read_json, write_json
 from harvis_utils.training import supervised
 from workflow import gpu
 
@@ -294,48 +294,48 @@ def test_the_command_says_what_it_packed(tmp_path, capsys):
     )
 
 
-def test_a_damaged_part_is_named(parts, packing_machine):
-    part = parts / "results.002"
-    content = bytearray(part.read_bytes())
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
     content[1000] ^= 1
-    part.write_bytes(content)
-    with pytest.raises(gpu.BundleError, match=rf"{re.escape(str(part))} is damaged.*; fetch it again"):
-        gpu.unpack([parts])
+    path.write_bytes(content)
+
+
+def change(manifest: Path, **changes) -> None:
+    write_json(manifest, read_json(manifest) | changes)
+
+
+SPOILED = {
+    "are damaged": (lambda parts: damage(parts / "results.002"), "results.002 is damaged.*; fetch it again"),
+    "are gone": (
+        lambda parts: [(parts / f"results.00{i}").unlink() for i in (2, 3)],
+        "missing: results.002, results.003, of",
+    ),
+    "have no manifest": (lambda parts: (parts / gpu.MANIFEST).unlink(), "parts.json is missing"),
+    "have half a manifest": (lambda parts: (parts / gpu.MANIFEST).write_text("{"), "parts.json is damaged"),
+    "are nowhere": (shutil.rmtree, "parts: not there"),
+    "are of two collections": (
+        lambda parts: change(Path(shutil.copytree(parts, parts / "b")) / gpu.MANIFEST, results=[]),
+        "are of different collections",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_parts_are_refused_that(what, parts, packing_machine):
+    spoil, said = SPOILED[what]
+    spoil(parts)
+    given = [parts, parts / "b"] if (parts / "b").exists() else [parts]
+    with pytest.raises(gpu.BundleError, match=said):
+        gpu.unpack(given)
     assert nothing_stored()
-
-
-def test_missing_parts_are_named(parts, packing_machine):
-    for name in ("results.002", "results.003"):
-        (parts / name).unlink()
-    with pytest.raises(gpu.BundleError, match=r"missing: results.002, results.003, of \d+ parts"):
-        gpu.unpack([parts])
-    (parts / gpu.MANIFEST).unlink()
-    with pytest.raises(gpu.BundleError, match="parts.json is missing"):
-        gpu.unpack([parts])
-    with pytest.raises(gpu.BundleError, match="nowhere: not there"):
-        gpu.unpack([parts / "nowhere"])
-    assert nothing_stored()
-
-
-def test_a_damaged_manifest_and_mixed_collections_are_refused(parts, packing_machine, tmp_path):
-    other = Path(shutil.copytree(parts, tmp_path / "other"))
-    about = json.loads((other / gpu.MANIFEST).read_text())
-    (other / gpu.MANIFEST).write_text(json.dumps(about | {"results": about["results"][:1]}))
-    with pytest.raises(gpu.BundleError, match="are of different collections"):
-        gpu.unpack([parts, other])
-    (other / gpu.MANIFEST).write_text("{")
-    with pytest.raises(gpu.BundleError, match=r"parts.json is damaged"):
-        gpu.unpack([other])
 
 
 def test_foreign_results_are_refused_saying_why(parts):
+    torchs = importlib.metadata.version("torch").split("+")[0]
     with pytest.raises(gpu.BundleError, match="no notebook here would look for these results") as error:
         gpu.unpack([parts])
-    torchs = importlib.metadata.version("torch").split("+")[0]
     assert f"torch is {torchs} here and was 99.5" in str(error.value) and "Python was 3." in str(error.value)
-    about = json.loads((parts / gpu.MANIFEST).read_text())
-    about["keys"]["package"] = "another"
-    (parts / gpu.MANIFEST).write_text(json.dumps(about))
+    change(parts / gpu.MANIFEST, keys=read_json(parts / gpu.MANIFEST)["keys"] | {"package": "another"})
     with pytest.raises(gpu.BundleError, match=r"unit_statistics.statistics_of differs"):
         gpu.unpack([parts])
     assert nothing_stored()
@@ -413,8 +413,3 @@ def test_wheels_are_fetched_for_the_other_python_without_what_is_there(monkeypat
     assert len(list((tmp_path / "out").glob("*.whl"))) == len(fetched)
     with pytest.raises(gpu.BundleError, match=r"pip download failed: .*numpy"):
         gpu.fetch_wheels("3.11", [], tmp_path / "none")
-
-
-def test_the_makefile_has_it():
-    listed = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True).stdout
-    assert "make gpu-bundle" in listed
