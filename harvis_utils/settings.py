@@ -259,7 +259,7 @@ def report_root() -> Path:
 
 
 def keys_file() -> Path | None:
-    """The ``keys.json`` of the bundle that this is: ``HARVIS_KEYS``, else none (see ``workflow.bundle``)."""
+    """The ``keys.json`` of the bundle that this is: ``HARVIS_KEYS``, else none (see ``workflow.gpu``)."""
     return _anchored("HARVIS_KEYS", "") if os.environ.get("HARVIS_KEYS") else None
 
 
