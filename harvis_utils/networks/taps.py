@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,9 +58,9 @@ def find(network: nn.Module, layer: str | Tap, rectified: bool = False) -> Tap:
     return Tap(layer, layer, rectified)
 
 
-def layers(network: SFHF) -> list[Tap]:
-    """The taps of SF-HF's convolutions, in order."""
-    return [find(network, name) for name in network.layers]
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's parameters are, and windows have to be; the CPU for one without any."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 @contextmanager
@@ -127,6 +128,23 @@ def maps_of(network: nn.Module, tap: str | Tap, x: Tensor) -> Tensor:
     with record(network, [place]) as found:
         network(x)
     return found[place.name]
+
+
+def chunks(network: nn.Module, layers: Sequence[str | Tap], x: np.ndarray | Tensor) -> Iterator[dict[str, Tensor]]:
+    """Maps of several layers by name, for windows (window, axis, time), ``CHUNK`` windows at once, without gradients.
+
+    The network computes in evaluation mode, and is as it was whenever a chunk is handed over.
+    """
+    places = [find(network, layer) for layer in layers]
+    for batch in torch.as_tensor(x).split(CHUNK):
+        with evaluating(network), torch.no_grad(), record(network, places) as maps:
+            network(batch.to(device_of(network)))
+        yield maps
+
+
+def outputs(network: nn.Module, layer: str | Tap, x: np.ndarray | Tensor) -> Tensor:
+    """The maps of one layer for all windows, (window, unit, axis, time), held in memory; see :func:`chunks`."""
+    return torch.cat([maps for chunk in chunks(network, [layer], x) for maps in chunk.values()])
 
 
 @contextmanager
