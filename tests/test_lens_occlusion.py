@@ -171,7 +171,7 @@ def test_covering_is_stored_with_its_projection(tiny_windows, one_thread):
         training=TrainingSettings(seeds=(0,), epochs=2, learning_rate=2e-3, batch_size=16),
     )
     (network,) = supervised.networks(cfg, tiny_windows)
-    found = occlusion.covering(cfg, tiny_windows, network, network, Occluder(3))
+    found = occlusion.covering(network, network, tiny_windows, Occluder(3), 40)
     assert list(found["group"].values) == ["axis 0", "axis 1", "axis 2", "axis"]
     chosen = found["window"].values
     assert (network.predicted["test"][chosen] == tiny_windows.test.activity[chosen]).all()
