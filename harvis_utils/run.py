@@ -41,7 +41,7 @@ class Run:
     @cached_property
     def networks(self) -> list[Network]:
         """The trained networks, one per seed."""
-        return supervised.load_networks(self.cfg, self.data)
+        return supervised.networks(self.cfg, self.data)
 
     @cached_property
     def untrained(self) -> list[Network]:

@@ -659,7 +659,5 @@ def test_factors_compare_small_networks(tiny, monkeypatch):
     assert rows["mean best IoU, random weights"].tolist() == pytest.approx(untrained.values)
     gap = rows["unique detectors, base minus this"]
     assert gap["3 units"] == pytest.approx(rows["unique detectors"].iloc[0] - rows.loc["3 units", "unique detectors"])
-    assert dissection_factors.tasks(cfg, data)["labels"] is data
     thinner = dataclasses.replace(cfg, dissection=dataclasses.replace(cfg.dissection, factor_thinning=3))
-    fewer = dissection_factors.tasks(thinner, data)["labels"]
-    assert len(fewer.test) == -(-len(data.test) // 3) and fewer.digest != data.digest
+    assert len(dissection_factors.tasks(thinner, data)["labels"].test) == -(-len(data.test) // 3)

@@ -20,7 +20,6 @@ from harvis_utils.lenses import dissection
 from harvis_utils.lenses.concepts import Concepts
 from harvis_utils.parallel import side_by_side
 from harvis_utils.settings import DissectionSettings, Settings, load_settings
-from harvis_utils.store.results import described
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
 
@@ -56,8 +55,7 @@ def without_labels(windows: Windows, seed: int = 0) -> Windows:
     """The windows, each changed by a transformation drawn at random, which is its class; splits and subjects stay."""
     rng = np.random.default_rng(seed)
     splits = {name: _changed(getattr(windows, name), rng) for name in SPLITS}
-    digest = f"{windows.digest}/pretext {seed} {described(transformed)}"
-    return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS, digest=digest)
+    return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS)
 
 
 def _changed(split: Split, rng: np.random.Generator) -> Split:
@@ -94,10 +92,7 @@ def levels(settings: DissectionSettings) -> dict[str, tuple[str, dict]]:
 
 def tasks(cfg: Settings, windows: Windows) -> dict[str, Windows]:
     """What small networks learn from: every n-th window of all splits with its label, and without labels."""
-    few, every = windows, cfg.dissection.factor_thinning
-    if every > 1:
-        splits = {name: getattr(windows, name).every(every) for name in SPLITS}
-        few = dataclasses.replace(windows, **splits, digest=f"{windows.digest}/{every}")
+    few = windows.every(cfg.dissection.factor_thinning)
     return {LABELS: few, PRETEXT: without_labels(few)}
 
 
