@@ -322,10 +322,12 @@ def test_unique_detectors_are_a_set(concept, detector):
 
 
 def test_values_get_intervals_over_enough_networks():
-    counts = np.arange(5)
-    mean, low, high = dissection.over_networks(counts)
-    assert (mean, [low, high]) == interval(counts.astype(float)) and low < mean < high
-    assert np.isnan(dissection.over_networks(counts[:4])[1:]).all()
+    counts = np.arange(5.0)
+    found = dissection.over_networks("x", counts)
+    mean, (low, high) = interval(counts)
+    assert found == {"x": mean, "x low": low, "x high": high} and low < mean < high
+    few = dissection.over_networks("x", counts[:4])
+    assert few["x"] == 1.5 and np.isnan([few["x low"], few["x high"]]).all()
 
 
 # --------------------------------------------------------------------------------------- networks of any shape
@@ -605,7 +607,7 @@ def test_examples_and_comparisons_come_from_the_results(tiny):
     nets, split = supervised.untrained(cfg, data), dissection.dissected_windows(cfg, data)
     found = concepts.of_windows(data, split)
     labels = dissection.detectors(dissection.dissect_networks(cfg, data, nets, found))
-    shown = dissection.examples(nets[0], labels.sel(seed=0), split, found, 5)
+    shown = list(dissection.examples(nets[0], labels.sel(seed=0), split, found, 5).itertuples())
     assert len(shown) == len({(e.layer, e.concept) for e in shown}) == 5
     assert [e.iou for e in shown] == sorted([e.iou for e in shown], reverse=True)
     assert shown[0].iou == labels["best"].sel(seed=0).max()

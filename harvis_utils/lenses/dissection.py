@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses.concepts import Concepts
-from harvis_utils.metrics.intervals import ENOUGH_SEEDS, interval
+from harvis_utils.metrics.intervals import ENOUGH_SEEDS, with_interval
 from harvis_utils.metrics.recovery import chance_point
 from harvis_utils.networks import taps
 from harvis_utils.parallel import side_by_side, torch_device
@@ -181,9 +181,14 @@ def power(q: np.ndarray, alpha: float) -> np.ndarray:
         return np.eye(len(q))
     form, basis = linalg.schur(q, output="real")  # block-diagonal, because q is orthogonal
     turned, halves, i = np.eye(len(q)), [], 0
+
+    def turn(a: int, b: int, angle: float) -> None:
+        c, s = np.cos(angle), np.sin(angle)
+        turned[np.ix_([a, b], [a, b])] = [[c, -s], [s, c]]
+
     while i < len(q):
         if i + 1 < len(q) and abs(form[i + 1, i]) > TOLERANCE:
-            _turn(turned, i, i + 1, alpha * np.arctan2(form[i + 1, i], form[i, i]))
+            turn(i, i + 1, alpha * np.arctan2(form[i + 1, i], form[i, i]))
             i += 2
         else:
             if form[i, i] < 0:
@@ -192,13 +197,8 @@ def power(q: np.ndarray, alpha: float) -> np.ndarray:
     if len(halves) % 2:
         raise ValueError("this orthogonal matrix has determinant -1: a reflection has no real fractional powers")
     for a, b in zip(halves[::2], halves[1::2], strict=True):  # two eigenvalues -1 are half a turn of their plane
-        _turn(turned, a, b, alpha * np.pi)
+        turn(a, b, alpha * np.pi)
     return basis @ turned @ basis.T
-
-
-def _turn(matrix: np.ndarray, a: int, b: int, angle: float) -> None:
-    c, s = np.cos(angle), np.sin(angle)
-    matrix[np.ix_([a, b], [a, b])] = [[c, -s], [s, c]]
 
 
 def rotated(maps: Tensor, rotation: np.ndarray) -> Tensor:
@@ -222,7 +222,6 @@ def dissect(
     n_draws: int,
     groups: np.ndarray,
     share: float = SHARE,
-    seed: int = 0,
 ) -> xr.Dataset:
     """One layer dissected: ``iou`` (unit, concept), its nulls (unit, draw), and ``t_k``, ``seldom``, ``on`` (unit).
 
@@ -236,7 +235,7 @@ def dissect(
     own = masks if units.shape[1] == masks[0].size else masks.any(2, keepdims=True)
     if units.shape[1] != own[0].size:
         raise ValueError(f"maps of {units.shape[1]} samples and masks of {own[0].size} are not of the same windows")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return xr.Dataset(
         {
             "iou": (("unit", "concept"), iou(units, own)),
@@ -317,10 +316,11 @@ def detectors(found: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
     """
     ordered = found["iou"].transpose(..., "concept")
     best = ordered.max("concept")
-    limits = [xr.full_like(best, DETECTOR_IOU)]
-    for null in ("chance", "chance_within"):
-        draws = found[null].transpose(*best.dims, "draw").values
-        limits.append(xr.DataArray(chance_point(draws, quantile), dims=best.dims, coords=best.coords))
+    of_chance = [
+        xr.apply_ufunc(chance_point, found[null], quantile, input_core_dims=[["draw"], []])
+        for null in ("chance", "chance_within")
+    ]
+    limits = [xr.full_like(best, DETECTOR_IOU), *of_chance]
     limit = xr.concat(limits, "rule").assign_coords(rule=list(RULES)).transpose(..., "rule")
     concept = found["concept"][ordered.argmax("concept")].drop_vars("concept")
     return xr.Dataset({"concept": concept, "best": best, "limit": limit, "detector": best > limit})
@@ -335,14 +335,13 @@ def unique(found: xr.Dataset) -> xr.DataArray:
 # ------------------------------------------------------------------------------------------ comparison, examples
 
 
-def over_networks(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean of (network,) values and the ends of its 95 % interval over networks.
+def over_networks(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean of (network,) values as ``name``, "name low" and "name high": the ends of its 95 % interval over networks.
 
-    NaN for the ends where networks are fewer than ``ENOUGH_SEEDS``, because those say too little of others.
+    The ends are NaN where networks are fewer than ``ENOUGH_SEEDS``, because those say too little of others.
     """
-    mean, ends = interval(np.asarray(values, float))
-    low, high = ends if ends and len(values) >= ENOUGH_SEEDS else (np.nan, np.nan)
-    return mean, low, high
+    found = with_interval(name, values)
+    return found if len(values) >= ENOUGH_SEEDS else found | {f"{name} low": np.nan, f"{name} high": np.nan}
 
 
 def compared(counts: Mapping[str, xr.DataArray], first: str = "trained") -> pd.DataFrame:
@@ -355,43 +354,28 @@ def compared(counts: Mapping[str, xr.DataArray], first: str = "trained") -> pd.D
     for layer in counts[first]["layer"].values:
         own = {who: of.sel(layer=layer).transpose("seed").values.astype(float) for who, of in counts.items()}
         for who, values in own.items():
-            columns = {"value": values} | ({f"{first} minus this": own[first] - values} if who != first else {})
-            row = {"layer": str(layer), "units": who}
-            for name, of in columns.items():
-                row |= dict(zip((name, f"{name} low", f"{name} high"), over_networks(of), strict=True))
+            row = {"layer": str(layer), "units": who} | over_networks("value", values)
+            if who != first:
+                row |= over_networks(f"{first} minus this", own[first] - values)
             rows.append(row | {"networks": len(values)})
     return pd.DataFrame(rows).set_index(["layer", "units"])
 
 
-@dataclass(frozen=True)
-class Example:
-    """A unit where its output is largest: the ``signal`` (time,) in G there, the unit's mask and its concept's."""
-
-    layer: str
-    unit: int
-    concept: str
-    iou: float
-    signal: np.ndarray
-    unit_mask: np.ndarray
-    concept_mask: np.ndarray
-
-
-def examples(network: Network, labels: xr.Dataset, split: Split, concepts: Concepts, n: int) -> list[Example]:
+def examples(network: Network, labels: xr.Dataset, split: Split, concepts: Concepts, n: int) -> pd.DataFrame:
     """The ``n`` detectors of one network with the largest IoU, each concept at most once in a layer.
 
-    ``labels`` are :func:`detectors`' over (layer, unit), ``split`` and ``concepts`` the windows they come
-    from. Each is shown where its output is largest, which is not where it fits best.
+    ``labels`` are :func:`detectors`' over (layer, unit), ``split`` and ``concepts`` the windows they come from. One row
+    each: layer, unit, concept, iou, and (time,) arrays from where the unit's output is largest, which is not where it
+    fits best: ``signal`` in G, ``unit_mask`` and ``concept_mask``.
     """
     table = labels[["best", "concept"]].to_dataframe(["layer", "unit"])[["best", "concept"]].reset_index()
     table = table.sort_values("best", ascending=False).drop_duplicates(["layer", "concept"]).head(n)
-    found = {}
-    for layer, rows in table.groupby("layer"):
-        maps = taps.outputs(network.model, layer, split.x)
-        units = unit_masks(maps, thresholds(maps), *concepts.masks.shape[2:])
-        for row in rows.itertuples():
-            window, axis, _ = np.unravel_index(int(maps[:, row.unit].argmax()), maps[:, row.unit].shape)
-            own = units[row.unit].toarray().reshape(concepts.masks.shape[1:])[window, axis] > 0
-            concept = concepts.masks[concepts.names.index(row.concept), window, axis]
-            signal = split.x[window, axis]
-            found[row.Index] = Example(layer, row.unit, row.concept, row.best, signal, own, concept)
-    return [found[index] for index in table.index]
+    outputs = {layer: taps.outputs(network.model, layer, split.x) for layer in table["layer"].unique()}
+    rows = []
+    for row in table.itertuples():
+        maps = outputs[row.layer][:, [row.unit]]
+        own = unit_masks(maps, thresholds(maps), *split.x.shape[1:]).toarray().reshape(split.x.shape) > 0
+        at = np.unravel_index(int(maps.argmax()), maps[:, 0].shape)[:2]  # window and axis
+        concept = concepts.masks[concepts.names.index(row.concept)]
+        rows.append({"signal": split.x[at], "unit_mask": own[at], "concept_mask": concept[at]})
+    return table.rename(columns={"best": "iou"}).join(pd.DataFrame(rows, index=table.index))

@@ -117,24 +117,20 @@ def small_networks(cfg: Settings, windows: Windows) -> dict[str, list[Network]]:
 def factors(cfg: Settings, windows: Windows, concepts: Concepts) -> xr.Dataset:
     """Detectors of small networks, trained (``weights`` "trained") and with random weights ("random").
 
-    ``unique``, ``share`` (of units that are detectors) over (level, weights, seed, layer, rule), ``iou``, the mean of
-    the units' best, over (level, weights, seed, layer), and ``f1`` (level, seed): macro F1 on thinned test windows of
-    the task that was learned. Missing networks are trained.
+    ``unique`` over (level, weights, seed, layer, rule), ``iou``, the mean of the units' best, over (level, weights,
+    seed, layer), and ``f1`` (level, seed): macro F1 on thinned test windows of the task that was learned.
     """
     learned, plan, columns, f1 = tasks(cfg, windows), levels(cfg.dissection), [], []
     for level, trained in small_networks(cfg, windows).items():
         task, model = plan[level]
         f1.append([supervised.macro_f1(learned[task].test, net.predicted["test"]) for net in trained])
         both = {"trained": trained, "random": supervised.untrained(small(cfg, **model), learned[task])}
-        found = [_counted(dissection.dissect_networks(cfg, windows, nets, concepts)) for nets in both.values()]
-        columns.append(xr.concat(found, pd.Index(both, name="weights")))
+        found = xr.concat(
+            [dissection.detectors(dissection.dissect_networks(cfg, windows, nets, concepts)) for nets in both.values()],
+            pd.Index(both, name="weights"),
+        )
+        columns.append(xr.Dataset({"unique": dissection.unique(found), "iou": found["best"].mean("unit")}))
     return xr.concat(columns, pd.Index(plan, name="level")).assign(f1=(("level", "seed"), np.array(f1)))
-
-
-def _counted(dissected: xr.Dataset) -> xr.Dataset:
-    found = dissection.detectors(dissected)
-    share, iou = found["detector"].mean("unit"), found["best"].mean("unit")
-    return xr.Dataset({"unique": dissection.unique(found), "share": share, "iou": iou})
 
 
 def factor_table(found: xr.Dataset, rule: str = dissection.RULES[0]) -> pd.DataFrame:

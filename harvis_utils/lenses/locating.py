@@ -12,6 +12,7 @@ tell the two apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import concepts, deconvnet, occlusion
 from harvis_utils.lenses.occlusion import Occluder
-from harvis_utils.metrics.intervals import interval
+from harvis_utils.metrics.intervals import with_interval
 from harvis_utils.networks import taps
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
@@ -72,12 +73,10 @@ def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple
 
 def longest_run(flags: np.ndarray) -> tuple[int, int]:
     """First index and length of the longest run of true values, the earliest of equals; (0, 0) without any."""
-    padded = np.concatenate([[False], np.asarray(flags, bool), [False]]).astype(np.int8)
-    begin, end = np.flatnonzero(np.diff(padded) == 1), np.flatnonzero(np.diff(padded) == -1)
-    if not len(begin):
-        return 0, 0
-    best = int((end - begin).argmax())
-    return int(begin[best]), int((end - begin)[best])
+    ends = np.flatnonzero(~np.concatenate([[False], np.asarray(flags, bool), [False]]))
+    lengths = np.diff(ends) - 1
+    best = lengths.argmax()
+    return int(ends[best]), int(lengths[best])
 
 
 # ------------------------------------------------------------------------------------------------------ the lenses
@@ -190,21 +189,16 @@ def rates(
     cover. ``tolerance`` as in :func:`hits`; ``lenses`` are those wanted, by default all.
     """
     networks = {"trained": trained} | ({"random": random} if random else {})
-    values = {
-        (who, what): [hits(found, what, tolerance) for found in of]
-        for who, of in networks.items()
-        for what in ("motif", "decoy")
-    }
 
-    def shares(lens: str, who: str, what: str, planting: str) -> np.ndarray:
-        return padded([h.sel(lens=lens, planting=planting).values for h in values[who, what]])
+    def shares(of: Sequence[xr.Dataset], lens: str, what: str, planting: str) -> np.ndarray:
+        return padded([hits(found, what, tolerance).sel(lens=lens, planting=planting).values for found in of])
 
     rows = []
     for lens in trained[0]["lens"].values if lenses is None else lenses:
-        plain = {who: shares(lens, who, "motif", PLANTINGS[0]) for who in networks}
+        plain = {who: shares(of, lens, "motif", PLANTINGS[0]) for who, of in networks.items()}
         row = {"lens": str(lens)}
-        for who in networks:
-            motif, decoy = (shares(lens, who, what, PLANTINGS[1]) for what in ("motif", "decoy"))
+        for who, of in networks.items():
+            motif, decoy = (shares(of, lens, what, PLANTINGS[1]) for what in ("motif", "decoy"))
             row |= with_interval(who, plain[who]) | with_interval(f"{who} motif", motif)
             row |= with_interval(f"{who} decoy", decoy) | with_interval(f"{who} preference", motif - decoy)
         if random:
@@ -218,17 +212,7 @@ def rates(
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of any length as one array, filled up with NaN."""
-    table = np.full((len(rows), max(map(len, rows))), np.nan)
-    for row, values in zip(table, rows, strict=True):
-        row[: len(values)] = values
-    return table
-
-
-def with_interval(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean of (seed, unit) values as ``name``, with the ends of its 95 % interval as "name low" and "name high"."""
-    value, bounds = interval(values)
-    low, high = bounds or (np.nan, np.nan)
-    return {name: value, f"{name} low": low, f"{name} high": high}
+    return np.array(list(zip_longest(*rows, fillvalue=np.nan)), float).T
 
 
 def choose(table: pd.DataFrame, family: str, equal: float = 0.02) -> str:

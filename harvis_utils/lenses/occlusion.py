@@ -47,6 +47,7 @@ class Occluder:
 
     @property
     def name(self) -> str:
+        """Width and fill in words."""
         return f"{self.width} sample{'s' if self.width > 1 else ''}, {self.fill}"
 
 
@@ -196,12 +197,8 @@ def agreement(found: xr.Dataset, axes: Sequence[str], width: int) -> xr.Dataset:
     (absolute, summed over what the occluder of ``width`` covers); ``other`` the same with the next window's
     projection, which tells how much is the same in every window. NaN where one of them is constant.
     """
-    size = np.abs(found["projection"].values)
-    half = width // 2
-    padded = np.pad(size, ((0, 0), (0, 0), (half, half)))
-    size = sum(padded[:, :, k : k + size.shape[2]] for k in range(width))
+    padded = np.pad(np.abs(found["projection"].values), ((0, 0), (0, 0), (width // 2, width // 2)))
+    size = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2).sum(-1)
     lost = found["activity"].sel(group=list(axes)).transpose("window", "group", "time").values
-    flat = [v.reshape(len(v), -1) for v in (lost, size, np.roll(size, 1, axis=0))]
-    return xr.Dataset(
-        {name: ("window", correlation(flat[0], of)) for name, of in (("own", flat[1]), ("other", flat[2]))}
-    )
+    lost, own, other = (v.reshape(len(v), -1) for v in (lost, size, np.roll(size, 1, axis=0)))
+    return xr.Dataset({"own": ("window", correlation(lost, own)), "other": ("window", correlation(lost, other))})

@@ -26,12 +26,14 @@ class _Rectified(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, slope: float, rule: Rule) -> Tensor:
+        """The plain rectifier."""
         ctx.save_for_backward(x)
         ctx.slope, ctx.rule = slope, rule
         return torch.relu(x) if slope == 0 else F.leaky_relu(x, slope)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
+        """What the rule makes of the gradient."""
         (x,) = ctx.saved_tensors
         return ctx.rule(x, ctx.slope, gradient), None, None
 

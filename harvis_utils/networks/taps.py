@@ -38,6 +38,7 @@ class WithChannel(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the network says of windows (window, axis, time)."""
         return self.network(x.unsqueeze(1))
 
 
