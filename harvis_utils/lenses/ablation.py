@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from scipy.stats import rankdata
 from torch import nn
 
 from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.metrics.intervals import LEVEL
 from harvis_utils.networks import taps
 from harvis_utils.networks.taps import CHUNK, Tap
 from harvis_utils.parallel import progress, side_by_side, torch_device
@@ -142,27 +144,23 @@ def explanations(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str],
     """
     overlap = found["iou"].sel(concept=[a for a in activities if a in found["concept"]])
     classes = [list(activities).index(a) for a in overlap["concept"].values]
+    parts: dict[tuple[str, str], list[Explained]] = {}
+    for layer, seed in product(found["layer"].values, found["seed"].values):
+        at = {"seed": seed, "layer": layer}
+        own, cost = overlap.sel(at).values, lost.sel(at).isel({"class": classes})
+        best = found["iou"].sel(at).max("concept").values[:, None]
+        rng = np.random.default_rng(0)
+        pairs = {
+            "own activity, F1": (own, cost["f1"].values),
+            "own activity, probability": (own, cost["probability"].values),
+            "any concept, macro F1": (best, lost["f1"].sel(at).mean("class").values[:, None]),
+        }
+        for question, pair in pairs.items():
+            parts.setdefault((str(layer), question), []).append(explained(*pair, n_draws, rng))
     rows = []
-    for layer in found["layer"].values:
-        questions: dict[str, list[Explained]] = {}
-        for seed in found["seed"].values:
-            at = {"seed": seed, "layer": layer}
-            own, cost = overlap.sel(at).values, lost.sel(at).isel({"class": classes})
-            best = found["iou"].sel(at).max("concept").values[:, None]
-            rng = np.random.default_rng(0)  # the same draws for every question
-            pairs = {
-                "own activity, F1": (own, cost["f1"].values),
-                "own activity, probability": (own, cost["probability"].values),
-                "any concept, macro F1": (best, lost["f1"].sel(at).mean("class").values[:, None]),
-            }
-            for question, (concept, effect) in pairs.items():
-                one = explained(concept, effect, n_draws, rng)
-                questions.setdefault(question, []).append(one)
-        for question, parts in questions.items():
-            whole = pooled(parts)
-            values = [part.value for part in parts]
-            low, high = (float(np.quantile(whole.null, q)) for q in (0.025, 0.975))
-            row = {"layer": str(layer), "question": question, "correlation": whole.value, "p": whole.p}
-            row |= {"chance low": low, "chance high": high, "networks": len(parts)}
-            rows.append(row | {"smallest": min(values), "largest": max(values)})
-    return pd.DataFrame(rows).set_index(["layer", "question"])
+    for of in parts.values():
+        whole, values = pooled(of), [part.value for part in of]
+        low, high = (float(np.quantile(whole.null, q)) for q in LEVEL)
+        row = {"correlation": whole.value, "p": whole.p, "chance low": low, "chance high": high, "networks": len(of)}
+        rows.append(row | {"smallest": min(values), "largest": max(values)})
+    return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(parts, names=["layer", "question"]))

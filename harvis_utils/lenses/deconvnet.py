@@ -122,34 +122,23 @@ def top_of_layers(
     windows and places; Choice: at most one of each recording, because the next strongest of all would be the same
     movement half a window later. Fewer recordings than ``n`` give fewer ranks.
     """
-    parts: dict[str, list] = {}
+    parts: dict[str, list[Tensor]] = {}
     for maps in taps.chunks(network, layers, split.x):
         for name, of in maps.items():
-            shape = of.shape[1:]
-            largest = of.flatten(2).max(dim=2)  # (window, unit): the largest activation and its flat index
-            parts.setdefault(name, []).append((largest.values.cpu().numpy(), largest.indices.cpu().numpy(), shape))
-    found = {}
-    for name, chunks in parts.items():
-        values, at, shapes = zip(*chunks, strict=True)
-        found[name] = _top(np.concatenate(values), np.concatenate(at), shapes[0], split.recording, n)
-    return found
+            n_axes, n_time = of.shape[2:]
+            value, at = of.flatten(2).max(dim=2)
+            parts.setdefault(name, []).append(torch.stack([value, at // n_time % n_axes, at % n_time]).cpu())
+    return {name: _top(*torch.cat(of, 1).numpy(), split.recording, n) for name, of in parts.items()}
 
 
-def _top(value: np.ndarray, place: np.ndarray, shape: tuple, recording: np.ndarray, n: int) -> xr.Dataset:
-    """``value`` and ``place`` are (window, unit): the largest activation and its flat index in maps of ``shape``."""
-    _, n_axes, n_time = shape
-    units = np.arange(value.shape[1])
-    inside = [np.flatnonzero(recording == r) for r in np.unique(recording)]
+def _top(value: np.ndarray, axis: np.ndarray, time: np.ndarray, recording: np.ndarray, n: int) -> xr.Dataset:
+    """Out of every unit's largest activation in each window and where it is, (window, unit) each."""
+    inside, units = [np.flatnonzero(recording == r) for r in np.unique(recording)], np.arange(value.shape[1])
     window = np.stack([own[value[own].argmax(0)] for own in inside])  # of each recording, what excites a unit most
     order = np.argsort(-value[window, units], axis=0, kind="stable")[:n]
-    chosen = np.take_along_axis(window, order, 0).T  # (unit, rank)
-    at = place[chosen, units[:, None]]
-    found = {
-        "window": chosen,
-        "axis": at // n_time % n_axes,
-        "time": at % n_time,
-        "value": value[chosen, units[:, None]],
-    }
+    window = np.take_along_axis(window, order, 0).T
+    at = window, units[:, None]
+    found = {"window": window, "axis": axis[at].astype(int), "time": time[at].astype(int), "value": value[at]}
     return xr.Dataset({name: (("unit", "rank"), of) for name, of in found.items()}, coords={"unit": units})
 
 

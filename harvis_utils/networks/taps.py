@@ -8,7 +8,7 @@ of SF-HF see one axis at a time) or not (1-D: one axis of length 1).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,18 +76,14 @@ def record(network: nn.Module, taps: Sequence[str | Tap]) -> Iterator[dict[str, 
         maps["conv1"].amax((2, 3))  # (window, unit)
     """
     found: dict[str, Tensor] = {}
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for tap in (find(network, tap) for tap in taps):
 
             def hook(module, args, output, tap=tap) -> None:
                 found[tap.name] = as_maps(output.relu() if tap.rectified else output)
 
-            handles.append(network.get_submodule(tap.module).register_forward_hook(hook))
+            hooks.enter_context(network.get_submodule(tap.module).register_forward_hook(hook))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -104,11 +100,8 @@ def silenced(network: nn.Module, tap: str | Tap, units: Sequence[int]) -> Iterat
             raise ValueError(f"{place.name} has units 0 to {output.shape[1] - 1}, not {sorted(index.tolist())}")
         return output.index_fill(1, index.to(output.device), 0.0)
 
-    handle = network.get_submodule(place.module).register_forward_hook(hook)
-    try:
+    with network.get_submodule(place.module).register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def as_maps(output: Tensor) -> Tensor:
