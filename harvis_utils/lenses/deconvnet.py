@@ -56,23 +56,12 @@ def strongest(n: int = 1) -> Keep:
     return keep
 
 
-def places(units: Sequence[int], axes: Sequence[int], times: Sequence[int]) -> Keep:
-    """Keep one activation per window, of the given unit, axis and time step (one of each per window)."""
+def places(units: Sequence[int], *axes_and_times: Sequence[int]) -> Keep:
+    """Keep one activation per window: of the given unit, axis and time step; of units alone, their whole maps."""
 
     def keep(maps: Tensor) -> Tensor:
-        at = (torch.arange(len(maps)), *(torch.as_tensor(np.asarray(i)) for i in (units, axes, times)))
+        at = (torch.arange(len(maps)), *(torch.as_tensor(np.asarray(i)) for i in (units, *axes_and_times)))
         return torch.zeros_like(maps).index_put(at, maps[at])
-
-    return keep
-
-
-def whole_maps(units: Sequence[int]) -> Keep:
-    """Keep the whole map of one unit per window."""
-
-    def keep(maps: Tensor) -> Tensor:
-        chosen = torch.zeros(maps.shape[:2], dtype=torch.bool)
-        chosen[torch.arange(len(maps)), torch.as_tensor(np.asarray(units))] = True
-        return maps * chosen[:, :, None, None].to(maps.device)
 
     return keep
 

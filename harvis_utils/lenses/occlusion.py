@@ -185,7 +185,7 @@ def covering(judge: Network, network: Network, windows: Windows, occluder: Occlu
     x, y, layer = split.x[chosen], split.activity[chosen], network.model.layers[-1]
     groups = {name: (axis,) for axis, name in enumerate(windows.axes)} | by_sensor(windows.axes)
     found = drops(network.model, x, y, groups, occluder, layer)
-    projection = deconvnet.project(network.model, layer, x, deconvnet.whole_maps(found["unit"].values))
+    projection = deconvnet.project(network.model, layer, x, deconvnet.places(found["unit"].values))
     found["projection"] = (("window", "axis", "time"), projection.numpy())
     return found.assign_coords(window=chosen, activity_class=("window", y))
 

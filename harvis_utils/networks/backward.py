@@ -6,8 +6,8 @@ itself is never touched. Forward passes do not change by a bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -53,15 +53,13 @@ class _Mode(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def rectifiers(rule: Rule) -> Iterator[None]:
+def rectifiers(rule: Rule) -> AbstractContextManager:
     """While the block runs, every ReLU and leaky ReLU that is *called* in it has the backward pass of ``rule``.
 
     A gradient taken after the block still follows the rule, because the forward pass has fixed it. Blocks may be
     nested; the inner one counts. Inside the block nothing is done in place.
     """
-    with _Mode(rule):
-        yield
+    return _Mode(rule)
 
 
 def deconvnet(x: Tensor, slope: float, gradient: Tensor) -> Tensor:
