@@ -136,6 +136,29 @@ class RecoverySettings:
 
 
 @dataclass(frozen=True)
+class DissectionSettings:
+    """Units compared with concepts, silenced, and small networks that differ in one thing (notebook 11)."""
+
+    thinning: int = 30  # Choice: every n-th training window is dissected; thinned windows share no samples
+    n_draws: int = 39  # Choice: draws of each null; a 95 % point needs 19
+    angles: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # Choice: alpha of Q^alpha; each network has its own Q
+    ablation_thinning: int = 40  # Choice: every n-th test window, for what silencing a unit costs
+    factor_thinning: int = 10  # Choice: every n-th window of all splits, for the small networks
+    factor_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Choice
+    widths: tuple[int, ...] = (4, 8, 32)  # Choice: units in each convolution, beside the base's
+    n_permutations: int = 999  # Choice: draws of whether concepts explain effects
+
+
+@dataclass(frozen=True)
+class LocatingSettings:
+    """How many correctly classified windows are looked at, spread evenly (notebook 12)."""
+
+    n_val: int = 40  # Choice: validation windows on which a lens' settings are chosen
+    n_test: int = 120  # Choice: test windows on which lenses are judged
+    n_covered: int = 57  # Choice: test windows whose sensors are covered
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -149,6 +172,8 @@ class Settings:
     atlas: AtlasSettings = field(default_factory=AtlasSettings)
     readings: ReadingSettings = field(default_factory=ReadingSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
+    dissection: DissectionSettings = field(default_factory=DissectionSettings)
+    locating: LocatingSettings = field(default_factory=LocatingSettings)
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -188,13 +213,27 @@ PROFILES: dict[str, dict] = {
             n_units=(),  # the base alone: each further width needs its own networks with random weights
             epochs=(1, 3, 6),
         ),
+        "dissection": DissectionSettings(
+            thinning=6,
+            n_draws=19,
+            angles=(0.0, 0.5, 1.0),
+            ablation_thinning=4,
+            factor_thinning=1,
+            factor_seeds=(0,),
+            widths=(4,),
+        ),
+        "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
         "training": TrainingSettings(epochs=10, learning_rate=5e-4),
     },
     # the paper's own settings, on one GPU
-    "paper": {"recovery": RecoverySettings(n_random=100)},
+    "paper": {
+        "recovery": RecoverySettings(n_random=100),
+        "dissection": DissectionSettings(thinning=10, ablation_thinning=5),
+        "locating": LocatingSettings(n_val=100, n_test=400, n_covered=190),
+    },
 }
 
 
