@@ -106,6 +106,16 @@ class ReadingSettings:
 
 
 @dataclass(frozen=True)
+class VisualSettings:
+    """Feature visualization as it is judged beside the method of paper section 3."""
+
+    n_steps: int = 200  # Choice
+    step_size: float = 0.05  # Choice
+    prior_rate: float = 0.1  # Choice: share of the way to the denoised signal that every step goes
+    only: tuple[str, ...] = ()  # Choice: variants that are tried, by name or family (paper.variants); empty: all
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -118,6 +128,7 @@ class Settings:
     similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
     atlas: AtlasSettings = field(default_factory=AtlasSettings)
     readings: ReadingSettings = field(default_factory=ReadingSettings)
+    visual: VisualSettings = field(default_factory=VisualSettings)
     device: str | None = None
 
     @property
@@ -145,13 +156,18 @@ PROFILES: dict[str, dict] = {
         "maximization": MaximizationSettings(n_steps=400),
         "similarity": SimilaritySettings(),
         "readings": ReadingSettings(seeds=(100,), n_units=4),
+        "visual": VisualSettings(
+            n_steps=60, only=("time", "frequency", "spectral penalty", "best of 3, diverse", "neuron, prior")
+        ),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
         "training": TrainingSettings(epochs=10, learning_rate=5e-4),
     },
     # the paper's own settings, on one GPU
-    "paper": {},
+    "paper": {
+        "visual": VisualSettings(n_steps=500),
+    },
 }
 
 

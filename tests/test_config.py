@@ -30,7 +30,7 @@ from harvis_utils.settings import (
     report_root,
 )
 
-SECTIONS = ("windows", "model", "training", "maximization", "similarity", "atlas", "readings")
+SECTIONS = ("windows", "model", "training", "maximization", "similarity", "atlas", "readings", "visual")
 FIELDS = [(s, f.name) for s in SECTIONS for f in dataclasses.fields(getattr(Settings("p", "d"), s))]
 
 
