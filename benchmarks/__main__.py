@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks import climbing, measure, searching, training
-from harvis_utils import chain
+from harvis_utils.chain import execution
 from harvis_utils.data import archive, windowing
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.metrics import similarity
@@ -70,7 +70,7 @@ def collect(cfg: Settings, device: str, rounds: int, only: list[str], save: Call
     note("full_runs", lambda: climbing.full_runs(first, mine))
     note("grid", lambda: climbing.grid(networks, th, MaximizationSettings()))
     if set(only) & {"search", "search_by_distance", "search_scaling"} or not only:
-        signals = paper_methods.signals(cfg, data, networks, statistics)
+        signals = paper_methods.signals(cfg, networks, statistics)
         pieces = generated_pieces(cfg, signals, statistics)
         n = cfg.similarity.n_similar
         note("search", lambda: searching.compare(data.train, pieces, n, rounds, device))
@@ -137,7 +137,7 @@ def main() -> int:
 
 def as_notebooks_run() -> None:
     """Start again in the environment that the chain gives to notebooks, where this process has another one."""
-    if missing := {name: value for name, value in chain.BEFORE_STARTING.items() if name not in os.environ}:
+    if missing := {name: value for name, value in execution.BEFORE_STARTING.items() if name not in os.environ}:
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | missing)
 
 

@@ -91,14 +91,14 @@ def test_dead_units_are_counted(tiny_windows):
 
 
 def test_thinning_keeps_every_nth_window_and_says_so(tiny_windows):
-    few = architecture.thinned(tiny_windows, 24)
-    assert np.array_equal(few.train.start, tiny_windows.train.start[::2]) and few.digest == f"{tiny_windows.digest}/2"
+    few = tiny_windows.thinned(24)
+    assert np.array_equal(few.train.start, tiny_windows.train.start[::2]) and few.digest != tiny_windows.digest
 
 
 def test_variants_are_trained_stored_and_tabulated(cfg, tiny_windows, one_thread):
     found = architecture.networks(cfg, tiny_windows)
     assert [(s.variant.name, s.seed) for s in found] == [(v, s) for v in TINY.variants for s in TINY.seeds]
-    few = architecture.thinned(tiny_windows, TINY.n_windows)
+    few = tiny_windows.thinned(TINY.n_windows)
     for small in found:
         assert small.test_f1 == supervised.macro_f1(few.test, supervised.predict(small.model, few.test))
     stored = architecture.networks(cfg, tiny_windows)
@@ -139,7 +139,7 @@ def test_source_and_targets_share_no_person_and_the_new_one_no_activity(make_rec
             assert set(split.activity) == set(range(len(task.activities)))
     first = both.train.x[both.train.activity == 0]
     assert np.array_equal(first, data.train.x[(data.train.activity == 1) & (data.train.subject == 2)])
-    thin = transfer.tasks(data, architecture.thinned(data, len(data.train) // 2))
+    thin = transfer.tasks(data, data.thinned(len(data.train) // 2))
     assert len(thin["source"].train) < len(source.train) and len(thin["source"].test) < len(source.test)
     assert np.array_equal(thin[transfer.TARGETS[0]].train.x, people.train.x), "what is drawn from is whole"
     with pytest.raises(ValueError, match="four activities, not 2 and 3"):

@@ -384,7 +384,7 @@ def test_training_with_slope_zero_is_plain_training_bit_for_bit(cfg, tiny_window
 
 def test_training_chooses_rates_on_other_seeds_and_compares_in_pairs(cfg, tiny_windows):
     plan = slopes_training.Plan((0.0, 0.5), (0, 1), (1e-2, 1e-5), 2, 24)
-    few = slopes_training.thinned(tiny_windows, plan.n_windows)
+    few = tiny_windows.thinned(plan.n_windows)
     assert len(few.train) == 24 and few.digest != tiny_windows.digest
     rates = slopes_training.choose_rates(cfg, few, plan, [100])
     assert set(rates) == set(itertools.product(slopes_training.KINDS, plan.slopes))

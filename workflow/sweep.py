@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils import chain
+from harvis_utils.chain import commands, stamps
 from harvis_utils.data import archive, kinds, windowing
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
@@ -58,7 +58,7 @@ def run(sweep: Sweep, name: str) -> Path:
             nets = supervised.load_networks(cfg, data)
             statistics = unit_statistics.load_statistics(cfg, data, nets)
             if job.kind == "signals":
-                paper_methods.signals(cfg, data, nets, statistics, presets=(job.preset,))
+                paper_methods.signals(cfg, nets, statistics, presets=(job.preset,))
             else:
                 _score(sweep, cfg, data, nets, statistics)
         stored = sorted(set(journal.read_text(encoding="utf-8").split()))
@@ -67,12 +67,12 @@ def run(sweep: Sweep, name: str) -> Path:
 
 def _score(sweep: Sweep, cfg: Settings, data: Windows, nets: list[Network], statistics: xr.Dataset) -> None:
     """Scores of the sweep's presets, and their controls as notebooks 03 and 04 make them."""
-    made = paper_methods.load_signals(cfg, data, nets, presets=sweep.presets)
+    made = paper_methods.load_signals(cfg, nets, presets=sweep.presets)
     similarity.scores(cfg, data, _addressed(sweep, nets), statistics, made)
     random = supervised.untrained(cfg, data)
     random_statistics = unit_statistics.statistics(cfg, data, random)
     methods, presets = paper_methods.CONTROL_METHODS, ("calibrated",)
-    made = paper_methods.signals(cfg, data, random, random_statistics, methods, presets)
+    made = paper_methods.signals(cfg, random, random_statistics, methods, presets)
     proposed = made.sel(preset=presets[0], technique=methods[0], drop=True)
     similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
 
@@ -180,7 +180,7 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
             "or a folder that holds a config.yaml"
         )
     folder = sweep.place.reports
-    with chain.alone(sweep.place) as lock:
+    with commands.alone(sweep.place) as lock:
         for stamp in (folder / "stamps").glob("*.json"):
             kept = [artifact_root() / "store" / s for s in read_json(stamp)["stored"]]
             if not all((result / "manifest.json").exists() for result in kept):
@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             torch.set_num_threads(threads())
             run(sweep, words.job) if words.command == "run" else collect(sweep)
-    except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, chain.ChainError) as error:
+    except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, stamps.ChainError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import nn
 
-from harvis_utils.data.windowing import SPLITS, Windows
+from harvis_utils.data.windowing import Windows
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.networks import taps
 from harvis_utils.networks.sfhf import SFHF
@@ -124,17 +124,9 @@ class Reshaped(SFHF):
         )
 
 
-def thinned(windows: Windows, n_windows: int) -> Windows:
-    """Every n-th window of every split, so that about ``n_windows`` of training are left; the digest says so."""
-    every = max(1, round(len(windows.train) / n_windows))
-    splits = {name: getattr(windows, name).every(every) for name in SPLITS}
-    return dataclasses.replace(windows, **splits, digest=f"{windows.digest}/{every}")
-
-
 def new_model(windows: Windows, settings: ModelSettings, variant: Variant, seed: int) -> Reshaped:
     """An untrained network of a variant; its weights depend on the seed alone."""
-    with supervised._DRAWING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with supervised.drawing(seed):
         return Reshaped(len(windows.axes), windows.train.length, len(windows.activities), settings, variant)
 
 
@@ -172,24 +164,17 @@ def train(cfg: Settings, few: Windows, variant: Variant, seed: int, settings: Ar
 def fit(model: SFHF, few: Windows, settings: TrainingSettings, seed: int) -> tuple[dict[str, float], float]:
     """Train in place, leave the weights of the epoch with the best validation F1; its scores and the CPU time."""
     started = time.thread_time()
-    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    x, y = torch.as_tensor(few.train.x), torch.as_tensor(few.train.activity)
-    best: tuple[float, dict] = (-1.0, {})
     with threads_inside(1):
-        for epoch in range(settings.epochs):
-            supervised._epoch(model, optimizer, x, y, settings, seed, epoch)
-            score = supervised.macro_f1(few.val, supervised.predict(model, few.val))
-            if score > best[0]:
-                best = score, {k: v.clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(best[1])
-    test = supervised.macro_f1(few.test, supervised.predict(model, few.test))
-    return {"val_f1": best[0], "test_f1": test}, time.thread_time() - started
+        history = supervised.fit_best(model, few, settings, seed)
+    best = int(np.argmax(history["val_f1"]))
+    scores = {name: history[name][best] for name in ("val_f1", "test_f1")}
+    return scores, time.thread_time() - started
 
 
 def networks(cfg: Settings, windows: Windows) -> list[Small]:
     """All variants of the profile with all its seeds; trained where missing."""
     settings = SETTINGS[cfg.profile]
-    few = thinned(windows, settings.n_windows)
+    few = windows.thinned(settings.n_windows)
     wanted = [BY_NAME[name] for name in settings.variants]
     jobs = [(v, s) for v in wanted for s in settings.seeds]
     return side_by_side(cfg, lambda job: train(cfg, few, *job, settings), jobs)

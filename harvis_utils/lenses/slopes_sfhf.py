@@ -7,7 +7,6 @@ caught one by one takes several times as long); ``tests/test_lens_slopes.py`` ho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ from harvis_utils.lenses.slopes import SLOPES, Ascent
 from harvis_utils.maximization import unit_statistics
 from harvis_utils.maximization.starting import chosen_units, starting_points
 from harvis_utils.networks.sfhf import SFHF, Trunk
-from harvis_utils.parallel import progress, threads_inside
+from harvis_utils.parallel import progress, workers
 from harvis_utils.settings import Settings, Step
 from harvis_utils.store import stages
 from harvis_utils.store.files import read_dataset, write_dataset
@@ -161,11 +160,7 @@ def climb_all(
     def one(job: tuple[str, float]) -> Ascent:
         return climb(trunk, job[0], unit, x, job[1], steps[job[1]], n_steps, bound)
 
-    workers = torch.get_num_threads()
-    with (
-        threads_inside(1),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    with workers() as pool:
         found = list(pool.map(one, jobs))
     shape = (len(layers), len(steps), n_starts, len(units))
     curve = np.stack([a.curve.numpy() for a in found]).reshape(*shape, n_steps + 1)

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from harvis_utils.data.windowing import SPLITS, Windows
+from harvis_utils.data.windowing import Windows
 from harvis_utils.lenses.slopes import SLOPES, sloped
 from harvis_utils.maximization import unit_statistics
 from harvis_utils.metrics.intervals import paired
 from harvis_utils.networks.sfhf import SFHF, folded_trunk
-from harvis_utils.parallel import progress, threads_inside, torch_device
+from harvis_utils.parallel import side_by_side, threads_inside, torch_device
 from harvis_utils.settings import PROFILES, ModelSettings, Settings, TrainingSettings
 from harvis_utils.store import stages
 from harvis_utils.store.files import read_json, write_json
@@ -73,32 +71,11 @@ def settings_of(kind: str, cfg: Settings, plan: Plan, rate: float) -> Settings:
     return dataclasses.replace(cfg, model=dataclasses.replace(small, batch_norm=kind == KINDS[0]), training=trained)
 
 
-def thinned(windows: Windows, n_windows: int) -> Windows:
-    """Every n-th window of all splits, so that about ``n_windows`` remain for training."""
-    every = max(1, round(len(windows.train) / n_windows))
-    fewer = {name: getattr(windows, name).every(every) for name in SPLITS}
-    return dataclasses.replace(windows, **fewer, digest=f"{windows.digest}/{every}")
-
-
-def fit(cfg: Settings, windows: Windows, seed: int, slope: float | None) -> tuple[SFHF, list[float]]:
-    """A network trained with ``slope`` backward (None: plainly), and its validation F1 after each epoch.
-
-    The weights are those of the epoch with the best validation F1, as everywhere in this project.
-    """
-    device = torch_device(cfg.device)
-    model = supervised.new_model(windows, cfg.model, seed).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), cfg.training.learning_rate, weight_decay=cfg.training.weight_decay)
-    x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
-    history: list[float] = []
-    state: dict[str, torch.Tensor] = {}
-    for epoch in range(cfg.training.epochs):
-        with sloped(slope):
-            supervised._epoch(model, optimizer, x, y, cfg.training, seed, epoch)
-        history.append(supervised.macro_f1(windows.val, supervised.predict(model, windows.val)))
-        if int(np.argmax(history)) == epoch:
-            state = {k: v.clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(state)
-    return model.eval(), history
+def fit(cfg: Settings, windows: Windows, seed: int, slope: float | None) -> tuple[SFHF, dict]:
+    """A network trained with ``slope`` backward (None: plainly), and what :func:`supervised.fit_best` notes of it."""
+    model = supervised.new_model(windows, cfg.model, seed).to(torch_device(cfg.device))
+    with sloped(slope):
+        return model, supervised.fit_best(model, windows, cfg.training, seed)
 
 
 def dead_share(model: SFHF, windows: Windows) -> float:
@@ -110,14 +87,15 @@ def dead_share(model: SFHF, windows: Windows) -> float:
 def outcome(cfg: Settings, windows: Windows, kind: str, seed: int, rate: float, slope: float, plan: Plan) -> dict:
     """F1 on both other splits and the share of dead units of one network; trained unless it is stored.
 
-    ``windows`` are :func:`thinned` ones.
+    ``windows`` are thinned ones.
     """
     chosen = settings_of(kind, cfg, plan, rate)
 
     def build(folder: Path) -> None:
         with threads_inside(1):
-            model, history = fit(chosen, windows, seed, slope)
-            test = supervised.macro_f1(windows.test, supervised.predict(model, windows.test))
+            model, notes = fit(chosen, windows, seed, slope)
+            history = notes["val_f1"]
+            test = notes["test_f1"][int(np.argmax(history))]
             values = {"val_f1": max(history), "test_f1": test, "dead": dead_share(model, windows), "history": history}
         write_json(folder / "outcome.json", values)
 
@@ -134,12 +112,7 @@ def _all(cfg: Settings, windows: Windows, plan: Plan, jobs: Sequence[tuple[str, 
         kind, slope, rate, seed = job
         return outcome(cfg, windows, kind, seed, rate, slope, plan)
 
-    workers = torch.get_num_threads()
-    with (
-        threads_inside(1),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        found = list(progress(pool.map(one, jobs), total=len(jobs), desc="training with slopes", leave=False))
+    found = side_by_side(cfg, one, jobs, title="training with slopes")
     table = pd.DataFrame(found).drop(columns="history")
     return table.set_index(pd.MultiIndex.from_tuples(jobs, names=["kind", "slope", "rate", "seed"]))
 

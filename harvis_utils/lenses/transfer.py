@@ -89,7 +89,7 @@ def tasks(windows: Windows, few: Windows | None = None) -> dict[str, Windows]:
         splits = {s: part_of(getattr(few, s), np.unique(getattr(few, s).subject), what) for s in ("val", "test")}
         splits["train"] = part_of(train, who, what)
         names = tuple(windows.activities[a] for a in what)
-        return dataclasses.replace(windows, **splits, activities=names, digest=f"{few.digest}/{name}")
+        return dataclasses.replace(windows, **splits, activities=names)
 
     return {
         "source": task("source", few.train, halves[0], first),
@@ -108,7 +108,7 @@ def few_of_each(split: Split, n: int, seed: int) -> np.ndarray:
 def carried(cfg: Settings, windows: Windows, seed: int) -> pd.DataFrame:
     """Test macro F1 of every target, arm and number of windows, for one source network; one stored result."""
     small, settings = architecture.SETTINGS[cfg.profile], SETTINGS[cfg.profile]
-    few = architecture.thinned(windows, small.n_windows)
+    few = windows.thinned(small.n_windows)
 
     def build(part: Path) -> None:
         with threads_inside(1):
@@ -138,7 +138,8 @@ def _carried(of: dict[str, Windows], seed: int, small: ArchitectureSettings, set
                 for arm, model in trunks.items()
             }
             scratch = architecture.new_model(task, small.model, base, seed + 1)
-            from_scratch(scratch, torch.as_tensor(x), y, small.training, settings.n_steps, seed)
+            epochs = -(-settings.n_steps // -(-len(x) // small.training.batch_size))
+            supervised.fit(scratch, torch.as_tensor(x), y, small.training, seed, epochs=epochs)
             predicted[ARMS[1]] = supervised.predict(scratch, task.test)
             for arm in ARMS:
                 f1 = supervised.macro_f1(task.test, predicted[arm])
@@ -174,14 +175,6 @@ def new_last_layer(
         F.cross_entropy(F.linear(x, weight, bias), y).backward()
         optimizer.step()
     return F.linear(test, weight, bias).argmax(1).detach().numpy()
-
-
-def from_scratch(model: SFHF, x: torch.Tensor, y: torch.Tensor, settings, n_steps: int, seed: int) -> None:
-    """Train a whole network in place for a number of steps, at least one epoch each time round."""
-    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
-    per_epoch = -(-len(x) // settings.batch_size)
-    for epoch in range(-(-n_steps // per_epoch)):
-        supervised._epoch(model, optimizer, x, y, settings, seed, epoch)
 
 
 def table(found: pd.DataFrame) -> pd.DataFrame:

@@ -196,14 +196,14 @@ def real_windows(cfg: Settings, windows: Windows, networks: Sequence[Network]) -
     return found.sel(unit=units).expand_dims(control=["held-out-strongest"], axis=1)
 
 
-def our_signals(cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset) -> xr.Dataset:
+def our_signals(cfg: Settings, networks: list[Network], statistics: xr.Dataset) -> xr.Dataset:
     """Signals of :data:`OURS`, a method that is not the paper's: L2 and TV are means over their terms, not sums.
 
     As :func:`paper_methods.signals`, dims (seed, layer, preset, technique, unit, time), with the calibrated preset and
     one method. They are stored beside those of the paper's methods, which stay as they are.
     """
     mine = dataclasses.replace(cfg, maximization=dataclasses.replace(cfg.maximization, reduction="mean"))
-    made = paper_methods.signals(mine, windows, networks, statistics, (PROPOSED,), ("calibrated",))
+    made = paper_methods.signals(mine, networks, statistics, (PROPOSED,), ("calibrated",))
     return made.assign_coords(technique=[OURS])
 
 
