@@ -255,3 +255,39 @@ def test_all_claims_are_judged_in_order_on_the_calibrated_preset():
     put(made, "lowpass", "failed", True)
     assert claims.judge(CLAIM["C4"], made)["ours"] == 1.0
     assert claims.judge(CLAIM["C4"], dataclasses.replace(made, preset="literal"))["ours"] == 0.0
+
+
+# ------------------------------------------------------------------------------------------------- what to believe
+
+
+@pytest.mark.parametrize(
+    ("verdict", "share", "said"),
+    [
+        (claims.HOLDS, 0.9, "believe it"),
+        (claims.HOLDS, None, "believe it"),
+        (claims.HOLDS, 0.2, "it holds, but the hyper-parameters decided it"),
+        (claims.PARTLY, 0.9, "believe what the criteria meet"),
+        (claims.PARTLY, 0.0, "believe little: it depends on the hyper-parameters"),
+        (claims.FAILS, 0.0, "doubt it"),
+        (claims.FAILS, float("nan"), "doubt it"),
+        (claims.FAILS, 0.8, "doubt it here; other readings meet it"),
+        (claims.UNTESTABLE, 0.8, "open: not tested here"),
+    ],
+)
+def test_belief(verdict, share, said):
+    assert claims.belief(verdict, share) == said
+
+
+def test_beliefs_of_a_run():
+    results = {
+        "claims": [
+            {"id": "C1", "paper": "p1", "verdict": claims.UNTESTABLE},
+            {"id": "C4", "paper": "p4", "verdict": claims.HOLDS},
+        ]
+    }
+    found = claims.beliefs(results, {"C4": {"all facts met in": 0.75}})
+    assert list(found.index) == ["C1", "C4"] and list(found["what to believe"]) == [
+        "open: not tested here",
+        "believe it",
+    ]
+    assert list(found["readings under which it is met"]) == ["", "75%"]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from harvis_utils.paper.evidence import OURS
+from harvis_utils.paper.variants import OURS
 from harvis_utils.settings import REPOSITORY
 from workflow import readme
 

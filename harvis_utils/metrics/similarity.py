@@ -110,7 +110,7 @@ def shape_names(pieces: np.ndarray) -> np.ndarray:
 
 
 def score(
-    signals: xr.Dataset, statistics: xr.Dataset, start: np.ndarray, train: Split, cfg: Settings, n_classes: int
+    signals: xr.Dataset, statistics: xr.Dataset, start: np.ndarray, windows: Windows, settings: SimilaritySettings
 ) -> xr.Dataset:
     """Everything that is measured of signals, dims (..., layer, unit[, neighbour | activity]).
 
@@ -118,7 +118,6 @@ def score(
     ``th_eap``, ``p95`` and ``dead`` over (layer, unit); ``start`` is (time,) in G. Amplitudes are in G, distances in
     G^2. Failed signals (amplitude above 10 G) and dead units are not searched and have NaN distances.
     """
-    settings: SimilaritySettings = cfg.similarity
     dims = [d for d in signals["signal"].dims if d != "time"]
     ordered = signals.transpose(*dims, "time")
     shape = tuple(ordered.sizes[d] for d in dims)
@@ -128,7 +127,7 @@ def score(
     failed = amplitude > settings.fail_amplitude_g
     begin, pieces = best_piece(x, maps, settings.piece)
     searched = ~failed & ~dead
-    found = _searched(pieces[searched], searched, train, settings, n_classes)
+    found = _searched(pieces[searched], searched, windows.train, settings, len(windows.activities))
     top = maps.max(1)
     flat = {
         "failed": failed,
@@ -139,7 +138,7 @@ def score(
         "inactive_at_start": at_start.max(1) <= 0,
         "silent": top <= 0,
         "total_variation_g": np.abs(np.diff(x, axis=1)).sum(1),
-        "high_frequency_share": high_frequency_share(x, cfg.windows.rate_hz),
+        "high_frequency_share": high_frequency_share(x, windows.rate_hz),
         "n_frequencies": effective_frequencies(x),
         "piece_start": begin,
         "shape": shape_names(pieces),
@@ -189,7 +188,7 @@ def scores(
         start = starting_signal(cfg.maximization, cfg.windows.length)
         start_map = _maps_of(net.trunk, start[None], chosen)
         chosen = chosen.assign(start_map=start_map.broadcast_like(chosen["map"]))
-        return score(chosen, statistics.sel(seed=net.seed), start, windows.train, cfg, len(windows.activities))
+        return score(chosen, statistics.sel(seed=net.seed), start, windows, cfg.similarity)
 
     return _stored(cfg, windows, networks, "methods", build)
 
@@ -305,14 +304,13 @@ def controls(
         signals["start_map"].loc[{"control": "random-weights"}] = untrained.values
         own = signals.sel(control=[c for c in CONTROLS if c != "random-weights"])
         parts = [
-            score(own, statistics.sel(seed=net.seed), start, windows.train, cfg, len(windows.activities)),
+            score(own, statistics.sel(seed=net.seed), start, windows, cfg.similarity),
             score(
                 signals.sel(control=["random-weights"]),
                 random_statistics.sel(seed=net.seed),
                 start,
-                windows.train,
-                cfg,
-                len(windows.activities),
+                windows,
+                cfg.similarity,
             ),
         ]
         return xr.concat(parts, "control").sel(control=list(CONTROLS))
