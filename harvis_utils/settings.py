@@ -116,6 +116,25 @@ class VisualSettings:
 
 
 @dataclass(frozen=True)
+class RecoverySettings:
+    """Planted motifs found again: draws of the nulls, and the levels of the factors that recall may depend on."""
+
+    n_random: int = 20  # Choice: networks with random weights; a 95 % point, leaving one out, needs 20
+    first_random_seed: int = 1000  # Choice: their seeds are this one and the next ones
+    thinning: int = 10  # Choice: th_eap of networks made here is taken over every n-th training window
+    n_noise: int = 1000  # Choice: draws of noise
+    n_control: int = 10  # Choice: draws of phase-scrambled signals and of real windows
+    n_matchings: int = 20  # Choice: draws of each null of the agreement of networks
+    quantile: float = 0.95  # Choice: of a null, which a signal must exceed
+    seed: int = 0  # Choice
+    seeds: tuple[int, ...] = (0, 1, 2)  # Choice: networks per level
+    noise_g: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)  # Choice: standard deviation of the noise added, G
+    prevalence: tuple[float, ...] = (0.2, 0.3, 0.5, 0.75, 1.0)  # Choice: share of the motifs that are planted
+    n_units: tuple[int, ...] = (4, 8, 16, 32)  # Choice: width of each layer
+    epochs: tuple[int, ...] = (1, 3, 6, 12)  # Choice: of training
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -129,6 +148,7 @@ class Settings:
     atlas: AtlasSettings = field(default_factory=AtlasSettings)
     readings: ReadingSettings = field(default_factory=ReadingSettings)
     visual: VisualSettings = field(default_factory=VisualSettings)
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
     device: str | None = None
 
     @property
@@ -159,6 +179,14 @@ PROFILES: dict[str, dict] = {
         "visual": VisualSettings(
             n_steps=60, only=("time", "frequency", "spectral penalty", "best of 3, diverse", "neuron, prior")
         ),
+        "recovery": RecoverySettings(
+            n_noise=400,
+            seeds=(0,),
+            noise_g=(0.0, 0.1, 0.2),
+            prevalence=(0.3, 0.6, 1.0),
+            n_units=(),  # the base alone: each further width needs its own networks with random weights
+            epochs=(1, 3, 6),
+        ),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
@@ -166,6 +194,7 @@ PROFILES: dict[str, dict] = {
     },
     # the paper's own settings, on one GPU
     "paper": {
+        "recovery": RecoverySettings(n_random=100),
         "visual": VisualSettings(n_steps=500),
     },
 }

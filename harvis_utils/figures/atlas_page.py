@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harvis_utils.metrics.embedding import AtlasError, AtlasLayer, usable
+from harvis_utils.metrics.clustering import AtlasError, usable
+from harvis_utils.metrics.embedding import AtlasLayer
 
 
 @dataclass(frozen=True)

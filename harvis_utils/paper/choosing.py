@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from harvis_utils.metrics.intervals import LEVEL
+from harvis_utils.metrics.intervals import LEVEL, resampled
 from harvis_utils.paper.claims import CRITERIA, Criterion, Evidence
 from harvis_utils.paper.variants import PAPERS, Variant, departures
 
@@ -90,14 +90,9 @@ class Facts:
 
     def draws(self, n_units: int, n: int = N_DRAWS, seed: int = 0) -> np.ndarray:
         """Bootstrap of what is met: (draw, reading, fact). All readings are drawn alike: networks, then units."""
-        rng = np.random.default_rng(seed)
-        n_networks = self.values[0].shape[1]
-        n_layers = max(values.shape[2] for values in self.values) // n_units
-        found = []
-        for _ in range(n):
-            network = rng.integers(n_networks, size=n_networks)
-            found.append(self.met(network, rng.integers(n_units, size=(n_networks, n_layers, n_units))))
-        return np.stack(found)
+        n_networks, n_layers = self.values[0].shape[1], max(v.shape[2] for v in self.values) // n_units
+        drawn = resampled((n_networks,), (n_networks, n_layers, n_units), n=n, seed=seed)
+        return np.stack([self.met(network, unit) for network, unit in drawn])
 
     def score(self, met: np.ndarray, without: str = "") -> np.ndarray:
         """Mean over the claims, ``without`` one, of the share of a claim's facts that are met: (..., reading)."""

@@ -180,7 +180,7 @@ def reading_scores(
     return similarity.with_activities(by_seed(networks, found), windows)
 
 
-@kept("real_windows", apart=("device",))
+@kept("reading_scores", apart=("device",))
 def strongest_share(network: Network, windows: Windows, *, device: str | None = None) -> xr.Dataset:
     """Share of power above 5 Hz of the real test window that excites each unit most, dims (layer, unit)."""
     held_out = windows.test.segments

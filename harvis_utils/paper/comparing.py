@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Windows
+from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import motifs, realism
 from harvis_utils.metrics.intervals import Difference, interval, paired
 from harvis_utils.paper.climbing import by_seed, maps, noise_starts
@@ -136,11 +137,11 @@ def measures(
     cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, made: xr.Dataset
 ) -> xr.Dataset:
     """Measures of notebook 08 of all variants' signals: dims (seed, recipe, layer, unit)."""
-    found = []
+    start, found = starting_signal(cfg.maximization, windows.train.length), []
     for net in networks:
-        own, signal = statistics.sel(seed=net.seed), made[["signal", "map"]].sel(seed=net.seed)
-        reference = realism.reference_windows(cfg, windows, net, statistics)
-        found.append(realism.measure(signal, own, net.trunk, windows.train, cfg, reference))
+        signal, own = (of.sel(seed=net.seed, drop=True) for of in (made[["signal", "map"]], statistics))
+        reference = realism.references_of(net, windows, own["th_eap"], cfg.similarity, device=cfg.device)
+        found.append(realism.measure(signal, own, net.trunk, windows.train, cfg.similarity, start, reference))
     return by_seed(networks, found)
 
 
