@@ -81,17 +81,6 @@ def test_differences_say_who_is_better_on_measures_that_have_a_better_side():
     assert set(found.loc[(slice(None), "spectral distance"), "better"]) == {"b"}, "nearer is better"
 
 
-def test_averages_are_means_over_layers_of_what_is_there():
-    made = made_measures()
-    made["matched_ssim"][{"technique": 0, "layer": 0}] = np.nan
-    found = comparing.table(made, "technique")
-    averages = comparing.averages(found)
-    assert list(averages.index) == ["a", "b"] and list(averages) == list(comparing.MEASURES)
-    assert averages.loc["b", "nearness"] == pytest.approx(found.loc["b", "nearness"].mean())
-    column = "matched Ssim, log10 G²"
-    assert averages.loc["a", column] == found.loc[("a", "conv2"), column]
-
-
 def test_dependence_is_drawn_by_level_and_network():
     rng, columns = np.random.default_rng(0), ("recall", "random_recall", "macro_f1")
     rows = [

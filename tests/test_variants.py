@@ -63,8 +63,7 @@ def made(cfg, tiny_windows, tmp_path_factory):
         found = everything()
         with results.around_builds(lambda stage, key: pytest.fail(f"a result of {stage} is made again")):
             again = everything()
-        controls = comparing.controls(tiny_windows, nets, stats, found["visual"])
-        beside = comparing.beside(found["visual"], controls, found["others"], nets)
+        beside = comparing.beside(found["visual"], found["others"], tiny_windows, nets, stats)
         measured = comparing.measures(cfg, tiny_windows, nets, stats, beside)
     return SimpleNamespace(
         nets=nets, stats=stats, again=again, denoiser=denoiser, beside=beside, measured=measured, **found
@@ -363,17 +362,16 @@ def test_comparison_is_paired_by_hand(made):
 def test_motifs_are_matched_within_the_layers_that_hold_them(made):
     shapes = (np.array([0.0, 1.0, 0.0, -1.0, 0.0]), np.sin(np.arange(9.0)))
     truth = SimpleNamespace(names=("a", "b"), shapes=shapes, layers=("conv1", "conv3"))
-    found = comparing.motif_matches(truth, made.visual["signal"])
-    for name, shape, layers in (("a", shapes[0], ["conv1", "conv2", "conv3"]), ("b", shapes[1], ["conv3"])):
-        some = made.visual["signal"].sel(seed=1, recipe="frequency", layer=layers).values
-        expected = max(motifs.ncc(shape, x) for x in some.reshape(-1, 30))
-        assert float(found.sel(recipe="frequency", seed=1, motif=name)) == pytest.approx(expected)
-    few = made.others["recipe"].values
-    random = comparing.motif_matches(truth, made.others["signal"])
-    table = comparing.motif_table(found.sel(recipe=few), random)
+    few = made.visual["signal"].sel(recipe=made.others["recipe"].values)
+    table = comparing.motif_table(truth, few, made.others["signal"])
+    expected = []
+    for shape, layers in ((shapes[0], ["conv1", "conv2", "conv3"]), (shapes[1], ["conv3"])):
+        for seed in (0, 1):
+            some = few.sel(seed=seed, recipe="frequency", layer=layers).values
+            expected.append(max(motifs.ncc(shape, x) for x in some.reshape(-1, 30)))
     row = table.loc["frequency"]
+    assert row["trained"] == pytest.approx(np.mean(expected))
     assert row["above random"] == pytest.approx(row["trained"] - row["random weights"])
-    base = table.loc[PAPERS]
-    assert row["more than the paper's"] == pytest.approx(row["above random"] - base["above random"])
-    with pytest.raises(ValueError, match="other recipes"):
-        comparing.motif_table(found, random)
+    assert row["more than the paper's"] == pytest.approx(row["above random"] - table.loc[PAPERS, "above random"])
+    with pytest.raises(ValueError, match="other variants"):
+        comparing.motif_table(truth, made.visual["signal"], made.others["signal"])

@@ -254,7 +254,7 @@ def visual_signals(
     signal = np.take_along_axis(made.signal[:, 0].reshape(*shape, length), best[:, :, None, None], 2)[:, :, 0]
     dims = ("layer", "unit", "time")
     return xr.Dataset(
-        {"signal": (dims, signal), "map": (dims, maps(network, signal, units))},
+        {"signal": (dims, signal), "map": (dims, similarity.own_maps(network.trunk, signal, units))},
         coords={"layer": layers, "unit": list(units)},
     )
 
@@ -290,14 +290,6 @@ def noise_starts(windows: Windows, n: int, n_axes: int, seed: int) -> np.ndarray
     axes = [spectrum_noise(segments, n, np.random.default_rng((seed, axis))) for axis in range(n_axes)]
     x = np.stack(axes, 1)
     return (x * sine_rms / np.sqrt((x**2).mean(2, keepdims=True))).astype(np.float32)
-
-
-@torch.no_grad()
-def maps(network: Network, signal: np.ndarray, units: Sequence[int]) -> np.ndarray:
-    """Outputs of each signal's own unit: (layer, unit, time) in G -> the same shape."""
-    unit = torch.tensor(list(units))
-    each = zip(network.trunk.layers, signal, strict=True)
-    return np.stack([paper_methods.unit_maps(network.trunk, la, unit, torch.tensor(x)).numpy() for la, x in each])
 
 
 # -------------------------------------------------------------------------------------------------- of all networks

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import motifs, realism
+from harvis_utils.metrics import motifs, realism, similarity
 from harvis_utils.metrics.intervals import Difference, interval, paired
-from harvis_utils.paper.climbing import by_seed, maps, noise_starts
+from harvis_utils.paper.climbing import by_seed, noise_starts
 from harvis_utils.paper.variants import PAPERS
 from harvis_utils.settings import Settings
 from harvis_utils.training.supervised import Network
@@ -105,11 +106,6 @@ def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
     return both.assign(shared)
 
 
-def averages(found: pd.DataFrame, levels: str | Sequence[str] = "name") -> pd.DataFrame:
-    """Each measure's mean over layers, from :func:`table`: one row per method or control, without intervals."""
-    return found.groupby(level=levels, sort=False)[list(MEASURES)].mean()
-
-
 def dependence_curves(depends: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
     """:func:`recovery.dependence` by factor: its levels, and (level, seed) arrays of what depends on them."""
     names = {"recall": "recall", "random_recall": "random weights", "macro_f1": "macro F1"}
@@ -195,65 +191,46 @@ CONTROLS = {
 RANDOM_PREFIX = "random weights: "
 
 
-def controls(windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, made: xr.Dataset) -> xr.Dataset:
-    """Signals of :data:`CONTROLS` for the units of ``made``: dims (seed, recipe, layer, unit, time), maps included."""
-    units, n_layers = made["unit"].values.tolist(), made.sizes["layer"]
+def beside(
+    made: xr.Dataset, random: xr.Dataset, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset
+) -> xr.Dataset:
+    """Variants, :data:`CONTROLS` and what variants made of networks with random weights, judged by trained networks.
+
+    ``made`` and ``random`` are as :func:`harvis_utils.paper.climbing.signals` returns them, one entry of seed per
+    network; the maps of all are those of the trained networks' units.
+    """
+    dims, units = ("seed", "recipe", "layer", "unit", "time"), made["unit"].values.tolist()
+    others = random["signal"].transpose(*dims)
+    others = others.assign_coords(recipe=[f"{RANDOM_PREFIX}{name}" for name in others["recipe"].values])
     found = []
     for net in networks:
-        start = noise_starts(windows, n_layers * len(units), 1, net.seed)[:, 0]
+        shape = (made.sizes["layer"], len(units), made.sizes["time"])
+        start = noise_starts(windows, shape[0] * shape[1], 1, net.seed).reshape(shape)
         real = realism.held_out_strong(net.trunk, statistics["th_eap"].sel(seed=net.seed), windows.test, net.seed)
-        found.append([start.reshape(n_layers, len(units), -1), real[:, units]])
-    dims = ("seed", "recipe", "layer", "unit", "time")
-    coords = {"seed": made["seed"].values, "recipe": list(CONTROLS), "layer": made["layer"].values, "unit": units}
-    return judged_by(networks, xr.Dataset({"signal": (dims, np.array(found))}, coords))
+        signals = np.stack([start, real[:, units], *others.sel(seed=net.seed).values]).astype(np.float32)
+        maps = np.stack([similarity.own_maps(net.trunk, x, units) for x in signals])
+        found.append(xr.Dataset({"signal": (dims[1:], signals), "map": (dims[1:], maps)}))
+    names = {"recipe": [*CONTROLS, *others["recipe"].values], "layer": made["layer"], "unit": units}
+    return xr.concat([made[["signal", "map"]], by_seed(networks, found).assign_coords(names)], "recipe")
 
 
-def judged_by(networks: Sequence[Network], made: xr.Dataset) -> xr.Dataset:
-    """The same signals with the maps of these networks' units, whichever networks the signals were made on.
+def motif_table(
+    truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArray, against: str = PAPERS
+) -> pd.DataFrame:
+    """Matches of planted motifs per variant: trained, random weights, their difference, and that minus the paper's.
 
-    ``made`` has dims (seed, recipe, layer, unit, time), one entry of seed per network.
+    ``trained`` and ``random`` are signals (seed, recipe, layer, unit, time) of the same variants, networks paired in
+    their order. A match is the best one among the units of the layers that can hold the motif; differences are paired
+    by network and motif and have intervals. Raises ``ValueError`` where the variants differ.
     """
-    ordered = made.transpose("seed", "recipe", "layer", "unit", "time")
-    units, signal = ordered["unit"].values.tolist(), ordered["signal"].astype(np.float32)
-    found = [[maps(net, x, units) for x in signal.sel(seed=net.seed).values] for net in networks]
-    return ordered.assign(map=(ordered["signal"].dims, np.array(found)))
-
-
-def beside(made: xr.Dataset, control: xr.Dataset, random: xr.Dataset, networks: Sequence[Network]) -> xr.Dataset:
-    """Variants, controls and what variants made of networks with random weights, all judged by trained networks."""
-    judged = judged_by(networks, random)
-    judged = judged.assign_coords(recipe=[f"{RANDOM_PREFIX}{name}" for name in judged["recipe"].values])
-    return xr.concat([part[["signal", "map"]] for part in (made, control, judged)], "recipe")
-
-
-def motif_matches(truth, made: xr.DataArray) -> xr.DataArray:
-    """Best match of every motif among the units of the layers that can hold it: dims (recipe, seed, motif).
-
-    ``made`` are signals (seed, recipe, layer, unit, time); ``truth`` is a data set's planted motifs.
-    """
-    ordered = made.transpose("recipe", "seed", "layer", "unit", "time")
-    layers = [str(la) for la in ordered["layer"].values]
-    found = np.empty((*ordered.shape[:2], len(truth.names)))
-    for k, (shape, first) in enumerate(zip(truth.shapes, truth.layers, strict=True)):
-        held = ordered.values[:, :, layers.index(first) :]
-        match = motifs.best_match([shape], held.reshape(-1, held.shape[-1]))[0]
-        found[..., k] = match.reshape(*held.shape[:2], -1).max(-1)
-    coords = {d: ordered[d].values for d in ("recipe", "seed")} | {"motif": list(truth.names)}
-    return xr.DataArray(found, dims=("recipe", "seed", "motif"), coords=coords)
-
-
-def motif_table(trained: xr.DataArray, random: xr.DataArray, against: str = PAPERS) -> pd.DataFrame:
-    """Matches of planted motifs per recipe: trained, random weights, their difference, and that minus the paper's.
-
-    Both are what :func:`motif_matches` returns, networks paired in their order; differences are paired by network and
-    motif and have intervals.
-    """
-    if trained["recipe"].values.tolist() != random["recipe"].values.tolist():
-        raise ValueError("the random networks' matches are of other recipes than the trained networks'")
-    gain = trained.values - random.values  # (recipe, seed, motif)
-    base, rows = list(trained["recipe"].values).index(against), []
-    for k, name in enumerate(trained["recipe"].values):
-        row = {"recipe": str(name), "trained": trained.values[k].mean(), "random weights": random.values[k].mean()}
-        row |= _difference("above random", trained.values[k], random.values[k])[0]
-        rows.append(row | _difference("more than the paper's", gain[k], gain[base])[0])
+    names = [str(name) for name in trained["recipe"].values]
+    if names != random["recipe"].values.tolist():
+        raise ValueError("the random networks' signals are of other variants than the trained networks'")
+    found = (motifs.matches(truth, some)["best"].sel(layer=motifs.ANY) for some in (trained, random))
+    ours, theirs = (best.transpose("recipe", "seed", "motif").values for best in found)
+    gain, rows = ours - theirs, []
+    for k, name in enumerate(names):
+        row = {"recipe": name, "trained": ours[k].mean(), "random weights": theirs[k].mean()}
+        row |= _difference("above random", ours[k], theirs[k])[0]
+        rows.append(row | _difference("more than the paper's", gain[k], gain[names.index(against)])[0])
     return pd.DataFrame(rows).set_index("recipe")
