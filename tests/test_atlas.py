@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harvis_utils.figures import atlas_page
+from harvis_utils.figures import page
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import clustering, embedding, similarity
 from harvis_utils.paper import claims
@@ -362,12 +362,12 @@ def test_the_page_holds_everything_and_loads_nothing():
     lost = a_layer(
         "conv3", positions=np.vstack([np.full((1, 2), np.nan), np.random.default_rng(1).normal(size=(6, 2))])
     )
-    text = atlas_page.interactive_html([a_layer(), lost], NAMES, COLOURS, title="A & B", caveat="made-up data")
-    page = Page(text)
-    assert page.addresses == []
+    text = page.atlas([a_layer(), lost], NAMES, COLOURS, title="A & B", caveat="made-up data")
+    seen = Page(text)
+    assert seen.addresses == []
     assert not re.search(r"@import|fetch\(|XMLHttpRequest|https?://(?!www\.w3\.org/2000/svg)", text)
-    assert "A &amp; B" in text and "made-up data" in text and "@@" not in text
-    content = json.loads(page.scripts[0])
+    assert "A &amp; B" in text and "made-up data" in text and "{{" not in text
+    content = json.loads(seen.scripts[0])
     assert content["names"] == list(NAMES) and content["colours"] == list(COLOURS.values())
     assert [len(layer["units"]) for layer in content["layers"]] == [7, 6]
     assert [layer["left_out"] for layer in content["layers"]] == [[], [0]]
@@ -380,7 +380,7 @@ def test_the_page_holds_everything_and_loads_nothing():
 def test_a_page_for_two_full_layers_stays_small():
     layers = [a_layer(name, 64) for name in ("conv1", "conv2", "conv3")]
     names = [f"activity {i}" for i in range(2)]
-    assert len(atlas_page.interactive_html(layers, names, dict.fromkeys(names, "#000000")).encode()) < 500_000
+    assert len(page.atlas(layers, names, dict.fromkeys(names, "#000000")).encode()) < 500_000
 
 
 @pytest.mark.parametrize(
@@ -391,8 +391,8 @@ def test_a_page_for_two_full_layers_stays_small():
     ],
 )
 def test_a_layer_that_does_not_fit_together_is_refused(change, message):
-    with pytest.raises(clustering.AtlasError, match=message):
-        atlas_page.interactive_html([a_layer(**change)], NAMES, COLOURS)
+    with pytest.raises(ValueError, match=message):
+        page.atlas([a_layer(**change)], NAMES, COLOURS)
 
 
 # --------------------------------------------------------------------------------------------- stored measures

@@ -136,7 +136,7 @@ def test_as_json_is_plain():
     assert json.loads(json.dumps(plain)) == plain
     assert (plain["path"], plain["pair"]) == ("a/b", [1, [2.5, None]])
     assert plain["1"]["training"]["seeds"] == [0, 1] and plain["1"]["model"]["n_units"] == 16
-    assert set(plain["1"]) == {"profile", "dataset", "device", *SECTIONS}
+    assert set(plain["1"]) == {"profile", "dataset", "weights", "device", *SECTIONS}
 
 
 # ------------------------------------------------------------------------------------------------------ paths
