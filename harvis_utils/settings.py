@@ -117,6 +117,16 @@ class ReadingSettings:
 
 
 @dataclass(frozen=True)
+class VisualSettings:
+    """Feature visualization as it is judged beside the method of paper section 3."""
+
+    n_steps: int = 200  # Choice
+    step_size: float = 0.05  # Choice
+    prior_rate: float = 0.1  # Choice: share of the way to the denoised signal that every step goes
+    only: tuple[str, ...] = ()  # Choice: variants that are tried, by name or family (paper.variants); empty: all
+
+
+@dataclass(frozen=True)
 class RecoverySettings:
     """Planted motifs found again: draws of the nulls, and the levels of the factors that recall may depend on."""
 
@@ -174,6 +184,7 @@ class Settings:
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     dissection: DissectionSettings = field(default_factory=DissectionSettings)
     locating: LocatingSettings = field(default_factory=LocatingSettings)
+    visual: VisualSettings = field(default_factory=VisualSettings)
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -205,6 +216,9 @@ PROFILES: dict[str, dict] = {
         "maximization": MaximizationSettings(n_steps=400),
         "similarity": SimilaritySettings(),
         "readings": ReadingSettings(seeds=(100,), n_units=4),
+        "visual": VisualSettings(
+            n_steps=60, only=("time", "frequency", "spectral penalty", "best of 3, diverse", "neuron, prior")
+        ),
         "recovery": RecoverySettings(
             n_noise=400,
             seeds=(0,),
@@ -233,6 +247,7 @@ PROFILES: dict[str, dict] = {
         "recovery": RecoverySettings(n_random=100),
         "dissection": DissectionSettings(thinning=10, ablation_thinning=5),
         "locating": LocatingSettings(n_val=100, n_test=400, n_covered=190),
+        "visual": VisualSettings(n_steps=500),
     },
 }
 

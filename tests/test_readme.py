@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from harvis_utils.paper.evidence import OURS
+from harvis_utils.paper.variants import OURS
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import write_json, write_text
 from workflow import readme
