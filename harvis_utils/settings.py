@@ -72,8 +72,7 @@ class TrainingSettings:
     learning_rate: float = 1e-4  # Paper
     batch_size: int = 64  # Choice: not stated
     weight_decay: float = 0.0  # Choice: not stated
-    # Choice: validation and test are scored after every so many epochs and after the last
-    evaluate_every: int = field(default=1, metadata={"unless": 1})
+    evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs between scores, beside the last one
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class VisualSettings:
 
 @dataclass(frozen=True)
 class RecoverySettings:
-    """Planted motifs found again: draws of the nulls, and the levels of the factors that recall may depend on."""
+    """Planted motifs found again: draws of the nulls, and levels of what recall may depend on (notebook 08)."""
 
     n_random: int = 20  # Choice: networks with random weights; a 95 % point, leaving one out, needs 20
     first_random_seed: int = 1000  # Choice: their seeds are this one and the next ones
