@@ -30,7 +30,7 @@ from harvis_utils.settings import (
     report_root,
 )
 
-SECTIONS = ("windows", "model", "training", "maximization", "similarity", "atlas", "readings")
+SECTIONS = tuple(f.name for f in dataclasses.fields(Settings) if f.name not in ("profile", "dataset", "device"))
 FIELDS = [(s, f.name) for s in SECTIONS for f in dataclasses.fields(getattr(Settings("p", "d"), s))]
 
 
@@ -96,7 +96,7 @@ def test_every_value_says_whether_the_paper_fixes_it(section):
     for field in dataclasses.fields(kind):
         (line,) = [line for line in lines if re.match(rf"    {field.name}: ", line)]
         assert re.search(r"  # (Paper|Choice)\b", line), line.strip()
-    assert re.search(r"paper section", kind.__doc__)
+    assert re.search(r"paper section|notebook \d\d", kind.__doc__)
 
 
 # ---------------------------------------------------------------------------------------------------- digests
@@ -108,6 +108,9 @@ def another(value):
         return not value
     if isinstance(value, tuple):
         return (*value, 99)
+    if dataclasses.is_dataclass(value):
+        first = dataclasses.fields(value)[0].name
+        return dataclasses.replace(value, **{first: another(getattr(value, first))})
     return value + "x" if isinstance(value, str) else value + 1
 
 

@@ -70,6 +70,11 @@ class Windows:
         """Number of windows per split."""
         return {name: len(getattr(self, name)) for name in SPLITS}
 
+    def every(self, n: int) -> Windows:
+        """Every ``n``-th window of each split, as the digest says."""
+        splits = {name: getattr(self, name).every(n) for name in SPLITS}
+        return replace(self, **splits, digest=f"{self.digest}/{n}")
+
 
 def resample(signal: np.ndarray, rate_hz: float, to_hz: float) -> np.ndarray:
     """Linear interpolation of (time, axis) samples to another rate, from the first sample to the last.

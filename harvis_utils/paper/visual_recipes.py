@@ -253,6 +253,6 @@ def signals(
 
 def key(cfg: Settings, windows: Windows, network: Network, recipe: Recipe, units: Sequence[int]) -> str:
     """Address of the signals of one network and recipe."""
-    of_prior = priors.key(cfg, windows, priors.SETTINGS[cfg.profile]) if recipe.prior else ""
+    of_prior = priors.weights.key(windows, cfg.prior) if recipe.prior else ""
     settings = [cfg.windows, SETTINGS[cfg.profile], recipe, list(units)]
     return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows), of_prior)
