@@ -70,7 +70,7 @@ def collect(cfg: Settings, device: str, rounds: int, only: list[str], save: Call
     note("full_runs", lambda: climbing.full_runs(first, mine))
     note("grid", lambda: climbing.grid(networks, th, MaximizationSettings()))
     if set(only) & {"search", "search_by_distance", "search_scaling"} or not only:
-        signals = paper_methods.signals(cfg, data, networks, statistics)
+        signals = paper_methods.signals(cfg, networks, statistics)
         pieces = generated_pieces(cfg, signals, statistics)
         n = cfg.similarity.n_similar
         note("search", lambda: searching.compare(data.train, pieces, n, rounds, device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -13,11 +13,16 @@ from harvis_utils.settings import Settings, SettingsError
 
 
 def threads() -> int:
-    """Number of computing threads: ``HARVIS_THREADS``, else the cores this process may use."""
+    """Number of computing threads: ``HARVIS_THREADS``, else the cores this process may use.
+
+    Where the system cannot say which those are (macOS, Windows), all cores.
+    """
     text = os.environ.get("HARVIS_THREADS", "")
     if text and (not text.isdecimal() or int(text) < 1):
         raise SettingsError(f"HARVIS_THREADS={text!r} is not a number of threads (1, 2, ...)")
-    return int(text) if text else len(os.sched_getaffinity(0))
+    if text:
+        return int(text)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def torch_device(device: str | None = None):
@@ -54,15 +59,25 @@ def threads_inside(n: int | None):
         torch.set_num_threads(before)
 
 
-def side_by_side(cfg: Settings, job: Callable, things: Sequence) -> list:
-    """``job`` of each thing, as many at once as there are threads on a CPU; each is computed on one thread."""
-    at_once = torch.get_num_threads() if torch_device(cfg.device).type == "cpu" else 1
-    with (
-        threads_inside(1),
-        ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        futures = [pool.submit(job, thing) for thing in things]
+@contextmanager
+def workers(n: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A pool of ``n`` threads (None: as many as torch computes on), each computing on one.
+
+    What is not begun when the block ends, by an error or an interrupt too, is not begun any more.
+    """
+    n = n or torch.get_num_threads()
+    with threads_inside(1), ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            return [future.result() for future in futures]
-        finally:  # after an error or an interrupt nothing new is begun
+            yield pool
+        finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def side_by_side(cfg: Settings, job: Callable, things: Sequence, title: str | None = None) -> list:
+    """``job`` of each thing, as many at once as there are threads on a CPU; each is computed on one thread.
+
+    The results come in the order of ``things``. With a ``title`` a bar shows how far it is.
+    """
+    with workers(None if torch_device(cfg.device).type == "cpu" else 1) as pool:
+        done = pool.map(job, things)
+        return list(progress(done, total=len(things), desc=title, leave=False) if title else done)

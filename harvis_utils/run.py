@@ -1,4 +1,4 @@
-"""What earlier notebooks made of one data set and profile, opened when it is first asked for."""
+"""The settings of a notebook, and what belongs to them: made where it is missing, read where it is there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.metrics import similarity
 from harvis_utils.parallel import threads
-from harvis_utils.settings import PASSED, Settings, SettingsError, for_choosing, load_settings
+from harvis_utils.settings import Settings, SettingsError, for_choosing, load_settings
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
 
@@ -22,8 +22,7 @@ from harvis_utils.training.supervised import Network
 class Run:
     """Windows, networks and signals that belong to settings, each read once.
 
-    Nothing is computed but windows and untrained networks, which take seconds. What no notebook has made yet raises
-    :class:`harvis_utils.store.files.ArtifactError`, which names the notebook to run.
+    What an earlier notebook made is read from the store; what is missing is computed, which may take long.
     """
 
     def __init__(self, cfg: Settings):
@@ -42,7 +41,7 @@ class Run:
     @cached_property
     def networks(self) -> list[Network]:
         """The trained networks, one per seed."""
-        return supervised.load_networks(self.cfg, self.data)
+        return supervised.networks(self.cfg, self.data)
 
     @cached_property
     def untrained(self) -> list[Network]:
@@ -62,13 +61,13 @@ class Run:
     @cached_property
     def signals(self) -> xr.Dataset:
         """Signals of all methods and presets (:func:`paper_methods.signals`)."""
-        return paper_methods.load_signals(self.cfg, self.data, self.networks)
+        return paper_methods.signals(self.cfg, self.networks, self.statistics)
 
     @cached_property
     def random_signals(self) -> xr.Dataset:
         """Signals of the proposed method for the untrained networks, a control."""
-        return paper_methods.load_signals(
-            self.cfg, self.data, self.untrained, paper_methods.CONTROL_METHODS, ("calibrated",)
+        return paper_methods.signals(
+            self.cfg, self.untrained, self.random_statistics, paper_methods.CONTROL_METHODS, ("calibrated",)
         )
 
     @cached_property
@@ -102,6 +101,10 @@ class Run:
         """What every JSON file of findings begins with."""
         cfg = self.cfg
         return {"dataset": cfg.dataset, "profile": cfg.profile, "caveat": self.data.caveat}
+
+
+#: the name by which a namespace says that its parameters have been checked once
+PASSED = "_harvis_parameters_passed"
 
 
 def check_parameters(namespace: dict, **declared) -> None:

@@ -326,10 +326,6 @@ def data_folders() -> list[Path]:
 # ------------------------------------------------------------------------------------- notebook parameters
 
 
-#: the name by which a namespace says that its parameters have been checked once
-PASSED = "_harvis_parameters_passed"
-
-
 # ------------------------------------------------------------------------------------------------- progress
 
 

@@ -191,9 +191,9 @@ def direct(tmp_path_factory):
         data = windowing.cut(archive.load_recordings("synthetic"), CFG.windows)
         nets, random = supervised.networks(CFG, data), supervised.untrained(CFG, data)
         statistics, random_statistics = (unit_statistics.statistics(CFG, data, n) for n in (nets, random))
-        signals = paper_methods.signals(CFG, data, nets, statistics)
+        signals = paper_methods.signals(CFG, nets, statistics)
         control = paper_methods.CONTROL_METHODS, ("calibrated",)
-        random_signals = paper_methods.signals(CFG, data, random, random_statistics, *control)
+        random_signals = paper_methods.signals(CFG, random, random_statistics, *control)
         one = random_signals.isel(preset=0, technique=0, drop=True)
         scores = similarity.scores(CFG, data, nets, statistics, signals)
         controls = similarity.controls(CFG, data, nets, statistics, random, random_statistics, one)
@@ -249,8 +249,8 @@ def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packi
         assert (mine.history["val_f1"] == net.history["val_f1"]).all() and mine.best_epoch == net.best_epoch
     untrained, control = supervised.untrained(CFG, data), (paper_methods.CONTROL_METHODS, ("calibrated",))
     assert unit_statistics.load_statistics(CFG, data, found).identical(statistics)
-    assert paper_methods.load_signals(CFG, data, found).identical(signals)
-    assert paper_methods.load_signals(CFG, data, untrained, *control).identical(random_signals)
+    assert paper_methods.load_signals(CFG, found).identical(signals)
+    assert paper_methods.load_signals(CFG, untrained, *control).identical(random_signals)
     for kind, table in scores.items():
         assert similarity.load_scores(CFG, data, found, kind).identical(table)
     # readings and recipes are found, not made: nothing may be computed here

@@ -89,18 +89,12 @@ def test_dead_units_are_counted(tiny_windows):
     assert looks["dead"] == 0.75 and looks["score"] == pytest.approx(looks["evenness"] / 4)
 
 
-def test_thinning_keeps_every_nth_window(tiny_windows):
-    few = architecture.thinned(tiny_windows, 24)
-    assert np.array_equal(few.train.start, tiny_windows.train.start[::2]) and few.digest != tiny_windows.digest
-    assert np.array_equal(few.val.start, tiny_windows.val.start[::2])
-
-
 def test_variants_are_trained_stored_and_tabulated(cfg, tiny_windows, one_thread):
     found = architecture.outcomes(cfg, tiny_windows)
     assert list(zip(found["variant"], found["seed"], strict=True)) == [
         (v, s) for v in TINY.variants for s in TINY.seeds
     ]
-    few = architecture.thinned(tiny_windows, TINY.n_windows)
+    few = tiny_windows.thinned(TINY.n_windows)
     model = architecture.new_model(few, MODEL, BY_NAME[BASE], 1)
     supervised.fit_best(model, few, TINY.training, 1)
     assert found.loc[0, "test F1"] == supervised.macro_f1(few.test, supervised.predict(model, few.test))
@@ -144,7 +138,7 @@ def test_source_and_targets_share_no_person_and_the_new_one_no_activity(make_rec
             assert set(split.activity) == set(range(len(task.activities)))
     first = both.train.x[both.train.activity == 0]
     assert np.array_equal(first, data.train.x[(data.train.activity == 1) & (data.train.subject == 2)])
-    thin = architecture.tasks(data, architecture.thinned(data, len(data.train) // 2))
+    thin = architecture.tasks(data, data.thinned(len(data.train) // 2))
     assert len(thin["source"].train) < len(source.train) and len(thin["source"].test) < len(source.test)
     assert np.array_equal(thin[architecture.TARGETS[0]].train.x, people.train.x), "what is drawn from is whole"
     with pytest.raises(ValueError, match="four activities, not 2 and 3"):

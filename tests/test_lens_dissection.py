@@ -675,6 +675,5 @@ def test_factors_compare_small_networks(tiny, monkeypatch):
     assert rows["mean best IoU, random weights"].tolist() == pytest.approx(untrained.values)
     gap = rows["unique detectors, base minus this"]
     assert gap["3 units"] == pytest.approx(rows["unique detectors"].iloc[0] - rows.loc["3 units", "unique detectors"])
-    fewer = dissection_factors.thinned(data, 3)
+    fewer = data.every(3)
     assert len(fewer.test) == -(-len(data.test) // 3) and fewer.digest != data.digest
-    assert dissection_factors.thinned(data, 1) is data

@@ -37,7 +37,7 @@ def test_it_opens_what_the_stages_made(run, cfg):
     with pytest.raises(ArtifactError, match="03_maximization"):
         _ = run.signals
     statistics = unit_statistics.statistics(cfg, run.data, networks)
-    signals = paper_methods.signals(cfg, run.data, networks, statistics)
+    signals = paper_methods.signals(cfg, networks, statistics)
     assert [n.seed for n in run.networks] == [n.seed for n in networks] == list(cfg.training.seeds)
     assert run.layers == list(networks[0].trunk.layers) and [n.seed for n in run.untrained] == list(cfg.training.seeds)
     assert run.statistics.identical(statistics) and run.signals.identical(signals)

@@ -34,9 +34,7 @@ def made_windows() -> Windows:
         length=LENGTH,
     )
     axes = tuple(f"{place} {axis}" for place in ("arm", "leg") for axis in "xyz")
-    return Windows(
-        split, split, split, activities=CLASSES, axes=axes, rate_hz=30.0, digest="made", caveat="made-up data"
-    )
+    return Windows(split, split, split, activities=CLASSES, axes=axes, rate_hz=30.0, caveat="made-up data")
 
 
 NETWORKS = {

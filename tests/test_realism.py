@@ -406,10 +406,8 @@ def run(cfg, tiny_windows, tmp_path_factory):
         patched.setenv("HARVIS_ARTIFACTS", str(folder))
         nets, random = supervised.networks(cfg, tiny_windows), supervised.untrained(cfg, tiny_windows)
         stats, of_random = (unit_statistics.statistics(cfg, tiny_windows, n) for n in (nets, random))
-        signals = paper_methods.signals(cfg, tiny_windows, nets, stats, methods)
-        made = paper_methods.signals(
-            cfg, tiny_windows, random, of_random, paper_methods.CONTROL_METHODS, ("calibrated",)
-        )
+        signals = paper_methods.signals(cfg, nets, stats, methods)
+        made = paper_methods.signals(cfg, random, of_random, paper_methods.CONTROL_METHODS, ("calibrated",))
         proposed = made.isel(preset=0, technique=0, drop=True)
         found = realism.realism(cfg, tiny_windows, nets, stats, signals)
         controls = realism.controls(cfg, tiny_windows, nets, stats, proposed)

@@ -48,7 +48,7 @@ def test_our_method_is_the_recipe_of_means_and_stands_beside_the_papers(cfg, mad
     recipe = made["signals"]["signal"].sel(recipe=evidence.OUR_RECIPE)
     found = ours["signal"].sel(preset="calibrated", technique=evidence.OURS).sel(unit=[0, 2, 5])
     assert np.abs(found.transpose(*recipe.dims).values - recipe.values).max() < 1e-5
-    papers = paper_methods.signals(cfg, tiny_windows, made["nets"], made["stats"], ("L2+TV+EAP+clip",), ("calibrated",))
+    papers = paper_methods.signals(cfg, made["nets"], made["stats"], ("L2+TV+EAP+clip",), ("calibrated",))
     both = evidence.joined(papers, ours, "technique")
     assert list(both["technique"].values) == ["L2+TV+EAP+clip", evidence.OURS]
     for name, of in (("L2+TV+EAP+clip", papers), (evidence.OURS, ours)):

@@ -14,18 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_motifs import naive_ncc
 
-from harvis_utils.data import synthetic
-from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.data import synthetic, windowing
+from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import recovery
-from harvis_utils.networks.sfhf import folded_trunk
 from harvis_utils.parallel import side_by_side
 from harvis_utils.settings import (
-    PROFILES,
     MaximizationSettings,
-    ModelSettings,
     Settings,
-    TrainingSettings,
     artifact_root,
     load_settings,
 )
@@ -348,73 +344,11 @@ def test_data_without_motifs_have_no_recall():
 
 
 def test_the_data_of_a_level_are_that_variant():
-    cfg, windows = recovery._variant(load_settings("quick", "synthetic"), 0.1, 0.5)
-    made = synthetic.variant(0.1, 0.5)
-    assert cfg.dataset == made.name and windows.digest == made.digest
-    cfg, windows = recovery._variant(load_settings("quick", "synthetic"), 0.0, 1.0)
-    assert cfg == load_settings("quick", "synthetic") and windows.digest == synthetic.variant().digest
-
-
-@pytest.fixture
-def tiny(tiny_windows):
-    cfg = dataclasses.replace(
-        load_settings("quick", "synthetic"),
-        model=ModelSettings(n_units=3, n_dense=4),
-        training=TrainingSettings(seeds=(0,), epochs=1, learning_rate=2e-3),
-        maximization=MaximizationSettings(n_steps=3),
-    )
-    return cfg, tiny_windows
-
-
-def test_random_weights_are_networks_nobody_trained_each_kept_on_its_own(tiny, one_thread, monkeypatch):
-    cfg, windows = tiny
-    settings_ = dataclasses.replace(FEW, n_random=2, thinning=3)
-    found = recovery.random_weights(cfg, windows, settings_)
-    assert found["signal"].dims == ("seed", "layer", "unit", "time") and list(found["seed"]) == [1000, 1001]
-    trunk = folded_trunk(supervised.new_model(windows, cfg.model, 1001).eval())
-    statistics = unit_statistics.collect(trunk, windows.train.every(3).segments)
-    alone = paper_methods.maximize(
-        trunk,
-        "conv2",
-        statistics["th_eap"].sel(layer="conv2").values,
-        methods=("L2+TV+EAP+clip",),
-        settings=cfg.maximization,
-    )
-    np.testing.assert_array_equal(found["signal"].sel(seed=1001, layer="conv2"), alone["signal"][0])
-    assert found["dead"].sel(seed=1001).equals(statistics["dead"].assign_coords(seed=1001))
-    monkeypatch.setattr(recovery, "_maximized", lambda *_: pytest.fail("computed again"))
-    assert recovery.random_weights(cfg, windows, settings_).equals(found)
-    with pytest.raises(pytest.fail.Exception):
-        recovery.random_weights(cfg, windows, dataclasses.replace(settings_, n_random=3))
-
-
-def test_recall_takes_the_calibrated_preset(tiny):
-    cfg, windows = tiny
-    each = noise_of(14, 3, seed=[0], preset=["literal", "calibrated"], technique=METHODS)
-    random = noise_of(15, 3, seed=list(range(1000, 1020)))
-    found = recovery.recall(
-        cfg, windows, each.to_dataset(name="signal"), random.to_dataset(name="signal"), synthetic.DATASET, FEW
-    )
-    expected = recovery.recall_table(TRUTH, each.sel(preset="calibrated"), random, windows.train.segments, START, FEW)
-    pd.testing.assert_frame_equal(found, expected)
-
-
-def test_one_factor_moves_at_a_time_and_the_base_is_a_level_of_each():
-    cfg = load_settings("quick", "synthetic")
-    settings_ = dataclasses.replace(FEW, noise_g=(0.1,), prevalence=(0.5, 1.0), n_units=(4,), epochs=())
-    found = recovery.levels(cfg, settings_)
-    base = recovery.Level(0.0, 1.0, 16, 6)
-    for factor, level in found:
-        assert dataclasses.replace(level, **{factor: getattr(base, factor)}) == base
-    values = {f: [getattr(level, f) for factor, level in found if factor == f] for f in recovery.FACTORS}
-    assert values == {"noise_g": [0.0, 0.1], "prevalence": [0.5, 1.0], "n_units": [4, 16], "epochs": [6]}
-
-
-def test_settings_of_every_profile_allow_their_nulls():
-    assert set(recovery.SETTINGS) == set(PROFILES)
-    for chosen in recovery.SETTINGS.values():
-        recovery.chance_point(np.arange(chosen.n_random - 1.0), chosen.quantile)
-        recovery.chance_point(np.arange(float(chosen.n_noise)), chosen.quantile)
+    for noise_g, prevalence in ((0.1, 0.5), (0.0, 1.0)):
+        cfg, windows = recovery._variant(load_settings("quick", "synthetic"), noise_g, prevalence)
+        made = synthetic.variant(noise_g, prevalence)
+        assert cfg.dataset == made.name and windows.digest == windowing.cut(made, cfg.windows).digest
+    assert cfg == load_settings("quick", "synthetic")
 
 
 def test_dependence_trains_each_setting_once_and_reads_it_back(tiny, one_thread, monkeypatch, tiny_windows):
@@ -424,7 +358,7 @@ def test_dependence_trains_each_setting_once_and_reads_it_back(tiny, one_thread,
     def variant(cfg, noise_g, prevalence):
         seen.append((noise_g, prevalence))
         name = f"{noise_g} {prevalence}"
-        return dataclasses.replace(cfg, dataset=name), dataclasses.replace(tiny_windows, digest=name)
+        return dataclasses.replace(cfg, dataset=name), dataclasses.replace(tiny_windows, rate_hz=30 + len(seen) / 100)
 
     monkeypatch.setattr(recovery, "_variant", variant)
     settings_ = dataclasses.replace(

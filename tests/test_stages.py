@@ -32,10 +32,8 @@ def stages(cfg, tiny_windows, tmp_path_factory):
         nets = supervised.networks(cfg, tiny_windows)
         random = supervised.untrained(cfg, tiny_windows)
         stats, random_stats = (unit_statistics.statistics(cfg, tiny_windows, n) for n in (nets, random))
-        made = paper_methods.signals(cfg, tiny_windows, nets, stats)
-        random_made = paper_methods.signals(
-            cfg, tiny_windows, random, random_stats, paper_methods.CONTROL_METHODS, ("calibrated",)
-        )
+        made = paper_methods.signals(cfg, nets, stats)
+        random_made = paper_methods.signals(cfg, random, random_stats, paper_methods.CONTROL_METHODS, ("calibrated",))
         scores = similarity.scores(cfg, tiny_windows, nets, stats, made)
         one = random_made.sel(preset="calibrated", technique=PROPOSED, drop=True)
         controls = similarity.controls(cfg, tiny_windows, nets, stats, random, random_stats, one)
@@ -75,7 +73,7 @@ def test_everything_is_read_back_and_nothing_is_computed_again(stages, cfg, tiny
         monkeypatch.setattr(type(stage), "obtain", lambda *_: pytest.fail("computed again"))
     nets = supervised.load_networks(cfg, tiny_windows)
     assert unit_statistics.load_statistics(cfg, tiny_windows, nets).equals(stages["stats"])
-    assert paper_methods.load_signals(cfg, tiny_windows, nets).equals(stages["signals"])
+    assert paper_methods.load_signals(cfg, nets).equals(stages["signals"])
     for kind in ("methods", "controls"):
         name = {"methods": "scores"}.get(kind, kind)
         assert similarity.load_scores(cfg, tiny_windows, nets, kind).equals(stages[name])

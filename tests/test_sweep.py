@@ -221,10 +221,8 @@ def test_notebooks_find_what_a_sweep_of_the_default_architecture_has_made(tmp_pa
     monkeypatch.setattr(stages.Stage, "obtain", look_up)
     nets, random = supervised.networks(cfg, data), supervised.untrained(cfg, data)
     statistics, random_statistics = (unit_statistics.statistics(cfg, data, n) for n in (nets, random))
-    made = paper_methods.signals(cfg, data, nets, statistics)
-    of_random = paper_methods.signals(
-        cfg, data, random, random_statistics, paper_methods.CONTROL_METHODS, ("calibrated",)
-    )
+    made = paper_methods.signals(cfg, nets, statistics)
+    of_random = paper_methods.signals(cfg, random, random_statistics, paper_methods.CONTROL_METHODS, ("calibrated",))
     similarity.scores(cfg, data, nets, statistics, made)
     proposed = of_random.sel(preset="calibrated", technique=paper_methods.CONTROL_METHODS[0], drop=True)
     similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)

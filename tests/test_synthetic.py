@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from harvis_utils.data import synthetic, windowing
+from harvis_utils.data import synthetic
 from harvis_utils.data.archive import load_recordings
 from harvis_utils.data.kinds import check_name
 from harvis_utils.metrics import motifs
@@ -240,7 +240,7 @@ def test_no_variant_can_pass_for_the_plain_data_or_another_variant():
         assert len({getattr(m, field) for m in made}) == len(made)
     assert len({m.dataset.title for m in made}) == len(made)
     for m in made:
-        assert m.caveat == "made-up data" and m.dataset.name == m.name and windowing.cut(m).digest == m.digest
+        assert m.caveat == "made-up data" and m.dataset.name == m.name
     for m in made[1:]:
         with pytest.raises(SettingsError, match="unknown data set"):
             check_name(m.name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 from harvis_utils.data import archive, kinds, windowing
 from harvis_utils.data.windowing import SPLITS
 from harvis_utils.settings import WindowSettings, data_folders
+
+NAMES = ("activities", "axes")
 
 # ------------------------------------------------------------------------------------------------ naive twins
 
@@ -124,7 +129,7 @@ def test_x_and_segments(tiny_windows):
 
 def test_what_windows_say_about_themselves(make_recordings, tiny_windows):
     assert tiny_windows.counts() == {"train": 48, "val": 24, "test": 24}
-    assert (tiny_windows.caveat, tiny_windows.digest, tiny_windows.rate_hz) == ("made-up data", "made by the tests", 30)
+    assert (tiny_windows.caveat, tiny_windows.rate_hz) == ("made-up data", 30)
     assert tiny_windows.axes == ("axis 0", "axis 1", "axis 2") and len(tiny_windows.activities) == 3
     assert [sorted(set(getattr(tiny_windows, name).subject)) for name in SPLITS] == [[1, 2], [3], [4]]
     unverified = make_recordings({(s, 0): 40 for s in (1, 3, 4)}, made_up=False)
@@ -188,6 +193,35 @@ def test_real_windows(name, counts, threshold, tolerance):
     # no gravity is missing and no unit wrong: the median length of a sensor's acceleration is 1 G
     lengths = np.linalg.norm(found.train.series.reshape(-1, 2, 3), axis=2)
     assert np.median(lengths) == pytest.approx(1, abs=0.05)
+
+
+def test_the_digest_follows_all_that_the_windows_are_and_nothing_else(make_recordings, tiny_windows):
+    """Each array of each split, the names and the rate; not the caveat, nor where the windows came from."""
+    changed = [dataclasses.replace(tiny_windows, rate_hz=31.0)]
+    changed += [dataclasses.replace(tiny_windows, **{n: ("x", *getattr(tiny_windows, n)[1:])}) for n in NAMES]
+    for name in SPLITS:
+        split = getattr(tiny_windows, name)
+        for field in dataclasses.fields(split):
+            value = copy.copy(getattr(split, field.name))
+            if field.name == "length":
+                value += 1
+            else:
+                value.flat[-1] += 1
+            changed.append(
+                dataclasses.replace(tiny_windows, **{name: dataclasses.replace(split, **{field.name: value})})
+            )
+    changed += [tiny_windows.every(2), tiny_windows.every(3)]
+    assert len({w.digest for w in changed} | {tiny_windows.digest}) == len(changed) + 1
+    assert dataclasses.replace(tiny_windows, caveat="other").digest == tiny_windows.digest
+    lengths = {(s, a): 30 + 15 * 7 for s in (1, 2, 3, 4) for a in range(3)}
+    again = dataclasses.replace(make_recordings(lengths), digest="another archive")
+    assert windowing.cut(again).digest == tiny_windows.digest == tiny_windows.every(1).digest
+
+
+def test_thinned_windows(tiny_windows):
+    third = tiny_windows.every(3)
+    assert third.counts() == {"train": 16, "val": 8, "test": 8}
+    assert tiny_windows.thinned(16).digest == third.digest and tiny_windows.thinned(10**6).counts()["train"] == 48
 
 
 def test_every_third_window(tiny_windows):

@@ -241,8 +241,8 @@ def run(cfg: Settings, data: Windows, end: float, workers: int) -> None:
     with ascent._exact_products(torch_device(cfg.device)), stages.around_builds(piece):
         nets, random = supervised.load_networks(cfg, data), supervised.untrained(cfg, data)
         statistics, random_statistics = (unit_statistics.statistics(cfg, data, some) for some in (nets, random))
-        signals = paper_methods.signals(cfg, data, nets, statistics)
-        random_signals = paper_methods.signals(cfg, data, random, random_statistics, (PROPOSED,), ("calibrated",))
+        signals = paper_methods.signals(cfg, nets, statistics)
+        random_signals = paper_methods.signals(cfg, random, random_statistics, (PROPOSED,), ("calibrated",))
         similarity.scores(cfg, data, nets, statistics, signals)
         one = random_signals.sel(preset="calibrated", technique=PROPOSED, drop=True)
         similarity.controls(cfg, data, nets, statistics, random, random_statistics, one)

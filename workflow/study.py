@@ -84,8 +84,7 @@ def run(dataset: str, device: str | None = None) -> pd.DataFrame:
     """
     base = load_settings("desk", dataset, device)
     full = windowing.cut(archive.load_recordings(dataset), base.windows)
-    thinned = {name: getattr(full, name).every(THINNING) for name in windowing.SPLITS}
-    third = dataclasses.replace(full, **thinned, digest=f"{full.digest}/{THINNING}")
+    third = full.every(THINNING)
     rows = []
     for variant in VARIANTS:
         cfg = settings_of(variant, base)

@@ -58,7 +58,7 @@ def run(sweep: Sweep, name: str) -> Path:
             nets = supervised.load_networks(cfg, data)
             statistics = unit_statistics.load_statistics(cfg, data, nets)
             if job.kind == "signals":
-                paper_methods.signals(cfg, data, nets, statistics, presets=(job.preset,))
+                paper_methods.signals(cfg, nets, statistics, presets=(job.preset,))
             else:
                 _score(sweep, cfg, data, nets, statistics)
         stored = sorted(set(journal.read_text(encoding="utf-8").split()))
@@ -67,12 +67,12 @@ def run(sweep: Sweep, name: str) -> Path:
 
 def _score(sweep: Sweep, cfg: Settings, data: Windows, nets: list[Network], statistics: xr.Dataset) -> None:
     """Scores of the sweep's presets, and their controls as notebooks 03 and 04 make them."""
-    made = paper_methods.load_signals(cfg, data, nets, presets=sweep.presets)
+    made = paper_methods.load_signals(cfg, nets, presets=sweep.presets)
     similarity.scores(cfg, data, _addressed(sweep, nets), statistics, made)
     random = supervised.untrained(cfg, data)
     random_statistics = unit_statistics.statistics(cfg, data, random)
     methods, presets = paper_methods.CONTROL_METHODS, ("calibrated",)
-    made = paper_methods.signals(cfg, data, random, random_statistics, methods, presets)
+    made = paper_methods.signals(cfg, random, random_statistics, methods, presets)
     proposed = made.sel(preset=presets[0], technique=methods[0], drop=True)
     similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
 

@@ -20,10 +20,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import psutil
+import torch
 
 from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name
 from harvis_utils.settings import APPROXIMATE, data_folders
-from harvis_utils.store import stages
+from harvis_utils.store.results import kept
 
 #: how often a failed download is tried again
 RETRIES = 3
@@ -312,25 +313,39 @@ def _as_found(archive: Archive, path: Path) -> Archive:
 # ---------------------------------------------------------------------------------------------------- loading
 
 
+@kept("recordings", apart=("dataset", "archive", "source"))
+def parsed(
+    name: str, read: Callable, digest: str, *, dataset: Dataset, archive: Archive, source: Callable[[], Path]
+) -> dict[str, torch.Tensor]:
+    """Recordings of an archive end to end, ``signal`` (sample, axis) in G, and ``length``, ``subject``, ``activity``.
+
+    The archive with this ``digest`` lies at ``source()``, which is asked for only where it has not been parsed before.
+    """
+    items = _parse(name, dataset, archive, source())
+    return {
+        "signal": torch.from_numpy(np.concatenate([item.signal for item in items])),
+        "length": torch.tensor([len(item.signal) for item in items]),
+        "subject": torch.tensor([item.subject for item in items]),
+        "activity": torch.tensor([item.activity for item in items]),
+    }
+
+
 def _load(name: str, dataset: Dataset, *, download: bool = True) -> Recordings:
-    """Recordings of an archived data set, parsed at the first call and read from the derived file at later ones."""
     approximate = name.endswith(APPROXIMATE)
     archive = dataset.archive
     path = locate(name, archive)
     if approximate:
         # its digest is not known beforehand: computed each time, so that a changed archive is never missed
         archive = _as_found(archive, path or _absent(archive, "an unverified archive is never downloaded"))
-    module = dataset.read.__module__.removeprefix("harvis_utils.")
-    stage = stages.Stage("recordings", notebook="01_data", modules=("data.kinds", "data.archive", module))
-    key = stage.key({"dataset": name}, archive.digest)
 
-    def build(folder: Path) -> None:
-        source = path or (fetch(name, archive) if download else _absent(archive, "downloading is switched off"))
-        _save(folder / "recordings.npz", _parse(name, dataset, archive, source))
+    def source() -> Path:
+        return path or (fetch(name, archive) if download else _absent(archive, "downloading is switched off"))
 
-    about = {"dataset": name, "archive": archive.filename, "digest": archive.digest, "verified": not approximate}
-    folder = stage.obtain(key, build, about)
-    return Recordings(name, dataset, _read(folder / "recordings.npz"), verified=not approximate, digest=archive.digest)
+    found = parsed(name, dataset.read, archive.digest, dataset=dataset, archive=archive, source=source)
+    found = {column: values.numpy() for column, values in found.items()}
+    pieces = np.split(found["signal"], np.cumsum(found["length"])[:-1])
+    items = map(Recording, found["subject"].tolist(), found["activity"].tolist(), pieces)
+    return Recordings(name, dataset, tuple(items), verified=not approximate, digest=archive.digest)
 
 
 def generate(dataset: Dataset) -> Recordings:
@@ -382,23 +397,6 @@ def _check(item: Recording, dataset: Dataset) -> None:
         raise ValueError("recording is not made of finite float32 numbers")
     if item.subject not in subjects or not 0 <= item.activity < len(dataset.activities):
         raise ValueError(f"subject {item.subject} or activity {item.activity} is not one of {dataset.name}'s")
-
-
-def _save(path: Path, items: Sequence[Recording]) -> None:
-    np.savez(
-        path,
-        signal=np.concatenate([item.signal for item in items]),
-        length=np.array([len(item.signal) for item in items]),
-        subject=np.array([item.subject for item in items]),
-        activity=np.array([item.activity for item in items]),
-    )
-
-
-def _read(path: Path) -> tuple[Recording, ...]:
-    with np.load(path, allow_pickle=False) as stored:
-        pieces = np.split(stored["signal"], np.cumsum(stored["length"])[:-1])
-        who, what = stored["subject"].tolist(), stored["activity"].tolist()
-    return tuple(Recording(*item) for item in zip(who, what, pieces, strict=True))
 
 
 def load_recordings(name: str, *, download: bool = True) -> Recordings:

@@ -6,13 +6,16 @@ as one series per split; a window is a position in it, so overlapping windows sh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
 
 from harvis_utils.data.kinds import Recordings
 from harvis_utils.settings import WindowSettings
+from harvis_utils.store.results import described
 
 SPLITS = ("train", "val", "test")
 
@@ -64,16 +67,27 @@ class Windows:
     axes: tuple[str, ...]
     rate_hz: float
     caveat: str
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what the windows are: all arrays of all splits, the names and the rate; the caveat does not count.
+
+        Results are addressed by it, so other windows, thinned or changed ones too, have other results.
+        """
+        content = {f.name: described(getattr(self, f.name)) for f in fields(self) if f.name != "caveat"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def every(self, n: int) -> Windows:
+        """Every ``n``-th window of all splits, from the first."""
+        return replace(self, **{name: getattr(self, name).every(n) for name in SPLITS})
+
+    def thinned(self, n_windows: int) -> Windows:
+        """Every n-th window of all splits, so that about ``n_windows`` remain for training."""
+        return self.every(max(1, round(len(self.train) / n_windows)))
 
     def counts(self) -> dict[str, int]:
         """Number of windows per split."""
         return {name: len(getattr(self, name)) for name in SPLITS}
-
-    def every(self, n: int) -> Windows:
-        """Every ``n``-th window of each split, as the digest says."""
-        splits = {name: getattr(self, name).every(n) for name in SPLITS}
-        return replace(self, **splits, digest=f"{self.digest}/{n}")
 
 
 def resample(signal: np.ndarray, rate_hz: float, to_hz: float) -> np.ndarray:
@@ -109,7 +123,6 @@ def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windo
         axes=dataset.axes,
         rate_hz=settings.rate_hz,
         caveat=recordings.caveat,
-        digest=recordings.digest,
     )
 
 

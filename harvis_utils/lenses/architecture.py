@@ -96,11 +96,6 @@ def new_model(windows: Windows, settings: ModelSettings, variant: Variant, seed:
         return Reshaped(len(windows.axes), windows.train.length, len(windows.activities), settings, variant)
 
 
-def thinned(windows: Windows, n_windows: int) -> Windows:
-    """Every n-th window of every split, so that about ``n_windows`` of training are left."""
-    return windows.every(max(1, round(len(windows.train) / n_windows)))
-
-
 @kept("architecture")
 def trained(
     few: Windows, variant: Variant, model: ModelSettings, training: TrainingSettings, seed: int
@@ -122,7 +117,7 @@ def trained(
 def outcomes(cfg: Settings, windows: Windows) -> pd.DataFrame:
     """:func:`trained` of all variants and seeds of the run: one row each, with ``variant``, ``question``, ``seed``."""
     settings = cfg.architecture
-    few = thinned(windows, settings.n_windows)
+    few = windows.thinned(settings.n_windows)
     jobs = [(BY_NAME[name], seed) for name in settings.variants or BY_NAME for seed in settings.seeds]
 
     def one(job: tuple[Variant, int]) -> pd.DataFrame:
@@ -283,7 +278,7 @@ def few_of_each(split: Split, n: int, seed: int) -> np.ndarray:
 @kept("transfer")
 def carried(windows: Windows, small: ArchitectureSettings, settings: TransferSettings, seed: int) -> pd.DataFrame:
     """Test macro F1 of every target, arm and number of windows, for one source network."""
-    few = thinned(windows, small.n_windows)
+    few = windows.thinned(small.n_windows)
     with threads_inside(1):
         return pd.DataFrame(_carried(tasks(windows, few), seed, small, settings))
 

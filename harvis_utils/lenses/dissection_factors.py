@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils.data.windowing import SPLITS, Split, Windows
+from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import ablation, dissection, pretext
 from harvis_utils.lenses.concepts import Concepts
 from harvis_utils.lenses.dissection_runs import DissectionSettings, dissect
@@ -29,14 +29,6 @@ from harvis_utils.training.supervised import Network
 #: what the small networks differ from: the quick profile's model and training, whatever the run's own are
 BASE = "16 units, batch norm, labels"
 LABELS, PRETEXT = "labels", "pretext"
-
-
-def thinned(windows: Windows, every: int) -> Windows:
-    """Every n-th window of all splits, as windows of their own; every first are the windows themselves."""
-    if every == 1:
-        return windows
-    splits = {name: getattr(windows, name).every(every) for name in SPLITS}
-    return dataclasses.replace(windows, **splits, digest=f"{windows.digest}/{every}")
 
 
 def small(cfg: Settings, settings: DissectionSettings, **model) -> Settings:
@@ -75,7 +67,7 @@ def small_networks(cfg: Settings, windows: Windows, settings: DissectionSettings
 
 
 def _tasks(windows: Windows, settings: DissectionSettings) -> dict[str, Windows]:
-    few = thinned(windows, settings.factor_thinning)
+    few = windows.every(settings.factor_thinning)
     return {LABELS: few, PRETEXT: pretext.task(few)}
 
 

@@ -98,8 +98,7 @@ def train(cfg: Settings, windows: Windows) -> list[Moment]:
     """
     few, seed, most = windows, cfg.evolution.seed, cfg.evolution.n_trained
     if most and len(windows.train) > most:
-        split = deconvnet.searched(windows.train, most)
-        few = dataclasses.replace(windows, train=split, digest=f"{windows.digest}/train {most}")
+        few = dataclasses.replace(windows, train=deconvnet.searched(windows.train, most))
     wanted = (few, cfg.model, dataclasses.replace(cfg.training, seeds=()), seed)
     found, key = states(*wanted, device=cfg.device), states.key(*wanted)
     moments = []

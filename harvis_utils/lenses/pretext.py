@@ -12,7 +12,6 @@ import dataclasses
 import numpy as np
 
 from harvis_utils.data.windowing import SPLITS, Split, Windows
-from harvis_utils.store import stages
 
 #: pieces into which a window is cut to be scrambled
 N_PIECES = 5
@@ -44,8 +43,7 @@ def task(windows: Windows, seed: int = 0) -> Windows:
     """The windows, each changed by a transformation drawn at random, which is its class; splits and subjects stay."""
     rng = np.random.default_rng(seed)
     splits = {name: _changed(getattr(windows, name), rng) for name in SPLITS}
-    digest = f"{windows.digest}/pretext {seed} {stages.code_digest('lenses.pretext')}"
-    return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS, digest=digest)
+    return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS)
 
 
 def _changed(split: Split, rng: np.random.Generator) -> Split:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import scipy.signal
@@ -21,23 +20,13 @@ import xarray as xr
 from torch import Tensor
 from torch.nn import functional as F
 
-from harvis_utils.data.windowing import Windows
 from harvis_utils.fast import ascent
-from harvis_utils.maximization import unit_statistics
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import PRESETS, MaximizationSettings, Settings, Step
-from harvis_utils.store import stages
-from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
-
-STAGE = stages.Stage(
-    "signals",
-    notebook="03_maximization",
-    modules=("networks.sfhf", "fast.ascent", "settings", "maximization.paper_methods"),
-)
-
 
 # ------------------------------------------------------------------------------------------------- methods
 
@@ -239,73 +228,59 @@ def recorded_steps(n_steps: int, n: int = 60) -> list[int]:
 CONTROL_METHODS = ("L2+TV+EAP+clip",)
 
 
+@kept("signals", apart=("device",))
+def signals_of(
+    network: Network,
+    layer: str,
+    th_eap: np.ndarray,
+    methods: Sequence[str],
+    step: Step,
+    settings: MaximizationSettings,
+    length: int,
+    rate_hz: float,
+    *,
+    device: str | None = None,
+) -> xr.Dataset:
+    """Signals of all units of one layer; see :func:`maximize`."""
+    return maximize(
+        network.trunk,
+        layer,
+        th_eap,
+        methods=methods,
+        preset=step,
+        settings=settings,
+        length=length,
+        rate_hz=rate_hz,
+        device=torch_device(device),
+    )
+
+
 def signals(
     cfg: Settings,
-    windows: Windows,
     networks: list[Network],
     statistics: xr.Dataset,
     methods: Sequence[str] = tuple(METHODS),
     presets: Sequence[str] = tuple(PRESETS),
 ) -> xr.Dataset:
-    """Signals of all networks and layers, dims (seed, layer, preset, technique, unit, time); missing ones are made.
+    """Signals of all networks and layers, dims (seed, layer, preset, technique, unit, time).
 
-    One stored result per network, layer and preset, so that a kill loses at most one of them.
+    ``statistics`` has dims (seed, layer, unit). One stored result per network, layer and preset, so that a kill loses
+    at most one of them.
     """
 
-    def folder(net: Network, layer: str, preset: str) -> Path:
+    def one(net: Network, layer: str, preset: str) -> xr.Dataset:
         th_eap = statistics["th_eap"].sel(seed=net.seed, layer=layer).values
+        about = (PRESETS[preset], cfg.maximization, cfg.windows.length, cfg.windows.rate_hz)
+        made = signals_of(net, layer, th_eap, tuple(methods), *about, device=cfg.device)
+        return made.expand_dims(seed=[net.seed], layer=[layer], preset=[preset])
 
-        def build(part: Path) -> None:
-            found = maximize(
-                net.trunk,
-                layer,
-                th_eap,
-                methods=methods,
-                preset=preset,
-                settings=cfg.maximization,
-                length=cfg.windows.length,
-                rate_hz=cfg.windows.rate_hz,
-                device=torch_device(cfg.device),
+    return xr.concat(
+        [
+            xr.concat(
+                [xr.concat([one(net, la, p) for p in presets], "preset") for la in net.trunk.layers],
+                "layer",
             )
-            write_dataset(part / "signals.nc", found)
-
-        about = stages.provenance(
-            cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed, layer=layer, preset=preset
-        )
-        return STAGE.obtain(key(cfg, windows, net, layer, preset, methods), build, about)
-
-    return _stacked(networks, presets, folder)
-
-
-def load_signals(
-    cfg: Settings,
-    windows: Windows,
-    networks: list[Network],
-    methods: Sequence[str] = tuple(METHODS),
-    presets: Sequence[str] = tuple(PRESETS),
-) -> xr.Dataset:
-    """The signals that notebook 03 made; a missing one raises :class:`store.files.ArtifactError`."""
-    return _stacked(networks, presets, lambda net, la, p: STAGE.require(key(cfg, windows, net, la, p, methods)))
-
-
-def key(cfg: Settings, windows: Windows, network: Network, layer: str, preset: str, methods: Sequence[str]) -> str:
-    """Address of the signals of one network, layer and preset."""
-    settings = [cfg.maximization, cfg.windows, layer, preset, list(methods)]
-    return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows))
-
-
-def _stacked(networks: list[Network], presets: Sequence[str], folder) -> xr.Dataset:
-    def one(net: Network, layer: str) -> xr.Dataset:
-        found = [read_dataset(folder(net, layer, preset) / "signals.nc") for preset in presets]
-        return xr.concat([d.expand_dims(preset=[p]) for d, p in zip(found, presets, strict=True)], "preset")
-
-    stacked = [
-        xr.concat([one(net, layer).expand_dims(layer=[layer]) for layer in net.trunk.layers], "layer").expand_dims(
-            seed=[net.seed]
-        )
-        for net in networks
-    ]
-    return xr.concat(stacked, "seed")
-
-
-PROPOSED, BASELINE = "L2+TV+EAP+clip", "L2+TV"
+            for net in networks
+        ],
+        "seed",
+    )

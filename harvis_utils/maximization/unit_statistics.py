@@ -7,6 +7,7 @@ windows, axes and time steps; the 95 % point is that of all its outputs, zeros i
 from __future__ import annotations
 
 from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 import torch

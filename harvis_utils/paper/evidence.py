@@ -121,7 +121,7 @@ def our_signals(cfg: Settings, windows: Windows, networks: list[Network], statis
     one method. They are stored beside those of the paper's methods, which stay as they are.
     """
     mine = dataclasses.replace(cfg, maximization=our_settings(cfg.maximization))
-    made = paper_methods.signals(mine, windows, networks, statistics, (PROPOSED,), ("calibrated",))
+    made = paper_methods.signals(mine, networks, statistics, (PROPOSED,), ("calibrated",))
     return made.assign_coords(technique=[OURS])
 
 

@@ -346,9 +346,12 @@ def write_result(folder: Path, result) -> None:
     elif hasattr(result, "to_csv"):
         write_text(folder / "result.csv", result.to_csv(index=False))
     elif isinstance(result, dict) and result and all(hasattr(value, "detach") for value in result.values()):
+        import torch
         from safetensors.torch import save_file
 
-        save_file({n: t.detach().cpu().contiguous() for n, t in result.items()}, folder / "result.safetensors")
+        # cloned, because tensors in a file may not share their memory
+        tensors = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in result.items()}
+        save_file(tensors, folder / "result.safetensors")
     else:
         write_json(folder / "result.json", result)
 

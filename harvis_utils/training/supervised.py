@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import pickle
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, f1_score
+from torch import nn
 from torch.nn import functional as F
 
-from harvis_utils.data.windowing import SPLITS, Split, Windows
+from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.networks.sfhf import SFHF, Dropout, Trunk, folded_trunk
-from harvis_utils.parallel import progress, threads_inside, torch_device
+from harvis_utils.parallel import progress, threads_inside, torch_device, workers
 from harvis_utils.settings import ModelSettings, Settings, TrainingSettings
-from harvis_utils.store import stages
-from harvis_utils.store.files import read_json, replacing, write_json
-
-STAGE = stages.Stage(
-    "networks", notebook="02_model", modules=("data.windowing", "networks.sfhf", "training.supervised")
-)
+from harvis_utils.store import results
+from harvis_utils.store.files import read_json, replacing
+from harvis_utils.store.results import kept
 
 #: windows pushed through a network at once when only its output is wanted
 EVALUATION_BATCH = 1024
+#: the file in a checkpoint's folder
+CHECKPOINT = "training.pt"
+#: what is noted of each epoch
+HISTORY = ("loss", "val_f1", "test_f1")
 
 
 class TrainingError(RuntimeError):
@@ -64,12 +66,22 @@ class Network:
 _DRAWING = threading.Lock()
 
 
-def new_model(windows: Windows, settings: ModelSettings, seed: int) -> SFHF:
-    """An untrained network whose weights depend on ``seed`` alone."""
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """While the block runs, torch draws the weights of new layers from ``seed`` alone, whatever other threads do."""
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        yield
+
+
+def new_model(windows: Windows, settings: ModelSettings, seed: int) -> SFHF:
+    """An untrained network whose weights depend on ``seed`` alone."""
+    with drawing(seed):
         model = SFHF(len(windows.axes), windows.train.length, len(windows.activities), settings)
     return model.to(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------------------------------------- stored networks
 
 
 def networks(cfg: Settings, windows: Windows) -> list[Network]:
@@ -80,32 +92,94 @@ def networks(cfg: Settings, windows: Windows) -> list[Network]:
     """
     seeds = cfg.training.seeds
     at_once = torch.get_num_threads() if torch_device(cfg.device).type == "cpu" else 1
-    turns = _Turns(min(at_once, len(seeds)))
-    with (
-        threads_inside(1),
-        ThreadPoolExecutor(len(seeds), initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    turns = Turns(min(at_once, len(seeds)))
+    with workers(len(seeds)) as pool:
         futures = [pool.submit(train, cfg, windows, seed, turns) for seed in seeds]
         try:
             wait(futures)
         finally:  # an interrupt
             turns.halt.set()
     errors = [e for e in (future.exception() for future in futures) if e]
-    for error in sorted(errors, key=lambda e: isinstance(e, _Halted)):  # the cause before those it stopped
+    for error in sorted(errors, key=lambda e: isinstance(e, Halted)):  # the cause before those it stopped
         raise error
     return [future.result() for future in futures]
 
 
-class _Halted(Exception):
+def train(cfg: Settings, windows: Windows, seed: int, turns: Turns | None = None) -> Network:
+    """One network trained with the settings of the run, on one thread, read from the store where it is there."""
+    about = (windows, cfg.model, dataclasses.replace(cfg.training, seeds=()), seed)
+    with threads_inside(1):
+        found = trained(*about, device=cfg.device, turns=turns)
+    key = trained.key(*about)
+    model = new_model(windows, cfg.model, seed)
+    model.load_state_dict(_part(found, "weights."))
+    history = {name: found[name].numpy() for name in HISTORY}
+    return Network(
+        seed=seed,
+        model=model.eval(),
+        history=history,
+        best_epoch=int(np.nanargmax(history["val_f1"])),
+        predicted={k: v.numpy() for k, v in _part(found, "predicted.").items()},
+        predicted_last={k: v.numpy() for k, v in _part(found, "last_predicted.").items()},
+        key=key,
+        wall_s=read_json(results.folder_of(trained.stage, key) / "manifest.json")["wall_s"],
+    )
+
+
+def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+@kept("networks", version=1, apart=("device", "turns"))
+def trained(
+    windows: Windows,
+    model: ModelSettings,
+    training: TrainingSettings,
+    seed: int,
+    *,
+    device: str | None = None,
+    turns: Turns | None = None,
+    checkpoint: Path | None = None,
+) -> dict[str, torch.Tensor]:
+    """Train SF-HF from ``seed``; ``training.seeds`` should be empty, because it is part of the address.
+
+    Returns ``weights.*`` and ``predicted.*`` of the epoch with the best validation F1, ``last_weights.*`` and
+    ``last_predicted.*`` of the last one, and "loss", "val_f1" and "test_f1" by epoch. Interrupted training goes on
+    after its last finished epoch.
+    """
+    turns = turns or Turns(1)
+    net = new_model(windows, model, seed).to(torch_device(device))
+    options = {"around": lambda: turns, "check": turns.check, "checkpoint": checkpoint, "title": f"network {seed}"}
+    notes = fit_best(net, windows, training, seed, **options)
+    results.charge(turns.spent() / turns.n)
+    found = {name: torch.tensor(notes[name], dtype=torch.float64) for name in HISTORY}
+    for which, prefix in (("best", ""), ("last", "last_")):
+        found |= {f"{prefix}weights.{k}": v for k, v in notes[which]["weights"].items()}
+        found |= {f"{prefix}predicted.{k}": notes[which][k] for k in ("val", "test")}
+    return found
+
+
+def untrained(cfg: Settings, windows: Windows) -> list[Network]:
+    """The same networks before any training: the control that tells what training put into them."""
+    found = []
+    for seed in cfg.training.seeds:
+        model = new_model(windows, cfg.model, seed).eval()
+        key = trained.key(windows, cfg.model, TrainingSettings(seeds=(), epochs=0), seed)
+        found.append(Network(seed, model, {}, -1, {}, {}, key, 0.0))
+    return found
+
+
+class Halted(Exception):
     """Another network failed, or the user interrupted."""
 
 
-class _Turns:
+class Turns:
     """Lets ``n`` networks train at once, first come, first served; ``halt`` stops all of them at their next batch."""
 
     def __init__(self, n: int):
         self.n, self.halt = n, threading.Event()
         self._waiting, self._running, self._changed = deque(), 0, threading.Condition()
+        self._mine = threading.local()
 
     def __enter__(self) -> None:
         me = object()
@@ -117,8 +191,10 @@ class _Turns:
             self._changed.notify_all()
             self.check()
             self._running += 1
+        self._mine.begun = time.perf_counter()
 
     def __exit__(self, *error) -> None:
+        self._mine.spent = self.spent() + time.perf_counter() - self._mine.begun
         if any(error):
             self.halt.set()
         with self._changed:
@@ -126,84 +202,66 @@ class _Turns:
             self._changed.notify_all()
 
     def check(self) -> None:
+        """Raise :class:`Halted` where training must not go on."""
         if self.halt.is_set():
-            raise _Halted
+            raise Halted
+
+    def spent(self) -> float:
+        """Seconds of all turns of the calling thread."""
+        return getattr(self._mine, "spent", 0.0)
 
 
-def load_networks(cfg: Settings, windows: Windows) -> list[Network]:
-    """The networks that notebook 02 made; a missing one raises :class:`store.files.ArtifactError`."""
-    return [_read(STAGE.require(_key(cfg, windows, s)), windows, cfg.model, s) for s in cfg.training.seeds]
+# ------------------------------------------------------------------------------------------------------ training
 
 
-def untrained(cfg: Settings, windows: Windows) -> list[Network]:
-    """The same networks before any training: the control that tells what training put into them."""
-    found = []
-    for seed in cfg.training.seeds:
-        model = new_model(windows, cfg.model, seed).eval()
-        key = STAGE.key([cfg.windows, cfg.model, "untrained", seed], windows.digest)
-        found.append(Network(seed, model, {}, -1, {}, {}, key, 0.0))
-    return found
+def fit(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    settings: TrainingSettings,
+    seed: int,
+    *,
+    epochs: int | None = None,
+    each_epoch: Callable[[int, float], Mapping[str, str] | None] = lambda epoch, loss: None,
+    around: Callable[[], AbstractContextManager] = nullcontext,
+    check: Callable[[], None] = lambda: None,
+    checkpoint: Path | None = None,
+    notes: dict | None = None,
+    title: str | None = None,
+) -> list[float]:
+    """Train ``model`` in place with Adam on cross entropy; the mean loss of each epoch.
 
+    ``x`` (window, ...) and ``y`` (window,) lie on the model's device. The order of the windows and the dropout of an
+    epoch depend on (``seed``, epoch) alone. ``epochs`` counts instead of ``settings.epochs``. ``each_epoch(epoch,
+    loss)`` is called after each one and may score and copy the model; what it returns stands on the bar, which is
+    shown where there is a ``title``. Each epoch runs inside ``around()``; ``check`` is called before each batch and
+    may raise.
 
-def train(cfg: Settings, windows: Windows, seed: int, turns: _Turns | None = None) -> Network:
-    """Train one network with Adam on cross entropy, on one thread, and keep the epoch with the best validation F1.
-
-    Interrupted training goes on after its last finished epoch and ends with the weights of an uninterrupted run:
-    the order of the windows and the dropout of an epoch depend on (seed, epoch) alone.
+    With a folder ``checkpoint`` a later call goes on after the last finished epoch and ends with the weights of an
+    uninterrupted one, bit for bit. ``notes`` is what the caller gathers in ``each_epoch`` (tensors, numbers, lists,
+    dicts); it is saved with the epochs and filled again from there. Raises :class:`TrainingError` where the loss
+    diverges or the checkpoint is damaged.
     """
-    key = _key(cfg, windows, seed)
-    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed)
-    turns = turns or _Turns(1)
-    with threads_inside(1):
-        folder = STAGE.obtain(key, lambda part: _fit(cfg, windows, seed, STAGE.checkpoint(key), part, turns), about)
-    return _read(folder, windows, cfg.model, seed)
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    notes = {} if notes is None else notes
+    losses = _resume(checkpoint, model, optimizer, notes) if checkpoint else []
+    epochs = settings.epochs if epochs is None else epochs
+    todo = range(len(losses), epochs)
+    bar = progress(todo, initial=len(losses), total=epochs, desc=title) if title else None
+    for epoch in bar or todo:
+        with around():
+            losses.append(_epoch(model, optimizer, x, y, settings.batch_size, seed, epoch, check))
+            shown = each_epoch(epoch, losses[-1])
+            if bar:
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", **(shown or {}))
+            if checkpoint:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                with replacing(checkpoint / CHECKPOINT) as part:
+                    torch.save(state | {"losses": losses, "notes": notes}, part)
+    return losses
 
 
-def _key(cfg: Settings, windows: Windows, seed: int) -> str:
-    settings = [cfg.windows, cfg.model, dataclasses.replace(cfg.training, seeds=(seed,))]
-    return STAGE.key(settings, windows.digest)
-
-
-def _fit(cfg: Settings, windows: Windows, seed: int, checkpoint: Path, part: Path, turns: _Turns) -> float:
-    """Train, save to ``part``, and return this network's share of the seconds that all of them took."""
-    device = torch_device(cfg.device)
-    training = cfg.training
-    model = new_model(windows, cfg.model, seed).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), training.learning_rate, weight_decay=training.weight_decay)
-    history, best = _resume(checkpoint, model, optimizer)
-    x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
-    done = len(history["loss"])
-    bar = progress(range(done, training.epochs), initial=done, total=training.epochs, desc=f"network {seed}")
-    with turns:
-        predicted = {name: predict(model, getattr(windows, name)) for name in ("val", "test")}
-    spent = 0.0
-    for epoch in bar:
-        with turns:
-            started = time.perf_counter()
-            history["loss"].append(_epoch(model, optimizer, x, y, training, seed, epoch, turns.check))
-            predicted = {name: predict(model, getattr(windows, name)) for name in ("val", "test")}
-            for name, classes in predicted.items():
-                history[f"{name}_f1"].append(macro_f1(getattr(windows, name), classes))
-            # Choice: the epoch with the best validation macro F1, the earliest of equals; the paper does not say
-            if int(np.argmax(history["val_f1"])) == epoch:
-                best = {"state": {k: v.clone() for k, v in model.state_dict().items()}, **predicted}
-            bar.set_postfix(loss=f"{history['loss'][-1]:.3f}", val_f1=f"{history['val_f1'][-1]:.3f}")
-            _save_checkpoint(checkpoint, model, optimizer, history, best)
-            spent += time.perf_counter() - started
-    save_file(_contiguous(best["state"]), part / "weights.safetensors")
-    save_file(_contiguous(model.state_dict()), part / "last_weights.safetensors")
-    arrays = {name: torch.as_tensor(best[name]) for name in predicted}
-    arrays |= {f"last_{name}": torch.as_tensor(classes) for name, classes in predicted.items()}
-    save_file(_contiguous(arrays), part / "predictions.safetensors")
-    write_json(part / "history.json", history | {"best_epoch": int(np.argmax(history["val_f1"]))})
-    return spent / turns.n
-
-
-def _epoch(model, optimizer, x, y, training: TrainingSettings, seed: int, epoch: int, check=lambda: None) -> float:
-    """One pass over the training windows; returns the mean loss. Raises :class:`TrainingError` where it diverges.
-
-    ``check`` is called before each batch and may raise.
-    """
+def _epoch(model, optimizer, x, y, batch_size: int, seed: int, epoch: int, check: Callable[[], None]) -> float:
     noise = torch.Generator(x.device).manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
     for module in model.modules():
         if isinstance(module, Dropout):
@@ -211,7 +269,7 @@ def _epoch(model, optimizer, x, y, training: TrainingSettings, seed: int, epoch:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed * 100_003 + epoch)).to(x.device)
     model.train()
     total, seen = torch.zeros((), dtype=torch.float64, device=x.device), 0
-    for chosen in order.split(training.batch_size):
+    for chosen in order.split(batch_size):
         check()
         if len(chosen) == 1 and len(order) > 1:
             continue  # batch norm cannot normalize a single leftover window
@@ -223,11 +281,53 @@ def _epoch(model, optimizer, x, y, training: TrainingSettings, seed: int, epoch:
         seen += len(chosen)
     mean = float(total / seen)
     if not np.isfinite(mean):
+        rate = optimizer.param_groups[0]["lr"]
         raise TrainingError(
-            f"network {seed}: the loss is {mean} in epoch {epoch + 1}; lower training.learning_rate "
-            f"({training.learning_rate:g}) of this profile and run notebook 02 again"
+            f"network {seed}: the loss is {mean} in epoch {epoch + 1}; lower training.learning_rate ({rate:g}) of this "
+            "profile and train again"
         )
     return mean
+
+
+def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, notes: dict) -> list[float]:
+    """Losses of an interrupted run after loading its state; empty where there is none."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return []
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path} is damaged ({error}); delete it and train again") from error
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    notes |= state["notes"]
+    return state["losses"]
+
+
+def fit_best(model: nn.Module, windows: Windows, settings: TrainingSettings, seed: int, **options) -> dict:
+    """:func:`fit` to the training windows, scored after each epoch; leaves the weights with the best validation F1.
+
+    Returns "loss", "val_f1" and "test_f1" by epoch, and under "best" and "last" what the network was at that epoch:
+    its "weights" and the predicted classes of "val" and "test". ``options`` go to :func:`fit`.
+    """
+    device = next(model.parameters()).device
+    x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
+    notes: dict = {"val_f1": [], "test_f1": [], "best": {}, "last": {}}
+
+    def score(epoch: int, loss: float) -> dict[str, str]:
+        notes["last"] = {name: torch.as_tensor(predict(model, getattr(windows, name))) for name in ("val", "test")}
+        for name, classes in notes["last"].items():
+            notes[f"{name}_f1"].append(macro_f1(getattr(windows, name), classes.numpy()))
+        # Choice: the epoch with the best validation macro F1, the earliest of equals; the paper does not say
+        if int(np.argmax(notes["val_f1"])) == epoch:
+            notes["best"] = {"weights": {k: v.clone() for k, v in model.state_dict().items()}, **notes["last"]}
+        return {"val_f1": f"{notes['val_f1'][-1]:.3f}"}
+
+    losses = fit(model, x, y, settings, seed, each_epoch=score, notes=notes, **options)
+    notes["last"]["weights"] = {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(notes["best"]["weights"])
+    model.eval()
+    return notes | {"loss": losses}
 
 
 @torch.no_grad()
@@ -274,65 +374,3 @@ def confusion(split: Split, predicted: np.ndarray, n_classes: int) -> np.ndarray
     """Share of each true class (row) predicted as each class (column)."""
     counts = confusion_matrix(split.activity, predicted, labels=np.arange(n_classes))
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
-
-
-# ------------------------------------------------------------------------------------- checkpoints and files
-
-
-def _contiguous(state: dict) -> dict:
-    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-
-
-def _save_checkpoint(folder: Path, model, optimizer, history: dict, best: dict) -> None:
-    """Model, Adam moments, history and best epoch so far, in one file written all or nothing."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-    tensors |= {f"best.{k}": v for k, v in best["state"].items()}
-    tensors |= {f"predicted.{name}": torch.as_tensor(best[name]) for name in ("val", "test")}
-    with replacing(folder / "checkpoint.safetensors") as part:
-        save_file(_contiguous(tensors), part, metadata={"history": json.dumps(history)})
-
-
-def _resume(folder: Path, model, optimizer) -> tuple[dict, dict]:
-    """History and best epoch of an interrupted run after loading its state; empty where there is none."""
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return {"loss": [], "val_f1": [], "test_f1": []}, {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            history = json.loads(file.metadata()["history"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise TrainingError(f"{path} is damaged ({error}); delete it and run notebook 02 again") from error
-
-    def part(prefix: str) -> dict:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    model.load_state_dict(part("model."))
-    state: dict[int, dict] = {}
-    for name, value in part("adam.").items():
-        index, moment = name.split(".", 1)
-        state.setdefault(int(index), {})[moment] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    best = {"state": part("best."), **{k: v.numpy() for k, v in part("predicted.").items()}}
-    return history, best
-
-
-def _read(folder: Path, windows: Windows, settings: ModelSettings, seed: int) -> Network:
-    model = new_model(windows, settings, seed)
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
-    model.eval()
-    history = read_json(folder / "history.json")
-    best = history.pop("best_epoch")
-    arrays = {k: v.numpy() for k, v in load_file(folder / "predictions.safetensors").items()}
-    return Network(
-        seed=seed,
-        model=model,
-        history={k: np.asarray(v) for k, v in history.items()},
-        best_epoch=best,
-        predicted={k: v for k, v in arrays.items() if k in SPLITS},
-        predicted_last={k.removeprefix("last_"): v for k, v in arrays.items() if k.startswith("last_")},
-        key=folder.name,
-        wall_s=read_json(folder / "manifest.json")["wall_s"],
-    )
