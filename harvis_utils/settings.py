@@ -175,6 +175,25 @@ class SlopeSettings:
 
 
 @dataclass(frozen=True)
+class RecoverySettings:
+    """Planted motifs found again: draws of the nulls, and the levels of the factors that recall may depend on."""
+
+    n_random: int = 20  # Choice: networks with random weights; a 95 % point, leaving one out, needs 20
+    first_random_seed: int = 1000  # Choice: their seeds are this one and the next ones
+    thinning: int = 10  # Choice: th_eap of networks made here is taken over every n-th training window
+    n_noise: int = 1000  # Choice: draws of noise
+    n_control: int = 10  # Choice: draws of phase-scrambled signals and of real windows
+    n_matchings: int = 20  # Choice: draws of each null of the agreement of networks
+    quantile: float = 0.95  # Choice: of a null, which a signal must exceed
+    seed: int = 0  # Choice
+    seeds: tuple[int, ...] = (0, 1, 2)  # Choice: networks per level
+    noise_g: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)  # Choice: standard deviation of the noise added, G
+    prevalence: tuple[float, ...] = (0.2, 0.3, 0.5, 0.75, 1.0)  # Choice: share of the motifs that are planted
+    n_units: tuple[int, ...] = (4, 8, 16, 32)  # Choice: width of each layer
+    epochs: tuple[int, ...] = (1, 3, 6, 12)  # Choice: of training
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -193,6 +212,7 @@ class Settings:
     architecture: ArchitectureSettings = field(default_factory=ArchitectureSettings)
     transfer: TransferSettings = field(default_factory=TransferSettings)
     slopes: SlopeSettings = field(default_factory=SlopeSettings)
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
     device: str | None = None
 
     @property
@@ -232,6 +252,14 @@ PROFILES: dict[str, dict] = {
         ),
         "transfer": TransferSettings(n_steps=60),
         "slopes": SlopeSettings(60, 3, (0.0, 0.1, 1.0), (0, 1), (2e-3,), epochs=5, n_windows=1200),
+        "recovery": RecoverySettings(
+            n_noise=400,
+            seeds=(0,),
+            noise_g=(0.0, 0.1, 0.2),
+            prevalence=(0.3, 0.6, 1.0),
+            n_units=(),  # the base alone: each further width needs its own networks with random weights
+            epochs=(1, 3, 6),
+        ),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
@@ -240,6 +268,7 @@ PROFILES: dict[str, dict] = {
     },
     # the paper's own settings, on one GPU
     "paper": {
+        "recovery": RecoverySettings(n_random=100),
         "prior": PriorSettings(n_steps=20_000),
         "architecture": ArchitectureSettings(n_windows=6000),
         "slopes": SlopeSettings(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
-from harvis_utils.metrics import wording
+from harvis_utils.metrics import intervals
 from harvis_utils.metrics.embedding import FLAT_G
 from harvis_utils.paper.evidence import OURS
 from harvis_utils.settings import REPOSITORY
@@ -88,8 +88,8 @@ def findings_block(runs: dict[str, dict], root: Path | None = None) -> str:
         rows = {name: [_two_axes(layer, row) for layer, row in of.iterrows()] for name, of in beside.items()}
         each = ". ".join(f"{name}: {'; '.join(of)}" for name, of in rows.items())
         lines.append(
-            f"**Noise is nearer to real windows in {wording.listed(nearer, ' and ', 'no layer')}.** The noise has the "
-            "training windows' spectrum and knows nothing of the unit; nearness is that to the real windows that "
+            f"**Noise is nearer to real windows in {intervals.listed(nearer, ' and ', 'no layer')}.** The noise has "
+            "the training windows' spectrum and knows nothing of the unit; nearness is that to the real windows that "
             f"excite it. The proposed method minus noise, {each}."
         )
     for name in runs:
@@ -131,7 +131,7 @@ def _beside_noise(differences: pd.DataFrame) -> pd.DataFrame:
 
 
 def _two_axes(layer: str, row: pd.Series) -> str:
-    return f"{layer} nearness {wording.said(row, 'nearness', '+.3f')}, activation {row['activation']:+.2f}"
+    return f"{layer} nearness {intervals.said(row, 'nearness', '+.3f')}, activation {row['activation']:+.2f}"
 
 
 def _interval(recall: dict) -> str:

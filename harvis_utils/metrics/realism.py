@@ -14,9 +14,8 @@ in its function.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from scipy.special import rel_entr
@@ -24,30 +23,14 @@ from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.fast import ascent
-from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import similarity
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.parallel import torch_device
-from harvis_utils.settings import PRESETS, Settings
-from harvis_utils.store import stages
-from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.settings import Settings, SimilaritySettings
+from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
-
-STAGE = stages.Stage(
-    "realism",
-    notebook="08_evidence",
-    modules=(
-        "data.windowing",
-        "networks.sfhf",
-        "maximization.unit_statistics",
-        "fast.ascent",
-        "settings",
-        "maximization.paper_methods",
-        "metrics.similarity",
-        "metrics.realism",
-    ),
-)
 
 #: reference windows of a unit, drawn at random. Choice
 N_REFERENCES = 400
@@ -207,7 +190,11 @@ def _mean_spectrum(share: np.ndarray) -> np.ndarray:
 
 
 def references(
-    trunk: Trunk, th_eap: xr.DataArray, split: Split, cfg: Settings, device: torch.device | str = "cpu"
+    trunk: Trunk,
+    th_eap: xr.DataArray,
+    split: Split,
+    settings: SimilaritySettings,
+    device: torch.device | str = "cpu",
 ) -> xr.Dataset:
     """Reference windows of every unit and what they get among themselves, dims (layer, unit[, reference]).
 
@@ -219,7 +206,7 @@ def references(
     neighbours in its own recording overlap or repeat it, and would make real windows look nearer to real ones than
     anything new can be. Raises ``ValueError`` where there is one subject only.
     """
-    _check(split, cfg)
+    _check(split, settings.piece)
     segments, subject = split.segments, _subjects(split)
     layers, units = [str(layer) for layer in th_eap["layer"].values], th_eap["unit"].values
     outputs = largest_outputs(trunk, segments, layers, device)
@@ -235,7 +222,7 @@ def references(
         segment = _chosen(output, threshold, subject, order)
         at = slice(len(segment))
         x, who, n_strong[i, j] = segments[segment], subject[segment], (output >= threshold).sum()
-        start, pieces = _best_pieces(trunk, layers[i], units[j], x, cfg.similarity.piece)
+        start, pieces = _best_pieces(trunk, layers[i], units[j], x, settings.piece)
         chosen[i, j, at], begin[i, j, at] = segment, start
         own["ssim"][i, j, at] = np.diag(_to_others(distances(pieces, x), who))
         own["distance"][i, j, at] = np.diag(_to_others(scaled_distance(pieces, pieces), who))
@@ -268,9 +255,8 @@ def largest_outputs(
     trunk, layers = trunk.to(device), list(trunk.layers if layers is None else layers)
     depth = max(trunk.depth(layer) for layer in layers)
     found = {
-        la: np.empty((len(b), len(segments)), np.float32) for la, b in zip(trunk.layers, trunk.biases, strict=True)
+        layer: np.empty((len(trunk.biases[trunk.depth(layer) - 1]), len(segments)), np.float32) for layer in layers
     }
-    found = {layer: found[layer] for layer in layers}
     with ascent._exact_products(device):
         for begin in range(0, len(segments), CHUNK):
             h = torch.as_tensor(segments[begin : begin + CHUNK], device=device)[:, None, None, :]
@@ -316,9 +302,9 @@ def _subjects(split: Split) -> np.ndarray:
     return np.repeat(np.unique(split.subject, return_inverse=True)[1], split.series.shape[1])
 
 
-def _check(split: Split, cfg: Settings) -> None:
-    if cfg.similarity.piece > split.length:
-        raise ValueError(f"a piece of {cfg.similarity.piece} samples does not fit windows of {split.length}")
+def _check(split: Split, piece: int) -> None:
+    if piece > split.length:
+        raise ValueError(f"a piece of {piece} samples does not fit windows of {split.length}")
     subjects = np.unique(split.subject)
     if len(subjects) < 2:
         raise ValueError(
@@ -335,16 +321,15 @@ def measure(
     statistics: xr.Dataset,
     trunk: Trunk,
     split: Split,
-    cfg: Settings,
+    settings: SimilaritySettings,
+    start: np.ndarray,
     found: xr.Dataset | None = None,
-    start: np.ndarray | None = None,
 ) -> xr.Dataset:
     """All measures of signals of one network, dims (..., layer, unit).
 
     ``signals`` holds ``signal`` (G) and ``map`` over (..., layer, unit, time), maps of ``trunk``; ``statistics``
-    holds ``th_eap`` and ``dead`` over (layer, unit), of the training windows ``split``. ``found`` are the
-    :func:`references`, made where not given; ``start`` is (time,) or broadcasts to (..., layer, unit, time), by
-    default the paper's sine.
+    holds ``th_eap`` and ``dead`` over (layer, unit), of the training windows ``split``. ``start`` is (time,) or
+    broadcasts to (..., layer, unit, time); ``found`` are the :func:`references`, made where not given.
 
     ``reached``, ``matched_ssim`` (G^2), ``scaled_distance`` (mean of the nearest), ``spectral_distance`` and
     ``displacement_g`` are explained in the functions above. ``realism_p`` and ``distance_ratio`` are the rank of the
@@ -363,20 +348,19 @@ def measure(
     per_unit = per_unit.transpose("layer", "unit")
     th_eap, dead = per_unit["th_eap"].values, per_unit["dead"].values
     if found is None:
-        found = references(trunk, per_unit["th_eap"], split, cfg)
+        found = references(trunk, per_unit["th_eap"], split, settings)
     found = found.sel(layer=ordered["layer"], unit=ordered["unit"]).transpose("layer", "unit", "reference")
     segments, subject = split.segments, _subjects(split)
     x, maps = ordered["signal"].values, ordered["map"].values
     shape = tuple(ordered.sizes[d] for d in dims)
     x, maps = (v.reshape(-1, *shape[-2:], v.shape[-1]) for v in (x, maps))
-    start = starting_signal(cfg.maximization, x.shape[-1]) if start is None else start
-    failed = ~(np.abs(x).max(-1) <= cfg.similarity.fail_amplitude_g)  # NaN counts as failed
+    failed = ~(np.abs(x).max(-1) <= settings.fail_amplitude_g)  # NaN counts as failed
     names = {
         "ssim": ("matched_ssim", "ssim_ratio", "ssim_p"),
         "distance": ("scaled_distance", "distance_ratio", "realism_p"),
     }
     values = {name: np.full(x.shape[:-1], np.nan) for name in (*sum(names.values(), ()), "spectral_distance")}
-    width = cfg.similarity.piece
+    width = settings.piece
     for i, j in zip(*np.nonzero(~dead), strict=True):
         one = found.isel(layer=i, unit=j, reference=slice(int(found["n_reference"][i, j])))
         who, real = subject[one["segment"].values], segments[one["segment"].values]
@@ -429,6 +413,52 @@ AXES = {"activation": activation, "nearness": nearness}
 # -------------------------------------------------------------------------------------------- stored results
 
 
+@kept("realism", apart=("device",))
+def references_of(
+    network: Network,
+    windows: Windows,
+    th_eap: xr.DataArray,
+    settings: SimilaritySettings,
+    *,
+    device: str | None = None,
+) -> xr.Dataset:
+    """:func:`references` of one network among its training windows; ``th_eap`` is (layer, unit)."""
+    return references(network.trunk, th_eap, windows.train, settings, torch_device(device))
+
+
+@kept("realism", apart=("device",))
+def realism_of(
+    network: Network,
+    windows: Windows,
+    signals: xr.Dataset,
+    statistics: xr.Dataset,
+    start: np.ndarray,
+    settings: SimilaritySettings,
+    *,
+    device: str | None = None,
+) -> xr.Dataset:
+    """Measures of one network's ``signal`` and ``map``, dims (..., layer, unit); see :func:`measure`."""
+    found = references_of(network, windows, statistics["th_eap"], settings, device=device)
+    return measure(signals, statistics, network.trunk, windows.train, settings, start, found)
+
+
+@kept("realism", apart=("device",))
+def controls_of(
+    network: Network,
+    windows: Windows,
+    random_signals: xr.Dataset,
+    statistics: xr.Dataset,
+    start: np.ndarray,
+    settings: SimilaritySettings,
+    *,
+    device: str | None = None,
+) -> xr.Dataset:
+    """Measures of one network's :data:`CONTROLS`, dims (control, layer, unit); see :func:`controls`."""
+    signals = control_signals(network, windows, statistics, random_signals, start)
+    found = references_of(network, windows, statistics["th_eap"], settings, device=device)
+    return measure(signals, statistics, network.trunk, windows.train, settings, start, found)
+
+
 def realism(
     cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, signals: xr.Dataset
 ) -> xr.Dataset:
@@ -436,14 +466,7 @@ def realism(
 
     ``signals`` has dims (seed, layer, preset, technique, unit, time).
     """
-
-    def build(net: Network) -> xr.Dataset:
-        chosen = signals[["signal", "map"]].sel(seed=net.seed).transpose("preset", "technique", "layer", "unit", "time")
-        own, found = statistics.sel(seed=net.seed), reference_windows(cfg, windows, net, statistics)
-        return measure(chosen, own, net.trunk, windows.train, cfg, found)
-
-    which = [[str(name) for name in signals[d].values] for d in ("preset", "technique")]
-    return _stored(cfg, windows, networks, ["methods", *which], build)
+    return _each(realism_of, cfg, windows, networks, statistics, signals)
 
 
 def controls(
@@ -455,39 +478,32 @@ def controls(
     in :func:`similarity.controls` it is judged by the *trained* unit, its outputs and its threshold, because the
     reference windows are the trained unit's: does any pretty signal do, or must it be this unit's?
     """
+    return _each(controls_of, cfg, windows, networks, statistics, random_signals)
 
-    def build(net: Network) -> xr.Dataset:
-        made = control_signals(cfg, windows, net, statistics.sel(seed=net.seed), random_signals.sel(seed=net.seed))
-        found = reference_windows(cfg, windows, net, statistics)
-        return measure(made, statistics.sel(seed=net.seed), net.trunk, windows.train, cfg, found)
 
-    return _stored(cfg, windows, networks, ["controls"], build)
+def _each(one, cfg: Settings, windows: Windows, networks: list[Network], statistics, signals) -> xr.Dataset:
+    """Each network's measures by ``one``, a kept function: dims (seed, ...)."""
+    start, found = starting_signal(cfg.maximization, windows.train.length), []
+    for net in networks:
+        chosen = (signals[["signal", "map"]], statistics[["th_eap", "dead"]])
+        made, own = (of.sel(seed=net.seed, drop=True) for of in chosen)
+        found.append(one(net, windows, made, own, start, cfg.similarity, device=cfg.device))
+    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
 
 
 def control_signals(
-    cfg: Settings, windows: Windows, network: Network, statistics: xr.Dataset, random_signals: xr.Dataset
+    network: Network, windows: Windows, statistics: xr.Dataset, random_signals: xr.Dataset, start: np.ndarray
 ) -> xr.Dataset:
     """One signal per control, layer and unit: ``signal`` and ``map`` over (control, layer, unit, time).
 
     Those of :func:`similarity.control_signals`, all with maps of the trained trunk, and "held-out-strong".
     """
-    made = similarity.control_signals(cfg, windows, network, random_signals)[["signal", "map"]]
+    made = similarity.control_signals(network, windows, random_signals, start)[["signal", "map"]]
+    random = {"control": "random-weights"}
+    made["map"].loc[random] = similarity.own_maps(network.trunk, made["signal"].sel(random).values)
     own = held_out_strong(network.trunk, statistics["th_eap"], windows.test, network.seed)
-    x = {"random-weights": made["signal"].sel(control="random-weights").values, "held-out-strong": own}
-    unit = torch.tensor(made["unit"].values)
-    maps = {
-        name: np.stack(
-            [
-                paper_methods.unit_maps(network.trunk, str(layer), unit, torch.tensor(signals[i])).numpy()
-                for i, layer in enumerate(made["layer"].values)
-            ]
-        )
-        for name, signals in x.items()
-    }
-    made["map"].loc[{"control": "random-weights"}] = maps["random-weights"]
-    more = {"signal": (("layer", "unit", "time"), own), "map": (("layer", "unit", "time"), maps["held-out-strong"])}
-    strong = xr.Dataset(more, coords={"control": "held-out-strong", "layer": made["layer"], "unit": made["unit"]})
-    return xr.concat([made, strong.expand_dims("control")], "control")
+    strong = made.sel(random).copy(data={"signal": own, "map": similarity.own_maps(network.trunk, own)})
+    return xr.concat([made, strong.assign_coords(control="held-out-strong")], "control")
 
 
 def held_out_strong(trunk: Trunk, th_eap: xr.DataArray, split: Split, seed: int) -> np.ndarray:
@@ -502,47 +518,3 @@ def held_out_strong(trunk: Trunk, th_eap: xr.DataArray, split: Split, seed: int)
     strong = output >= th_eap.transpose("layer", "unit").values[:, :, None]
     drawn = np.where(strong, rng.random(strong.shape, np.float32), -1).argmax(-1)
     return segments[np.where(strong.any(-1), drawn, output.argmax(-1))]
-
-
-def load_realism(
-    cfg: Settings,
-    windows: Windows,
-    networks: list[Network],
-    kind: str = "methods",
-    methods=tuple(paper_methods.METHODS),
-    presets=tuple(PRESETS),
-) -> xr.Dataset:
-    """The measures ("methods", "controls") or reference windows ("references") that notebook 08 made."""
-    if kind not in (kinds := ("methods", "controls", "references")):
-        raise ValueError(f"unknown kind {kind!r}; valid kinds: {', '.join(kinds)}")
-    which = [kind, list(presets), list(methods)] if kind == "methods" else [kind]
-    return _stored(cfg, windows, networks, which, None)
-
-
-def key(cfg: Settings, windows: Windows, network: Network, which: list) -> str:
-    """Address of one network's result; ``which`` is its kind and, for methods, the presets and methods in it."""
-    choices = [N_REFERENCES, N_STRONGEST, N_NEAREST, REST_G, SEED, N_PROBED, CHUNK]
-    settings = [cfg.maximization, cfg.similarity, cfg.windows, choices, which]
-    return STAGE.key(settings, unit_statistics.statistics_of.key(network, windows))
-
-
-def reference_windows(cfg: Settings, windows: Windows, network: Network, statistics: xr.Dataset) -> xr.Dataset:
-    """Reference windows of one network, made once for its methods and its controls."""
-    th_eap = statistics["th_eap"].sel(seed=network.seed)
-
-    def build(net: Network) -> xr.Dataset:
-        return references(net.trunk, th_eap, windows.train, cfg, torch_device(cfg.device))
-
-    return _stored(cfg, windows, [network], ["references"], build).isel(seed=0, drop=True)
-
-
-def _stored(cfg: Settings, windows: Windows, networks: list[Network], which: list, build) -> xr.Dataset:
-    def folder(net: Network) -> Path:
-        address = key(cfg, windows, net, which)
-        if build is None:
-            return STAGE.require(address)
-        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed, kind=which[0])
-        return STAGE.obtain(address, lambda part: write_dataset(part / "realism.nc", build(net)), about)
-
-    found = [read_dataset(folder(net) / "realism.nc").expand_dims(seed=[net.seed]) for net in networks]
-    return xr.concat(found, "seed")

@@ -247,7 +247,7 @@ def _scored(
         alike = [r for r in readings if r.periods == periods]
         start = start_of(cfg.maximization, alike[0], cfg.windows.length)
         some, of_units = made.sel(reading=[r.label for r in alike]), statistics.sel(unit=made["unit"])
-        parts.append(similarity.score(some, of_units, start, windows.train, cfg, len(windows.activities))[list(KEPT)])
+        parts.append(similarity.score(some, of_units, start, windows, cfg.similarity)[list(KEPT)])
     return _in_order(parts, readings)
 
 

@@ -22,7 +22,7 @@ from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.fast import ascent
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import Method
-from harvis_utils.maximization.starting import starting_points
+from harvis_utils.maximization.starting import starting_points, starting_signal
 from harvis_utils.metrics import realism
 from harvis_utils.metrics.intervals import paired
 from harvis_utils.parallel import progress, torch_device
@@ -209,12 +209,11 @@ def measures(
     cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, made: xr.Dataset
 ) -> xr.Dataset:
     """Measures of notebook 08 for all recipes' signals: dims (seed, recipe, layer, unit)."""
-    found = []
+    start, found = starting_signal(cfg.maximization, windows.train.length), []
     for net in networks:
-        reference = realism.reference_windows(cfg, windows, net, statistics)
-        some = made[["signal", "map"]].sel(seed=net.seed)
-        of_net = statistics.sel(seed=net.seed)
-        one = realism.measure(some, of_net, net.trunk, windows.train, cfg, reference)
+        some, of_net = (of.sel(seed=net.seed, drop=True) for of in (made[["signal", "map"]], statistics))
+        reference = realism.references_of(net, windows, of_net["th_eap"], cfg.similarity, device=cfg.device)
+        one = realism.measure(some, of_net, net.trunk, windows.train, cfg.similarity, start, reference)
         found.append(one.expand_dims(seed=[net.seed]))
     return xr.concat(found, "seed")
 
