@@ -7,6 +7,9 @@ DEVICE  =
 THREADS =
 SWEEP   = workflow/sweep.toml
 WORKFLOW = local
+# the commit that `make yardstick` compares with, and where both runs live
+BASE    = cfab1e5
+YARD    = $(CURDIR)/data/derived/yardstick
 # more words for gpu-bundle, such as --limit-mib 200 or --wheels-for 3.12 --have numpy scipy
 BUNDLE  =
 
@@ -25,6 +28,9 @@ endif
 CHAIN = $(PY) -m harvis_utils.chain
 PAGES = $(PY) -m workflow.pages
 RUN   = --profile $(PROFILE) --dataset $(DATASET)
+# the chain in another folder than this one, with the data that are here
+REPRODUCE = HARVIS_DATA=$(abspath $(or $(HARVIS_DATA),data/raw)) $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY)) \
+	-m harvis_utils.chain reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE))
 export HARVIS_THREADS := $(or $(THREADS),$(HARVIS_THREADS))
 # idle OpenMP threads sleep instead of spinning: beside other work, spinning costs a factor of ten
 export OMP_WAIT_POLICY := $(or $(OMP_WAIT_POLICY),PASSIVE)
@@ -33,7 +39,7 @@ export MALLOC_MMAP_THRESHOLD_ := $(or $(MALLOC_MMAP_THRESHOLD_),1073741824)
 export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce sweep test test-kill bench lab report publish gpu-bundle clean moved
+.PHONY: help reproduce sweep test test-kill yardstick bench lab report publish gpu-bundle clean moved
 
 help: ## show this list
 	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., DEVICE=cpu|cuda, THREADS=n):"
@@ -58,6 +64,19 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 
 test-kill: $(ENV) ## kill runs at every stage and at random, and compare what the restarts end with
 	$(PY) -m pytest -v -x tests/kill
+
+yardstick: $(ENV) $(YARD)/$(BASE)/.$(PROFILE)-$(DATASET) ## run the chain anew and compare every number with those of a commit (BASE=commit)
+	@rm -rf $(YARD)/current
+	@PYTHONPATH=$(CURDIR) HARVIS_ARTIFACTS=$(YARD)/current/derived HARVIS_REPORTS=$(YARD)/current/reports $(REPRODUCE)
+	@$(PY) -m workflow.yardstick $(addsuffix /reports/$(PROFILE)/$(DATASET),$(YARD)/$(BASE) $(YARD)/current) \
+	--stores $(YARD)/$(BASE)/data/derived/store $(YARD)/current/derived/store
+
+# the reference: that commit's own package in a worktree of its own, run once and kept
+$(YARD)/$(BASE)/.$(PROFILE)-$(DATASET): | $(ENV)
+	@git worktree prune
+	@test -d $(YARD)/$(BASE) || git worktree add --quiet --detach $(YARD)/$(BASE) $(BASE)
+	@cd $(YARD)/$(BASE) && PYTHONPATH=$$PWD HARVIS_ARTIFACTS= HARVIS_REPORTS= $(REPRODUCE)
+	@touch $@
 
 bench: $(ENV) ## our engine and search beside what others would use; tables for README.md
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

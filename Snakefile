@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # names of their own: a Snakefile shares its globals with Snakemake
-import harvis_utils.chain as harvis_chain
+import harvis_utils.chain.stamps as harvis_chain
 import harvis_utils.settings as harvis_settings
 
 DEVICE = str(config.get("device", "auto"))

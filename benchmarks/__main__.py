@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks import climbing, measure, searching, training
-from harvis_utils import chain
+from harvis_utils.chain import execution
 from harvis_utils.data import archive, windowing
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.metrics import similarity
@@ -137,7 +137,7 @@ def main() -> int:
 
 def as_notebooks_run() -> None:
     """Start again in the environment that the chain gives to notebooks, where this process has another one."""
-    if missing := {name: value for name, value in chain.BEFORE_STARTING.items() if name not in os.environ}:
+    if missing := {name: value for name, value in execution.BEFORE_STARTING.items() if name not in os.environ}:
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | missing)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from made_archives import example_files, isolate, register_example, write_folder, write_zip
 from sample_notebooks import write
 
-from harvis_utils import chain
+from harvis_utils.chain import commands, execution, stamps
 from harvis_utils.settings import REPOSITORY, data_folders, load_settings
 
 
@@ -39,16 +39,16 @@ REPORT = 'write_json(cfg.reports / "results.json", {"n_seeds": 2})'
 
 def test_every_notebook_depends_on_the_package_and_on_the_settings(root):
     write(root, "01_a", "1"), write(root, "05_b", "2")
-    files = {p.relative_to(chain.PACKAGE).as_posix() for p in chain.package_files()}
+    files = {p.relative_to(stamps.PACKAGE).as_posix() for p in stamps.package_files()}
     assert {"__init__.py", "settings.py", "data/dsads.py", "data/dsads_digests.txt"} <= files
-    quick, desk = (chain.plan(load_settings(p), root) for p in ("quick", "desk"))
+    quick, desk = (stamps.plan(load_settings(p), root) for p in ("quick", "desk"))
     assert [j.settings for j in quick] != [j.settings for j in desk]
     assert quick[1].earlier == ("01_a",)
 
 
 def test_a_folder_without_notebooks_is_said(root):
-    with pytest.raises(chain.ChainError, match="no numbered notebooks"):
-        chain.find_notebooks(root)
+    with pytest.raises(stamps.ChainError, match="no numbered notebooks"):
+        stamps.find_notebooks(root)
 
 
 # --------------------------------------------------------------------------------------------------- whole runs
@@ -60,30 +60,30 @@ def test_only_what_is_needed_is_executed_again(root, capsys):
     write(books, "01_data", TABLE % 1, "print(cfg.reports)", stage)
     write(books, "06_report", REPORT)
     cfg = load_settings()
-    assert chain.main(["reproduce", "--notebooks", str(books)]) == 0
+    assert commands.main(["reproduce", "--notebooks", str(books)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("executed") == 2 and f"results  {root}/reports/quick/synthetic/results.json" in shown
 
     copy = (cfg.reports / "01_data.ipynb").read_text()
     assert str(root) not in copy and "reports/quick/synthetic" in copy
 
-    jobs = chain.plan(cfg, books)
-    stamps = [(cfg.reports / "stamps" / f"{j.name}.json").read_text() for j in jobs]
-    assert chain.reproduce(cfg, books) == [] and chain.outdated(cfg, jobs) == []
+    jobs = stamps.plan(cfg, books)
+    written = [(cfg.reports / "stamps" / f"{j.name}.json").read_text() for j in jobs]
+    assert commands.reproduce(cfg, books) == [] and stamps.outdated(cfg, jobs) == []
 
     write(books, "01_data", TABLE % 1, "print(cfg.reports)", stage, prose="Better prose.")
-    assert chain.reproduce(cfg, books) == ["01_data"]
-    assert [(cfg.reports / "stamps" / f"{j.name}.json").read_text() for j in jobs] == stamps, "the same was made"
+    assert commands.reproduce(cfg, books) == ["01_data"]
+    assert [(cfg.reports / "stamps" / f"{j.name}.json").read_text() for j in jobs] == written, "the same was made"
 
     (cfg.reports / "results.json").unlink()
-    assert chain.outdated(cfg, jobs) == ["06_report"]
+    assert stamps.outdated(cfg, jobs) == ["06_report"]
     shutil.rmtree(root / "derived" / "store" / "made")
-    assert chain.outdated(cfg, jobs) == ["01_data", "06_report"]
+    assert stamps.outdated(cfg, jobs) == ["01_data", "06_report"]
 
     write(books, "01_data", TABLE % 2, prose="Better prose.")
-    assert chain.reproduce(cfg, books) == ["01_data", "06_report"]
+    assert commands.reproduce(cfg, books) == ["01_data", "06_report"]
     write(books, "01_data", TABLE % 3, prose="Better prose.")
-    assert chain.reproduce(cfg, books) == ["01_data", "06_report"], "other data, so all after it"
+    assert commands.reproduce(cfg, books) == ["01_data", "06_report"], "other data, so all after it"
 
 
 def test_all_that_changed_is_executed_in_one_call(root):
@@ -93,19 +93,19 @@ def test_all_that_changed_is_executed_in_one_call(root):
     for name in names:
         write(books, name, "print(cfg.profile)")
     cfg = load_settings()
-    assert chain.reproduce(cfg, books) == names
+    assert commands.reproduce(cfg, books) == names
     for name in ("04_similarity", "03_maximization", "01_data"):  # the last is written last
         write(books, name, "print(cfg.profile)", prose="Better prose.")
-    assert chain.reproduce(cfg, books) == ["01_data", "03_maximization", "04_similarity"]
-    ended = [chain._changed_at(cfg, name) for name in ("02_model", "01_data", "03_maximization", "04_similarity")]
+    assert commands.reproduce(cfg, books) == ["01_data", "03_maximization", "04_similarity"]
+    ended = [commands._changed_at(cfg, name) for name in ("02_model", "01_data", "03_maximization", "04_similarity")]
     assert ended == sorted(ended)
-    assert chain.reproduce(cfg, books) == []
+    assert commands.reproduce(cfg, books) == []
 
 
 def test_notebooks_may_lie_in_a_folder_of_any_letters(root):
     books = root / "日本 é"
     write(books, "01_data", "print(cfg.profile)")
-    assert chain.reproduce(load_settings(), books) == ["01_data"]
+    assert commands.reproduce(load_settings(), books) == ["01_data"]
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -120,44 +120,44 @@ def test_a_replaced_archive_makes_every_notebook_outdated(root, monkeypatch, pac
     for name in ("01_data", "02_model"):
         write(books, name, "1")
     cfg = load_settings("quick", "example-approximate")
-    jobs = chain.plan(cfg, books)
+    jobs = stamps.plan(cfg, books)
     # executed as an archive of 50 rows was there; the kernels would not know of this registry
     monkeypatch.setattr("papermill.execute_notebook", lambda notebook, log, **more: shutil.copy(notebook, log))
     put(50)
     for job in jobs:
-        chain.run_notebook(job.notebook, cfg, earlier=job.earlier)
-    assert chain.outdated(cfg, jobs) == []
+        execution.run_notebook(job.notebook, cfg, earlier=job.earlier)
+    assert stamps.outdated(cfg, jobs) == []
     put(60)
-    assert chain.outdated(cfg, jobs) == ["01_data", "02_model"]
-    chain.run_notebook(books / "01_data.ipynb", cfg)
-    assert chain.outdated(cfg, jobs) == ["02_model"]
+    assert stamps.outdated(cfg, jobs) == ["01_data", "02_model"]
+    execution.run_notebook(books / "01_data.ipynb", cfg)
+    assert stamps.outdated(cfg, jobs) == ["02_model"]
     shutil.rmtree(raw)  # what is stored counts
-    assert chain.outdated(cfg, jobs) == []
+    assert stamps.outdated(cfg, jobs) == []
 
 
 def test_an_archive_that_is_downloaded_or_copied_is_not_a_replaced_one(root, monkeypatch):
     raw = isolate(monkeypatch, root)
     register_example(monkeypatch, root)
     cfg = load_settings("quick", "example")
-    jobs = chain.plan(cfg, write(root / "books", "01_data", "1").parent)
-    assert chain.raw_data(cfg) is None and chain.raw_data(load_settings()) is None
+    jobs = stamps.plan(cfg, write(root / "books", "01_data", "1").parent)
+    assert stamps.raw_data(cfg) is None and stamps.raw_data(load_settings()) is None
 
     def executed(notebook, log, **more):
         write_zip(raw / "example.zip", example_files(50))
         shutil.copy(notebook, log)
 
     monkeypatch.setattr("papermill.execute_notebook", executed)
-    chain.run_notebook(jobs[0].notebook, cfg)
+    execution.run_notebook(jobs[0].notebook, cfg)
     os.utime(raw / "example.zip", (1, 1))
-    assert chain.outdated(cfg, jobs) == []
+    assert stamps.outdated(cfg, jobs) == []
     (raw / "example.zip").write_bytes(b"no archive")
-    assert chain.outdated(cfg, jobs) == ["01_data"]
+    assert stamps.outdated(cfg, jobs) == ["01_data"]
 
 
 def test_a_failing_notebook_is_kept_and_named(root, capsys):
     books = root / "books"
     write(books, "01_data", 'print("so far")', "\n# why\nraise ValueError('too dark')")
-    assert chain.main(["reproduce", "--notebooks", str(books)]) == 1
+    assert commands.main(["reproduce", "--notebooks", str(books)]) == 1
     said = capsys.readouterr().err
     log = root / "reports/quick/synthetic/logs/01_data.ipynb"
     # cells of the file: prose, parameters, setup, print, the failing one
@@ -169,45 +169,45 @@ def test_a_failing_notebook_is_kept_and_named(root, capsys):
 
 def test_a_mistyped_parameter_is_an_error(root):
     notebook = write(root, "01_data", "1")
-    with pytest.raises(chain.ChainError, match=r"failed in cell 3.*\n.*unknown notebook parameter 'PROFLE'"):
-        chain.run_notebook(notebook, load_settings(), {"PROFLE": "desk"})
-    with pytest.raises(chain.ChainError, match="PROFILE = 3 should be str"):
-        chain.run_notebook(notebook, load_settings(), {"PROFILE": 3})
+    with pytest.raises(stamps.ChainError, match=r"failed in cell 3.*\n.*unknown notebook parameter 'PROFLE'"):
+        execution.run_notebook(notebook, load_settings(), {"PROFLE": "desk"})
+    with pytest.raises(stamps.ChainError, match="PROFILE = 3 should be str"):
+        execution.run_notebook(notebook, load_settings(), {"PROFILE": 3})
 
 
 def test_a_kernel_that_dies_is_said(root):
     notebook = write(root, "01_data", "import os\nos._exit(1)")
-    with pytest.raises(chain.ChainError, match="01_data.ipynb could not be executed to its end"):
-        chain.run_notebook(notebook, load_settings())
+    with pytest.raises(stamps.ChainError, match="01_data.ipynb could not be executed to its end"):
+        execution.run_notebook(notebook, load_settings())
 
 
 def test_unknown_names_and_missing_files_end_with_one_message(root, capsys):
-    assert chain.main(["run", str(root / "01_no.ipynb")]) == 1
+    assert commands.main(["run", str(root / "01_no.ipynb")]) == 1
     assert "01_no.ipynb does not exist" in capsys.readouterr().err
-    assert chain.main(["reproduce", "--profile", "quik"]) == 1
+    assert commands.main(["reproduce", "--profile", "quik"]) == 1
     assert "valid profiles: quick, desk, paper" in capsys.readouterr().err
 
 
 def test_run_says_when_it_starts_and_ends_and_passes_the_device(root, capsys):
     notebook = write(root, "01_data", "assert DEVICE == 'cpu'")
-    assert chain.main(["run", str(notebook), "--device", "cpu"]) == 0
+    assert commands.main(["run", str(notebook), "--device", "cpu"]) == 0
     assert re.search(r"01_data +\.\.\.\n +01_data +\d+\.\d s", capsys.readouterr().out)
     broken = write(root, "02_model", "assert DEVICE == 'cuda'")
-    assert chain.main(["run", str(broken), "--device", "cpu"]) == 1
+    assert commands.main(["run", str(broken), "--device", "cpu"]) == 1
     assert "02_model.ipynb failed in cell 4" in (load_settings().reports / "logs/02_model.error.txt").read_text()
 
 
 def test_a_notebook_ends_with_its_chain_even_one_that_was_killed_before_it_began(root):
     """A kill in the seconds in which a job starts: Snakemake lives on, and who was above can be asked no more."""
     gone = subprocess.Popen(["sleep", "60"])
-    name = chain._named(psutil.Process(gone.pid))
-    assert chain._this_process(name) and not chain._this_process(f"{gone.pid} 1.5")
+    name = execution.named(psutil.Process(gone.pid))
+    assert execution._this_process(name) and not execution._this_process(f"{gone.pid} 1.5")
     gone.kill()
     gone.wait()
-    assert not chain._this_process(name)
+    assert not execution._this_process(name)
     notebook = write(root, "01_data", "import time\ntime.sleep(120)")
     begun = time.monotonic()
-    told = os.environ | {chain.CHAIN: name}
+    told = os.environ | {execution.CHAIN: name}
     run = subprocess.run([sys.executable, "-m", "harvis_utils.chain", "run", str(notebook)], env=told, timeout=110)
     assert run.returncode == 137 and time.monotonic() - begun < 110
     assert not (load_settings().reports / "01_data.ipynb").exists()
@@ -237,12 +237,12 @@ def test_a_kill_leaves_no_process_and_no_lock(root, victim):
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 60)
-    with chain.alone(load_settings(), wait_s=5):
+    with commands.alone(load_settings(), wait_s=5):
         if victim == "snakemake":
             assert "Snakemake was stopped by signal 9; the same command goes on" in said
         with (
-            pytest.raises(chain.ChainError, match="another run of profile quick on synthetic"),
-            chain.alone(load_settings(), 0.1),
+            pytest.raises(stamps.ChainError, match="another run of profile quick on synthetic"),
+            commands.alone(load_settings(), 0.1),
         ):
             pass
 
@@ -260,7 +260,7 @@ def test_half_written_files_of_dead_writers_are_swept(tmp_path):
     dead, living = (tmp_path / f".t.csv.{pid}.part" for pid in (gone.pid, os.getpid()))
     for path in (dead, living):
         path.write_text("half")
-    chain._sweep(tmp_path)
+    commands._sweep(tmp_path)
     assert not dead.exists() and living.exists()
 
 
@@ -268,7 +268,7 @@ def test_clean_removes_runs_and_nothing_else(root, capsys):
     for name in ("reports/quick/synthetic/a", "reports/published/desk/x", "derived/store/networks/k", "derived/notes"):
         (root / name).mkdir(parents=True)
     (root / "reports/index.html").write_text("x")
-    assert chain.main(["clean"]) == 0
+    assert commands.main(["clean"]) == 0
     assert capsys.readouterr().out.count("removed") == 3
     left = {p.relative_to(root).as_posix() for p in root.rglob("*")}
     assert left == {
@@ -279,7 +279,7 @@ def test_clean_removes_runs_and_nothing_else(root, capsys):
         "reports/published/desk/x",
         "derived/notes",
     }
-    assert chain.main(["clean"]) == 0 and "nothing to remove" in capsys.readouterr().out
+    assert commands.main(["clean"]) == 0 and "nothing to remove" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------- paths and digests
@@ -289,16 +289,16 @@ def test_clean_removes_runs_and_nothing_else(root, capsys):
 def test_text_without_paths_stays_as_it_is(text):
     known = [str(REPOSITORY), str(Path.home()), *map(str, data_folders())]
     if not any(k in text for k in known):
-        assert chain.portable(text) == text
+        assert execution.portable(text) == text
 
 
 def test_paths_are_written_relative(root, monkeypatch):
     monkeypatch.setenv("HARVIS_DATA", str(root / "archives"))
     text = f"{REPOSITORY}/Makefile {root}/reports/quick {root}/derived/x {root}/archives/a.zip {REPOSITORY}"
-    assert chain.portable(text) == "Makefile reports/quick data/derived/x HARVIS_DATA/a.zip ."
-    assert chain.portable(f"{REPOSITORY}-other x{REPOSITORY}/y").count(str(REPOSITORY)) == 2
+    assert execution.portable(text) == "Makefile reports/quick data/derived/x HARVIS_DATA/a.zip ."
+    assert execution.portable(f"{REPOSITORY}-other x{REPOSITORY}/y").count(str(REPOSITORY)) == 2
 
 
 def test_equal_runs_have_equal_digests():
     one = {"a": [1, {"wall_s": 3, "b": 2}], "provenance": {"git": "x"}, "timings_s": {"data": 1}}
-    assert chain.stable(one) == {"a": [1, {"b": 2}]}
+    assert stamps.stable(one) == {"a": [1, {"b": 2}]}

@@ -24,7 +24,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harvis_utils import chain
+from harvis_utils.chain import commands, stamps
 from harvis_utils.data import kinds
 from harvis_utils.settings import (
     APPROXIMATE,
@@ -438,10 +438,10 @@ def light_png(content: bytes) -> bytes:
 def _report(cfg: Settings | None) -> str:
     """Make the pages of one run, or of all, and the index; where they are, and the run's main result."""
     if cfg is None:
-        return f"pages: {chain.near(build_all())}"
+        return f"pages: {commands.near(build_all())}"
     build_run(cfg.reports)
     run = describe(cfg.reports)
-    lines = [f"  {'pages':<9}{chain.near(build_index())}"]
+    lines = [f"  {'pages':<9}{commands.near(build_index())}"]
     lines += [f"  macro F1 {run.macro_f1} on test subjects"] if run.macro_f1 else []
     return "\n".join([*lines, f"  {run.caveat}"] if run.caveat else lines)
 
@@ -453,7 +453,7 @@ def main(arguments: list[str] | None = None) -> int:
     reporting, publishing = commands.add_parser("report"), commands.add_parser("publish")
     reporting.add_argument("--profile", help="only the pages of one run, and the index; default: of all runs")
     publishing.add_argument("--profile", default="quick")
-    publishing.add_argument("--notebooks", type=Path, default=chain.NOTEBOOKS)
+    publishing.add_argument("--notebooks", type=Path, default=stamps.NOTEBOOKS)
     for command in (reporting, publishing):
         command.add_argument("--dataset", default="synthetic")
     words = parser.parse_args(arguments)
@@ -462,8 +462,8 @@ def main(arguments: list[str] | None = None) -> int:
         if words.command == "report":
             print(_report(cfg))
         else:
-            print(f"published: {chain.near(publish(cfg, chain.find_notebooks(words.notebooks)))}")
-    except (chain.ChainError, SettingsError, ArtifactError) as error:
+            print(f"published: {commands.near(publish(cfg, stamps.find_notebooks(words.notebooks)))}")
+    except (stamps.ChainError, SettingsError, ArtifactError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     return 0

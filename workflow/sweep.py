@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils import chain
+from harvis_utils.chain import commands, stamps
 from harvis_utils.data import archive, kinds, windowing
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
@@ -180,7 +180,7 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
             "or a folder that holds a config.yaml"
         )
     folder = sweep.place.reports
-    with chain.alone(sweep.place) as lock:
+    with commands.alone(sweep.place) as lock:
         for stamp in (folder / "stamps").glob("*.json"):
             kept = [artifact_root() / "store" / s for s in read_json(stamp)["stored"]]
             if not all((result / "manifest.json").exists() for result in kept):
@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             torch.set_num_threads(threads())
             run(sweep, words.job) if words.command == "run" else collect(sweep)
-    except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, chain.ChainError) as error:
+    except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, stamps.ChainError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -60,6 +60,9 @@ METHODS: dict[str, Method] = {
     "lowpass": Method(after="lowpass"),  # Choice: no other penalty beside the filter
     "unit-norm": Method(after="unit-norm"),
 }
+PROPOSED, BASELINE = "L2+TV+EAP+clip", "L2+TV"
+#: methods run on untrained networks, as a control
+CONTROL_METHODS = (PROPOSED,)
 
 
 def _known(kind: str, name: str, valid: Sequence[str]) -> str:
@@ -223,9 +226,6 @@ def recorded_steps(n_steps: int, n: int = 60) -> list[int]:
 
 
 # -------------------------------------------------------------------------------------------- stored signals
-
-#: methods run on untrained networks, as a control
-CONTROL_METHODS = ("L2+TV+EAP+clip",)
 
 
 @kept("signals", apart=("device",))

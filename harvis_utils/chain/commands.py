@@ -1,0 +1,223 @@
+"""A whole run brought up to date by Snakemake, and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from harvis_utils.chain.execution import (
+    CHAIN,
+    named,
+    notebook_seconds,
+    run_notebook,
+)
+from harvis_utils.chain.stamps import (
+    NOTEBOOKS,
+    ChainError,
+    find_notebooks,
+    outdated,
+    plan,
+    stamp_of,
+)
+from harvis_utils.data import kinds
+from harvis_utils.parallel import threads
+from harvis_utils.settings import (
+    PROFILES,
+    REPOSITORY,
+    Settings,
+    SettingsError,
+    artifact_root,
+    load_settings,
+    report_root,
+)
+from harvis_utils.store.files import ArtifactError, write_text
+
+SNAKEFILE = REPOSITORY / "Snakefile"
+
+
+@contextlib.contextmanager
+def alone(cfg: Settings, wait_s: float = 20.0):
+    """Hold the run's lock and yield its file descriptor. The system frees it however its holders end.
+
+    Waits a moment for what a killed run may have left behind to end; then says that another run is in progress.
+    """
+    cfg.reports.mkdir(parents=True, exist_ok=True)
+    with open(cfg.reports / ".lock", "a") as handle:
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ChainError(
+                        f"another run of profile {cfg.profile} on {cfg.dataset} is in progress; wait for it or stop it"
+                    ) from None
+                time.sleep(0.2)
+        yield handle.fileno()
+
+
+def snakemake_command(cfg: Settings, folder: Path, force: list[str], *options: str) -> list[str]:
+    """The Snakemake call of a run; its own lock is off, because a kill leaves it behind and :func:`alone` guards."""
+    names = {"profile": cfg.profile, "dataset": cfg.dataset, "device": cfg.device or "auto", "notebooks": str(folder)}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", str(threads())]
+    command += ["--directory", str(cfg.reports)]
+    command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
+    command += options
+    command += ["--forcerun", *(f"n{name}" for name in force)] if force else []
+    # as they are: Snakemake does not undo escapes
+    return [*command, "--config", *(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in names.items())]
+
+
+def reproduce(cfg: Settings, folder: Path = NOTEBOOKS) -> list[str]:
+    """Bring all notebooks of a run up to date; returns the names of those that were executed.
+
+    Raises :class:`ChainError` with the failing notebook's message.
+    """
+    jobs = plan(cfg, folder)
+    logs = cfg.reports / "logs"
+    with alone(cfg) as lock:
+        logs.mkdir(exist_ok=True)
+        _sweep(cfg.reports)
+        before = {j.name: _changed_at(cfg, j.name) for j in jobs}
+        for error in logs.glob("*.error.txt"):
+            error.unlink()
+        # one turn is not enough: an executed notebook can make later ones outdated
+        for turn in range(2 * len(jobs) + 2):
+            force = outdated(cfg, jobs)
+            at = {j.name: _changed_at(cfg, j.name) for j in jobs}
+            with open(logs / "snakemake.log", "w" if turn == 0 else "a", encoding="utf-8") as log:
+                log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
+                log.flush()
+                command = snakemake_command(cfg, folder.resolve(), force)
+                told = os.environ | {CHAIN: named(psutil.Process())}
+                code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
+            if code:
+                raise ChainError(_why_it_stopped(logs, code))
+            if at == {j.name: _changed_at(cfg, j.name) for j in jobs} and not outdated(cfg, jobs):
+                break
+        else:
+            raise ChainError("the notebooks' data keep changing from one execution to the next; see " + str(logs))
+    return [name for name, at in before.items() if _changed_at(cfg, name) != at]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove half-written files whose writer was killed."""
+    for part in folder.rglob(".*.part"):
+        writer = part.name.split(".")[-2]
+        if part.is_file() and writer.isdigit() and not psutil.pid_exists(int(writer)):
+            part.unlink()
+
+
+def _changed_at(cfg: Settings, name: str) -> int:
+    path = stamp_of(cfg, name)
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _why_it_stopped(logs: Path, code: int) -> str:
+    """The failed notebooks' own messages; without one, the end of Snakemake's log."""
+    messages = [p.read_text(encoding="utf-8").strip() for p in sorted(logs.glob("*.error.txt"))]
+    if messages:
+        return "\n".join(messages)
+    if code < 0:
+        return f"Snakemake was stopped by signal {-code}; the same command goes on where it stopped"
+    tail = "\n  ".join((logs / "snakemake.log").read_text(encoding="utf-8").strip().splitlines()[-12:])
+    return f"Snakemake ended with status {code}; the end of {logs / 'snakemake.log'}:\n  {tail}"
+
+
+def summary(cfg: Settings, names: list[str], executed: list[str]) -> str:
+    """What :func:`reproduce` did: notebooks with their times, and where to look."""
+    times = {name: notebook_seconds(cfg.reports / f"{name}.ipynb") or 0.0 for name in names}
+    rows = [f"  {n:<22}{t:8.1f} s   {'executed' if n in executed else 'up to date'}" for n, t in times.items()]
+    look = {
+        "results": cfg.reports / "results.json",
+        "figures": cfg.reports / "figures",
+        "tables": cfg.reports / "tables",
+    }
+    rows += [f"  {'all':<22}{sum(times.values()):8.1f} s", ""]
+    rows += [f"  {what:<9}{near(path)}" for what, path in look.items() if path.exists()]
+    return "\n".join(["", f"profile {cfg.profile}, data set {cfg.dataset}", *rows])
+
+
+def near(path: Path) -> Path:
+    """A path as the reader types it: relative to the repository where it lies inside."""
+    return path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
+
+
+def clean() -> list[Path]:
+    """Remove what runs have made, and nothing else: runs, sweeps, pages, stored results; returns what was removed."""
+    reports, store = report_root(), artifact_root()
+    folders = [root / profile for root in (reports, store) for profile in (*PROFILES, "sweep")]
+    found = [p for p in [*folders, reports / "html", reports / "index.html", store / "store"] if p.exists()]
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return found
+
+
+def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
+    """One notebook, called by its Snakemake rule: a line when it starts, a line when it ends."""
+    notebook = Path(words.notebook).resolve()
+    if not notebook.exists():
+        raise ChainError(f"{notebook} does not exist")
+    error = cfg.reports / "logs" / f"{notebook.stem}.error.txt"
+    earlier = next((j.earlier for j in plan(cfg, notebook.parent) if j.name == notebook.stem), ())
+    print(f"  {notebook.stem:<22} ...", flush=True)
+    started = time.perf_counter()
+    try:
+        run_notebook(notebook, cfg, earlier=earlier)
+    except ChainError as failure:
+        write_text(error, f"{failure}\n")
+        raise
+    print(f"  {notebook.stem:<22}{time.perf_counter() - started:8.1f} s", flush=True)
+
+
+def _reproduce_command(words: argparse.Namespace, cfg: Settings) -> None:
+    folder = Path(words.notebooks).resolve()
+    executed = reproduce(cfg, folder)
+    print(summary(cfg, [j.stem for j in find_notebooks(folder)], executed))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``reproduce``, ``run`` or ``clean``; 0 when it worked."""
+    parser = argparse.ArgumentParser(prog="python -m harvis_utils.chain", description="Execute the notebooks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("reproduce", "run", "clean"):
+        command = commands.add_parser(name)
+        if name == "run":
+            command.add_argument("notebook")
+        if name in ("reproduce", "run"):
+            command.add_argument("--profile", default="quick")
+            command.add_argument("--dataset", default="synthetic")
+            command.add_argument("--device", default=None)
+        if name == "reproduce":
+            command.add_argument("--notebooks", default=str(NOTEBOOKS))
+    words = parser.parse_args(arguments)
+    try:
+        cfg = load_settings(words.profile, words.dataset, words.device) if "profile" in words else None
+        if words.command == "reproduce":
+            _reproduce_command(words, cfg)
+        elif words.command == "run":
+            _run_command(words, cfg)
+        else:
+            for path in clean() or [None]:
+                print(f"removed {near(path)}" if path else "nothing to remove")
+    except (ChainError, SettingsError, ArtifactError, kinds.DataError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0

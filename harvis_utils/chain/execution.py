@@ -1,0 +1,222 @@
+"""One notebook executed once by papermill, stopped with the chain, and stored without paths of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+
+from harvis_utils.chain.stamps import (
+    ChainError,
+    describe,
+    made_files,
+    raw_data,
+    stamp_of,
+)
+from harvis_utils.settings import (
+    REPOSITORY,
+    Settings,
+    artifact_root,
+    data_folders,
+    report_root,
+)
+from harvis_utils.store.files import read_json, write_json, write_text
+
+#: names the chain that the notebooks executed under it end with
+CHAIN = "HARVIS_CHAIN"
+
+#: what a process that computes must find in its environment when it starts; the package comes too late to say so
+BEFORE_STARTING = {
+    # idle OpenMP threads sleep
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc keeps freed memory: fetching it again from the system cost a sixth of the training time
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+}
+
+
+def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, earlier: tuple[str, ...] = ()) -> Path:
+    """Execute a notebook with papermill and return the executed copy in the run's folder.
+
+    While it runs, and when it fails, the notebook with its outputs is ``logs/<name>.ipynb``. ``parameters`` are
+    injected beside PROFILE, DATASET and DEVICE. Raises :class:`ChainError` naming the cell that failed.
+    """
+    import papermill
+
+    log = cfg.reports / "logs" / f"{notebook.stem}.ipynb"
+    journal = log.with_suffix(".results.txt")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for old in (log, journal, log.with_suffix(".progress.txt")):
+        old.unlink(missing_ok=True)
+    before, archived = made_files(cfg.reports), raw_data(cfg)
+    given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
+    place = {
+        "HARVIS_JOURNAL": str(journal),
+        "HARVIS_PROGRESS": str(log.with_suffix(".progress.txt")),  # to be watched with tail -f
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        **{name: os.environ.get(name, value) for name, value in BEFORE_STARTING.items()},
+    }
+    place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    try:
+        with _environment(place), _stopping_with_the_chain():
+            papermill.execute_notebook(
+                notebook,
+                log,
+                parameters=given | (parameters or {}),
+                kernel_name="python3",
+                language="python",
+                cwd=notebook.parent,
+                progress_bar=False,
+                start_timeout=180,
+            )
+    except papermill.exceptions.PapermillExecutionError as error:
+        raise ChainError(_failure(notebook, log, error)) from None
+    except Exception as error:  # the kernel did not start, died, or the notebook cannot be read
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = " (often out of memory)" if "DeadKernel" in type(error).__name__ else ""
+        raise ChainError(
+            f"notebook {notebook.name} could not be executed to its end\n  {reason}{hint}\n  executed so far: {log}"
+        ) from error
+    finally:
+        if log.exists():
+            _write_portable(log, log)
+    made = made_files(cfg.reports)
+    changed = {name: stat for name, stat in made.items() if before.get(name) != stat}
+    executed = _write_portable(log, cfg.reports / f"{notebook.stem}.ipynb")
+    stamp = describe(cfg, notebook.stem, sorted(changed), journal, earlier)
+    stamp["archive"] = archived or raw_data(cfg)  # it may have been downloaded meanwhile
+    write_json(stamp_of(cfg, notebook.stem), stamp)
+    return executed
+
+
+def _failure(notebook: Path, log: Path, error) -> str:
+    """What is said about a failed cell: where, its first line, the error, and where to see all of it."""
+    cells = json.loads(log.read_text(encoding="utf-8"))["cells"]
+    failed = next(
+        (i for i, c in enumerate(cells) if c["metadata"].get("papermill", {}).get("status") == "failed"),
+        error.cell_index,
+    )
+    # papermill's own cells, the parameters it injects and its banners, are not in the reader's notebook
+    own = {"injected-parameters", "papermill-error-cell-tag"}
+    added = sum(bool(own & set(c["metadata"].get("tags", []))) for c in cells[: failed + 1])
+    line = next((text for text in error.source.splitlines() if text.strip()), "")
+    what = "\n  ".join(f"{error.ename}: {error.evalue}".strip().splitlines())
+    return (
+        f"notebook {notebook.name} failed in cell {failed + 1 - added}: {line.strip()}\n  {what}\n"
+        f"  executed up to there, with the full traceback: {log}"
+    )
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]):
+    """Environment variables for the kernel started inside the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _stopping_with_the_chain():
+    """Stop this process and its kernel when Snakemake or the chain above it is killed.
+
+    A kernel has a session of its own, so no signal to a process group reaches it; ipykernel itself ends within a
+    second when its parent is gone, and this ends the parent.
+    """
+    above = [p for p in psutil.Process().parents() if {"snakemake", "harvis_utils.chain"} & set(_words(p))]
+    chain = os.environ.get(CHAIN, "")  # also where it was killed before this process could look
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            if all(_alive(p) for p in above) and (not chain or _this_process(chain)):
+                continue
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            os._exit(137)
+
+    if above or chain:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def named(process: psutil.Process) -> str:
+    """A process by its number and when it began: numbers are used again."""
+    return f"{process.pid} {process.create_time()}"
+
+
+def _this_process(name: str) -> bool:
+    """Whether the process that :func:`_named` called so still runs."""
+    try:
+        process = psutil.Process(int(name.split()[0]))
+        return named(process) == name and _alive(process)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # gone, or not ours to look at
+        return []
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def portable(text: str) -> str:
+    """``text`` with this machine's folders written relative to the project, ``HARVIS_DATA`` and home as ``~``."""
+    names = {report_root(): "reports", artifact_root(): "data/derived", REPOSITORY: ""}
+    names |= {folder: "HARVIS_DATA" for folder in data_folders()[:-1]} | {Path.home(): "~"}
+    for folder, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
+        if len(folder.parts) < 2:
+            continue
+        start, end = r"(?<![\w.~-])" + re.escape(str(folder)), r"(?![\w-])"
+        text = re.sub(start + "/", f"{name}/" if name else "", text)
+        text = re.sub(start + end, name or ".", text)
+    return text
+
+
+def _write_portable(source: Path, target: Path) -> Path:
+    """Copy an executed notebook, without absolute paths in its metadata and text outputs; images stay untouched."""
+    book = json.loads(source.read_text(encoding="utf-8"))
+    if "papermill" in book["metadata"]:
+        book["metadata"]["papermill"] |= {"input_path": f"notebooks/{source.name}", "output_path": source.name}
+    for cell in book["cells"]:
+        cell["outputs"] = [_portable_output(o) for o in cell["outputs"]] if "outputs" in cell else None
+        if cell["outputs"] is None:
+            del cell["outputs"]
+    return write_text(target, json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+
+
+def _portable_output(value, kind: str = "text/plain"):
+    if isinstance(value, dict):
+        return {k: _portable_output(v, k if "/" in k else kind) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_portable_output(v, kind) for v in value]
+    return portable(value) if isinstance(value, str) and not kind.startswith("image/") else value
+
+
+def notebook_seconds(executed: Path) -> float | None:
+    """How long papermill took for an executed notebook."""
+    return read_json(executed)["metadata"].get("papermill", {}).get("duration")
