@@ -61,6 +61,7 @@ class SingleAxis(nn.Module):
         self.model, self.layer, self.maps = model, layer, nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(signal, time) in G -> (signal, unit, 1, time)."""
         return self.maps(self.model.feature_maps(x[:, None], self.layer)[self.layer])
 
 

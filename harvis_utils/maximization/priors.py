@@ -38,6 +38,7 @@ class Denoiser(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
+        """The same windows with less noise."""
         return x + self.layers(x)
 
 

@@ -54,6 +54,7 @@ class PerAxis(nn.Module):
         return Tap(name, f"network.{inside.module}", not before_relu)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(window, axis, time) in G -> maps of the layer (window, unit, axis, time)."""
         return self.network.feature_maps(x, self.layer)[self.layer]
 
 
