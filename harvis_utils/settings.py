@@ -176,7 +176,7 @@ class SlopeSettings:
 
 @dataclass(frozen=True)
 class RecoverySettings:
-    """Planted motifs found again: draws of the nulls, and the levels of the factors that recall may depend on (notebook 08)."""
+    """Planted motifs found again (notebook 08): draws of the nulls, and levels of what recall may depend on."""
 
     n_random: int = 20  # Choice: networks with random weights; a 95 % point, leaving one out, needs 20
     first_random_seed: int = 1000  # Choice: their seeds are this one and the next ones

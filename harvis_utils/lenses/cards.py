@@ -119,20 +119,17 @@ def collect(
 ) -> list[Card]:
     """The cards of all units of the network with this ``seed``, layer by layer.
 
-    The second network is the next one of the run, and there is no twin where it is the only one. Raises ``KeyError``
-    for a seed that is not in the results.
+    Raises ``KeyError`` for a seed that is not in the results.
     """
-    seeds = [int(s) for s in lenses.signals["seed"].values]
-    if seed not in seeds:
+    if seed not in (seeds := lenses.signals["seed"].values):
         raise KeyError(f"no network has seed {seed}; seeds of this run: {', '.join(map(str, seeds))}")
-    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
     effects = lenses.ablated["f1"].sel(seed=seed).transpose("layer", "unit", "class")
     ranked = np.sort(effects.fillna(-np.inf).values.reshape(-1, effects.sizes["class"]), axis=0)
     found = []
     for layer in map(str, lenses.signals["layer"].values):
-        of = {s: lenses.signals.sel(seed=s, layer=layer) for s in {seed, other}}
-        status = agreement.status(of[seed], similarity)["status"].values
-        matches = twins(of, seed, other, similarity) if other != seed else {}
+        own = lenses.signals.sel(seed=seed, layer=layer)
+        signals, status = own["signal"].transpose("unit", "time").values, agreement.status(own, similarity)["status"]
+        matches = twins(lenses, seed, layer, similarity)
         iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept")
         cost = effects.sel(layer=layer)
         # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
@@ -140,7 +137,7 @@ def collect(
         matters = (np.stack(exceeded, 1) >= MATTERS * len(ranked)) & (cost.values > 0)
         near = _neighbours(lenses.views[layer].positions)
         measured = lenses.measured.sel(seed=seed, layer=layer)
-        for u in range(of[seed].sizes["unit"]):
+        for u in range(len(signals)):
             names = [str(c) for c in iou["concept"].values]
             of_concept = _falling(names, iou.values[u])
             of_class = _falling(activities, cost.values[u])
@@ -151,8 +148,8 @@ def collect(
                     seed=seed,
                     layer=layer,
                     unit=u,
-                    status=str(status[u]),
-                    signal=of[seed]["signal"].transpose("unit", "time").values[u],
+                    status=str(status.values[u]),
+                    signal=signals[u],
                     activation=float(measured["activation"].sel(unit=u)),
                     nearness=float(measured["nearness"].sel(unit=u)),
                     nearest_activity=activities[nearest] if nearest >= 0 else "",
@@ -173,12 +170,17 @@ def _falling(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
     return {names[k]: float(values[k]) for k in np.argsort(-values, kind="stable") if not np.isnan(values[k])}
 
 
-def twins(of: dict[int, xr.Dataset], seed: int, other: int, similarity: SimilaritySettings) -> dict[int, Twin]:
-    """By unit of the network ``seed``: its match in the network ``other``, for units that can be matched.
+def twins(lenses: Lenses, seed: int, layer: str, similarity: SimilaritySettings) -> dict[int, Twin]:
+    """By unit of a layer of the network ``seed``: its match in the next network of the run, for units that have one.
 
-    ``of`` holds both networks' signals of one layer by seed (``signal``, ``map``, ``dead`` over units). Matched one to
-    one as in :func:`agreement.matched`; dead, failed, silent and flat units have no match.
+    Matched one to one as in :func:`agreement.matched`; dead, failed, silent and flat units have no match, nor has any
+    where there is one network only.
     """
+    seeds = [int(s) for s in lenses.signals["seed"].values]
+    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    if other == seed:
+        return {}
+    of = {s: lenses.signals.sel(seed=s, layer=layer) for s in (seed, other)}
     units, index, drawn = {}, {}, []
     rng = np.random.default_rng((seed, other))
     for s, network in of.items():
@@ -238,17 +240,14 @@ def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> xr.Dat
     ``IoU`` is that with the unit's best concept, ``cost`` the largest drop of any activity's F1, ``match`` the
     similarity to its match in the next network (NaN without one).
     """
-    seeds = [int(s) for s in lenses.signals["seed"].values]
-    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
     found = lenses.measured[["activation", "nearness"]].sel(seed=seed, drop=True).transpose("layer", "unit")
     found = found.assign(
         IoU=lenses.dissected["iou"].sel(seed=seed, drop=True).max("concept"),
         cost=lenses.ablated["f1"].sel(seed=seed, drop=True).max("class"),
         match=xr.full_like(found["activation"], np.nan, dtype=np.float64),
     )
-    for layer in found["layer"].values if other != seed else ():
-        of = {s: lenses.signals.sel(seed=s, layer=layer) for s in (seed, other)}
-        for unit, twin in twins(of, seed, other, similarity).items():
+    for layer in found["layer"].values:
+        for unit, twin in twins(lenses, seed, layer, similarity).items():
             found["match"].loc[{"layer": layer, "unit": unit}] = twin.similarity
     return found.reset_coords(drop=True)
 

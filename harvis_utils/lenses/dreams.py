@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.maximization import coordinates, objectives, visualization
 from harvis_utils.maximization.priors import Denoiser
-from harvis_utils.metrics.intervals import interval
+from harvis_utils.metrics.intervals import tabulated
 from harvis_utils.networks import taps
 from harvis_utils.parallel import progress
 from harvis_utils.settings import DreamSettings, Settings
@@ -275,13 +275,6 @@ def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: Denoiser) 
 
 def table(measured: xr.Dataset) -> pd.DataFrame:
     """Mean and interval of every measure for each variant, over networks and windows: one row each."""
-    rows = []
-    for name in measured["variant"].values:
-        row: dict = {"variant": str(name), "networks": measured.sizes["seed"]}
-        for column in measured.data_vars:
-            values = measured[column].sel(variant=name).transpose("seed", "window").values
-            point, bounds = interval(values)
-            low, high = bounds or (np.nan, np.nan)
-            row |= {str(column): point, f"{column} low": low, f"{column} high": high}
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("variant")
+    found = tabulated(dict(measured.data_vars), "variant")
+    found.insert(0, "networks", measured.sizes["seed"])
+    return found

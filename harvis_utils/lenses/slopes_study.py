@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 import xarray as xr
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import Tensor
 
 from harvis_utils.data.windowing import Windows
 from harvis_utils.fast import ascent
@@ -28,7 +28,7 @@ from harvis_utils.lenses import slopes
 from harvis_utils.lenses.slopes import SLOPES, Ascent
 from harvis_utils.maximization import unit_statistics
 from harvis_utils.maximization.starting import chosen_units, starting_points
-from harvis_utils.metrics.intervals import Difference, paired, with_interval
+from harvis_utils.metrics.intervals import Difference, paired, tabulated, with_interval
 from harvis_utils.metrics.similarity import correlation
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.parallel import side_by_side, threads_inside, torch_device
@@ -50,19 +50,7 @@ HIGHEST_GAIN = 100.0
 #: what networks are trained with: with batch norm a unit hardly dies; without, it may
 KINDS = {"batch norm": True, "no batch norm": False}
 
-# -------------------------------------------------------------------------------------- one network, one layer
-
-
-class SingleAxis(nn.Module):
-    """SF-HF up to a layer as a network of its own, for signals (signal, time); its units are those of ``maps``."""
-
-    def __init__(self, model: SFHF, layer: str):
-        super().__init__()
-        self.model, self.layer, self.maps = model, layer, nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(signal, time) in G -> (signal, unit, 1, time)."""
-        return self.maps(self.model.feature_maps(x[:, None], self.layer)[self.layer])
+# -------------------------------------------------------------------------------------------- one unit and all units
 
 
 @torch.inference_mode()
@@ -249,34 +237,35 @@ def table(found: xr.Dataset) -> pd.DataFrame:
     * ``spread``: standard deviation over starts in units of their mean; ``stuck``: share of ascents that never rise
       above their start; with bounds ``at_bounds`` and ``one_sided``.
     """
-    rows = []
     layers = [str(layer) for layer in found["layer"].values]
     mean, best = found["maximum"].mean("start"), found["maximum"].max("start")
     alive = best.max("slope") > 0
     measures = {
-        "gain": (gains(mean), "median"),
-        "gain, best start": (gains(best), "median"),
-        "gain over plain's best": (gains(mean, best.sel(slope=SLOPES[0], drop=True)), "median"),
-        "higher": (np.sign(gains(mean)).where(abs(gains(mean)) > 1e-3, 0.0).where(alive), "mean"),
-        "reached": (np.isfinite(found["until"]).where(found["until"].notnull()).mean("start"), "mean"),
-        "spread": (found["maximum"].std("start") / mean.where(mean > 0), "median"),
-        "stuck": ((found["maximum"] <= found["at_start"]).where(alive).mean("start"), "mean"),
+        "gain": gains(mean),
+        "gain, best start": gains(best),
+        "gain over plain's best": gains(mean, best.sel(slope=SLOPES[0], drop=True)),
+        "higher": np.sign(gains(mean)).where(abs(gains(mean)) > 1e-3, 0.0).where(alive),
+        "reached": np.isfinite(found["until"]).where(found["until"].notnull()).mean("start"),
+        "spread": found["maximum"].std("start") / mean.where(mean > 0),
+        "stuck": (found["maximum"] <= found["at_start"]).where(alive).mean("start"),
     }
     for name in ("at_bounds", "one_sided"):
         if name in found:
-            measures[name] = (found[name].where(alive).astype(float).mean("start"), "mean")
+            measures[name] = found[name].where(alive).astype(float).mean("start")
+    parts = {}
     for part in ["all", *layers]:
         chosen = layers if part == "all" else [part]
-        for slope in found["slope"].values:
-            row: dict = {"layer": part, "slope": float(slope)}
-            for name, (values, summary) in measures.items():
-                row |= with_interval(name, _pairs(values.sel(layer=chosen, slope=slope)), summary)
-            until = found["until"].sel(layer=chosen, slope=slope).values
-            row["steps"], row["steps if reached"] = _median(until[~np.isnan(until)]), _median(until[np.isfinite(until)])
-            row["networks"] = found.sizes["seed"]
-            row["units"] = int(alive.sel(layer=chosen).sum())
-            rows.append(row)
-    return pd.DataFrame(rows).set_index(["layer", "slope"])
+        own = {name: values.sel(layer=chosen) for name, values in measures.items()}
+        until = found["until"].sel(layer=chosen).transpose("slope", ...).values
+        parts[part] = tabulated(
+            own, "slope", medians=[name for name in own if name.startswith(("gain", "spread"))]
+        ).assign(
+            **{"steps": [_median(u[~np.isnan(u)]) for u in until]},
+            **{"steps if reached": [_median(u[np.isfinite(u)]) for u in until]},
+            networks=found.sizes["seed"],
+            units=int(alive.sel(layer=chosen).sum()),
+        )
+    return pd.concat(parts, names=["layer"])
 
 
 def _first(network: Network) -> tuple[np.ndarray, np.ndarray]:
@@ -297,13 +286,9 @@ def against_optimum(networks: list[Network], found: xr.Dataset, bound: float) ->
     share = found["maximum"].sel(layer=found["layer"].values[0]) / optimum
     solved = (share >= 0.99).where(share.notnull())
     measures = {"share": share.mean("start"), "solved": solved.mean("start"), "solved, best start": solved.max("start")}
-    rows = []
-    for slope in found["slope"].values:
-        row: dict = {"slope": float(slope), "highest share": float(share.sel(slope=slope).max())}
-        for name, values in measures.items():
-            row |= with_interval(name, _pairs(values.sel(slope=slope)))
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("slope")
+    found = tabulated(measures, "slope")
+    found.insert(0, "highest share", [float(share.sel(slope=slope).max()) for slope in found.index])
+    return found
 
 
 def white_optima(networks: list[Network], bound: float, length: int) -> np.ndarray:
@@ -338,11 +323,8 @@ def over_plain(found: xr.Dataset, name: str, slope: float) -> Difference:
 
 def height_table(height: xr.DataArray) -> pd.DataFrame:
     """Mean of :func:`bounds_and_height` per layer, and over "all", with its interval: ``correlation``, its ends."""
-    layers = [str(layer) for layer in height["layer"].values]
-    rows = {}
-    for part in [*layers, "all"]:
-        rows[part] = with_interval("correlation", _pairs(height.sel(layer=layers if part == "all" else [part])))
-    return pd.DataFrame(rows).T.rename_axis("layer")
+    every = pd.DataFrame(with_interval("correlation", _pairs(height)), pd.Index(["all"], name="layer"))
+    return pd.concat([tabulated({"correlation": height}, "layer"), every])
 
 
 # ----------------------------------------------------------------------------------------------- trained with slopes
