@@ -4,6 +4,8 @@ PYTHON  = python3
 PROFILE = quick
 DATASET = synthetic
 DEVICE  =
+# "published" takes the networks of the published run instead of training
+WEIGHTS =
 THREADS =
 SWEEP   = workflow/sweep.toml
 WORKFLOW = local
@@ -42,11 +44,11 @@ export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 .PHONY: help reproduce sweep test test-kill yardstick bench lab report publish gpu-bundle clean moved
 
 help: ## show this list
-	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., DEVICE=cpu|cuda, THREADS=n):"
+	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., DEVICE=cpu|cuda, THREADS=n, WEIGHTS=published):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
 
 reproduce: $(ENV) ## execute all notebooks that are not up to date, then show where the results are
-	@$(CHAIN) reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE))
+	@$(CHAIN) reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 	@$(PAGES) report $(RUN)
 
 sweep: $(ENV) ## many networks as many jobs (SWEEP=file.toml, WORKFLOW=local|slurm), then one table of them

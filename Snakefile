@@ -14,7 +14,7 @@ import harvis_utils.settings as harvis_settings
 DEVICE = str(config.get("device", "auto"))
 NOTEBOOKS = Path(config.get("notebooks", harvis_chain.NOTEBOOKS))
 RUN = harvis_settings.load_settings(str(config.get("profile", "quick")), str(config.get("dataset", "synthetic")),
-                    None if DEVICE == "auto" else DEVICE)
+                    None if DEVICE == "auto" else DEVICE, str(config.get("weights", "trained")))
 JOBS = harvis_chain.plan(RUN, NOTEBOOKS)
 
 RUN.reports.mkdir(parents=True, exist_ok=True)
@@ -64,3 +64,4 @@ for place, job in enumerate(JOBS):
             + " -m harvis_utils.chain run {input.notebook:q}"
             + f" --profile {RUN.profile} --dataset {RUN.dataset}"
             + (f" --device {shlex.quote(RUN.device)}" if RUN.device else "")
+            + f" --weights {RUN.weights}"

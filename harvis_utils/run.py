@@ -16,7 +16,7 @@ from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import similarity
 from harvis_utils.parallel import threads
 from harvis_utils.settings import Settings, SettingsError, for_choosing, load_settings
-from harvis_utils.training import supervised
+from harvis_utils.training import published, supervised
 from harvis_utils.training.supervised import Network
 
 
@@ -41,7 +41,10 @@ class Run:
 
     @cached_property
     def networks(self) -> list[Network]:
-        """The trained networks, one per seed."""
+        """The trained networks, one per seed; published ones where the settings say so."""
+        if self.cfg.weights == "published":
+            folder = published.folder_of(self.cfg.profile, self.cfg.dataset)
+            return published.load(folder, self.data, self.cfg.model, self.cfg.training.seeds)
         return supervised.networks(self.cfg, self.data)
 
     @cached_property
@@ -148,4 +151,5 @@ def begin(namespace: dict, **declared) -> Settings:
     check_parameters(namespace, **declared)
     torch.set_num_threads(threads())
     kinds.check_name(namespace["DATASET"])
-    return load_settings(namespace["PROFILE"], namespace["DATASET"], namespace.get("DEVICE"))
+    given = (namespace["PROFILE"], namespace["DATASET"], namespace.get("DEVICE"), namespace.get("WEIGHTS", "trained"))
+    return load_settings(*given)

@@ -213,6 +213,7 @@ class Settings:
     transfer: TransferSettings = field(default_factory=TransferSettings)
     slopes: SlopeSettings = field(default_factory=SlopeSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
+    weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
     @property
@@ -231,6 +232,9 @@ class Settings:
         values = {name: as_json(getattr(self, name)) for name in chosen}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
+
+#: where networks come from
+WEIGHTS = ("trained", "published")
 
 PROFILES: dict[str, dict] = {
     # a newcomer's first run and every smoke test: small, not a toy
@@ -282,14 +286,18 @@ PROFILES: dict[str, dict] = {
 }
 
 
-def load_settings(profile: str = "quick", dataset: str = "synthetic", device: str | None = None) -> Settings:
-    """Settings of ``profile`` for ``dataset``; an unknown profile raises :class:`SettingsError` listing the valid ones.
+def load_settings(
+    profile: str = "quick", dataset: str = "synthetic", device: str | None = None, weights: str = "trained"
+) -> Settings:
+    """Settings of ``profile`` for ``dataset``; unknown names raise :class:`SettingsError` listing the valid ones.
 
     The data set is not looked at: :func:`harvis_utils.data.kinds.check_name` does that.
     """
     if profile not in PROFILES:
         raise SettingsError(f"unknown profile {profile!r}; valid profiles: {', '.join(PROFILES)}")
-    return Settings(profile=profile, dataset=dataset, device=device, **PROFILES[profile])
+    if weights not in WEIGHTS:
+        raise SettingsError(f"unknown weights {weights!r}; valid: {', '.join(WEIGHTS)}")
+    return Settings(profile=profile, dataset=dataset, weights=weights, device=device, **PROFILES[profile])
 
 
 def for_choosing(cfg: Settings) -> Settings:
@@ -347,15 +355,6 @@ def data_folders() -> list[Path]:
     """Where archives are looked for, in order: ``HARVIS_DATA`` if set, then ``data/raw``."""
     folders = [_anchored("HARVIS_DATA", "")] if os.environ.get("HARVIS_DATA") else []
     return [*folders, REPOSITORY / "data" / "raw"]
-
-
-# ----------------------------------------------------------------------------------- threads and the device
-
-
-# ------------------------------------------------------------------------------------- notebook parameters
-
-
-# ------------------------------------------------------------------------------------------------- progress
 
 
 @dataclass(frozen=True)

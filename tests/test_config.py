@@ -30,7 +30,7 @@ from harvis_utils.settings import (
     report_root,
 )
 
-SECTIONS = tuple(f.name for f in dataclasses.fields(Settings) if f.name not in ("profile", "dataset", "device"))
+SECTIONS = tuple(f.name for f in dataclasses.fields(Settings) if dataclasses.is_dataclass(f.default_factory))
 FIELDS = [(s, f.name) for s in SECTIONS for f in dataclasses.fields(getattr(Settings("p", "d"), s))]
 
 
@@ -139,7 +139,7 @@ def test_as_json_is_plain():
     assert json.loads(json.dumps(plain)) == plain
     assert (plain["path"], plain["pair"]) == ("a/b", [1, [2.5, None]])
     assert plain["1"]["training"]["seeds"] == [0, 1] and plain["1"]["model"]["n_units"] == 16
-    assert set(plain["1"]) == {"profile", "dataset", "device", *SECTIONS}
+    assert set(plain["1"]) == {"profile", "dataset", "weights", "device", *SECTIONS}
 
 
 # ------------------------------------------------------------------------------------------------------ paths

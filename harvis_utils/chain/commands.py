@@ -69,7 +69,8 @@ def alone(cfg: Settings, wait_s: float = 20.0):
 
 def snakemake_command(cfg: Settings, folder: Path, force: list[str], *options: str) -> list[str]:
     """The Snakemake call of a run; its own lock is off, because a kill leaves it behind and :func:`alone` guards."""
-    names = {"profile": cfg.profile, "dataset": cfg.dataset, "device": cfg.device or "auto", "notebooks": str(folder)}
+    names = {"profile": cfg.profile, "dataset": cfg.dataset, "device": cfg.device or "auto"}
+    names |= {"weights": cfg.weights, "notebooks": str(folder)}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", str(threads())]
     command += ["--directory", str(cfg.reports)]
     command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
@@ -202,11 +203,12 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--profile", default="quick")
             command.add_argument("--dataset", default="synthetic")
             command.add_argument("--device", default=None)
+            command.add_argument("--weights", default="trained")
         if name == "reproduce":
             command.add_argument("--notebooks", default=str(NOTEBOOKS))
     words = parser.parse_args(arguments)
     try:
-        cfg = load_settings(words.profile, words.dataset, words.device) if "profile" in words else None
+        cfg = load_settings(words.profile, words.dataset, words.device, words.weights) if "profile" in words else None
         if words.command == "reproduce":
             _reproduce_command(words, cfg)
         elif words.command == "run":

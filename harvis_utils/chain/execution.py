@@ -56,6 +56,7 @@ def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, 
         old.unlink(missing_ok=True)
     before, archived = made_files(cfg.reports), raw_data(cfg)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
+    given |= {"WEIGHTS": cfg.weights} if cfg.weights != "trained" else {}
     place = {
         "HARVIS_JOURNAL": str(journal),
         "HARVIS_PROGRESS": str(log.with_suffix(".progress.txt")),  # to be watched with tail -f

@@ -55,11 +55,12 @@ class Network:
     predicted_last: dict[str, np.ndarray]
     key: str
     wall_s: float
+    folded: Trunk | None = None  # where the trunk alone is known
 
     @property
     def trunk(self) -> Trunk:
         """The per-axis trunk with batch norm folded in."""
-        return folded_trunk(self.model)
+        return self.folded or folded_trunk(self.model)
 
 
 #: torch initializes layers from its one global generator

@@ -1,0 +1,158 @@
+"""Trained networks that travel with the repository: trunks of all seeds, the whole network of the first.
+
+A published run carries, in ``reports/published/<profile>/<data set>/networks/``:
+
+* ``trunks.safetensors``: of every seed the folded trunk (:class:`harvis_utils.networks.sfhf.Trunk`), history and
+  predicted classes;
+* ``network.safetensors``: all weights of the network of the first seed, float32;
+* ``statistics.nc`` and ``signals.nc``: what its units did in training, and the signals of all methods;
+* ``networks.json``: digests of these files, of the windows trained on, and provenance.
+
+With ``WEIGHTS=published`` a run takes these networks instead of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from harvis_utils.data.windowing import Windows
+from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.settings import REPOSITORY, ModelSettings, Settings, as_json
+from harvis_utils.store.files import file_digest, read_json, replacing, write_dataset, write_json
+from harvis_utils.store.results import provenance
+from harvis_utils.training.supervised import HISTORY, Network, new_model
+
+#: files of a published run's folder beside networks.json
+FILES = ("trunks.safetensors", "network.safetensors", "statistics.nc", "signals.nc")
+
+
+class PublishedError(RuntimeError):
+    """Published networks that are missing, damaged or of other windows; the message says what to do."""
+
+
+class NotPublished(nn.Module):
+    """Stands for a network of which only the trunk is published: every use says so."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self._seed = seed
+
+    def __getattr__(self, name: str):
+        if name in ("_seed", "_parameters", "_buffers", "_modules"):
+            return super().__getattr__(name)
+        self._refuse()
+
+    def _refuse(self, *args, **kwargs):
+        raise PublishedError(
+            f"of network {self._seed} only the trunk is published, and this needs all of its weights; take the first "
+            "network alone, or train them all (WEIGHTS=trained)"
+        )
+
+    forward = parameters = named_parameters = named_modules = modules = state_dict = _refuse
+
+
+def folder_of(profile: str, dataset: str) -> Path:
+    """Where the networks of a published run are or will be."""
+    return REPOSITORY / "reports" / "published" / profile / dataset / "networks"
+
+
+def save(
+    folder: Path,
+    cfg: Settings,
+    windows: Windows,
+    networks: Sequence[Network],
+    statistics: xr.Dataset,
+    signals: xr.Dataset,
+) -> Path:
+    """Write the networks of a finished run, its unit statistics and its signals; returns ``folder``.
+
+    ``statistics`` has dims (seed, layer, unit[, rank]); of ``signals``, (seed, layer, preset, technique, unit, time),
+    the signals alone are kept, in float32.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for net in networks:
+        parts = {f"weights.{i}": w for i, w in enumerate(net.trunk.weights)}
+        parts |= {f"biases.{i}": b for i, b in enumerate(net.trunk.biases)}
+        parts |= {name: torch.as_tensor(net.history[name]) for name in HISTORY}
+        for name, classes in (("predicted", net.predicted), ("last_predicted", net.predicted_last)):
+            parts |= {f"{name}.{split}": torch.as_tensor(c).to(torch.uint8) for split, c in classes.items()}
+        tensors |= {f"{net.seed}.{name}": part.contiguous() for name, part in parts.items()}
+    with replacing(folder / "trunks.safetensors") as part:
+        save_file(tensors, part)
+    whole = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in networks[0].model.state_dict().items()}
+    with replacing(folder / "network.safetensors") as part:
+        save_file({k: v.contiguous() for k, v in whole.items()}, part)
+    write_dataset(folder / "statistics.nc", statistics)
+    write_dataset(folder / "signals.nc", signals[["signal"]].astype(np.float32))
+    about = {
+        "files": {name: file_digest(folder / name) for name in FILES},
+        "windows": windows.digest,
+        "caveat": windows.caveat,
+        "seeds": [net.seed for net in networks],
+        "best_epochs": [net.best_epoch for net in networks],
+        "wall_s": [net.wall_s for net in networks],
+        "axes": list(windows.axes),
+        "activities": list(windows.activities),
+        "provenance": provenance(cfg.device, settings=as_json([cfg.windows, cfg.model, cfg.training])),
+    }
+    write_json(folder / "networks.json", about)
+    return folder
+
+
+def load(folder: Path, windows: Windows, model: ModelSettings, seeds: Sequence[int]) -> list[Network]:
+    """The published networks of ``seeds``, in this order; of all but the first of the file only the trunk.
+
+    Raises :class:`PublishedError` where files are missing or damaged, where they are of other windows, and for seeds
+    that were not published.
+    """
+    if not (folder / "networks.json").exists():
+        raise PublishedError(f"no networks are published in {folder}; train them (WEIGHTS=trained)")
+    about = read_json(folder / "networks.json")
+    for name, digest in about["files"].items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise PublishedError(f"{folder / name} is missing or damaged; get it again, or train (WEIGHTS=trained)")
+    if about["windows"] != windows.digest:
+        raise PublishedError(
+            f"the networks in {folder} were trained on other windows than these; train them (WEIGHTS=trained)"
+        )
+    if unknown := sorted(set(seeds) - set(about["seeds"])):
+        raise PublishedError(
+            f"networks {', '.join(map(str, unknown))} are not published in {folder}; published are "
+            f"{', '.join(map(str, about['seeds']))}; train the others (WEIGHTS=trained)"
+        )
+    tensors = load_file(folder / "trunks.safetensors")
+    return [_network(folder, about, tensors, windows, model, seed) for seed in seeds]
+
+
+def _network(folder: Path, about: dict, tensors: dict, windows: Windows, model: ModelSettings, seed: int) -> Network:
+    own = {k.removeprefix(f"{seed}."): v for k, v in tensors.items() if k.startswith(f"{seed}.")}
+
+    def predicted(name: str) -> dict[str, np.ndarray]:
+        return {k.removeprefix(name): v.long().numpy() for k, v in own.items() if k.startswith(name)}
+
+    layers = range(sum(name.startswith("weights.") for name in own))
+    whole: nn.Module = NotPublished(seed)
+    place = about["seeds"].index(seed)
+    if place == 0:
+        whole = new_model(windows, model, seed).eval()
+        whole.load_state_dict(load_file(folder / "network.safetensors"))
+    content = f"{about['files']['trunks.safetensors']} {about['files']['network.safetensors']} {seed}"
+    return Network(
+        seed=seed,
+        model=whole,
+        history={name: own[name].numpy() for name in HISTORY},
+        best_epoch=about["best_epochs"][place],
+        predicted=predicted("predicted."),
+        predicted_last=predicted("last_predicted."),
+        key=hashlib.sha256(content.encode()).hexdigest()[:20],
+        wall_s=about["wall_s"][place],
+        folded=Trunk(tuple(own[f"weights.{i}"] for i in layers), tuple(own[f"biases.{i}"] for i in layers)),
+    )
