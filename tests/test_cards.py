@@ -11,9 +11,8 @@ import xarray as xr
 from test_atlas import COLOURS, NAMES, Page, a_layer
 
 from harvis_utils.data.windowing import Split
-from harvis_utils.figures import atlas_page, card_pages, plots_cards
+from harvis_utils.figures import page, special
 from harvis_utils.lenses import cards
-from harvis_utils.metrics import embedding
 from harvis_utils.settings import SimilaritySettings, load_settings, report_root
 
 SEEDS, LAYERS, N_UNITS, TIME, N_RANKS = (3, 7), ("conv1", "conv2"), 12, 30, 7
@@ -192,10 +191,7 @@ DECK = deck()
 
 
 def page_of(lenses, found) -> str:
-    pages = card_pages.page_cards(found, 30.0)
-    return atlas_page.interactive_html(
-        list(lenses.views.values()), NAMES, COLOURS, caveat="made-up data", cards=pages, style=card_pages.STYLE
-    )
+    return page.atlas(list(lenses.views.values()), NAMES, COLOURS, caveat="made-up data", cards=found)
 
 
 class Balanced(html.parser.HTMLParser):
@@ -218,32 +214,37 @@ class Balanced(html.parser.HTMLParser):
 
 
 def test_a_card_as_html_is_whole_and_escapes_names():
-    by_key = {c.key: c for c in DECK}
-    for card in (DECK[0], DECK[1], replace(DECK[2], nearest_activity="<b>&")):
-        near = card_pages.neighbours_of(card, by_key)
-        text = card_pages.page(card, near, 30.0, "made-up <data>")
-        Balanced(text.replace("<!doctype html>", "").replace("/>", ">"))
-        assert "<b>&" not in text and "<data>" not in text and not Page(text).scripts
+    named = [DECK[0], DECK[1], replace(DECK[2], nearest_activity="<b>&"), *DECK[3:]]
+    shown = json.loads(Page(page_of(made_lenses(), named)).scripts[0])["cards"]
+    for card in named:
+        text = shown[card.key]
+        Balanced(text.replace("/>", ">"))
+        assert "<b>&" not in text and not Page(text).scripts
         assert f"unit {card.unit}" in text and "nan" not in text.lower().replace("nano", "")
         for name in [w.activity for w in card.windows]:
             assert name in text
+    assert "&lt;b&gt;&amp;" in shown[DECK[2].key]
+
+
+def test_a_title_cannot_break_out_of_the_page():
+    text = page.atlas([a_layer()], NAMES, COLOURS, title="</title><script>x()</script>", caveat="made-up <data>")
+    assert "<script>x" not in text and "<data>" not in text and len(Page(text).scripts) == 2
 
 
 def test_cards_of_units_that_the_page_lacks_are_refused():
-    with pytest.raises(embedding.AtlasError, match="cards of units that no layer of the page has: conv9-1"):
-        atlas_page.interactive_html([a_layer()], NAMES, COLOURS, cards={"conv9-1": atlas_page.PageCard("x")})
+    with pytest.raises(ValueError, match="cards of units that no layer of the page has: conv2-0"):
+        page.atlas([a_layer("conv1", N_UNITS)], NAMES, COLOURS, cards=DECK)
 
 
 def test_without_cards_the_page_has_no_search():
-    content = Page(atlas_page.interactive_html([a_layer()], NAMES, COLOURS)).scripts[0]
+    content = Page(page.atlas([a_layer()], NAMES, COLOURS)).scripts[0]
     assert '"cards":{}' in content and '"tags":{}' in content
 
 
 @pytest.mark.parametrize("which", [0, 1, N_UNITS])
 def test_the_figure_of_a_card_draws(which):
     card = DECK[which]
-    near = list(card_pages.neighbours_of(card, {c.key: c for c in DECK}).values())
-    figure = plots_cards.plot_card(card, near, 30.0, "made-up data")
+    figure = special.card(card, {c.key: c for c in DECK}, 30.0, "made-up data")
     figure.draw_without_rendering()
     title = figure.get_suptitle()
     assert f"unit {card.unit}" in title and ("dead" in title) == (card.status == "dead")

@@ -122,17 +122,18 @@ def test_published_images_keep_rare_colours():
     """Lines that are hidden but for their entry in the legend keep their own colours."""
     from matplotlib.colors import to_rgb
 
-    from harvis_utils.figures import plots
+    from harvis_utils.figures import draw, style
 
     steps = np.arange(1, 400)
-    lines = {name: np.zeros(399) for name in plots.METHOD_COLOURS} | {"naive": np.sqrt(steps)}
-    figure = plots.plot_history(steps, {label: lines for label in ("a [G]", "b", "c [G]", "d")}, "a unit", columns=2)
+    lines = {name: np.zeros(399) for name in style.METHOD_COLOURS} | {"naive": np.sqrt(steps)}
+    panels = {label: lines for label in ("a [G]", "b", "c [G]", "d")}
+    figure = draw.lines(panels, steps, "step", scale="log", columns=2)
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
     before, after = (
         np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
         for png in (buffer.getvalue(), pages.light_png(buffer.getvalue()))
     )
-    for name, colour in plots.METHOD_COLOURS.items():
+    for name, colour in style.METHOD_COLOURS.items():
         here = (before == np.round(255 * np.array(to_rgb(colour)))).all(-1)
         assert here.any() and np.abs(after[here] - before[here]).max() <= 4, name
 

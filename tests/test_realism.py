@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 from harvis_utils.data.windowing import Split
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import realism, similarity
+from harvis_utils.metrics import realism, signal_measures, similarity
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import (
     MaximizationSettings,
@@ -57,7 +57,7 @@ def made_signals(trunk, layer, x) -> xr.Dataset:
 
 
 def naive_mean_nearest(values):
-    return np.mean(sorted(values)[: realism.N_NEAREST])
+    return np.mean(sorted(values)[: signal_measures.N_NEAREST])
 
 
 def naive_d(piece, segment):
@@ -66,7 +66,7 @@ def naive_d(piece, segment):
 
 
 def naive_scaled(piece, other):
-    return np.mean((piece - other) ** 2) / max((np.var(piece) + np.var(other)) / 2, realism.REST_G**2)
+    return np.mean((piece - other) ** 2) / max((np.var(piece) + np.var(other)) / 2, signal_measures.REST_G**2)
 
 
 def naive_spectrum(x):
@@ -89,7 +89,7 @@ def naive_unit(trunk, layer, unit, th_eap, split, x, outputs):
     everyone = {int(s) for s in subject}
     most = max(sorted(everyone), key=lambda s: sum(subject[i] == s for i in strong))
     left = sorted((i for i in range(len(segments)) if subject[i] != most), key=lambda i: -answers[i].max())
-    while sum(subject[i] != most for i in strong) < realism.N_NEAREST:
+    while sum(subject[i] != most for i in strong) < signal_measures.N_NEAREST:
         strong.append(next(i for i in left if i not in strong))
     real = {i: segments[i].astype(float) for i in strong}
     pieces = {i: naive_best(segments[i], answers[i]) for i in strong}
@@ -310,9 +310,9 @@ def test_where_one_subject_has_all_strong_windows_the_strongest_of_others_are_ad
     x[:100] *= 9
     top = x.max((1, 2))
     found = one_unit(x, subject, float(top[:100].min()))
-    assert found["n_strong"] == 100 and found["n_reference"] == 100 + realism.N_NEAREST
+    assert found["n_strong"] == 100 and found["n_reference"] == 100 + signal_measures.N_NEAREST
     others = [i for i in found["segment"].values if subject[i] != 0 and i >= 0]
-    assert others == sorted(100 + np.argsort(-top[100:])[: realism.N_NEAREST])
+    assert others == sorted(100 + np.argsort(-top[100:])[: signal_measures.N_NEAREST])
     assert np.isfinite(found["distance"].values[: int(found["n_reference"])]).all()
 
 
@@ -349,18 +349,18 @@ def test_spectral_distance_of_known_spectra():
     constant = np.full((1, 15), np.nan)
     assert realism.spectral_distance(constant, share[0]) == 1
     assert np.isnan(realism.spectral_distance(share, constant[0])).all()
-    assert np.isclose(realism._mean_spectrum(np.concatenate([constant, share])), share.mean(0)).all()
+    assert np.isclose(signal_measures.mean_spectrum(np.concatenate([constant, share])), share.mean(0)).all()
 
 
 def test_spread_of_what_stays_converges_and_shrinks():
     starts = np.random.default_rng(0).normal(size=(4, LENGTH))
     still = np.broadcast_to(starts[:, None, None], (4, 2, 3, LENGTH))
-    assert np.allclose(realism.spread(still, starts), np.ones((2, 3)))
-    assert np.allclose(realism.spread(still * np.array([0, 0.5])[:, None, None], starts), [[0] * 3, [0.5] * 3])
-    assert np.allclose(realism.spread(still + 5, still), 1)  # moving all alike keeps them apart
+    assert np.allclose(signal_measures.spread(still, starts), np.ones((2, 3)))
+    assert np.allclose(signal_measures.spread(still * np.array([0, 0.5])[:, None, None], starts), [[0] * 3, [0.5] * 3])
+    assert np.allclose(signal_measures.spread(still + 5, still), 1)  # moving all alike keeps them apart
     pairs = [(i, j) for i in range(4) for j in range(i)]
     rms = [[np.sqrt(np.mean((v[i] - v[j]) ** 2)) for i, j in pairs] for v in (starts**3, starts)]
-    assert np.isclose(realism.spread(starts[:, None] ** 3, starts)[0], np.mean(rms[0]) / np.mean(rms[1]))
+    assert np.isclose(signal_measures.spread(starts[:, None] ** 3, starts)[0], np.mean(rms[0]) / np.mean(rms[1]))
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_spread_of_what_stays_converges_and_shrinks():
 )
 def test_a_spread_without_different_starts_is_an_error(n_signals, starts, message):
     with pytest.raises(ValueError, match=message):
-        realism.spread(np.zeros((n_signals, 5, 30)), starts)
+        signal_measures.spread(np.zeros((n_signals, 5, 30)), starts)
 
 
 def test_reached_has_no_value_without_a_threshold():

@@ -14,7 +14,7 @@ import pandas as pd
 
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import intervals
-from harvis_utils.metrics.embedding import FLAT_G
+from harvis_utils.metrics.clustering import FLAT_G
 from harvis_utils.paper.evidence import OURS
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import read_json, write_text

@@ -1,0 +1,449 @@
+"""Numbers turned into figures: points, bars, dots and lines by panel and group, heat maps and planes.
+
+Figures draw what they are given and compute nothing but means over what is drawn. ``panels`` maps the name of each
+panel to its groups, and each group's name to its numbers; a group has one colour in all panels. Where numbers have an
+interval they are (n, 3): value, low and high, NaN where there is none (:func:`three` takes them from a table).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from harvis_utils.figures.style import (
+    COLOURS,
+    CONTROL_GREYS,
+    CONTROL_HATCHES,
+    CONTROL_LOOKS,
+    MARKERS,
+    SIGNAL,
+    WIDTH,
+    colours_of,
+    entries,
+    finish,
+    grid,
+    wrapped,
+)
+
+#: a log axis shows at most this share of its largest value; what is smaller is written or hollow at its edge
+LOG_SPAN = 1e-6
+REFERENCE_STYLES = (":", "--", "-.")
+
+
+def three(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The column ``name`` of a table with its interval from "name low" and "name high", NaN without: (row, 3)."""
+    return table.reindex(columns=[name, f"{name} low", f"{name} high"]).astype(float)
+
+
+def intervals(ax: Axes, at: Sequence[float], values: np.ndarray, horizontal: bool = False, **style) -> None:
+    """Points at ``at`` with their intervals, ``values`` (n, 3); a point without one is drawn without."""
+    values = np.asarray(values, dtype=float)
+    ends = np.abs(values[:, 1:].T - values[:, 0])
+    style = {"fmt": "o", "elinewidth": 1, "capsize": 2, "markersize": 5} | style
+    if horizontal:
+        ax.errorbar(values[:, 0], at, xerr=ends, **style)
+    else:
+        ax.errorbar(at, values[:, 0], yerr=ends, **style)
+
+
+def _references(ax: Axes, references: Mapping[str, float] | None, horizontal: bool = False) -> None:
+    """Lines across for levels to compare with, each with its name for the legend; grey solid at zero."""
+    for (name, level), style in zip((references or {}).items(), REFERENCE_STYLES, strict=False):
+        line = ax.axvline if horizontal else ax.axhline
+        line(level, color="black", linestyle=style, linewidth=1, label=name, zorder=1)
+
+
+def _groups(panels: Mapping[str, Mapping]) -> list[str]:
+    return list(dict.fromkeys(group for groups in panels.values() for group in groups))
+
+
+def _shifts(n: int, width: float) -> np.ndarray:
+    """Where ``n`` groups stand beside each other around a place."""
+    return width / n * (np.arange(n) - (n - 1) / 2)
+
+
+def _log_limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Limits of a log axis for these values: a value that is all but zero would stretch it over ten empty decades."""
+    flat = np.concatenate([np.ravel(np.asarray(v, dtype=float)) for v in values])
+    positive = flat[np.isfinite(flat) & (flat > 0)]
+    if not positive.size:
+        return 0.1, 10.0
+    return max(positive.min() / 2, positive.max() * LOG_SPAN), positive.max() * 2
+
+
+def points(
+    panels: Mapping[str, Mapping[str, pd.DataFrame]],
+    ylabel: str,
+    references: Mapping[str, float] | None = None,
+    log: bool = False,
+    title: str = "",
+    caveat: str = "",
+    columns: int = 4,
+) -> Figure:
+    """Values with intervals, one row for every name: a panel's name is the label of its axis.
+
+    Each group is a table (row, 3) of value, low and high by the rows' names. On a ``log`` axis a value that is zero,
+    missing or far below all others is a hollow marker at the edge.
+    """
+    groups = _groups(panels)
+    tables = [table for by in panels.values() for table in by.values()]
+    rows = list(dict.fromkeys(name for table in tables for name in table.index))
+    n_beside = max(sum(rows[0] in table.index for table in by.values()) for by in panels.values())
+    colours = colours_of(groups)
+    shifts = dict(zip(groups, _shifts(len(groups), 0.66), strict=True))
+    height = (0.33 if n_beside > 1 else 0.25) * len(rows)
+    figure, axes = grid(1, len(panels), WIDTH if len(panels) > 1 else 0.85 * WIDTH, 1.6 + height, sharey=True)
+    floor, top = _log_limits(tables) if log else (-np.inf, np.inf)
+    for ax, (label, by) in zip(axes[0], panels.items(), strict=True):
+        for k, (group, table) in enumerate(by.items()):
+            places = np.array([rows.index(name) for name in table.index]) + shifts[group] * (n_beside > 1)
+            values = table.to_numpy(dtype=float)
+            style = {"fmt": MARKERS[k % len(MARKERS)], "color": colours[group], "label": group or None}
+            shown = values[:, 0] >= floor
+            intervals(ax, places[shown], np.maximum(values[shown], floor), horizontal=True, **style)
+            if not shown.all():
+                hollow = {"color": colours[group], "markerfacecolor": "none", "clip_on": False}
+                ax.plot(np.full((~shown).sum(), floor), places[~shown], "<", markersize=5, **hollow)
+        _references(ax, references, horizontal=True)
+        if log:
+            ax.set_xscale("log")
+            ax.set_xlim(floor, top)
+        ax.set_xlabel(label)
+        ax.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(rows)), rows)
+    axes[0, 0].set_ylim(len(rows) - 0.4, -0.6)
+    axes[0, 0].set_ylabel(ylabel)
+    legend = entries(axes[0])
+    if log:
+        legend["0 or none left"] = Line2D([], [], color="#555555", marker="<", markerfacecolor="none", linestyle="")
+    return finish(figure, caveat, title, legend, columns)
+
+
+def points_and_shares(
+    values: Mapping[str, pd.DataFrame],
+    shares: Mapping[str, pd.DataFrame],
+    colours: Sequence[str],
+    labels: tuple[str, str, str],
+    references: Mapping[str, float] | None = None,
+    crosses: Mapping[str, pd.Series] | None = None,
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """Left as :func:`points` in one panel; right what each row is made of, as bars of ``colours`` from 0 to 1.
+
+    Both map groups to tables by the rows' names, ``shares`` (row, part); later groups' bars are paler. ``crosses`` maps
+    the name of a mark to where it stands in the bars. ``labels`` are those of rows, values and shares.
+    """
+    rows = list(next(iter(values.values())).index)
+    figure, ((left, right),) = grid(1, 2, WIDTH, 1.7 + 0.36 * len(rows), sharey=True)
+    shifts, palette = _shifts(len(values), 0.5), colours_of(list(values))
+    legend: dict = {}
+    for k, (group, table) in enumerate(values.items()):
+        intervals(left, np.arange(len(rows)) + shifts[k], table, horizontal=True, color=palette[group], label=group)
+        before = np.zeros(len(rows))
+        for (part, share), colour in zip(shares[group].loc[rows].items(), colours, strict=True):
+            places, height = np.arange(len(rows)) + shifts[k], 0.6 / len(values)
+            right.barh(places, share, height, left=before, color=colour, alpha=0.45 if k else 1.0)
+            before = before + share.to_numpy()
+            legend[part] = Patch(color=colour)
+    _references(left, references, horizontal=True)
+    for name, places in (crosses or {}).items():
+        right.plot(places.loc[rows], range(len(rows)), "kx", markersize=7, markeredgewidth=2, label=name)
+    left.set_yticks(range(len(rows)), rows)
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    right.set_xlim(-0.02, 1.02)
+    right.grid(visible=False)
+    for setter, label in zip((left.set_ylabel, left.set_xlabel, right.set_xlabel), labels, strict=True):
+        setter(label)
+    return finish(figure, caveat, title, entries([left]) | legend | entries([right]), 7)
+
+
+def bars(
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    names: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    references: Mapping[str, float] | None = None,
+    failed: Mapping[str, Sequence[int]] | None = None,
+    log: bool = False,
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """Bars with intervals, (name, 3) for each group; groups without a colour of their own are hatched greys.
+
+    NaN draws no bar but "n/a". ``failed`` maps a group to numbers of failed units, written above the bars that have
+    any.
+    """
+    groups = _groups(panels)
+    controls = [group for group in groups if group not in COLOURS]
+    looks = {group: {"color": COLOURS.get(group)} for group in groups}
+    for i, group in enumerate(controls):
+        looks[group] = {
+            "color": CONTROL_GREYS[i % len(CONTROL_GREYS)],
+            "hatch": CONTROL_HATCHES[i % len(CONTROL_HATCHES)],
+        }
+    values = [np.asarray(v, dtype=float) for by in panels.values() for v in by.values()]
+    floor, top = _log_limits(values) if log else (0.0, None)
+    figure, axes = grid(1, len(panels), WIDTH, 4.4 if len(groups) > 4 else 3.6, sharey=True)
+    width = 0.86 / len(groups)
+    for ax, (panel, by) in zip(axes[0], panels.items(), strict=True):
+        if log:
+            ax.set_yscale("log")
+            ax.set_ylim(floor, top * 6)
+        for shift, (group, numbers) in zip(_shifts(len(by), 0.86), by.items(), strict=True):
+            places, numbers = np.arange(len(names)) + shift, np.asarray(numbers, dtype=float)
+            heights = np.fmax(numbers[:, 0], floor)
+            ax.bar(places, heights, width * 0.92, edgecolor="white", linewidth=0.4, label=group, **looks[group])
+            intervals(ax, places, numbers, fmt="none", ecolor="black")
+            counts = (failed or {}).get(group, np.zeros(len(names)))
+            for place, (value, _, high), count in zip(places, numbers, counts, strict=True):
+                text = "n/a" if np.isnan(value) else ""
+                if log and value < floor:
+                    text = f"{value:.0e}" if value > 0 else "0"
+                text = f"{text} {count:.3g} failed".strip() if count else text
+                at, style = (place, np.nanmax([value, high, floor])), {"rotation": 90, "ha": "center", "va": "bottom"}
+                ax.annotate(text, at, xytext=(0, 3), textcoords="offset points", fontsize=9, **style)
+        _references(ax, references)
+        ax.set_xticks(range(len(names)), names)
+        ax.set_xlabel(xlabel)
+        ax.set_title(textwrap.fill(panel, 34))
+        ax.grid(axis="x", visible=False)
+    if not log:
+        axes[0, 0].margins(y=0.18 if failed else 0.05)
+        axes[0, 0].set_ylim(bottom=0)
+    axes[0, 0].set_ylabel(ylabel)
+    return finish(figure, caveat, title, entries(axes[0]), 5)
+
+
+def stacked(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "", caveat: str = "") -> Figure:
+    """One bar per row of a table, made of its columns."""
+    figure, ((ax,),) = grid(1, 1, WIDTH * 0.8, 1.2 + 0.27 * len(table))
+    table.plot.barh(stacked=True, ax=ax, color=colours_of(list(table)), width=0.75, legend=False)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    return finish(figure, caveat, title, entries([ax]))
+
+
+def dots(
+    panels: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    xlabel: str,
+    ylabel: str | None = None,
+    references: Mapping[str, float] | None = None,
+    horizontal: bool = False,
+    middle: str = "mean",
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """Every number a dot, sorted, and a line at the ``middle`` ("mean" or "median"): panel, group, name to (n,).
+
+    Names stand along one axis, groups beside each other in colour. Without ``ylabel`` panels are measures, each with
+    an axis of its own, and named by it. A name without any number gets "n/a".
+    """
+    groups, by = _groups(panels), next(iter(panels.values()))
+    names = list(next(iter(by.values())))
+    size = (WIDTH, 1.5 + (0.2 + 0.06 * len(groups)) * len(names)) if horizontal else (WIDTH, 3.7)
+    if len(panels) == 1:
+        size = (0.8 * WIDTH, size[1])
+    shared = {"sharex": horizontal, "sharey": ylabel is not None}
+    figure, axes = grid(1, len(panels), *size, **shared)
+    shifts, colours = _shifts(len(groups), 0.75), colours_of(groups)
+    for ax, (panel, by) in zip(axes[0], panels.items(), strict=True):
+        for k, (group, values) in enumerate(by.items()):
+            for i, name in enumerate(names):
+                own = np.sort(np.asarray(values[name], dtype=float))
+                own, at = own[np.isfinite(own)], i + shifts[k]
+                if not len(own):
+                    ax.annotate("n/a", (at, 0.5), xycoords=("data", "axes fraction"), ha="center")
+                    continue
+                reach = 0.3 / len(groups)
+                across = at + (np.linspace(-reach, reach, len(own)) if len(own) > 1 else np.zeros(1))
+                style = {
+                    "color": colours[group],
+                    "markersize": 5 if len(own) < 12 else 3,
+                    "alpha": 0.7,
+                    "linestyle": "",
+                }
+                label, level = group if i == 0 and group else None, getattr(np, middle)(own)
+                line, xy = (ax.vlines, (own, across)) if horizontal else (ax.hlines, (across, own))
+                ax.plot(*xy, MARKERS[k % len(MARKERS)], label=label, **style)
+                line(level, at - 1.2 * reach, at + 1.2 * reach, color=colours[group], linewidth=2)
+        _references(ax, references, horizontal)
+        if horizontal:
+            ax.set_yticks(range(len(names)), names)
+            ax.set_ylim(len(names) - 0.4, -0.6)
+            ax.grid(axis="y", visible=False)
+        else:
+            ax.set_xticks(range(len(names)), [textwrap.fill(str(name), 9, break_long_words=False) for name in names])
+            ax.set_xlim(-0.6, len(names) - 0.4)
+            ax.grid(axis="x", visible=False)
+        ax.set_xlabel(xlabel)
+        if ylabel is None:
+            ax.set_ylabel(panel)
+        else:
+            ax.set_title(panel)
+            axes[0, 0].set_ylabel(ylabel)
+    for ax in axes[0]:  # once all is drawn, as this fixes the other end, too
+        setter, least = (ax.set_xlim, ax.dataLim.x0) if horizontal else (ax.set_ylim, ax.dataLim.y0)
+        setter(min(0, least * 1.05), None)
+    legend = entries(axes[0]) | {middle: Line2D([], [], color=SIGNAL, linewidth=2)}
+    return finish(figure, caveat, title, legend, 6)
+
+
+def lines(
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    x: Sequence[float] | Mapping[str, Sequence[float]],
+    xlabel: str | Mapping[str, str],
+    ylabel: str | None = None,
+    references: Mapping[str, float] | None = None,
+    rings: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    each: bool = False,
+    levels: bool = False,
+    scale: str = "linear",
+    sharey: bool | str | None = None,
+    columns: int = 4,
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """Curves: each group is (x,), or (x, 3) with an interval.
+
+    With ``each`` a group is (x, n), n curves drawn pale under their mean. ``x`` is one for all panels or maps each to
+    its own; with ``levels`` its values stand at equal distances and intervals are bars, else they are bands. ``rings``
+    maps panel and group to the places on x that are ringed, one for each curve. ``scale`` is that of x, as matplotlib
+    names it, ``sharey`` is as in ``plt.subplots``. Without ``ylabel`` panels are measures, each named by an axis of its
+    own.
+    """
+    groups = _groups(panels)
+    colours, shifts = colours_of(groups), _shifts(len(groups), 0.12 * len(groups))
+    width = WIDTH if len(panels) > 1 else 0.7 * WIDTH
+    height = 2.9 if len(panels) < 5 else 2.4
+    figure, axes = wrapped(len(panels), columns, width, height, sharey=ylabel is not None if sharey is None else sharey)
+    for ax, (panel, by) in zip(axes.flat, panels.items(), strict=False):
+        ticks = np.asarray(x[panel] if isinstance(x, Mapping) else x)
+        places = np.arange(len(ticks)) if levels else ticks
+        for k, group in enumerate(by):
+            values, colour, marker = np.asarray(by[group], dtype=float), colours[group], MARKERS[k % len(MARKERS)]
+            style = {"color": colour, "marker": marker if len(ticks) < 16 else None, "markersize": 4}
+            curve = values if values.ndim == 1 else values.mean(1) if each else values[:, 0]
+            if values.ndim == 2 and levels and not each:
+                intervals(ax, places + shifts[groups.index(group)], values, fmt=marker + "-", color=colour, label=group)
+            else:
+                ax.plot(places, curve, label=group or None, **style)
+            if each:
+                ax.plot(places, values, color=colour, linewidth=0.8, alpha=0.4)
+            elif values.ndim == 2 and not levels:
+                ax.fill_between(places, values[:, 1], values[:, 2], color=colour, alpha=0.15, linewidth=0)
+            ringed = (rings or {}).get(panel, {}).get(group, ())
+            for i, at in enumerate(ringed):
+                where = list(ticks).index(at)
+                height_at = values[where, i] if each else curve[where]
+                ax.plot(places[where], height_at, "o", color=colour, markersize=9, markerfacecolor="none")
+        _references(ax, references)
+        ax.set_xscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
+        if levels or (scale == "log" and len(ticks) < 8):
+            ax.set_xticks(places, [f"{tick:g}" for tick in ticks])
+            ax.minorticks_off()
+        elif scale == "symlog":
+            ax.set_xlim(0, max(ticks))
+        ax.set_xlabel(xlabel[panel] if isinstance(xlabel, Mapping) else xlabel)
+        if ylabel is None:
+            ax.set_ylabel(textwrap.fill(panel, 24))
+        else:
+            ax.set_title(panel)
+    if ylabel is not None:
+        for ax in axes[:, 0]:
+            ax.set_ylabel(ylabel)
+    return finish(figure, caveat, title, entries(axes.flat), 6)
+
+
+def plane(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    xlabel: str,
+    ylabel: str,
+    looks: Mapping[str, tuple[str, str]] | None = None,
+    across: Mapping[str, float] | None = None,
+    zero: bool = False,
+    numbered: bool = False,
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """Points in a plane: each group is its (x, y), (n,) each, or (n, 3) each with both intervals.
+
+    ``looks`` gives groups a colour and a marker of their own; ``across`` are levels of x to compare with, ``zero``
+    draws both axes' zero. With ``numbered`` points carry the number before their name in the legend at the right.
+    """
+    groups = _groups(panels)
+    looks = {g: CONTROL_LOOKS.get(g, (colour, "o")) for g, colour in colours_of(groups).items()} | dict(looks or {})
+    figure, axes = grid(1, len(panels), WIDTH, 5.2 if len(groups) > 3 else 3.6, sharey=True)
+    for ax, (panel, by) in zip(axes[0], panels.items(), strict=True):
+        _references(ax, across, horizontal=True)
+        for level in (ax.axhline, ax.axvline) if zero else ():
+            level(0, color="black", linewidth=0.8)
+        for k, (group, (x, y)) in enumerate(by.items(), start=1):
+            colour, marker = looks[group]
+            x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+            if x.ndim == 1:
+                ax.plot(x, y, ".", color=colour, markersize=4, alpha=0.5, label=group or None)
+                continue
+            ends = [np.abs(v[:, 1:].T - v[:, 0]) for v in (x, y)]
+            style = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6, "elinewidth": 1}
+            label = f"{k} {group}" if numbered else group
+            ax.errorbar(x[:, 0], y[:, 0], xerr=ends[0], yerr=ends[1], fmt=marker, color=colour, label=label, **style)
+            if numbered:
+                ax.annotate(str(k), (x[0, 0], y[0, 0]), xytext=(5, 4), textcoords="offset points", fontsize=9)
+        ax.set_title(panel)
+        ax.set_xlabel(xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    legend = entries(axes[0])
+    if not numbered:
+        return finish(figure, caveat, title, legend, 5)
+    figure.legend(legend.values(), legend.keys(), loc="outside right upper")
+    axes[0, 0].set_title(textwrap.fill(title, 56))
+    return finish(figure, caveat)
+
+
+def heat(
+    panels: Mapping[str, pd.DataFrame],
+    xlabel: str,
+    ylabel: str,
+    label: str,
+    written: str = "",
+    least: float = -np.inf,
+    limits: tuple[float, float] | None = None,
+    title: str = "",
+    caveat: str = "",
+) -> Figure:
+    """Tables as colours, rows downwards: blue from zero up, or with numbers on both sides of zero from blue to red.
+
+    ``written`` is a format for the numbers, such as ".0%"; those below ``least`` are left out. ``label`` names the
+    colours, whose ``limits`` are those of the numbers unless given.
+    """
+    tables = list(panels.values())
+    top = max(float(np.nanmax(np.abs(table.to_numpy(dtype=float)))) for table in tables)
+    signed = any(bool((table < 0).any(axis=None)) for table in tables)
+    low, high = limits or (-top if signed else 0.0, top)
+    n_rows, n_columns = tables[0].shape
+    width = WIDTH if len(panels) > 1 else min(WIDTH, 3.6 + 0.42 * max(n_columns, 14))
+    figure, axes = grid(1, len(panels), width, min(9.2, 1.9 + 0.3 * n_rows), sharey=True)
+    for ax, (panel, table) in zip(axes[0], panels.items(), strict=True):
+        texts = table.map(lambda v: f"{v:{written}}" if v >= least else "") if written else None
+        style = {"cmap": "RdBu_r" if signed else "Blues", "vmin": low, "vmax": high, "cbar": False}
+        sns.heatmap(table, ax=ax, annot=texts, fmt="", annot_kws={"fontsize": 9}, **style)
+        turned = max(len(str(name)) for name in table.columns) * n_columns > 100 / len(panels)
+        ax.set_xticklabels(ax.get_xticklabels(), rotation=45 if turned else 0, ha="right" if turned else "center")
+        ax.tick_params(axis="x", labelrotation=45 if turned else 0)
+        ax.grid(visible=False)
+        ax.set(title=panel, xlabel=xlabel, ylabel="")
+    axes[0, 0].set_ylabel(ylabel)
+    axes[0, 0].tick_params(axis="y", labelrotation=0)
+    figure.colorbar(axes[0, 0].collections[0], ax=list(axes[0]), label=label)
+    return finish(figure, caveat, title)

@@ -1,0 +1,146 @@
+"""The atlas as a page of its own, without anything to load: units to point at, and their cards to open by a click.
+
+The page is ``page.html``, a card on it ``card.html``; both are filled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from harvis_utils.figures.special import largest, shown_bars
+from harvis_utils.figures.style import ACCENT, SIGNAL
+
+#: size of a small picture, in units of its own
+_WIDTH, _HEIGHT = 200, 90
+
+
+def atlas(
+    layers: Sequence,
+    names: Sequence[str],
+    colours: Mapping[str, str],
+    piece: int = 10,
+    rate_hz: float = 30.0,
+    title: str = "Atlas of what the units respond to",
+    caveat: str = "",
+    cards: Sequence = (),
+) -> str:
+    """The page's HTML: pointing at a unit shows its waveform and its nearest real window.
+
+    ``layers`` have the attributes of :class:`harvis_utils.metrics.embedding.AtlasLayer`, ``cards`` those of
+    :class:`harvis_utils.lenses.cards.Card`; ``colours`` maps each of the activity ``names`` to a colour.
+    ``page.html#conv1-3`` opens with unit 3 of conv1. Units with NaN positions are left out and counted on the page.
+    With ``cards`` a click opens the unit's card, units without a position get a button below the map, and what cards
+    can be found by becomes lists to search by. Raises ``ValueError`` when a layer's arrays do not fit together, and for
+    the card of a unit that no layer has.
+    """
+    known = {f"{layer.name}-{u}" for layer in layers for u in range(len(layer.positions))}
+    by_key = {card.key: card for card in cards}
+    if strangers := sorted(set(by_key) - known):
+        raise ValueError(f"cards of units that no layer of the page has: {', '.join(strangers[:5])}")
+    templates = _templates()
+    tags = {key: _tags(card) for key, card in by_key.items()}
+    groups = next(iter(tags.values()), {})
+    content = {
+        "names": list(names),
+        "colours": [colours[name] for name in names],
+        "rate": rate_hz,
+        "piece": piece,
+        "layers": [_layer_content(layer, len(names)) for layer in layers],
+        "cards": {key: _card_html(templates, card, by_key, rate_hz) for key, card in by_key.items()},
+        "tags": {group: {key: list(of[group]) for key, of in tags.items()} for group in groups},
+    }
+    return templates.get_template("page.html").render(title=title, caveat=caveat, content=content)
+
+
+def _templates() -> jinja2.Environment:
+    """Templates that escape what is put into them, and whose JSON has no "<" that could end a script."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    found.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    found.filters |= {"polyline": _polyline, "share": _share}
+    return found
+
+
+def _layer_content(layer, n_names: int) -> dict:
+    n = len(layer.positions)
+    for name in ("signals", "activities", "windows", "starts", "offsets", "distances"):
+        if len(getattr(layer, name)) != n:
+            raise ValueError(f"layer {layer.name}: {name} has {len(getattr(layer, name))} units, positions has {n}")
+    if np.max(layer.activities, initial=-1) >= n_names:
+        raise ValueError(f"layer {layer.name}: activity {np.max(layer.activities)} has no name ({n_names} names)")
+    shown = np.isfinite(layer.positions).all(1) & np.isfinite(layer.signals).all(1)
+
+    def numbers(values, digits: int = 4) -> list:
+        rounded = np.round(np.asarray(values, np.float64), digits)
+        return np.where(np.isfinite(rounded), rounded, None).tolist()
+
+    units = [
+        {
+            "unit": int(u),
+            "at": numbers(layer.positions[u]),
+            "activity": int(layer.activities[u]),
+            "signal": numbers(layer.signals[u]),
+            "window": numbers(layer.windows[u]),
+            "start": int(layer.starts[u]),
+            "offset": int(layer.offsets[u]),
+            "distance": numbers(layer.distances[u], 6),
+        }
+        for u in np.flatnonzero(shown)
+    ]
+    return {"name": layer.name, "left_out": np.flatnonzero(~shown).tolist(), "units": units}
+
+
+def _card_html(templates: jinja2.Environment, card, by_key: Mapping, rate_hz: float) -> str:
+    """The card as one ``<article>``."""
+    neighbours = [by_key[f"{card.layer}-{u}"] for u in card.neighbours]
+    facts = [f"network {card.seed}"] + ([] if card.status == "used" else [card.status])
+    facts += [] if np.isnan(card.activation) else [f"reaches {card.activation:.2f} of its threshold"]
+    facts += [] if np.isnan(card.nearness) else [f"nearness to real windows {card.nearness:.2f}"]
+    return templates.get_template("card.html").render(
+        card=card,
+        neighbours=neighbours,
+        facts=facts,
+        nearest=f"nearest real window: {card.nearest_activity}" if card.nearest_activity else "no nearest real window",
+        iou=shown_bars(card.iou),
+        cost=shown_bars(card.cost),
+        limit=largest([c.signal for c in (card, *([card.twin] if card.twin else []), *neighbours)]),
+        strongest=largest([w.signal for w in card.windows]),
+        back=largest([w.projection for w in card.windows]),
+        rate_hz=rate_hz,
+        accent=ACCENT,
+        colour=SIGNAL,
+        width=_WIDTH,
+        height=_HEIGHT,
+        middle=_HEIGHT / 2 - 6,
+    )
+
+
+def _tags(card) -> dict[str, Sequence[str]]:
+    """What a card can be found by on the page, as :func:`harvis_utils.lenses.card_search.search` finds it."""
+    return {
+        "detects": card.detects,
+        "matters for": card.matters_for,
+        "in": (card.layer,),
+        "looks like": (card.nearest_activity,) if card.nearest_activity else (),
+    }
+
+
+def _polyline(curve: np.ndarray, limit: float) -> str:
+    """Points of a curve (time,) between -limit and limit in a small picture."""
+    x, middle = np.linspace(0, _WIDTH, len(curve)), _HEIGHT / 2 - 6
+    y = middle - (middle - 6) / limit * np.asarray(curve)
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True) if np.isfinite(b))
+
+
+def _share(value: float, values: Mapping[str, float]) -> str:
+    """How long the bar of a value is, in percent of the largest one's."""
+    return f"{100 * value / (max(map(abs, values.values())) or 1.0):.0f}"

@@ -1,0 +1,139 @@
+"""Style and colours of every figure, set once, and what each figure begins and ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+#: widest figure in inches: a notebook page shows it unscaled, so that 9 pt stay 9 pt
+WIDTH = 10.0
+SIGNAL, MAP, ACCENT, GREY, REAL, GOOD = "#1b4965", "#c9d6df", "#d1495b", "#8a8a8a", "#c08a2b", "#2f6f4e"
+
+#: the paper's methods, the proposed one darkest, and ours
+METHOD_COLOURS = {
+    "naive": "#d1495b",
+    "L2+TV": "#edae49",
+    "L2+TV+AAP": "#b5838d",
+    "L2+TV+EAP": "#7fb069",
+    "L2+TV+clip": "#5fa8d3",
+    "L2+TV+EAP+clip": "#1b4965",
+    "lowpass": "#9d6fbf",
+    "unit-norm": "#3fb8a5",
+    "ours (means)": "#e0218a",
+}
+#: greys for what methods are compared with, told apart by hatching too
+CONTROL_GREYS = ("#3d3d3d", "#6b6b6b", "#919191", "#b4b4b4", "#d5d5d5", "#7d7d7d")
+CONTROL_HATCHES = ("", "///", "...", "\\\\\\", "xxx", "|||")
+SPLIT_COLOURS = {"train": "#1b4965", "val": "#edae49", "test": "#d1495b"}
+#: what stands for the same thing in every figure
+COLOURS = {
+    **METHOD_COLOURS,
+    **SPLIT_COLOURS,
+    **{"conv1": "#5fa8d3", "conv2": "#1b4965", "conv3": "#d1495b"},
+    **{"trained": SIGNAL, "rotated": "#edae49", "random weights": GREY, "phase-scrambled": "#b5838d"},
+}
+#: colour and marker of controls in a plane: black did nothing, grey knew nothing of the unit, brown is real
+CONTROL_LOOKS = {
+    "starting-sine": ("#111111", "s"),
+    "flat-zero": ("#111111", "X"),
+    "random-weights": (GREY, "v"),
+    "spectrum-noise": (GREY, "^"),
+    "held-out-windows": (REAL, "P"),
+    "held-out-strongest": (REAL, "*"),
+    "held-out-strong": (REAL, "D"),
+}
+COMPONENT_COLOURS = ("#1b4965", "#d1495b", "#e09f3e", "#5fa8d3", "#7fb069", "#9d6fbf")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def use_style() -> None:
+    """Set fonts, grid and layout for every figure of the companion."""
+    mpl.rcParams.update(
+        {
+            "font.size": 10,
+            "axes.titlesize": 10,
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "figure.titlesize": 11,
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 100,
+            "savefig.dpi": 110,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#e6e6e6",
+            "grid.linewidth": 0.7,
+            "lines.linewidth": 1.4,
+            "hatch.linewidth": 0.6,
+        }
+    )
+
+
+def class_colours(names: Sequence[str]) -> dict[str, str]:
+    """One colour per class: hues spread evenly, lightness alternating so that neighbouring hues differ twice."""
+    shades = [sns.husl_palette(len(names), h=0.04, s=0.85, l=light).as_hex() for light in (0.42, 0.70)]
+    return {name: shades[i % 2][i] for i, name in enumerate(names)}
+
+
+def class_markers(names: Sequence[str]) -> dict[str, str]:
+    """One marker per class, repeating: shape and colour together tell many classes apart."""
+    return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """The colour each name has in every figure, and for names that have none the next free one."""
+    free = iter([c for c in COMPONENT_COLOURS if c not in {COLOURS.get(n) for n in names}] + [*CONTROL_GREYS] * 9)
+    return {name: COLOURS.get(name) or next(free) for name in names}
+
+
+def grid(n_rows: int, n_columns: int, width: float, height: float, **more) -> tuple[Figure, np.ndarray]:
+    """A figure that is closed for pyplot, so that a cell shows it once, and its axes, always two-dimensional."""
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=(width, height), squeeze=False, layout="constrained", **more)
+    plt.close(figure)
+    return figure, axes
+
+
+def wrapped(n: int, columns: int, width: float, height: float, **more) -> tuple[Figure, np.ndarray]:
+    """As :func:`grid`: axes for ``n`` panels in at most so many columns, each row ``height`` high; the rest hidden."""
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    figure, axes = grid(rows, columns, width, 0.9 + height * rows, **more)
+    for ax in axes.flat[n:]:
+        ax.set_visible(False)
+    return figure, axes
+
+
+def entries(axes: Sequence[Axes]) -> dict:
+    """What several axes have for a legend: label to artist, each label once."""
+    found: dict = {}
+    for ax in axes:
+        for artist, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, artist)
+    return found
+
+
+def finish(figure: Figure, caveat: str, title: str = "", legend: Mapping | None = None, columns: int = 4) -> Figure:
+    """Write title, legend and caveat outside the axes, so that none covers data or another.
+
+    ``legend`` maps labels to artists; ``caveat`` says that data are made up or not verified, in the lower right corner.
+    """
+    if legend:
+        place = {"loc": "outside upper center", "handlelength": 1.6, "columnspacing": 1.2}
+        above = figure.legend(legend.values(), legend.keys(), ncols=min(columns, len(legend)), title=title, **place)
+        above.get_title().set_fontsize(11)
+    elif title:
+        figure.suptitle(title)
+    if caveat:  # as supxlabel it gets room of its own and never covers data
+        figure.supxlabel(caveat, x=0.995, ha="right", fontsize=9, color=ACCENT, style="italic")
+    return figure
