@@ -28,6 +28,7 @@ from harvis_utils.settings import (
     data_folders,
     load_settings,
     report_root,
+    repository,
 )
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(Settings) if dataclasses.is_dataclass(f.default_factory))
@@ -155,6 +156,17 @@ def test_paths_are_anchored_at_the_repository_whatever_the_working_directory(tmp
     assert cfg.derived == root / "data" / "derived" / "desk" / "dsads"
     assert cfg.reports == root / "reports" / "desk" / "dsads"
     assert data_folders() == [root / "data" / "raw"]
+
+
+def test_an_installed_package_counts_paths_from_the_current_folder(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "harvis_utils"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert repository(package) == tmp_path
+    (package.parent / "notebooks").mkdir()
+    assert repository(package) == tmp_path, "notebooks of something else"
+    (package.parent / "pyproject.toml").touch()
+    assert repository(package) == package.parent
 
 
 def test_roots_from_the_environment_relative_and_absolute(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def trained(
     network, started = new_model(few, model, variant, seed), time.thread_time()
     with threads_inside(1):
         found = supervised.fit_best(network, few, training, seed)
-    best = int(np.argmax(found["val_f1"]))
+    best = int(np.nanargmax(found["val_f1"]))
     row = {"val F1": found["val_f1"][best], "test F1": found["test_f1"][best]}
     row |= {"cpu_s": time.thread_time() - started, "weights": sum(p.numel() for p in network.parameters())}
     return pd.DataFrame([row | looks(network, few)])
@@ -286,7 +286,7 @@ def carried(windows: Windows, small: ArchitectureSettings, settings: TransferSet
 def _carried(of: dict[str, Windows], seed: int, small: ArchitectureSettings, settings: TransferSettings) -> list[dict]:
     source, random = (new_model(of["source"], small.model, BY_NAME[BASE], seed) for _ in range(2))
     found = supervised.fit_best(source, of["source"], small.training, seed)
-    source_f1 = found["test_f1"][int(np.argmax(found["val_f1"]))]
+    source_f1 = found["test_f1"][int(np.nanargmax(found["val_f1"]))]
     trunks = {ARMS[0]: source, ARMS[2]: random}
     rows = []
     for target in TARGETS:

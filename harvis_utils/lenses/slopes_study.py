@@ -351,7 +351,7 @@ def outcome(
     """F1 on both other splits, and the share ``dead`` of the trunk's units that answer no training window at all."""
     with threads_inside(1):
         network, found = fit(few, model, training, seed, slope, device)
-        best = int(np.argmax(found["val_f1"]))
+        best = int(np.nanargmax(found["val_f1"]))
         units = unit_statistics.collect(folded_trunk(network), few.train.segments, torch_device(device))
     return {
         "val_f1": found["val_f1"][best],
