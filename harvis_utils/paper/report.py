@@ -15,12 +15,12 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Windows, amplitude_threshold
-from harvis_utils.maximization import paper_methods, unit_statistics
-from harvis_utils.metrics import embedding, similarity
+from harvis_utils.metrics import similarity
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.paper import claims
-from harvis_utils.settings import PRESETS, REPOSITORY, Settings, __file__
+from harvis_utils.settings import REPOSITORY, Settings, __file__
 from harvis_utils.store import stages
+from harvis_utils.store.results import seconds_by_stage
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
 
@@ -130,7 +130,7 @@ def assemble(
         "atlas": atlas,
         "motifs": motifs,
         "claims": [_with_tuning(c, cfg) if c["id"] == "C1" else c for c in claims.judge_all(evidence)],
-        "timings_s": timings(cfg, windows, networks),
+        "timings_s": timings(),
     }
     validate(results)
     return results
@@ -155,37 +155,10 @@ def _with_tuning(claim: dict, cfg: Settings) -> dict:
     return claim | {"why": f"{claim['why']}; not stated by the paper and chosen on validation: {tuned}"}
 
 
-def timings(cfg: Settings, windows: Windows, networks: list[Network]) -> dict[str, float]:
-    """Seconds spent on each stage's results, summed over networks; a reused result counts what it once took."""
-    untrained = supervised.untrained(cfg, windows)
-    found = {
-        "networks": sum(n.wall_s for n in networks),
-        "statistics": sum(
-            _seconds(unit_statistics.STAGE, unit_statistics.key(windows, n)) for n in [*networks, *untrained]
-        ),
-        "signals": sum(
-            _seconds(paper_methods.STAGE, paper_methods.key(cfg, windows, n, layer, preset, tuple(methods)))
-            for nets, presets, methods in (
-                (networks, PRESETS, paper_methods.METHODS),
-                (untrained, ("calibrated",), paper_methods.CONTROL_METHODS),
-            )
-            for n in nets
-            for layer in n.trunk.layers
-            for preset in presets
-        ),
-        "scores": sum(
-            _seconds(similarity.STAGE, similarity.key(cfg, windows, n, kind))
-            for n in networks
-            for kind in ("methods", "controls")
-        ),
-        "atlas": _seconds(embedding.STAGE, embedding.key(cfg, windows, networks)),
-    }
-    return {stage: round(seconds, 1) for stage, seconds in found.items()}
-
-
-def _seconds(stage: stages.Stage, key: str) -> float:
-    stage.require(key)
-    return float(stage.manifest(key)["wall_s"])
+def timings() -> dict[str, float]:
+    """Seconds spent on each stage's results that were opened; a reused result counts what it once took."""
+    known = ("networks", "statistics", "signals", "scores", "atlas")
+    return {stage: round(seconds, 1) for stage, seconds in seconds_by_stage().items() if stage in known}
 
 
 # ------------------------------------------------------------------------------------------------- the tables
