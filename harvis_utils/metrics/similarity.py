@@ -7,6 +7,8 @@ units that have not failed. Ssim can be won by doing nothing, so every score sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -229,9 +231,9 @@ def _maps_of(trunk: Trunk, x: np.ndarray, like: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(np.stack(maps), dims=("layer", "unit", "time"))
 
 
-def own_maps(trunk: Trunk, signals: np.ndarray) -> np.ndarray:
-    """Every unit's map for its own signal: (layer, unit, time) in G to (layer, unit, time)."""
-    unit = torch.arange(signals.shape[1])
+def own_maps(trunk: Trunk, signals: np.ndarray, units: Sequence[int] | None = None) -> np.ndarray:
+    """Every unit's map for its own signal: (layer, unit, time) in G to (layer, unit, time); by default all units'."""
+    unit = torch.as_tensor(range(signals.shape[1]) if units is None else list(units))
     x = torch.tensor(np.ascontiguousarray(signals), dtype=torch.float32)
     with torch.no_grad():
         maps = [paper_methods.unit_maps(trunk, la, unit, one) for la, one in zip(trunk.layers, x, strict=True)]
