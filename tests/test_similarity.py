@@ -94,7 +94,7 @@ def made_scores(failed_unit=None, dead_unit=None):
         },
         coords={"layer": ["conv1"], "unit": [0, 1, 2]},
     )
-    windows = Windows(train, train, train, ("a", "b", "c"), ("x",), 30.0, "", "made")
+    windows = Windows(train, train, train, ("a", "b", "c"), ("x",), 30.0, "")
     return similarity.score(signals, statistics, np.zeros(30), windows, SimilaritySettings(n_similar=5)), signals, train
 
 

@@ -395,7 +395,8 @@ def plane(
                 ax.plot(x, y, ".", color=colour, markersize=4, alpha=0.5, label=group or None)
                 continue
             ends = [np.abs(v[:, 1:].T - v[:, 0]) for v in (x, y)]
-            style = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6, "elinewidth": 1}
+            size = 14 if marker == "*" else 7  # a star's points are thin
+            style = {"markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6, "elinewidth": 1}
             label = f"{k} {group}" if numbered else group
             ax.errorbar(x[:, 0], y[:, 0], xerr=ends[0], yerr=ends[1], fmt=marker, color=colour, label=label, **style)
             if numbered:

@@ -125,7 +125,7 @@ def _card_html(templates: jinja2.Environment, card, by_key: Mapping, rate_hz: fl
 
 
 def _tags(card) -> dict[str, Sequence[str]]:
-    """What a card can be found by on the page, as :func:`harvis_utils.lenses.card_search.search` finds it."""
+    """What a card can be found by on the page."""
     return {
         "detects": card.detects,
         "matters for": card.matters_for,

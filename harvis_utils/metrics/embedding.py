@@ -73,17 +73,6 @@ def common_neighbours(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
     return float((near_a[:, :, None] == near_b[:, None, :]).any(2).mean())
 
 
-def trustworthiness(signals: np.ndarray, positions: np.ndarray, k: int = 5) -> float:
-    """How far neighbours on the map are neighbours among the signals (Venna and Kaski 2001), from 0 to 1."""
-    from sklearn import manifold
-
-    keep = usable(signals)
-    if keep.sum() < FEWEST_UNITS:
-        raise AtlasError(f"only {keep.sum()} units have a shape; at least {FEWEST_UNITS} are needed")
-    k = min(k, max(1, int(keep.sum()) // 2 - 1))  # the measure is defined below half of the units
-    return float(manifold.trustworthiness(np.asarray(signals, float)[keep], positions[keep], n_neighbors=k))
-
-
 def sensitivity(
     signals: np.ndarray, perplexities: Sequence[float], seeds: Sequence[int], reference: np.ndarray, k: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:

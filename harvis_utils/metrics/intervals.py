@@ -55,6 +55,13 @@ def resampled(*shapes: tuple[int, ...], n: int = N_DRAWS, seed=0) -> Iterator[li
     return ([rng.integers(shape[-1], size=shape) for shape in shapes] for _ in range(n))
 
 
+def with_interval(name: str, values, summary: str = "mean") -> dict[str, float]:
+    """:func:`interval` as a part of a table's row: ``name``, "name low" and "name high", NaN where there is none."""
+    value, bounds = interval(values, summary)
+    low, high = bounds or (np.nan, np.nan)
+    return {name: value, f"{name} low": low, f"{name} high": high}
+
+
 def _draws(rows: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
     """(draw, value): values drawn with replacement; a shorter network's places are filled up with NaN."""
     if len(rows) < ENOUGH_SEEDS:

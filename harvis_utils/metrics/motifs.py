@@ -147,16 +147,19 @@ def motif_recovery(
     columns = {name: each.sel(technique=method, drop=True) for name, method in METHOD_COLUMNS.items()}
     single = {dim: 0 for dim in ("preset", "technique") if dim in random_signals["signal"].dims}
     columns["random weights"] = random_signals["signal"].isel(single, drop=True)
-    best = {name: matches(truth, of)["best"].transpose("motif", "layer", "seed") for name, of in columns.items()}
+    best = {
+        name: xr.concat([matches(truth, of.sel(seed=seed))["best"] for seed in of["seed"]], "seed")
+        for name, of in columns.items()
+    }
     rows = []
     for motif, shape, first in zip(truth.names, truth.shapes, truth.layers, strict=True):
         holding = layers[layers.index(first) :]
         row = {"motif": motif, "first layer": first, "length": len(shape)}
         row["n_signals"] = len(holding) * signals.sizes["unit"]
         for name, values in best.items():
-            of_any, of_each = (values.sel(motif=motif, layer=of).values for of in (ANY, holding))
+            of_any, of_each = (values.sel(motif=motif, layer=of).values for of in (ANY, holding))  # (seed[, layer])
             row |= {name: float(of_any.mean()), f"{name} min": float(of_any.min()), f"{name} max": float(of_any.max())}
-            row[f"{name} layer"] = holding[int(of_each.mean(1).argmax())]
+            row[f"{name} layer"] = holding[int(of_each.mean(0).argmax())]
         row["starting sine"] = ncc(shape, start)
         rows.append(row)
     return pd.DataFrame(rows).set_index("motif")

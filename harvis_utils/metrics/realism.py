@@ -314,23 +314,6 @@ def realism_of(
     return measure(signals, statistics, network.trunk, windows.train, settings, start, found)
 
 
-@kept("realism", apart=("device",))
-def controls_of(
-    network: Network,
-    windows: Windows,
-    random_signals: xr.Dataset,
-    statistics: xr.Dataset,
-    start: np.ndarray,
-    settings: SimilaritySettings,
-    *,
-    device: str | None = None,
-) -> xr.Dataset:
-    """Measures of one network's :data:`CONTROLS`, dims (control, layer, unit); see :func:`controls`."""
-    signals = control_signals(network, windows, statistics, random_signals, start)
-    found = references_of(network, windows, statistics["th_eap"], settings, device=device)
-    return measure(signals, statistics, network.trunk, windows.train, settings, start, found)
-
-
 def realism(
     cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, signals: xr.Dataset
 ) -> xr.Dataset:
@@ -338,7 +321,12 @@ def realism(
 
     ``signals`` has dims (seed, layer, preset, technique, unit, time).
     """
-    return _each(realism_of, cfg, windows, networks, statistics, signals)
+    start, found = starting_signal(cfg.maximization, windows.train.length), []
+    for net in networks:
+        of_net = (signals[["signal", "map"]], statistics[["th_eap", "dead"]])
+        made, own = (of.sel(seed=net.seed, drop=True) for of in of_net)
+        found.append(realism_of(net, windows, made, own, start, cfg.similarity, device=cfg.device))
+    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
 
 
 def controls(
@@ -350,21 +338,18 @@ def controls(
     in :func:`similarity.controls` it is judged by the *trained* unit, its outputs and its threshold, because the
     reference windows are the trained unit's: does any pretty signal do, or must it be this unit's?
     """
-    return _each(controls_of, cfg, windows, networks, statistics, random_signals)
-
-
-def _each(one, cfg: Settings, windows: Windows, networks: list[Network], statistics, signals) -> xr.Dataset:
-    """Each network's measures by ``one``, a kept function: dims (seed, ...)."""
-    start, found = starting_signal(cfg.maximization, windows.train.length), []
+    start, made = starting_signal(cfg.maximization, windows.train.length), []
     for net in networks:
-        chosen = (signals[["signal", "map"]], statistics[["th_eap", "dead"]])
-        made, own = (of.sel(seed=net.seed, drop=True) for of in chosen)
-        found.append(one(net, windows, made, own, start, cfg.similarity, device=cfg.device))
-    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
+        of_net = (statistics["th_eap"], random_signals[["signal", "map"]])
+        th_eap, random = (of.sel(seed=net.seed, drop=True) for of in of_net)
+        made.append(control_signals(net, windows, th_eap, random, start))
+    made = xr.concat(made, pd.Index([net.seed for net in networks], name="seed"))
+    return realism(cfg, windows, networks, statistics, made)
 
 
+@kept("realism")
 def control_signals(
-    network: Network, windows: Windows, statistics: xr.Dataset, random_signals: xr.Dataset, start: np.ndarray
+    network: Network, windows: Windows, th_eap: xr.DataArray, random_signals: xr.Dataset, start: np.ndarray
 ) -> xr.Dataset:
     """One signal per control, layer and unit: ``signal`` and ``map`` over (control, layer, unit, time).
 
@@ -373,7 +358,7 @@ def control_signals(
     made = similarity.control_signals(network, windows, random_signals, start)[["signal", "map"]]
     random = {"control": "random-weights"}
     made["map"].loc[random] = similarity.own_maps(network.trunk, made["signal"].sel(random).values)
-    own = held_out_strong(network.trunk, statistics["th_eap"], windows.test, network.seed)
+    own = held_out_strong(network.trunk, th_eap, windows.test, network.seed)
     strong = made.sel(random).copy(data={"signal": own, "map": similarity.own_maps(network.trunk, own)})
     return xr.concat([made, strong.assign_coords(control="held-out-strong")], "control")
 

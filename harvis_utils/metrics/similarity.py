@@ -120,8 +120,8 @@ def score(
     """Everything that is measured of signals, dims (..., layer, unit[, neighbour | activity]).
 
     ``signals`` holds ``signal``, ``map`` and ``start_map`` over (..., layer, unit, time); ``statistics`` holds
-    ``th_eap``, ``p95`` and ``dead`` over (layer, unit); ``start`` is (time,) in G. Amplitudes are in G, distances in
-    G^2. Failed signals (amplitude above 10 G) and dead units are not searched and have NaN distances.
+    ``th_eap``, ``p95`` and ``dead`` over ([control,] layer, unit); ``start`` is (time,) in G. Amplitudes are in G,
+    distances in G^2. Failed signals (amplitude above 10 G) and dead units are not searched and have NaN distances.
     """
     dims = [d for d in signals["signal"].dims if d != "time"]
     ordered = signals.transpose(*dims, "time")
@@ -192,13 +192,14 @@ def scores_of(
     start: np.ndarray,
     settings: SimilaritySettings,
 ) -> xr.Dataset:
-    """Scores of one network's ``signal`` and ``map``, dims (preset, technique, layer, unit[, ...]); see :func:`score`.
+    """Scores of one network's signals, dims (..., layer, unit[, neighbour | activity]); see :func:`score`.
 
-    ``statistics`` are the network's own, ``start`` (time,) is where all ascents began.
+    Without a ``start_map`` the signals' own maps at ``start`` (time,), where all ascents began, are computed here.
     """
-    chosen = signals[["signal", "map"]].transpose("preset", "technique", "layer", "unit", "time")
-    start_map = _maps_of(network.trunk, start[None], chosen)
-    chosen = chosen.assign(start_map=start_map.broadcast_like(chosen["map"]))
+    chosen = signals.transpose(..., "layer", "unit", "time")
+    if "start_map" not in chosen:
+        start_map = _maps_of(network.trunk, start[None], chosen)
+        chosen = chosen.assign(start_map=start_map.broadcast_like(chosen["map"]))
     return score(chosen, statistics, start, windows, settings)
 
 
@@ -208,12 +209,9 @@ def scores(
     """Scores of all methods, dims (seed, preset, technique, layer, unit[, ...]); missing ones are made."""
     start, found = starting_signal(cfg.maximization, windows.train.length), []
     for net in networks:
-        made, judged_by = (of.sel(seed=net.seed, drop=True) for of in (signals[["signal", "map"]], statistics))
+        of_net = (signals[["signal", "map"]], statistics[["th_eap", "p95", "dead"]])
+        made, judged_by = (of.sel(seed=net.seed, drop=True) for of in of_net)
         found.append(scores_of(net, windows, made, judged_by, start, cfg.similarity))
-    return _together(found, networks, windows)
-
-
-def _together(found: list[xr.Dataset], networks: list[Network], windows: Windows) -> xr.Dataset:
     return with_activities(xr.concat(found, pd.Index([net.seed for net in networks], name="seed")), windows)
 
 
@@ -242,6 +240,7 @@ def own_maps(trunk: Trunk, signals: np.ndarray, units: Sequence[int] | None = No
     return torch.stack(maps).numpy()
 
 
+@kept("scores")
 def control_signals(
     network: Network, windows: Windows, random_signals: xr.Dataset, start: np.ndarray, seed: int = 0
 ) -> xr.Dataset:
@@ -277,32 +276,6 @@ def control_signals(
     )
 
 
-@kept("scores")
-def controls_of(
-    network: Network,
-    windows: Windows,
-    statistics: xr.Dataset,
-    random_network: Network,
-    random_statistics: xr.Dataset,
-    random_signals: xr.Dataset,
-    start: np.ndarray,
-    settings: SimilaritySettings,
-) -> xr.Dataset:
-    """Scores of one network's :data:`CONTROLS`, dims (control, layer, unit[, neighbour | activity]).
-
-    ``random_signals`` (layer, unit, time) are the proposed method's on ``random_network``, judged by its thresholds.
-    """
-    signals = control_signals(network, windows, random_signals, start)
-    untrained = _maps_of(random_network.trunk, start[None], signals)
-    signals["start_map"].loc[{"control": "random-weights"}] = untrained.values
-    own = [c for c in CONTROLS if c != "random-weights"]
-    parts = [
-        score(signals.sel(control=names), judged_by, start, windows, settings)
-        for names, judged_by in ((own, statistics), (["random-weights"], random_statistics))
-    ]
-    return xr.concat(parts, "control").sel(control=list(CONTROLS))
-
-
 def controls(
     cfg: Settings,
     windows: Windows,
@@ -314,14 +287,21 @@ def controls(
 ) -> xr.Dataset:
     """Scores of all controls, dims (seed, control, layer, unit[, neighbour | activity]); missing ones are made.
 
-    ``random_signals`` has dims (seed, layer, unit, time): the proposed method on the untrained networks.
+    ``random_signals`` has dims (seed, layer, unit, time): the proposed method on the untrained networks, judged by
+    their own thresholds.
     """
-    others, made = {net.seed: net for net in random_networks}, random_signals[["signal", "map"]]
+    others = {net.seed: net for net in random_networks}
     start, found = starting_signal(cfg.maximization, windows.train.length), []
     for net in networks:
-        own, random, made_of = (of.sel(seed=net.seed, drop=True) for of in (statistics, random_statistics, made))
-        found.append(controls_of(net, windows, own, others[net.seed], random, made_of, start, cfg.similarity))
-    return _together(found, networks, windows)
+        of_net = (random_signals[["signal", "map"]], statistics, random_statistics)
+        random, own, of_random = (of.sel(seed=net.seed, drop=True) for of in of_net)
+        made = control_signals(net, windows, random, start)
+        untrained = _maps_of(others[net.seed].trunk, start[None], made)
+        made["start_map"].loc[{"control": "random-weights"}] = untrained.values
+        judged_by = [of_random if name == "random-weights" else own for name in CONTROLS]
+        judged_by = xr.concat(judged_by, pd.Index(CONTROLS, name="control"))[["th_eap", "p95", "dead"]]
+        found.append(scores_of(net, windows, made, judged_by, start, cfg.similarity))
+    return with_activities(xr.concat(found, pd.Index([net.seed for net in networks], name="seed")), windows)
 
 
 # -------------------------------------------------------------------------------------------------- summaries
