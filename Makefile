@@ -96,7 +96,7 @@ publish: $(ENV) ## copy a finished run, without HTML, to reports/published/, and
 	@$(PY) -m workflow.readme
 
 gpu-bundle: $(ENV) ## pack what a bare CUDA machine needs to compute a run; the file says how to go on
-	@$(PY) -m workflow.bundle pack $(RUN) $(BUNDLE)
+	@$(PY) -m workflow.gpu pack $(RUN) $(BUNDLE)
 
 clean: $(ENV) ## remove what runs have made (not raw data, not published results, not .venv)
 	@$(CHAIN) clean

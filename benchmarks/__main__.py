@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import climbing, measure, searching, training
+from benchmarks import climbing, measure, searching, tables, training
 from harvis_utils.chain import execution
 from harvis_utils.data import archive, windowing
 from harvis_utils.maximization import paper_methods, unit_statistics
@@ -27,7 +27,6 @@ from harvis_utils.parallel import threads, torch_device
 from harvis_utils.settings import REPOSITORY, MaximizationSettings, Settings, load_settings, report_root
 from harvis_utils.store.files import read_json, write_json
 from harvis_utils.training import supervised
-from workflow import readme
 
 
 def collect(cfg: Settings, device: str, rounds: int, only: list[str], save: Callable[[dict], object]) -> dict:
@@ -131,7 +130,7 @@ def main() -> int:
 
     save(collect(cfg, device, given.rounds, given.only, save))
     result = parts
-    print(f"\n{readme.benchmark_tables(result)}\n\nwritten to {path}")
+    print(f"\n{tables.page(result)}\n\nwritten to {path}")
     return 0
 
 

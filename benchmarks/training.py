@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure
 from harvis_utils.data.windowing import Windows
-from harvis_utils.parallel import threads_inside
+from harvis_utils.parallel import side_by_side, threads_inside
 from harvis_utils.settings import Settings
 from harvis_utils.training import supervised
 
@@ -49,10 +48,9 @@ def account(cfg: Settings, windows: Windows, n_batches: int = 12) -> dict:
     y = torch.as_tensor(windows.train.activity[: n_batches * batch])
     with threads_inside(1):
         model = supervised.new_model(windows, cfg.model, seed)
-        adam = torch.optim.Adam(model.parameters(), cfg.training.learning_rate)
-        supervised._epoch(model, adam, x, y, cfg.training, seed, 0)
+        supervised.fit(model, x, y, cfg.training, seed, epochs=1)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            supervised._epoch(model, adam, x, y, cfg.training, seed, 0)
+            supervised.fit(model, x, y, cfg.training, seed, epochs=1)
     spent: Counter = Counter()
     for event in profiled.key_averages():
         kind = next((k for k, parts in KINDS.items() if any(p in event.key for p in parts)), "the rest")
@@ -70,24 +68,17 @@ def compare(cfg: Settings, windows: Windows, rounds: int, machine: dict, n_batch
     batch = cfg.training.batch_size
     x = torch.as_tensor(windows.train.x[: n_batches * batch], device=device)
     y = torch.as_tensor(windows.train.activity[: n_batches * batch], device=device)
-    threads = torch.get_num_threads()
     models = [supervised.new_model(windows, cfg.model, seed).to(device) for seed in seeds]
-    adams = [torch.optim.Adam(m.parameters(), cfg.training.learning_rate) for m in models]
 
     def one(i: int) -> None:
-        supervised._epoch(models[i], adams[i], x, y, cfg.training, seeds[i], 0)
+        supervised.fit(models[i], x, y, cfg.training, seeds[i], epochs=1)
 
     def in_turn() -> None:
         for i in range(len(seeds)):
             one(i)
 
     def together() -> None:
-        workers = threads if device == "cpu" else 1
-        with (
-            threads_inside(1),
-            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        ):
-            list(pool.map(one, range(len(seeds))))
+        side_by_side(cfg, one, range(len(seeds)))
 
     in_turn()
     seconds = measure.alternate({"one after the other": in_turn, "side by side": together}, rounds)

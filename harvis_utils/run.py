@@ -12,6 +12,7 @@ from harvis_utils.data import archive, kinds, windowing
 from harvis_utils.data.kinds import Recordings
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import similarity
 from harvis_utils.parallel import threads
 from harvis_utils.settings import Settings, SettingsError, for_choosing, load_settings
@@ -75,13 +76,16 @@ class Run:
 
     @cached_property
     def scores(self) -> xr.Dataset:
-        """Ssim and the other measures of all signals (:func:`similarity.load_scores`)."""
-        return similarity.load_scores(self.cfg, self.data, self.networks, "methods")
+        """Ssim and the other measures of all signals (:func:`similarity.scores`)."""
+        return similarity.scores(self.cfg, self.data, self.networks, self.statistics, self.signals)
 
     @cached_property
     def controls(self) -> xr.Dataset:
         """The same measures of the controls."""
-        return similarity.load_scores(self.cfg, self.data, self.networks, "controls")
+        proposed = self.random_signals.sel(preset="calibrated", technique=PROPOSED, drop=True)
+        return similarity.controls(
+            self.cfg, self.data, self.networks, self.statistics, self.untrained, self.random_statistics, proposed
+        )
 
     @property
     def layers(self) -> list[str]:

@@ -1,5 +1,7 @@
 """Names of profiles and data sets turned into frozen, typed settings; every path anchored at the repository.
 
+Where the package is installed without its repository, paths count from the folder in which Python was started.
+
 A notebook starts with one call::
 
     cfg = config.begin(globals(), PROFILE=str, DATASET=str, DEVICE=str | None)
@@ -18,7 +20,14 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+
+def repository(package: Path) -> Path:
+    """The checkout in which the package's folder lies, else, for an installed package, the current folder."""
+    root = package.parent
+    return root if (root / "pyproject.toml").exists() and (root / "notebooks").is_dir() else Path.cwd()
+
+
+REPOSITORY = repository(Path(__file__).resolve().parent)
 
 #: suffix of a data set whose archive is used although its digests do not match the pinned ones
 APPROXIMATE = "-approximate"
@@ -63,6 +72,8 @@ class TrainingSettings:
     learning_rate: float = 1e-4  # Paper
     batch_size: int = 64  # Choice: not stated
     weight_decay: float = 0.0  # Choice: not stated
+    # Choice: validation and test are scored after every so many epochs and after the last
+    evaluate_every: int = field(default=1, metadata={"unless": 1})
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,58 @@ class ReadingSettings:
 
 
 @dataclass(frozen=True)
+class VisualSettings:
+    """Feature visualization as it is judged beside the method of paper section 3."""
+
+    n_steps: int = 200  # Choice
+    step_size: float = 0.05  # Choice
+    prior_rate: float = 0.1  # Choice: share of the way to the denoised signal that every step goes
+    only: tuple[str, ...] = ()  # Choice: variants that are tried, by name or family (paper.variants); empty: all
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """Planted motifs found again: draws of the nulls, and the levels of the factors that recall may depend on."""
+
+    n_random: int = 20  # Choice: networks with random weights; a 95 % point, leaving one out, needs 20
+    first_random_seed: int = 1000  # Choice: their seeds are this one and the next ones
+    thinning: int = 10  # Choice: th_eap of networks made here is taken over every n-th training window
+    n_noise: int = 1000  # Choice: draws of noise
+    n_control: int = 10  # Choice: draws of phase-scrambled signals and of real windows
+    n_matchings: int = 20  # Choice: draws of each null of the agreement of networks
+    quantile: float = 0.95  # Choice: of a null, which a signal must exceed
+    seed: int = 0  # Choice
+    seeds: tuple[int, ...] = (0, 1, 2)  # Choice: networks per level
+    noise_g: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)  # Choice: standard deviation of the noise added, G
+    prevalence: tuple[float, ...] = (0.2, 0.3, 0.5, 0.75, 1.0)  # Choice: share of the motifs that are planted
+    n_units: tuple[int, ...] = (4, 8, 16, 32)  # Choice: width of each layer
+    epochs: tuple[int, ...] = (1, 3, 6, 12)  # Choice: of training
+
+
+@dataclass(frozen=True)
+class DissectionSettings:
+    """Units compared with concepts, silenced, and small networks that differ in one thing (notebook 11)."""
+
+    thinning: int = 30  # Choice: every n-th training window is dissected; thinned windows share no samples
+    n_draws: int = 39  # Choice: draws of each null; a 95 % point needs 19
+    angles: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # Choice: alpha of Q^alpha; each network has its own Q
+    ablation_thinning: int = 40  # Choice: every n-th test window, for what silencing a unit costs
+    factor_thinning: int = 10  # Choice: every n-th window of all splits, for the small networks
+    factor_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Choice
+    widths: tuple[int, ...] = (4, 8, 32)  # Choice: units in each convolution, beside the base's
+    n_permutations: int = 999  # Choice: draws of whether concepts explain effects
+
+
+@dataclass(frozen=True)
+class LocatingSettings:
+    """How many correctly classified windows are looked at, spread evenly (notebook 12)."""
+
+    n_val: int = 40  # Choice: validation windows on which a lens' settings are chosen
+    n_test: int = 120  # Choice: test windows on which lenses are judged
+    n_covered: int = 57  # Choice: test windows whose sensors are covered
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -118,6 +181,10 @@ class Settings:
     similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
     atlas: AtlasSettings = field(default_factory=AtlasSettings)
     readings: ReadingSettings = field(default_factory=ReadingSettings)
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
+    dissection: DissectionSettings = field(default_factory=DissectionSettings)
+    locating: LocatingSettings = field(default_factory=LocatingSettings)
+    visual: VisualSettings = field(default_factory=VisualSettings)
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -149,13 +216,39 @@ PROFILES: dict[str, dict] = {
         "maximization": MaximizationSettings(n_steps=400),
         "similarity": SimilaritySettings(),
         "readings": ReadingSettings(seeds=(100,), n_units=4),
+        "visual": VisualSettings(
+            n_steps=60, only=("time", "frequency", "spectral penalty", "best of 3, diverse", "neuron, prior")
+        ),
+        "recovery": RecoverySettings(
+            n_noise=400,
+            seeds=(0,),
+            noise_g=(0.0, 0.1, 0.2),
+            prevalence=(0.3, 0.6, 1.0),
+            n_units=(),  # the base alone: each further width needs its own networks with random weights
+            epochs=(1, 3, 6),
+        ),
+        "dissection": DissectionSettings(
+            thinning=6,
+            n_draws=19,
+            angles=(0.0, 0.5, 1.0),
+            ablation_thinning=4,
+            factor_thinning=1,
+            factor_seeds=(0,),
+            widths=(4,),
+        ),
+        "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
         "training": TrainingSettings(epochs=10, learning_rate=5e-4),
     },
     # the paper's own settings, on one GPU
-    "paper": {},
+    "paper": {
+        "recovery": RecoverySettings(n_random=100),
+        "dissection": DissectionSettings(thinning=10, ablation_thinning=5),
+        "locating": LocatingSettings(n_val=100, n_test=400, n_covered=190),
+        "visual": VisualSettings(n_steps=500),
+    },
 }
 
 
@@ -220,7 +313,7 @@ def report_root() -> Path:
 
 
 def keys_file() -> Path | None:
-    """The ``keys.json`` of the bundle that this is: ``HARVIS_KEYS``, else none (see ``workflow.bundle``)."""
+    """The ``keys.json`` of the bundle that this is: ``HARVIS_KEYS``, else none (see ``workflow.gpu``)."""
     return _anchored("HARVIS_KEYS", "") if os.environ.get("HARVIS_KEYS") else None
 
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from harvis_utils.lenses import ablation, concepts, deconvnet, dissection, occlusion, slopes
 from harvis_utils.maximization import objectives, visualization
+from harvis_utils.networks import taps
 from harvis_utils.settings import Step
 
 
@@ -42,7 +43,7 @@ def through_every_lens(network: nn.Module, layer: str, data, split) -> dict:
     each_axis, start = occlusion.by_axis(len(data.axes)), torch.as_tensor(split.x[:2])
     return {
         "visualization": visualization.visualize(network, objectives.channel(layer, unit=3), start),
-        "dissection": dissection.dissect(dissection.stream(network, layer, x), known.masks, known.names, 19, y),
+        "dissection": dissection.dissect(taps.outputs(network, layer, x), known.masks, known.names, 19, y),
         "ablation": ablation.drops(network, [layer], split, len(data.activities)),
         "deconvnet": deconvnet.project(network, layer, x[:9], deconvnet.strongest()),
         "occlusion": occlusion.drops(network, x[:9], y[:9], each_axis, occlusion.Occluder(width=3), layer),

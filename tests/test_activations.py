@@ -24,11 +24,9 @@ def made_trunk(seed: int, n_units: int = 3) -> Trunk:
 def test_statistics_equal_plain_numpy(seed, n, chunk):
     segments = np.random.default_rng(seed).normal(size=(n, 12)).astype(np.float32)
     trunk = made_trunk(seed)
-    before, unit_statistics.CHUNK = unit_statistics.CHUNK, chunk
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(unit_statistics, "CHUNK", chunk)
         found = unit_statistics.collect(trunk, segments, n_top=4)
-    finally:
-        unit_statistics.CHUNK = before
     for layer in trunk.layers:
         maps = trunk.feature_map(torch.tensor(segments), layer).numpy()
         for unit in range(3):
@@ -56,12 +54,33 @@ def test_a_unit_that_never_answers_is_dead_and_has_no_threshold():
     assert bool(one["dead"]) and np.isnan(one["th_eap"]) and one["p95"] == 0 and one["nonzero"] == 0
 
 
-@pytest.mark.parametrize("q", [0.5, 0.95, 1.0])
-def test_quantiles_with_many_equal_outputs(q):
-    """Zeros and repeated values are where counting by bit patterns could go wrong."""
-    values = np.repeat(np.array([0.0, 1e-30, 0.5, 0.5, 2.0], np.float32), 12)[None].repeat(3, 0)
-    segments = np.random.default_rng(0).permutation(values.ravel()).reshape(-1, 12)
+values = st.one_of(st.floats(-4, 4, width=32), st.sampled_from([0.0, -0.0, 0.5, 1.0]))  # ties and zeros
+
+
+@settings(max_examples=80, deadline=None)
+@given(stream=st.lists(st.lists(values, min_size=1, max_size=9), min_size=1, max_size=8), k=st.integers(1, 80))
+@pytest.mark.parametrize("floor", [0.0, -np.inf])
+def test_largest_of_a_stream(floor, stream, k):
+    """Two rows, one the other upside down, in blocks of any width; what is below the floor counts as the floor."""
+    whole = np.concatenate([np.array(block, np.float32) for block in stream])
+    largest = unit_statistics.Largest(2, k, floor)
+    for block in stream:
+        largest.add(np.array([block, [-v for v in block]], np.float32))
+    padded = np.concatenate([np.stack([whole, -whole]), np.full((2, k), floor, np.float32)], 1)
+    expected = np.sort(np.maximum(padded, np.float32(floor)), 1)[:, -k:]
+    np.testing.assert_array_equal(largest.smallest(min(k, 2)), expected[:, : min(k, 2)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 60), chunk=st.sampled_from([1, 7, 4096]))
+def test_the_upper_quantile_lies_exactly_between_its_neighbours(seed, n, chunk):
+    """With many equal outputs, and to the last bit: numpy's own neighbours, and the straight line between them."""
+    rng = np.random.default_rng(seed)
+    segments = rng.choice(np.array([0.0, 1e-30, 0.5, 0.5, 2.0, 3.0], np.float32), size=(n, 12))
     trunk = Trunk((torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]),), (torch.zeros(1),))  # the output is the input
-    histogram = unit_statistics._histogram(unit_statistics._bits(torch.tensor(segments.reshape(1, -1))) >> 16, 1)
-    found = unit_statistics._quantile(q, histogram, trunk, "conv1", segments, "cpu")
-    assert np.isclose(found[0], np.quantile(segments.astype(np.float64), q), rtol=1e-7)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(unit_statistics, "CHUNK", chunk)
+        found = unit_statistics.collect(trunk, segments)["p95"].item()
+    low, high = (float(np.quantile(segments.astype(float), 0.95, method=m)) for m in ("lower", "higher"))
+    at = 0.95 * (segments.size - 1)
+    assert found == low + (high - low) * (at - np.floor(at))

@@ -14,10 +14,9 @@ from hypothesis.extra.numpy import arrays
 
 from harvis_utils.figures import page
 from harvis_utils.maximization.paper_methods import PROPOSED
-from harvis_utils.metrics import embedding, similarity
+from harvis_utils.metrics import clustering, embedding, similarity
 from harvis_utils.paper import claims
 from harvis_utils.settings import load_settings
-from harvis_utils.store.files import ArtifactError
 
 TIME = np.arange(30) / 30
 FEW = settings(max_examples=25, deadline=None)
@@ -109,7 +108,7 @@ def naive_groups(linked):
 @FEW
 @given(random_signals(), st.integers(0, 4))
 def test_best_correlation_agrees_with_twin(signals, max_shift):
-    got, keep = embedding.best_correlation(signals, max_shift), np.ptp(signals, axis=1) > 0
+    got, keep = clustering.best_correlation(signals, max_shift), np.ptp(signals, axis=1) > 0
     assert np.isnan(got[~keep]).all() and np.isnan(got[:, ~keep]).all()
     for i in np.flatnonzero(keep):
         for j in np.flatnonzero(keep):
@@ -132,24 +131,24 @@ def test_effective_frequencies_agree_with_twin(signals):
 def test_spread_effective_rank_and_groups_agree_with_twins(signals):
     used = signals[np.ptp(signals, axis=1) > 0]
     if len(used) < 2:
-        with pytest.raises(embedding.AtlasError, match="finite and not constant"):
-            embedding.spread(signals)
+        with pytest.raises(clustering.AtlasError, match="finite and not constant"):
+            clustering.spread(signals)
         return
-    duplicates = embedding.near_duplicates(signals, 0.9, 2)
+    duplicates = clustering.near_duplicates(signals, 0.9, 2)
     linked = np.array(
         [[i != j and naive_correlation(a, b, 2) > 0.9 for j, b in enumerate(used)] for i, a in enumerate(used)]
     )
-    assert duplicates.n_groups == naive_groups(linked) == len(set(duplicates.groups[duplicates.groups >= 0]))
-    assert duplicates.share == pytest.approx(linked.any(1).mean())
-    assert (duplicates.n_units, duplicates.n_excluded) == (len(used), len(signals) - len(used))
+    assert duplicates["n_groups"] == naive_groups(linked) == len(set(duplicates["groups"][duplicates["groups"] >= 0]))
+    assert duplicates["near_duplicates"] == pytest.approx(linked.any(1).mean())
+    assert ((duplicates["groups"] < 0) == (np.ptp(signals, axis=1) == 0)).all()
     if np.ptp(used, axis=0).max() == 0:
-        assert embedding.spread(signals) == embedding.effective_rank(signals) == 0
+        assert clustering.spread(signals) == clustering.effective_rank(signals) == 0
         return
-    assert embedding.spread(signals) == pytest.approx(naive_spread(used))
+    assert clustering.spread(signals) == pytest.approx(naive_spread(used))
     centred = used - used.mean(0)
     values = np.sqrt(np.linalg.eigvalsh(centred @ centred.T).clip(0))
     shares = values[values > 1e-6 * values.max()] / values[values > 1e-6 * values.max()].sum()
-    assert embedding.effective_rank(signals) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+    assert clustering.effective_rank(signals) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
 
 
 @FEW
@@ -163,7 +162,7 @@ def test_common_neighbours_agree_with_twin(points, k, seed):
 @FEW
 @given(random_signals(), st.integers(0, 9))
 def test_hopkins_agrees_with_twin(points, seed):
-    assert embedding.hopkins(points, seed, repeats=2) == pytest.approx(naive_hopkins(points, seed, 2))
+    assert clustering.hopkins(points, seed, repeats=2) == pytest.approx(naive_hopkins(points, seed, 2))
 
 
 @FEW
@@ -171,21 +170,21 @@ def test_hopkins_agrees_with_twin(points, seed):
 def test_contingency_and_p_value_agree_with_counting(activities, seed):
     activities = np.array(activities)
     points = np.random.default_rng(seed).normal(size=(len(activities), 2))
-    got = embedding.clusters_and_activities(points, activities, 3, seed, n_permutations=40)
+    got = clustering.clusters_and_activities(points, activities, 3, seed, n_permutations=40)
 
     def pure(order):
         total = 0
-        for c in set(got.labels):
-            members = [activities[order[u]] for u in range(len(order)) if got.labels[u] == c]
+        for c in set(got["labels"]):
+            members = [activities[order[u]] for u in range(len(order)) if got["labels"][u] == c]
             total += max(members.count(a) for a in set(members))
         return total
 
     generator, n = np.random.default_rng(seed), len(activities)
     chance = [pure(generator.permutation(n)) for _ in range(40)]
-    assert got.contingency.sum() == n
-    assert got.purity == pytest.approx(pure(range(n)) / n)
-    assert got.purity_chance == pytest.approx(np.mean(chance) / n)
-    assert got.p_value == pytest.approx((1 + sum(c >= pure(range(n)) for c in chance)) / 41)
+    assert got["contingency"].sum() == n
+    assert got["purity"] == pytest.approx(pure(range(n)) / n)
+    assert got["purity_chance"] == pytest.approx(np.mean(chance) / n)
+    assert got["clusters_p"] == pytest.approx((1 + sum(c >= pure(range(n)) for c in chance)) / 41)
 
 
 @FEW
@@ -195,7 +194,7 @@ def test_contingency_and_p_value_agree_with_counting(activities, seed):
 )
 def test_superiority_agrees_with_counting(shallow, deep):
     wins = [1.0 if d > s else 0.5 if d == s else 0.0 for d in deep for s in shallow]
-    value, low, high = embedding.superiority(np.array([*shallow, np.nan]), np.array(deep), n=50)
+    value, low, high = clustering.superiority(np.array([*shallow, np.nan]), np.array(deep), n=50)
     assert value == pytest.approx(np.mean(wins))
     assert 0 <= low <= high <= 1
 
@@ -212,52 +211,56 @@ def test_effective_rank_counts_independent_shapes():
     generator = np.random.default_rng(0)
     shapes = np.linalg.qr(generator.normal(size=(30, 3)))[0].T
     weights = np.linalg.qr(generator.normal(size=(40, 3)))[0]
-    assert embedding.effective_rank((weights - weights.mean(0)) @ shapes) == pytest.approx(3, rel=0.02)
-    assert embedding.effective_rank(np.outer(generator.normal(size=9), shapes[0])) == pytest.approx(1, abs=1e-6)
+    assert clustering.effective_rank((weights - weights.mean(0)) @ shapes) == pytest.approx(3, rel=0.02)
+    assert clustering.effective_rank(np.outer(generator.normal(size=9), shapes[0])) == pytest.approx(1, abs=1e-6)
 
 
 def test_shifted_and_scaled_copies_are_duplicates_but_mirrored_ones_are_not():
     edge = np.tanh(12 * (TIME - 0.5))
     signals = np.stack([edge, 3 * np.roll(edge, 0) + 1, np.tanh(12 * (TIME - 0.6)), -edge, sines(1, 4)[0]])
-    found = embedding.near_duplicates(signals)
-    assert found.share == pytest.approx(3 / 5)
-    assert found.n_groups == 3
-    assert found.groups.tolist()[:3] == [0, 0, 0]
+    found = clustering.near_duplicates(signals)
+    assert found["near_duplicates"] == pytest.approx(3 / 5)
+    assert found["n_groups"] == 3
+    assert found["groups"].tolist()[:3] == [0, 0, 0]
 
 
 def test_copies_stand_out_from_noise_as_smooth_as_they_are():
     generator = np.random.default_rng(2)
     rough = generator.normal(size=(10, 30))
-    found = embedding.near_duplicates(np.vstack([rough, rough + 0.02 * generator.normal(size=rough.shape)]))
-    assert found.share == 1 and found.n_groups == 10
-    assert found.share_null[2] < 0.5
+    found = clustering.near_duplicates(np.vstack([rough, rough + 0.02 * generator.normal(size=rough.shape)]))
+    assert found["near_duplicates"] == 1 and found["n_groups"] == 10
+    assert max(found["near_duplicates_null"]) < 0.5
     smooth = np.stack([sines(1, f, seed)[0] for f in (1, 1.2) for seed in range(10)])
-    assert embedding.near_duplicates(smooth).share_null[0] > 0.9  # a high share alone proves nothing
+    assert (
+        np.mean(clustering.near_duplicates(smooth)["near_duplicates_null"]) > 0.9
+    )  # a high share alone proves nothing
 
 
 def test_clusters_stand_out_from_noise_with_the_same_covariance():
     signals, kind = three_clusters()
-    tendency = embedding.cluster_tendency(signals, n_null=5)
-    assert tendency.best_k == 3
-    assert tendency.silhouette > 0.8 > tendency.silhouette_null[2]
-    assert tendency.hopkins > tendency.hopkins_null[2]
-    assert tendency.spread < tendency.spread_null[1]
-    matched = embedding.clusters_and_activities(signals, kind, n_permutations=200)
-    assert matched.all_different and matched.purity == 1 and matched.p_value == pytest.approx(1 / 201)
+    tendency = clustering.cluster_tendency(signals, n_null=5)
+    assert tendency["best_k"] == 3
+    assert tendency["silhouette"] > 0.8 > max(tendency["silhouette_null"])
+    assert tendency["hopkins"] > max(tendency["hopkins_null"])
+    assert tendency["spread"] < min(tendency["spread_null"])
+    matched = clustering.clusters_and_activities(signals, kind, n_permutations=200)
+    assert (
+        matched["clusters_all_different"] and matched["purity"] == 1 and matched["clusters_p"] == pytest.approx(1 / 201)
+    )
     shuffled = np.random.default_rng(1).permutation(kind)
-    assert embedding.clusters_and_activities(signals, shuffled, n_permutations=200).p_value > 0.05
+    assert clustering.clusters_and_activities(signals, shuffled, n_permutations=200)["clusters_p"] > 0.05
 
 
 def test_noise_without_clusters_lies_within_its_null():
     signals = np.random.default_rng(3).normal(size=(60, 30))
-    tendency = embedding.cluster_tendency(signals, n_null=20)
-    assert tendency.hopkins_null[1] - 0.02 < tendency.hopkins < tendency.hopkins_null[2] + 0.02
-    assert tendency.silhouette < 0.2
+    tendency = clustering.cluster_tendency(signals, n_null=20)
+    assert min(tendency["hopkins_null"]) - 0.02 < tendency["hopkins"] < max(tendency["hopkins_null"]) + 0.02
+    assert tendency["silhouette"] < 0.2
 
 
 def test_gaussian_null_has_the_covariance_of_the_points():
     points = np.random.default_rng(0).normal(size=(40, 3)) @ np.array([[1, 0.8, 0], [0, 0.5, 0], [0, 0, 2]])
-    draws = np.stack([np.cov(embedding.gaussian_null(points, seed).T, bias=False) for seed in range(300)])
+    draws = np.stack([np.cov(clustering.gaussian_null(points, seed).T, bias=False) for seed in range(300)])
     assert draws.mean(0) == pytest.approx(np.cov(points.T), abs=0.15)
 
 
@@ -273,7 +276,6 @@ def test_the_map_keeps_clusters_together_and_leaves_units_without_shape_out():
     assert np.array_equal(positions, embedding.embed(signals, perplexity=8), equal_nan=True)
     near = embedding.neighbours(positions[~lost], 5)
     assert (kind[~lost][near] == kind[~lost][:, None]).mean() > 0.95
-    assert embedding.trustworthiness(signals, positions) > 0.8
 
 
 def test_sensitivity_compares_other_maps_with_the_shown_one():
@@ -300,16 +302,15 @@ def test_perplexity_is_limited_by_the_number_of_units():
         (lambda: embedding.embed(np.repeat(sines(1), 8, 0)), "all 8 signals are the same"),
         (lambda: embedding.embed(np.zeros(30)), r"should be \(unit, time\)"),
         (lambda: embedding.neighbours(np.zeros((3, 2)), 3), "k = 3 neighbours"),
-        (lambda: embedding.trustworthiness(np.ones((8, 30)), np.zeros((8, 2))), "only 0 units"),
-        (lambda: embedding.clusters(sines(3), 4), "4 clusters of 3 units"),
-        (lambda: embedding.clusters_and_activities(sines(8), np.zeros(7, int)), "do not belong"),
-        (lambda: embedding.clusters_and_activities(sines(8), np.full(8, -1)), "only 0 units"),
-        (lambda: embedding.best_correlation(sines(3), 29), "max_shift = 29"),
-        (lambda: embedding.superiority(np.array([np.nan]), np.ones(3)), "no finite value"),
+        (lambda: clustering.clusters(sines(3), 4), "4 clusters of 3 units"),
+        (lambda: clustering.clusters_and_activities(sines(8), np.zeros(7, int)), "do not belong"),
+        (lambda: clustering.clusters_and_activities(sines(8), np.full(8, -1)), "only 0 units"),
+        (lambda: clustering.best_correlation(sines(3), 29), "max_shift = 29"),
+        (lambda: clustering.superiority(np.array([np.nan]), np.ones(3)), "no finite value"),
     ],
 )
 def test_input_that_cannot_be_measured_says_so(call, message):
-    with pytest.raises(embedding.AtlasError, match=message):
+    with pytest.raises(clustering.AtlasError, match=message):
         call()
 
 
@@ -431,16 +432,14 @@ def a_run(tmp_path, monkeypatch, units=12):
         series=np.zeros((90, 2)), x=rng.normal(size=(3, 2, time)).astype(np.float32), activity=np.array([4, 5, 6])
     )
     windows = SimpleNamespace(train=train, digest="abc", caveat="made-up data")
-    networks = [SimpleNamespace(seed=s, key=f"net{s}") for s in seeds]
-    return load_settings("quick", "synthetic"), windows, networks, scores, signals
+    return load_settings("quick", "synthetic"), windows, scores, signals
 
 
 def test_measures_are_stored_and_hold_null_and_a_reason_where_too_few_units_are_left(tmp_path, monkeypatch):
-    cfg, windows, networks, scores, signals = a_run(tmp_path, monkeypatch)
-    with pytest.raises(ArtifactError, match="run notebook 05_atlas first"):
-        embedding.load_measures(cfg, windows, networks)
-    found = embedding.measures(cfg, windows, networks, scores, signals)
-    assert list(found) == list(LAYERS) and embedding.load_measures(cfg, windows, networks) == found
+    cfg, windows, scores, signals = a_run(tmp_path, monkeypatch)
+    found = embedding.measures(windows, scores, signals)
+    monkeypatch.setattr(clustering, "cluster_tendency", lambda *_: pytest.fail("computed again"))
+    assert list(found) == list(LAYERS) and embedding.measures(windows, scores, signals) == found
     assert all(len(values) == 2 for layer in found.values() for values in layer.values())
     one = found["conv1"]
     assert all(h > n + 0.1 for h, n in zip(one["hopkins"], one["hopkins_null"], strict=True))
@@ -454,9 +453,8 @@ def test_measures_are_stored_and_hold_null_and_a_reason_where_too_few_units_are_
 
 
 def test_maps_are_stored_for_every_network_and_views_carry_the_nearest_windows(tmp_path, monkeypatch):
-    cfg, windows, networks, scores, signals = a_run(tmp_path, monkeypatch)
-    embedding.measures(cfg, windows, networks, scores, signals)
-    positions = embedding.load_positions(cfg, windows, networks)
+    cfg, windows, scores, signals = a_run(tmp_path, monkeypatch)
+    positions = embedding.positions(cfg, scores, signals)
     assert positions.dims == ("seed", "layer", "unit", "coordinate") and positions.shape == (2, 3, 12, 2)
     placed = np.isfinite(positions).all("coordinate").sum("unit")
     assert placed.sel(layer="conv1").values.tolist() == [12, 12] and (placed.sel(layer="conv2") == 0).all()
@@ -478,9 +476,9 @@ def test_flat_units_are_counted_and_measured_apart():
     moving = three_clusters(4)[0]
     flat = 1 + 1e-3 * np.random.default_rng(0).normal(size=(6, 30))
     signals = np.concatenate([moving, flat, np.full((1, 30), np.nan)])
-    found = embedding.measure(signals, np.zeros(19, int), np.ones(19))
+    found = clustering.measure(signals, np.zeros(19, int), np.ones(19))
     assert (found["n_units"], found["n_flat"], found["n_excluded"]) == (18, 6, 1)
-    assert found["hopkins_moving"] == embedding.cluster_tendency(moving).hopkins != found["hopkins"]
+    assert found["hopkins_moving"] == clustering.cluster_tendency(moving)["hopkins"] != found["hopkins"]
     json.dumps(found, allow_nan=False)
 
 

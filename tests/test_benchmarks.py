@@ -9,12 +9,14 @@ import torch
 import xarray as xr
 from naive_search import naive_search
 
-from benchmarks import climbing, measure, searching, training
+from benchmarks import climbing, measure, searching, tables, training
 from benchmarks.__main__ import merged
 from harvis_utils.data.windowing import Split
+from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.networks.sfhf import SFHF, folded_trunk
-from harvis_utils.settings import MaximizationSettings, ModelSettings, Settings
-from workflow import readme
+from harvis_utils.settings import PRESETS, REPOSITORY, MaximizationSettings, ModelSettings, Settings
+from harvis_utils.store.files import read_json
 
 N_AXES = 3
 
@@ -53,7 +55,7 @@ def test_all_climbers_find_the_same_signals(layer, monkeypatch):
     if not importlib.util.find_spec("lucent"):
         monkeypatch.setattr(climbing.by_lucent, "render", lambda: SimpleNamespace(render_vis=render_vis))
     units = torch.tensor([0, 2, 5])
-    start = torch.tensor(climbing.m.starting_signal(MaximizationSettings(), 30))[None]
+    start = torch.tensor(starting_signal(MaximizationSettings(), 30))[None]
     for dtype, n_steps, within in ((torch.float64, 20, 1e-9), (torch.float32, 1, 1e-5)):
         model = made_model(batch_norm=dtype == torch.float32).to(dtype)
         trunk, first, th = (
@@ -75,16 +77,16 @@ def test_all_climbers_find_the_same_signals(layer, monkeypatch):
         assert not any(module._forward_hooks for module in model.modules()), "no hook is left behind"
 
 
-@pytest.mark.parametrize("preset", climbing.m.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_the_plain_loop_climbs_every_method_as_the_engine_does(preset):
     trunk, th = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64), np.full(6, 0.2)
     few, units = MaximizationSettings(n_steps=20, tolerance_g=0), [1, 3]
-    found = climbing.m.maximize(
+    found = paper_methods.maximize(
         trunk, "conv3", th, units=units, preset=preset, settings=few, dtype=torch.float64
     )["signal"]  # fmt: skip
-    for name, method in climbing.m.METHODS.items():
+    for name, method in paper_methods.METHODS.items():
         level = torch.tensor(th, dtype=torch.float64)[units]
-        loop = climbing.plain_loop(trunk, "conv3", torch.tensor(units), level, method, climbing.m.PRESETS[preset], few)
+        loop = climbing.plain_loop(trunk, "conv3", torch.tensor(units), level, method, PRESETS[preset], few)
         assert np.abs(found.sel(technique=name).values - loop.numpy()).max() < 1e-9, name
 
 
@@ -100,7 +102,7 @@ def test_agreement_is_told_for_every_method():
     network = SimpleNamespace(trunk=trunk)
     th = xr.DataArray(np.full((3, 6), 0.2), dims=("layer", "unit"), coords={"layer": list(trunk.layers)})
     found = climbing.agreement_by_method(network, th, n_units=2, n_steps=5)
-    assert list(found["methods"]) == list(climbing.m.METHODS)
+    assert list(found["methods"]) == list(paper_methods.METHODS)
     for name, worst in found["methods"].items():
         assert max(worst.values()) < 1e-9, name
     th[2, 0] = np.nan  # a dead unit is not climbed
@@ -111,11 +113,11 @@ def test_the_engine_is_followed_step_by_step():
     trunk = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64)
     few = climbing.MaximizationSettings(n_steps=5, tolerance_g=0)
     units, level = torch.tensor([1, 4]), torch.full((2,), 0.2, dtype=torch.float64)
-    given = ("conv2", units, level, climbing.m.METHODS["unit-norm"], climbing.m.PRESETS["calibrated"], few)
+    given = ("conv2", units, level, paper_methods.METHODS["unit-norm"], PRESETS["calibrated"], few)
     path = climbing.engine_path(trunk, *given)
     every = np.full(6, 0.2)
     options = {"methods": ["unit-norm"], "preset": "calibrated", "settings": few, "dtype": torch.float64}
-    found = climbing.m.maximize(trunk, "conv2", every, units=[1, 4], **options)
+    found = paper_methods.maximize(trunk, "conv2", every, units=[1, 4], **options)
     assert np.array_equal(path[-1].numpy(), found["signal"].values[0])
     moved = path.clone()
     moved[2] += (
@@ -196,68 +198,23 @@ def test_floors_and_exponents():
     assert floor["conv3"]["us_by_convolutions"] == pytest.approx(2 * floor["conv3"]["us_by_products"])
 
 
-def test_tables_name_everybody():
-    entry = {"us_per_signal_step": dict.fromkeys(("conv1", "conv2", "conv3"), 1.5)}
-    entry |= {"times_faster_than_one_at_a_time": 70.25, "peak_mib": 12.0}
-    found = {"prepare_s": 1.0, "ms_per_piece": 2.0, "all_pieces_s": 30.0, "times_slower_than_ours": 4.0, "peak_mib": 5}
-    timed = {"ms_per_batch": 20.0, "gflops": 50.0, "share_of_convolution_rate": 0.5}
-    entry["us_per_signal_step"]["mean"] = 1.5
-    result = {
-        "machine": {
-            "device": "a processor",
-            "threads": 2,
-            "product_gflops": 100,
-            "convolution_gflops": 90,
-            "copy_gb_s": 9,
-        },
-        "caveat": "made-up data",
-        "rounds": 3,
-        "dataset": "synthetic",
-        "profile": "quick",
-        "maximization": {"ours": entry, "others": entry, "lucent": {"left_out": "no lucent here"}},
-        "floors": {la: {"us_by_products": 1.0} for la in ("conv1", "conv2", "conv3")},
-        "grid": {"networks": 5, "signals": 15360, "steps": 5000, "tolerance_g": 1e-6, "seconds": 360.0},
-        "search": {"ours": found | {"pieces": 77}, "absent": {"left_out": "does not install here"}},
-        "training": {"networks": 5, "contenders": {"side by side": timed}},
-    }
-    result["floors"]["conv3"] |= {"ours_over_products": 1.25, "us_by_copies": 1.5}
-    result["training"] |= {"side_by_side_is_faster_by": 1.05, "ceiling_is_faster_by": 1.88}
-    text = readme.benchmark_tables(result)
-    for part in ("a processor", "made-up data", "| others | 1.5 | 1.5 | 1.5 | 70.2 | 12 |", "6.0 minutes", "15,360"):
-        assert part in text, part
-    assert "| lucent | - | - | - | - | no lucent here |" in text
-    assert "all 77 pieces" in text and "does not install here" in text and "| side by side | 20.0 | 50 | 50 % |" in text
-    result["agreement"] = {"float64_200_steps_g": 9e-16, "float32_one_step_g": 3e-8, "lucent_one_step_g": 2e-8}
-    result["agreement_by_method"] = {"n_units": 10, "n_steps": 200}
-    result["agreement_by_method"]["methods"] = {"unit-norm": {"engine": 4e-7, "reordered": 2e-7, "step": 3e-15}}
-    result["full_runs"] = {"conv1": {k: {"mean_objective": 0.6246, "failed": 2} for k in ("engine", "autograd")}}
-    result["scaling"] = {"steps": {"exponent": 0.85}}
-    shares = {"convolutions": 0.5, "dense products": 0.25, "the rest": 0.25}
-    result["training"]["account"] = {"shares": shares, "products_alone_are_faster_by": 4 / 3}
-    text = readme.benchmark_tables(result)
-    for part in (
-        "9e-16 G after 200",
-        "in float32: lucent 2e-08 G.",
-        "unit-norm 4e-07 (2e-07)",
-        "at most 3e-15 G apart",
-        "0.6246 (autograd)",
-        "1.25 times the floor",
-        "steps to the power 0.85",
-        "1.88 times",
-        "convolutions 50 %, dense products 25 %, the rest 25 %",
-        "1.33 times as fast",
-    ):
-        assert part in text, part
-    summary = readme.benchmark_summary(result)
-    assert "| Activation Maximization: others | 1.5 µs a signal and step | 1.0 | 12 |" in summary
-    assert "| Ssim search: ours | 30 s for 77 pieces | 4.0 | 5 |" in summary and "absent" not in summary
-    for table, part in ((readme.benchmark_tables, "step"), (readme.benchmark_summary, "us_per_signal_step")):
-        older = result | {
-            "agreement_by_method": {"n_units": 1, "n_steps": 1, "methods": {"naive": {"engine": 0.0, "reordered": 0.0}}}
-        }
-        older |= {"maximization": {"ours": {}}} if part != "step" else {}
-        with pytest.raises(ValueError, match=f"have no '{part}'.*run `make bench PROFILE=quick DATASET=synthetic`"):
-            table(older)
+def test_every_part_of_the_published_benchmarks_has_its_table():
+    result = read_json(REPOSITORY / "reports/published/benchmarks/cpu.json")
+    assert set(tables.PARTS) == set(result) - {"dataset", "profile", "caveat", "date", "rounds", "machine"}
+    assert tables.page(result).count("|---|") >= len(tables.PARTS) - 1  # the grid is a sentence
+    for contender in (*result["maximization"], *result["search"]):
+        shown = contender not in tables.NOT_IN_SUMMARY
+        assert f"| {contender} |" in tables.page(result) and (f": {contender} |" in tables.summary(result)) == shown
+    del result["maximization"]["ours"]["peak_mib"], result["maximization"]["lucent"]
+    result["search"]["stumpy mass_absolute"] = {"left_out": "does not install here"}
+    result |= {"maximization": {"ours": result["maximization"]["ours"]}, "caveat": "made-up data"}
+    run = "PROFILE=desk DATASET=dsads"
+    for table in (tables.page, tables.summary):
+        with pytest.raises(ValueError, match=f"have no 'peak_mib'.*run `make bench {run}`"):
+            table(result)
+    del result["maximization"]
+    assert "| stumpy mass_absolute | - | - | - | - | does not install here |" in tables.page(result)
+    assert "**made-up data**" in tables.page(result)
 
 
 def test_parts_measured_again_leave_the_others_and_the_rates_these_are_shares_of():

@@ -1,6 +1,12 @@
 """Verdicts: edges of standings, and claims that follow what is planted."""
 
 import dataclasses
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -9,6 +15,8 @@ import xarray as xr
 from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.metrics.similarity import CONTROLS
 from harvis_utils.paper import claims
+from harvis_utils.settings import REPOSITORY
+from harvis_utils.store.files import read_json
 
 LAYERS, UNITS = ("conv1", "conv2", "conv3"), 8
 ACTIVITIES = ("sitting", "playing basketball", "running on a treadmill")
@@ -255,3 +263,120 @@ def test_all_claims_are_judged_in_order_on_the_calibrated_preset():
     put(made, "lowpass", "failed", True)
     assert claims.judge(CLAIM["C4"], made)["ours"] == 1.0
     assert claims.judge(CLAIM["C4"], dataclasses.replace(made, preset="literal"))["ours"] == 0.0
+
+
+# ------------------------------------------------------------------------------------------------- what to believe
+
+
+@pytest.mark.parametrize(
+    ("verdict", "share", "said"),
+    [
+        (claims.HOLDS, 0.9, "believe it"),
+        (claims.HOLDS, None, "believe it"),
+        (claims.HOLDS, 0.2, "it holds, but the hyper-parameters decided it"),
+        (claims.PARTLY, 0.9, "believe what the criteria meet"),
+        (claims.PARTLY, 0.0, "believe little: it depends on the hyper-parameters"),
+        (claims.FAILS, 0.0, "doubt it"),
+        (claims.FAILS, float("nan"), "doubt it"),
+        (claims.FAILS, 0.8, "doubt it here; other readings meet it"),
+        (claims.UNTESTABLE, 0.8, "open: not tested here"),
+    ],
+)
+def test_belief(verdict, share, said):
+    assert claims.belief(verdict, share) == said
+
+
+def test_beliefs_of_a_run():
+    results = {
+        "claims": [
+            {"id": "C1", "paper": "p1", "verdict": claims.UNTESTABLE},
+            {"id": "C4", "paper": "p4", "verdict": claims.HOLDS},
+        ]
+    }
+    found = claims.beliefs(results, {"C4": {"all facts met in": 0.75}})
+    assert list(found.index) == ["C1", "C4"] and list(found["what to believe"]) == [
+        "open: not tested here",
+        "believe it",
+    ]
+    assert list(found["readings under which it is met"]) == ["", "75%"]
+
+
+# ------------------------------------------------------------------------------------------------ published verdicts
+
+PUBLISHED = sorted((REPOSITORY / "reports" / "published").glob("*/*/results.json"))
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="no results are published in this checkout")
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: "/".join(path.parts[-3:-1]))
+def test_published_verdicts_follow_from_their_intervals_by_these_rules(path):
+    results = read_json(path)
+    for entry in results["claims"]:
+        claim = CLAIM[entry["id"]]
+        assert entry["paper"] == f"{claim.paper} ({claim.where})"
+        if entry["criteria"]:
+            ranges = [[None if np.isinf(b) else b for b in (c.low, c.high)] for c in claim.criteria]
+            assert [(c["what"], c["range"]) for c in entry["criteria"]] == [
+                (c.what, ends) for c, ends in zip(claim.criteria, ranges, strict=True)
+            ]
+            for judged, c in zip(entry["criteria"], claim.criteria, strict=True):
+                assert judged["standing"] == claims.standing(judged["interval"], c.low, c.high)
+            found = claims.decide(claim, entry["criteria"], results["n_seeds"])
+            assert found["verdict"] == entry["verdict"] and entry["why"].startswith(found["why"])
+
+
+def git(*words: str) -> str:
+    return subprocess.run(("git", *words), cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
+
+def digest_in(folder) -> str:
+    """The digest of the rules of the package in a folder, reckoned by this Python."""
+    asked = "from harvis_utils.paper import claims; print(claims.rule())"
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    said = subprocess.run((sys.executable, "-c", asked), cwd=folder, env=environment, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    return said.stdout.strip()
+
+
+def rule_at(revision: str, folder) -> str:
+    """The digest of the rules that a commit holds."""
+    git("archive", "--output", str(folder / "package.tar"), revision, "harvis_utils")
+    with tarfile.open(folder / "package.tar") as packed:
+        packed.extractall(folder, filter="data")
+    return digest_in(folder)
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a git checkout, so that no history can be asked")
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: "/".join(path.parts[-3:-1]))
+def test_rules_were_committed_before_the_run_that_they_judge(path, tmp_path):
+    """The commit of a published run holds the very rules that its verdicts were made by, and that stand here now."""
+    about = read_json(path)["provenance"]
+    if "rule" not in about:
+        pytest.skip("this run was made before results held the digest of their rules")
+    revision = about["git"].removesuffix("+")
+    try:
+        git("merge-base", "--is-ancestor", revision, "HEAD")
+    except subprocess.CalledProcessError as error:
+        if git("rev-parse", "--is-shallow-repository").strip() == "true":
+            pytest.skip("this checkout has no history")
+        raise AssertionError(f"{revision} is not among the commits that led here") from error
+    assert rule_at(revision, tmp_path) == claims.rule(), "the rules were changed after the run"
+    if about["versions"]["python"].split(".")[:2] == platform.python_version().split(".")[:2]:
+        assert about["rule"] == claims.rule(), "the run was judged by rules that its commit does not hold"
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a git checkout, so that no history can be asked")
+def test_rules_of_a_commit_are_those_of_its_files(tmp_path):
+    if git("status", "--porcelain", "--", "harvis_utils"):
+        pytest.skip("files of the package differ from the last commit")
+    assert rule_at("HEAD", tmp_path) == claims.rule()
+
+
+def test_any_change_of_a_rule_changes_the_digest(tmp_path):
+    shutil.copytree(REPOSITORY / "harvis_utils", tmp_path / "harvis_utils")
+    before = digest_in(tmp_path)
+    rules = tmp_path / "harvis_utils" / "paper" / "claims.py"
+    text = rules.read_text(encoding="utf-8")
+    for old, new, same in (("BELOW_ZERO = -1e-6", "BELOW_ZERO = 0.0", False), ("#: upper edge", "#: the edge", True)):
+        assert old in text
+        rules.write_text(text.replace(old, new), encoding="utf-8")
+        assert (digest_in(tmp_path) == before) == same

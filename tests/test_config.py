@@ -28,9 +28,10 @@ from harvis_utils.settings import (
     data_folders,
     load_settings,
     report_root,
+    repository,
 )
 
-SECTIONS = ("windows", "model", "training", "maximization", "similarity", "atlas", "readings")
+SECTIONS = tuple(f.name for f in dataclasses.fields(Settings) if dataclasses.is_dataclass(f.default_factory))
 FIELDS = [(s, f.name) for s in SECTIONS for f in dataclasses.fields(getattr(Settings("p", "d"), s))]
 
 
@@ -96,7 +97,7 @@ def test_every_value_says_whether_the_paper_fixes_it(section):
     for field in dataclasses.fields(kind):
         (line,) = [line for line in lines if re.match(rf"    {field.name}: ", line)]
         assert re.search(r"  # (Paper|Choice)\b", line), line.strip()
-    assert re.search(r"paper section", kind.__doc__)
+    assert re.search(r"paper section|notebook \d\d", kind.__doc__)
 
 
 # ---------------------------------------------------------------------------------------------------- digests
@@ -108,6 +109,9 @@ def another(value):
         return not value
     if isinstance(value, tuple):
         return (*value, 99)
+    if dataclasses.is_dataclass(value):
+        first = dataclasses.fields(value)[0].name
+        return dataclasses.replace(value, **{first: another(getattr(value, first))})
     return value + "x" if isinstance(value, str) else value + 1
 
 
@@ -152,6 +156,17 @@ def test_paths_are_anchored_at_the_repository_whatever_the_working_directory(tmp
     assert cfg.derived == root / "data" / "derived" / "desk" / "dsads"
     assert cfg.reports == root / "reports" / "desk" / "dsads"
     assert data_folders() == [root / "data" / "raw"]
+
+
+def test_an_installed_package_counts_paths_from_the_current_folder(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "harvis_utils"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert repository(package) == tmp_path
+    (package.parent / "notebooks").mkdir()
+    assert repository(package) == tmp_path, "notebooks of something else"
+    (package.parent / "pyproject.toml").touch()
+    assert repository(package) == package.parent
 
 
 def test_roots_from_the_environment_relative_and_absolute(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Intervals against a plain twin, what they cover, and paired differences."""
+"""Intervals against a plain twin, what they cover, paired differences, and how they are said."""
 
 import numpy as np
 import pandas as pd
@@ -116,3 +116,62 @@ def test_a_table_for_reading_has_value_and_interval_in_one_place():
     assert list(shown) == ["a", "n"] and list(shown["n"]) == [1, 2, 3]
     assert list(shown["a"]) == ["0.123 (0.1 to 0.2)", "", "2"]
     assert "a low" in table, "the table itself is left as it is"
+
+
+def test_draws_of_networks_and_units_stay_within_what_there_is():
+    drawn = list(intervals.resampled((3,), (3, 2, 5), n=200, seed=1))
+    assert len(drawn) == 200 and drawn[0][0].shape == (3,) and drawn[0][1].shape == (3, 2, 5)
+    network, unit = (np.stack(of) for of in zip(*drawn, strict=True))
+    assert set(network.ravel()) == {0, 1, 2} and set(unit.ravel()) == {0, 1, 2, 3, 4}
+    mean = [float(np.array([1.0, 2.0, 6.0])[of].mean()) for of in network]
+    low, high = intervals.bounds(mean)
+    assert 1 <= low < 3 < high <= 6
+
+
+# -------------------------------------------------------------------------------------------------------- in words
+
+ROW = {"x": 0.234, "x low": 0.11, "x high": 0.36, "y": -1.5, "z": 2.0, "z low": np.nan, "z high": np.nan, "n": np.nan}
+
+
+def test_a_number_is_said_with_its_interval_where_it_has_one():
+    for row in (ROW, pd.Series(ROW)):
+        assert intervals.said(row, "x") == "0.23 (0.11 to 0.36)"
+        assert intervals.said(row, "x", "+.0%") == "+23% (+11% to +36%)"
+        assert intervals.said(row, "y") == "-1.50" and intervals.said(row, "z", ".0f") == "2"
+        with pytest.raises(KeyError):
+            intervals.said(row, "w")
+
+
+@given(low=st.floats(-2, 2), width=st.floats(0, 2))
+def test_a_difference_is_told_apart_when_its_interval_leaves_zero_out(low, width):
+    row = {"x": low + width / 2, "x low": low, "x high": low + width}
+    expected = "not told apart" if low <= 0 <= low + width else "higher" if low > 0 else "lower"
+    assert intervals.verdict(row, "x") == expected
+    assert intervals.hedged(row, "x").endswith(", not clear)") == (expected == "not told apart")
+
+
+def test_without_an_interval_nothing_is_told_apart_and_nothing_is_hedged():
+    assert intervals.verdict(ROW, "y") == intervals.verdict(ROW, "z") == "not told apart"
+    assert intervals.hedged(ROW, "y") == "-1.50"
+
+
+def test_names_are_listed_and_none_is_said():
+    assert intervals.listed(["a", 1]) == "a, 1" and intervals.listed(pd.Index(["a", "b"]), "; ") == "a; b"
+    assert intervals.listed([]) == "none" and intervals.listed([], nothing="no layer") == "no layer"
+    assert intervals.number(np.nan) == "none" and intervals.number(0.5, ".1%") == "50.0%"
+
+
+def test_numbers_for_json_keep_their_intervals_and_leave_out_what_is_missing():
+    assert intervals.triple(ROW, "x") == [0.234, 0.11, 0.36]
+    of = intervals.triples(pd.Series(ROW), "x", "z")
+    assert of["x"] == [0.234, 0.11, 0.36] and np.array_equal(of["z"], [2.0, np.nan, np.nan], equal_nan=True)
+    assert intervals.bounded(ROW, "x", "y", "z", "n") == {"x": {"value": 0.234, "low": 0.11, "high": 0.36}}
+    assert intervals.known(pd.Series({"a": 1, "b": np.nan})) == {"a": 1.0}
+
+
+def test_columns_are_shown_with_their_intervals():
+    table = pd.DataFrame([ROW], index=["row"])
+    shown = intervals.columns(table, ["y", "x"])
+    assert (
+        list(shown) == ["y", "x"] and shown.loc["row", "x"] == "0.23 (0.11 to 0.36)" and shown.loc["row", "y"] == -1.5
+    )

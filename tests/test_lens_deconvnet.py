@@ -175,7 +175,7 @@ def test_classes_keeps_one_whatever_the_score():
 @pytest.mark.parametrize("layer", ["conv1", "conv3"])
 def test_strongest_activations_are_those_of_a_plain_search_over_recordings(tiny_windows, layer):
     model, split = sfhf(), tiny_windows.train
-    found = deconvnet.top_activations(model, layer, split, n=4)
+    found = deconvnet.top_of_layers(model, [layer], split, n=4)[layer]
     maps = model.feature_maps(torch.as_tensor(split.x))[layer].detach().numpy()
     for unit in range(6):
         best = []
@@ -201,7 +201,7 @@ def test_strongest_activations_are_those_of_a_plain_search_over_recordings(tiny_
 
 def test_the_projections_of_strongest_activations_lie_on_their_axis_around_them(tiny_windows):
     model, split = sfhf(), tiny_windows.train
-    top = deconvnet.top_activations(model, "conv2", split, n=3)
+    top = deconvnet.top_of_layers(model, ["conv2"], split, n=3)["conv2"]
     found = deconvnet.project_top(model, "conv2", split, top)
     assert np.array_equal(found["signal"], split.x[top["window"].values])
     moved = deconvnet.around(found["projection"].sel(rule="deconvnet").values, top)
@@ -221,17 +221,8 @@ def test_likeness_is_the_mean_correlation_of_pairs():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 3, 4, 20))
     b[1, 1:] = 0.5
-    for values, found in zip((a, b), deconvnet.likeness(a, b), strict=True):
+    for values, found in ((v, deconvnet.likeness(v)) for v in (a, b)):
         for unit in range(3):
             useful = [v for v in values[unit] if np.ptp(v) > 0]
             pairs = [np.corrcoef(u, v)[0, 1] for i, u in enumerate(useful) for v in useful[:i]]
             assert np.isnan(found[unit]) if not pairs else np.isclose(found[unit], np.mean(pairs))
-
-
-def test_correlation_is_pearsons_and_nan_for_constants():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 5, 12))
-    a[2] = 1.0
-    found = deconvnet.correlation(a, b)
-    expected = [np.corrcoef(u, v)[0, 1] for u, v in zip(np.delete(a, 2, 0), np.delete(b, 2, 0), strict=True)]
-    assert np.isnan(found[2]) and np.allclose(np.delete(found, 2), expected)

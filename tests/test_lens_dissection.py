@@ -16,10 +16,10 @@ from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of
 
 from harvis_utils.data import synthetic, windowing
 from harvis_utils.data.archive import load_recordings
-from harvis_utils.lenses import ablation, concepts, dissection, dissection_factors, dissection_runs, pretext, rotation
+from harvis_utils.lenses import ablation, concepts, dissection, dissection_factors
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.networks import taps
-from harvis_utils.settings import PROFILES, ModelSettings, artifact_root, load_settings
+from harvis_utils.settings import PROFILES, DissectionSettings, ModelSettings, artifact_root, load_settings
 from harvis_utils.training import supervised
 
 RATE = 30.0
@@ -194,14 +194,10 @@ def numbers(*shape):
     return hnp.arrays(np.float32, shape, elements=st.integers(-3, 12).map(float))
 
 
-def as_stream(maps, chunk=3):
-    return lambda: iter(torch.as_tensor(maps).split(chunk))
-
-
-@given(maps=numbers(7, 2, 3, 5), share=st.sampled_from([0.005, 0.05, 0.3, 0.9]), chunk=st.integers(1, 8))
+@given(maps=numbers(7, 2, 3, 5), share=st.sampled_from([0.005, 0.05, 0.3, 0.9]))
 @settings(max_examples=60, deadline=None)
-def test_thresholds_are_order_statistics_of_all_outputs(maps, share, chunk):
-    found = dissection.thresholds(as_stream(maps, chunk), share)
+def test_thresholds_are_order_statistics_of_all_outputs(maps, share):
+    found = dissection.thresholds(torch.as_tensor(maps), share)
     for unit in range(2):
         values = sorted(maps[:, unit].ravel().tolist(), reverse=True)
         assert found.t_k[unit] == values[int(np.floor(share * len(values) + 1e-9))]
@@ -211,10 +207,10 @@ def test_thresholds_are_order_statistics_of_all_outputs(maps, share, chunk):
 
 
 def test_half_a_percent_of_a_networks_outputs_exceed_t_k(monkeypatch):
-    monkeypatch.setattr(dissection, "CHUNK", 16)
+    monkeypatch.setattr(taps, "CHUNK", 16)
     model, x = MODELS["sfhf"](), windows_like(100)
     outputs = taps.maps_of(model, "conv2", torch.as_tensor(x)).detach().numpy()
-    found = dissection.thresholds(dissection.stream(model, "conv2", x))
+    found = dissection.thresholds(taps.outputs(model, "conv2", x))
     n = outputs[:, 0].size
     for unit in range(outputs.shape[1]):
         each = np.sort(outputs[:, unit].ravel())
@@ -226,8 +222,8 @@ def test_half_a_percent_of_a_networks_outputs_exceed_t_k(monkeypatch):
 @given(maps=numbers(7, 2, 3, 5), masks=hnp.arrays(bool, (4, 7, 3, 5)), share=st.sampled_from([0.05, 0.3]))
 @settings(max_examples=60, deadline=None)
 def test_iou_and_its_null_equal_naive_twins(maps, masks, share):
-    limits = dissection.thresholds(as_stream(maps), share)
-    units = dissection.unit_masks(as_stream(maps), limits, 3, 5)
+    limits = dissection.thresholds(torch.as_tensor(maps), share)
+    units = dissection.unit_masks(torch.as_tensor(maps), limits, 3, 5)
     own = [{at for at in np.ndindex(7, 3, 5) if is_on(maps, limits, unit, at)} for unit in range(2)]
     assert np.array_equal(units.toarray().reshape(2, 7, 3, 5), [as_mask(o) for o in own])
     found, draws = dissection.iou(units, masks), dissection.chance(units, masks, 3, np.random.default_rng(1))
@@ -270,10 +266,10 @@ def test_within_groups_every_place_can_be_reached():
 
 
 def test_a_unit_at_rest_has_only_what_exceeds_rest():
-    maps = np.zeros((20, 2, 1, 5), np.float32)
+    maps = torch.zeros(20, 2, 1, 5)
     maps[3, 0, 0, 2] = 1
-    limits = dissection.thresholds(as_stream(maps), 0.05)
-    units = dissection.unit_masks(as_stream(maps), limits, 1, 5)
+    limits = dissection.thresholds(maps, 0.05)
+    units = dissection.unit_masks(maps, limits, 1, 5)
     assert limits.seldom.all() and units.indices.tolist() == [3 * 5 + 2] and np.diff(units.indptr).tolist() == [1, 0]
     nothing = np.zeros((1, 20, 1, 5), bool)
     assert np.array_equal(dissection.iou(units, nothing), [[0.0], [0.0]])
@@ -292,12 +288,11 @@ def test_a_unit_that_is_a_concept_detects_it_and_others_do_not():
     masks = rng.random((3, 300, 3, 5)) < 0.005
     maps = rng.random((300, 2, 3, 5)).astype(np.float32)
     maps[:, 0] += masks[1]
-    found = dissection.dissect(as_stream(maps, 64), masks, "abc", 19, rng.integers(3, size=300))
+    found = dissection.dissect(torch.as_tensor(maps), masks, "abc", 19, rng.integers(3, size=300))
     label = dissection.detectors(found)
     assert label["concept"].values[0] == "b" and label["best"].values[0] > 0.7
     assert label["detector"].values.tolist() == [[True] * 3, [False] * 3]
     assert dissection.unique(label).values.tolist() == [1, 1, 1]
-    assert dissection.unique(label, ["a", "c"]).values.tolist() == [0, 0, 0]
     assert label["limit"].values[0, 0] == dissection.DETECTOR_IOU
 
 
@@ -307,10 +302,10 @@ def test_an_activity_is_no_detection_within_activities():
     masks = np.broadcast_to((group == 1)[None, :, None, None], (1, 400, 1, 30)) & (rng.random((1, 400, 1, 30)) < 0.02)
     whole = np.broadcast_to((group == 1)[None, :, None, None], (1, 400, 1, 30))
     maps = rng.random((400, 1, 1, 30)).astype(np.float32) + 1.0 * (group == 1)[:, None, None, None]
-    label = dissection.detectors(dissection.dissect(as_stream(maps, 64), whole, ["activity"], 39, group, share=0.1))
+    label = dissection.detectors(dissection.dissect(torch.as_tensor(maps), whole, ["activity"], 39, group, share=0.1))
     assert label["detector"].values.tolist() == [[True, True, False]]
     maps = (rng.random((400, 1, 1, 30)) + masks[0][:, None]).astype(np.float32)
-    label = dissection.detectors(dissection.dissect(as_stream(maps, 64), masks, ["shape"], 39, group))
+    label = dissection.detectors(dissection.dissect(torch.as_tensor(maps), masks, ["shape"], 39, group))
     assert label["detector"].values.tolist() == [[True, True, True]]
 
 
@@ -326,12 +321,13 @@ def test_unique_detectors_are_a_set(concept, detector):
         assert counts.isel(seed=seed, rule=rule) == len(twin)
 
 
-def test_counts_get_intervals_over_networks():
-    counts = xr.DataArray(np.arange(10).reshape(5, 2), dims=("seed", "layer"), coords={"layer": ["a", "b"]})
-    table = dissection.with_intervals(counts)
-    assert list(table.columns) == ["layer", "mean", "low", "high", "networks"] and table["networks"].tolist() == [5, 5]
-    mean, (low, high) = interval(counts.sel(layer="b").values.astype(float))
-    assert table.iloc[1, 1:4].tolist() == [mean, low, high] and low < mean < high
+def test_values_get_intervals_over_enough_networks():
+    counts = np.arange(5.0)
+    found = dissection.over_networks("x", counts)
+    mean, (low, high) = interval(counts)
+    assert found == {"x": mean, "x low": low, "x high": high} and low < mean < high
+    few = dissection.over_networks("x", counts[:4])
+    assert few["x"] == 1.5 and np.isnan([few["x low"], few["x high"]]).all()
 
 
 # --------------------------------------------------------------------------------------- networks of any shape
@@ -339,14 +335,14 @@ def test_counts_get_intervals_over_networks():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_any_network_is_dissected_and_left_as_it_was(name, monkeypatch):
-    monkeypatch.setattr(dissection, "CHUNK", 16)
+    monkeypatch.setattr(taps, "CHUNK", 16)
     model, x = MODELS[name](), windows_like(50)
     model.train()
     before = copy.deepcopy(model.state_dict())
     shapes, _ = concepts.waveforms(x, RATE)
     masks = np.stack(list(shapes.values()))
     found = dissection.dissect(
-        dissection.stream(model, LAYERS[name], x), masks, list(shapes), 19, np.arange(50) % 4, share=0.05
+        taps.outputs(model, LAYERS[name], x), masks, list(shapes), 19, np.arange(50) % 4, share=0.05
     )
     with taps.evaluating(model), torch.no_grad():
         outputs = taps.maps_of(model, LAYERS[name], torch.as_tensor(x)).numpy()
@@ -361,50 +357,45 @@ def test_any_network_is_dissected_and_left_as_it_was(name, monkeypatch):
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_nothing_is_left_behind_when_a_stream_is_given_up():
+def test_nothing_is_left_behind_when_chunks_are_given_up():
     model, x = MODELS["sfhf"](), windows_like(5)
     model.train()
-    chunks = dissection.stream(model, "conv1", x)()
-    next(chunks)
+    next(taps.chunks(model, ["conv1"], x))
     assert torch.is_grad_enabled() and not hooks_of(model) and model.training
     with pytest.raises(ValueError, match="unknown layer"):
-        next(dissection.stream(model, "conv9", x)())
+        taps.outputs(model, "conv9", x)
     x[2] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        dissection.thresholds(dissection.stream(model, "conv1", x))
+        dissection.thresholds(taps.outputs(model, "conv1", x))
     assert not hooks_of(model) and model.training and all(p.requires_grad for p in model.parameters())
 
 
 def test_shorter_maps_are_stretched_and_dense_layers_hold_for_whole_windows():
     model, x = MODELS["one"]().eval(), windows_like(60)
     pooled = taps.maps_of(model, "pool", torch.as_tensor(x)).detach()
-    limits = dissection.thresholds(dissection.stream(model, "pool", x), 0.05)
-    units = dissection.unit_masks(dissection.stream(model, "pool", x), limits, N_AXES, LENGTH)
+    limits = dissection.thresholds(pooled, 0.05)
+    units = dissection.unit_masks(pooled, limits, N_AXES, LENGTH)
     stretched = torch.nn.functional.interpolate(pooled[:, :, 0], LENGTH, mode="linear").numpy()
     assert np.array_equal(
         units.toarray().reshape(-1, 60, LENGTH) > 0, (stretched >= limits.t_k[:, None]).swapaxes(0, 1)
     )
-    dense = dissection.unit_masks(
-        dissection.stream(model, "out", x),
-        dissection.thresholds(dissection.stream(model, "out", x), 0.05),
-        N_AXES,
-        LENGTH,
-    )
+    scores = taps.outputs(model, "out", x)
+    dense = dissection.unit_masks(scores, dissection.thresholds(scores, 0.05), N_AXES, LENGTH)
     whole = dense.toarray().reshape(CLASSES, 60, LENGTH)
     assert np.array_equal(whole.any(2), whole.all(2)) and whole.any(2).sum(1).tolist() == [4] * CLASSES
 
 
 def test_errors_say_what_is_wrong():
     model, x = MODELS["two"](), windows_like(10)
-    merged = dissection.stream(model, "network.body.2", x)
+    merged = taps.outputs(model, "network.body.2", x)
     with pytest.raises(ValueError, match="these maps have 2 axes, the windows 3"):
         dissection.unit_masks(merged, dissection.thresholds(merged), N_AXES, LENGTH)
     with pytest.raises(ValueError, match="not of the same windows"):
         dissection.dissect(
-            dissection.stream(model, "network.body.0", x), np.zeros((1, 9, 3, 30), bool), ["a"], 19, np.zeros(9)
+            taps.outputs(model, "network.body.0", x), np.zeros((1, 9, 3, 30), bool), ["a"], 19, np.zeros(9)
         )
     with pytest.raises(ValueError, match="no windows"):
-        dissection.thresholds(dissection.stream(model, "network.body.0", x[:0]))
+        dissection.thresholds(taps.outputs(model, "network.body.0", x[:0]))
     for share in (0, 1, -0.1):
         with pytest.raises(ValueError, match="between 0 and 1"):
             dissection.thresholds(merged, share)
@@ -416,32 +407,32 @@ def test_errors_say_what_is_wrong():
 @given(n=st.integers(1, 9), seed=st.integers(0, 99), alpha=st.floats(0, 1), beta=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_powers_of_a_rotation(n, seed, alpha, beta):
-    q = rotation.random_rotation(n, np.random.default_rng(seed))
+    q = dissection.random_rotation(n, np.random.default_rng(seed))
     assert np.allclose(q @ q.T, np.eye(n)) and np.linalg.det(q) == pytest.approx(1)
-    part = rotation.power(q, alpha)
-    assert np.allclose(part @ part.T, np.eye(n)) and np.allclose(rotation.power(q, 1), q)
-    assert np.allclose(part @ rotation.power(q, beta), rotation.power(q, alpha + beta))
-    assert np.array_equal(rotation.power(q, 0), np.eye(n))
+    part = dissection.power(q, alpha)
+    assert np.allclose(part @ part.T, np.eye(n)) and np.allclose(dissection.power(q, 1), q)
+    assert np.allclose(part @ dissection.power(q, beta), dissection.power(q, alpha + beta))
+    assert np.array_equal(dissection.power(q, 0), np.eye(n))
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.8])
 def test_powers_are_those_of_the_matrix_logarithm(alpha):
-    q = rotation.random_rotation(7, np.random.default_rng(4))
-    assert np.allclose(rotation.power(q, alpha), linalg.expm(alpha * linalg.logm(q)).real)
+    q = dissection.random_rotation(7, np.random.default_rng(4))
+    assert np.allclose(dissection.power(q, alpha), linalg.expm(alpha * linalg.logm(q)).real)
 
 
 def test_half_turns_are_turned_and_reflections_refused():
     half = np.diag([-1.0, -1, 1, -1, -1])
-    quarter = rotation.power(half, 0.5)
+    quarter = dissection.power(half, 0.5)
     assert np.isrealobj(quarter) and np.allclose(quarter @ quarter, half)
     for bad in (np.diag([-1.0, 1, 1]), np.ones((2, 2)), np.eye(3)[:2]):
         with pytest.raises(ValueError, match=r"determinant -1|square orthogonal"):
-            rotation.power(bad, 0.5)
+            dissection.power(bad, 0.5)
 
 
 def test_random_rotations_have_no_direction_of_their_own():
     rng = np.random.default_rng(0)
-    many = np.stack([rotation.random_rotation(4, rng) for _ in range(4000)])
+    many = np.stack([dissection.random_rotation(4, rng) for _ in range(4000)])
     assert np.abs(many.mean(0)).max() < 0.04 and np.allclose((many**2).mean(0), 0.25, atol=0.02)
 
 
@@ -449,21 +440,18 @@ def test_rotating_by_the_identity_changes_nothing_and_a_rotation_can_be_undone()
     model, x = MODELS["sfhf"](), windows_like(60)
     shapes, _ = concepts.waveforms(x, RATE)
     masks, names, groups = np.stack(list(shapes.values())), list(shapes), np.arange(60) % 4
-    plain = dissection.stream(model, "conv2", x)
-    same = dissection.rotated(plain, rotation.power(rotation.random_rotation(6, np.random.default_rng(0)), 0.0))
-    assert all(torch.equal(a, b) for a, b in zip(plain(), same(), strict=True))
+    plain = taps.outputs(model, "conv2", x)
+    same = dissection.rotated(plain, dissection.power(dissection.random_rotation(6, np.random.default_rng(0)), 0.0))
+    assert torch.equal(plain, same)
     xr.testing.assert_identical(
         dissection.dissect(plain, masks, names, 19, groups), dissection.dissect(same, masks, names, 19, groups)
     )
-    q = rotation.random_rotation(6, np.random.default_rng(0))
+    q = dissection.random_rotation(6, np.random.default_rng(0))
     turned = dissection.rotated(plain, q)
     back = dissection.rotated(turned, q.T)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(plain(), back(), strict=True))
-    first, other = next(plain()), next(turned())
-    twin = np.einsum("vu,wuat->wvat", q, first.numpy())
-    assert np.allclose(other.numpy(), twin, atol=1e-5) and not torch.allclose(first, other, atol=0.01)
-    held = dissection.kept(turned)
-    assert all(a is b for a, b in zip(held(), held(), strict=True)) and torch.equal(next(held()), other)
+    assert torch.allclose(plain, back, atol=1e-5)
+    twin = np.einsum("vu,wuat->wvat", q, plain.numpy())
+    assert np.allclose(turned.numpy(), twin, atol=1e-5) and not torch.allclose(plain, turned, atol=0.01)
 
 
 # ----------------------------------------------------------------------------------------- pretext and ablation
@@ -473,7 +461,7 @@ def test_rotating_by_the_identity_changes_nothing_and_a_rotation_can_be_undone()
 @settings(max_examples=40, deadline=None)
 def test_transformations_do_what_they_say(which, seed):
     x = windows_like(6)
-    found = pretext.transformed(x, which, np.random.default_rng(seed))
+    found = dissection_factors.transformed(x, which, np.random.default_rng(seed))
     for own, before, k in zip(found, x, which, strict=True):
         if k < 3:
             assert np.array_equal(own, [before, -before, before[:, ::-1]][k])
@@ -487,17 +475,17 @@ def test_transformations_do_what_they_say(which, seed):
 
 def test_the_task_is_windows_like_any_other():
     data = windowing.cut(made_recordings({(s, a): 200 for s in (1, 2, 3, 4) for a in (0, 1)}))
-    made = pretext.task(data)
-    assert made.activities == pretext.TRANSFORMATIONS and made.digest != data.digest
+    made = dissection_factors.without_labels(data)
+    assert made.activities == dissection_factors.TRANSFORMATIONS and made.digest != data.digest
     for name in windowing.SPLITS:
         own, before = getattr(made, name), getattr(data, name)
         assert own.x.shape == before.x.shape and np.array_equal(own.subject, before.subject)
         same = own.activity == 0
         assert np.array_equal(own.x[same], before.x[same]) and set(own.activity) <= {0, 1, 2, 3}
         assert np.array_equal(own.x[own.activity == 1], -before.x[own.activity == 1])
-    assert pretext.task(data, seed=1).digest != made.digest
+    assert dissection_factors.without_labels(data, seed=1).digest != made.digest
     with pytest.raises(ValueError, match="0 to 3"):
-        pretext.transformed(data.train.x[:1], np.array([4]), np.random.default_rng(0))
+        dissection_factors.transformed(data.train.x[:1], np.array([4]), np.random.default_rng(0))
 
 
 def test_ablation_is_one_f1_minus_another_and_leaves_no_hook():
@@ -581,47 +569,45 @@ def test_explanations_tell_a_link_from_none_and_are_pooled():
 @pytest.fixture
 def tiny(one_thread):
     data = windowing.cut(made_recordings({(s, a): 300 for s in (1, 2, 3, 4) for a in (0, 1)}))
-    cfg = dataclasses.replace(
-        load_settings("quick", "synthetic"), dataset="synthetic", model=ModelSettings(n_units=4, n_dense=8)
-    )
-    few = dissection_runs.DissectionSettings(
+    few = DissectionSettings(
         thinning=1, n_draws=19, angles=(0.0, 1.0), ablation_thinning=1, factor_thinning=1, factor_seeds=(0,),
         widths=(3,), n_permutations=19,
     )  # fmt: skip
-    return cfg, data, few
+    model = ModelSettings(n_units=4, n_dense=8)
+    return dataclasses.replace(load_settings("quick", "synthetic"), model=model, dissection=few), data
 
 
 def test_a_run_is_stored_and_its_first_angle_is_the_network_itself(tiny):
-    cfg, data, few = tiny
+    cfg, data = tiny
     nets = supervised.untrained(cfg, data)
-    found = concepts.of_windows(data, dissection_runs.dissected_windows(data, few))
-    curve = dissection_runs.curve(cfg, data, nets, found, few)
+    found = concepts.of_windows(data, dissection.dissected_windows(cfg, data))
+    curve = dissection.curve(cfg, data, nets, found)
     assert dict(curve["best"].sizes) == {"alpha": 2, "seed": 2, "layer": 3, "unit": 4}
-    split = dissection_runs.dissected_windows(data, few)
+    split = dissection.dissected_windows(cfg, data)
     by_hand = dissection.dissect(
-        dissection.stream(nets[1].model, "conv2", split.x), found.masks, found.names, 19, split.activity
+        taps.outputs(nets[1].model, "conv2", split.x), found.masks, found.names, 19, split.activity
     )
-    plain = dissection_runs.dissect(cfg, data, nets, found, few)
+    plain = dissection.dissect_networks(cfg, data, nets, found)
     assert np.array_equal(plain["iou"].sel(seed=1, layer="conv2"), by_hand["iou"])
     assert np.array_equal(plain["chance"].sel(seed=1, layer="conv2"), by_hand["chance"])
     assert np.array_equal(curve["best"].sel(alpha=0.0), plain["iou"].max("concept"))
     assert not np.array_equal(curve["best"].sel(alpha=1.0), curve["best"].sel(alpha=0.0))
-    lost = dissection_runs.ablate(cfg, data, nets, few)
-    table = dissection_factors.explained(plain, lost, data.activities, few)
+    lost = ablation.ablate(cfg, data, nets)
+    table = ablation.explanations(plain, lost, data.activities, 19)
     assert len(table) == 9 and table["networks"].eq(2).all() and table["p"].dropna().between(0, 1).all()
     kept = sorted(p.parent.name for p in artifact_root().glob("store/*/*/manifest.json"))
     assert len(kept) == 2 * 2 + 2
-    again = dissection_runs.curve(cfg, data, nets, found, few)
+    again = dissection.curve(cfg, data, nets, found)
     xr.testing.assert_identical(again, curve)
     assert not any(hooks_of(net.model) for net in nets)
 
 
 def test_examples_and_comparisons_come_from_the_results(tiny):
-    cfg, data, few = tiny
-    nets, split = supervised.untrained(cfg, data), dissection_runs.dissected_windows(data, few)
+    cfg, data = tiny
+    nets, split = supervised.untrained(cfg, data), dissection.dissected_windows(cfg, data)
     found = concepts.of_windows(data, split)
-    labels = dissection.detectors(dissection_runs.dissect(cfg, data, nets, found, few))
-    shown = dissection_factors.examples(nets[0], labels.sel(seed=0), split, found, 5)
+    labels = dissection.detectors(dissection.dissect_networks(cfg, data, nets, found))
+    shown = list(dissection.examples(nets[0], labels.sel(seed=0), split, found, 5).itertuples())
     assert len(shown) == len({(e.layer, e.concept) for e in shown}) == 5
     assert [e.iou for e in shown] == sorted([e.iou for e in shown], reverse=True)
     assert shown[0].iou == labels["best"].sel(seed=0).max()
@@ -633,12 +619,12 @@ def test_examples_and_comparisons_come_from_the_results(tiny):
         assert np.array_equal(e.signal, split.x[window, axis])
         assert np.array_equal(e.concept_mask, found.masks[found.names.index(e.concept), window, axis])
     best = labels["best"].mean("unit")
-    table = dissection_factors.compared({"trained": best, "half": best / 2})
+    table = dissection.compared({"trained": best, "half": best / 2})
     assert np.allclose(table.loc[("conv2", "half"), "trained minus this"], best.sel(layer="conv2").mean() / 2)
     assert table.loc[("conv1", "trained"), "value"] == pytest.approx(float(best.sel(layer="conv1").mean()))
     assert table["networks"].eq(2).all() and table["value low"].isna().all(), "two networks are too few for an interval"
     five = xr.concat([best.isel(seed=0, drop=True) * k for k in (1, 2, 3, 4, 5)], "seed")
-    table = dissection_factors.compared({"trained": five, "half": five / 2})
+    table = dissection.compared({"trained": five, "half": five / 2})
     row = table.loc[("conv3", "half")]
     assert 0 < row["trained minus this low"] < row["trained minus this"] < row["trained minus this high"]
     mean, (low, high) = interval(five.sel(layer="conv3").values)
@@ -648,22 +634,22 @@ def test_examples_and_comparisons_come_from_the_results(tiny):
 
 
 def test_factors_compare_small_networks(tiny, monkeypatch):
-    cfg, data, few = tiny
+    cfg, data = tiny
     quick = dict(PROFILES["quick"])
     quick["training"] = dataclasses.replace(quick["training"], epochs=1)
     monkeypatch.setitem(PROFILES, "quick", quick)
-    found = concepts.of_windows(data, dissection_runs.dissected_windows(data, few))
-    table = dissection_factors.factors(cfg, data, found, few)
-    levels = dissection_factors.levels(few)
+    found = concepts.of_windows(data, dissection.dissected_windows(cfg, data))
+    table = dissection_factors.factors(cfg, data, found)
+    levels = dissection_factors.levels(cfg.dissection)
     assert list(table["level"].values) == list(levels) and set(table["weights"].values) == {"trained", "random"}
     assert table["unique"].min() >= 0 and table["unique"].max() <= len(found.names) and np.isfinite(table["f1"]).all()
-    networks = dissection_factors.small_networks(cfg, data, few)
+    networks = dissection_factors.small_networks(cfg, data)
     assert (
         networks["3 units"][0].model.settings.n_units == 3
         and not networks["no batch norm"][0].model.settings.batch_norm
     )
-    assert networks["no labels"][0].model.classes.out_features == len(pretext.TRANSFORMATIONS)
-    own = dissection_runs.dissect(cfg, data, networks["3 units"], found, few)
+    assert networks["no labels"][0].model.classes.out_features == len(dissection_factors.TRANSFORMATIONS)
+    own = dissection.dissect_networks(cfg, data, networks["3 units"], found)
     counted = dissection.unique(dissection.detectors(own)).transpose("seed", "layer", "rule")
     assert np.array_equal(
         table["unique"].sel(level="3 units", weights="trained").transpose("seed", "layer", "rule"), counted
@@ -675,5 +661,5 @@ def test_factors_compare_small_networks(tiny, monkeypatch):
     assert rows["mean best IoU, random weights"].tolist() == pytest.approx(untrained.values)
     gap = rows["unique detectors, base minus this"]
     assert gap["3 units"] == pytest.approx(rows["unique detectors"].iloc[0] - rows.loc["3 units", "unique detectors"])
-    fewer = data.every(3)
-    assert len(fewer.test) == -(-len(data.test) // 3) and fewer.digest != data.digest
+    thinner = dataclasses.replace(cfg, dissection=dataclasses.replace(cfg.dissection, factor_thinning=3))
+    assert len(dissection_factors.tasks(thinner, data)["labels"].test) == -(-len(data.test) // 3)

@@ -171,7 +171,7 @@ def test_covering_is_stored_with_its_projection(tiny_windows, one_thread):
         training=TrainingSettings(seeds=(0,), epochs=2, learning_rate=2e-3, batch_size=16),
     )
     (network,) = supervised.networks(cfg, tiny_windows)
-    found = occlusion.covering(cfg, tiny_windows, network, network, Occluder(3))
+    found = occlusion.covering(network, network, tiny_windows, Occluder(3), 40)
     assert list(found["group"].values) == ["axis 0", "axis 1", "axis 2", "axis"]
     chosen = found["window"].values
     assert (network.predicted["test"][chosen] == tiny_windows.test.activity[chosen]).all()
@@ -180,7 +180,7 @@ def test_covering_is_stored_with_its_projection(tiny_windows, one_thread):
     plain = occlusion.drops(network.model, x, found["activity_class"].values, groups, Occluder(3), "conv3")
     assert np.allclose(found["log_odds"], plain["log_odds"], atol=1e-5)
     maps = network.model.feature_maps(torch.as_tensor(x))["conv3"]
-    kept = deconvnet.whole_maps(found["unit"].values)(maps)
+    kept = deconvnet.places(found["unit"].values)(maps)
     rows = torch.arange(len(x))
     assert torch.equal(kept[rows, found["unit"].values], maps[rows, found["unit"].values])
     assert torch.count_nonzero(kept.detach()) == torch.count_nonzero(maps[rows, found["unit"].values].detach())

@@ -72,7 +72,7 @@ def test_maps_of_sfhf_are_those_of_its_own_code_and_of_the_folded_trunk():
         assert torch.equal(found[layer], own[layer])
         folded = folded_trunk(model).feature_map(x.reshape(-1, LENGTH), layer).view(5, N_AXES, 6, LENGTH)
         assert torch.allclose(found[layer].transpose(1, 2), folded, atol=1e-5)
-    assert [t.name for t in taps.layers(model)] == ["conv1", "conv2", "conv3"]
+    assert [taps.find(model, layer).module for layer in model.layers] == ["norm_conv1", "norm_conv2", "norm_conv3"]
 
 
 def test_other_shapes_become_maps():
@@ -85,6 +85,19 @@ def test_other_shapes_become_maps():
     assert taps.maps_of(two, "network.body.1", x).min() == 0
     with pytest.raises(ValueError, match=r"shape \(5,\)"):
         taps.as_maps(torch.zeros(5))
+
+
+def test_chunks_are_the_maps_of_all_windows(monkeypatch):
+    monkeypatch.setattr(taps, "CHUNK", 2)
+    model, x = sfhf().train(), windows(5)
+    found = list(taps.chunks(model, ["conv1", taps.find(model, "conv3")], x.numpy()))
+    assert [len(maps["conv1"]) for maps in found] == [2, 2, 1] and list(found[0]) == ["conv1", "conv3"]
+    for layer in ("conv1", "conv3"):
+        whole = taps.outputs(model, layer, x)
+        assert torch.equal(whole, torch.cat([maps[layer] for maps in found])) and not whole.requires_grad
+        assert torch.allclose(whole, taps.maps_of(model.eval(), layer, x), atol=1e-6)
+        model.train()
+    assert model.training and not hooks_of(model) and taps.device_of(nn.ReLU()) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", MODELS)

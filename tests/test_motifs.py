@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import motifs
+from harvis_utils.metrics import motifs, similarity
 from harvis_utils.settings import load_settings
 
 
@@ -20,7 +20,7 @@ def naive_ncc(shape, signal):
     best = -np.inf
     for start in range(len(signal) - len(shape) + 1):
         piece = signal[start : start + len(shape)]
-        constant = max(piece) - min(piece) <= motifs.FLAT_G
+        constant = max(piece) - min(piece) <= similarity.CONSTANT_G
         best = max(best, 0.0 if constant else np.corrcoef(shape, piece)[0, 1])
     return best
 
@@ -78,7 +78,7 @@ def test_chunks_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     shapes, signals = [rng.normal(size=5), rng.normal(size=9)], rng.normal(size=(23, 30))
     whole = motifs.best_match(shapes, signals)
-    monkeypatch.setattr(motifs, "_CHUNK", 4)
+    monkeypatch.setattr(motifs, "CHUNK", 4)
     np.testing.assert_array_equal(motifs.best_match(shapes, signals), whole)
 
 
@@ -89,21 +89,6 @@ def test_the_maximum_over_more_signals_is_larger_for_noise_alone():
     match = motifs.best_match([shape], noise)[0]
     assert match[:2].max() < match.max()
     assert match.max() > 0.95
-
-
-def test_recovery_table_tells_a_planted_motif_from_noise():
-    rng = np.random.default_rng(2)
-    shapes = [rng.normal(size=9), rng.normal(size=13)]
-    noise = 0.05 * rng.normal(size=(4, 30))
-    planted = noise.copy()
-    planted[2, 7:16] += shapes[0]
-    table = motifs.recovery_table(["a", "b"], shapes, ["conv2", "conv3"], {"planted": planted, "noise": noise[:2]})
-    assert list(table.columns) == ["layer", "length", "planted", "noise"]
-    assert list(table.index) == ["a", "b"] and list(table["layer"]) == ["conv2", "conv3"]
-    assert list(table["length"]) == [9, 13]
-    assert table.loc["a", "planted"] > 0.95 > table.loc["a", "noise"]
-    assert table.loc["b", "planted"] == max(naive_ncc(shapes[1], signal) for signal in planted)
-    assert table.attrs["n_signals"] == {"planted": 4, "noise": 2}
 
 
 @pytest.mark.parametrize(
@@ -119,14 +104,6 @@ def test_recovery_table_tells_a_planted_motif_from_noise():
 def test_unusable_input_is_named(shapes, signals, message):
     with pytest.raises(ValueError, match=message):
         motifs.best_match(shapes, signals)
-
-
-def test_recovery_table_names_the_column():
-    shape = np.arange(5.0)
-    with pytest.raises(ValueError, match="column 'naive' has no signals"):
-        motifs.recovery_table(["a"], [shape], ["conv1"], {"naive": np.empty((0, 30))})
-    with pytest.raises(ValueError, match="column 'naive': 1 of 1 signals"):
-        motifs.recovery_table(["a"], [shape], ["conv1"], {"naive": np.full((1, 30), np.inf)})
 
 
 # ----------------------------------------------------------------------------------- recovery among units' signals
@@ -156,9 +133,8 @@ def recovery(signals, random_signals):
     truth = SimpleNamespace(names=("short", "middle", "long"), shapes=shapes, layers=LAYERS)
     cfg = load_settings("quick", "synthetic")
     data = SimpleNamespace(train=SimpleNamespace(length=30))
-    networks = [SimpleNamespace(seed=s, trunk=SimpleNamespace(layers=LAYERS)) for s in (0, 1)]
     dataset = SimpleNamespace(motifs=lambda: truth)
-    return shapes, lambda: motifs.motif_recovery(cfg, data, networks, signals, random_signals, dataset)
+    return shapes, lambda: motifs.motif_recovery(cfg, data, signals, random_signals, dataset)
 
 
 def test_motif_recovery_finds_what_one_unit_shows_in_a_layer_that_can_hold_it():
@@ -204,4 +180,4 @@ def test_motif_recovery_agrees_with_a_plain_search():
 
 def test_data_without_planted_motifs_have_no_recovery():
     none = SimpleNamespace(motifs=None)
-    assert motifs.motif_recovery(load_settings(), None, [], None, None, none) is None
+    assert motifs.motif_recovery(load_settings(), None, None, None, none) is None

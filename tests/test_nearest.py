@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from naive_search import naive_search
 
 from harvis_utils.data.windowing import Split
-from harvis_utils.fast import nearest
+from harvis_utils.fast import nearest, sorting
 
 
 def split_of(series: np.ndarray, start, length: int) -> Split:
@@ -147,7 +147,7 @@ def test_search_is_exact_at_the_ends_of_the_numbers(size):
 def test_the_nth_of_different_segments_is_that_of_a_plain_loop(seed, kept, n):
     rng = np.random.default_rng(seed)
     near, segment = rng.integers(0, 9, (5, 30)).astype(np.float32), rng.integers(0, 6, (5, 30)).astype(np.uint32)
-    found = nearest._nth_of_different(near.copy(), segment.copy(), n, kept)
+    found = sorting.nth_of_different(near.copy(), segment.copy(), n, kept)
     for row, (values, whose) in enumerate(zip(near, segment, strict=True)):
         best = {}
         for value, who in zip(values, whose, strict=True):

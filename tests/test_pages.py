@@ -56,27 +56,24 @@ def test_pages_are_made_once_and_linked(finished, capsys):
     published = pages.publish(finished.cfg, finished.books)
     assert pages.main(["report"]) == 0 and "index.html" in capsys.readouterr().out
     index = (report_root() / "index.html").read_text()
-    for text in (
-        "made-up data",
-        "0.500 ± 0.100",
-        "2026-01-02",
-        "5 min",
-        "holds 1",
-        "quick/synthetic/html/01_data.html",
-    ):
+    for text in ("made-up data", "0.500 ± 0.100", "2026-01-02", "5 min", "holds 1", "Published results"):
         assert text in index
-    assert 'href="html/quick/synthetic/06_report.html"' in index and not list(published.glob("**/*.html"))
+    for page in ("quick/synthetic/html/01_data.html", "html/quick/synthetic/06_report.html"):
+        assert f'href="{page}"' in index and (report_root() / page).exists()
+    assert not list(published.glob("**/*.html"))
     page = finished.run / "html" / "01_data.html"
-    assert "made-up data" in page.read_text() and "06_report →" in page.read_text()
-    assert '<a href="06_report.html">the end</a>' in page.read_text()
-    assert 'src=""' not in page.read_text() and "require.min.js" not in page.read_text()
+    shown = page.read_text()
+    for text in ("made-up data", "06_report →", '<a href="06_report.html">the end</a>', "<title>01 data · quick"):
+        assert text in shown
+    assert "require.min.js" not in shown and "MathJax.js" not in shown and "latest.js?config=TeX" in shown
     assert pages.machine_paths(finished.run / "01_data.ipynb") == []
-    assert pages.main(["report", "--profile", "quick"]) == 0 and pages.build_run(finished.run) == []
+    assert pages.main(["report", "--profile", "quick"]) == 0 and pages.build_run(pages.describe(finished.run)) == []
     said = capsys.readouterr().out
     assert "index.html" in said and "macro F1 0.500 ± 0.100" in said and "made-up data" in said
     os.utime(finished.run / "06_report.ipynb")
     (finished.run / "01_data.ipynb").unlink()
-    assert [p.name for p in pages.build_run(finished.run)] == ["06_report.html"] and not page.exists()
+    made = pages.build_run(pages.describe(finished.run))
+    assert [p.name for p in made] == ["06_report.html"] and not page.exists()
 
 
 def test_an_index_without_runs_says_what_to_do():

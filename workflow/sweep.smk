@@ -1,31 +1,30 @@
-# One rule per kind of job of a sweep. `make sweep`, or `python -m workflow.sweep start SWEEP`, writes the plan
-# (jobs, their order, a digest of what decides each one's results) and calls Snakemake in the sweep's own folder.
-# Heavy results live in the store, by content; the outputs declared here are light stamps, and one table.
-import json
+# One rule per kind of job of a sweep. `make sweep`, or `python -m workflow.sweep start SWEEP`, writes the parts (a data
+# set, an architecture and some seeds, with a digest of what decides their results) and calls Snakemake in the sweep's
+# own folder. Heavy results live in the store, by content; the outputs declared here are light stamps, each a list of
+# the results that a job answers for, and one table. What a job took is in benchmarks/.
 import os
 import shlex
 import sys
 from pathlib import Path
 
-PLAN = json.loads(Path("plan.json").read_text(encoding="utf-8"))
-JOBS = {job["name"]: job for job in PLAN["jobs"]}
+import pandas as pd
+from snakemake.utils import Paramspace
+
+TABLE = pd.read_csv("parts.csv", dtype=str)
+PARTS = Paramspace(TABLE[["dataset", "architecture", "seeds"]], filename_params="*", filename_sep=".")
+PART, PRESETS = PARTS.wildcard_pattern, config["presets"].split()
+DIGEST = lookup(
+    query="dataset == '{dataset}' & architecture == '{architecture}' & seeds == '{seeds}'", within=TABLE, cols="digest"
+)
 HERE = [name for name in os.environ if name.startswith(("HARVIS_", "MALLOC_")) or name == "OMP_WAIT_POLICY"]
-REPOSITORY = str(Path(workflow.basedir).parent)
-COMMAND = f"PYTHONPATH={shlex.quote(REPOSITORY)} {shlex.quote(sys.executable)} -m workflow.sweep "
-SWEEP = "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} " + COMMAND.replace("{", "{{").replace("}", "}}")
-FILE = " " + shlex.quote(str(config["sweep"])).replace("{", "{{").replace("}", "}}")
+COMMAND = f"PYTHONPATH={shlex.quote(str(Path(workflow.basedir).parent))} {shlex.quote(sys.executable)} -m workflow.sweep "
+FILE = " " + shlex.quote(str(config["sweep"])) + " "
 
 
-def stamps(names):
-    return [f"stamps/{name}.json" for name in names]
-
-
-def earlier(kind):
-    return lambda wildcards: stamps(JOBS[f"{kind}.{wildcards.part}"]["after"])
-
-
-def digest(kind):
-    return lambda wildcards: JOBS[f"{kind}.{wildcards.part}"]["digest"]
+def command(word, of=""):
+    # the store notes in the journal which results it was asked for
+    start = "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} " + ("HARVIS_JOURNAL={output:q} " if of else "")
+    return start + (COMMAND + word + FILE).replace("{", "{{").replace("}", "}}") + of + " > {log:q} 2>&1"
 
 
 # for executors whose jobs do not inherit the environment
@@ -34,7 +33,10 @@ envvars:
 
 
 wildcard_constraints:
-    part=r"[\w.-]+",
+    dataset=r"[\w-]+",
+    architecture=r"[\w-]+",
+    seeds=r"\d+-\d+",
+    preset=r"\w+",
 
 
 localrules:
@@ -45,7 +47,8 @@ localrules:
 # all stamps: a missing one in the middle is no reason for Snakemake to make it, unless it is asked for
 rule all:
     input:
-        stamps(JOBS),
+        expand("stamps/{kind}/{part}.txt", kind=["networks", "scores"], part=PARTS.instance_patterns),
+        expand("stamps/signals/{part}.{preset}.txt", preset=PRESETS, part=PARTS.instance_patterns),
         "sweep.csv",
 
 
@@ -53,63 +56,70 @@ rule all:
 # was stopped, so a retry after the time limit is not lost.
 rule networks:
     output:
-        "stamps/networks.{part}.json",
+        f"stamps/networks/{PART}.txt",
     params:
-        digest=digest("networks"),
+        digest=DIGEST,
     log:
-        "logs/networks.{part}.txt",
+        f"logs/networks/{PART}.txt",
+    benchmark:
+        f"benchmarks/networks/{PART}.tsv"
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     shell:
-        SWEEP + "run" + FILE + " networks.{wildcards.part} > {log:q} 2>&1"
+        command("run", "networks {wildcards.dataset} {wildcards.architecture} {wildcards.seeds}")
 
 
 rule signals:
     input:
-        earlier("signals"),
+        f"stamps/networks/{PART}.txt",
     output:
-        "stamps/signals.{part}.json",
+        f"stamps/signals/{PART}.{{preset}}.txt",
     params:
-        digest=digest("signals"),
+        digest=DIGEST,
     log:
-        "logs/signals.{part}.txt",
+        f"logs/signals/{PART}.{{preset}}.txt",
+    benchmark:
+        f"benchmarks/signals/{PART}.{{preset}}.tsv"
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     shell:
-        SWEEP + "run" + FILE + " signals.{wildcards.part} > {log:q} 2>&1"
+        command("run", "signals {wildcards.dataset} {wildcards.architecture} {wildcards.seeds} {wildcards.preset}")
 
 
 # All presets of a seed group, which are searched together, and the controls.
 rule scores:
     input:
-        earlier("scores"),
+        expand("stamps/signals/{part}.{preset}.txt", preset=PRESETS, part=PART),
     output:
-        "stamps/scores.{part}.json",
+        f"stamps/scores/{PART}.txt",
     params:
-        digest=digest("scores"),
+        digest=DIGEST,
+        presets=PRESETS,
     log:
-        "logs/scores.{part}.txt",
+        f"logs/scores/{PART}.txt",
+    benchmark:
+        f"benchmarks/scores/{PART}.tsv"
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     shell:
-        SWEEP + "run" + FILE + " scores.{wildcards.part} > {log:q} 2>&1"
+        command("run", "scores {wildcards.dataset} {wildcards.architecture} {wildcards.seeds}")
 
 
 rule collect:
     input:
-        stamps(name for name, job in JOBS.items() if job["kind"] == "scores"),
+        expand("stamps/scores/{part}.txt", part=PARTS.instance_patterns),
     output:
         "sweep.csv",
     params:
-        digest=[job["digest"] for job in JOBS.values()],
+        digest=TABLE["digest"].tolist(),
     log:
         "logs/collect.txt",
     threads: 1
     shell:
-        SWEEP + "collect" + FILE + " > {log:q} 2>&1"
+        command("collect")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harvis_utils import parallel
 from harvis_utils.networks.sfhf import Trunk
-from harvis_utils.parallel import threads_inside
 from harvis_utils.settings import OPTIMIZERS, Step
 
 #: bytes of a block's intermediate arrays. Choice: on a CPU about what one core's caches hold; see the benchmarks
@@ -481,12 +481,12 @@ def climb(
                 done = 0
         tick(done)
 
-    with _exact_products(device), threads_inside(1 if workers > 1 else None):
+    with _exact_products(device), parallel.threads_inside(1 if workers > 1 else None):
         if workers == 1 or len(chunks) == 1:
             for chosen in chunks:
                 run(chosen)
         else:
-            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            with parallel.workers(workers) as pool:
                 try:
                     futures = [pool.submit(run, chosen) for chosen in chunks]
                     wait(futures, return_when="FIRST_EXCEPTION")

@@ -19,16 +19,15 @@ all data. Rounding can only add candidates, never lose one: each comparison in f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
 from harvis_utils.data.windowing import Split
-from harvis_utils.parallel import progress, threads_inside
+from harvis_utils.fast.sorting import TINY, median_tree, nth_of_different, stable_order
+from harvis_utils.parallel import progress, workers
 
 #: pieces of a page, and pages of a leaf, leaves of a node, and so on. Choice: by measurement
 PAGE, BRANCH = 64, 8
@@ -47,8 +46,7 @@ SHARED, FAR, GROUP, ROUNDS = 0.05, 2.0, 8, 3
 KEPT = 8
 #: pieces looked into together for first estimates
 TOGETHER = 2**16
-BAR = {"desc": "nearest windows", "leave": False}
-EPS, TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
+EPS = float(np.finfo(np.float32).eps)
 
 
 class PieceIndex:
@@ -80,7 +78,7 @@ class PieceIndex:
         self.height = 1  # levels of boxes above the pages
         while len(piece) > TOP * PAGE * BRANCH**self.height:
             self.height += 1
-        with _workers() as pool:
+        with workers() as pool:
             self._fill(pool, self._in_order(pool, piece, sample))
 
     def _samples(self, piece: np.ndarray) -> torch.Tensor:
@@ -102,17 +100,15 @@ class PieceIndex:
 
     def _windows(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First and end of the windows, by start, that hold the pieces at ``position``."""
-        return (
-            self._begun[np.maximum(position - (self.split.length - self.width), 0)],
-            self._begun[position + 1],
-        )
+        first = np.maximum(position - (self.split.length - self.width), 0)
+        return self._begun[first], self._begun[position + 1]
 
     # --------------------------------------------------------------------------------------------- preparation
 
     def _in_order(self, pool: ThreadPoolExecutor, piece: np.ndarray, sample: np.ndarray) -> np.ndarray:
         """The pieces so that similar ones are neighbours, and equally similar ones in the order of time."""
         axes = torch.from_numpy(self.axes)
-        widest, cut = _median_tree(torch.mm(torch.from_numpy(sample), axes).numpy())
+        widest, cut = median_tree(torch.mm(torch.from_numpy(sample), axes).numpy())
 
         def walk(begin: int) -> np.ndarray:
             some = self._samples(piece[begin : begin + 2**15])
@@ -178,8 +174,8 @@ class PieceIndex:
         unique, back = np.unique(pieces, axis=0, return_inverse=True)
         found = [np.empty((len(unique), n), kind) for kind in (np.float64, np.int64, np.int64)]
         blocks = [slice(begin, begin + QUERIES) for begin in range(0, len(unique), QUERIES)]
-        with _workers() as pool:
-            for block in progress(blocks, **BAR):
+        with workers() as pool:
+            for block in progress(blocks, desc="nearest windows", leave=False):
                 self._search(pool, unique[block], [array[block] for array in found])
         return tuple(array[back.reshape(-1)] for array in found)
 
@@ -202,14 +198,14 @@ class PieceIndex:
 
         begins = np.arange(0, len(leaders), CHUNK)
         query, leaf = (np.concatenate(parts) for parts in zip(*pool.map(plan, begins), strict=True))
-        order = _stable_order(leaf, len(self.middle))
+        order = stable_order(leaf, len(self.middle))
         query, leaf = query[order], leaf[order]
         cuts = np.flatnonzero(np.diff(leaf, prepend=-1, append=-1))
 
         def compare(begin: int) -> list[np.ndarray]:
             query_, place = self._within(leading, reach, query, leaf, cuts[begin : begin + LEAVES + 1])
             task = query_ // CHUNK
-            order = _stable_order(task, len(begins))
+            order = stable_order(task, len(begins))
             pairs = query_[order] * many + self.piece[place[order]]  # sorted as one number
             return np.split(pairs, np.cumsum(np.bincount(task, minlength=len(begins)))[:-1])
 
@@ -257,10 +253,11 @@ class PieceIndex:
         apart, spread = np.zeros(len(queries)), np.zeros(len(queries))
 
         def estimate(which: np.ndarray) -> None:
-            parts = [which[begin : begin + CHUNK] for begin in range(0, len(which), CHUNK)]
-            found = pool.map(lambda part: self._first_reach(queries[part], q[part], n), parts)
-            for part, values in zip(parts, found, strict=True):
-                reach[part] = values
+            def one(begin: int) -> None:
+                part = which[begin : begin + CHUNK]
+                reach[part] = self._first_reach(queries[part], q[part], n)
+
+            list(pool.map(one, range(0, len(which), CHUNK)))
 
         rest = cKDTree(queries, leafsize=GROUP).indices  # similar ones are neighbours
         for _ in range(ROUNDS):
@@ -282,9 +279,6 @@ class PieceIndex:
         np.maximum(gap, 0, out=gap)
         return torch.mv(torch.from_numpy(gap).square_(), torch.ones(gap.shape[1])).numpy()
 
-    def _children(self, node: np.ndarray) -> np.ndarray:
-        return node[..., None] * BRANCH + np.arange(BRANCH)
-
     def _first_reach(self, queries: np.ndarray, q: np.ndarray, n: int) -> np.ndarray:
         """A distance within which each query has ``n`` segments: that of the n-th in the pages first found."""
         reach, some, kept = np.full(len(q), np.inf), np.arange(len(q)), FIRST
@@ -305,7 +299,7 @@ class PieceIndex:
             beam = min(kept if level == 0 else -(-kept // 2), node.shape[1])
             node = np.take_along_axis(node, np.argpartition(bound, beam - 1, axis=1)[:, :beam], axis=1)
             if level:
-                node = self._children(node).reshape(len(q), -1)
+                node = _children(node).reshape(len(q), -1)
         return node
 
     def _nth_distance(self, queries: np.ndarray, page: np.ndarray, n: int) -> np.ndarray:
@@ -323,7 +317,7 @@ class PieceIndex:
         for kept in (KEPT * n, near.shape[1]):
             rest = np.flatnonzero(np.isinf(reach))
             if len(rest) and n <= kept <= near.shape[1]:
-                reach[rest] = _nth_of_different(near[rest], segment[rest], n, kept)
+                reach[rest] = nth_of_different(near[rest], segment[rest], n, kept)
         return reach
 
     def _leaves_within(self, queries: np.ndarray, q: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -336,7 +330,7 @@ class PieceIndex:
             near = self._bound(level, q, query, node) <= limit[query]
             query, node = query[near], node[near]
             if level > 1:
-                query, node = np.repeat(query, BRANCH), self._children(node).ravel()
+                query, node = np.repeat(query, BRANCH), _children(node).ravel()
         return query, node
 
     def _within(self, queries: np.ndarray, reach: np.ndarray, query: np.ndarray, leaf: np.ndarray, cuts: np.ndarray):
@@ -410,57 +404,8 @@ class PieceIndex:
         return distance.astype(np.float32) <= np.where(place < edge[1:], nth, np.inf)[query]
 
 
-def _stable_order(number: np.ndarray, end: int) -> np.ndarray:
-    """The order that sorts numbers below ``end``, equals as they come; numbers of 16 bits are sorted fastest."""
-    return np.argsort(number.astype(np.min_scalar_type(end)), kind="stable")
-
-
-def _nth_of_different(near: np.ndarray, segment: np.ndarray, n: int, kept: int) -> np.ndarray:
-    """Root of the ``n``-th smallest value of different segments among the ``kept`` smallest of each row; else infinite.
-
-    ``near`` (query, piece) are squared distances, not negative, ``segment`` whose they are.
-    """
-    if kept < near.shape[1]:
-        smallest = np.argpartition(near, kept - 1, axis=1)[:, :kept]
-        near, segment = (np.take_along_axis(a, smallest, axis=1) for a in (near, segment))
-    # sorted by segment, then by distance, whose bits are in the order of their values
-    key = segment.astype(np.uint64) << 32 | near.view(np.uint32)
-    key.sort(axis=1)
-    near = key.astype(np.uint32).view(np.float32)
-    np.copyto(near[:, 1:], np.inf, where=key[:, 1:] >> 32 == key[:, :-1] >> 32)
-    return np.sqrt(np.partition(near, n - 1, axis=1)[:, n - 1].astype(np.float64) + TINY)
-
-
-def _median_tree(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A binary tree on ``x`` (piece, coordinate), a power of two of pieces, each node cut at its median.
-
-    Returns for each node the coordinate that is cut, the widest, and the least value of the second child. The root
-    is node 1, the children of ``i`` are 2 i and 2 i + 1; node 0 is not used.
-    """
-    widest, cut = np.zeros(len(x), np.int64), np.zeros(len(x), x.dtype)
-    nodes = 1
-    while nodes < len(cut):
-        x = x.reshape(nodes, len(cut) // nodes, -1)
-        half = x.shape[1] // 2
-        along = x[:, :: max(1, half // 128)].std(1).argmax(1)
-        value = np.take_along_axis(x, along[:, None, None], axis=2)[..., 0]
-        order = np.argpartition(value, half, axis=1)
-        widest[nodes : 2 * nodes] = along
-        cut[nodes : 2 * nodes] = np.take_along_axis(value, order[:, half : half + 1], axis=1)[:, 0]
-        x = np.take_along_axis(x, order[..., None], axis=1)
-        nodes *= 2
-    return widest, cut
-
-
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as torch has threads, each computing on one."""
-    workers = torch.get_num_threads()
-    with (
-        threads_inside(1),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        yield pool
+def _children(node: np.ndarray) -> np.ndarray:
+    return node[..., None] * BRANCH + np.arange(BRANCH)
 
 
 _latest: PieceIndex | None = None

@@ -6,20 +6,26 @@ little. Any network whose outputs are class scores will do.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from scipy.stats import rankdata
 from torch import nn
 
-from harvis_utils.data.windowing import Split
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.metrics.intervals import LEVEL
 from harvis_utils.networks import taps
 from harvis_utils.networks.taps import CHUNK, Tap
-from harvis_utils.parallel import progress
-from harvis_utils.training.supervised import class_f1
+from harvis_utils.parallel import progress, side_by_side, torch_device
+from harvis_utils.settings import Settings
+from harvis_utils.store.results import kept
+from harvis_utils.training.supervised import Network, class_f1
 
 
 def drops(
@@ -28,7 +34,6 @@ def drops(
     split: Split,
     n_classes: int,
     units: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
 ) -> xr.Dataset:
     """What every class loses when one unit is silent: ``f1`` and ``probability``, (layer, unit, class).
 
@@ -37,36 +42,47 @@ def drops(
     (class,) is the F1 of the network as it is. ``units`` are all of a layer's where not given; layers then need equally
     many.
     """
-    places = [taps.find(network, layer) for layer in layers]
+    places, tables = [taps.find(network, layer) for layer in layers], []
     with taps.evaluating(network), torch.no_grad():
-        whole = _measured(network, split, n_classes, device)
-        tables = []
+        whole = _measured(network, split, n_classes)
         for place in progress(places, desc="ablation", leave=False):
-            width = taps.maps_of(network, place, torch.as_tensor(split.x[:1], device=device)).shape[1]
-            rows = []
+            width, rows = taps.outputs(network, place, split.x[:1]).shape[1], []
             for unit in range(width) if units is None else units:
                 with taps.silenced(network, place, [unit]):
-                    rows.append(whole - _measured(network, split, n_classes, device))
+                    rows.append(whole - _measured(network, split, n_classes))
             tables.append(rows)
     values = np.array(tables)  # (layer, unit, measure, class)
-    chosen = list(range(values.shape[1]) if units is None else units)
+    chosen = range(values.shape[1]) if units is None else units
     dims = ("layer", "unit", "class")
     return xr.Dataset(
         {"f1": (dims, values[:, :, 0]), "probability": (dims, values[:, :, 1]), "f1_whole": ("class", whole[0])},
-        coords={"layer": [place.name for place in places], "unit": chosen, "class": np.arange(n_classes)},
+        coords={"layer": [place.name for place in places], "unit": list(chosen), "class": np.arange(n_classes)},
     )
 
 
-def _measured(network: nn.Module, split: Split, n_classes: int, device) -> np.ndarray:
+def _measured(network: nn.Module, split: Split, n_classes: int) -> np.ndarray:
     """F1 and mean probability of the own windows, (measure, class)."""
-    batches = torch.as_tensor(split.x).split(CHUNK)
-    scores = torch.cat([network(batch.to(device)).cpu() for batch in batches])
+    device = taps.device_of(network)
+    scores = torch.cat([network(batch.to(device)).cpu() for batch in torch.as_tensor(split.x).split(CHUNK)])
     own = scores.softmax(1).numpy()[np.arange(len(split)), split.activity]
-    f1 = class_f1(split, scores.argmax(1).numpy(), n_classes)
     there = np.bincount(split.activity, minlength=n_classes)
-    f1 = np.where(there > 0, f1, np.nan)
-    total = np.bincount(split.activity, own, n_classes)
-    return np.stack([f1, np.where(there > 0, total / np.maximum(there, 1), np.nan)])
+    f1 = class_f1(split, scores.argmax(1).numpy(), n_classes)
+    measured = np.stack([f1, np.bincount(split.activity, own, n_classes) / np.maximum(there, 1)])
+    return np.where(there > 0, measured, np.nan)
+
+
+@kept("ablation", apart=("device",))
+def ablate_network(network: Network, windows: Windows, thinning: int, *, device: str | None = None) -> xr.Dataset:
+    """Every unit of every layer silenced, on every ``thinning``-th test window: :func:`drops`."""
+    model = copy.deepcopy(network.model).to(torch_device(device))
+    return drops(model, model.layers, windows.test.every(thinning), len(windows.activities))
+
+
+def ablate(cfg: Settings, windows: Windows, networks: Sequence[Network]) -> xr.Dataset:
+    """:func:`ablate_network` of all networks, dims (seed, layer, unit, class)."""
+    thinning = cfg.dissection.ablation_thinning
+    found = side_by_side(cfg, lambda net: ablate_network(net, windows, thinning, device=cfg.device), networks)
+    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
 
 
 # --------------------------------------------------------------------------------------------------- explained?
@@ -74,14 +90,17 @@ def _measured(network: nn.Module, split: Split, n_classes: int, device) -> np.nd
 
 @dataclass(frozen=True)
 class Explained:
-    """Rank correlation of concept and effect over units: ``value``, its permutation ``null`` (draw,), and ``p``.
-
-    ``p`` is the share of draws that reach the value, the value itself among them: small where concepts explain effects.
-    """
+    """Rank correlation of concept and effect over units: ``value``, and its permutation ``null`` (draw,)."""
 
     value: float
     null: np.ndarray
-    p: float
+
+    @property
+    def p(self) -> float:
+        """Share of draws that reach the value, itself among them: small where concepts explain effects; or NaN."""
+        if np.isnan(self.value):
+            return np.nan
+        return float((1 + (self.null >= self.value - 1e-12).sum()) / (1 + len(self.null)))
 
 
 def explained(iou: np.ndarray, drop: np.ndarray, n_draws: int, rng: np.random.Generator) -> Explained:
@@ -96,11 +115,11 @@ def explained(iou: np.ndarray, drop: np.ndarray, n_draws: int, rng: np.random.Ge
         raise ValueError(f"overlap and effect should be (unit, class) alike, not {iou.shape} and {drop.shape}")
     known = [c for c in range(iou.shape[1]) if np.ptp(iou[:, c]) > 0 and np.ptp(drop[:, c]) > 0]
     if not known:
-        return Explained(np.nan, np.full(n_draws, np.nan), np.nan)
+        return Explained(np.nan, np.full(n_draws, np.nan))
     first, second = _standard_ranks(iou[:, known]), _standard_ranks(drop[:, known])
     value = float((first * second).sum(0).mean())
     null = np.array([(first * second[rng.permutation(len(second))]).sum(0).mean() for _ in range(n_draws)])
-    return Explained(value, null, float((1 + (null >= value - 1e-12).sum()) / (1 + n_draws)))
+    return Explained(value, null)
 
 
 def _standard_ranks(values: np.ndarray) -> np.ndarray:
@@ -112,8 +131,36 @@ def _standard_ranks(values: np.ndarray) -> np.ndarray:
 
 def pooled(parts: Sequence[Explained]) -> Explained:
     """Several networks' correlations as one: means of the values and, draw by draw, of the nulls."""
-    known = [part for part in parts if not np.isnan(part.value)]
-    if not known:
-        return parts[0]
-    value, null = float(np.mean([p.value for p in known])), np.mean([p.null for p in known], axis=0)
-    return Explained(value, null, float((1 + (null >= value - 1e-12).sum()) / (1 + len(null))))
+    known = [part for part in parts if not np.isnan(part.value)] or parts[:1]
+    return Explained(float(np.mean([p.value for p in known])), np.mean([p.null for p in known], axis=0))
+
+
+def explanations(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str], n_draws: int) -> pd.DataFrame:
+    """Do concepts explain effects? One row per layer and question, averaged over networks.
+
+    ``found`` are :func:`dissection.dissect_networks`' results, ``lost`` those of :func:`ablate`, ``n_draws`` as in
+    :func:`explained`. "own activity": do units that overlap an activity cost that activity's F1, or the probability its
+    windows get? "any concept": do units with a large best IoU cost macro F1?
+    """
+    overlap = found["iou"].sel(concept=[a for a in activities if a in found["concept"]])
+    classes = [list(activities).index(a) for a in overlap["concept"].values]
+    parts: dict[tuple[str, str], list[Explained]] = {}
+    for layer, seed in product(found["layer"].values, found["seed"].values):
+        at = {"seed": seed, "layer": layer}
+        own, cost = overlap.sel(at).values, lost.sel(at).isel({"class": classes})
+        best = found["iou"].sel(at).max("concept").values[:, None]
+        rng = np.random.default_rng(0)
+        pairs = {
+            "own activity, F1": (own, cost["f1"].values),
+            "own activity, probability": (own, cost["probability"].values),
+            "any concept, macro F1": (best, lost["f1"].sel(at).mean("class").values[:, None]),
+        }
+        for question, pair in pairs.items():
+            parts.setdefault((str(layer), question), []).append(explained(*pair, n_draws, rng))
+    rows = []
+    for of in parts.values():
+        whole, values = pooled(of), [part.value for part in of]
+        low, high = (float(np.quantile(whole.null, q)) for q in LEVEL)
+        row = {"correlation": whole.value, "p": whole.p, "chance low": low, "chance high": high, "networks": len(of)}
+        rows.append(row | {"smallest": min(values), "largest": max(values)})
+    return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(parts, names=["layer", "question"]))

@@ -166,7 +166,7 @@ def fit(model: SFHF, few: Windows, settings: TrainingSettings, seed: int) -> tup
     started = time.thread_time()
     with threads_inside(1):
         history = supervised.fit_best(model, few, settings, seed)
-    best = int(np.argmax(history["val_f1"]))
+    best = int(np.nanargmax(history["val_f1"]))
     scores = {name: history[name][best] for name in ("val_f1", "test_f1")}
     return scores, time.thread_time() - started
 

@@ -12,7 +12,7 @@ Choice: all thresholds, set by how often the rules hold in recordings, before an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,11 +76,6 @@ def rising_edge(x: np.ndarray) -> np.ndarray:
     return found
 
 
-def falling_edge(x: np.ndarray) -> np.ndarray:
-    """A rising edge of the signal turned over."""
-    return rising_edge(-x)
-
-
 def peak(x: np.ndarray) -> np.ndarray:
     """Within ``PEAK_HALF`` samples of a sample that is the highest of its neighbourhood and stands out of it.
 
@@ -91,16 +86,16 @@ def peak(x: np.ndarray) -> np.ndarray:
     lowest = np.maximum(pieces[..., :PEAK_REACH].min(-1), pieces[..., PEAK_REACH + 1 :].min(-1))
     top = np.zeros(x.shape, bool)
     top[..., PEAK_REACH:-PEAK_REACH] = (middle >= pieces.max(-1)) & (middle - lowest >= PEAK_G)
-    found = top.copy()
-    for step in range(1, PEAK_HALF + 1):
-        found[..., step:] |= top[..., :-step]
-        found[..., :-step] |= top[..., step:]
+    return widened(top, PEAK_HALF)
+
+
+def widened(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Whatever lies within ``reach`` samples of a true one, (..., time); nothing goes round a window's ends."""
+    found = mask.copy()
+    for step in range(1, reach + 1):
+        found[..., step:] |= mask[..., :-step]
+        found[..., :-step] |= mask[..., step:]
     return found
-
-
-def valley(x: np.ndarray) -> np.ndarray:
-    """A peak of the signal turned over."""
-    return peak(-x)
 
 
 def plateau(x: np.ndarray) -> np.ndarray:
@@ -152,28 +147,18 @@ def gravity_up(x: np.ndarray) -> np.ndarray:
     return (sums[..., last] - sums[..., first]) / (last - first) >= GRAVITY_G
 
 
-def gravity_down(x: np.ndarray) -> np.ndarray:
-    """The same for the axis turned over."""
-    return gravity_up(-x)
-
-
 def free_fall(x: np.ndarray) -> np.ndarray:
     """The magnitude over a sensor's three axes is ``FREE_FALL_G`` or less; it holds on all three: (..., axis, time).
 
     A sensor is ``AXES_PER_SENSOR`` consecutive axes. Raises ``ValueError`` where the axes are no multiple of that.
     """
-    if reason := no_free_fall(x.shape[-2]):
-        raise ValueError(reason)
+    if (n_axes := x.shape[-2]) % AXES_PER_SENSOR:
+        raise ValueError(
+            f"{n_axes} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
+        )
     sensors = x.reshape(*x.shape[:-2], -1, AXES_PER_SENSOR, x.shape[-1])
     small = np.sqrt((sensors.astype(np.float64) ** 2).sum(-2)) <= FREE_FALL_G
     return np.repeat(small, AXES_PER_SENSOR, axis=-2)
-
-
-def no_free_fall(n_axes: int) -> str:
-    """Why axes cannot be grouped into sensors of three; empty where they can."""
-    if n_axes % AXES_PER_SENSOR == 0:
-        return ""
-    return f"{n_axes} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
 
 
 def _neighbourhoods(x: np.ndarray, reach: int) -> np.ndarray:
@@ -181,16 +166,16 @@ def _neighbourhoods(x: np.ndarray, reach: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(x, 2 * reach + 1, axis=-1)
 
 
-#: rules that look at one axis by itself
+#: rules that look at one axis by itself; three of them are others of the signal turned over
 RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "rising edge": rising_edge,
-    "falling edge": falling_edge,
+    "falling edge": lambda x: rising_edge(-x),
     "peak": peak,
-    "valley": valley,
+    "valley": lambda x: peak(-x),
     "plateau": plateau,
     "impact": impact,
     "gravity +": gravity_up,
-    "gravity -": gravity_down,
+    "gravity -": lambda x: gravity_up(-x),
 }
 
 
@@ -205,60 +190,42 @@ def waveforms(x: np.ndarray, rate_hz: float) -> tuple[dict[str, np.ndarray], dic
     if not np.isfinite(x).all():
         raise ValueError("windows hold NaN or infinity: concepts are not defined there; leave those windows out")
     found = {name: rule(x) for name, rule in RULES.items()} | oscillations(x, rate_hz)
-    reason = no_free_fall(x.shape[1])
-    if not reason:
-        found["near free fall"] = free_fall(x)
-    return found, {"near free fall": reason} if reason else {}
+    try:
+        return found | {"near free fall": free_fall(x)}, {}
+    except ValueError as reason:
+        return found, {"near free fall": str(reason)}
 
 
-# ---------------------------------------------------------------------------------- activities, motifs, all
-
-
-def activities(activity: np.ndarray, names: Sequence[str], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """One concept per activity that occurs: it holds at every sample of its windows."""
-    return {
-        name: np.broadcast_to((activity == k)[:, None, None], shape)
-        for k, name in enumerate(names)
-        if (activity == k).any()
-    }
-
-
-def planted(truth: PlantedMotifs, split: Split) -> dict[str, np.ndarray]:
-    """Where each planted motif lies in the windows of a split, masks (window, axis, time) by the motif's name.
-
-    A motif that begins before a window or ends after it holds at the samples that are inside. The split must be cut at
-    the rate of the made-up recordings.
-    """
-    x_shape = (len(split), split.series.shape[1], split.length)
-    length = dict(zip(truth.names, map(len, truth.shapes), strict=True))
-    found = {name: np.zeros(x_shape, bool) for name in truth.names}
-    places = truth.occurrences.groupby(["subject", "activity"])
-    who = {key: np.flatnonzero((split.subject == key[0]) & (split.activity == key[1])) for key in places.groups}
-    for key, table in places:
-        for row in table.itertuples():
-            first = row.start - split.offset[who[key]]
-            near = (first < split.length) & (first + length[row.motif] > 0)
-            for window, begin in zip(who[key][near], first[near], strict=True):
-                span = slice(max(begin, 0), begin + length[row.motif])
-                found[row.motif][window, row.axis, span] = True
-    return found
+# --------------------------------------------------------------------------------- activities, motifs, all
 
 
 def of_windows(windows: Windows, split: Split) -> Concepts:
-    """Activities and waveforms of the windows of ``split``, one of the splits of ``windows`` or a thinned one."""
-    x = split.x
-    shapes, left_out = waveforms(x, windows.rate_hz)
-    groups = {ACTIVITY: activities(split.activity, windows.activities, x.shape), WAVEFORM: shapes}
-    return _together(groups, left_out)
+    """Activities and waveforms of the windows of ``split``, one of the splits of ``windows`` or a thinned one.
+
+    An activity that occurs holds at every sample of its windows.
+    """
+    shapes, left_out = waveforms(split.x, windows.rate_hz)
+    whole = {
+        name: np.broadcast_to((split.activity == k)[:, None, None], split.x.shape)
+        for k, name in enumerate(windows.activities)
+        if (split.activity == k).any()
+    }
+    kinds = (ACTIVITY,) * len(whole) + (WAVEFORM,) * len(shapes)
+    return Concepts((*whole, *shapes), kinds, np.stack([*whole.values(), *shapes.values()]), left_out)
 
 
 def of_motifs(truth: PlantedMotifs, split: Split) -> Concepts:
-    """The planted motifs as concepts of the windows of ``split``."""
-    return _together({MOTIF: planted(truth, split)}, {})
+    """The planted motifs as concepts of the windows of ``split``, which must be cut at the rate of the recordings.
 
-
-def _together(groups: dict[str, dict[str, np.ndarray]], left_out: dict[str, str]) -> Concepts:
-    names = [name for group in groups.values() for name in group]
-    kinds = [kind for kind, group in groups.items() for _ in group]
-    masks = np.stack([mask for group in groups.values() for mask in group.values()])
-    return Concepts(tuple(names), tuple(kinds), masks, left_out)
+    A motif that begins before a window or ends after it holds at the samples that are inside.
+    """
+    masks = np.zeros((len(truth.names), len(split), split.series.shape[1], split.length), bool)
+    sample = np.arange(split.length)
+    length = np.array([len(shape) for shape in truth.shapes])
+    places = truth.occurrences.assign(index=truth.occurrences["motif"].map(truth.names.index))
+    for (subject, activity), table in places.groupby(["subject", "activity"]):
+        windows = np.flatnonzero((split.subject == subject) & (split.activity == activity))
+        for motif, axis, start in table[["index", "axis", "start"]].itertuples(index=False):
+            first = start - split.offset[windows, None]
+            masks[motif, windows, axis] |= (sample >= first) & (sample < first + length[motif])
+    return Concepts(truth.names, (MOTIF,) * len(truth.names), masks, {})

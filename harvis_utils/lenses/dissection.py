@@ -10,70 +10,38 @@ and a concept holds at a time where it holds on any axis.
 
 An IoU cannot exceed the share of the smaller mask in the larger one. A concept that holds at more than 12.5 % of the
 samples therefore has no detector at 0.04, whatever units do: :func:`ceiling`.
+
+The baselines are the same networks with random weights, and rotated bases (section 3.2 of the source): a layer's
+outputs, multiplied by an orthogonal matrix Q, hold all they held, and the next layer could undo it; only the single
+units are others. If these mean less than the network's own, meaning is a matter of the basis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from scipy import sparse
-from torch import Tensor, nn
+from scipy import linalg, sparse
+from torch import Tensor
 from torch.nn import functional as F
 
-from harvis_utils.metrics.intervals import interval
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.lenses.concepts import Concepts
+from harvis_utils.metrics.intervals import ENOUGH_SEEDS, with_interval
 from harvis_utils.metrics.recovery import chance_point
 from harvis_utils.networks import taps
-from harvis_utils.networks.taps import CHUNK, Tap
+from harvis_utils.parallel import side_by_side, torch_device
+from harvis_utils.settings import Settings
+from harvis_utils.store.results import kept
+from harvis_utils.training.supervised import Network
 
 #: Paper (Bau, Zhou et al. 2017, section 2.3): share of outputs above T_k, and the IoU from which a unit is a detector
 SHARE, DETECTOR_IOU = 0.005, 0.04
-
-
-#: maps (window, unit, axis, time) chunk by chunk, the same ones in the same order at every call
-Stream = Callable[[], Iterator[Tensor]]
-
-
-# --------------------------------------------------------------------------------------------------- outputs
-
-
-def stream(network: nn.Module, layer: str | Tap, x: np.ndarray, device: torch.device | str = "cpu") -> Stream:
-    """The maps of a layer for windows (window, axis, time), computed anew at each call; the network stays as it is."""
-
-    def maps() -> Iterator[Tensor]:
-        for begin in range(0, len(x), CHUNK):
-            with taps.evaluating(network), torch.no_grad():  # closed before the chunk is handed over
-                found = taps.maps_of(network, layer, torch.as_tensor(x[begin : begin + CHUNK], device=device))
-            yield found
-
-    return maps
-
-
-def kept(of: Stream) -> Stream:
-    """The same maps, computed once and held in memory."""
-    chunks = list(of())
-    return lambda: iter(chunks)
-
-
-def rotated(of: Stream, rotation: np.ndarray) -> Stream:
-    """Units replaced by mixtures of units: maps multiplied by ``rotation`` (new unit, unit).
-
-    Choice: what is rotated are the outputs *after* the rectifier, and they are not rectified again. That is the linear
-    map which the next layer could undo, so the layer holds the same information; rotating before the rectifier would
-    make another network.
-    """
-
-    def maps() -> Iterator[Tensor]:
-        for chunk in of():
-            matrix = torch.as_tensor(rotation, dtype=chunk.dtype, device=chunk.device)
-            yield torch.einsum("vu,wuat->wvat", matrix, chunk)
-
-    return maps
-
 
 # -------------------------------------------------------------------------------------------------- thresholds
 
@@ -91,70 +59,47 @@ class Thresholds:
         return self.t_k <= self.rest
 
 
-def thresholds(of: Stream, share: float = SHARE) -> Thresholds:
-    """T_k of every unit: the output that a ``share`` of all its outputs exceeds.
+def thresholds(maps: Tensor, share: float = SHARE) -> Thresholds:
+    """T_k of every unit: the output that a ``share`` of all its outputs exceeds; ``maps`` (window, unit, axis, time).
 
-    Of n outputs it is the (floor(share n) + 1)-th largest, so without ties exactly floor(share n) exceed it; exact, in
-    memory for those outputs alone. Raises ``ValueError`` for a share outside (0, 1), no window, or outputs that are
-    not finite.
+    Of n outputs it is the (floor(share n) + 1)-th largest, so without ties exactly floor(share n) exceed it. Raises
+    ``ValueError`` for a share outside (0, 1), no window, or outputs that are not finite.
     """
     if not 0 < share < 1:
         raise ValueError(f"share = {share} should be between 0 and 1")
-    n_outputs = sum(chunk[:, 0].numel() for chunk in of())
-    if not n_outputs:
+    if not len(maps):
         raise ValueError("there are no windows to take thresholds from")
-    rank = int(np.floor(share * n_outputs + 1e-9)) + 1
-    top = rest = None
-    for chunk in of():
-        each = chunk.transpose(0, 1).flatten(1)
-        if not torch.isfinite(each).all():
-            raise ValueError("a unit's output is NaN or infinite; a network that diverged has no thresholds")
-        low = each.amin(1)
-        rest = low if rest is None else torch.minimum(rest, low)
-        largest = each.topk(min(rank, each.shape[1]), dim=1, sorted=False).values
-        top = largest if top is None else torch.cat([top, largest], 1)
-        top = top.topk(min(rank, top.shape[1]), dim=1, sorted=False).values
-    return Thresholds(top.amin(1).cpu().numpy(), rest.cpu().numpy())
+    if not torch.isfinite(maps).all():
+        raise ValueError("a unit's output is NaN or infinite; a network that diverged has no thresholds")
+    n_outputs = maps[:, 0].numel()
+    at = max(n_outputs - int(np.floor(share * n_outputs + 1e-9)), 1)
+    t_k = torch.stack([maps[:, unit].flatten().kthvalue(at).values for unit in range(maps.shape[1])])
+    return Thresholds(t_k.cpu().numpy(), maps.amin((0, 2, 3)).cpu().numpy())
 
 
-def unit_masks(of: Stream, limits: Thresholds, n_axes: int, n_time: int) -> sparse.csr_matrix:
+def unit_masks(maps: Tensor, limits: Thresholds, n_axes: int, n_time: int) -> sparse.csr_matrix:
     """Where each unit's output is T_k or more: (unit, sample), samples being (window, axis, time) in that order.
 
     Maps of another length than the windows' are interpolated linearly to it (the source: bilinear), T_k having been
     taken before. Where T_k is the unit's output at rest, the mask are all outputs above that: nothing is strong about
     rest. Raises ``ValueError`` for maps that have neither the windows' axes nor a single one.
     """
-    rows, columns, begin = [], [], 0
-    t_k, rest = (torch.as_tensor(v)[:, None, None] for v in (limits.t_k, limits.rest))
-    for chunk in of():
-        n_windows, n_units, axes, time = chunk.shape
-        if axes not in (1, n_axes):
-            raise ValueError(
-                f"these maps have {axes} axes, the windows {n_axes}: units are compared with concepts on each axis, or "
-                "over all axes where a layer has merged them; name a layer before or after the one that merges some"
-            )
-        if time == 1:  # interpolating a single value would round it
-            chunk = chunk.expand(-1, -1, -1, n_time)
-        elif time != n_time:
-            flat = chunk.reshape(n_windows * n_units, axes, time)
-            chunk = F.interpolate(flat, n_time, mode="linear").reshape(n_windows, n_units, axes, n_time)
-        t_k, rest = t_k.to(chunk.device), rest.to(chunk.device)
-        on = (chunk >= t_k) & ((t_k > rest) | (chunk > rest))
-        window, unit, axis, at = (v.cpu().numpy() for v in torch.nonzero(on, as_tuple=True))
-        rows.append(unit)
-        columns.append(((begin + window) * axes + axis) * n_time + at)
-        begin += n_windows
-    unit, sample = np.concatenate(rows), np.concatenate(columns)
-    shape = (len(limits.t_k), begin * axes * n_time)
-    return sparse.csr_matrix((np.ones(len(unit), np.float64), (unit, sample)), shape=shape)
+    n_windows, n_units, axes, time = maps.shape
+    if axes not in (1, n_axes):
+        raise ValueError(
+            f"these maps have {axes} axes, the windows {n_axes}: units are compared with concepts on each axis, or "
+            "over all axes where a layer has merged them; name a layer before or after the one that merges some"
+        )
+    if time == 1:  # interpolating a single value would round it
+        maps = maps.expand(-1, -1, -1, n_time)
+    elif time != n_time:
+        maps = F.interpolate(maps.flatten(0, 1), n_time, mode="linear").view(n_windows, n_units, axes, n_time)
+    t_k, rest = (torch.as_tensor(v, device=maps.device)[:, None, None] for v in (limits.t_k, limits.rest))
+    on = (maps >= t_k) & ((t_k > rest) | (maps > rest))
+    return sparse.csr_matrix(on.transpose(0, 1).flatten(1).cpu().numpy()).astype(np.float64)
 
 
 # --------------------------------------------------------------------------------------------------------- IoU
-
-
-def fitted(masks: np.ndarray, axes: int) -> np.ndarray:
-    """Concept masks (concept, window, axis, time) for maps of so many axes: any axis counts where there is one."""
-    return masks if masks.shape[2] == axes else masks.any(2, keepdims=True)
 
 
 def iou(units: sparse.csr_matrix, concepts: np.ndarray) -> np.ndarray:
@@ -208,29 +153,89 @@ def ceiling(concept_share: np.ndarray, share: float = SHARE) -> np.ndarray:
     return np.minimum(concept_share, share) / np.maximum(np.maximum(concept_share, share), 1e-300)
 
 
+# --------------------------------------------------------------------------------------------------- rotated bases
+
+#: entries this small are rounding errors of a Schur form
+TOLERANCE = 1e-9
+
+
+def random_rotation(n: int, rng: np.random.Generator) -> np.ndarray:
+    """A rotation (n, n) drawn uniformly (Haar) from all with determinant 1, float64."""
+    q, r = np.linalg.qr(rng.standard_normal((n, n)))
+    q = q * np.sign(np.diag(r))  # without this the QR routine's own habits would decide the distribution
+    if np.linalg.det(q) < 0:
+        q[:, 0] = -q[:, 0]
+    return q
+
+
+def power(q: np.ndarray, alpha: float) -> np.ndarray:
+    """``q`` to the power ``alpha``, real and orthogonal: each of its plane rotations by ``alpha`` times its angle.
+
+    ``q`` is orthogonal (n, n) with determinant 1. The power 0 is the identity, exactly. Raises ``ValueError`` for a
+    matrix that is no rotation.
+    """
+    q = np.asarray(q, dtype=np.float64)
+    if q.ndim != 2 or q.shape[0] != q.shape[1] or not np.allclose(q @ q.T, np.eye(len(q)), atol=1e-8):
+        raise ValueError(f"a rotation is a square orthogonal matrix, not one of shape {q.shape} with other columns")
+    if alpha == 0:
+        return np.eye(len(q))
+    form, basis = linalg.schur(q, output="real")  # block-diagonal, because q is orthogonal
+    turned, halves, i = np.eye(len(q)), [], 0
+
+    def turn(a: int, b: int, angle: float) -> None:
+        c, s = np.cos(angle), np.sin(angle)
+        turned[np.ix_([a, b], [a, b])] = [[c, -s], [s, c]]
+
+    while i < len(q):
+        if i + 1 < len(q) and abs(form[i + 1, i]) > TOLERANCE:
+            turn(i, i + 1, alpha * np.arctan2(form[i + 1, i], form[i, i]))
+            i += 2
+        else:
+            if form[i, i] < 0:
+                halves.append(i)
+            i += 1
+    if len(halves) % 2:
+        raise ValueError("this orthogonal matrix has determinant -1: a reflection has no real fractional powers")
+    for a, b in zip(halves[::2], halves[1::2], strict=True):  # two eigenvalues -1 are half a turn of their plane
+        turn(a, b, alpha * np.pi)
+    return basis @ turned @ basis.T
+
+
+def rotated(maps: Tensor, rotation: np.ndarray) -> Tensor:
+    """Units replaced by mixtures of units: maps multiplied by ``rotation`` (new unit, unit).
+
+    Choice: what is rotated are the outputs *after* the rectifier, and they are not rectified again. That is the linear
+    map which the next layer could undo, so the layer holds the same information; rotating before the rectifier would
+    make another network.
+    """
+    matrix = torch.as_tensor(rotation, dtype=maps.dtype, device=maps.device)
+    return torch.einsum("vu,wuat->wvat", matrix, maps)
+
+
+# --------------------------------------------------------------------------------------------------- dissection
+
+
 def dissect(
-    of: Stream,
+    maps: Tensor,
     masks: np.ndarray,
     names: Sequence[str],
     n_draws: int,
     groups: np.ndarray,
     share: float = SHARE,
-    limits: Thresholds | None = None,
-    seed: int = 0,
 ) -> xr.Dataset:
     """One layer dissected: ``iou`` (unit, concept), its nulls (unit, draw), and ``t_k``, ``seldom``, ``on`` (unit).
 
-    ``masks`` is bool (concept, window, axis, time) for the windows that ``of`` streams, ``names`` the concepts'. The
-    nulls are ``chance``, and ``chance_within`` ``groups`` (window,), the windows' activities. ``limits`` are thresholds
-    from other windows, else they are taken from these. ``on`` is the share of samples in a unit's mask, ``seldom`` as
-    in :class:`Thresholds`. Raises ``ValueError`` where maps and masks are not of the same windows.
+    ``maps`` are the layer's (:func:`networks.taps.outputs`), ``masks`` bool (concept, window, axis, time) for the same
+    windows, ``names`` the concepts'. The nulls are ``chance``, and ``chance_within`` ``groups`` (window,), the windows'
+    activities. ``on`` is the share of samples in a unit's mask, ``seldom`` as in :class:`Thresholds`. Raises
+    ``ValueError`` where maps and masks are not of the same windows.
     """
-    limits = limits or thresholds(of, share)
-    units = unit_masks(of, limits, *masks.shape[2:])
-    own = masks if units.shape[1] == masks[0].size else fitted(masks, 1)
+    limits = thresholds(maps, share)
+    units = unit_masks(maps, limits, *masks.shape[2:])
+    own = masks if units.shape[1] == masks[0].size else masks.any(2, keepdims=True)
     if units.shape[1] != own[0].size:
         raise ValueError(f"maps of {units.shape[1]} samples and masks of {own[0].size} are not of the same windows")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return xr.Dataset(
         {
             "iou": (("unit", "concept"), iou(units, own)),
@@ -242,6 +247,57 @@ def dissect(
         },
         coords={"unit": np.arange(units.shape[0]), "concept": list(names)},
     )
+
+
+def dissected_windows(cfg: Settings, windows: Windows) -> Split:
+    """The training windows that are dissected."""
+    return windows.train.every(cfg.dissection.thinning)
+
+
+@kept("dissection", apart=("device",))
+def dissect_network(
+    network: Network,
+    windows: Windows,
+    thinning: int,
+    concepts: Concepts,
+    n_draws: int,
+    alpha: float = 0.0,
+    *,
+    device: str | None = None,
+) -> xr.Dataset:
+    """All layers of one network dissected as by :func:`dissect`, on every ``thinning``-th training window.
+
+    Dims (layer, unit, ...). ``concepts`` are those windows'; ``alpha`` is how far each layer's basis is rotated,
+    towards a rotation that depends on the network's seed and the layer.
+    """
+    split, model = windows.train.every(thinning), copy.deepcopy(network.model).to(torch_device(device))
+    parts = []
+    for depth, layer in enumerate(model.layers):
+        maps = taps.outputs(model, layer, split.x)
+        if alpha:
+            q = random_rotation(maps.shape[1], np.random.default_rng((network.seed, depth)))
+            maps = rotated(maps, power(q, alpha))
+        parts.append(dissect(maps, concepts.masks, concepts.names, n_draws, split.activity))
+    return xr.concat(parts, pd.Index(model.layers, name="layer"))
+
+
+def dissect_networks(
+    cfg: Settings, windows: Windows, networks: Sequence[Network], concepts: Concepts, alpha: float = 0.0
+) -> xr.Dataset:
+    """:func:`dissect_network` of all networks, dims (seed, layer, unit, ...)."""
+    few = cfg.dissection
+
+    def one(network: Network) -> xr.Dataset:
+        return dissect_network(network, windows, few.thinning, concepts, few.n_draws, alpha, device=cfg.device)
+
+    return xr.concat(side_by_side(cfg, one, networks), pd.Index([net.seed for net in networks], name="seed"))
+
+
+def curve(cfg: Settings, windows: Windows, networks: Sequence[Network], concepts: Concepts) -> xr.Dataset:
+    """:func:`detectors` at every angle of ``cfg.dissection``: dims (alpha, seed, layer, unit[, rule])."""
+    angles = cfg.dissection.angles
+    found = [detectors(dissect_networks(cfg, windows, networks, concepts, alpha)) for alpha in angles]
+    return xr.concat(found, pd.Index(angles, name="alpha"))
 
 
 # ---------------------------------------------------------------------------------------------------- detectors
@@ -260,33 +316,66 @@ def detectors(found: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
     """
     ordered = found["iou"].transpose(..., "concept")
     best = ordered.max("concept")
-    limits = [xr.full_like(best, DETECTOR_IOU)]
-    for null in ("chance", "chance_within"):
-        draws = found[null].transpose(*best.dims, "draw").values
-        limits.append(xr.DataArray(chance_point(draws, quantile), dims=best.dims, coords=best.coords))
+    of_chance = [
+        xr.apply_ufunc(chance_point, found[null], quantile, input_core_dims=[["draw"], []])
+        for null in ("chance", "chance_within")
+    ]
+    limits = [xr.full_like(best, DETECTOR_IOU), *of_chance]
     limit = xr.concat(limits, "rule").assign_coords(rule=list(RULES)).transpose(..., "rule")
     concept = found["concept"][ordered.argmax("concept")].drop_vars("concept")
     return xr.Dataset({"concept": concept, "best": best, "limit": limit, "detector": best > limit})
 
 
-def unique(found: xr.Dataset, among: Sequence[str] | None = None) -> xr.DataArray:
-    """How many different concepts the units detect, of all or ``among`` those: what :func:`detectors` has but units."""
-    names = np.unique(found["concept"].values)
-    of_name = [
-        (found["detector"] & (found["concept"] == name)).any("unit").astype(int)
-        for name in names
-        if among is None or name in among
-    ]
-    return sum(of_name, start=xr.zeros_like(found["detector"].any("unit"), dtype=int))
+def unique(found: xr.Dataset) -> xr.DataArray:
+    """How many different concepts the units detect: what :func:`detectors` has but units."""
+    each = [(found["detector"] & (found["concept"] == name)).any("unit") for name in np.unique(found["concept"].values)]
+    return sum(each, start=xr.zeros_like(each[0], dtype=int))
 
 
-def with_intervals(counts: xr.DataArray) -> pd.DataFrame:
-    """Counts (seed, ...) as a long table: mean over networks and its interval, "low" and "high", and their number."""
-    rest = [d for d in counts.dims if d != "seed"]
-    stacked = counts.stack(case=rest) if rest else counts.expand_dims(case=[0]).transpose("seed", "case")
+# ------------------------------------------------------------------------------------------ comparison, examples
+
+
+def over_networks(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean of (network,) values as ``name``, "name low" and "name high": the ends of its 95 % interval over networks.
+
+    The ends are NaN where networks are fewer than ``ENOUGH_SEEDS``, because those say too little of others.
+    """
+    found = with_interval(name, values)
+    return found if len(values) >= ENOUGH_SEEDS else found | {f"{name} low": np.nan, f"{name} high": np.nan}
+
+
+def compared(counts: Mapping[str, xr.DataArray], first: str = "trained") -> pd.DataFrame:
+    """Values of several kinds of networks, (seed, layer) each, beside each other: one row per layer and kind.
+
+    "value" with its interval over networks, and "first minus this", paired network by network, with its own; see
+    :func:`over_networks`.
+    """
     rows = []
-    for case, column in zip(stacked["case"].values, stacked.transpose("case", "seed").values, strict=True):
-        mean, ends = interval(column.astype(float))
-        low, high = ends or (np.nan, np.nan)
-        rows.append((*case, mean, low, high, len(column)) if rest else (mean, low, high, len(column)))
-    return pd.DataFrame(rows, columns=[*rest, "mean", "low", "high", "networks"])
+    for layer in counts[first]["layer"].values:
+        own = {who: of.sel(layer=layer).transpose("seed").values.astype(float) for who, of in counts.items()}
+        for who, values in own.items():
+            row = {"layer": str(layer), "units": who} | over_networks("value", values)
+            if who != first:
+                row |= over_networks(f"{first} minus this", own[first] - values)
+            rows.append(row | {"networks": len(values)})
+    return pd.DataFrame(rows).set_index(["layer", "units"])
+
+
+def examples(network: Network, labels: xr.Dataset, split: Split, concepts: Concepts, n: int) -> pd.DataFrame:
+    """The ``n`` detectors of one network with the largest IoU, each concept at most once in a layer.
+
+    ``labels`` are :func:`detectors`' over (layer, unit), ``split`` and ``concepts`` the windows they come from. One row
+    each: layer, unit, concept, iou, and (time,) arrays from where the unit's output is largest, which is not where it
+    fits best: ``signal`` in G, ``unit_mask`` and ``concept_mask``.
+    """
+    table = labels[["best", "concept"]].to_dataframe(["layer", "unit"])[["best", "concept"]].reset_index()
+    table = table.sort_values("best", ascending=False).drop_duplicates(["layer", "concept"]).head(n)
+    outputs = {layer: taps.outputs(network.model, layer, split.x) for layer in table["layer"].unique()}
+    rows = []
+    for row in table.itertuples():
+        maps = outputs[row.layer][:, [row.unit]]
+        own = unit_masks(maps, thresholds(maps), *split.x.shape[1:]).toarray().reshape(split.x.shape) > 0
+        at = np.unravel_index(int(maps.argmax()), maps[:, 0].shape)[:2]  # window and axis
+        concept = concepts.masks[concepts.names.index(row.concept)]
+        rows.append({"signal": split.x[at], "unit_mask": own[at], "concept_mask": concept[at]})
+    return table.rename(columns={"best": "iou"}).join(pd.DataFrame(rows, index=table.index))

@@ -12,9 +12,7 @@ tell the two apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
@@ -22,33 +20,17 @@ import torch
 import xarray as xr
 from torch import nn
 
+from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.lenses import deconvnet, occlusion
+from harvis_utils.lenses import concepts, deconvnet, occlusion
 from harvis_utils.lenses.occlusion import Occluder
-from harvis_utils.metrics.intervals import interval
+from harvis_utils.metrics.intervals import with_interval
 from harvis_utils.networks import taps
-from harvis_utils.settings import Settings
-from harvis_utils.store import stages
-from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 
-if TYPE_CHECKING:
-    from harvis_utils.data.synthetic import PlantedMotifs
-
-STAGE = stages.Stage(
-    "locating",
-    notebook="12_deconvnet",
-    modules=(
-        "data.windowing",
-        "networks.sfhf",
-        "training.supervised",
-        "networks.taps",
-        "networks.backward",
-        "lenses.deconvnet",
-        "lenses.occlusion",
-        "lenses.locating",
-    ),
-)
+#: an occluder, or (layer, kept activations, rule) of a projection
+Lens = Occluder | tuple[str, int, str]
 
 #: a lens that looks at no network: where the window is farthest from its axis' mean
 NO_NETWORK = "no network: largest deviation"
@@ -59,38 +41,12 @@ OCCLUDERS = tuple(Occluder(width, fill) for fill in ("mean", "line") for width i
 #: Choice: how many of a layer's strongest activations are projected together; 1 and the nine of the paper's figures
 KEPT = (1, deconvnet.N_TOP)
 
-
-@dataclass(frozen=True)
-class LocatingSettings:
-    """How many correctly classified windows are looked at, drawn evenly."""
-
-    n_val: int = 40
-    n_test: int = 120
-
-
-SETTINGS = {
-    "quick": LocatingSettings(n_val=14, n_test=50),
-    "desk": LocatingSettings(),
-    "paper": LocatingSettings(n_val=100, n_test=400),
-}
-
 # ------------------------------------------------------------------------------------------------- what is there
 
 
 def spans(split: Split, truth: PlantedMotifs) -> np.ndarray:
-    """Where motifs are in each window, bool (window, axis, time); of motifs that the edge cuts, the part inside."""
-    length = dict(zip(truth.names, map(len, truth.shapes), strict=True))
-    found = np.zeros((len(split), split.series.shape[1], split.length), bool)
-    sample = np.arange(split.length)
-    of = dict(iter(truth.occurrences.groupby(["subject", "activity"])))
-    for i, (subject, activity, offset) in enumerate(zip(split.subject, split.activity, split.offset, strict=True)):
-        table = of[subject, activity]
-        first = table["start"].to_numpy() - offset
-        last = first + table["motif"].map(length).to_numpy()  # one past it
-        near = (last > 0) & (first < split.length)
-        there = (sample >= first[near, None]) & (sample < last[near, None])
-        np.logical_or.at(found[i], table["axis"].to_numpy()[near], there)
-    return found
+    """Where any motif is in each window, bool (window, axis, time); see :func:`concepts.of_motifs`."""
+    return concepts.of_motifs(truth, split).masks.any(0)
 
 
 def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple[np.ndarray, np.ndarray]:
@@ -117,23 +73,21 @@ def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple
 
 def longest_run(flags: np.ndarray) -> tuple[int, int]:
     """First index and length of the longest run of true values, the earliest of equals; (0, 0) without any."""
-    padded = np.concatenate([[False], np.asarray(flags, bool), [False]]).astype(np.int8)
-    begin, end = np.flatnonzero(np.diff(padded) == 1), np.flatnonzero(np.diff(padded) == -1)
-    if not len(begin):
-        return 0, 0
-    best = int((end - begin).argmax())
-    return int(begin[best]), int((end - begin)[best])
+    ends = np.flatnonzero(~np.concatenate([[False], np.asarray(flags, bool), [False]]))
+    lengths = np.diff(ends) - 1
+    best = lengths.argmax()
+    return int(ends[best]), int(lengths[best])
 
 
 # ------------------------------------------------------------------------------------------------------ the lenses
 
 
-def candidates(network: Network) -> dict[str, object]:
-    """Lenses to choose from, by name: each an :class:`Occluder`, or (layer, kept activations, rule) of a projection."""
+def candidates(network: Network) -> dict[str, Lens]:
+    """Lenses to choose from, by name."""
     return {f"occlusion, {o.name}": o for o in OCCLUDERS} | projecting(network, ("deconvnet",))
 
 
-def projecting(network: Network, rules: Sequence[str] = tuple(deconvnet.RULES)) -> dict[str, object]:
+def projecting(network: Network, rules: Sequence[str] = tuple(deconvnet.RULES)) -> dict[str, Lens]:
     """Projections of the ``KEPT`` strongest activations of each layer, by each rule."""
     return {
         f"{rule}, {layer}, {'strongest' if n == 1 else f'{n} strongest'}": (layer, n, rule)
@@ -143,12 +97,12 @@ def projecting(network: Network, rules: Sequence[str] = tuple(deconvnet.RULES)) 
     }
 
 
-def class_scores() -> dict[str, object]:
+def class_scores() -> dict[str, Lens]:
     """Projections of the class score itself."""
     return {f"{rule}, class score": ("classes", 0, rule) for rule in deconvnet.RULES}
 
 
-def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: object) -> tuple[np.ndarray, np.ndarray]:
+def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
     """Axis and time step, (window,) each, that a lens points at: the peak of its map over (axis, time).
 
     Occlusion: the centre of the occluder whose cover costs the class most. Projections: the sample where what comes
@@ -163,51 +117,41 @@ def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: object
     return occlusion.peaks(maps)
 
 
+@kept("locating", apart=("truth",))
 def pointings(
-    cfg: Settings,
-    windows: Windows,
-    truth: PlantedMotifs,
     judge: Network,
     network: Network,
-    split: str,
-    lenses: dict[str, object],
+    windows: Windows,
+    truth: PlantedMotifs,
+    name: str,
+    n: int,
+    lenses: dict[str, Lens],
 ) -> xr.Dataset:
-    """Where each lens points in windows of one split: ``axis`` and ``time`` over (lens, planting, window).
+    """Where each lens points in ``n`` windows of the split ``name``: ``axis``, ``time`` over (lens, planting, window).
 
-    ``window`` indexes the split; windows are spread evenly over those that ``judge`` classifies correctly, and
-    ``right`` (planting, window) says whether it still does. ``network`` is what the lenses look at: the judge itself,
-    or one with random weights. ``motif`` and ``decoy`` (planting, window, input_axis, sample) say what is where. One
-    stored result.
+    ``window`` indexes the split; windows are spread evenly over those that ``judge`` classifies correctly
+    (:func:`occlusion.classified`), and ``right`` (planting, window) says whether it still does. ``network`` is what the
+    lenses look at: the judge itself, or one with random weights. ``motif`` and ``decoy`` (planting, window, input_axis,
+    sample) say what is where; ``truth`` belongs to the windows and is stored under their digest.
     """
-    settings, of = SETTINGS[cfg.profile], getattr(windows, split)
-    n = {"val": settings.n_val, "test": settings.n_test}[split]
-
-    def build(part: Path) -> None:
-        correct = np.flatnonzero(judge.predicted[split] == of.activity)
-        chosen = correct[np.unique(np.linspace(0, len(correct) - 1, min(n, len(correct))).astype(int))]
-        decoyed, decoy = with_decoys(of, chosen, truth)
-        both, y = (of.x[chosen], decoyed), of.activity[chosen]
-        named = {name: [pointed(network.model, x, y, lens) for x in both] for name, lens in lenses.items()}
-        named[NO_NETWORK] = [occlusion.peaks(np.abs(x - x.mean(2, keepdims=True))) for x in both]
-        places = np.array(list(named.values()))  # (lens, planting, axis and time, window)
-        motif = spans(of, truth)[chosen]
-        at, plane = ("lens", "planting", "window"), ("planting", "window", "input_axis", "sample")
-        found = xr.Dataset(
-            {
-                "axis": (at, places[:, :, 0]),
-                "time": (at, places[:, :, 1]),
-                "right": (at[1:], np.stack([_right(judge.model, x, y) for x in both]).astype(np.int8)),
-                "motif": (plane, np.stack([motif, motif]).astype(np.int8)),
-                "decoy": (plane, np.stack([np.zeros_like(decoy), decoy]).astype(np.int8)),
-            },
-            coords={"lens": list(named), "planting": list(PLANTINGS), "window": chosen},
-        )
-        write_dataset(part / "pointings.nc", found)
-
-    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed, split=split)
-    asked = [split, n, {name: str(lens) for name, lens in lenses.items()}]
-    key = STAGE.key(asked, windows.digest, judge.key, network.key)
-    return read_dataset(STAGE.obtain(key, build, about) / "pointings.nc")
+    chosen, split = occlusion.classified(judge, windows, name, n)
+    decoyed, decoy = with_decoys(split, chosen, truth)
+    both, y = (split.x[chosen], decoyed), split.activity[chosen]
+    named = {lens: [pointed(network.model, x, y, of) for x in both] for lens, of in lenses.items()}
+    named[NO_NETWORK] = [occlusion.peaks(np.abs(x - x.mean(2, keepdims=True))) for x in both]
+    places = np.array(list(named.values()))  # (lens, planting, axis and time, window)
+    motif = spans(split, truth)[chosen]
+    at, plane = ("lens", "planting", "window"), ("planting", "window", "input_axis", "sample")
+    return xr.Dataset(
+        {
+            "axis": (at, places[:, :, 0]),
+            "time": (at, places[:, :, 1]),
+            "right": (at[1:], np.stack([_right(judge.model, x, y) for x in both]).astype(np.int8)),
+            "motif": (plane, np.stack([motif, motif]).astype(np.int8)),
+            "decoy": (plane, np.stack([np.zeros_like(decoy), decoy]).astype(np.int8)),
+        },
+        coords={"lens": list(named), "planting": list(PLANTINGS), "window": chosen},
+    )
 
 
 @torch.no_grad()
@@ -224,11 +168,7 @@ def hits(found: xr.Dataset, what: str = "motif", tolerance: int = 0) -> xr.DataA
 
     ``tolerance`` widens every span by so many samples on both sides.
     """
-    plane = found[what].values.astype(bool)
-    wide = plane.copy()
-    for shift in range(1, tolerance + 1):
-        wide[..., shift:] |= plane[..., :-shift]
-        wide[..., :-shift] |= plane[..., shift:]
+    wide = concepts.widened(found[what].values.astype(bool), tolerance)
     planting, window = np.ogrid[: wide.shape[0], : wide.shape[1]]
     inside = wide[planting, window, found["axis"].values, found["time"].values].astype(float)
     return found["axis"].copy(data=np.where(found["right"].values.astype(bool), inside, np.nan))
@@ -249,21 +189,16 @@ def rates(
     cover. ``tolerance`` as in :func:`hits`; ``lenses`` are those wanted, by default all.
     """
     networks = {"trained": trained} | ({"random": random} if random else {})
-    values = {
-        (who, what): [hits(found, what, tolerance) for found in of]
-        for who, of in networks.items()
-        for what in ("motif", "decoy")
-    }
 
-    def shares(lens: str, who: str, what: str, planting: str) -> np.ndarray:
-        return padded([h.sel(lens=lens, planting=planting).values for h in values[who, what]])
+    def shares(of: Sequence[xr.Dataset], lens: str, what: str, planting: str) -> np.ndarray:
+        return padded([hits(found, what, tolerance).sel(lens=lens, planting=planting).values for found in of])
 
     rows = []
     for lens in trained[0]["lens"].values if lenses is None else lenses:
-        plain = {who: shares(lens, who, "motif", PLANTINGS[0]) for who in networks}
+        plain = {who: shares(of, lens, "motif", PLANTINGS[0]) for who, of in networks.items()}
         row = {"lens": str(lens)}
-        for who in networks:
-            motif, decoy = (shares(lens, who, what, PLANTINGS[1]) for what in ("motif", "decoy"))
+        for who, of in networks.items():
+            motif, decoy = (shares(of, lens, what, PLANTINGS[1]) for what in ("motif", "decoy"))
             row |= with_interval(who, plain[who]) | with_interval(f"{who} motif", motif)
             row |= with_interval(f"{who} decoy", decoy) | with_interval(f"{who} preference", motif - decoy)
         if random:
@@ -277,17 +212,7 @@ def rates(
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of any length as one array, filled up with NaN."""
-    table = np.full((len(rows), max(map(len, rows))), np.nan)
-    for row, values in zip(table, rows, strict=True):
-        row[: len(values)] = values
-    return table
-
-
-def with_interval(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean of (seed, unit) values as ``name``, with the ends of its 95 % interval as "name low" and "name high"."""
-    value, bounds = interval(values)
-    low, high = bounds or (np.nan, np.nan)
-    return {name: value, f"{name} low": low, f"{name} high": high}
+    return np.array(list(zip_longest(*rows, fillvalue=np.nan)), float).T
 
 
 def choose(table: pd.DataFrame, family: str, equal: float = 0.02) -> str:

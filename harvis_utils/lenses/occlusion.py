@@ -8,35 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from harvis_utils.data.windowing import Windows
+from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import deconvnet
+from harvis_utils.metrics.similarity import correlation
 from harvis_utils.networks import taps
 from harvis_utils.networks.taps import Tap
-from harvis_utils.settings import Settings
-from harvis_utils.store import stages
-from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
-
-STAGE = stages.Stage(
-    "occlusion",
-    notebook="12_deconvnet",
-    modules=(
-        "data.windowing",
-        "networks.sfhf",
-        "training.supervised",
-        "networks.taps",
-        "networks.backward",
-        "lenses.deconvnet",
-        "lenses.occlusion",
-    ),
-)
 
 #: what stands in the covered samples
 FILLS = {
@@ -63,6 +47,7 @@ class Occluder:
 
     @property
     def name(self) -> str:
+        """Width and fill in words."""
         return f"{self.width} sample{'s' if self.width > 1 else ''}, {self.fill}"
 
 
@@ -89,14 +74,10 @@ def covered(x: Tensor, axes: Sequence[int], centre: int, occluder: Occluder) -> 
         value = chosen.mean(2, keepdim=True).expand(-1, -1, high - low)
     elif occluder.fill == "zero":
         value = chosen.new_zeros((*chosen.shape[:2], high - low))
+    elif high - low == length:
+        raise ValueError(f"an occluder of {occluder.width} samples leaves no sample of {length} to draw a line from")
     else:
-        left = chosen[:, :, low - 1] if low > 0 else None
-        right = chosen[:, :, high] if high < length else None
-        if left is None and right is None:
-            raise ValueError(
-                f"an occluder of {occluder.width} samples leaves no sample of {length} to draw a line from"
-            )
-        left, right = right if left is None else left, left if right is None else right
+        left, right = chosen[:, :, low - 1 if low else high], chosen[:, :, high if high < length else low - 1]
         share = torch.arange(1, high - low + 1, device=x.device) / (high - low + 1)
         value = left[:, :, None] + (right - left)[:, :, None] * share
     changed = x.clone()
@@ -126,43 +107,44 @@ def drops(
     """What is lost as the occluder's centre moves over every time step and group of axes: dims (window, group, time).
 
     ``log_odds`` and ``probability`` of each window's class in ``classes``; with a ``tap`` also ``activity``, that of
-    the unit strongest in the whole window: the sum of its map, as a share of what it was (Paper: sum over places of
-    the strongest map of the top convolution; NaN where it was
-    0), and ``unit`` (window,). The network is used in evaluation mode and left
-    as it was. Raises ``ValueError`` for an unknown layer, listing the valid ones, or a class that there is not.
+    the unit strongest in the whole window: the sum of its map, as a share of what it was (Paper: sum over places of the
+    strongest map of the top convolution; NaN where it was 0), and ``unit`` (window,). The network is used in evaluation
+    mode and left as it was. Raises ``ValueError`` for an unknown layer, listing the valid ones, or a class that there
+    is not.
     """
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    x = torch.as_tensor(x).to(device)
-    classes = torch.as_tensor(np.asarray(classes), dtype=torch.int64, device=device)
-    length, per_batch = x.shape[2], max(1, BATCH // x.shape[2])
-    found: dict[str, list[np.ndarray]] = {}
+    x = torch.as_tensor(x).to(taps.device_of(network))
+    classes = torch.as_tensor(np.asarray(classes), dtype=torch.int64, device=x.device)
     with taps.evaluating(network), torch.no_grad():
-        for begin in range(0, len(x), per_batch):
-            some, wanted = x[begin : begin + per_batch], classes[begin : begin + per_batch]
-            odds, maps = _answers(network, some, wanted, tap)
-            unit = None if maps is None else maps.argmax(1)
-            before = None if maps is None else maps.gather(1, unit[:, None])[:, 0]
-            rows: dict[str, list[Tensor]] = {"log_odds": [], "probability": [], "activity": []}
-            for axes in groups.values():
-                # one batch for all centres: (time * window, axis, time)
-                batch = torch.cat([covered(some, axes, t, occluder) for t in range(length)])
-                after, maps = _answers(network, batch, wanted.repeat(length), tap)
-                after = after.view(length, -1)
-                rows["log_odds"].append(odds - after)
-                rows["probability"].append(torch.sigmoid(odds) - torch.sigmoid(after))
-                if maps is not None:
-                    now = maps.gather(1, unit.repeat(length)[:, None])[:, 0].view(length, -1)
-                    rows["activity"].append(torch.where(before > 0, (before - now) / before, torch.nan))
-            for name, values in rows.items():
-                if values:  # (group, time, window) -> (window, group, time)
-                    found.setdefault(name, []).append(torch.stack(values).permute(2, 0, 1).cpu().numpy())
-            if unit is not None:
-                found.setdefault("unit", []).append(unit.cpu().numpy())
+        parts = [
+            _drops(network, some, wanted, groups, occluder, tap)
+            for some, wanted in zip(*(v.split(max(1, BATCH // x.shape[2])) for v in (x, classes)), strict=True)
+        ]
     dims = ("window", "group", "time")
     return xr.Dataset(
-        {name: (dims[: values[0].ndim], np.concatenate(values)) for name, values in found.items()},
+        {name: (dims[: of.ndim], torch.cat([part[name] for part in parts]).numpy()) for name, of in parts[0].items()},
         coords={"group": list(groups)},
     )
+
+
+def _drops(network, x: Tensor, classes: Tensor, groups, occluder: Occluder, tap) -> dict[str, Tensor]:
+    """:func:`drops` of one batch of windows, on the CPU."""
+    length = x.shape[2]
+    odds, maps = _answers(network, x, classes, tap)
+    unit = None if maps is None else maps.argmax(1, keepdim=True)
+    rows: dict[str, list[Tensor]] = {"log_odds": [], "probability": [], "activity": []}
+    for axes in groups.values():
+        # one batch for all centres: (time * window, axis, time)
+        batch = torch.cat([covered(x, axes, t, occluder) for t in range(length)])
+        after, now = _answers(network, batch, classes.repeat(length), tap)
+        after = after.view(length, -1)
+        rows["log_odds"].append(odds - after)
+        rows["probability"].append(torch.sigmoid(odds) - torch.sigmoid(after))
+        if unit is not None:
+            before, now = maps.gather(1, unit)[:, 0], now.gather(1, unit.repeat(length, 1)).view(length, -1)
+            rows["activity"].append(torch.where(before > 0, (before - now) / before, torch.nan))
+    # (group, time, window) -> (window, group, time)
+    found = {name: torch.stack(of).permute(2, 0, 1).cpu() for name, of in rows.items() if of}
+    return found if unit is None else found | {"unit": unit[:, 0].cpu()}
 
 
 def _answers(network: nn.Module, x: Tensor, classes: Tensor, tap: str | Tap | None) -> tuple[Tensor, Tensor | None]:
@@ -182,34 +164,30 @@ def peaks(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 # ------------------------------------------------------------------------------------------------- stored results
 
-#: by profile, how many correctly classified test windows are covered
-N_WINDOWS = {"quick": 40, "desk": 57, "paper": 190}
+
+def classified(judge: Network, windows: Windows, name: str, n: int) -> tuple[np.ndarray, Split]:
+    """At most ``n`` windows of a split that ``judge`` classifies correctly, spread evenly: indices, and the split."""
+    split = getattr(windows, name)
+    correct = np.flatnonzero(judge.predicted[name] == split.activity)
+    return correct[np.unique(np.linspace(0, len(correct) - 1, min(n, len(correct))).astype(int))], split
 
 
-def covering(cfg: Settings, windows: Windows, judge: Network, network: Network, occluder: Occluder) -> xr.Dataset:
+@kept("occlusion")
+def covering(judge: Network, network: Network, windows: Windows, occluder: Occluder, n: int) -> xr.Dataset:
     """:func:`drops` over every axis and every sensor, and what the strongest unit's projection says of it.
 
-    Test windows spread evenly over those that ``judge`` classifies correctly; ``network`` is what is looked at: the
+    ``n`` test windows that ``judge`` classifies correctly (:func:`classified`); ``network`` is what is looked at: the
     judge, or one with random weights. Groups are the axes' names, then the sensors'. Beside the drops: ``window``
     (index into the test split), ``activity_class``, ``projection`` (window, axis, time), deconvnet from the whole map
-    of the unit strongest in the window, in the last convolution. One stored result.
+    of the unit strongest in the window, in the last convolution.
     """
-    split, n = windows.test, N_WINDOWS[cfg.profile]
-    layer = network.model.layers[-1]
-
-    def build(part: Path) -> None:
-        correct = np.flatnonzero(judge.predicted["test"] == split.activity)
-        chosen = correct[np.unique(np.linspace(0, len(correct) - 1, min(n, len(correct))).astype(int))]
-        x, y = split.x[chosen], split.activity[chosen]
-        groups = {name: (axis,) for axis, name in enumerate(windows.axes)} | by_sensor(windows.axes)
-        found = drops(network.model, x, y, groups, occluder, layer)
-        projection = deconvnet.project(network.model, layer, x, deconvnet.whole_maps(found["unit"].values))
-        found["projection"] = (("window", "axis", "time"), projection.numpy())
-        write_dataset(part / "drops.nc", found.assign_coords(window=chosen, activity_class=("window", y)))
-
-    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=network.seed)
-    key = STAGE.key([occluder, layer, n], windows.digest, judge.key, network.key)
-    return read_dataset(STAGE.obtain(key, build, about) / "drops.nc")
+    chosen, split = classified(judge, windows, "test", n)
+    x, y, layer = split.x[chosen], split.activity[chosen], network.model.layers[-1]
+    groups = {name: (axis,) for axis, name in enumerate(windows.axes)} | by_sensor(windows.axes)
+    found = drops(network.model, x, y, groups, occluder, layer)
+    projection = deconvnet.project(network.model, layer, x, deconvnet.places(found["unit"].values))
+    found["projection"] = (("window", "axis", "time"), projection.numpy())
+    return found.assign_coords(window=chosen, activity_class=("window", y))
 
 
 def agreement(found: xr.Dataset, axes: Sequence[str], width: int) -> xr.Dataset:
@@ -219,12 +197,8 @@ def agreement(found: xr.Dataset, axes: Sequence[str], width: int) -> xr.Dataset:
     (absolute, summed over what the occluder of ``width`` covers); ``other`` the same with the next window's
     projection, which tells how much is the same in every window. NaN where one of them is constant.
     """
-    size = np.abs(found["projection"].values)
-    half = width // 2
-    padded = np.pad(size, ((0, 0), (0, 0), (half, half)))
-    size = sum(padded[:, :, k : k + size.shape[2]] for k in range(width))
+    padded = np.pad(np.abs(found["projection"].values), ((0, 0), (0, 0), (width // 2, width // 2)))
+    size = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2).sum(-1)
     lost = found["activity"].sel(group=list(axes)).transpose("window", "group", "time").values
-    flat = [v.reshape(len(v), -1) for v in (lost, size, np.roll(size, 1, axis=0))]
-    return xr.Dataset(
-        {name: ("window", deconvnet.correlation(flat[0], of)) for name, of in (("own", flat[1]), ("other", flat[2]))}
-    )
+    lost, own, other = (v.reshape(len(v), -1) for v in (lost, size, np.roll(size, 1, axis=0)))
+    return xr.Dataset({"own": ("window", correlation(lost, own)), "other": ("window", correlation(lost, other))})

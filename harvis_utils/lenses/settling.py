@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from harvis_utils.lenses import deconvnet
 from harvis_utils.metrics.intervals import LEVEL, N_DRAWS, interval
+from harvis_utils.metrics.similarity import correlation
 
 #: Choice: a unit looks like its last state where the correlation exceeds this
 SETTLED = 0.9
@@ -29,8 +29,8 @@ def likeness(found: xr.Dataset) -> xr.Dataset:
     dims = ("epoch", "layer", "unit")
     return xr.Dataset(
         {
-            "maps": (dims, deconvnet.correlation(found["maps"].values, found["maps"].values[-1])),
-            "projections": (dims, deconvnet.correlation(found["projection"].values, found["projection"].values[-1])),
+            "maps": (dims, correlation(found["maps"].values, found["maps"].values[-1])),
+            "projections": (dims, correlation(found["projection"].values, found["projection"].values[-1])),
             "same_window": (dims, (found["window"].values == found["window"].values[-1]).astype(float)),
         },
         coords={d: found[d].values for d in ("epoch", "layer")},

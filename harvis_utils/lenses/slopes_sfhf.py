@@ -37,7 +37,7 @@ STAGE = stages.Stage(
         "fast.ascent",
         "maximization.paper_methods",
         "metrics.similarity",
-        "paper.recipes",
+        "paper.variants",
         "networks.taps",
         "networks.backward",
         "lenses.slopes",

@@ -118,7 +118,7 @@ def errors(model: Denoiser, train: np.ndarray, held_out: np.ndarray, noise_g: fl
 
 
 def prior(cfg: Settings, windows: Windows, settings: PriorSettings | None = None) -> Denoiser:
-    """The prior learned from the training windows; learned where it is not there yet."""
+    """The prior learned from the training windows; learned where it is not there yet. Its ``key`` is its address."""
     settings = settings or SETTINGS[cfg.profile]
 
     def build(part: Path) -> None:
@@ -130,6 +130,7 @@ def prior(cfg: Settings, windows: Windows, settings: PriorSettings | None = None
     folder = STAGE.obtain(key(cfg, windows, settings), build, about)
     model = Denoiser(cfg.windows.length, settings)
     model.load_state_dict(load_file(folder / "weights.safetensors"))
+    model.key = folder.name
     return model.eval().requires_grad_(False)
 
 

@@ -16,10 +16,10 @@ import pandas as pd
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
-from harvis_utils.metrics import motifs, similarity
+from harvis_utils.metrics import similarity
 from harvis_utils.metrics.intervals import interval
-from harvis_utils.metrics.recovery import RecoverySettings, scrambled
-from harvis_utils.settings import SimilaritySettings
+from harvis_utils.metrics.recovery import scrambled
+from harvis_utils.settings import RecoverySettings, SimilaritySettings
 
 #: why a unit is left out of a matching; the first that applies
 LEFT_OUT = ("dead", "failed", "silent", "flat")
@@ -47,9 +47,7 @@ class Units:
 def units_of(signals: np.ndarray, first: np.ndarray, length: int) -> Units:
     """The units with ``signals`` (unit, time) and pieces of ``length`` samples that begin at ``first`` (unit,)."""
     pieces = np.lib.stride_tricks.sliding_window_view(np.asarray(signals, dtype=np.float64), length, axis=1)
-    flat = pieces.max(2, keepdims=True) - pieces.min(2, keepdims=True) <= motifs.FLAT_G
-    centred = np.where(flat, 0.0, pieces - pieces.mean(2, keepdims=True))
-    every = centred / np.where(flat, 1.0, np.linalg.norm(centred, axis=2, keepdims=True))
+    every = similarity.unit_norm(pieces)
     return Units(every[np.arange(len(every)), first], every)
 
 
@@ -90,7 +88,7 @@ def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
         "dead": ordered["dead"].transpose(*dims).values.reshape(-1),
         "failed": ~(np.abs(x).max(1) <= settings.fail_amplitude_g),  # NaN too
         "silent": maps.max(1) <= 0,
-        "flat": np.ptp(pieces, axis=1) <= motifs.FLAT_G,
+        "flat": np.ptp(pieces, axis=1) <= similarity.CONSTANT_G,
     }
     named = np.select([why[name] for name in LEFT_OUT], LEFT_OUT, "used")
     shape = [ordered.sizes[d] for d in dims]

@@ -1,11 +1,14 @@
-"""Values of networks and units turned into a number with its interval, and two methods into a paired difference.
+"""Values of networks and units turned into a number with its interval, and rows of such numbers into words.
 
 Units of one network are no independent witnesses: they were trained together. Where there are enough networks,
 networks are therefore drawn first and units within each; a difference is taken unit by unit before anything is drawn.
+
+Tables have columns "x", "x low" and "x high"; the second half of this file says their rows in words.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +37,29 @@ def interval(values, summary: str = "mean", n: int = N_DRAWS, seed: int = 0) -> 
         return float("nan"), None
     draws = _draws(rows, n, np.random.default_rng(seed))
     found = np.nanmean(draws, axis=1) if summary == "mean" else np.nanmedian(draws, axis=1)
-    return float(measure(np.concatenate(rows))), [float(q) for q in np.quantile(found, LEVEL)]
+    return float(measure(np.concatenate(rows))), bounds(found)
+
+
+def bounds(draws) -> list[float]:
+    """The ends of the 95 % percentile interval of (draw,) values."""
+    return [float(q) for q in np.quantile(draws, LEVEL)]
+
+
+def resampled(*shapes: tuple[int, ...], n: int = N_DRAWS, seed=0) -> Iterator[list[np.ndarray]]:
+    """``n`` times indices drawn with replacement, one array per shape, for a bootstrap of any statistic.
+
+    The last length of a shape is also how many there are to draw from: ``(5, 64)`` draws 64 of 64 units for each of
+    five networks. ``seed`` is a number or a generator.
+    """
+    rng = np.random.default_rng(seed)
+    return ([rng.integers(shape[-1], size=shape) for shape in shapes] for _ in range(n))
+
+
+def with_interval(name: str, values, summary: str = "mean") -> dict[str, float]:
+    """:func:`interval` as a part of a table's row: ``name``, "name low" and "name high", NaN where there is none."""
+    value, bounds = interval(values, summary)
+    low, high = bounds or (np.nan, np.nan)
+    return {name: value, f"{name} low": low, f"{name} high": high}
 
 
 def _draws(rows: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
@@ -82,10 +107,12 @@ def paired(first, second) -> Difference:
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"pairs need two (seed, unit) arrays of one shape, not {first.shape} and {second.shape}")
     difference = first - second
-    mean, bounds = interval(difference)
-    dominance, its_bounds = interval(np.sign(difference))
-    known = ~np.isnan(difference)
-    return Difference(mean, bounds, dominance, its_bounds, int(known.any(1).sum()), int(known.sum()))
+    there = ~np.isnan(difference)
+    counts = int(there.any(1).sum()), int(there.sum())
+    return Difference(*interval(difference), *interval(np.sign(difference)), *counts)
+
+
+# ------------------------------------------------------------------------------------------------ tables in words
 
 
 def shown(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
@@ -106,3 +133,68 @@ def shown(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
         found[column] = [text(row, column) for _, row in table.iterrows()]
         found = found.drop(columns=[f"{column} low", f"{column} high"])
     return found
+
+
+def _ends(row: Mapping, name: str) -> tuple[float, float]:
+    low, high = (row.get(f"{name} {end}") for end in ("low", "high"))
+    return tuple(np.nan if b is None else float(b) for b in (low, high))
+
+
+def said(row: Mapping, name: str, form: str = ".2f") -> str:
+    """A number with its interval, as "0.23 (0.11 to 0.36)"; without an interval the number alone.
+
+    ``row`` is a row of a table or a dictionary, ``form`` a format specification for each number. Raises ``KeyError``
+    for a column that is not there.
+    """
+    low, high = _ends(row, name)
+    return f"{row[name]:{form}}" + ("" if np.isnan(low) else f" ({low:{form}} to {high:{form}})")
+
+
+def number(value: float, form: str = ".2f", nothing: str = "none") -> str:
+    """A number, or ``nothing`` where it is NaN."""
+    return nothing if np.isnan(value) else f"{value:{form}}"
+
+
+def verdict(row: Mapping, name: str) -> str:
+    """Whether a difference is surely above zero, surely below, or neither: "higher", "lower" or "not told apart"."""
+    low, high = _ends(row, name)
+    return "higher" if low > 0 else "lower" if high < 0 else "not told apart"
+
+
+def hedged(row: Mapping, name: str, form: str = "+.2f") -> str:
+    """As :func:`said`, with "not clear" where the interval reaches zero."""
+    text = said(row, name, form)
+    return text[:-1] + ", not clear)" if text.endswith(")") and verdict(row, name) == "not told apart" else text
+
+
+def listed(names: Iterable, joint: str = ", ", nothing: str = "none") -> str:
+    """Names in one line, ``nothing`` where there is none."""
+    return joint.join(str(n) for n in names) or nothing
+
+
+def triple(row: Mapping, name: str) -> list[float]:
+    """A number and the ends of its interval, [value, low, high]; NaN where there is none."""
+    return [float(row[name]), *_ends(row, name)]
+
+
+def triples(row: Mapping, *names: str) -> dict[str, list[float]]:
+    """:func:`triple` of several numbers, by name."""
+    return {name: triple(row, name) for name in names}
+
+
+def known(row: pd.Series) -> dict[str, float]:
+    """The numbers of a row that are there, by name, for JSON."""
+    return {str(name): float(value) for name, value in row.dropna().items()}
+
+
+def columns(table: pd.DataFrame, names: Iterable[str], digits: int = 2) -> pd.DataFrame:
+    """These columns for reading, each with its interval where it has one; ``digits`` are significant ones."""
+    names = list(names)
+    ends = [f"{n} {end}" for n in names if f"{n} low" in table for end in ("low", "high")]
+    return shown(table[[*names, *ends]], digits=digits)[names]
+
+
+def bounded(row: Mapping, *names: str) -> dict[str, dict[str, float]]:
+    """Numbers with their intervals for JSON: name -> value, low, high; what is missing is left out."""
+    found = {n: dict(zip(("value", "low", "high"), (float(row[n]), *_ends(row, n)), strict=True)) for n in names}
+    return {n: of for n, of in found.items() if not np.isnan([of["value"], of["low"]]).any()}

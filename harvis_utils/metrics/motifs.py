@@ -11,7 +11,8 @@ exceeds that of equally many signals that cannot know the motif: the untouched s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,16 @@ import xarray as xr
 from harvis_utils.data.kinds import Dataset
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.metrics import similarity
 from harvis_utils.settings import Settings
-from harvis_utils.training.supervised import Network
 
-#: pieces that range over no more than this (G) count as constant: they have no shape, only rounding errors
-FLAT_G = 1e-6
-_CHUNK = 4096  # signals at a time: bounds memory, changes no result
+if TYPE_CHECKING:
+    from harvis_utils.data.synthetic import PlantedMotifs
+
+#: signals at a time: bounds memory, changes no result
+CHUNK = 4096
+#: the "layer" of the view that takes the best of all layers whose receptive field holds a motif
+ANY = "any"
 
 
 def ncc(shape: np.ndarray, signal: np.ndarray) -> float:
@@ -58,54 +63,62 @@ def best_places(shapes: Sequence[np.ndarray], signals: np.ndarray) -> tuple[np.n
         raise ValueError(f"{bad} of {len(signals)} signals hold NaN or infinity; leave failed signals out first")
     result, start = np.empty((len(shapes), len(signals))), np.empty((len(shapes), len(signals)), dtype=np.int64)
     for k, shape in enumerate(shapes):
-        unit_shape = _unit_shape(np.asarray(shape, dtype=np.float64), signals.shape[1])
-        for first in range(0, len(signals), _CHUNK):
-            some = slice(first, first + _CHUNK)
-            found = _correlations(unit_shape, signals[some])
+        wanted = _checked(np.asarray(shape, dtype=np.float64), signals.shape[1])
+        for first in range(0, len(signals), CHUNK):
+            some = slice(first, first + CHUNK)
+            pieces, norm = similarity.centred(
+                np.lib.stride_tricks.sliding_window_view(signals[some], len(wanted), axis=1)
+            )
+            found = np.clip(pieces @ similarity.unit_norm(wanted) / norm, -1.0, 1.0)  # (signal, shift)
             start[k, some] = found.argmax(axis=1)
             result[k, some] = found.max(axis=1)
     return result, start
 
 
-def _unit_shape(shape: np.ndarray, n_time: int) -> np.ndarray:
-    """``shape`` with its mean removed and a norm of 1."""
+def _checked(shape: np.ndarray, n_time: int) -> np.ndarray:
     if shape.ndim != 1 or not 2 <= len(shape) <= n_time:
         raise ValueError(f"a motif should be (length,) with 2 to {n_time} samples, not an array of shape {shape.shape}")
-    if not np.isfinite(shape).all() or np.ptp(shape) <= FLAT_G:
+    if not np.isfinite(shape).all() or np.ptp(shape) <= similarity.CONSTANT_G:
         raise ValueError("a motif should be finite and not constant: a constant correlates with nothing")
-    centred = shape - shape.mean()
-    return centred / np.linalg.norm(centred)
+    return shape
 
 
-def _correlations(unit_shape: np.ndarray, signals: np.ndarray) -> np.ndarray:
-    """(signal, shift): Pearson correlation of the shape with each piece, 0 where the piece is constant."""
-    pieces = np.lib.stride_tricks.sliding_window_view(signals, len(unit_shape), axis=1)
-    flat = pieces.max(axis=2) - pieces.min(axis=2) <= FLAT_G
-    pieces = pieces - pieces.mean(axis=2, keepdims=True)
-    norm = np.where(flat, 1.0, np.linalg.norm(pieces, axis=2))
-    return np.where(flat, 0.0, np.clip(pieces @ unit_shape / norm, -1.0, 1.0))
+def matches(truth: PlantedMotifs, signals: xr.DataArray) -> xr.Dataset:
+    """Best match of each motif among the units of each layer that can hold it, and among all of these layers.
 
-
-def recovery_table(
-    names: Sequence[str], shapes: Sequence[np.ndarray], layers: Sequence[str], columns: Mapping[str, np.ndarray]
-) -> pd.DataFrame:
-    """One row per motif: its layer, its length, and for each column the best match among that column's signals.
-
-    ``columns`` maps a heading ("proposed", "random weights", ...) to signals (signal, time); all in the same unit,
-    G. How many signals each column chose among is in ``table.attrs["n_signals"]``: compare columns of equal
-    numbers. Raises ``ValueError`` naming the column that is empty or unusable.
+    ``signals`` has dims (..., layer, unit, time). Returns dims (motif, ..., layer), the last layer being ``ANY``:
+    ``best`` (NaN where the receptive field is too short), ``unit``, ``first`` (the sample of the signal where the shape
+    begins) and ``found_in`` (the layer). Raises ``ValueError`` for signals that are not finite or layers that miss one
+    of the motifs'.
     """
-    about = {"layer": list(layers), "length": [len(shape) for shape in shapes]}
-    table = pd.DataFrame(about, index=pd.Index(names, name="motif"))
-    for heading, signals in columns.items():
-        if len(signals) == 0:
-            raise ValueError(f"column {heading!r} has no signals to look for motifs in")
-        try:
-            table[heading] = best_match(shapes, signals).max(axis=1)
-        except ValueError as error:
-            raise ValueError(f"column {heading!r}: {error}") from error
-    table.attrs["n_signals"] = {heading: len(signals) for heading, signals in columns.items()}
-    return table
+    ordered = signals.transpose(..., "layer", "unit", "time")
+    layers = [str(layer) for layer in ordered["layer"].values]
+    if missing := sorted(set(truth.layers) - set(layers)):
+        raise ValueError(f"motifs are held from {', '.join(missing)} on, but the signals are of {', '.join(layers)}")
+    lead = ordered.shape[:-3]
+    shape = (len(truth.names), *lead, len(layers))
+    best, unit, first = np.full(shape, np.nan), np.full(shape, -1), np.full(shape, -1)
+    for depth, layer in enumerate(layers):
+        held = [k for k, name in enumerate(truth.layers) if layers.index(name) <= depth]
+        if not held:
+            continue
+        x = ordered.sel(layer=layer).values
+        match, start = (
+            v.reshape(len(held), *lead, -1)
+            for v in best_places([truth.shapes[k] for k in held], x.reshape(-1, x.shape[-1]))
+        )
+        at = match.argmax(-1, keepdims=True)
+        best[held, ..., depth], first[held, ..., depth] = (
+            np.take_along_axis(v, at, -1)[..., 0] for v in (match, start)
+        )
+        unit[held, ..., depth] = at[..., 0]
+    dims = ("motif", *ordered.dims[:-3], "layer")
+    coords = {"motif": list(truth.names), "layer": layers}
+    coords |= {d: ordered[d].values for d in ordered.dims[:-3] if d in ordered.coords}
+    found = xr.Dataset({"best": (dims, best), "unit": (dims, unit), "first": (dims, first)}, coords=coords)
+    found["found_in"] = xr.where(found["unit"] >= 0, found["layer"], "")
+    over_all = found.isel(layer=found["best"].fillna(-2).argmax("layer")).drop_vars("layer").expand_dims(layer=[ANY])
+    return xr.concat([found, over_all.transpose(*dims)], "layer")
 
 
 #: columns of :func:`motif_recovery` that are methods of :mod:`harvis_utils.maximization.paper_methods`
@@ -113,12 +126,7 @@ METHOD_COLUMNS = {"proposed": "L2+TV+EAP+clip", "naive": "naive", "L2+TV": "L2+T
 
 
 def motif_recovery(
-    cfg: Settings,
-    windows: Windows,
-    networks: Sequence[Network],
-    signals: xr.Dataset,
-    random_signals: xr.Dataset,
-    dataset: Dataset,
+    cfg: Settings, windows: Windows, signals: xr.Dataset, random_signals: xr.Dataset, dataset: Dataset
 ) -> pd.DataFrame | None:
     """How well the units' signals reproduce each planted motif; ``None`` for data without planted motifs.
 
@@ -133,40 +141,25 @@ def motif_recovery(
     """
     if dataset.motifs is None:
         return None
-    truth, layers = dataset.motifs(), list(networks[0].trunk.layers)
-    start = starting_signal(cfg.maximization, windows.train.length)
-    columns = {
-        name: signals["signal"].sel(preset="calibrated", technique=method) for name, method in METHOD_COLUMNS.items()
-    }
+    truth, start = dataset.motifs(), starting_signal(cfg.maximization, windows.train.length)
+    layers = [str(layer) for layer in signals["layer"].values]
+    each = signals["signal"].sel(preset="calibrated", drop=True)
+    columns = {name: each.sel(technique=method, drop=True) for name, method in METHOD_COLUMNS.items()}
     single = {dim: 0 for dim in ("preset", "technique") if dim in random_signals["signal"].dims}
-    columns["random weights"] = random_signals["signal"].isel(single)
-    # per column: (motif, seed, layer), the best match among the units
+    columns["random weights"] = random_signals["signal"].isel(single, drop=True)
     best = {
-        name: np.stack(
-            [
-                [
-                    best_match(truth.shapes, of.sel(seed=net.seed, layer=layer).transpose("unit", "time").values).max(1)
-                    for layer in layers
-                ]
-                for net in networks
-            ]
-        ).transpose(2, 0, 1)
+        name: xr.concat([matches(truth, of.sel(seed=seed))["best"] for seed in of["seed"]], "seed")
         for name, of in columns.items()
     }
     rows = []
-    for k, (motif, shape, first) in enumerate(zip(truth.names, truth.shapes, truth.layers, strict=True)):
+    for motif, shape, first in zip(truth.names, truth.shapes, truth.layers, strict=True):
         holding = layers[layers.index(first) :]
         row = {"motif": motif, "first layer": first, "length": len(shape)}
         row["n_signals"] = len(holding) * signals.sizes["unit"]
         for name, values in best.items():
-            found = values[k][:, -len(holding) :]  # (seed, layer)
-            over_seeds = found.max(1)
-            row |= {
-                name: float(over_seeds.mean()),
-                f"{name} min": float(over_seeds.min()),
-                f"{name} max": float(over_seeds.max()),
-                f"{name} layer": holding[int(found.mean(0).argmax())],
-            }
+            of_any, of_each = (values.sel(motif=motif, layer=of).values for of in (ANY, holding))  # (seed[, layer])
+            row |= {name: float(of_any.mean()), f"{name} min": float(of_any.min()), f"{name} max": float(of_any.max())}
+            row[f"{name} layer"] = holding[int(of_each.mean(0).argmax())]
         row["starting sine"] = ncc(shape, start)
         rows.append(row)
     return pd.DataFrame(rows).set_index("motif")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,42 +26,22 @@ import torch
 import xarray as xr
 
 from harvis_utils.data import synthetic, windowing
-from harvis_utils.data.kinds import Dataset
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.maximization.starting import spectrum_noise, starting_signal
-from harvis_utils.metrics import motifs
+from harvis_utils.metrics import motifs, similarity
 from harvis_utils.metrics.intervals import interval
+from harvis_utils.metrics.motifs import ANY, matches
 from harvis_utils.networks.sfhf import Trunk, folded_trunk
 from harvis_utils.parallel import side_by_side, torch_device
-from harvis_utils.settings import Settings
-from harvis_utils.store import stages
-from harvis_utils.store.files import read_dataset, read_json, write_dataset, write_json
+from harvis_utils.settings import MaximizationSettings, ModelSettings, RecoverySettings, Settings
+from harvis_utils.store.results import kept
 from harvis_utils.training import supervised
+from harvis_utils.training.supervised import Network
 
 if TYPE_CHECKING:
     from harvis_utils.data.synthetic import PlantedMotifs
-
-STAGE = stages.Stage(
-    "recovery",
-    notebook="08_evidence",
-    modules=(
-        "data.windowing",
-        "networks.sfhf",
-        "training.supervised",
-        "maximization.unit_statistics",
-        "fast.ascent",
-        "settings",
-        "maximization.paper_methods",
-        "metrics.similarity",
-        "metrics.motifs",
-        "metrics.recovery",
-    ),
-)
-
-#: the "layer" of the view that takes the best of all layers whose receptive field holds a motif
-ANY = "any"
 
 #: what stands beside the methods; each chooses among as many signals as a method
 CONTROLS = {
@@ -73,40 +52,6 @@ CONTROLS = {
 
 #: what the thresholds come from
 NULLS = ("random weights", "L2+TV noise", "starting sine")
-
-
-@dataclass(frozen=True)
-class RecoverySettings:
-    """How many draws the nulls have, and the levels of the factors that recall may depend on."""
-
-    n_random: int = 20  # networks with random weights; a 95 % point, leaving one out, needs 20
-    first_random_seed: int = 1000  # their seeds are this one and the next ones
-    thinning: int = 10  # th_eap of networks made here is taken over every n-th training window
-    n_noise: int = 1000  # draws of noise
-    n_control: int = 10  # draws of phase-scrambled signals and of real windows
-    n_matchings: int = 20  # draws of each null of the agreement of networks
-    quantile: float = 0.95
-    seed: int = 0
-    seeds: tuple[int, ...] = (0, 1, 2)  # networks per level
-    noise_g: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)  # standard deviation of the noise added, G
-    prevalence: tuple[float, ...] = (0.2, 0.3, 0.5, 0.75, 1.0)  # share of the motifs that are planted
-    n_units: tuple[int, ...] = (4, 8, 16, 32)  # width of each layer
-    epochs: tuple[int, ...] = (1, 3, 6, 12)
-
-
-#: by profile; the experiments on dependence train small networks in every profile
-SETTINGS: dict[str, RecoverySettings] = {
-    "quick": RecoverySettings(
-        n_noise=400,
-        seeds=(0,),
-        noise_g=(0.0, 0.1, 0.2),
-        prevalence=(0.3, 0.6, 1.0),
-        n_units=(),  # the base alone: each further width needs its own networks with random weights
-        epochs=(1, 3, 6),
-    ),
-    "desk": RecoverySettings(),
-    "paper": RecoverySettings(n_random=100),
-}
 
 
 # -------------------------------------------------------------------------------------------------------- chance
@@ -144,81 +89,58 @@ def random_weights(cfg: Settings, windows: Windows, settings: RecoverySettings) 
     """
 
     def one(seed: int) -> xr.Dataset:
-        def build(part: Path) -> None:
-            trunk = folded_trunk(supervised.new_model(windows, cfg.model, seed).eval())
-            write_dataset(part / "signals.nc", _maximized(cfg, windows, trunk, (PROPOSED,), settings))
-
-        key = STAGE.key([cfg.windows, cfg.model, cfg.maximization, settings.thinning, seed], windows.digest)
-        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed, kind="random weights")
-        return read_dataset(STAGE.obtain(key, build, about) / "signals.nc").expand_dims(seed=[seed])
+        return random_weights_of(windows, cfg.model, seed, cfg.maximization, settings.thinning, device=cfg.device)
 
     seeds = range(settings.first_random_seed, settings.first_random_seed + settings.n_random)
-    return xr.concat(side_by_side(cfg, one, seeds), "seed").isel(technique=0, drop=True)
+    return xr.concat(side_by_side(cfg, one, seeds), pd.Index(seeds, name="seed")).isel(technique=0, drop=True)
 
 
-def _maximized(
-    cfg: Settings, windows: Windows, trunk: Trunk, methods: Sequence[str], settings: RecoverySettings
+@kept("recovery", apart=("device",))
+def random_weights_of(
+    windows: Windows,
+    model: ModelSettings,
+    seed: int,
+    maximization: MaximizationSettings,
+    thinning: int,
+    *,
+    device: str | None = None,
 ) -> xr.Dataset:
-    """``signal``, ``map`` (layer, technique, unit, time) and ``dead`` (layer, unit) of one network."""
-    device = torch_device(cfg.device)
-    segments = windows.train.every(settings.thinning).segments
-    statistics = unit_statistics.collect(trunk, segments, device, n_top=1)
+    """The proposed method on one network that nobody trained; see :func:`maximized`."""
+    trunk = folded_trunk(supervised.new_model(windows, model, seed).eval())
+    return maximized(trunk, windows, (PROPOSED,), maximization, thinning, device)
+
+
+def maximized(
+    trunk: Trunk,
+    windows: Windows,
+    methods: Sequence[str],
+    maximization: MaximizationSettings,
+    thinning: int,
+    device: str | None = None,
+) -> xr.Dataset:
+    """``signal``, ``map`` (layer, technique, unit, time) and ``dead`` (layer, unit) of all units of one network.
+
+    Thresholds are taken over every ``thinning``-th training window.
+    """
+    statistics = unit_statistics.collect(trunk, windows.train.every(thinning).segments, torch_device(device), n_top=1)
     found = [
         paper_methods.maximize(
             trunk,
             layer,
             statistics["th_eap"].sel(layer=layer).values,
             methods=methods,
-            settings=cfg.maximization,
-            length=cfg.windows.length,
-            rate_hz=cfg.windows.rate_hz,
-            device=device,
+            settings=maximization,
+            length=windows.train.length,
+            rate_hz=windows.rate_hz,
+            device=torch_device(device),
             workers=1,
-        )[["signal", "map"]].expand_dims(layer=[layer])
+        )[["signal", "map"]]
         for layer in trunk.layers
     ]
-    return xr.concat(found, "layer").assign(dead=statistics["dead"])
+    return xr.concat(found, pd.Index(trunk.layers, name="layer")).assign(dead=statistics["dead"])
 
 
 # -------------------------------------------------------------------------------------------------------- recall
-
-
-def matches(truth: PlantedMotifs, signals: xr.DataArray) -> xr.Dataset:
-    """Best match of each motif among the units of each layer that can hold it, and among all of these layers.
-
-    ``signals`` has dims (..., layer, unit, time). Returns dims (motif, ..., layer), the last layer being ``ANY``:
-    ``best`` (NaN where the receptive field is too short), ``unit``, ``first`` (the sample of the signal where the shape
-    begins) and ``found_in`` (the layer). Raises ``ValueError`` for signals that are not finite or layers that miss one
-    of the motifs'.
-    """
-    ordered = signals.transpose(..., "layer", "unit", "time")
-    layers = [str(layer) for layer in ordered["layer"].values]
-    if missing := sorted(set(truth.layers) - set(layers)):
-        raise ValueError(f"motifs are held from {', '.join(missing)} on, but the signals are of {', '.join(layers)}")
-    lead = ordered.shape[:-3]
-    shape = (len(truth.names), *lead, len(layers))
-    best, unit, first = np.full(shape, np.nan), np.full(shape, -1), np.full(shape, -1)
-    for depth, layer in enumerate(layers):
-        held = [k for k, name in enumerate(truth.layers) if layers.index(name) <= depth]
-        if not held:
-            continue
-        x = ordered.sel(layer=layer).values
-        match, start = (
-            v.reshape(len(held), *lead, -1)
-            for v in motifs.best_places([truth.shapes[k] for k in held], x.reshape(-1, x.shape[-1]))
-        )
-        at = match.argmax(-1, keepdims=True)
-        best[held, ..., depth], first[held, ..., depth] = (
-            np.take_along_axis(v, at, -1)[..., 0] for v in (match, start)
-        )
-        unit[held, ..., depth] = at[..., 0]
-    dims = ("motif", *ordered.dims[:-3], "layer")
-    coords = {"motif": list(truth.names), "layer": layers}
-    coords |= {d: ordered[d].values for d in ordered.dims[:-3] if d in ordered.coords}
-    found = xr.Dataset({"best": (dims, best), "unit": (dims, unit), "first": (dims, first)}, coords=coords)
-    found["found_in"] = xr.where(found["unit"] >= 0, found["layer"], "")
-    over_all = found.isel(layer=found["best"].fillna(-2).argmax("layer")).drop_vars("layer").expand_dims(layer=[ANY])
-    return xr.concat([found, over_all.transpose(*dims)], "layer")
 
 
 def null(
@@ -240,21 +162,12 @@ def null(
     """
     n_units, layers = random_signals.sizes["unit"], random_signals["layer"].values
     rng = np.random.default_rng(settings.seed)
-    noise = [
-        spectrum_noise(
-            baseline_signals.sel(layer=layer).values.reshape(-1, baseline_signals.sizes["time"]),
-            settings.n_noise * n_units,
-            rng,
-        ).reshape(settings.n_noise, n_units, -1)
-        for layer in layers
-    ]
+    each = [baseline_signals.sel(layer=layer).values.reshape(-1, baseline_signals.sizes["time"]) for layer in layers]
+    noise = [spectrum_noise(of, settings.n_noise * n_units, rng).reshape(settings.n_noise, n_units, -1) for of in each]
     dims = ("layer", "draw", "unit", "time")
     flat = xr.DataArray(np.broadcast_to(start, (len(layers), 1, len(start))), dims=("layer", "unit", "time"))
-    columns = (
-        random_signals,
-        xr.DataArray(np.stack(noise), dims=dims, coords={"layer": layers}),
-        flat.assign_coords(layer=layers),
-    )
+    noise = xr.DataArray(np.stack(noise), dims=dims, coords={"layer": layers})
+    columns = (random_signals, noise, flat.assign_coords(layer=layers))
     return xr.Dataset({name: matches(truth, of)["best"] for name, of in zip(NULLS, columns, strict=True)})
 
 
@@ -305,7 +218,7 @@ COLUMNS = [
 ]
 
 
-def recall_table(
+def recall(
     truth: PlantedMotifs,
     signals: xr.DataArray,
     random_signals: xr.DataArray,
@@ -351,31 +264,6 @@ def recall_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def recall(
-    cfg: Settings,
-    windows: Windows,
-    signals: xr.Dataset,
-    random_signals: xr.Dataset,
-    dataset: Dataset,
-    settings: RecoverySettings,
-) -> pd.DataFrame | None:
-    """:func:`recall_table` of all methods of the calibrated preset; ``None`` for data without planted motifs.
-
-    ``signals`` has dims (seed, layer, preset, technique, unit, time); ``random_signals`` is what :func:`random_weights`
-    returns.
-    """
-    if dataset.motifs is None:
-        return None
-    return recall_table(
-        dataset.motifs(),
-        signals["signal"].sel(preset="calibrated", drop=True),
-        random_signals["signal"],
-        windows.train.segments,
-        starting_signal(cfg.maximization, windows.train.length),
-        settings,
-    )
-
-
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """Recall per method and control, view and motif length: one row each.
 
@@ -394,14 +282,8 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
                 each = chosen.pivot_table(index="seed", columns="motif", values="recovered", aggfunc="mean")
                 point, bounds = interval(each.to_numpy(dtype=float), n=1000)
                 low, high = bounds or (np.nan, np.nan)
-                row = {
-                    "view": view,
-                    "technique": method,
-                    "length": int(length),
-                    "recall": point,
-                    "low": low,
-                    "high": high,
-                }
+                row = {"view": view, "technique": method, "length": int(length)}
+                row |= {"recall": point, "low": low, "high": high}
                 row |= {"n_networks": each.shape[0], "n_motifs": each.shape[1]}
                 rows.append(row | {"n_recovered": int(chosen["recovered"].sum()), "n_rows": len(chosen)})
     return pd.DataFrame(rows)
@@ -425,14 +307,11 @@ def detectors(
     for length in dict.fromkeys(map(len, truth.shapes)):
         names = [name for name, shape in zip(truth.names, truth.shapes, strict=True) if len(shape) == length]
         shapes = [shape for shape in truth.shapes if len(shape) == length]
-        filters = np.stack([shape - shape.mean() for shape in shapes])
-        filters = (filters / np.linalg.norm(filters, axis=1, keepdims=True)).astype(np.float32)
+        filters = similarity.unit_norm(np.stack(shapes)).astype(np.float32)
         trunk = Trunk((torch.tensor(filters)[:, None],), (torch.zeros(len(names)),))
         th = unit_statistics.collect(trunk, segments, torch.device("cpu"), n_top=1)["th_eap"].sel(layer="conv1").values
-        found = paper_methods.maximize(
-            trunk, "conv1", th, methods=methods, settings=cfg.maximization,
-            length=cfg.windows.length, rate_hz=cfg.windows.rate_hz,
-        )  # fmt: skip
+        options = {"settings": cfg.maximization, "length": windows.train.length, "rate_hz": windows.rate_hz}
+        found = paper_methods.maximize(trunk, "conv1", th, methods=methods, **options)
         for method in methods:
             some = found.sel(technique=method)
             match = np.diag(motifs.best_match(shapes, some["signal"].transpose("unit", "time").values))
@@ -496,7 +375,9 @@ def dependence(cfg: Settings, settings: RecoverySettings) -> pd.DataFrame:
         level, seed = job
         own, windows = data[level.noise_g, level.prevalence]
         own = _changed(own, n_units=level.n_units, epochs=level.epochs)
-        return _measured(own, windows, seed, random[level.n_units]["signal"], plain.digest, settings)
+        network = supervised.train(own, windows, seed)
+        signals = random[level.n_units]["signal"]
+        return recalled_of(network, windows, signals, cfg.maximization, settings, device=cfg.device)
 
     jobs = [(level, seed) for level in wanted for seed in settings.seeds]
     # the longest first, so that no thread is left with one at the end
@@ -524,38 +405,29 @@ def _changed(cfg: Settings, n_units: int, epochs: int | None = None) -> Settings
     )
 
 
-def _measured(
-    cfg: Settings, windows: Windows, seed: int, random: xr.DataArray, plain: str, settings: RecoverySettings
-) -> dict:
-    """Macro F1 and recall of one network; ``plain`` is the digest of the data that ``random`` was made with."""
-    chosen = ("n_random", "first_random_seed", "thinning", "n_noise", "quantile", "seed")
-    key = STAGE.key(
-        [cfg.maximization, {name: getattr(settings, name) for name in chosen}],
-        supervised._key(cfg, windows, seed),
-        windows.digest,
-        plain,
-    )
-
-    def build(part: Path) -> None:
-        net, truth = supervised.train(cfg, windows, seed), synthetic.motifs()
-        signals = _maximized(cfg, windows, net.trunk, (PROPOSED, BASELINE), settings)["signal"].expand_dims(seed=[seed])
-        start = starting_signal(cfg.maximization, cfg.windows.length)
-        chance = null(truth, random, signals.sel(technique=BASELINE), start, settings)
-        n_units = random.sizes["unit"]
-        ours = _rows(
-            truth,
-            matches(truth, signals.sel(technique=PROPOSED, drop=True)),
-            thresholds(chance, settings.quantile),
-            PROPOSED,
-            n_units,
-        )
-        others = thresholds_without(chance, settings.quantile)
-        theirs = _rows(truth, matches(truth, random), others, "random weights", n_units)
-        result = {"macro_f1": supervised.macro_f1(windows.test, net.predicted["test"])}
-        for prefix, table in (("", ours), ("random_", theirs)):
-            for suffix, of in (("", table[table["layer"] != ANY]), ("_any", table[table["layer"] == ANY])):
-                result[f"{prefix}recall{suffix}"] = float(of.groupby("motif")["recovered"].mean().mean())
-        write_json(part / "recall.json", result)
-
-    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=seed, kind="dependence")
-    return read_json(STAGE.obtain(key, build, about) / "recall.json")
+@kept("recovery", apart=("device",))
+def recalled_of(
+    network: Network,
+    windows: Windows,
+    random: xr.DataArray,
+    maximization: MaximizationSettings,
+    settings: RecoverySettings,
+    *,
+    device: str | None = None,
+) -> dict[str, float]:
+    """Macro F1 and recall of one network, beside the recall of networks with ``random`` weights (their signals)."""
+    truth, wanted = synthetic.motifs(), (PROPOSED, BASELINE)
+    made = maximized(network.trunk, windows, wanted, maximization, settings.thinning, device)["signal"]
+    made = made.expand_dims(seed=[network.seed])
+    start = starting_signal(maximization, windows.train.length)
+    chance = null(truth, random, made.sel(technique=BASELINE), start, settings)
+    judged = {
+        "": (made.sel(technique=PROPOSED, drop=True), thresholds(chance, settings.quantile)),
+        "random_": (random, thresholds_without(chance, settings.quantile)),
+    }
+    result = {"macro_f1": supervised.macro_f1(windows.test, network.predicted["test"])}
+    for prefix, (signals, limit) in judged.items():
+        table = _rows(truth, matches(truth, signals), limit, PROPOSED, random.sizes["unit"])
+        for suffix, of in (("", table[table["layer"] != ANY]), ("_any", table[table["layer"] == ANY])):
+            result[f"{prefix}recall{suffix}"] = float(of.groupby("motif")["recovered"].mean().mean())
+    return result

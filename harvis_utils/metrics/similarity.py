@@ -7,36 +7,21 @@ units that have not failed. Ssim can be won by doing nothing, so every score sta
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.data.windowing import Windows
 from harvis_utils.fast import nearest
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import spectrum_noise, starting_signal
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import Settings, SimilaritySettings
-from harvis_utils.store import stages
-from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
-
-STAGE = stages.Stage(
-    "scores",
-    notebook="04_similarity",
-    modules=(
-        "data.windowing",
-        "networks.sfhf",
-        "maximization.unit_statistics",
-        "fast.ascent",
-        "settings",
-        "maximization.paper_methods",
-        "fast.nearest",
-        "metrics.similarity",
-    ),
-)
 
 #: what is measured with the same fields as the methods, so that a score can be read at all
 CONTROLS = {
@@ -65,6 +50,8 @@ def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.n
 
 #: above this frequency human movement has little power; what an optimizer adds there is noise
 HIGH_FREQUENCY_HZ = 5.0
+#: values that range over no more than this (G) count as constant: they have no shape, only rounding errors
+CONSTANT_G = 1e-6
 #: a piece is called by the shape it correlates with at least this much
 SHAPE_CORRELATION = 0.8
 
@@ -89,10 +76,28 @@ def high_frequency_share(signals: np.ndarray, rate_hz: float) -> np.ndarray:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation along the last axis; NaN where either is constant."""
-    a, b = (v - v.mean(-1, keepdims=True) for v in (a.astype(np.float64), b.astype(np.float64)))
+    """Pearson correlation along the last axis, NaN where either is constant; shapes broadcast."""
+    a, b = (v - v.mean(-1, keepdims=True) for v in (np.asarray(v, dtype=np.float64) for v in (a, b)))
     scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    return np.where(scale > 1e-12, (a * b).sum(-1) / np.where(scale > 1e-12, scale, 1), np.nan)
+    product = (a * b).sum(-1)
+    return np.divide(product, scale, out=np.full(product.shape, np.nan), where=scale > 1e-12)
+
+
+def centred(values: np.ndarray, constant: float = CONSTANT_G) -> tuple[np.ndarray, np.ndarray]:
+    """Values (..., time) without their mean, and their norms (...,).
+
+    Where values range over no more than ``constant`` they have no shape: zeros, with a norm of 1.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    flat = values.max(-1) - values.min(-1) <= constant
+    without = np.where(flat[..., None], 0.0, values - values.mean(-1, keepdims=True))
+    return without, np.where(flat, 1.0, np.linalg.norm(without, axis=-1))
+
+
+def unit_norm(values: np.ndarray, constant: float = CONSTANT_G) -> np.ndarray:
+    """:func:`centred` values of norm 1, so that products of two are Pearson correlations; zeros where constant."""
+    without, norm = centred(values, constant)
+    return without / norm[..., None]
 
 
 def shape_names(pieces: np.ndarray) -> np.ndarray:
@@ -110,15 +115,14 @@ def shape_names(pieces: np.ndarray) -> np.ndarray:
 
 
 def score(
-    signals: xr.Dataset, statistics: xr.Dataset, start: np.ndarray, train: Split, cfg: Settings, n_classes: int
+    signals: xr.Dataset, statistics: xr.Dataset, start: np.ndarray, windows: Windows, settings: SimilaritySettings
 ) -> xr.Dataset:
     """Everything that is measured of signals, dims (..., layer, unit[, neighbour | activity]).
 
     ``signals`` holds ``signal``, ``map`` and ``start_map`` over (..., layer, unit, time); ``statistics`` holds
-    ``th_eap``, ``p95`` and ``dead`` over (layer, unit); ``start`` is (time,) in G. Amplitudes are in G, distances in
-    G^2. Failed signals (amplitude above 10 G) and dead units are not searched and have NaN distances.
+    ``th_eap``, ``p95`` and ``dead`` over ([control,] layer, unit); ``start`` is (time,) in G. Amplitudes are in G,
+    distances in G^2. Failed signals (amplitude above 10 G) and dead units are not searched and have NaN distances.
     """
-    settings: SimilaritySettings = cfg.similarity
     dims = [d for d in signals["signal"].dims if d != "time"]
     ordered = signals.transpose(*dims, "time")
     shape = tuple(ordered.sizes[d] for d in dims)
@@ -128,7 +132,7 @@ def score(
     failed = amplitude > settings.fail_amplitude_g
     begin, pieces = best_piece(x, maps, settings.piece)
     searched = ~failed & ~dead
-    found = _searched(pieces[searched], searched, train, settings, n_classes)
+    found = _searched(pieces[searched], searched, windows, settings)
     top = maps.max(1)
     flat = {
         "failed": failed,
@@ -139,7 +143,7 @@ def score(
         "inactive_at_start": at_start.max(1) <= 0,
         "silent": top <= 0,
         "total_variation_g": np.abs(np.diff(x, axis=1)).sum(1),
-        "high_frequency_share": high_frequency_share(x, cfg.windows.rate_hz),
+        "high_frequency_share": high_frequency_share(x, windows.rate_hz),
         "n_frequencies": effective_frequencies(x),
         "piece_start": begin,
         "shape": shape_names(pieces),
@@ -156,16 +160,16 @@ def score(
     return result
 
 
-def _searched(pieces, searched, train: Split, settings: SimilaritySettings, n_classes: int) -> dict:
+def _searched(pieces, searched, windows: Windows, settings: SimilaritySettings) -> dict:
     """Distances and neighbours, with NaN, -1 and 0 where a signal was not searched."""
-    segments, n, k = train.segments, len(searched), settings.n_similar
+    train, n_classes, n, k = windows.train, len(windows.activities), len(searched), settings.n_similar
     distance, segment, offset = np.full((n, k), np.nan), np.full((n, k), -1), np.full((n, k), -1)
     match, share = np.full(n, np.nan), np.zeros((n, n_classes))
     if len(pieces):
         index = nearest.piece_index(train, settings.piece)
         distance[searched], segment[searched], offset[searched] = index.nearest(pieces, k)
         at = offset[searched, :1] + np.arange(settings.piece)
-        match[searched] = correlation(pieces, np.take_along_axis(segments[segment[searched, 0]], at, axis=1))
+        match[searched] = correlation(pieces, np.take_along_axis(train.segments[segment[searched, 0]], at, axis=1))
         n_axes = train.series.shape[1]
         activity = train.activity[segment[searched] // n_axes]
         share[searched] = (activity[:, :, None] == np.arange(n_classes)).mean(1)
@@ -179,43 +183,36 @@ def _searched(pieces, searched, train: Split, settings: SimilaritySettings, n_cl
     }
 
 
+@kept("scores")
+def scores_of(
+    network: Network,
+    windows: Windows,
+    signals: xr.Dataset,
+    statistics: xr.Dataset,
+    start: np.ndarray,
+    settings: SimilaritySettings,
+) -> xr.Dataset:
+    """Scores of one network's signals, dims (..., layer, unit[, neighbour | activity]); see :func:`score`.
+
+    Without a ``start_map`` the signals' own maps at ``start`` (time,), where all ascents began, are computed here.
+    """
+    chosen = signals.transpose(..., "layer", "unit", "time")
+    if "start_map" not in chosen:
+        start_map = _maps_of(network.trunk, start[None], chosen)
+        chosen = chosen.assign(start_map=start_map.broadcast_like(chosen["map"]))
+    return score(chosen, statistics, start, windows, settings)
+
+
 def scores(
     cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, signals: xr.Dataset
 ) -> xr.Dataset:
-    """Scores of all methods, dims (seed, layer, preset, technique, unit[, ...]); missing ones are made."""
-
-    def build(net: Network) -> xr.Dataset:
-        chosen = signals[["signal", "map"]].sel(seed=net.seed).transpose("preset", "technique", "layer", "unit", "time")
-        start = starting_signal(cfg.maximization, cfg.windows.length)
-        start_map = _maps_of(net.trunk, start[None], chosen)
-        chosen = chosen.assign(start_map=start_map.broadcast_like(chosen["map"]))
-        return score(chosen, statistics.sel(seed=net.seed), start, windows.train, cfg, len(windows.activities))
-
-    return _stored(cfg, windows, networks, "methods", build)
-
-
-def load_scores(cfg: Settings, windows: Windows, networks: list[Network], kind: str = "methods") -> xr.Dataset:
-    """The scores ("methods") or controls ("controls") that notebook 04 made."""
-    return _stored(cfg, windows, networks, kind, None)
-
-
-def key(cfg: Settings, windows: Windows, network: Network, kind: str) -> str:
-    """Address of the scores of one network."""
-    return STAGE.key(
-        [cfg.maximization, cfg.similarity, cfg.windows, kind], unit_statistics.statistics_of.key(network, windows)
-    )
-
-
-def _stored(cfg: Settings, windows: Windows, networks: list[Network], kind: str, build) -> xr.Dataset:
-    def folder(net: Network) -> Path:
-        address = key(cfg, windows, net, kind)
-        if build is None:
-            return STAGE.require(address)
-        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed, kind=kind)
-        return STAGE.obtain(address, lambda part: write_dataset(part / "scores.nc", build(net)), about)
-
-    found = [read_dataset(folder(net) / "scores.nc").expand_dims(seed=[net.seed]) for net in networks]
-    return with_activities(xr.concat(found, "seed"), windows)
+    """Scores of all methods, dims (seed, preset, technique, layer, unit[, ...]); missing ones are made."""
+    start, found = starting_signal(cfg.maximization, windows.train.length), []
+    for net in networks:
+        of_net = (signals[["signal", "map"]], statistics[["th_eap", "p95", "dead"]])
+        made, judged_by = (of.sel(seed=net.seed, drop=True) for of in of_net)
+        found.append(scores_of(net, windows, made, judged_by, start, cfg.similarity))
+    return with_activities(xr.concat(found, pd.Index([net.seed for net in networks], name="seed")), windows)
 
 
 def with_activities(scores: xr.Dataset, windows: Windows) -> xr.Dataset:
@@ -234,16 +231,25 @@ def _maps_of(trunk: Trunk, x: np.ndarray, like: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(np.stack(maps), dims=("layer", "unit", "time"))
 
 
+def own_maps(trunk: Trunk, signals: np.ndarray, units: Sequence[int] | None = None) -> np.ndarray:
+    """Every unit's map for its own signal: (layer, unit, time) in G to (layer, unit, time); by default all units'."""
+    unit = torch.as_tensor(range(signals.shape[1]) if units is None else list(units))
+    x = torch.tensor(np.ascontiguousarray(signals), dtype=torch.float32)
+    with torch.no_grad():
+        maps = [paper_methods.unit_maps(trunk, la, unit, one) for la, one in zip(trunk.layers, x, strict=True)]
+    return torch.stack(maps).numpy()
+
+
+@kept("scores")
 def control_signals(
-    cfg: Settings, windows: Windows, network: Network, random_signals: xr.Dataset, seed: int = 0
+    network: Network, windows: Windows, random_signals: xr.Dataset, start: np.ndarray, seed: int = 0
 ) -> xr.Dataset:
     """One signal per control, layer and unit: ``signal``, ``map``, ``start_map`` over (control, layer, unit, time).
 
     ``random_signals`` are the proposed method's signals on the untrained network, (layer, unit, time).
     """
-    trunk, length = network.trunk, cfg.windows.length
+    trunk, length = network.trunk, len(start)
     rng = np.random.default_rng((seed, network.seed))
-    start = starting_signal(cfg.maximization, length)
     n_units = random_signals.sizes["unit"]
     shape = (len(trunk.layers), n_units, length)
     held_out = windows.test.segments
@@ -256,27 +262,15 @@ def control_signals(
         "held-out-strongest": held_out[strongest],
         "spectrum-noise": spectrum_noise(windows.train.segments, shape[0] * n_units, rng).reshape(shape),
     }
-    unit = torch.arange(n_units)
-
-    def maps(signals: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            each = [
-                paper_methods.unit_maps(trunk, layer, unit, torch.tensor(signals[i], dtype=torch.float32)).numpy()
-                for i, layer in enumerate(trunk.layers)
-            ]
-        return np.stack(each)
-
-    found = {name: maps(np.ascontiguousarray(v)) for name, v in x.items()}
-    found["random-weights"] = (
-        random_signals["map"].transpose("layer", "unit", "time").values
-    )  # its own network's output
+    found = {name: own_maps(trunk, v) for name, v in x.items()}
+    found["random-weights"] = random_signals["map"].transpose("layer", "unit", "time").values  # its own network's
+    start_maps = own_maps(trunk, np.broadcast_to(start, shape))
     dims = ("control", "layer", "unit", "time")
-    start_maps = {name: maps(np.broadcast_to(start, shape).copy()) for name in x}
     return xr.Dataset(
         {
             "signal": (dims, np.stack([x[c] for c in CONTROLS]).astype(np.float32)),
             "map": (dims, np.stack([found[c] for c in CONTROLS])),
-            "start_map": (dims, np.stack([start_maps[c] for c in CONTROLS])),
+            "start_map": (dims, np.stack([start_maps] * len(CONTROLS))),
         },
         coords={"control": list(CONTROLS), "layer": list(trunk.layers), "unit": np.arange(n_units)},
     )
@@ -291,33 +285,23 @@ def controls(
     random_statistics: xr.Dataset,
     random_signals: xr.Dataset,
 ) -> xr.Dataset:
-    """Scores of all controls, dims (seed, layer, control, unit[, neighbour | activity]); missing ones are made.
+    """Scores of all controls, dims (seed, control, layer, unit[, neighbour | activity]); missing ones are made.
 
     ``random_signals`` has dims (seed, layer, unit, time): the proposed method on the untrained networks, judged by
     their own thresholds.
     """
     others = {net.seed: net for net in random_networks}
-
-    def build(net: Network) -> xr.Dataset:
-        signals = control_signals(cfg, windows, net, random_signals.sel(seed=net.seed))
-        start = starting_signal(cfg.maximization, cfg.windows.length)
-        untrained = _maps_of(others[net.seed].trunk, start[None], signals)
-        signals["start_map"].loc[{"control": "random-weights"}] = untrained.values
-        own = signals.sel(control=[c for c in CONTROLS if c != "random-weights"])
-        parts = [
-            score(own, statistics.sel(seed=net.seed), start, windows.train, cfg, len(windows.activities)),
-            score(
-                signals.sel(control=["random-weights"]),
-                random_statistics.sel(seed=net.seed),
-                start,
-                windows.train,
-                cfg,
-                len(windows.activities),
-            ),
-        ]
-        return xr.concat(parts, "control").sel(control=list(CONTROLS))
-
-    return _stored(cfg, windows, networks, "controls", build)
+    start, found = starting_signal(cfg.maximization, windows.train.length), []
+    for net in networks:
+        of_net = (random_signals[["signal", "map"]], statistics, random_statistics)
+        random, own, of_random = (of.sel(seed=net.seed, drop=True) for of in of_net)
+        made = control_signals(net, windows, random, start)
+        untrained = _maps_of(others[net.seed].trunk, start[None], made)
+        made["start_map"].loc[{"control": "random-weights"}] = untrained.values
+        judged_by = [of_random if name == "random-weights" else own for name in CONTROLS]
+        judged_by = xr.concat(judged_by, pd.Index(CONTROLS, name="control"))[["th_eap", "p95", "dead"]]
+        found.append(scores_of(net, windows, made, judged_by, start, cfg.similarity))
+    return with_activities(xr.concat(found, pd.Index([net.seed for net in networks], name="seed")), windows)
 
 
 # -------------------------------------------------------------------------------------------------- summaries

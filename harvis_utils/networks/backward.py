@@ -6,8 +6,8 @@ itself is never touched. Forward passes do not change by a bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -26,12 +26,14 @@ class _Rectified(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, slope: float, rule: Rule) -> Tensor:
+        """The plain rectifier."""
         ctx.save_for_backward(x)
         ctx.slope, ctx.rule = slope, rule
         return torch.relu(x) if slope == 0 else F.leaky_relu(x, slope)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
+        """What the rule makes of the gradient."""
         (x,) = ctx.saved_tensors
         return ctx.rule(x, ctx.slope, gradient), None, None
 
@@ -51,15 +53,13 @@ class _Mode(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def rectifiers(rule: Rule) -> Iterator[None]:
+def rectifiers(rule: Rule) -> AbstractContextManager:
     """While the block runs, every ReLU and leaky ReLU that is *called* in it has the backward pass of ``rule``.
 
     A gradient taken after the block still follows the rule, because the forward pass has fixed it. Blocks may be
     nested; the inner one counts. Inside the block nothing is done in place.
     """
-    with _Mode(rule):
-        yield
+    return _Mode(rule)
 
 
 def deconvnet(x: Tensor, slope: float, gradient: Tensor) -> Tensor:

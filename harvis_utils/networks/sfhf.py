@@ -6,7 +6,9 @@ Shapes are (batch, channel, axis, time); a kernel of (1, 5) never looks across a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ class Dropout(nn.Module):
         self.share, self.generator = share, None
 
     def forward(self, x: Tensor) -> Tensor:
+        """``x`` itself in evaluation; in training a share of its entries is 0 and the others are larger."""
         if not self.training or self.share == 0:
             return x
         kept = torch.empty_like(x).bernoulli_(1 - self.share, generator=self.generator)
@@ -81,6 +84,7 @@ class SFHF(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Class scores before softmax: (batch, axis, time) -> (batch, class)."""
         h = self.feature_maps(x)[self.layers[-1]]
         if self.settings.pool == "max2":
             h = F.max_pool2d(h, (1, 2))
@@ -106,6 +110,7 @@ class Trunk:
 
     @property
     def layers(self) -> tuple[str, ...]:
+        """Names of the convolutions, from the input on."""
         return tuple(f"conv{i + 1}" for i in range(len(self.weights)))
 
     def to(self, *args, **kwargs) -> Trunk:
@@ -124,12 +129,16 @@ class Trunk:
         """Samples of the input that one output of ``layer`` sees."""
         return 1 + sum(w.shape[2] - 1 for w in self.weights[: self.depth(layer)])
 
-    def feature_map(self, x: Tensor, layer: str) -> Tensor:
-        """Rectified maps of all units of ``layer`` for single-axis signals: (signal, time) -> (signal, unit, time)."""
+    def feature_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Rectified maps of each layer in turn for single-axis signals: (signal, time) -> (signal, unit, time)."""
         h = x[:, None, None, :]
-        for w, b in zip(self.weights[: self.depth(layer)], self.biases, strict=False):
+        for w, b in zip(self.weights, self.biases, strict=True):
             h = F.relu(F.conv2d(h, w[:, :, None, :], b, padding=(0, w.shape[2] // 2)))
-        return h[:, :, 0, :]
+            yield h[:, :, 0, :]
+
+    def feature_map(self, x: Tensor, layer: str) -> Tensor:
+        """The maps of one layer; see :meth:`feature_maps`."""
+        return next(islice(self.feature_maps(x), self.depth(layer) - 1, None))
 
 
 def folded_trunk(model: SFHF) -> Trunk:

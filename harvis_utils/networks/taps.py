@@ -8,9 +8,10 @@ of SF-HF see one axis at a time) or not (1-D: one axis of length 1).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ class WithChannel(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the network says of windows (window, axis, time)."""
         return self.network(x.unsqueeze(1))
 
 
@@ -57,9 +59,9 @@ def find(network: nn.Module, layer: str | Tap, rectified: bool = False) -> Tap:
     return Tap(layer, layer, rectified)
 
 
-def layers(network: SFHF) -> list[Tap]:
-    """The taps of SF-HF's convolutions, in order."""
-    return [find(network, name) for name in network.layers]
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's parameters are, and windows have to be; the CPU for one without any."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 @contextmanager
@@ -74,18 +76,14 @@ def record(network: nn.Module, taps: Sequence[str | Tap]) -> Iterator[dict[str, 
         maps["conv1"].amax((2, 3))  # (window, unit)
     """
     found: dict[str, Tensor] = {}
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for tap in (find(network, tap) for tap in taps):
 
             def hook(module, args, output, tap=tap) -> None:
                 found[tap.name] = as_maps(output.relu() if tap.rectified else output)
 
-            handles.append(network.get_submodule(tap.module).register_forward_hook(hook))
+            hooks.enter_context(network.get_submodule(tap.module).register_forward_hook(hook))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -102,11 +100,8 @@ def silenced(network: nn.Module, tap: str | Tap, units: Sequence[int]) -> Iterat
             raise ValueError(f"{place.name} has units 0 to {output.shape[1] - 1}, not {sorted(index.tolist())}")
         return output.index_fill(1, index.to(output.device), 0.0)
 
-    handle = network.get_submodule(place.module).register_forward_hook(hook)
-    try:
+    with network.get_submodule(place.module).register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def as_maps(output: Tensor) -> Tensor:
@@ -127,6 +122,23 @@ def maps_of(network: nn.Module, tap: str | Tap, x: Tensor) -> Tensor:
     with record(network, [place]) as found:
         network(x)
     return found[place.name]
+
+
+def chunks(network: nn.Module, layers: Sequence[str | Tap], x: np.ndarray | Tensor) -> Iterator[dict[str, Tensor]]:
+    """Maps of several layers by name, for windows (window, axis, time), ``CHUNK`` windows at once, without gradients.
+
+    The network computes in evaluation mode, and is as it was whenever a chunk is handed over.
+    """
+    places = [find(network, layer) for layer in layers]
+    for batch in torch.as_tensor(x).split(CHUNK):
+        with evaluating(network), torch.no_grad(), record(network, places) as maps:
+            network(batch.to(device_of(network)))
+        yield maps
+
+
+def outputs(network: nn.Module, layer: str | Tap, x: np.ndarray | Tensor) -> Tensor:
+    """The maps of one layer for all windows, (window, unit, axis, time), held in memory; see :func:`chunks`."""
+    return torch.cat([maps for chunk in chunks(network, [layer], x) for maps in chunk.values()])
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+import inspect
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
@@ -15,14 +16,16 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Windows, amplitude_threshold
-from harvis_utils.maximization import paper_methods, unit_statistics
-from harvis_utils.metrics import embedding, similarity
+from harvis_utils.metrics import similarity
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.paper import claims
-from harvis_utils.settings import PRESETS, REPOSITORY, Settings, __file__
-from harvis_utils.store import stages
+from harvis_utils.settings import Settings, as_json
+from harvis_utils.store.results import provenance, seconds_by_stage
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
+
+#: stages whose seconds are told
+TIMED = ("networks", "statistics", "signals", "scores", "atlas")
 
 
 class ResultsError(ValueError):
@@ -88,7 +91,6 @@ def assemble(
     """
     chosen, last = test_f1(windows, networks)
     threshold = amplitude_threshold(windows.train)
-    layers = [str(layer) for layer in scores["layer"].values]
     evidence = claims.Evidence(
         dataset=cfg.dataset,
         epochs=cfg.training.epochs,
@@ -103,7 +105,9 @@ def assemble(
         "profile": cfg.profile,
         "verified_data": windows.caveat == "",
         "caveat": windows.caveat,
-        "provenance": stages.provenance(cfg, data=windows.digest),
+        "provenance": provenance(
+            cfg.device, settings=as_json(cfg) | {"device": None}, data=windows.digest, rule=claims.rule()
+        ),
         "data": {"n_windows": windows.counts(), "amplitude_threshold_g": threshold},
         "training": {
             "macro_f1": over_seeds(chosen),
@@ -113,33 +117,32 @@ def assemble(
         },
         "n_seeds": len(networks),
         "methods": {
-            str(preset): {
-                str(method): {
-                    layer: with_intervals(scores.sel(preset=preset, technique=method, layer=layer)) for layer in layers
-                }
-                for method in scores["technique"].values
-            }
-            for preset in scores["preset"].values
+            str(preset): summaries(scores.sel(preset=preset), "technique") for preset in scores["preset"].values
         },
-        "controls": {
-            str(control): {
-                layer: with_intervals(controls.sel({"control": control, "layer": layer})) for layer in layers
-            }
-            for control in controls["control"].values
-        },
+        "controls": summaries(controls, "control"),
         "atlas": atlas,
         "motifs": motifs,
         "claims": [_with_tuning(c, cfg) if c["id"] == "C1" else c for c in claims.judge_all(evidence)],
-        "timings_s": timings(cfg, windows, networks),
+        "timings_s": {stage: round(s, 1) for stage, s in seconds_by_stage().items() if stage in TIMED},
     }
     validate(results)
     return results
 
 
-def with_intervals(values: xr.Dataset) -> dict:
-    """:func:`similarity.summarize`, and the 95 % bootstrap interval over networks and units of each of its means.
+def summaries(values: xr.Dataset, dimension: str) -> dict[str, dict[str, dict]]:
+    """:func:`with_intervals` of scores, by name in ``dimension`` and layer."""
+    return {
+        str(name): {
+            str(la): with_intervals(values.sel({dimension: name, "layer": la})) for la in values["layer"].values
+        }
+        for name in values[dimension].values
+    }
 
-    The interval is that of the mean over all units; it is null where the mean is.
+
+def with_intervals(values: xr.Dataset) -> dict:
+    """:func:`similarity.summarize` of (seed, unit) scores, and the 95 % interval over networks and units of each mean.
+
+    The interval is of the mean over all units; it is null where the mean is.
     """
     found = similarity.summarize(values)
     for name in similarity.AVERAGED:
@@ -155,79 +158,25 @@ def _with_tuning(claim: dict, cfg: Settings) -> dict:
     return claim | {"why": f"{claim['why']}; not stated by the paper and chosen on validation: {tuned}"}
 
 
-def timings(cfg: Settings, windows: Windows, networks: list[Network]) -> dict[str, float]:
-    """Seconds spent on each stage's results, summed over networks; a reused result counts what it once took."""
-    untrained = supervised.untrained(cfg, windows)
-    found = {
-        "networks": sum(n.wall_s for n in networks),
-        "statistics": sum(
-            _seconds(unit_statistics.STAGE, unit_statistics.key(windows, n)) for n in [*networks, *untrained]
-        ),
-        "signals": sum(
-            _seconds(paper_methods.STAGE, paper_methods.key(cfg, windows, n, layer, preset, tuple(methods)))
-            for nets, presets, methods in (
-                (networks, PRESETS, paper_methods.METHODS),
-                (untrained, ("calibrated",), paper_methods.CONTROL_METHODS),
-            )
-            for n in nets
-            for layer in n.trunk.layers
-            for preset in presets
-        ),
-        "scores": sum(
-            _seconds(similarity.STAGE, similarity.key(cfg, windows, n, kind))
-            for n in networks
-            for kind in ("methods", "controls")
-        ),
-        "atlas": _seconds(embedding.STAGE, embedding.key(cfg, windows, networks)),
-    }
-    return {stage: round(seconds, 1) for stage, seconds in found.items()}
-
-
-def _seconds(stage: stages.Stage, key: str) -> float:
-    stage.require(key)
-    return float(stage.manifest(key)["wall_s"])
-
-
 # ------------------------------------------------------------------------------------------------- the tables
 
 
 def claims_table(results: dict) -> pd.DataFrame:
     """Paper, ours, interval, verdict and why, one row per claim."""
-
-    def number(value) -> str:
-        return "" if value is None else f"{value:.3g}"
-
-    rows = [
-        {
-            "claim": c["id"],
-            "paper": c["paper"],
-            "ours": number(c["ours"]),
-            "interval": "" if c["interval"] is None else " to ".join(number(v) for v in c["interval"]),
-            "verdict": c["verdict"],
-            "why": c["why"],
-        }
-        for c in results["claims"]
-    ]
-    return pd.DataFrame(rows).set_index("claim")
+    table = pd.DataFrame(results["claims"])[["id", "paper", "ours", "interval", "verdict", "why"]]
+    table["ours"] = ["" if pd.isna(v) else f"{v:.3g}" for v in table["ours"]]
+    table["interval"] = ["" if ends is None else "{:.3g} to {:.3g}".format(*ends) for ends in table["interval"]]
+    return table.rename(columns={"id": "claim"}).set_index("claim")
 
 
 def criteria_table(results: dict) -> pd.DataFrame:
     """Every criterion behind every verdict, with its interval and its range."""
+    columns = ["claim", "criterion", "ours", "low", "high", "range from", "range to", "standing"]
     rows = [
-        {
-            "claim": c["id"],
-            "criterion": k["what"],
-            "ours": k["ours"],
-            "low": k["interval"][0] if k["interval"] else None,
-            "high": k["interval"][1] if k["interval"] else None,
-            "range from": k["range"][0],
-            "range to": k["range"][1],
-            "standing": k["standing"],
-        }
+        (c["id"], k["what"], k["ours"], *(k["interval"] or (None, None)), *k["range"], k["standing"])
         for c in results["claims"]
         for k in c["criteria"]
     ]
-    columns = ["claim", "criterion", "ours", "low", "high", "range from", "range to", "standing"]
     return pd.DataFrame(rows, columns=columns).set_index("claim")
 
 
@@ -247,27 +196,16 @@ def average(by_layer: Mapping[str, dict], quantity: str) -> float:
 
 def scores_table(results: dict, preset: str = "calibrated") -> pd.DataFrame:
     """Means over the seeds for every method of a preset and every control, one row per layer."""
-    named = [("technique", results["methods"][preset]), ("control", results["controls"])]
-    rows = [
-        {
-            "kind": kind,
-            "name": name,
-            "layer": layer,
-            **{
-                column: value
-                for f in ("ssim", "activation_ratio", "activation_ratio_p95", "peak_amplitude_g")
-                for column, value in (
-                    (f, s[f]["mean"]),
-                    (f"{f} low", (s[f].get("interval") or [None, None])[0]),
-                    (f"{f} high", (s[f].get("interval") or [None, None])[1]),
-                )
-            },
-            **{f: s[f] for f in ("failed_units", "dead_units", "inactive_at_start", "silent_units")},
-        }
-        for kind, table in named
-        for name, layers in table.items()
-        for layer, s in layers.items()
-    ]
+    averaged = ("ssim", "activation_ratio", "activation_ratio_p95", "peak_amplitude_g")
+    counted = ("failed_units", "dead_units", "inactive_at_start", "silent_units")
+    rows = []
+    for kind, by_name in (("technique", results["methods"][preset]), ("control", results["controls"])):
+        for name, layer, s in ((n, la, s) for n, layers in by_name.items() for la, s in layers.items()):
+            row = {"kind": kind, "name": name, "layer": layer}
+            for f in averaged:
+                low, high = s[f].get("interval") or (None, None)
+                row |= {f: s[f]["mean"], f"{f} low": low, f"{f} high": high}
+            rows.append(row | {f: s[f] for f in counted})
     return pd.DataFrame(rows).set_index(["kind", "name", "layer"])
 
 
@@ -276,67 +214,13 @@ def choices_table(cfg: Settings) -> pd.DataFrame:
 
     Read from the comments beside the settings themselves, so the table cannot disagree with the code.
     """
-    source = Path(__file__).read_text(encoding="utf-8")
-    lines = source.splitlines()
-    sections = {type(getattr(cfg, f.name)).__name__: f.name for f in dataclasses.fields(cfg)}
     rows = []
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.ClassDef) or node.name not in sections or not node.name.endswith("Settings"):
-            continue
-        for item in node.body:
-            if not isinstance(item, ast.AnnAssign):
-                continue
-            _, _, comment = lines[item.end_lineno - 1].partition("  # ")
-            by, _, text = comment.partition(": ") if ": " in comment else (comment, "", "")
-            section, name = sections[node.name], item.target.id
-            here, default = (str(getattr(of, name)) for of in (getattr(cfg, section), type(getattr(cfg, section))()))
-            rows.append(
-                {
-                    "setting": f"{section}.{name}",
-                    "here": here,
-                    "default": default,
-                    "fixed by": "the paper" if by == "Paper" else "us",
-                    "changed here": "yes" if here != default else "",
-                    "note": text,
-                }
-            )
-    return pd.DataFrame(rows).set_index("setting")
-
-
-def code_choices() -> pd.DataFrame:
-    """The other choices, made in the code: every ``Choice:`` in the package outside the settings, with its place."""
-    rows = []
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        if path.name in ("config.py", "report.py"):
-            continue
-        source = path.read_text(encoding="utf-8")
-        lines = source.splitlines()
-        for number, line in enumerate(lines):
-            if "Choice: " in line:
-                where = f"{path.relative_to(REPOSITORY).as_posix()}{_named_place(source, number + 1)}"
-                rows.append({"where": where, "choice": _sentence(lines, number)})
-    return pd.DataFrame(rows, columns=["where", "choice"]).set_index("where")
-
-
-def _named_place(source: str, line: int) -> str:
-    """ ", name" of the innermost function or class around a line; empty at the top of a module."""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    around = [n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds) and n.lineno <= line <= n.end_lineno]
-    return f", {max(around, key=lambda n: n.lineno).name}" if around else ""
-
-
-def _sentence(lines: list[str], number: int) -> str:
-    """What follows ``Choice:``: in a comment to the end of the comment, in a docstring to the end of the sentence."""
-    before, _, text = lines[number].partition("Choice: ")
-    comment = "#" in before
-    alone = before.strip(" #:") == ""  # a comment on a line of its own may go on below; one behind code does not
-    for line in lines[number + 1 :]:
-        more = line.strip()
-        if comment and not (alone and more.startswith("#")):
-            break
-        if not comment and (". " in text or text.endswith((".", '"""')) or not more or more.startswith('"""')):
-            break
-        text += " " + more.lstrip("#: ")
-    if not comment:
-        text = text.split('"""')[0].split("Choice: ")[0].split(". ")[0]
-    return text.strip().rstrip(".")
+    for section in (f.name for f in dataclasses.fields(cfg) if dataclasses.is_dataclass(getattr(cfg, f.name))):
+        own = getattr(cfg, section)
+        usual, source = type(own)(), inspect.getsource(type(own))
+        for name, by, note in re.findall(r"^    (\w+): .*  # (Paper|Choice)(?:: (.*))?$", source, re.MULTILINE):
+            here, default = str(getattr(own, name)), str(getattr(usual, name))
+            who, changed = "the paper" if by == "Paper" else "us", "yes" if here != default else ""
+            rows.append((f"{section}.{name}", here, default, who, changed, note))
+    columns = ["setting", "here", "default", "fixed by", "changed here", "note"]
+    return pd.DataFrame(rows, columns=columns).set_index("setting")

@@ -278,8 +278,8 @@ def _node() -> str:
 
 # ---------------------------------------------------------------------------------------------- kept functions
 
-#: every kept function of the modules that are imported, by stage
-KEPT: dict[str, Kept] = {}
+#: every kept function of the modules that are imported
+KEPT: list[Kept] = []
 
 
 class Kept:
@@ -289,7 +289,7 @@ class Kept:
         self.function, self.stage, self.apart, self.version = function, stage, (*apart, "checkpoint"), version
         self.signature = inspect.signature(function)
         update_wrapper(self, function)
-        KEPT[stage] = self
+        KEPT.append(self)
 
     def __call__(self, *args, **kwargs):
         bound = self._bind(args, kwargs)

@@ -5,7 +5,7 @@ the stage, the digests of its inputs and the versions of the libraries, so equal
 and any other question does not. The folder is filled under a temporary name and renamed when complete; its
 ``manifest.json`` is written last and holds the provenance.
 
-Results that are computed in a bundle on another machine (``workflow.bundle``) are addressed as the machine
+Results that are computed in a bundle on another machine (``workflow.gpu``) are addressed as the machine
 that packed it would: ``HARVIS_KEYS`` names the bundle's ``keys.json``, which :meth:`Stage.key` takes the versions
 from. Their provenance says what they were really computed with.
 """

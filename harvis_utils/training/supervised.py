@@ -113,21 +113,22 @@ def train(cfg: Settings, windows: Windows, seed: int, turns: Turns | None = None
         found = trained(*about, device=cfg.device, turns=turns)
     key = trained.key(*about)
     model = new_model(windows, cfg.model, seed)
-    model.load_state_dict(_part(found, "weights."))
+    model.load_state_dict(part_of(found, "weights."))
     history = {name: found[name].numpy() for name in HISTORY}
     return Network(
         seed=seed,
         model=model.eval(),
         history=history,
         best_epoch=int(np.nanargmax(history["val_f1"])),
-        predicted={k: v.numpy() for k, v in _part(found, "predicted.").items()},
-        predicted_last={k: v.numpy() for k, v in _part(found, "last_predicted.").items()},
+        predicted={k: v.numpy() for k, v in part_of(found, "predicted.").items()},
+        predicted_last={k: v.numpy() for k, v in part_of(found, "last_predicted.").items()},
         key=key,
         wall_s=read_json(results.folder_of(trained.stage, key) / "manifest.json")["wall_s"],
     )
 
 
-def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
@@ -298,7 +299,8 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, no
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); delete it and train again") from error
+        reason = (str(error) or "it is empty").splitlines()[0]
+        raise TrainingError(f"{path} is damaged ({reason}); delete it and train again") from error
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     notes |= state["notes"]
@@ -306,21 +308,26 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, no
 
 
 def fit_best(model: nn.Module, windows: Windows, settings: TrainingSettings, seed: int, **options) -> dict:
-    """:func:`fit` to the training windows, scored after each epoch; leaves the weights with the best validation F1.
+    """:func:`fit` to the training windows; leaves the weights of the scored epoch with the best validation F1.
 
-    Returns "loss", "val_f1" and "test_f1" by epoch, and under "best" and "last" what the network was at that epoch:
-    its "weights" and the predicted classes of "val" and "test". ``options`` go to :func:`fit`.
+    Scored are every ``settings.evaluate_every``-th epoch and the last. Returns "loss", "val_f1" and "test_f1" by epoch
+    (NaN: not scored), and under "best" and "last" what the network was at that epoch: its "weights" and the predicted
+    classes of "val" and "test". ``options`` go to :func:`fit`.
     """
     device = next(model.parameters()).device
     x, y = (torch.as_tensor(a, device=device) for a in (windows.train.x, windows.train.activity))
     notes: dict = {"val_f1": [], "test_f1": [], "best": {}, "last": {}}
 
     def score(epoch: int, loss: float) -> dict[str, str]:
+        if (epoch + 1) % settings.evaluate_every and epoch + 1 < settings.epochs:
+            notes["val_f1"].append(np.nan)
+            notes["test_f1"].append(np.nan)
+            return {}
         notes["last"] = {name: torch.as_tensor(predict(model, getattr(windows, name))) for name in ("val", "test")}
         for name, classes in notes["last"].items():
             notes[f"{name}_f1"].append(macro_f1(getattr(windows, name), classes.numpy()))
         # Choice: the epoch with the best validation macro F1, the earliest of equals; the paper does not say
-        if int(np.argmax(notes["val_f1"])) == epoch:
+        if int(np.nanargmax(notes["val_f1"])) == epoch:
             notes["best"] = {"weights": {k: v.clone() for k, v in model.state_dict().items()}, **notes["last"]}
         return {"val_f1": f"{notes['val_f1'][-1]:.3f}"}
 

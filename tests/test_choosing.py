@@ -4,24 +4,26 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from harvis_utils.paper import claims, facts, readings
+from harvis_utils.paper import choosing, claims, variants
+from harvis_utils.paper.choosing import Facts
 
 LAYERS, UNITS, SEEDS = ("conv1", "conv2", "conv3"), 6, 3
-GRID = readings.grid()[:12]
-LABELS = [r.label for r in GRID]
+GRID = variants.READINGS[:12]
+LABELS = [r.name for r in GRID]
+METHODS = (*variants.FREE, *variants.PENALIZED)
 
 
 def made(good=(), seed=0):
     """Scores of twelve readings: those in ``good`` meet the paper's facts, the others hardly move."""
     rng = np.random.default_rng(seed)
-    dims = {"seed": SEEDS, "reading": len(GRID), "technique": len(readings.METHODS), "layer": 3, "unit": UNITS}
+    dims = {"seed": SEEDS, "reading": len(GRID), "technique": len(METHODS), "layer": 3, "unit": UNITS}
     names = tuple(dims)
 
     def table(fill):
         return xr.DataArray(
             fill * rng.uniform(0.9, 1.1, tuple(dims.values())),
             dims=names,
-            coords={"reading": LABELS, "technique": list(readings.METHODS), "layer": list(LAYERS)},
+            coords={"reading": LABELS, "technique": list(METHODS), "layer": list(LAYERS)},
         )
 
     scores = xr.Dataset(
@@ -64,82 +66,73 @@ def made(good=(), seed=0):
 
 
 def judged(good, seed=0):
-    wanted = facts.facts()
-    arrays = facts.values(*made(good, seed), LABELS, wanted)
-    drawn = facts.draws(arrays, wanted, UNITS, n=60)
-    return wanted, arrays, drawn
+    found = choosing.facts(*made(good, seed), GRID)
+    return found, found.draws(UNITS, n=60)
 
 
 def test_facts_are_the_claims_criteria_unchanged_and_one_more():
-    wanted = facts.facts()
-    assert list(dict.fromkeys(name for name, _ in wanted)) == list(facts.CHOOSING)
-    of_claims = [c for claim in claims.CLAIMS if claim.id in facts.CHOOSING for c in claim.criteria]
-    assert [c for _, c in wanted if c is not facts.SOME_FAIL] == of_claims and len(wanted) == len(of_claims) + 1
+    wanted = choosing.criteria_of()
+    assert list(dict.fromkeys(c.claim for c in wanted)) == list(choosing.CHOOSING)
+    of_claims = [c for c in claims.CRITERIA if c.claim in choosing.CHOOSING]
+    assert [c for c in wanted if c is not choosing.SOME_FAIL] == of_claims and len(wanted) == len(of_claims) + 1
 
 
 def test_the_reading_that_meets_the_facts_is_found():
-    wanted, arrays, drawn = judged(good=[7])
-    table = facts.table(GRID, arrays, wanted, drawn)
+    table = choosing.table(GRID, *judged(good=[7]))
     assert table.attrs["winner"] == table.index[0] == LABELS[7]
     assert table["score"].iloc[0] == 1 and table["admissible"].sum() == 1
     assert (table["difference high"].iloc[1:] < 0).all()
 
 
 def test_readings_that_agree_cannot_be_told_apart_and_the_nearest_to_the_paper_wins():
-    wanted, arrays, drawn = judged(good=[2, 1, 8])
-    table = facts.table(GRID, arrays, wanted, drawn)
+    table = choosing.table(GRID, *judged(good=[2, 1, 8]))
     assert set(table.index[table["admissible"]]) == {LABELS[k] for k in (1, 2, 8)}
-    fewest = min((1, 2, 8), key=lambda k: (GRID[k].departures, k))
+    fewest = min((1, 2, 8), key=lambda k: (variants.departures(GRID[k]), k))
     assert table.attrs["winner"] == LABELS[fewest]
 
 
 def test_the_winner_is_the_nearest_to_the_paper_among_those_that_cannot_be_told_apart():
-    departures = [r.departures for r in GRID]
+    departures = [variants.departures(r) for r in GRID]
     near, far = departures.index(min(departures)), departures.index(max(departures))
     scores = np.full(len(GRID), 0.1)
     scores[[near, far]] = 0.7, 0.8
-    assert facts.best(scores, GRID) == far
+    assert choosing.best(scores, GRID) == far
     alike = scores > 0.5
-    assert facts.winner(scores, alike, GRID) == near
-    assert facts.winner(scores, scores > 0.75, GRID) == far, "one that can be told apart does not win"
+    assert choosing.winner(scores, alike, GRID) == near
+    assert choosing.winner(scores, scores > 0.75, GRID) == far, "one that can be told apart does not win"
     same = [k for k, d in enumerate(departures) if d == min(departures)]
     assert len(same) > 1
     scores[same[-1]] = 0.75
-    assert facts.winner(scores, scores > 0.5, GRID) == same[-1], "of equally near ones the higher score wins"
+    assert choosing.winner(scores, scores > 0.5, GRID) == same[-1], "of equally near ones the higher score wins"
 
 
 def test_a_claim_is_judged_under_readings_chosen_by_the_others():
     """A reading that meets all but C4 is admissible for C4, where it counts against the claim."""
     scores, real = made(good=[3, 4])
     scores["failed"].loc[{"reading": LABELS[4], "technique": "lowpass"}] = False
-    wanted = facts.facts()
-    arrays = facts.values(scores, real, LABELS, wanted)
-    found = facts.shares(GRID, arrays, wanted, facts.draws(arrays, wanted, UNITS, n=60))
+    own = choosing.facts(scores, real, GRID)
+    found = choosing.shares(GRID, own, own.draws(UNITS, n=60))
     assert found.loc["C4", "admissible readings"] == 2 and found.loc["C4", "all facts met in"] == 0.5
     assert found.loc["C6", "admissible readings"] == 1 and found.loc["C6", "all facts met in"] == 1
     assert found.loc["C4", "in all readings"] == pytest.approx(1 / len(GRID))
 
 
 def test_claims_that_chose_nothing_are_judged_too():
-    wanted, arrays, drawn = judged(good=[3])
-    others = facts.facts(("C11",))
-    deep, _ = made(good=[3])
+    deep, real = made(good=[3])
     deep["n_frequencies"].loc[{"layer": "conv3", "reading": LABELS[3]}] += 1
-    _, real = made()
-    values = facts.values(deep, real, LABELS, others)
-    found = facts.shares(GRID, arrays, wanted, drawn, list(zip(others, values, strict=True)))
+    found = choosing.shares(GRID, *judged(good=[3]), choosing.facts(deep, real, GRID, ("C11",)))
     assert found.loc["C11", "admissible readings"] == 1 and found.loc["C11", "all facts met in"] == 1
 
 
 def test_points_scores_and_draws_equal_plain_loops():
-    wanted, arrays, _ = judged(good=[0, 5], seed=3)
-    for array in arrays:
+    facts, _ = judged(good=[0, 5], seed=3)
+    for array in facts.values:
         array[:, 0, 1] = np.nan
     rng = np.random.default_rng(5)
     network, unit = rng.integers(SEEDS, size=SEEDS), rng.integers(UNITS, size=(SEEDS, 3, UNITS))
-    found = facts.points(arrays, wanted, network, unit)
+    found = facts.points(network, unit)
     for r in range(len(GRID)):
-        for k, (array, (_, criterion)) in enumerate(zip(arrays, wanted, strict=True)):
+        for k, (array, criterion) in enumerate(zip(facts.values, facts.criteria, strict=True)):
             values = [
                 array[r, network[n], layer * UNITS + unit[n, layer, u]]
                 for n in range(SEEDS)
@@ -149,18 +142,18 @@ def test_points_scores_and_draws_equal_plain_loops():
             values = [v for v in values if not np.isnan(v)]
             expected = np.median(values) if criterion.summary == "median" else np.mean(values)
             assert found[r, k] == pytest.approx(expected)
-    is_met = facts.met(found, wanted)
-    total = facts.score(is_met, wanted, without="C5")
+    met = facts.met(network, unit)
+    total, drawn = facts.score(met, without="C5"), facts.score(np.stack([met, ~met]), without="C5")
+    assert np.array_equal(drawn, [total, facts.score(~met, without="C5")])
     for r in range(len(GRID)):
         shares = []
-        for claim in facts.CHOOSING:
-            own = [is_met[r, k] for k, (name, _) in enumerate(wanted) if name == claim]
+        for claim in choosing.CHOOSING:
+            own = [met[r, k] for k, criterion in enumerate(facts.criteria) if criterion.claim == claim]
             if claim != "C5":
                 shares.append(sum(own) / len(own))
         assert total[r] == pytest.approx(sum(shares) / len(shares))
 
 
 def test_what_was_not_measured_is_not_met():
-    wanted, arrays, _ = judged(good=[0])
-    arrays[0] = arrays[0] * np.nan
-    assert not facts.met(facts.points(arrays, wanted), wanted)[:, 0].any()
+    facts, _ = judged(good=[0])
+    assert not Facts(facts.criteria, [facts.values[0] * np.nan, *facts.values[1:]]).met()[:, 0].any()

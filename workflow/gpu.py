@@ -1,9 +1,9 @@
 """A run's heavy results computed on a bare CUDA machine: packed here, run there by one command, brought back.
 
-    python -m workflow.bundle pack --profile paper --dataset dsads    here: one tar file (make gpu-bundle)
-    tar xf FILE; sh harvis-bundle/run.sh --device cuda                    there: again while it exits with 75
-    sh harvis-bundle/run.sh --collect OUT                                 there: the results as numbered parts
-    python -m workflow.bundle unpack OUT                              here: now the notebooks find them
+    python -m workflow.gpu pack --profile paper --dataset dsads    here: one tar file (make gpu-bundle)
+    tar xf FILE; sh harvis-bundle/run.sh --device cuda             there: again while it exits with 75
+    sh harvis-bundle/run.sh --collect OUT                          there: the results as numbered parts
+    python -m workflow.gpu unpack OUT                              here: now the notebooks find them
 
 A bundle holds the packages, the recordings and ``keys.json``: the settings, and what the addresses of results are made
 of on the machine that packs it (library versions, digests of code). There ``HARVIS_KEYS`` names that file, so that
@@ -16,20 +16,31 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from harvis_utils.data import archive, kinds, windowing
-from harvis_utils.parallel import threads
+from harvis_utils.data import archive, kinds
+from harvis_utils.data.windowing import Windows
+from harvis_utils.maximization import starting
+from harvis_utils.paper import readings, recipes
+from harvis_utils.parallel import threads, torch_device
+from harvis_utils.run import Run
 from harvis_utils.settings import (
     REPOSITORY,
     Settings,
@@ -40,73 +51,49 @@ from harvis_utils.settings import (
     keys_file,
     load_settings,
 )
-from harvis_utils.store import stages
+from harvis_utils.store import results
+from harvis_utils.store.code import code_digest
 from harvis_utils.store.files import ArtifactError, replacing, write_json
 from harvis_utils.training import supervised
-from workflow import heavy
 
 FOLDER, RECORDINGS, MANIFEST = "harvis-bundle", "recordings.npz", "parts.json"
 MIB = 2**20
+#: exit code for "the time is up, call again": EX_TEMPFAIL of sysexits.h
+MORE = 75
 
-#: what the heavy stages need beside torch, and the names under which they import it
-NEEDED = {name: name for name in ("h5netcdf", "h5py", "numpy", "pandas", "psutil", "safetensors", "scipy", "tqdm")}
-NEEDED |= {"scikit-learn": "sklearn", "xarray": "xarray"}
-#: where torch is, its own dependencies are
-TORCHS = {"torch", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "setuptools", "sympy"}
-TORCHS |= {"typing-extensions"}
+#: what a run is asked for, in the order of making
+RESULTS = ("networks", "statistics", "signals", "scores", "controls")
+#: what these need, and the names under which they import it
+NEEDED = {name: name for name in ("torch", "h5netcdf", "h5py", "numpy", "pandas", "psutil", "safetensors", "scipy")}
+NEEDED |= {"scikit-learn": "sklearn", "tqdm": "tqdm", "xarray": "xarray"}
 #: pip takes each of these names as it is: a newer one does not include the older ones
 PLATFORMS = [f"manylinux{n}_x86_64" for n in ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "2010", "1")]
 
-RUN = r"""#!/bin/sh
-# Computes what is missing, as far as the seconds reach; exits with 75 while there is more to do.
-#   sh run.sh [--seconds 480] [--device cuda] [--workers 5]
-#   sh run.sh --collect OUT [--part-mib 16] [--parts 1-4]
-# The environment variable PYTHON names the interpreter (python3); it needs torch.
-began=$(date +%s)
-here=$(cd "$(dirname "$0")" && pwd) || exit 1
-python=${PYTHON:-python3}
-if [ -d "$here/wheels" ] && [ ! -e "$here/site/.complete" ]; then
-    for wheel in "$here"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$here/site" || exit 1; done
-    : > "$here/site/.complete"
-fi
-# safe path: the package here, not one in the folder where this is called
-export PYTHONPATH="$here:$here/site" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
-export HARVIS_KEYS=keys.json HARVIS_ARTIFACTS=data/derived
-export OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
-unset HARVIS_JOURNAL HARVIS_PROGRESS
-"$python" -c '
-import importlib.util, sys
-if sys.version_info < (3, 11):
-    sys.exit("Python 3.11 or newer is needed; let PYTHON name one")
-pairs = [word.split("=") for word in sys.argv[1:]]
-gone = [package for package, module in pairs if not importlib.util.find_spec(module)]
-if gone:
-    sys.exit("not installed here: " + ", ".join(gone) + "; install them, or pack again with --wheels-for")
-' MODULES || exit 1
-exec "$python" -m workflow.bundle run --began "$began" "$@"
-""".replace("MODULES", " ".join(f"{package}={module}" for package, module in {"torch": "torch", **NEEDED}.items()))
-
 
 class BundleError(RuntimeError):
-    """A bundle or its results cannot be used; the message names the file, what is wrong and what to do."""
+    """A bundle that cannot be made, run or brought back; the message says what to do."""
 
 
-def _modules() -> list[str]:
-    return sorted({module for stage in heavy.STAGES.values() for module in stage.modules})
-
-
-def _versions() -> dict[str, str]:
-    """Library versions as keys hold them."""
-    return dict(zip(stages.VERSIONED, stages.key_parts(())["versions"], strict=True))
-
-
-def _code(module: str) -> str:
-    """Digest of a module as keys hold it."""
-    return stages.key_parts([module])["code"][0]
+def stored() -> list[str]:
+    """Addresses ("stage/key") of all results that are there."""
+    store = artifact_root() / "store"
+    return sorted(path.parent.relative_to(store).as_posix() for path in store.glob("*/*/manifest.json"))
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _state() -> dict:
+    """What of this project's state addresses are made of, see :mod:`harvis_utils.store.results`."""
+    functions = [(kept.function.__module__, kept.function.__name__) for kept in results.KEPT]
+    return {
+        "versions": results.versions(),
+        "code": {f"{module}.{name}": code_digest(module, name) for module, name in functions},
+        "package": results.package_digest(),
+        "python": platform.python_version(),
+        "git": results.git_revision(),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ here: packing
@@ -124,17 +111,15 @@ def pack(
     known = {
         "settings": as_json(cfg) | {"device": None},
         "data": {"digest": recordings.digest, "verified": recordings.verified},
-        "results": heavy.plan(cfg, recordings.digest),
-        "versions": _versions(),
-        "code": {_digest(stages.source_file(m).read_bytes()): _code(m) for m in _modules()},
-        "python": platform.python_version(),
-        "git": stages.git_revision(),
+        "needs": NEEDED,
+        **_state(),
     }
     with tempfile.TemporaryDirectory() as made, replacing(out) as part:
         folder = Path(made)
-        (folder / "run.sh").write_text(RUN, encoding="utf-8")
+        shutil.copyfile(Path(__file__).with_suffix(".sh"), folder / "run.sh")
         write_json(folder / "keys.json", known)
-        archive._save(folder / RECORDINGS, recordings.items)
+        who = {name: [getattr(item, name) for item in recordings.items] for name in ("subject", "activity")}
+        np.savez(folder / RECORDINGS, **who, **{f"{i}": item.signal for i, item in enumerate(recordings.items)})
         if wheels_for:
             fetch_wheels(wheels_for, have, folder / "wheels")
         members = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -165,46 +150,97 @@ def _write_tar(path: Path, members: dict[str, Path]) -> None:
 
 def fetch_wheels(python: str, have: Iterable[str], folder: Path) -> list[str]:
     """Wheels for Python ``python`` on Linux, x86-64, of what is needed beside torch and ``have``; names what it got."""
-    target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
-    target += [word for name in PLATFORMS for word in ("--platform", name)]
-    target += ["-c", REPOSITORY / "constraints.txt"]
-    kept = TORCHS | {_normal(name) for name in have}
-    wanted = [name for name in NEEDED if name not in kept]
-    # pip says what these need in turn on that Python
-    report = _pip("install", "--dry-run", "--ignore-installed", "--target", folder, "--report", "-", *target, *wanted)
-    found = {_normal(r["metadata"]["name"]): r["metadata"]["version"] for r in json.loads(report)["install"]}
-    fetched = [f"{name}=={release}" for name, release in sorted(found.items()) if name not in kept]
-    if fetched:
-        _pip("download", "--no-deps", "--dest", folder, *target, *fetched)
-    return fetched
+    there = {_normal(name) for name in ("torch", *have)}
+    words = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, "--dest", folder]
+    words += [word for name in PLATFORMS for word in ("--platform", name)]
+    words += ["-c", REPOSITORY / "constraints.txt", *(name for name in NEEDED if name not in there)]
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BundleError(f"pip download failed: {done.stderr.strip()[-800:]}; nothing was packed")
+    wheels = {wheel: _normal(wheel.name.split("-")[0]) for wheel in sorted(folder.glob("*.whl"))}
+    for wheel, name in wheels.items():
+        if name in there:  # what others of them need in turn
+            wheel.unlink()
+    return [name for name in wheels.values() if name not in there]
 
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _pip(*words) -> str:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise BundleError(f"pip {words[0]} failed: {done.stderr.strip()[-800:]}; nothing was packed")
-    return done.stdout
-
-
 # ------------------------------------------------------------------------------------- there: computing and collecting
 
 
-def unpacked(device: str | None) -> tuple[Settings, windowing.Windows]:
-    """Settings and windows of the bundle that this is."""
-    known = stages.packed()
+def unpacked(device: str | None) -> Run:
+    """Settings and recordings of the bundle that this is."""
+    known = results.packed()
     if not known:
         raise BundleError("this is no unpacked bundle; start the run.sh of one")
-    cfg = dataclasses.replace(from_json(known["settings"]), device=device)
-    if heavy.plan(cfg, known["data"]["digest"]) != known["results"]:
+    if results.package_digest() != known["package"]:
         raise BundleError(f"{REPOSITORY}: this is not the code that was packed; unpack the bundle again")
-    items = archive._read(keys_file().with_name(RECORDINGS))
-    recordings = kinds.Recordings(cfg.dataset, kinds.check_name(cfg.dataset), items, **known["data"])
-    return cfg, windowing.cut(recordings, cfg.windows)
+    run = Run(dataclasses.replace(from_json(known["settings"]), device=device))
+    with np.load(keys_file().with_name(RECORDINGS), allow_pickle=False) as kept:
+        who = zip(kept["subject"].tolist(), kept["activity"].tolist(), strict=True)
+        items = tuple(kinds.Recording(*both, kept[f"{i}"]) for i, both in enumerate(who))
+    name = run.cfg.dataset
+    run.recordings = kinds.Recordings(name, kinds.check_name(name), items, **known["data"])
+    return run
+
+
+def compute(run: Run, workers: int = 1) -> None:
+    """Compute what is missing of the results of notebooks 02 to 04, 07 and 09 that take long.
+
+    What is there is not made again, and training goes on after its last epoch, so this can be killed anywhere. On CUDA
+    ``workers`` networks are trained at once, each in a process of its own: a small network leaves a GPU mostly idle.
+    """
+    cfg, choosing = run.cfg, run.choosing
+    if workers > 1 and torch_device(cfg.device).type == "cuda":
+        each = [(some, seed) for some in (cfg, choosing.cfg) for seed in some.training.seeds]
+        spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
+            for done in [pool.submit(_train, some, run.data, seed) for some, seed in each]:
+                done.result()
+    with results.around_builds(_said):
+        for name in RESULTS:
+            getattr(run, name)
+        if not choosing.cfg.training.seeds:
+            return
+        for net in choosing.networks:
+            readings.signals(cfg, run.data, net, choosing.statistics.sel(seed=net.seed), readings.grid())
+        units = starting.chosen_units(cfg.model.n_units, cfg.readings.n_units)
+        for some in (choosing, run):
+            recipes.signals(some.cfg, run.data, some.networks, some.statistics, recipes.RECIPES, units)
+
+
+def _train(cfg: Settings, data: Windows, seed: int) -> None:
+    supervised.networks(dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=(seed,))), data)
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the process that waits for it was killed, and use one thread and no TF32."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    _exactly(1)
+
+
+def _exactly(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # no TF32 on CUDA: its 10 bits of mantissa would be seen in every signal
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def _said(stage: str, key: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    print(f"  {stage}/{key}: {time.perf_counter() - begun:.1f} s", flush=True)
+
+
+def _stop() -> None:
+    """The end of the time: what is stored is whole, so nothing has to be tidied up."""
+    print(f"{len(stored())} results are there; the time is up, the same command goes on", flush=True)
+    os._exit(MORE)
 
 
 def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> list[Path]:
@@ -213,16 +249,15 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
     With ``chosen`` only the parts of these numbers (from 1): some machines give back little at once. The manifest
     always names all parts, and they are the same in every call while no result is added.
     """
-    known = stages.packed()
-    there = [address for address in known.get("results", ()) if heavy.there(address)]
+    there = stored()
     if not there:
         raise BundleError("there are no results to collect yet; run.sh without --collect makes them")
-    folders = {address: _stage(address).require(Path(address).name) for address in there}
+    store = artifact_root() / "store"
     out.mkdir(parents=True, exist_ok=True)
     digests, written = {}, []
     with tempfile.TemporaryDirectory(dir=out) as made:
         whole = Path(made, "results.tar")
-        _write_tar(whole, {f"{a}/{path.name}": path for a, f in folders.items() for path in sorted(f.iterdir())})
+        _write_tar(whole, {f"{a}/{p.name}": p for a in there for p in sorted((store / a).iterdir())})
         with whole.open("rb") as content:
             while block := content.read(int(part_mib * MIB)):
                 name = f"results.{len(digests) + 1:03d}"
@@ -233,12 +268,8 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
                     written.append(out / name)
     if not written:
         raise BundleError(f"there are parts 1 to {len(digests)}; choose among these")
-    write_json(out / MANIFEST, {"parts": digests, "results": there, "keys": known})
+    write_json(out / MANIFEST, {"parts": digests, "results": there, "keys": results.packed()})
     return written
-
-
-def _stage(address: str) -> stages.Stage:
-    return heavy.STAGES[address.partition("/")[0]]
 
 
 # ------------------------------------------------------------------------------------------ here: what was brought back
@@ -263,13 +294,14 @@ def unpack(paths: Sequence[Path]) -> tuple[int, int]:
         raise BundleError(f"one of {', '.join(map(str, manifests))} is damaged ({error}); fetch it again") from error
     if any(other != about for other in others):
         raise BundleError(f"{', '.join(map(str, manifests))} are of different collections; give the parts of one")
-    _check_addresses(about["keys"])
+    _check_state(about["keys"], {address.partition("/")[0] for address in about["results"]})
     parts = {f.name: f for f in files if f.exists()}
     if missing := [name for name in about["parts"] if name not in parts]:
         raise BundleError(f"missing: {', '.join(missing)}, of {len(about['parts'])} parts; fetch them too")
-    brought = [address for address in about["keys"]["results"] if address in about["results"]]
-    new = [address for address in brought if not heavy.there(address)]
-    with tempfile.TemporaryFile() as whole:
+    store = artifact_root() / "store"
+    store.mkdir(parents=True, exist_ok=True)
+    new = [address for address in about["results"] if address not in stored()]
+    with tempfile.TemporaryFile() as whole, tempfile.TemporaryDirectory(dir=store, prefix=".unpacking.") as folder:
         for name, digest in about["parts"].items():
             content = parts[name].read_bytes()
             if _digest(content) != digest:
@@ -277,41 +309,31 @@ def unpack(paths: Sequence[Path]) -> tuple[int, int]:
             whole.write(content)
         whole.seek(0)
         with tarfile.open(fileobj=whole) as tar:
-            for address in new:
-                _adopt(tar, address)
-    return len(new), len(brought) - len(new)
+            tar.extractall(folder, filter="data")
+        for address in new:
+            (store / address).parent.mkdir(exist_ok=True)
+            os.replace(Path(folder, address), store / address)
+    return len(new), len(about["results"]) - len(new)
 
 
-def _check_addresses(known: dict) -> None:
-    """Refuse results of another state of the project, and say in what it differs."""
-    if heavy.plan(from_json(known["settings"]), known["data"]["digest"]) == known["results"]:
-        return
-    here, packed = _versions(), known["versions"]
-    why = [f"{lib} is {here[lib]} here and was {packed.get(lib)}" for lib in here if here[lib] != packed.get(lib)]
-    for module in _modules():
-        if _code(module) not in known["code"].values():
-            same = _digest(stages.source_file(module).read_bytes()) in known["code"]
-            why.append(f"Python was {known['python']}" if same else f"harvis_utils.{module} differs")
-    raise BundleError(
-        f"no notebook here would look for these results: {'; '.join(dict.fromkeys(why)) or 'another plan of stages'}. "
-        f"Use the project as it was when the bundle was packed (revision {known['git']}), or pack and run again"
-    )
-
-
-def _adopt(tar: tarfile.TarFile, address: str) -> None:
-    """Store one result, with the provenance that it came with."""
-
-    def read(name: str) -> bytes:
-        return tar.extractfile(f"{address}/{name}").read()
-
-    about = json.loads(read("manifest.json"))
-
-    def build(folder: Path) -> float:
-        for name in about["files"]:
-            (folder / Path(name).name).write_bytes(read(name))
-        return float(about["wall_s"])
-
-    _stage(address).obtain(Path(address).name, build, about["provenance"])
+def _check_state(packed: dict, stages: set[str]) -> None:
+    """Refuse results of these stages that were computed in another state of the project, and say what differs."""
+    here = _state()
+    why = [
+        f"{library} is {version} here and was {packed['versions'].get(library)}"
+        for library, version in here["versions"].items()
+        if version != packed["versions"].get(library)
+    ]
+    for kept in (kept for kept in results.KEPT if kept.stage in stages and not kept.version):
+        name = f"{kept.function.__module__}.{kept.function.__name__}"
+        if here["code"][name] != packed["code"].get(name):
+            same = here["package"] == packed["package"]
+            why.append(f"Python was {packed['python']}" if same else f"{name} differs")
+    if why:
+        raise BundleError(
+            f"no notebook here would look for these results: {'; '.join(dict.fromkeys(why))}. Use the project as it "
+            f"was when the bundle was packed (revision {packed['git']}), or pack and run again"
+        )
 
 
 # --------------------------------------------------------------------------------------------------- the command line
@@ -324,22 +346,24 @@ def _pack_command(words: argparse.Namespace) -> None:
     wheels = sum(size for name, size in sizes.items() if name.startswith("wheels/"))
     print(f"{out}: {out.stat().st_size / MIB:.1f} MiB", end=", ")
     print(f"recordings {sizes[RECORDINGS] / MIB:.1f}, wheels {wheels / MIB:.1f}")
-    print(f"there: tar xf {out.name} && sh {FOLDER}/run.sh --device cuda    (again while it exits with {heavy.MORE})")
+    print(f"there: tar xf {out.name} && sh {FOLDER}/run.sh --device cuda    (again while it exits with {MORE})")
 
 
 def _run_command(words: argparse.Namespace) -> None:
     if words.collect:
         first, _, last = words.parts.partition("-")
-        written = collect(
-            Path(words.collect), words.part_mib, range(int(first), int(last or first) + 1) if first else None
-        )
-        print(f"{heavy.count(stages.packed()['results'])}; {len(written)} parts of them in {words.collect}")
+        chosen = range(int(first), int(last or first) + 1) if first else None
+        written = collect(Path(words.collect), words.part_mib, chosen)
+        print(f"{len(stored())} results are there; {len(written)} parts of them in {words.collect}")
         return
-    cfg, data = unpacked(words.device)
-    torch.set_num_threads(threads())
-    print(f"{heavy.count(stages.packed()['results'])}; device {stages.provenance(cfg)['device']}", flush=True)
-    heavy.run(cfg, data, words.began + words.seconds, words.workers or threads())
-    print("all results are there; to bring them back: sh run.sh --collect OUT")
+    run = unpacked(words.device)
+    stopping = threading.Timer(max(0.0, words.began + words.seconds - time.time()), _stop)
+    stopping.daemon = True
+    stopping.start()
+    _exactly(threads())
+    print(f"{len(stored())} results are there; device {results.provenance(words.device)['device']}", flush=True)
+    compute(run, words.workers or threads())
+    print(f"all {len(stored())} results are there; to bring them back: sh run.sh --collect OUT")
 
 
 def _unpack_command(words: argparse.Namespace) -> None:
@@ -348,7 +372,7 @@ def _unpack_command(words: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m workflow.bundle", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m workflow.gpu", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
     packing = commands.add_parser("pack", help="write the bundle")
     packing.set_defaults(command=_pack_command)
@@ -357,13 +381,13 @@ def _parser() -> argparse.ArgumentParser:
     packing.add_argument("--out", metavar="FILE", help="default: dist/harvis-<profile>-<dataset>.tar")
     packing.add_argument("--limit-mib", type=float, default=64, help="refuse to write a larger one (%(default)s)")
     packing.add_argument("--wheels-for", metavar="3.12", help="carry packages, for this version of Python")
-    packing.add_argument("--have", nargs="*", default=[], metavar="NAME", help="packages not to carry, beside torch's")
+    packing.add_argument("--have", nargs="*", default=[], metavar="NAME", help="packages not to carry, beside torch")
     running = commands.add_parser("run", help="in an unpacked bundle, by run.sh: compute or collect")
     running.set_defaults(command=_run_command)
-    running.add_argument("--seconds", type=float, default=480, help="stop before (%(default)s)")
+    running.add_argument("--seconds", type=float, default=480, help="stop then; a result takes less (%(default)s)")
     running.add_argument("--began", type=float, default=time.time(), help="Unix seconds from which these count (now)")
     running.add_argument("--device", help="default: cuda where there is one")
-    running.add_argument("--workers", type=int, help="networks trained at once; default: as many as threads")
+    running.add_argument("--workers", type=int, help="networks trained at once on CUDA; default: as many as threads")
     running.add_argument("--collect", metavar="OUT", help="write the results to this folder instead")
     running.add_argument("--part-mib", type=float, default=16, help="largest part (%(default)s)")
     running.add_argument("--parts", default="", metavar="1-4", help="write only these")
@@ -376,19 +400,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """``pack``, ``run`` or ``unpack``; 0 when it worked, 75 when there is more to run, 1 with a message otherwise."""
     words = _parser().parse_args(arguments)
+    errors = (ArtifactError, SettingsError, kinds.DataError, supervised.TrainingError)
     try:
         words.command(words)
-    except heavy.OutOfTime:
-        print(f"{heavy.count(stages.packed()['results'])}; the time is up, the same command goes on")
-        return heavy.MORE
-    except (
-        BundleError,
-        ArtifactError,
-        SettingsError,
-        kinds.DataError,
-        supervised.TrainingError,
-    ) as e:
-        print(f"\n{e}", file=sys.stderr)
+    except (BundleError, *errors) as error:
+        print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)

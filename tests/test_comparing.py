@@ -1,12 +1,13 @@
-"""Tables of evidence: what each row says, who is better, and what follows for a claim."""
+"""Tables of measures: what each row says, who is better, and which variant gains on both axes."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
+from harvis_utils.metrics import realism
 from harvis_utils.metrics.intervals import interval, paired
-from harvis_utils.paper import claims, evidence, recipes
+from harvis_utils.paper import choosing, comparing, variants
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import read_json
 
@@ -40,7 +41,7 @@ def made_measures(names=("a", "b"), dimension="technique", seed=0) -> xr.Dataset
 def test_table_has_means_and_intervals_of_every_measure():
     made = made_measures()
     made["failed"][{"technique": 1, "layer": 0, "unit": 0, "seed": 0}] = True
-    found = evidence.table(made, "technique")
+    found = comparing.table(made, "technique")
     assert list(found.index) == [(m, la) for m in "ab" for la in LAYERS]
     assert found.loc[("b", "conv1"), "failed"] == pytest.approx(1 / (SEEDS * UNITS))
     assert (found["networks"] == SEEDS).all()
@@ -48,21 +49,21 @@ def test_table_has_means_and_intervals_of_every_measure():
     point, (low, high) = interval(values)
     row = found.loc[("b", "conv2")]
     assert (row["realism p"], row["realism p low"], row["realism p high"]) == (point, low, high)
-    for column in evidence.MEASURES:
+    for column in comparing.MEASURES:
         assert (found[f"{column} low"] <= found[column]).all() and (found[column] <= found[f"{column} high"]).all()
 
 
 def test_what_a_measure_lacks_is_left_out_and_all_of_it_is_nan():
     made = made_measures()
     made["matched_ssim"][{"technique": 0}] = np.nan
-    found = evidence.table(made, "technique")
+    found = comparing.table(made, "technique")
     missing = [f"matched Ssim, log10 G²{end}" for end in ("", " low", " high")]
     assert found.loc["a", missing].isna().all(axis=None) and found.loc["b", missing].notna().all(axis=None)
 
 
 def test_differences_say_who_is_better_on_measures_that_have_a_better_side():
     made = made_measures()
-    found = evidence.differences(made, "technique", [("a", "b"), ("b", "a")]).set_index(["first", "layer", "measure"])
+    found = comparing.differences(made, "technique", [("a", "b"), ("b", "a")]).set_index(["first", "layer", "measure"])
     a, b = (made["reached"].sel(technique=m, layer="conv1").values for m in "ab")
     row, twin = found.loc[("a", "conv1", "activation")], paired(a, b)
     assert (row["difference"], row["low"], row["high"]) == (twin.mean, *twin.interval)
@@ -75,20 +76,9 @@ def test_differences_say_who_is_better_on_measures_that_have_a_better_side():
     moved = made.copy(deep=True)
     moved["displacement_g"][{"technique": 0}] += 1
     moved["spectral_distance"][{"technique": 0}] += 1
-    found = evidence.differences(moved, "technique", [("a", "b")]).set_index(["layer", "measure"])
+    found = comparing.differences(moved, "technique", [("a", "b")]).set_index(["layer", "measure"])
     assert set(found.loc[(slice(None), "moved by [G]"), "better"]) == {""}, "moving is neither good nor bad"
     assert set(found.loc[(slice(None), "spectral distance"), "better"]) == {"b"}, "nearer is better"
-
-
-def test_averages_are_means_over_layers_of_what_is_there():
-    made = made_measures()
-    made["matched_ssim"][{"technique": 0, "layer": 0}] = np.nan
-    found = evidence.table(made, "technique")
-    averages = evidence.averages(found)
-    assert list(averages.index) == ["a", "b"] and list(averages) == list(evidence.MEASURES)
-    assert averages.loc["b", "nearness"] == pytest.approx(found.loc["b", "nearness"].mean())
-    column = "matched Ssim, log10 G²"
-    assert averages.loc["a", column] == found.loc[("a", "conv2"), column]
 
 
 def test_dependence_is_drawn_by_level_and_network():
@@ -99,7 +89,7 @@ def test_dependence_is_drawn_by_level_and_network():
         for level in levels
         for s in (3, 5)
     ]
-    curves = evidence.dependence_curves(pd.DataFrame(rows))
+    curves = comparing.dependence_curves(pd.DataFrame(rows))
     assert list(curves) == ["noise_g", "epochs"] and curves["noise_g"]["level"].tolist() == [0.0, 0.2]
     for row in rows:
         of = curves[row["factor"]]
@@ -111,43 +101,10 @@ def test_dependence_is_drawn_by_level_and_network():
 def test_two_groups_are_joined_by_what_both_have():
     first, second = made_measures(("p",), "control"), made_measures(("q", "r"), "control", seed=1)
     first["extra"] = first["reached"]
-    both = evidence.joined(first, second, "control")
+    both = comparing.joined(first, second, "control")
     assert list(both["control"].values) == ["p", "q", "r"] and "extra" not in both
     assert both["dead"].dims == ("seed", "layer", "unit")
     xr.testing.assert_equal(both["reached"].sel(control="q"), second["reached"].sel(control="q"))
-
-
-@pytest.mark.parametrize(
-    ("verdict", "share", "said"),
-    [
-        (claims.HOLDS, 0.9, "believe it"),
-        (claims.HOLDS, None, "believe it"),
-        (claims.HOLDS, 0.2, "it holds, but the hyper-parameters decided it"),
-        (claims.PARTLY, 0.9, "believe what the criteria meet"),
-        (claims.PARTLY, 0.0, "believe little: it depends on the hyper-parameters"),
-        (claims.FAILS, 0.0, "doubt it"),
-        (claims.FAILS, float("nan"), "doubt it"),
-        (claims.FAILS, 0.8, "doubt it here; other readings meet it"),
-        (claims.UNTESTABLE, 0.8, "open: not tested here"),
-    ],
-)
-def test_belief(verdict, share, said):
-    assert evidence.belief(verdict, share) == said
-
-
-def test_beliefs_of_a_run():
-    results = {
-        "claims": [
-            {"id": "C1", "paper": "p1", "verdict": claims.UNTESTABLE},
-            {"id": "C4", "paper": "p4", "verdict": claims.HOLDS},
-        ]
-    }
-    found = evidence.beliefs(results, {"C4": {"all facts met in": 0.75}})
-    assert list(found.index) == ["C1", "C4"] and list(found["what to believe"]) == [
-        "open: not tested here",
-        "believe it",
-    ]
-    assert list(found["readings under which it is met"]) == ["", "75%"]
 
 
 def test_our_method_is_the_one_that_was_chosen_and_judged():
@@ -155,13 +112,56 @@ def test_our_method_is_the_one_that_was_chosen_and_judged():
     if not path.exists():
         pytest.skip("no results of DSADS are published in this checkout")
     published = read_json(path)
-    assert published["chosen"] == evidence.OUR_RECIPE in recipes.BY_NAME and published["judged"]["beats"]
+    assert published["chosen"] == variants.OUR_RECIPE in variants.BY_NAME and published["judged"]["beats"]
     winner = read_json(path.with_name("readings.json"))
     assert winner["calibrated_wins"], "notebook 07 chose another reading than the preset"
 
 
 def test_json_has_no_nan():
-    assert evidence.without_nan({"a": [1.5, float("nan")], "b": {"c": float("nan"), "d": "x"}}) == {
+    assert comparing.without_nan({"a": [1.5, float("nan")], "b": {"c": float("nan"), "d": "x"}}) == {
         "a": [1.5, None],
         "b": {"c": None, "d": "x"},
     }
+
+
+# ------------------------------------------------------------------------------------------------ gains on both axes
+
+
+def measured(**gains):
+    """Made-up measures: each recipe's gain on (activation, nearness) over the paper's method."""
+    rng = np.random.default_rng(0)
+    names = [variants.PAPERS, *gains]
+    size = (5, len(names), 3, 12)
+    dims = ("seed", "recipe", "layer", "unit")
+    level = rng.uniform(0.3, 0.6, (5, 1, 3, 12))
+    reached, near = np.broadcast_to(level, size).copy(), np.broadcast_to(level, size).copy()
+    for k, (up, closer) in enumerate(gains.values(), start=1):
+        reached[:, k] += up + 0.02 * rng.normal(size=(5, 3, 12))
+        near[:, k] += closer + 0.02 * rng.normal(size=(5, 3, 12))
+    off, some = (dims, np.zeros(size, bool)), (dims, np.full(size, 0.5))
+    return xr.Dataset(
+        {"reached": (dims, reached), "distance_ratio": (dims, 1 / near - 1), "failed": off, "dead": off}
+        | {"realism_p": some, "spectral_distance": some},
+        {"recipe": names},
+    ).copy(deep=True)
+
+
+def test_a_recipe_must_be_better_on_both_axes():
+    found = comparing.gains(measured(**{"means": (0.1, -0.05), "jitter 2": (0.05, 0.05), "jitter 5": (0.3, 0.0)}))
+    assert list(found.index[found["beats"]]) == ["jitter 2"] and choosing.choose(found) == "jitter 2"
+    assert found.loc["means", "activation dominance"] == 1 and found.loc["means", "nearness dominance"] < -0.9
+    assert found.loc["jitter 2", "networks"] == 5 and found.loc["jitter 2", "pairs"] == 5 * 36
+
+
+def test_activation_beyond_the_threshold_is_no_merit_and_failure_is_no_gap():
+    made = measured(means=(0.0, 0.0))
+    made["reached"][:, 1, 0] = 7.0
+    made["failed"][:, 1, 1] = True
+    made["distance_ratio"][:, 1, 1] = np.nan
+    assert float(realism.activation(made).max()) == 1
+    near = realism.nearness(made)
+    assert float(near.isel(recipe=1, layer=1).max()) == 0 and near.notnull().all()
+    made["dead"][:, :, 2, 0] = True
+    made["reached"][:, :, 2, 0] = np.nan
+    made["distance_ratio"][:, :, 2, 0] = np.nan
+    assert realism.nearness(made).isel(layer=2, unit=0).isnull().all()

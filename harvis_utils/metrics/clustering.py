@@ -1,0 +1,327 @@
+"""Signals turned into numbers about their structure, where a picture could be read in many ways (paper section 6).
+
+The claims about the map (C10 to C12) are answered by numbers: is there more clustering than in noise with the same
+covariance, how far apart do units lie, how complex is a signal, how many units say the same. Everywhere ``signals`` is
+(unit, time) in G. A unit whose signal is not finite or constant has no shape; it is left out, and results say how
+many were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from harvis_utils.metrics import intervals
+from harvis_utils.metrics.similarity import CONSTANT_G, unit_norm
+from harvis_utils.store.results import kept
+
+#: Choice: a signal that ranges over less than this, in G, says nothing that a sensor could tell from rest
+FLAT_G = 0.05
+#: fewer units than this have no map
+FEWEST_UNITS = 5
+
+
+class AtlasError(ValueError):
+    """Too few units, or arrays that do not belong together; the message says which and what to do."""
+
+
+def usable(signals: np.ndarray) -> np.ndarray:
+    """Which units have a shape: finite and not constant; bool (unit,)."""
+    signals = _two_dimensional(signals)
+    finite = np.isfinite(signals).all(1)
+    moves = np.zeros(len(signals), bool)
+    moves[finite] = np.ptp(signals[finite], axis=1) > CONSTANT_G
+    return moves
+
+
+def _two_dimensional(signals: np.ndarray) -> np.ndarray:
+    signals = np.asarray(signals, dtype=np.float64)
+    if signals.ndim != 2 or signals.shape[1] < 2:
+        raise AtlasError(f"signals should be (unit, time) with at least two samples, not of shape {signals.shape}")
+    return signals
+
+
+def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
+    """The :func:`usable` signals as float64; fewer than ``fewest`` raise :class:`AtlasError`."""
+    keep = usable(signals)
+    if keep.sum() < fewest:
+        raise AtlasError(
+            f"{keep.sum()} of {len(keep)} units have a signal that is finite and not constant; at least {fewest} are "
+            f"needed; take a layer, method or preset with more of them"
+        )
+    return _two_dimensional(signals)[keep]
+
+
+# ------------------------------------------------------------------------------- clusters and scatter (C10)
+
+
+def gaussian_null(points: np.ndarray, seed: int) -> np.ndarray:
+    """As many points from a Gaussian with the mean and covariance of ``points`` (unit, time): no clusters in it."""
+    points = np.asarray(points, np.float64)
+    mean = points.mean(0)
+    weights = np.random.default_rng(seed).standard_normal((len(points), len(points))) / np.sqrt(len(points) - 1)
+    return mean + weights @ (points - mean)  # covariance in expectation that of the points, whatever their rank
+
+
+def hopkins(points: np.ndarray, seed: int = 0, repeats: int = 20) -> float:
+    """Hopkins statistic: distance from random places to the nearest point, against that between points.
+
+    About 0.5 for points spread evenly over their bounding box, towards 1 for clusters; correlated samples alone
+    raise it too, so read it beside :func:`gaussian_null`. Choice: all points, first power of the distances.
+    """
+    from scipy.spatial import cKDTree
+
+    points = np.asarray(points, np.float64)
+    tree = cKDTree(points)
+    between = tree.query(points, k=2)[0][:, 1].sum()
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(repeats):
+        places = generator.uniform(points.min(0), points.max(0), points.shape)
+        outside = tree.query(places)[0].sum()
+        values.append(outside / (outside + between) if outside + between > 0 else 0.5)
+    return float(np.mean(values))
+
+
+def clusters(points: np.ndarray, k: int) -> np.ndarray:
+    """Ward clusters 0 .. k-1 of ``points`` (unit, dimension), the largest first; fewer where points coincide."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    if not 1 <= k <= len(points):
+        raise AtlasError(f"{k} clusters of {len(points)} units cannot be made")
+    return _by_size(fcluster(linkage(np.asarray(points, np.float64), "ward"), k, "maxclust"))
+
+
+def _by_size(labels: np.ndarray) -> np.ndarray:
+    """Labels renamed 0, 1, ... from the largest group to the smallest."""
+    _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    rank = np.empty(len(sizes), int)
+    rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
+    return rank[labels]
+
+
+def best_silhouette(points: np.ndarray, ks: Sequence[int] = tuple(range(2, 11))) -> tuple[int, float]:
+    """Number of Ward clusters with the largest mean silhouette, and that silhouette (-1 to 1)."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import pdist, squareform
+    from sklearn.metrics import silhouette_score
+
+    points = np.asarray(points, np.float64)
+    tree, distances = linkage(points, "ward"), squareform(pdist(points))
+    best = (1, -1.0)
+    for k in ks:
+        labels = fcluster(tree, k, "maxclust")
+        if 2 <= len(np.unique(labels)) < len(points):
+            best = max(best, (k, float(silhouette_score(distances, labels, metric="precomputed"))), key=lambda b: b[1])
+    return best
+
+
+def cluster_tendency(signals: np.ndarray, seed: int = 0, n_null: int = 20) -> dict:
+    """How clustered (unit, time) signals are, beside ``n_null`` draws of noise with their covariance (C10).
+
+    ``hopkins``, ``silhouette`` (the best one, of ``best_k`` clusters) and ``spread``; each with "_null" after its name
+    is the list of the same of the draws.
+    """
+    used = shaped(signals)
+    draws = [gaussian_null(used, seed + i) for i in range(n_null)]
+    k, silhouette = best_silhouette(used)
+    return {
+        "hopkins": hopkins(used, seed),
+        "hopkins_null": [hopkins(draw, seed) for draw in draws],
+        "silhouette": silhouette,
+        "silhouette_null": [best_silhouette(draw)[1] for draw in draws],
+        "best_k": k,
+        "spread": spread(used),
+        "spread_null": [spread(draw) for draw in draws],
+    }
+
+
+def spread(signals: np.ndarray) -> float:
+    """Mean distance to the nearest other unit over the mean distance between units: small when units bunch."""
+    from scipy.spatial.distance import pdist, squareform
+
+    used = shaped(signals, fewest=2)
+    between = pdist(used)
+    if between.max() <= CONSTANT_G:
+        return 0.0  # all the same: nothing is scattered
+    distances = squareform(between)
+    np.fill_diagonal(distances, np.inf)
+    return float(distances.min(1).mean() / between.mean())
+
+
+def clusters_and_activities(
+    points: np.ndarray, activities: np.ndarray, n_clusters: int = 3, seed: int = 0, n_permutations: int = 2000
+) -> dict:
+    """Do clusters belong to different activities (C10)? Ward clusters of ``points``, signals or map positions.
+
+    ``points`` is (unit, dimension), ``activities`` (unit,) indices, negative for none. Units without finite points
+    or without an activity are left out. ``labels`` (unit,), -1 for a unit left out; ``contingency`` (cluster,
+    activity) numbers of units; ``majority``, the commonest activity of each cluster, and whether they are
+    ``clusters_all_different``; ``purity``, the share of units that have their cluster's majority activity;
+    ``purity_chance``, its mean over shuffles of the activities; ``clusters_p``, the share of shuffles at least as pure.
+    """
+    points, activities = np.asarray(points, np.float64), np.asarray(activities)
+    if activities.shape != points.shape[:1]:
+        raise AtlasError(f"{activities.shape} activities do not belong to points of shape {points.shape}")
+    keep = np.isfinite(points).all(1) & (activities >= 0)
+    if keep.sum() < max(n_clusters, FEWEST_UNITS):
+        raise AtlasError(f"only {keep.sum()} units have a place and an activity; {n_clusters} clusters need more")
+    inside = clusters(points[keep], n_clusters)
+    one_hot_cluster = np.eye(inside.max() + 1)[inside]
+    one_hot_activity = np.eye(activities[keep].max() + 1)[activities[keep]]
+    contingency = one_hot_cluster.T @ one_hot_activity
+
+    generator = np.random.default_rng(seed)
+    shuffles = (one_hot_activity[generator.permutation(len(inside))] for _ in range(n_permutations))
+    chance = np.array([(one_hot_cluster.T @ shuffled).max(1).sum() for shuffled in shuffles])
+    observed = contingency.max(1).sum()
+    labels = np.full(len(points), -1)
+    labels[keep] = inside
+    majority = tuple(int(a) for a in contingency.argmax(1))
+    return {
+        "labels": labels,
+        "contingency": contingency.astype(int),
+        "majority": majority,
+        "clusters_all_different": int(len(set(majority)) == len(majority)),
+        "purity": float(observed / len(inside)),
+        "purity_chance": float(chance.mean() / len(inside)),
+        "clusters_p": float((1 + (chance >= observed).sum()) / (1 + n_permutations)),
+    }
+
+
+# ---------------------------------------------------------------------------------------- rank and comparison
+
+
+def effective_rank(signals: np.ndarray) -> float:
+    """exp of the entropy of the normalized singular values of the signals less their mean over units.
+
+    1 when all units are multiples of one shape, at most min(units - 1, time); 0 when all units are the same.
+    """
+    used = shaped(signals, fewest=2)
+    values = np.linalg.svd(used - used.mean(0), compute_uv=False)
+    if values.max() <= CONSTANT_G:
+        return 0.0
+    share = values / values.sum()
+    logs = np.log(share, out=np.zeros_like(share), where=share > 0)
+    return float(np.exp(-(share * logs).sum()))
+
+
+def superiority(shallow: np.ndarray, deep: np.ndarray, seed: int = 0, n: int = 2000) -> tuple[float, float, float]:
+    """Chance that a unit of ``deep`` exceeds one of ``shallow`` (ties half), with a 95 % bootstrap interval over units.
+
+    0.5 means no difference between two layers' values, (unit,) each; NaN are left out.
+    """
+    shallow, deep = (np.asarray(v, float)[np.isfinite(v)] for v in (shallow, deep))
+    if not len(shallow) or not len(deep):
+        raise AtlasError("a layer has no finite value to compare")
+    wins = (deep[:, None] > shallow).astype(float) + 0.5 * (deep[:, None] == shallow)
+    draws = [
+        wins[of_deep][:, others].mean() for of_deep, others in intervals.resampled(*zip(wins.shape), n=n, seed=seed)
+    ]
+    return float(wins.mean()), *intervals.bounds(draws)
+
+
+# ------------------------------------------------------------------------------------ near-duplicates (C12)
+
+
+def best_correlation(signals: np.ndarray, max_shift: int = 10) -> np.ndarray:
+    """Largest correlation of every two signals under a time shift of up to ``max_shift`` samples: (unit, unit).
+
+    Correlation (-1 to 1, mean and size removed) over the samples that overlap; 0 where an overlapping piece is
+    constant. Units without a shape have NaN.
+    """
+    signals = _two_dimensional(signals)
+    length = signals.shape[1]
+    if not 0 <= max_shift <= length - 2:
+        raise AtlasError(f"max_shift = {max_shift} leaves fewer than two samples of {length} to compare")
+    keep = usable(signals)
+    used = signals[keep]
+    best = np.full((len(used), len(used)), -1.0)
+    for shift in range(max_shift + 1):
+        correlation = unit_norm(used[:, shift:]) @ unit_norm(used[:, : length - shift]).T
+        best = np.maximum(best, np.maximum(correlation, correlation.T))  # the transpose is the shift the other way
+    everything = np.full((len(signals), len(signals)), np.nan)
+    everything[np.ix_(keep, keep)] = best.clip(-1, 1)
+    return everything
+
+
+def near_duplicates(
+    signals: np.ndarray, threshold: float = 0.95, max_shift: int = 10, seed: int = 0, n_null: int = 20
+) -> dict:
+    """Share of units with a near-duplicate under the best time shift, and the number of distinct groups (C12).
+
+    Two units are near-duplicates when :func:`best_correlation` exceeds ``threshold``; groups are the connected
+    sets of these, so a chain of small differences is one group. Smooth signals resemble each other anyhow, hence the
+    share among ``n_null`` draws of noise with the same covariance beside it.
+
+    ``near_duplicates`` is the share, ``near_duplicates_null`` the list of those of the draws; ``n_groups`` counts
+    groups and single units; ``groups`` (unit,) are numbered from the largest, -1 for a unit left out.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    keep = usable(signals)
+    used = shaped(signals, fewest=2)
+    linked = _with_others(used, max_shift) > threshold
+    n_groups, labels = connected_components(linked, directed=False)
+    groups = np.full(len(keep), -1)
+    groups[keep] = _by_size(labels)
+    draws = (gaussian_null(used, seed + i) for i in range(n_null))
+    return {
+        "near_duplicates": float(linked.any(1).mean()),
+        "near_duplicates_null": [(_with_others(draw, max_shift) > threshold).any(1).mean() for draw in draws],
+        "n_groups": int(n_groups),
+        "groups": groups,
+    }
+
+
+def _with_others(signals: np.ndarray, max_shift: int) -> np.ndarray:
+    """Best correlation with the other units; -1 with itself and where there is none."""
+    correlation = np.nan_to_num(best_correlation(signals, max_shift), nan=-1.0)
+    np.fill_diagonal(correlation, -1.0)
+    return correlation
+
+
+# ---------------------------------------------------------------------------------------------- all measures
+
+#: names of what :func:`measure` returns
+MEASURES = (
+    *("hopkins", "hopkins_null", "hopkins_moving", "hopkins_moving_null", "silhouette", "silhouette_null", "best_k"),
+    *("spread", "spread_null", "spread_moving", "spread_moving_null"),
+    *("clusters_p", "purity", "purity_chance", "clusters_all_different", "effective_rank", "n_frequencies"),
+    *("near_duplicates", "near_duplicates_null", "near_duplicates_moving", "near_duplicates_moving_null", "n_groups"),
+    *("n_units", "n_flat", "n_excluded", "reason"),
+)
+
+
+@kept("atlas")
+def measure(signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarray) -> dict[str, float | str | None]:
+    """Every number about one layer's (unit, time) signals, NaN for units left out; null and a reason where none.
+
+    ``activities`` (unit,) are those of the nearest real windows, ``n_frequencies`` (unit,) effective numbers of
+    frequencies. What ends in ``_moving`` leaves out units that are all but flat (less than 0.05 G), which lie
+    together whatever the others do. Nulls are means over their draws.
+    """
+    has_shape = usable(signals)
+    moving = has_shape.copy()
+    moving[has_shape] = np.ptp(signals[has_shape], axis=1) >= FLAT_G
+    found, reasons = {}, []
+
+    def attempt(call: Callable, *arguments):
+        try:
+            return call(*arguments)
+        except AtlasError as error:
+            reasons.append(str(error))
+            return {}
+
+    for call in (cluster_tendency, near_duplicates):
+        for ending, of in (("", signals), ("_moving", np.where(moving[:, None], signals, np.nan))):
+            for name, value in attempt(call, of).items():
+                plain = name.removesuffix("_null")
+                found[plain + ending + name[len(plain) :]] = float(np.mean(value)) if plain != name else value
+    found |= attempt(clusters_and_activities, np.where(has_shape[:, None], signals, np.nan), activities)
+    found |= attempt(lambda every: {"effective_rank": effective_rank(every)}, signals)
+    found["n_frequencies"] = float(np.mean(n_frequencies[has_shape])) if has_shape.any() else None
+    found |= {"n_units": int(has_shape.sum()), "n_flat": int((has_shape & ~moving).sum())}
+    found |= {"n_excluded": int((~has_shape).sum()), "reason": "; ".join(dict.fromkeys(reasons)) or None}
+    return {name: found.get(name) for name in MEASURES}

@@ -1,0 +1,146 @@
+"""One function for each measure of signals that doing nothing should not win, with what it can still be won by.
+
+:mod:`harvis_utils.metrics.realism` chooses the real windows that they are compared with, and reads them together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import rel_entr
+
+#: nearest reference windows whose distances are averaged. Choice: few, because the windows are few too
+N_NEAREST = 5
+#: pieces that move less than this (standard deviation in G) count as moving this much. Choice: a sensor's noise
+REST_G = 0.01
+
+
+def reached(top: np.ndarray, th_eap: np.ndarray) -> np.ndarray:
+    """Largest output as a share of the unit's threshold; NaN where the unit is dead (paper section 5, Fig. 4).
+
+    Cannot be won by doing nothing: a unit at rest stays far below 1. Can be won by sheer amplitude, so it is good
+    news up to 1 only, and only beside a small distance.
+    """
+    return top / np.where(th_eap > 0, th_eap, np.nan)
+
+
+def displacement(signals: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """RMS in G between (..., time) signals and their start, which is broadcast.
+
+    0 unmasks a method that returns its start. It is no merit by itself: anything can move far.
+    """
+    return np.sqrt(((signals.astype(np.float64) - start) ** 2).mean(-1))
+
+
+def spread(signals: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Mean pairwise RMS distance of results over that of their starts: (start, ..., time) -> (...,).
+
+    ``starts`` is (start, time) or of the shape of ``signals``. Below 1 a method finds the same signal wherever it
+    starts; 1: it kept its starts apart, as one that does nothing does. Can be won by forgetting the start for
+    anything else that is always the same, a flat line too. Raises ``ValueError`` without two different starts.
+    """
+    if starts.ndim == 2:
+        starts = starts.reshape(len(starts), *(1,) * (signals.ndim - 2), starts.shape[-1])
+    if len(signals) != len(starts):
+        raise ValueError(f"{len(signals)} signals per unit do not match {len(starts)} starting points")
+    before = _pairwise_rms(np.broadcast_to(starts, signals.shape))
+    if not (before > 0).all():
+        raise ValueError("spread needs at least two different starting points")
+    return _pairwise_rms(signals) / before
+
+
+def _pairwise_rms(signals: np.ndarray) -> np.ndarray:
+    a, b = np.triu_indices(len(signals), 1)
+    return displacement(signals[a], signals[b].astype(np.float64)).mean(0) if len(a) else np.zeros(signals.shape[1:-1])
+
+
+def distances(pieces: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """d(u, i) of paper eq. 8, all pairs: (piece, w) in G, (segment, time) in G -> (piece, segment) in G^2.
+
+    The mean squared error at the best offset, in float64. Its mean over the nearest reference windows is
+    ``matched_ssim``: Ssim at matched activation. Every window compared with excites the unit, so quiet windows are
+    not there to be near to, and noise or amplitude cannot win. Nevertheless it *can be won by doing nothing*: by a
+    flat line beside a window's calm stretch, and by any blur, which is nearer to real signals than they are to one
+    another.
+    """
+    pieces, segments = pieces.astype(np.float64), segments.astype(np.float64)
+    width = pieces.shape[1]
+    best = np.full((len(pieces), len(segments)), np.inf)
+    for offset in range(segments.shape[1] - width + 1):
+        view = segments[:, offset : offset + width]
+        error = pieces @ (-2 * view.T)
+        error += (view**2).sum(1)
+        np.minimum(best, error, out=best)
+    best += (pieces**2).sum(1)[:, None]
+    return np.maximum(best, 0) / width  # rounding may leave equal pieces a little below 0
+
+
+def scaled_distance(pieces: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Mean squared error over the mean variance of the two: (piece, w), (window, w) in G -> (piece, window).
+
+    Between the piece of a signal and those of real windows, each the one that excites the unit most. 0 is equal,
+    about 2 is unrelated, a constant is at 2 or more from all that moves; shape, amplitude and level count.
+
+    Cannot be won by doing nothing: a flat line or a blur pays for the movement it lacks (unless the unit's real
+    windows are at rest, where being at rest at the same level is right). Can be won by a piece that looks real while
+    the unit hardly answers, so read it beside ``reached``, and by a signal that is real in these samples only.
+    """
+    pieces, real = pieces.astype(np.float64), real.astype(np.float64)
+    error = (pieces**2).mean(1)[:, None] + (real**2).mean(1) - 2 * pieces @ real.T / pieces.shape[1]
+    scale = (pieces.var(1)[:, None] + real.var(1)) / 2
+    return np.maximum(error, 0) / np.maximum(scale, REST_G**2)
+
+
+def mean_nearest(distance: np.ndarray) -> np.ndarray:
+    """Mean of the smallest distances: (piece, window) -> (piece,)."""
+    k = min(N_NEAREST, distance.shape[1])
+    return np.sort(np.partition(distance, k - 1, axis=1)[:, :k], axis=1).mean(1)
+
+
+def to_others(distance: np.ndarray, subject: np.ndarray) -> np.ndarray:
+    """The same with the subject of window i left out in column i: (piece, window) -> (piece, window).
+
+    So a piece and window i can be compared by what they get among the same windows.
+    """
+    found = np.empty_like(distance)
+    for s in np.unique(subject):
+        found[:, subject == s] = mean_nearest(distance[:, subject != s])[:, None]
+    return found
+
+
+def realism_p(of_others: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Share of real windows at least as far from the others as the signal: (signal, window), (window,) -> (signal,).
+
+    ``of_others[n, i]`` is the signal's distance to the reference windows of other people than window i's, ``real[i]``
+    that of window i itself: both are measured against the same windows. p = (1 + number at least as far) /
+    (1 + number), so real signals have p about uniform and nonsense 1 / (1 + number). Ties, up to rounding, count as
+    at least as far.
+
+    Of the scaled distance it cannot be won by doing nothing or by amplitude. It is one-sided: the commonest shape gets
+    p near 1, so p says "not nonsense", and 0.9 is no better than 0.5. It saturates at both ends; ``distance_ratio``
+    does not.
+    """
+    as_far = (real >= of_others) | np.isclose(real, of_others, rtol=1e-9, atol=1e-12)
+    return (1 + as_far.sum(1)) / (1 + len(real))
+
+
+def spectral_distance(share: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon distance (base 2, 0 to 1) of power spectra without mean, (..., frequency), to one, (frequency,).
+
+    A constant signal has no spectrum (NaN, see :func:`similarity.power_spectrum`) and counts as 1, the farthest; all
+    are NaN where the reference has none.
+
+    Cannot be won by doing nothing: a constant is farthest, the start has one frequency. Can be won by noise of the
+    right colour, which has the *mean* spectrum as no single real window has it: less than what real windows get is
+    no merit.
+    """
+    if np.isnan(reference).any():
+        return np.full(share.shape[:-1], np.nan)
+    middle = (share + reference) / 2
+    divergence = (rel_entr(share, middle) + rel_entr(reference, middle)).sum(-1) / 2 / np.log(2)
+    return np.where(np.isnan(divergence), 1.0, np.sqrt(np.clip(divergence, 0, 1)))
+
+
+def mean_spectrum(share: np.ndarray) -> np.ndarray:
+    """Mean over the windows that have a spectrum, each counting alike: (window, frequency) -> (frequency,)."""
+    moving = share[~np.isnan(share[:, 0])]
+    return moving.mean(0) if len(moving) else np.full(share.shape[1], np.nan)

@@ -1,0 +1,193 @@
+"""Scored variants turned into a choice: which reading meets what the paper reports, and which recipe beats it.
+
+Facts are the criteria of the claims C3 to C8, unchanged (:mod:`harvis_utils.paper.claims`), and one more: that L2+TV
+fails sometimes. A claim counts by the share of its facts whose point estimate lies in its range; a reading's score
+is the mean over the claims. The rule was fixed before any reading was tried on real data, but for one step: that the
+winner is the reading nearest to the paper among those that cannot be told apart, and not simply the best, was
+settled when the networks kept for choosing had been seen, and before any reading but ``literal`` and the one then in
+use had been tried on those that judge:
+
+* the *best* reading has the highest score; among equals the one that departs least from what is stated, then the
+  first in the order of the list;
+* a reading *cannot be told apart* from the best where the 95 % bootstrap interval of the difference of their scores
+  (networks, then units, the same draws for both) reaches zero;
+* the *winner* departs least from what is stated among those that cannot be told apart; of equals it is the one with
+  the highest score, then the first. (So do one-standard-error rules for trees: Breiman et al. 1984.);
+* a claim is judged under the readings that are admissible *by the other claims*: those that cannot be told apart from
+  the best when the claim itself is left out. Otherwise it would be asked of readings chosen because they meet it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from harvis_utils.metrics.intervals import LEVEL, resampled
+from harvis_utils.paper.claims import CRITERIA, Criterion, Evidence
+from harvis_utils.paper.variants import PAPERS, Variant, departures
+
+#: claims that a reading has to meet; the step sizes have no part in the others
+CHOOSING = ("C3", "C4", "C5", "C6", "C7", "C8")
+#: claims that are only judged under the admissible readings
+JUDGED = (*CHOOSING, "C9", "C11")
+
+#: Paper section 5 speaks of a few failed units of the baseline; the claims' criteria do not
+SOME_FAIL = Criterion(
+    "C5",
+    "L2+TV: share of failed units (some: above 0, below a half)",
+    lambda e: np.where(np.isnan(e.of("L2+TV", "activation_ratio")), np.nan, e.of("L2+TV", "failed")),
+    0.001,
+    0.5,
+)
+
+#: Choice: bootstrap draws for differences of scores
+N_DRAWS = 400
+
+
+def criteria_of(names: Sequence[str] = CHOOSING) -> list[Criterion]:
+    """The criteria of these claims, in their order, and the one more of C5."""
+    return sorted((c for c in (*CRITERIA, SOME_FAIL) if c.claim in names), key=lambda c: names.index(c.claim))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Criteria, each with its values under every reading: (reading, seed, column), columns being units by layer."""
+
+    criteria: list[Criterion]
+    values: list[np.ndarray]
+
+    @property
+    def claims(self) -> np.ndarray:
+        """The claim that each fact belongs to, (fact,)."""
+        return np.array([criterion.claim for criterion in self.criteria])
+
+    def points(self, network=None, unit=None) -> np.ndarray:
+        """Point estimate of every fact: (reading, fact); NaN where no unit is left.
+
+        ``network`` (drawn,) and ``unit`` (drawn network, layer, drawn unit) resample the same way in all readings.
+        """
+        found = np.full((len(self.values[0]), len(self.values)), np.nan)
+        for k, (values, criterion) in enumerate(zip(self.values, self.criteria, strict=True)):
+            if network is not None:
+                n_layers = values.shape[2] // unit.shape[2]
+                at = unit[:, :n_layers] + np.arange(n_layers)[:, None] * unit.shape[2]
+                values = values[:, network[:, None], at.reshape(len(network), -1)]
+            flat = values.reshape(len(values), -1)
+            known = ~np.isnan(flat).all(1)
+            measure = np.nanmedian if criterion.summary == "median" else np.nanmean
+            found[known, k] = measure(flat[known], axis=1)
+        return found
+
+    def met(self, network=None, unit=None) -> np.ndarray:
+        """Whether each point lies in its fact's range: (reading, fact), False where there is none."""
+        low, high = (np.array([getattr(criterion, end) for criterion in self.criteria]) for end in ("low", "high"))
+        found = self.points(network, unit)
+        return (found >= low) & (found <= high)  # NaN compares as False
+
+    def draws(self, n_units: int, n: int = N_DRAWS, seed: int = 0) -> np.ndarray:
+        """Bootstrap of what is met: (draw, reading, fact). All readings are drawn alike: networks, then units."""
+        n_networks, n_layers = self.values[0].shape[1], max(v.shape[2] for v in self.values) // n_units
+        drawn = resampled((n_networks,), (n_networks, n_layers, n_units), n=n, seed=seed)
+        return np.stack([self.met(network, unit) for network, unit in drawn])
+
+    def score(self, met: np.ndarray, without: str = "") -> np.ndarray:
+        """Mean over the claims, ``without`` one, of the share of a claim's facts that are met: (..., reading)."""
+        left = [name for name in dict.fromkeys(self.claims) if name != without]
+        return np.mean([met[..., self.claims == name].mean(-1) for name in left], axis=0)
+
+
+def facts(
+    scores: xr.Dataset, controls: xr.Dataset, readings: Sequence[Variant], names: Sequence[str] = CHOOSING
+) -> Facts:
+    """The facts of these claims under every reading.
+
+    ``scores`` is as :func:`harvis_utils.paper.climbing.reading_scores` returns it, ``controls`` as
+    :func:`harvis_utils.paper.climbing.real_windows`.
+    """
+    criteria, renamed = criteria_of(names), scores.rename(reading="preset")
+    unused = {"dataset": "dsads", "epochs": 0, "amplitude_threshold_g": np.nan, "atlas": {}}
+    unused["macro_f1"] = np.full(scores.sizes["seed"], np.nan)
+    each = [Evidence(scores=renamed.sel(preset=[r.name]), controls=controls, preset=r.name, **unused) for r in readings]
+    return Facts(criteria, [np.stack([np.asarray(c.values(e), dtype=float) for e in each]) for c in criteria])
+
+
+def best(scores: np.ndarray, readings: Sequence[Variant]) -> int:
+    """Index of the best reading: highest score, then fewest departures, then the earliest."""
+    return min(range(len(readings)), key=lambda i: (-round(float(scores[i]), 9), departures(readings[i]), i))
+
+
+def winner(scores: np.ndarray, alike: np.ndarray, readings: Sequence[Variant]) -> int:
+    """Index of the winner among ``alike`` (reading,): fewest departures, then the highest score, then the earliest."""
+    return min(np.flatnonzero(alike), key=lambda i: (departures(readings[i]), -round(float(scores[i]), 9), i))
+
+
+def admissible(scores: np.ndarray, drawn: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Readings that cannot be told apart from the best, (reading,), and the interval of the difference, (reading, 2).
+
+    ``drawn`` is (draw, reading): bootstrap scores. A reading with the best one's score always belongs to them.
+    """
+    bounds = np.quantile(drawn - drawn[:, [top]], LEVEL, axis=0).T
+    return (bounds[:, 1] >= 0) | (scores >= scores[top]), bounds
+
+
+def table(readings: Sequence[Variant], found: Facts, drawn: np.ndarray) -> pd.DataFrame:
+    """One row per reading, best first: what it is, every fact's point, claims met, score, and whether admissible.
+
+    ``drawn`` is what :meth:`Facts.draws` returned. ``attrs["winner"]`` is the name of the winner.
+    """
+    total = found.score(found.met())
+    top = best(total, readings)
+    alike, bounds = admissible(total, found.score(drawn), top)
+    values = {
+        "optimizer": [r.step.optimizer for r in readings],
+        "step size": [r.step.step_size for r in readings],
+        "decay": [r.step.decay for r in readings],
+        "L2 and TV": [r.reduction for r in readings],
+        "weight": [r.weight for r in readings],
+        "periods": [r.periods for r in readings],
+        "departures": [departures(r) for r in readings],
+        "score": total,
+        "difference low": bounds[:, 0],
+        "difference high": bounds[:, 1],
+        "admissible": alike,
+    }
+    values |= {f"{c.claim} {c.what}": of for c, of in zip(found.criteria, found.points().T, strict=True)}
+    rows = pd.DataFrame(values, index=pd.Index([r.name for r in readings], name="reading"))
+    rows["place"] = np.arange(len(readings)) != top
+    rows = rows.sort_values(["place", "score", "departures"], ascending=[True, False, True], kind="stable")
+    rows.attrs["winner"] = readings[winner(total, alike, readings)].name
+    return rows.drop(columns="place")
+
+
+def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others: Facts | None = None) -> pd.DataFrame:
+    """For each claim: under which share of the readings that the other claims admit all of its facts are met.
+
+    ``others`` are facts of claims that took no part in choosing.
+    """
+    met, rows = found.met(), []
+    each = [(name, met[:, found.claims == name]) for name in dict.fromkeys(found.claims)]
+    if others is not None:
+        each += [(name, others.met()[:, others.claims == name]) for name in dict.fromkeys(others.claims)]
+    for name, own in each:
+        total = found.score(met, without=name)
+        alike, _ = admissible(total, found.score(drawn, without=name), best(total, readings))
+        rows.append(
+            {
+                "claim": str(name),
+                "facts": own.shape[1],
+                "admissible readings": int(alike.sum()),
+                "all facts met in": float(own[alike].all(1).mean()),
+                "facts met on average": float(own[alike].mean()),
+                "in all readings": float(own.all(1).mean()),
+            }
+        )
+    return pd.DataFrame(rows).set_index("claim")
+
+
+def choose(gains: pd.DataFrame) -> str:
+    """The recipe that is most surely better on both axes: the largest ``surety``; of equals the first."""
+    return str(gains["surety"].drop(PAPERS).idxmax())

@@ -1,0 +1,236 @@
+"""Measures of signals turned into tables with intervals: what each method or variant reaches, and what it gains.
+
+The two axes are those of notebook 08: *activation*, the share of its threshold that a signal brings its unit to, and
+*nearness*, how near the exciting piece is to real ones, relative to how near these are to one another. Either alone is
+easily won, by amplitude or by doing nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from harvis_utils.data.synthetic import PlantedMotifs
+from harvis_utils.data.windowing import Windows
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.metrics import motifs, realism, similarity
+from harvis_utils.metrics.intervals import Difference, interval, paired
+from harvis_utils.paper.climbing import by_seed, noise_starts
+from harvis_utils.paper.variants import PAPERS
+from harvis_utils.settings import Settings
+from harvis_utils.training.supervised import Network
+
+#: column -> how it is read from the measures; every one is (..., layer, unit)
+MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
+    "activation": realism.activation,
+    "nearness": realism.nearness,
+    "realism p": lambda m: m["realism_p"],
+    "spectral distance": lambda m: m["spectral_distance"],
+    "matched Ssim, log10 G²": lambda m: np.log10(m["matched_ssim"].where(m["matched_ssim"] > 0)),
+    "moved by [G]": lambda m: m["displacement_g"].where(~m["failed"]),
+}
+
+#: measures of which more is better; of the others less is, and moving is neither
+MORE_IS_BETTER = ("activation", "nearness", "realism p")
+
+
+def by_network(values: xr.DataArray, layer: str | None = None) -> np.ndarray:
+    """(seed, unit) values of one layer, or of all layers side by side."""
+    values = values.sel(layer=layer) if layer else values.stack(each=("layer", "unit"))
+    return values.transpose("seed", ...).values.astype(float)
+
+
+def _mean(column: str, values: np.ndarray) -> dict[str, float]:
+    point, bounds = interval(values)
+    return dict(zip((column, f"{column} low", f"{column} high"), (point, *(bounds or [np.nan] * 2)), strict=True))
+
+
+def _difference(column: str, first: np.ndarray, second: np.ndarray) -> tuple[dict[str, float], Difference]:
+    found = paired(first, second)
+    low, high = found.interval or (np.nan, np.nan)
+    return {column: found.mean, f"{column} low": low, f"{column} high": high}, found
+
+
+def table(measured: xr.Dataset, dimension: str) -> pd.DataFrame:
+    """Mean and interval of every measure for each method or control and layer, one row each.
+
+    ``dimension`` is "technique" or "control". "networks" counts them, "failed" is the share of signals beyond 10 G;
+    means leave out what a measure does not exist for.
+    """
+    rows = []
+    for name in measured[dimension].values:
+        some = measured.sel({dimension: name})
+        for layer in [str(la) for la in measured["layer"].values]:
+            row = {"name": str(name), "layer": layer, "networks": measured.sizes["seed"]}
+            row["failed"] = _failed(some.sel(layer=layer))
+            for column, of in MEASURES.items():
+                row |= _mean(column, by_network(of(some), layer))
+            rows.append(row)
+    return pd.DataFrame(rows).set_index(["name", "layer"])
+
+
+def _failed(measured: xr.Dataset) -> float:
+    return float(measured["failed"].where(~measured["dead"]).mean())
+
+
+def differences(measured: xr.Dataset, dimension: str, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Paired differences, unit by unit, of each pair of methods (first minus second) for every measure and layer.
+
+    With the interval, the effect size (dominance: share of units in which the first is larger minus the share in
+    which it is smaller) and the number of networks and units. ``better`` is the first, the second, or empty where
+    the interval reaches zero or the measure has no better side.
+    """
+    rows = []
+    for first, second in pairs:
+        for layer in [str(la) for la in measured["layer"].values]:
+            for column, of in MEASURES.items():
+                a, b = (by_network(of(measured.sel({dimension: name})), layer) for name in (first, second))
+                found = paired(a, b)
+                low, high = found.interval or (np.nan, np.nan)
+                up = column in MORE_IS_BETTER
+                better = "" if not found.clear or column.startswith("moved") else (first, second)[(low > 0) != up]
+                row = (first, second, layer, column, found.mean, low, high, found.dominance, better)
+                rows.append((*row, found.n_networks, found.n_pairs))
+    names = ["first", "second", "layer", "measure", "difference", "low", "high", "dominance", "better"]
+    return pd.DataFrame(rows, columns=[*names, "networks", "units"])
+
+
+def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
+    """Signals, or measures of them, of two groups under one dimension, so that they can be paired: what both have."""
+    names = [name for name in first.data_vars if name in second and dimension in first[name].dims]
+    shared = {name: first[name] for name in ("dead",) if name in first}
+    both = xr.concat([first[names], second[names]], dimension, coords="minimal", compat="override")
+    return both.assign(shared)
+
+
+def dependence_curves(depends: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """:func:`recovery.dependence` by factor: its levels, and (level, seed) arrays of what depends on them."""
+    names = {"recall": "recall", "random_recall": "random weights", "macro_f1": "macro F1"}
+    curves = {}
+    for factor, part in depends.groupby("factor", sort=False):
+        by_level = part.pivot(index="level", columns="seed", values=list(names))
+        curves[str(factor)] = {"level": by_level.index.to_numpy()}
+        curves[str(factor)] |= {name: by_level[column].to_numpy() for column, name in names.items()}
+    return curves
+
+
+def without_nan(values):
+    """The same nested lists and dictionaries with None for NaN, as JSON wants it."""
+    if isinstance(values, dict):
+        return {key: without_nan(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_nan(value) for value in values]
+    return None if isinstance(values, float) and np.isnan(values) else values
+
+
+# ------------------------------------------------------------------------------------------- variants and the paper's
+
+
+def measures(
+    cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, made: xr.Dataset
+) -> xr.Dataset:
+    """Measures of notebook 08 of all variants' signals: dims (seed, recipe, layer, unit)."""
+    start, found = starting_signal(cfg.maximization, windows.train.length), []
+    for net in networks:
+        signal, own = (of.sel(seed=net.seed, drop=True) for of in (made[["signal", "map"]], statistics))
+        reference = realism.references_of(net, windows, own["th_eap"], cfg.similarity, device=cfg.device)
+        found.append(realism.measure(signal, own, net.trunk, windows.train, cfg.similarity, start, reference))
+    return by_seed(networks, found)
+
+
+def gains(measured: xr.Dataset, against: str = PAPERS) -> pd.DataFrame:
+    """Every variant beside the paper's method on the two axes: means, and paired differences with effect sizes.
+
+    ``measured`` has dims (seed, recipe, layer, unit). Also the mean realism p and spectral distance and the share of
+    failed signals. ``beats`` says that both differences' intervals lie above zero; ``surety`` is the smaller of the
+    two differences in units of half its interval's width.
+    """
+    axes = {axis: of(measured) for axis, of in realism.AXES.items()}
+    rows = []
+    for name in measured["recipe"].values:
+        row, some, sure = {"recipe": str(name)}, measured.sel(recipe=name), []
+        for axis, values in axes.items():
+            ours, theirs = (by_network(values.sel(recipe=n)) for n in (name, against))
+            difference, found = _difference(f"{axis} difference", ours, theirs)
+            row |= _mean(axis, ours) | difference | {f"{axis} dominance": found.dominance}
+            low, high = found.interval or (0.0, 0.0)
+            sure.append(found.mean / ((high - low) / 2) if high > low else 0.0)
+        row |= {n: float(some[n.replace(" ", "_")].mean()) for n in ("realism p", "spectral distance")}
+        row |= {"failed": _failed(some), "networks": found.n_networks, "pairs": found.n_pairs, "surety": min(sure)}
+        row["beats"] = all(row[f"{axis} difference low"] > 0 for axis in axes)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("recipe")
+
+
+def above_random(measured: xr.Dataset) -> pd.DataFrame:
+    """What each variant's signals owe to training: paired differences to the same variant on random weights, both axes.
+
+    ``measured`` is as for :func:`gains`; one row per variant that was run on networks with random weights too.
+    """
+    axes = {axis: of(measured) for axis, of in realism.AXES.items()}
+    rows = []
+    for random in [str(n) for n in measured["recipe"].values if str(n).startswith(RANDOM_PREFIX)]:
+        row = {"recipe": random.removeprefix(RANDOM_PREFIX)}
+        for axis, values in axes.items():
+            pair = (by_network(values.sel(recipe=n)) for n in (row["recipe"], random))
+            difference, found = _difference(axis, *pair)
+            row |= difference | {f"{axis} dominance": found.dominance}
+        rows.append(row | {"networks": found.n_networks, "pairs": found.n_pairs})
+    return pd.DataFrame(rows).set_index("recipe")
+
+
+#: what stands beside visual variants, judged as they are
+CONTROLS = {
+    "untouched start": "the noise that every variant starts from",
+    "real window": "a held-out window that reaches the unit's threshold, drawn at random",
+}
+#: before the name of a variant whose signals were made on a network with random weights
+RANDOM_PREFIX = "random weights: "
+
+
+def beside(
+    made: xr.Dataset, random: xr.Dataset, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset
+) -> xr.Dataset:
+    """Variants, :data:`CONTROLS` and what variants made of networks with random weights, judged by trained networks.
+
+    ``made`` and ``random`` are as :func:`harvis_utils.paper.climbing.signals` returns them, one entry of seed per
+    network; the maps of all are those of the trained networks' units.
+    """
+    dims, units = ("seed", "recipe", "layer", "unit", "time"), made["unit"].values.tolist()
+    others = random["signal"].transpose(*dims)
+    others = others.assign_coords(recipe=[f"{RANDOM_PREFIX}{name}" for name in others["recipe"].values])
+    found = []
+    for net in networks:
+        shape = (made.sizes["layer"], len(units), made.sizes["time"])
+        start = noise_starts(windows, shape[0] * shape[1], 1, net.seed).reshape(shape)
+        real = realism.held_out_strong(net.trunk, statistics["th_eap"].sel(seed=net.seed), windows.test, net.seed)
+        signals = np.stack([start, real[:, units], *others.sel(seed=net.seed).values]).astype(np.float32)
+        maps = np.stack([similarity.own_maps(net.trunk, x, units) for x in signals])
+        found.append(xr.Dataset({"signal": (dims[1:], signals), "map": (dims[1:], maps)}))
+    names = {"recipe": [*CONTROLS, *others["recipe"].values], "layer": made["layer"], "unit": units}
+    return xr.concat([made[["signal", "map"]], by_seed(networks, found).assign_coords(names)], "recipe")
+
+
+def motif_table(
+    truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArray, against: str = PAPERS
+) -> pd.DataFrame:
+    """Matches of planted motifs per variant: trained, random weights, their difference, and that minus the paper's.
+
+    ``trained`` and ``random`` are signals (seed, recipe, layer, unit, time) of the same variants, networks paired in
+    their order. A match is the best one among the units of the layers that can hold the motif; differences are paired
+    by network and motif and have intervals. Raises ``ValueError`` where the variants differ.
+    """
+    names = [str(name) for name in trained["recipe"].values]
+    if names != random["recipe"].values.tolist():
+        raise ValueError("the random networks' signals are of other variants than the trained networks'")
+    found = (motifs.matches(truth, some)["best"].sel(layer=motifs.ANY) for some in (trained, random))
+    ours, theirs = (best.transpose("recipe", "seed", "motif").values for best in found)
+    gain, rows = ours - theirs, []
+    for k, name in enumerate(names):
+        row = {"recipe": name, "trained": ours[k].mean(), "random weights": theirs[k].mean()}
+        row |= _difference("above random", ours[k], theirs[k])[0]
+        rows.append(row | _difference("more than the paper's", gain[k], gain[names.index(against)])[0])
+    return pd.DataFrame(rows).set_index("recipe")
