@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from benchmarks import by_lucent, measure
-from harvis_utils.fast import ascent
+from harvis_utils.fast import ascent, gradients
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.networks.sfhf import SFHF, Trunk
@@ -32,8 +32,8 @@ STEP = PRESETS["calibrated"]
 
 def objective(x: Tensor, maps: Tensor, th: Tensor, weight: float) -> Tensor:
     """f - w R of the proposed method for signals (signal, time) and their unit's maps (signal, time), summed."""
-    counted = ascent.clipped(maps, th).mean(-1)
-    penalty = ascent.l2_norm(x) + ascent.total_variation(x) + ascent.eap(maps, th)
+    counted = gradients.clipped(maps, th).mean(-1)
+    penalty = gradients.l2_norm(x) + gradients.total_variation(x) + gradients.eap(maps, th)
     return (counted - weight * penalty).sum()
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_trunks import made_trunk
 
-from harvis_utils.fast import ascent
+from harvis_utils.fast import ascent, gradients
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.networks.sfhf import Trunk
@@ -29,27 +29,27 @@ STEPS = PRESETS | {"momentum": Step("momentum", 0.02, 0.995)}
 
 def test_penalties_by_hand():
     x = torch.tensor([[0.0, 3.0, -4.0], [0.0, 0.0, 0.0]])
-    assert ascent.l2_norm(x).tolist() == [5.0, 0.0]
-    assert ascent.total_variation(x).tolist() == [10.0, 0.0]
+    assert gradients.l2_norm(x).tolist() == [5.0, 0.0]
+    assert gradients.total_variation(x).tolist() == [10.0, 0.0]
     # excess over 1.5: 1.5 and 2.5, mean 2.0; none in the second signal
-    assert ascent.aap(x, 1.5).tolist() == [2.0, 0.0]
+    assert gradients.aap(x, 1.5).tolist() == [2.0, 0.0]
     maps = torch.tensor([[0.0, 1.0, 5.0, 3.0], [0.0, 1.0, 2.0, 2.0]])
     th = torch.tensor([2.0, 2.0])
-    assert ascent.eap(maps, th).tolist() == [2.0, 0.0]  # excess 3 and 1; an output equal to th is not beyond it
-    assert ascent.clipped(maps, th).tolist() == [[0.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 2.0]]
+    assert gradients.eap(maps, th).tolist() == [2.0, 0.0]  # excess 3 and 1; an output equal to th is not beyond it
+    assert gradients.clipped(maps, th).tolist() == [[0.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 2.0]]
 
 
 def test_no_gradient_flows_through_clipped_outputs():
     maps = torch.tensor([[1.0, 5.0]], requires_grad=True)
-    ascent.clipped(maps, torch.tensor([2.0])).sum().backward()
+    gradients.clipped(maps, torch.tensor([2.0])).sum().backward()
     assert maps.grad.tolist() == [[1.0, 0.0]]
 
 
 PENALTIES = {
-    "l2": ascent.l2_norm,
-    "tv": ascent.total_variation,
-    "aap": lambda x: ascent.aap(x, 0.5),
-    "eap": lambda x: ascent.eap(x, torch.full((len(x),), 0.5, dtype=x.dtype)),
+    "l2": gradients.l2_norm,
+    "tv": gradients.total_variation,
+    "aap": lambda x: gradients.aap(x, 0.5),
+    "eap": lambda x: gradients.eap(x, torch.full((len(x),), 0.5, dtype=x.dtype)),
 }
 
 

@@ -93,6 +93,7 @@ def raw_data(cfg: Settings) -> str | None:
 
 
 def stamp_of(cfg: Settings, name: str) -> Path:
+    """The file that says what a notebook made."""
     return cfg.reports / "stamps" / f"{name}.json"
 
 

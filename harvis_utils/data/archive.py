@@ -288,6 +288,7 @@ class _Verified:
         return content
 
     def finish(self) -> None:
+        """Read what was not asked for, and compare all."""
         for member in self.archive.members:
             if member not in self.digests:
                 self(member)

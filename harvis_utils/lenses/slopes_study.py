@@ -23,7 +23,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from harvis_utils.data.windowing import Windows
-from harvis_utils.fast import ascent
+from harvis_utils.fast import ascent, gradients
 from harvis_utils.lenses import slopes
 from harvis_utils.lenses.slopes import SLOPES, Ascent
 from harvis_utils.maximization import unit_statistics
@@ -69,11 +69,11 @@ def climb(
     size = ascent.block_rows(trunk, layer, start.shape[1], start.dtype, block_bytes)
     parts = []
     for at in range(0, len(start), size):
-        maps = ascent.UnitMaps(trunk, layer, unit[at : at + size], slope)
+        maps = gradients.UnitMaps(trunk, layer, unit[at : at + size], slope)
 
         def field(x: Tensor, maps=maps) -> tuple[Tensor, Tensor]:
             out = maps.forward(x)
-            return out.mean(1), maps.backward(ascent.rectified(torch.full_like(out, 1 / out.shape[1]), out, slope))
+            return out.mean(1), maps.backward(gradients.rectified(torch.full_like(out, 1 / out.shape[1]), out, slope))
 
         parts.append(slopes.ascend(field, start[at : at + size], step, n_steps, bound))
     return Ascent(*(torch.cat([getattr(p, name) for p in parts]) for name in ("curve", "best", "last")))

@@ -1,0 +1,140 @@
+"""What is climbed: the penalties, and the map of one unit per signal with its gradient written out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harvis_utils.networks.sfhf import Trunk
+
+
+def l2_norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each signal: (signal, time) in G -> (signal,). Paper eq. 3 with p = 2."""
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """Sum of the absolute differences of neighbours: (signal, time) in G -> (signal,). Paper eq. 4."""
+    return x.diff(dim=-1).abs().sum(-1)
+
+
+def weighted_norm(x: Tensor, matrix: Tensor) -> Tensor:
+    """Norm sqrt(x' P x) of each signal for a symmetric, positive definite P: (signal, time) in G -> (signal,).
+
+    With P the inverse covariance of real windows it is large for what they seldom do.
+    """
+    return ((x @ matrix) * x).sum(-1).clamp(min=0).sqrt()
+
+
+def _mean_excess(values: Tensor, threshold: Tensor | float) -> Tensor:
+    excess = F.relu(values - threshold)
+    return excess.sum(-1) / (excess > 0).sum(-1).clamp(min=1)
+
+
+def aap(x: Tensor, th_aap_g: float) -> Tensor:
+    """Abnormal Amplitude Penalty: mean excess of ``|x|`` over ``th_aap_g`` among samples beyond it, else 0.
+
+    (signal, time) in G -> (signal,). Paper section 4.4; Choice: the mean, by analogy with EAP.
+    """
+    return _mean_excess(x.abs(), th_aap_g)
+
+
+def eap(maps: Tensor, th_eap: Tensor) -> Tensor:
+    """Extreme Activation Penalty: mean excess over ``th_eap`` among outputs beyond it, else 0. Paper eq. 6.
+
+    ``maps`` (signal, time) are unclipped outputs, ``th_eap`` is (signal,); returns (signal,).
+    """
+    return _mean_excess(maps, th_eap[:, None])
+
+
+def clipped(maps: Tensor, th_eap: Tensor) -> Tensor:
+    """Activation Clipping: outputs above ``th_eap`` count as ``th_eap`` and pass no gradient. Paper eq. 7.
+
+    Choice: the paper's th_max and th_eap are taken as equal.
+    """
+    return torch.where(maps > th_eap[:, None], th_eap[:, None], maps)
+
+
+class UnitMaps:
+    """Feature map of one unit per row and the gradient through it, for signals of one sensor axis.
+
+    Closed rectifiers of the layers below pass ``slope`` times the gradient back, for the network's own gradient 0.
+    Arrays inside are (row, time, channel), which is channels-last for the convolutions between.
+    """
+
+    def __init__(self, trunk: Trunk, layer: str, unit: Tensor, slope: float = 0.0):
+        depth = trunk.depth(layer)
+        self.trunk, self.depth, self.slope = trunk, depth, slope
+        last = trunk.weights[depth - 1][unit]  # (row, channel, tap)
+        self.own, self.own_bias = last.transpose(1, 2).contiguous(), trunk.biases[depth - 1][unit][:, None]
+        # the gradient of a 'same' convolution is one with its kernel turned around and its channels exchanged
+        self.own_back = self.own.flip(1)
+        self.first = torch.cat([trunk.weights[0][:, 0].T, trunk.biases[0][None]])  # (tap and bias, channel)
+        self.first_back = self.first[:-1].flip(0)
+        self.between = [_channels_last(w[:, :, None, :]) for w in trunk.weights[1 : depth - 1]]
+        self.back = [_channels_last(w.transpose(0, 1).flip(2)[:, :, None, :]) for w in trunk.weights[1 : depth - 1]]
+        self.hidden: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(row, time) in G -> rectified map of each row's unit, (row, time)."""
+        self.hidden = []
+        if self.depth > 1:
+            taps = self.first.shape[0] - 1
+            pieces = x.new_ones(*x.shape, taps + 1)  # the last one meets the bias
+            pieces[:, :, :taps] = F.pad(x, _half(taps)).unfold(1, taps, 1)
+            h = (pieces.view(-1, taps + 1) @ self.first).relu_().view(*x.shape, -1)
+            self.hidden.append(h)
+        for w, b in zip(self.between, self.trunk.biases[1:], strict=False):
+            h = _convolve(h, w, b).relu_()
+            self.hidden.append(h)
+        # (row, tap, time); batched products of one channel are slow
+        taps = torch.bmm(self.own, h.transpose(1, 2)) if self.depth > 1 else self.own * x[:, None]
+        return _gather(taps).add_(self.own_bias).relu_()
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradient with respect to x, (row, time), of what has gradient ``g`` with respect to the map before ReLU."""
+        if self.depth == 1:
+            return _gather(self.own_back * g[:, None])
+        taps = self.own.shape[1]
+        # contiguous: a batched product of overlapping views goes row by row
+        g = torch.bmm(F.pad(g, _half(taps)).unfold(1, taps, 1).contiguous(), self.own_back)
+        for h, w in zip(reversed(self.hidden[1:]), reversed(self.back), strict=True):
+            g = _convolve(rectified(g, h, self.slope), w)
+        g = rectified(g, self.hidden[0], self.slope)
+        taps = (self.first_back @ g.reshape(-1, g.shape[2]).T).view(-1, *g.shape[:2])
+        return _gather(taps.transpose(0, 1))
+
+
+def rectified(g: Tensor, h: Tensor, slope: float = 0.0) -> Tensor:
+    """Gradient ``g`` of a rectified output ``h``: ``slope`` times as large where the output is 0; in place for 0."""
+    if slope:
+        return torch.ops.aten.leaky_relu_backward(g, h, slope, False)
+    return torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
+
+
+def _channels_last(w: Tensor) -> Tensor:
+    return w.contiguous(memory_format=torch.channels_last)
+
+
+def _half(kernel: int) -> tuple[int, int]:
+    return kernel // 2, kernel // 2
+
+
+def _convolve(h: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """'Same' convolution over time of (row, time, channel)."""
+    out = F.conv2d(h[:, None].permute(0, 3, 1, 2), w, b, padding=(0, w.shape[3] // 2))
+    return out.permute(0, 2, 3, 1).reshape(len(h), h.shape[1], -1)
+
+
+def _gather(taps: Tensor) -> Tensor:
+    """Each tap's product, (row, tap, time), moved to its place and summed: (row, time)."""
+    n, kernel, length = taps.shape
+    out = taps[:, kernel // 2].clone()
+    for k in range(kernel):
+        shift = k - kernel // 2
+        if shift < 0:
+            out[:, -shift:] += taps[:, k, :shift]
+        elif shift > 0:
+            out[:, :-shift] += taps[:, k, shift:]
+    return out
