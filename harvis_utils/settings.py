@@ -72,8 +72,7 @@ class TrainingSettings:
     learning_rate: float = 1e-4  # Paper
     batch_size: int = 64  # Choice: not stated
     weight_decay: float = 0.0  # Choice: not stated
-    # Choice: validation and test are scored after every so many epochs and after the last
-    evaluate_every: int = field(default=1, metadata={"unless": 1})
+    evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs between scores, beside the last one
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,75 @@ class ReadingSettings:
 
 
 @dataclass(frozen=True)
+class PriorSettings:
+    """The learned prior of real windows (notebook 10)."""
+
+    most_noise_g: float = 0.4  # Choice: each window gets noise of its own standard deviation, from 0 to this
+    n_hidden: int = 256  # Choice
+    n_code: int = 64  # Choice: the middle layer
+    n_steps: int = 4000  # Choice
+    batch_size: int = 256  # Choice
+    learning_rate: float = 2e-3  # Choice: falls to 0 along a cosine
+    seed: int = 0  # Choice
+
+
+@dataclass(frozen=True)
+class DreamSettings:
+    """Dreams of another class (notebook 10)."""
+
+    n_windows: int = 24  # Choice
+    n_steps: int = 100  # Choice
+    step_size: float = 0.03  # Choice
+    prior_rate: float = 0.1  # Choice: how far each step of denoising goes
+    seed: int = 0  # Choice
+
+
+@dataclass(frozen=True)
+class EvolutionSettings:
+    """One network kept at several epochs of its training (notebook 12)."""
+
+    seed: int = 300  # Choice: of a network that no other notebook uses
+    n_trained: int | None = None  # Choice: at most so many training windows, every n-th of all; None: all
+
+
+@dataclass(frozen=True)
+class ArchitectureSettings:
+    """Variants of the network, small so that many fit into a notebook (notebook 12)."""
+
+    variants: tuple[str, ...] = ()  # Choice: of architecture.VARIANTS; none named: all
+    seeds: tuple[int, ...] = (400, 401, 402, 403, 404)  # Choice: of networks that no other notebook uses
+    n_windows: int = 2000  # Choice: about so many training windows, every n-th of all
+    model: ModelSettings = field(default_factory=lambda: ModelSettings(n_units=16, n_dense=32))  # Choice
+    training: TrainingSettings = field(  # Choice: as the quick profile
+        default_factory=lambda: TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3)
+    )
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """A frozen trunk with a new last layer, and networks from scratch beside it (notebook 12)."""
+
+    n_steps: int = 150  # Choice: of Adam, however few the windows: from scratch
+    n_head_steps: int = 300  # Choice: of Adam on all windows at once: last layer
+    head_rate: float = 0.01  # Choice
+    weight_decay: float = 1e-3  # Choice: of the last layer
+
+
+@dataclass(frozen=True)
+class SlopeSettings:
+    """Ascents under backward slopes, and networks trained with them (notebook 13)."""
+
+    n_steps: int = 200  # Choice: enough that the curves are flat at their end; all of DSADS takes some minutes
+    n_starts: int = 5  # Choice: of starting_points
+    trained: tuple[float, ...] = (0.0, 0.01, 0.1, 0.3, 1.0)  # Choice: slopes that networks are trained with
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Choice
+    rates: tuple[float, ...] = (5e-4, 2e-3)  # Choice: tried on other seeds; 8e-3 was too large for every slope
+    epochs: int = 6  # Choice
+    n_windows: int = 3000  # Choice: about so many training windows, every n-th of all
+    model: ModelSettings = field(default_factory=lambda: ModelSettings(n_units=16, n_dense=32))  # Choice
+
+
+@dataclass(frozen=True)
 class VisualSettings:
     """Feature visualization as it is judged beside the method of paper section 3."""
 
@@ -128,7 +196,7 @@ class VisualSettings:
 
 @dataclass(frozen=True)
 class RecoverySettings:
-    """Planted motifs found again: draws of the nulls, and the levels of the factors that recall may depend on."""
+    """Planted motifs found again (notebook 08): draws of the nulls, and levels of what recall may depend on."""
 
     n_random: int = 20  # Choice: networks with random weights; a 95 % point, leaving one out, needs 20
     first_random_seed: int = 1000  # Choice: their seeds are this one and the next ones
@@ -181,6 +249,12 @@ class Settings:
     similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
     atlas: AtlasSettings = field(default_factory=AtlasSettings)
     readings: ReadingSettings = field(default_factory=ReadingSettings)
+    prior: PriorSettings = field(default_factory=PriorSettings)
+    dreams: DreamSettings = field(default_factory=DreamSettings)
+    evolution: EvolutionSettings = field(default_factory=EvolutionSettings)
+    architecture: ArchitectureSettings = field(default_factory=ArchitectureSettings)
+    transfer: TransferSettings = field(default_factory=TransferSettings)
+    slopes: SlopeSettings = field(default_factory=SlopeSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     dissection: DissectionSettings = field(default_factory=DissectionSettings)
     locating: LocatingSettings = field(default_factory=LocatingSettings)
@@ -216,6 +290,18 @@ PROFILES: dict[str, dict] = {
         "maximization": MaximizationSettings(n_steps=400),
         "similarity": SimilaritySettings(),
         "readings": ReadingSettings(seeds=(100,), n_units=4),
+        "prior": PriorSettings(n_steps=1500),
+        "dreams": DreamSettings(n_windows=12, n_steps=50),
+        "architecture": ArchitectureSettings(
+            variants=(
+                *("as the paper", "width 3", "width 9", "width 9, stride 4"),
+                *("one convolution", "no dense layer", "max pooling by 2"),
+            ),
+            seeds=(400,),
+            n_windows=1600,
+        ),
+        "transfer": TransferSettings(n_steps=60),
+        "slopes": SlopeSettings(60, 3, (0.0, 0.1, 1.0), (0, 1), (2e-3,), epochs=5, n_windows=1200),
         "visual": VisualSettings(
             n_steps=60, only=("time", "frequency", "spectral penalty", "best of 3, diverse", "neuron, prior")
         ),
@@ -241,10 +327,20 @@ PROFILES: dict[str, dict] = {
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
         "training": TrainingSettings(epochs=10, learning_rate=5e-4),
+        "evolution": EvolutionSettings(n_trained=20_000),
     },
     # the paper's own settings, on one GPU
     "paper": {
         "recovery": RecoverySettings(n_random=100),
+        "prior": PriorSettings(n_steps=20_000),
+        "architecture": ArchitectureSettings(n_windows=6000),
+        "slopes": SlopeSettings(
+            n_steps=1000,
+            trained=(0.0, 0.01, 0.1, 0.3, 0.5, 1.0),
+            rates=(1e-4, 5e-4, 2e-3),
+            epochs=12,
+            n_windows=12_000,
+        ),
         "dissection": DissectionSettings(thinning=10, ablation_thinning=5),
         "locating": LocatingSettings(n_val=100, n_test=400, n_covered=190),
         "visual": VisualSettings(n_steps=500),

@@ -8,13 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
-from hypothesis import strategies as st
 from test_atlas import COLOURS, NAMES, Page, a_layer
 
 from harvis_utils.data.windowing import Split
 from harvis_utils.figures import page, special
-from harvis_utils.lenses import card_search, cards
+from harvis_utils.lenses import cards
 from harvis_utils.settings import SimilaritySettings, load_settings, report_root
 
 SEEDS, LAYERS, N_UNITS, TIME, N_RANKS = (3, 7), ("conv1", "conv2"), 12, 30, 7
@@ -105,6 +103,15 @@ def test_a_card_holds_what_every_lens_stored():
     assert found[0].neighbours == () and len(found[1].neighbours) == cards.N_NEIGHBOURS
 
 
+def test_a_card_shows_the_largest_values_that_are_known(monkeypatch):
+    monkeypatch.setattr(cards, "N_CONCEPTS", 2)
+    every, found = deck(), made_lenses()
+    unknown = replace(found, ablated=found.ablated.where(found.ablated["class"] != 1))
+    for card, whole in zip(cards.collect(unknown, 3, ACTIVITIES, AXES, SIMILARITY), every, strict=True):
+        assert set(card.cost) == {ACTIVITIES[0], ACTIVITIES[2]} and len(card.iou) == 2
+        assert set(card.detects) == set(whole.detects) and max(card.iou.values()) == max(whole.iou.values())
+
+
 def test_units_matter_whose_effect_only_a_tenth_exceeds_and_that_cost_something():
     lenses, found = made_lenses(), deck()
     every = [(c, c.cost) for c in found]
@@ -177,60 +184,7 @@ def test_the_overview_says_what_the_cards_say_and_counts_are_those_of_a_loop():
         }
 
 
-# ---------------------------------------------------------------------------------------------------------- search
-
-
-@given(
-    concept=st.sampled_from(CONCEPTS),
-    activity=st.sampled_from(ACTIVITIES),
-    layer=st.sampled_from([None, *LAYERS]),
-    article=st.sampled_from(["", "a ", "an ", "the "]),
-    joint=st.sampled_from([" and ", ", ", "; "]),
-)
-def test_a_search_finds_what_a_loop_finds(concept, activity, layer, article, joint):
-    found = card_search.search(
-        DECK, f"Units{f' in {layer}' if layer else ''} that detect {article}{concept}{joint}matter for {activity}."
-    )
-    expected = [
-        c for c in DECK if c.iou[concept] > 0.04 and activity in c.matters_for and (layer is None or c.layer == layer)
-    ]
-    assert sorted(c.key for c in found) == sorted(c.key for c in expected)
-
-
 DECK = deck()
-
-
-def test_names_are_meant_by_their_words():
-    asked = card_search.understood(DECK, "units that detect an edge and matter for running")
-    assert asked == {"detects": ("rising edge", "falling edge"), "matters_for": ("treadmill running",)}
-    assert card_search.understood(DECK, "looks like stairs") == {"nearest_activity": ("ascending stairs",)}
-    strongest = card_search.search(DECK, "detects a peak")
-    assert [c.iou["peak"] for c in strongest] == sorted((c.iou["peak"] for c in strongest), reverse=True) and strongest
-
-
-def test_the_example_of_a_search_finds_something():
-    text = card_search.example(DECK)
-    assert card_search.search(DECK, text) or set(card_search.understood(DECK, text)) == {"detects", "matters_for"}
-    most = max((c for card in DECK for c in card.detects), key=[c for card in DECK for c in card.detects].count)
-    assert f"detect {most}" in text
-    silent = [replace(card, detects=()) for card in DECK]
-    assert (
-        card_search.example(silent) == "units in conv1" and len(card_search.search(silent, "units in conv1")) == N_UNITS
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("units that detect a banana", "'a banana' is no name that is known here; valid: "),
-        ("units that sing", "'sing' is not understood; a search reads like"),
-        ("units", "asks for nothing"),
-        ("detects the", "'the' is no name"),
-    ],
-)
-def test_a_search_that_is_not_understood_says_so(text, message):
-    with pytest.raises(ValueError, match=message):
-        card_search.search(DECK, text)
 
 
 # ------------------------------------------------------------------------------------------------ figures and pages
@@ -355,7 +309,7 @@ def test_every_card_opens_by_a_click(browser, tmp_path):
     check_page(browser, path, [c.key for c in DECK])
 
 
-def test_a_real_click_opens_a_card_and_lists_search_as_python_does(browser, tmp_path):
+def test_a_real_click_opens_a_card_and_lists_search_as_a_loop_does(browser, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select
 
@@ -371,7 +325,7 @@ def test_a_real_click_opens_a_card_and_lists_search_as_python_does(browser, tmp_
     Select(browser.find_element(By.ID, "by-detects")).select_by_value("peak")
     Select(browser.find_element(By.ID, "by-matters-for")).select_by_value("treadmill running")
     links = browser.find_elements(By.CSS_SELECTOR, "#matches a")
-    expected = card_search.search(DECK, "detects a peak and matters for running")
+    expected = [c for c in DECK if "peak" in c.detects and "treadmill running" in c.matters_for]
     assert {a.get_attribute("href").split("#")[1] for a in links} == {c.key for c in expected} and expected
     faded = browser.find_elements(By.CSS_SELECTOR, ".map circle.faded")
     placed = sum(np.isfinite(v.positions).all(1).sum() for v in made_lenses().views.values())

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from test_lens_taps import LENGTH, MODELS, N_AXES, hooks_of, windows
 from torch import nn
 
-from harvis_utils.lenses import dreams, flips
+from harvis_utils.lenses import dreams
 from harvis_utils.maximization import priors
-from harvis_utils.settings import ModelSettings, TrainingSettings, load_settings
+from harvis_utils.settings import DreamSettings, ModelSettings, PriorSettings, TrainingSettings, load_settings
 from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = priors.PriorSettings(n_hidden=64, n_code=32, n_steps=400, learning_rate=5e-3)
+SMALL = PriorSettings(n_hidden=64, n_code=32, n_steps=400, learning_rate=5e-3)
 
 
 # --------------------------------------------------------------------------------------------------------- the prior
@@ -56,10 +56,11 @@ def test_the_linear_yardstick_is_the_least_squares_fit():
 
 
 def test_a_prior_is_learned_once(tiny_windows, monkeypatch):
-    cfg = load_settings("quick", "synthetic", "cpu")
-    first = priors.prior(cfg, tiny_windows, SMALL)
+    cfg = dataclasses.replace(load_settings("quick", "synthetic", "cpu"), prior=SMALL)
+    first = priors.prior(cfg, tiny_windows)
     monkeypatch.setattr(priors, "fit", None)
-    again = priors.prior(cfg, tiny_windows, SMALL)
+    again = priors.prior(cfg, tiny_windows)
+    assert first.key == again.key
     x = torch.tensor(np.ascontiguousarray(tiny_windows.test.x))
     assert torch.equal(first(x), again(x)) and not any(p.requires_grad for p in again.parameters())
 
@@ -72,7 +73,7 @@ def test_a_prior_is_learned_once(tiny_windows, monkeypatch):
 def test_on_a_linear_network_the_smallest_change_is_the_distance_to_the_nearest_border(seed, n_classes):
     torch.manual_seed(seed)
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(N_AXES * LENGTH, n_classes)), windows(4, seed)
-    found = flips.smallest_change(model, x)
+    found = dreams.smallest_change(model, x)
     weight, scores = model[1].weight.detach(), model(x)
     for i, score in enumerate(scores.detach()):
         own = int(score.argmax())
@@ -86,23 +87,23 @@ def test_on_a_linear_network_the_smallest_change_is_the_distance_to_the_nearest_
 def test_a_flip_lies_just_beyond_the_border(name):
     torch.manual_seed(3)
     model, x = MODELS[name](), windows(8, 4)
-    found = flips.smallest_change(model, x)
+    found = dreams.smallest_change(model, x)
     flipped = ~np.isnan(found.rms_g)
     assert flipped.mean() >= 0.5 and model.training == MODELS[name]().training and not hooks_of(model)
-    assert np.array_equal(flips.predicted(model, found.signal), found.after)
+    assert np.array_equal(dreams.predicted(model, found.signal), found.after)
     assert (found.before != found.after).tolist() == flipped.tolist()
     change = found.signal - x.numpy()
-    assert np.allclose(flips.rms(change)[flipped], found.rms_g[flipped], rtol=1e-5)
+    assert np.allclose(dreams.rms(change)[flipped], found.rms_g[flipped], rtol=1e-5)
     less = (x.numpy() + 0.99 * change).astype(np.float32)
-    assert np.array_equal(flips.predicted(model, less)[flipped], found.before[flipped])
-    only_deepfool = flips.smallest_change(model, x, n_along=0)
+    assert np.array_equal(dreams.predicted(model, less)[flipped], found.before[flipped])
+    only_deepfool = dreams.smallest_change(model, x, n_along=0)
     assert (found.rms_g[flipped] <= only_deepfool.rms_g[flipped] * 1.0001).all()
 
 
 def test_a_network_that_cannot_be_flipped_is_not():
     model = nn.Sequential(nn.Flatten(), nn.Linear(N_AXES * LENGTH, 3))
     nn.init.zeros_(model[1].weight)
-    found = flips.smallest_change(model, windows())
+    found = dreams.smallest_change(model, windows())
     assert np.isnan(found.rms_g).all() and np.array_equal(found.signal, windows().numpy())
 
 
@@ -113,15 +114,15 @@ def test_where_there_is_no_slope_the_way_to_other_windows_is_taken():
             return torch.stack([1 - high, high], 1) + 0 * x.sum((1, 2))[:, None]
 
     x = torch.zeros(3, N_AXES, LENGTH) + torch.tensor([0.0, 0.4, 2.0])[:, None, None]
-    found = flips.smallest_change(Steps(), x)
+    found = dreams.smallest_change(Steps(), x)
     assert found.rms_g == pytest.approx([0.5, 0.1, 1.5], abs=1e-4) and found.after.tolist() == [1, 1, 0]
 
 
 def test_random_changes_have_the_size_that_is_asked_for():
     size = np.array([0.1, 0.5, 0.0, 2.0, 1.0])
-    made = flips.random_change((5, 3, 30), size, 0)
-    assert np.allclose(flips.rms(made), size, rtol=1e-5)
-    assert np.array_equal(made, flips.random_change((5, 3, 30), size, 0))
+    made = dreams.random_change((5, 3, 30), size, 0)
+    assert np.allclose(dreams.rms(made), size, rtol=1e-5)
+    assert np.array_equal(made, dreams.random_change((5, 3, 30), size, 0))
 
 
 # -------------------------------------------------------------------------------------------------------- the dreams
@@ -133,19 +134,18 @@ def made(tiny_windows, tmp_path_factory):
         load_settings("quick", "synthetic", "cpu"),
         model=ModelSettings(n_units=6, n_dense=8),
         training=TrainingSettings(seeds=(0, 1), epochs=12, learning_rate=1e-2, batch_size=8),
+        dreams=DreamSettings(n_windows=4, n_steps=40),
+        prior=SMALL,
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("dreams")))
-        patched.setitem(dreams.SETTINGS, "quick", dreams.DreamSettings(n_windows=4, n_steps=40))
-        patched.setitem(priors.SETTINGS, "quick", SMALL)
         nets = supervised.networks(cfg, tiny_windows)
         denoiser = priors.prior(cfg, tiny_windows)
         chosen = dreams.choose(nets, tiny_windows.test, 4)
         found = dreams.dreams(cfg, tiny_windows, nets, chosen, denoiser)
-        sizes = dreams.smallest_changes(cfg, tiny_windows, nets, chosen)
-        patched.setattr(dreams, "dream", None)
-        patched.setattr(flips, "smallest_change", None)
-        assert np.array_equal(dreams.smallest_changes(cfg, tiny_windows, nets, chosen), sizes), "stored"
+        sizes = np.stack([dreams.flips(net, tiny_windows, chosen)["rms_g"] for net in nets])
+        patched.setattr(dreams, "smallest_change", None)
+        assert np.array_equal(dreams.flips(nets[0], tiny_windows, chosen)["rms_g"], sizes[0]), "stored"
         again = dreams.dreams(cfg, tiny_windows, nets, chosen, denoiser)
     measured = dreams.measures(nets, found, denoiser)
     return {
@@ -162,7 +162,7 @@ def made(tiny_windows, tmp_path_factory):
 def test_chosen_windows_are_classified_correctly_by_all(made, tiny_windows):
     split, chosen = tiny_windows.test, made["chosen"]
     for net in made["nets"]:
-        assert np.array_equal(flips.predicted(net.model, split.x[chosen]), split.activity[chosen])
+        assert np.array_equal(dreams.predicted(net.model, split.x[chosen]), split.activity[chosen])
     assert len(np.unique(chosen)) == 4 and len(np.unique(split.activity[chosen])) == 3, "classes in turn"
     with pytest.raises(ValueError, match="1000 windows that all networks classify correctly"):
         dreams.choose(made["nets"], split, 1000)

@@ -1,17 +1,16 @@
 """Evolution: the same training as the chain's, kept on the way, resumable; settling by hand."""
 
 import dataclasses
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from harvis_utils.lenses import evolution, settling
-from harvis_utils.settings import ModelSettings, TrainingSettings, load_settings
+from harvis_utils.lenses import evolution
+from harvis_utils.settings import EvolutionSettings, ModelSettings, TrainingSettings, load_settings
 from harvis_utils.training import supervised
 
-EPOCHS = 3
+EPOCHS, SEED = 3, 300
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def cfg():
     return dataclasses.replace(
         load_settings(),
         model=ModelSettings(n_units=4, n_dense=8),
-        training=TrainingSettings(seeds=(evolution.SEED,), epochs=EPOCHS, learning_rate=2e-3, batch_size=16),
+        training=TrainingSettings(seeds=(SEED,), epochs=EPOCHS, learning_rate=2e-3, batch_size=16),
     )
 
 
@@ -35,39 +34,46 @@ def test_moments_are_those_of_the_chains_own_training_and_survive_a_kill(cfg, ti
     moments = evolution.train(cfg, tiny_windows)
     assert [m.epoch for m in moments] == [0, 1, 2, 3] and not any(m.model.training for m in moments)
     first = states(moments)
-    assert equal(first[0], supervised.new_model(tiny_windows, cfg.model, evolution.SEED).state_dict())
-    network = supervised.train(cfg, tiny_windows, evolution.SEED)
+    assert equal(first[0], supervised.new_model(tiny_windows, cfg.model, SEED).state_dict())
+    network = supervised.train(cfg, tiny_windows, SEED)
     kept = first[network.best_epoch + 1]
     assert equal(kept, network.model.state_dict()), "bit for bit"
     assert not equal(first[2], first[3])
-    for moment in moments[2:]:  # what a kill in the second epoch leaves
-        shutil.rmtree(evolution.STAGE.folder(moment.key))
-    assert all(equal(a, b) for a, b in zip(first, states(evolution.train(cfg, tiny_windows)), strict=True))
 
 
-def test_a_longer_training_goes_on_where_a_shorter_one_ended(cfg, tiny_windows, one_thread):
-    short = evolution.train(cfg, tiny_windows)
-    longer = dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, epochs=4))
-    assert [m.key for m in evolution.train(longer, tiny_windows)][:4] == [m.key for m in short]
+def test_a_killed_training_goes_on_after_its_last_epoch(cfg, tiny_windows, one_thread, monkeypatch, tmp_path):
+    expected = states(evolution.train(cfg, tiny_windows))
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
+    save, trained = torch.save, []
+
+    def interrupted(what, part):
+        trained.append(part)
+        if len(trained) == 4:  # in the second epoch, after its mark
+            raise KeyboardInterrupt
+        save(what, part)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evolution.train(cfg, tiny_windows)
+    monkeypatch.setattr(torch, "save", save)
+    assert all(equal(a, b) for a, b in zip(expected, states(evolution.train(cfg, tiny_windows)), strict=True))
 
 
-def test_of_too_many_windows_every_nth_is_trained_on(cfg, tiny_windows, one_thread, monkeypatch):
-    monkeypatch.setitem(evolution.N_TRAINED, "quick", 20)
-    few = evolution.train(cfg, tiny_windows)
+def test_of_too_many_windows_every_nth_is_trained_on(cfg, tiny_windows, one_thread):
+    few = evolution.train(dataclasses.replace(cfg, evolution=EvolutionSettings(n_trained=20)), tiny_windows)
     third = dataclasses.replace(tiny_windows, train=tiny_windows.train.every(3))
     assert len(third.train) <= 20 < len(tiny_windows.train.every(2))
-    monkeypatch.setitem(evolution.N_TRAINED, "quick", None)
-    expected = evolution.train(cfg, dataclasses.replace(third, digest="a third"))
+    expected = evolution.train(cfg, third)
     assert equal(states(few)[-1], states(expected)[-1])
     assert not equal(states(few)[-1], states(evolution.train(cfg, tiny_windows))[-1])
 
 
 def test_features_end_like_themselves(cfg, tiny_windows, one_thread):
     moments = evolution.train(cfg, tiny_windows)
-    found = evolution.features(cfg, tiny_windows, moments)
+    found = evolution.features(tiny_windows, moments)
     assert found.sizes["epoch"] == 4 and list(found["layer"].values) == ["conv1", "conv2", "conv3"]
-    alike = settling.likeness(found)
-    for measure in settling.MEASURES:
+    alike = evolution.likeness(found)
+    for measure in evolution.MEASURES:
         last = alike[measure].sel(epoch=3).values
         assert np.allclose(last[~np.isnan(last)], 1) and not np.isnan(last).all()
         assert np.nanmin(alike[measure].sel(epoch=0)) < 0.99
@@ -75,8 +81,8 @@ def test_features_end_like_themselves(cfg, tiny_windows, one_thread):
     fixed = tiny_windows.val.x
     maps = moments[1].model.feature_maps(torch.as_tensor(fixed))["conv2"].detach().transpose(0, 1).flatten(1)
     assert np.allclose(found["maps"].sel(epoch=1, layer="conv2"), maps[:, :: evolution.PLACES], atol=1e-6)
-    table = settling.settling(alike)
-    assert set(table.index.get_level_values("measure")) == set(settling.MEASURES)
+    table = evolution.settling(alike)
+    assert set(table.index.get_level_values("measure")) == set(evolution.MEASURES)
     assert (table["epoch low"] <= table["epoch"]).all() and (table["epoch"] <= table["last epoch"]).all()
 
 
@@ -90,6 +96,6 @@ def test_settled_by_hand():
     epochs = [0, 1, 2, 5]
     always, late = np.full((4, 3), 0.95), np.array([[0.1] * 3, [0.95] * 3, [0.5, 0.95, 0.8], [1] * 3])
     never = np.array([[0.1] * 3, [0.2] * 3, [0.3] * 3, [1] * 3])
-    assert [settling.settled(epochs, v) for v in (always, late, never)] == [0, 5, 5]
+    assert [evolution.settled(epochs, v) for v in (always, late, never)] == [0, 5, 5]
     rises = np.array([[0.1, 0.1], [0.95, 0.99], [0.95, np.nan], [1, 1]])
-    assert settling.settled(epochs, rises) == 1
+    assert evolution.settled(epochs, rises) == 1

@@ -10,7 +10,7 @@ from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import embedding, similarity
 from harvis_utils.paper import report
-from harvis_utils.store import results
+from harvis_utils.store.results import around_builds
 from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,15 +69,16 @@ def test_stored_signals_are_those_of_one_direct_call(stages, cfg):
 
 def test_everything_is_read_back_and_nothing_is_computed_again(stages, cfg, tiny_windows, monkeypatch):
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(stages["folder"]))
-    with results.around_builds(lambda stage, key: pytest.fail(f"{stage} computed again")):
-        nets, random = supervised.networks(cfg, tiny_windows), supervised.untrained(cfg, tiny_windows)
-        stats, of_random = (unit_statistics.statistics(cfg, tiny_windows, n) for n in (nets, random))
-        made = paper_methods.signals(cfg, nets, stats)
+    with around_builds(lambda stage, key: pytest.fail(f"{stage} computed again")):
+        nets, random = supervised.networks(cfg, tiny_windows), stages["random"]
+        stats = unit_statistics.statistics(cfg, tiny_windows, nets)
+        assert stats.equals(stages["stats"])
+        assert paper_methods.signals(cfg, nets, stats).equals(stages["signals"])
+        assert similarity.scores(cfg, tiny_windows, nets, stats, stages["signals"]).equals(stages["scores"])
+        random_stats = unit_statistics.statistics(cfg, tiny_windows, random)
         one = stages["random_signals"].sel(preset="calibrated", technique=PROPOSED, drop=True)
-        assert made.equals(stages["signals"])
-        assert similarity.scores(cfg, tiny_windows, nets, stats, made).equals(stages["scores"])
-        again = similarity.controls(cfg, tiny_windows, nets, stats, random, of_random, one)
-        assert again.equals(stages["controls"])
+        controls = similarity.controls(cfg, tiny_windows, nets, stats, random, random_stats, one)
+    assert controls.equals(stages["controls"])
 
 
 def test_controls_are_what_they_say(stages, cfg, tiny_windows):

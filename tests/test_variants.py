@@ -17,14 +17,21 @@ from harvis_utils.metrics import motifs
 from harvis_utils.metrics.intervals import paired
 from harvis_utils.paper import climbing, comparing, variants
 from harvis_utils.paper.variants import BY_NAME, PAPERS, READINGS, RECIPES, VISUAL
-from harvis_utils.settings import PRESETS, MaximizationSettings, ReadingSettings, VisualSettings, load_settings
+from harvis_utils.settings import (
+    PRESETS,
+    MaximizationSettings,
+    PriorSettings,
+    ReadingSettings,
+    VisualSettings,
+    load_settings,
+)
 from harvis_utils.store import results
 from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 UNITS = [0, 2, 5]
-SMALL = priors.PriorSettings(n_hidden=32, n_code=16, n_steps=100, batch_size=64)
+SMALL = PriorSettings(n_hidden=32, n_code=16, n_steps=100, batch_size=64)
 STEPS = VisualSettings(n_steps=4)
 TRIED = {name: METHODS[name] for name in (*variants.FREE, *variants.PENALIZED)}
 SOME = [
@@ -38,7 +45,7 @@ SOME = [
 
 @pytest.fixture(scope="module")
 def cfg(cfg):
-    return dataclasses.replace(cfg, readings=ReadingSettings(seeds=(0, 1), n_units=3), visual=STEPS)
+    return dataclasses.replace(cfg, readings=ReadingSettings(seeds=(0, 1), n_units=3), visual=STEPS, prior=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,7 @@ def made(cfg, tiny_windows, tmp_path_factory):
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("variants")))
         nets, random = supervised.networks(cfg, tiny_windows), supervised.untrained(cfg, tiny_windows)
         stats, random_stats = (unit_statistics.statistics(cfg, tiny_windows, some) for some in (nets, random))
-        denoiser = priors.prior(cfg, tiny_windows, SMALL)
+        denoiser = priors.prior(cfg, tiny_windows)
         few = [BY_NAME[name] for name in (PAPERS, *variants.RANDOM)]
 
         def everything():

@@ -126,12 +126,13 @@ class Rows:
 class UnitMaps:
     """Feature map of one unit per row and the gradient through it, for signals of one sensor axis.
 
+    Closed rectifiers of the layers below pass ``slope`` times the gradient back, for the network's own gradient 0.
     Arrays inside are (row, time, channel), which is channels-last for the convolutions between.
     """
 
-    def __init__(self, trunk: Trunk, layer: str, unit: Tensor):
+    def __init__(self, trunk: Trunk, layer: str, unit: Tensor, slope: float = 0.0):
         depth = trunk.depth(layer)
-        self.trunk, self.depth = trunk, depth
+        self.trunk, self.depth, self.slope = trunk, depth, slope
         last = trunk.weights[depth - 1][unit]  # (row, channel, tap)
         self.own, self.own_bias = last.transpose(1, 2).contiguous(), trunk.biases[depth - 1][unit][:, None]
         # the gradient of a 'same' convolution is one with its kernel turned around and its channels exchanged
@@ -166,14 +167,16 @@ class UnitMaps:
         # contiguous: a batched product of overlapping views goes row by row
         g = torch.bmm(F.pad(g, _half(taps)).unfold(1, taps, 1).contiguous(), self.own_back)
         for h, w in zip(reversed(self.hidden[1:]), reversed(self.back), strict=True):
-            g = _convolve(_rectified(g, h), w)
-        g = _rectified(g, self.hidden[0])
-        taps = (self.first_back @ g.view(-1, g.shape[2]).T).view(-1, *g.shape[:2])
+            g = _convolve(rectified(g, h, self.slope), w)
+        g = rectified(g, self.hidden[0], self.slope)
+        taps = (self.first_back @ g.reshape(-1, g.shape[2]).T).view(-1, *g.shape[:2])
         return _gather(taps.transpose(0, 1))
 
 
-def _rectified(g: Tensor, h: Tensor) -> Tensor:
-    """Gradient ``g`` of a rectified output ``h``, in place: none where the output is 0."""
+def rectified(g: Tensor, h: Tensor, slope: float = 0.0) -> Tensor:
+    """Gradient ``g`` of a rectified output ``h``: ``slope`` times as large where the output is 0; in place for 0."""
+    if slope:
+        return torch.ops.aten.leaky_relu_backward(g, h, slope, False)
     return torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
 
 
@@ -205,6 +208,20 @@ def _gather(taps: Tensor) -> Tensor:
 
 
 # -------------------------------------------------------------------------------------------- one chunk of rows
+
+
+def move(x: Tensor, g: Tensor, first: Tensor, second: Tensor, step: Step, number: int) -> None:
+    """The ``number``-th move from 0 of the step's optimizer along ``g``, in place, as are its moments."""
+    eta = step.step_size * step.decay**number
+    if step.optimizer == "ascent":
+        x.add_(g, alpha=eta)
+    elif step.optimizer == "momentum":
+        x.add_(first.mul_(MOMENTUM).add_(g), alpha=eta)
+    else:
+        first.lerp_(g, 1 - BETA1)
+        second.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
+        scale = second.sqrt().div_((1 - BETA2 ** (number + 1)) ** 0.5).add_(EPSILON)
+        x.addcdiv_(first, scale, value=eta / (1 - BETA1 ** (number + 1)))
 
 
 class Chunk:
@@ -269,7 +286,7 @@ class Chunk:
                 slope.masked_fill_(over & part.clips[:, None], 0)
             if some_eap:
                 slope -= over * (part.eap / over.sum(1).clamp(min=1))[:, None]
-            g[at] = maps.backward(_rectified(slope, out))
+            g[at] = maps.backward(rectified(slope, out))
         x = self.x
         g = g.roll(-shift, 1) if shift else g
         g -= x * (rows.l2 / l2_norm(x).clamp(min=torch.finfo(x.dtype).tiny))[:, None]
@@ -290,16 +307,7 @@ class Chunk:
     def advance(self, number: int) -> None:
         """One step of the optimizer, the ``number``-th from 0, then the method's projection."""
         shift = self.shifts[number] if self.shifts is not None else 0
-        g, eta = self.gradient(shift), self.step.step_size * self.step.decay**number
-        if self.step.optimizer == "ascent":
-            self.x.add_(g, alpha=eta)
-        elif self.step.optimizer == "momentum":
-            self.x.add_(self.first.mul_(MOMENTUM).add_(g), alpha=eta)
-        else:
-            self.first.lerp_(g, 1 - BETA1)
-            self.second.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
-            scale = self.second.sqrt().div_((1 - BETA2 ** (number + 1)) ** 0.5).add_(EPSILON)
-            self.x.addcdiv_(self.first, scale, value=eta / (1 - BETA1 ** (number + 1)))
+        move(self.x, self.gradient(shift), self.first, self.second, self.step, number)
         self.project()
 
     def project(self) -> None:

@@ -17,7 +17,7 @@ import xarray as xr
 from harvis_utils.data.windowing import Split
 from harvis_utils.lenses.dissection import DETECTOR_IOU
 from harvis_utils.metrics import agreement, embedding, recovery
-from harvis_utils.metrics.intervals import ENOUGH_SEEDS, interval
+from harvis_utils.metrics.intervals import ENOUGH_SEEDS, with_interval
 from harvis_utils.settings import SimilaritySettings
 
 #: Choice: windows, concepts, activities and neighbours that a card shows
@@ -60,9 +60,10 @@ class Card:
     """Everything known of one unit; what there is none of is NaN, ``None`` or empty, and ``status`` says why.
 
     ``signal`` (time,) in G is the proposed method's, ``activation`` the share of the unit's threshold it reaches and
-    ``nearness`` how near it comes to real exciting windows (notebook 08). ``iou`` maps every concept to its IoU with
-    the unit, ``cost`` every activity to the F1 it loses when the unit is silenced; ``detects`` and ``matters_for`` are
-    those above the thresholds of this module, strongest first. ``neighbours`` are the nearest units on the atlas.
+    ``nearness`` how near it comes to real exciting windows (notebook 08). ``iou`` maps the ``N_CONCEPTS`` concepts
+    that overlap the unit most to their IoU, ``cost`` the ``N_ACTIVITIES`` that lose most when it is silenced to the F1
+    they lose; ``detects`` and ``matters_for`` are all those above the thresholds of this module, strongest first.
+    ``neighbours`` are the nearest units on the atlas.
     """
 
     seed: int
@@ -118,20 +119,17 @@ def collect(
 ) -> list[Card]:
     """The cards of all units of the network with this ``seed``, layer by layer.
 
-    The second network is the next one of the run, and there is no twin where it is the only one. Raises ``KeyError``
-    for a seed that is not in the results.
+    Raises ``KeyError`` for a seed that is not in the results.
     """
-    seeds = [int(s) for s in lenses.signals["seed"].values]
-    if seed not in seeds:
+    if seed not in (seeds := lenses.signals["seed"].values):
         raise KeyError(f"no network has seed {seed}; seeds of this run: {', '.join(map(str, seeds))}")
-    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
     effects = lenses.ablated["f1"].sel(seed=seed).transpose("layer", "unit", "class")
     ranked = np.sort(effects.fillna(-np.inf).values.reshape(-1, effects.sizes["class"]), axis=0)
     found = []
     for layer in map(str, lenses.signals["layer"].values):
-        of = {s: lenses.signals.sel(seed=s, layer=layer) for s in {seed, other}}
-        status = agreement.status(of[seed], similarity)["status"].values
-        matches = twins(of, seed, other, similarity) if other != seed else {}
+        own = lenses.signals.sel(seed=seed, layer=layer)
+        signals, status = own["signal"].transpose("unit", "time").values, agreement.status(own, similarity)["status"]
+        matches = twins(lenses, seed, layer, similarity)
         iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept")
         cost = effects.sel(layer=layer)
         # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
@@ -139,10 +137,10 @@ def collect(
         matters = (np.stack(exceeded, 1) >= MATTERS * len(ranked)) & (cost.values > 0)
         near = _neighbours(lenses.views[layer].positions)
         measured = lenses.measured.sel(seed=seed, layer=layer)
-        for u in range(of[seed].sizes["unit"]):
+        for u in range(len(signals)):
             names = [str(c) for c in iou["concept"].values]
-            of_concept = _falling(dict(zip(names, iou.values[u].tolist(), strict=True)))
-            of_class = _falling(dict(zip(activities, cost.values[u].tolist(), strict=True)))
+            of_concept = _falling(names, iou.values[u])
+            of_class = _falling(activities, cost.values[u])
             important = {a for a, m in zip(activities, matters[u], strict=True) if m}
             nearest = int(lenses.views[layer].activities[u])
             found.append(
@@ -150,15 +148,15 @@ def collect(
                     seed=seed,
                     layer=layer,
                     unit=u,
-                    status=str(status[u]),
-                    signal=of[seed]["signal"].transpose("unit", "time").values[u],
+                    status=str(status.values[u]),
+                    signal=signals[u],
                     activation=float(measured["activation"].sel(unit=u)),
                     nearness=float(measured["nearness"].sel(unit=u)),
                     nearest_activity=activities[nearest] if nearest >= 0 else "",
                     twin=matches.get(u),
                     windows=_strong_windows(lenses, layer, u, activities, axes),
-                    iou=of_concept,
-                    cost=of_class,
+                    iou=dict(list(of_concept.items())[:N_CONCEPTS]),
+                    cost=dict(list(of_class.items())[:N_ACTIVITIES]),
                     detects=tuple(c for c, v in of_concept.items() if v > DETECTOR_IOU),
                     matters_for=tuple(a for a in of_class if a in important),
                     neighbours=near.get(u, ()),
@@ -167,17 +165,22 @@ def collect(
     return found
 
 
-def _falling(values: dict[str, float]) -> dict[str, float]:
-    """The same, largest first, NaN last."""
-    return dict(sorted(values.items(), key=lambda item: (np.isnan(item[1]), -item[1])))
+def _falling(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    """Values by name, the largest first, without NaN."""
+    return {names[k]: float(values[k]) for k in np.argsort(-values, kind="stable") if not np.isnan(values[k])}
 
 
-def twins(of: dict[int, xr.Dataset], seed: int, other: int, similarity: SimilaritySettings) -> dict[int, Twin]:
-    """By unit of the network ``seed``: its match in the network ``other``, for units that can be matched.
+def twins(lenses: Lenses, seed: int, layer: str, similarity: SimilaritySettings) -> dict[int, Twin]:
+    """By unit of a layer of the network ``seed``: its match in the next network of the run, for units that have one.
 
-    ``of`` holds both networks' signals of one layer by seed (``signal``, ``map``, ``dead`` over units). Matched one to
-    one as in :func:`agreement.matched`; dead, failed, silent and flat units have no match.
+    Matched one to one as in :func:`agreement.matched`; dead, failed, silent and flat units have no match, nor has any
+    where there is one network only.
     """
+    seeds = [int(s) for s in lenses.signals["seed"].values]
+    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    if other == seed:
+        return {}
+    of = {s: lenses.signals.sel(seed=s, layer=layer) for s in (seed, other)}
     units, index, drawn = {}, {}, []
     rng = np.random.default_rng((seed, other))
     for s, network in of.items():
@@ -237,17 +240,14 @@ def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> xr.Dat
     ``IoU`` is that with the unit's best concept, ``cost`` the largest drop of any activity's F1, ``match`` the
     similarity to its match in the next network (NaN without one).
     """
-    seeds = [int(s) for s in lenses.signals["seed"].values]
-    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
     found = lenses.measured[["activation", "nearness"]].sel(seed=seed, drop=True).transpose("layer", "unit")
     found = found.assign(
         IoU=lenses.dissected["iou"].sel(seed=seed, drop=True).max("concept"),
         cost=lenses.ablated["f1"].sel(seed=seed, drop=True).max("class"),
         match=xr.full_like(found["activation"], np.nan, dtype=np.float64),
     )
-    for layer in found["layer"].values if other != seed else ():
-        of = {s: lenses.signals.sel(seed=s, layer=layer) for s in (seed, other)}
-        for unit, twin in twins(of, seed, other, similarity).items():
+    for layer in found["layer"].values:
+        for unit, twin in twins(lenses, seed, layer, similarity).items():
             found["match"].loc[{"layer": layer, "unit": unit}] = twin.similarity
     return found.reset_coords(drop=True)
 
@@ -265,11 +265,12 @@ def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
             each = [one.sel(layer=layer)[[first, second]].to_dataframe()[[first, second]] for one in of]
             known = [table.dropna() for table in each]
             values = [t.corr("spearman").iloc[0, 1] for t in known if len(t) > 2 and (t.nunique() > 1).all()]
-            mean, bounds = interval(np.array(values)) if values else (np.nan, None)
-            bounds = bounds if len(values) >= ENOUGH_SEEDS else None
-            low, high = bounds or (np.nan, np.nan)
-            row = {"lenses": f"{first}, {second}", "layer": str(layer), "correlation": mean}
-            rows.append(row | {"correlation low": low, "correlation high": high, "networks": len(values)})
+            row = {"lenses": f"{first}, {second}", "layer": str(layer)} | with_interval(
+                "correlation", values or [np.nan]
+            )
+            if len(values) < ENOUGH_SEEDS:
+                row |= {"correlation low": np.nan, "correlation high": np.nan}
+            rows.append(row | {"networks": len(values)})
     return pd.DataFrame(rows).set_index(["lenses", "layer"])
 
 
@@ -303,15 +304,7 @@ def overview(deck: Sequence[Card]) -> pd.DataFrame:
 def counts(table: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Per layer of an :func:`overview`: units, and how many are usable, detect, matter, do both, are matched."""
     detects, matters = table["detects"] != "", table["matters for"] != ""
-    told = pd.DataFrame(
-        {
-            "units": True,
-            "usable": table["status"] == "used",
-            "detects": detects,
-            "matters": matters,
-            "both": detects & matters,
-            "matched": table["alike"] > table["by chance"],
-        }
-    )
-    found = told.groupby(table["layer"], sort=False).sum()
-    return {str(layer): {name: int(n) for name, n in row.items()} for layer, row in found.iterrows()}
+    told = table.assign(units=True, usable=table["status"] == "used", matched=table["alike"] > table["by chance"])
+    told = told.assign(detects=detects, matters=matters, both=detects & matters)
+    names = ["units", "usable", "detects", "matters", "both", "matched"]
+    return told.groupby("layer", sort=False)[names].sum().to_dict("index")

@@ -1,8 +1,12 @@
 """Real windows turned into dreams of another class and into the smallest changes that reach it, side by side.
 
-Both start from the same window and climb the score of the same class: the one that the smallest change leads to. What
-they become is judged by the network itself, by the other networks, which were trained on the same windows, and by the
-learned prior, which knows windows only.
+Both start from the same window and climb the score of the same class: the one that the smallest change leads to. They
+differ in where they stop: a dream goes on until the class is as sure as it can be, an adversarial example stops at the
+border (seed of both: Olah et al. 2017; Szegedy et al. 2014). What they become is judged by the network itself, by the
+other networks, which were trained on the same windows, and by the learned prior, which knows windows only.
+
+The smallest change is searched for with DeepFool (Moosavi-Dezfooli et al. 2016), bisection and steps along the border.
+It is an upper bound on the true one, as that of every such search. Choice: L2, in G RMS over all samples of all axes.
 """
 
 from __future__ import annotations
@@ -14,43 +18,140 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from torch import Tensor, nn
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.lenses import flips
-from harvis_utils.maximization import coordinates, objectives, priors, visualization
-from harvis_utils.metrics.intervals import interval
+from harvis_utils.maximization import coordinates, objectives, visualization
+from harvis_utils.maximization.priors import Denoiser
+from harvis_utils.metrics.intervals import tabulated
+from harvis_utils.networks import taps
 from harvis_utils.parallel import progress
-from harvis_utils.settings import Settings
-from harvis_utils.store import stages
-from harvis_utils.store.files import read_dataset, write_dataset
+from harvis_utils.settings import DreamSettings, Settings
+from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 
-STAGE = stages.Stage(
-    "dreams",
-    notebook="10_visualization",
-    modules=(
-        *(
-            "data.windowing",
-            "networks.sfhf",
-            "maximization.paper_methods",
-            "networks.taps",
-            "networks.backward",
-            "maximization.objectives",
-        ),
-        *(
-            "maximization.coordinates",
-            "maximization.transforms",
-            "maximization.visualization",
-            "maximization.priors",
-            "lenses.flips",
-        ),
-        "lenses.dreams",
-    ),
-)
+#: DeepFool goes a little beyond where the linearized border lies
+OVERSHOOT = 0.02
+BISECTIONS = 20
 
-FLIPS = stages.Stage(
-    "flips", notebook="10_visualization", modules=("data.windowing", "networks.sfhf", "networks.taps", "lenses.flips")
-)
+
+@dataclass(frozen=True)
+class Flips:
+    """``signal`` (window, axis, time) in G just beyond the border, its class ``after``, the class ``before``.
+
+    ``rms_g`` is the size of the change, (window,); NaN, and the signal unchanged, where no flip was found.
+    """
+
+    signal: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    rms_g: np.ndarray
+
+
+def rms(change: Tensor | np.ndarray):
+    """Root mean square over axes and samples: (window, axis, time) in G -> (window,)."""
+    return (change**2).mean((1, 2)) ** 0.5
+
+
+def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 30, n_along: int = 6) -> Flips:
+    """The smallest change found that gives windows (window, axis, time) another class than the network gives them now.
+
+    All windows at once: DeepFool until the class changes, at most ``n_steps``; bisection on the straight line back;
+    where DeepFool met no slope, bisection on the lines to the windows of the batch with other classes; then ``n_along``
+    times the direction is set along the border's normal at the point found, and the border searched on it, which is
+    kept where it is nearer.
+    """
+    x = torch.as_tensor(x, dtype=torch.float32).clone()
+    with taps.evaluating(network):
+        with torch.no_grad():
+            before = network(x).argmax(1)
+        beyond = _deepfool(network, x, before, n_steps)
+        best = _towards_others(network, x, _bisected(network, x, beyond - x, before), before)
+        for _ in range(n_along):
+            _, normal = _nearest_border(network, best, before)
+            along = normal / normal.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+            # to where the plane of the border is nearest to x, and as far again, so that a bent border is crossed
+            reach = ((best - x) * along).sum((1, 2))[:, None, None]
+            tried = _bisected(network, x, 2 * reach * along, before)
+            nearer = (rms(tried - x) < rms(best - x)) & (_class(network, tried) != before)
+            best = torch.where(nearer[:, None, None], tried, best)
+        after = _class(network, best)
+    flipped = (after != before).numpy()
+    signal = torch.where((after != before)[:, None, None], best, x)
+    return Flips(signal.numpy(), before.numpy(), after.numpy(), np.where(flipped, rms(signal - x).numpy(), np.nan))
+
+
+@torch.no_grad()
+def _class(network: nn.Module, x: Tensor) -> Tensor:
+    return network(x).argmax(1)
+
+
+def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Lead of the class ``before`` over the one whose linearized border is nearest, (window,), and minus its gradient.
+
+    One backward pass per class.
+    """
+    x = x.detach().requires_grad_()
+    scores = network(x)
+    own = scores.gather(1, before[:, None])
+    lead = own - scores  # (window, class)
+    slopes = torch.stack([torch.autograd.grad(lead[:, k].sum(), x, retain_graph=True)[0] for k in range(lead.shape[1])])
+    lead, slopes = lead.detach(), slopes.transpose(0, 1)  # (window, class, axis, time)
+    far = lead.abs() / slopes.flatten(2).norm(dim=2).clamp(min=1e-12)
+    nearest = far.scatter(1, before[:, None], torch.inf).argmin(1)
+    every = torch.arange(len(x))
+    return lead[every, nearest], -slopes[every, nearest]
+
+
+def _deepfool(network: nn.Module, x: Tensor, before: Tensor, n_steps: int) -> Tensor:
+    """Windows whose class has changed, as far as that was reached; those go no farther."""
+    found = x.clone()
+    for _ in range(n_steps):
+        there = _class(network, found) == before
+        if not there.any():
+            break
+        lead, down = _nearest_border(network, found[there], before[there])
+        size = (lead.abs() + 1e-6) / down.flatten(1).square().sum(1).clamp(min=1e-12)
+        found[there] += (1 + OVERSHOOT) * size[:, None, None] * down
+    return found
+
+
+def _towards_others(network: nn.Module, x: Tensor, found: Tensor, before: Tensor) -> Tensor:
+    """``found``, where that has not changed its class the nearest border on the lines to windows of other classes."""
+    found = found.clone()
+    for i in torch.nonzero(_class(network, found) == before)[:, 0].tolist():
+        others = x[before != before[i]]
+        if len(others):
+            tried = _bisected(network, x[[i]].expand_as(others), others - x[i], before[[i]].expand(len(others)))
+            found[i] = tried[rms(tried - x[i]).argmin()]
+    return found
+
+
+@torch.no_grad()
+def _bisected(network: nn.Module, x: Tensor, change: Tensor, before: Tensor) -> Tensor:
+    """The point on the line from x to x + change that lies just beyond the border; x + change where that does not."""
+    low, high = torch.zeros(len(x)), torch.ones(len(x))
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        changed = _class(network, x + middle[:, None, None] * change) != before
+        low, high = torch.where(changed, low, middle), torch.where(changed, middle, high)
+    return x + high[:, None, None] * change
+
+
+@torch.no_grad()
+def predicted(network: nn.Module, x: np.ndarray) -> np.ndarray:
+    """Class of each window, (window,)."""
+    with taps.evaluating(network):
+        return _class(network, torch.tensor(x)).numpy()
+
+
+def random_change(shape: tuple[int, ...], rms_g: np.ndarray, seed: int) -> np.ndarray:
+    """White noise (window, axis, time) of exactly these sizes (window,): the control for a change of that size."""
+    noise = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return noise * (rms_g / rms(noise))[:, None, None].astype(np.float32)
+
+
+# -------------------------------------------------------------------------------- windows and what becomes of them
 
 #: what becomes of a window
 VARIANTS = {
@@ -63,28 +164,13 @@ VARIANTS = {
 }
 
 
-@dataclass(frozen=True)
-class DreamSettings:
-    """Choice."""
-
-    n_windows: int = 24
-    n_steps: int = 100
-    step_size: float = 0.03
-    prior_rate: float = 0.1
-    seed: int = 0
-
-
-#: by profile
-SETTINGS = {"quick": DreamSettings(n_windows=12, n_steps=50), "desk": DreamSettings(), "paper": DreamSettings()}
-
-
 def choose(networks: Sequence[Network], split: Split, n: int, seed: int = 0) -> np.ndarray:
     """``n`` windows that every network classifies correctly, as many of each class as can be: indices, ascending.
 
     Raises ``ValueError`` where there are not as many.
     """
     order = np.random.default_rng(seed).permutation(len(split))[: 100 * n]
-    right = np.stack([flips.predicted(net.model, split.x[order]) == split.activity[order] for net in networks])
+    right = np.stack([predicted(net.model, split.x[order]) == split.activity[order] for net in networks])
     order = order[right.all(0)]
     if len(order) < n:
         raise ValueError(f"{n} windows that all networks classify correctly are wanted, but {len(order)} were found")
@@ -95,16 +181,20 @@ def choose(networks: Sequence[Network], split: Split, n: int, seed: int = 0) -> 
     return np.sort(order[np.argsort(turn, kind="stable")[:n]])
 
 
-def dream(network: Network, windows: Windows, x: np.ndarray, settings: DreamSettings, denoiser) -> xr.Dataset:
-    """All :data:`VARIANTS` of windows (window, axis, time), dims (variant, window, axis, time).
+@kept("dreams")
+def dream(
+    network: Network, windows: Windows, chosen: np.ndarray, settings: DreamSettings, denoiser: Denoiser
+) -> xr.Dataset:
+    """All :data:`VARIANTS` of ``chosen`` test windows, dims (variant, window, axis, time).
 
     ``before`` and ``after`` (window,) are the classes of the window and beyond the border.
     """
-    flipped = flips.smallest_change(network.model, x)
+    x = np.ascontiguousarray(windows.test.x[chosen])
+    flipped = smallest_change(network.model, x)
     bound = visualization.amplitude_bound(windows.train, 1.0)
     found = {"window": x, "smallest change": flipped.signal}
     for name, of_prior in (("dream", None), ("dream with prior", denoiser)):
-        made = visualization.visualize(
+        found[name] = visualization.visualize(
             network.model,
             objectives.class_score(flipped.after.tolist()),
             x,
@@ -114,12 +204,10 @@ def dream(network: Network, windows: Windows, x: np.ndarray, settings: DreamSett
             n_steps=settings.n_steps,
             step_size=settings.step_size,
             seed=settings.seed,
-        )
-        found[name] = made.signal
+        ).signal
     sizes = {"noise of that size": "smallest change", "noise as large as the dream": "dream"}
     for k, (name, of) in enumerate(sizes.items()):
-        change = flips.random_change(x.shape, flips.rms(found[of] - x), settings.seed + network.seed + k)
-        found[name] = x + change
+        found[name] = x + random_change(x.shape, rms(found[of] - x), settings.seed + network.seed + k)
     signal = np.stack([found[name] for name in VARIANTS]).astype(np.float32)
     return xr.Dataset(
         {
@@ -132,46 +220,25 @@ def dream(network: Network, windows: Windows, x: np.ndarray, settings: DreamSett
 
 
 def dreams(
-    cfg: Settings, windows: Windows, networks: Sequence[Network], chosen: np.ndarray, denoiser: priors.Denoiser
+    cfg: Settings, windows: Windows, networks: Sequence[Network], chosen: np.ndarray, denoiser: Denoiser
 ) -> xr.Dataset:
-    """:func:`dream` of chosen test windows for all networks, dims (seed, variant, window, axis, time).
+    """:func:`dream` of chosen test windows for all networks, dims (seed, variant, window, axis, time)."""
+    bar = progress(networks, desc="dreams", leave=False)
+    found = [dream(net, windows, chosen, cfg.dreams, denoiser) for net in bar]
+    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
 
-    One stored result per network.
+
+@kept("flips")
+def flips(network: Network, windows: Windows, chosen: np.ndarray) -> xr.Dataset:
+    """Size ``rms_g`` (window,) of the smallest change found for each of ``chosen`` test windows, NaN where none was.
+
+    Networks with random weights are the control for trained ones.
     """
-    settings = SETTINGS[cfg.profile]
-    stacked = []
-    for net in progress(networks, desc="dreams", leave=False):
-
-        def build(folder, net=net) -> None:
-            made = dream(net, windows, np.ascontiguousarray(windows.test.x[chosen]), settings, denoiser)
-            write_dataset(folder / "dreams.nc", made)
-
-        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
-        of_prior = priors.key(cfg, windows, priors.SETTINGS[cfg.profile])
-        key = STAGE.key([cfg.windows, settings, chosen.tolist()], windows.digest, net.key, of_prior)
-        folder = STAGE.obtain(key, build, about)
-        stacked.append(read_dataset(folder / "dreams.nc").expand_dims(seed=[net.seed]))
-    return xr.concat(stacked, "seed")
+    found = smallest_change(network.model, np.ascontiguousarray(windows.test.x[chosen]))
+    return xr.Dataset({"rms_g": ("window", found.rms_g)})
 
 
-def smallest_changes(cfg: Settings, windows: Windows, networks: Sequence[Network], chosen: np.ndarray) -> np.ndarray:
-    """Size in G RMS of the smallest change found for chosen test windows: (network, window), NaN where none was found.
-
-    One stored result per network. Networks with random weights are the control for trained ones.
-    """
-
-    def folder(net: Network):
-        def build(part) -> None:
-            found = flips.smallest_change(net.model, np.ascontiguousarray(windows.test.x[chosen]))
-            write_dataset(part / "flips.nc", xr.Dataset({"rms_g": ("window", found.rms_g)}))
-
-        about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat, seed=net.seed)
-        return FLIPS.obtain(FLIPS.key([cfg.windows, chosen.tolist()], windows.digest, net.key), build, about)
-
-    return np.stack([read_dataset(folder(net) / "flips.nc")["rms_g"].values for net in networks])
-
-
-def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: priors.Denoiser) -> xr.Dataset:
+def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: Denoiser) -> xr.Dataset:
     """What became of the windows, dims (seed, variant, window).
 
     ``size_g``: root mean square of the change in G. ``own``: whether the network itself sees the class the smallest
@@ -182,7 +249,7 @@ def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: priors.Den
     x = made["signal"].transpose("seed", "variant", "window", "axis", "time").values
     shape, after = x.shape[:3], made["after"].transpose("seed", "window").values
     flat = x.reshape(-1, *x.shape[3:])
-    seen = np.stack([flips.predicted(net.model, flat).reshape(shape) for net in networks])  # (network, seed, ...)
+    seen = np.stack([predicted(net.model, flat).reshape(shape) for net in networks])  # (network, seed, ...)
     as_after = seen == after[:, None]
     own = np.stack([as_after[i, i] for i in range(len(networks))]).astype(float)
     others = (as_after.sum(0) - own) / (len(networks) - 1) if len(networks) > 1 else np.full(shape, np.nan)
@@ -192,10 +259,10 @@ def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: priors.Den
     small = change[:, [list(VARIANTS).index("smallest change")]]
     norms = np.sqrt((change**2).sum((3, 4)) * (small**2).sum((3, 4)))
     values = {
-        "size_g": flips.rms(change.reshape(flat.shape)).reshape(shape),
+        "size_g": rms(change.reshape(flat.shape)).reshape(shape),
         "own": own,
         "others": others,
-        "unreal_g": flips.rms(cleaned - flat).reshape(shape),
+        "unreal_g": rms(cleaned - flat).reshape(shape),
         "along": np.where(norms > 0, (change * small).sum((3, 4)) / np.where(norms > 0, norms, 1), np.nan),
     }
     missed = (after == made["before"].transpose("seed", "window").values)[:, None] & np.ones(shape, bool)
@@ -208,13 +275,6 @@ def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: priors.Den
 
 def table(measured: xr.Dataset) -> pd.DataFrame:
     """Mean and interval of every measure for each variant, over networks and windows: one row each."""
-    rows = []
-    for name in measured["variant"].values:
-        row: dict = {"variant": str(name), "networks": measured.sizes["seed"]}
-        for column in measured.data_vars:
-            values = measured[column].sel(variant=name).transpose("seed", "window").values
-            point, bounds = interval(values)
-            low, high = bounds or (np.nan, np.nan)
-            row |= {str(column): point, f"{column} low": low, f"{column} high": high}
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("variant")
+    found = tabulated(dict(measured.data_vars), "variant")
+    found.insert(0, "networks", measured.sizes["seed"])
+    return found

@@ -39,6 +39,7 @@ class Landscape:
 
     @property
     def n_dims(self) -> int:
+        """Number of inputs."""
         return len(self.at)
 
 

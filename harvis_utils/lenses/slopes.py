@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from harvis_utils.fast import ascent
 from harvis_utils.networks import backward, taps
 from harvis_utils.networks.taps import Tap
-from harvis_utils.settings import Step
+from harvis_utils.settings import OPTIMIZERS, Step
 
 #: plain ascent first; then what is compared with it
 SLOPES = (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)
-OPTIMIZERS = ("ascent", "adam")
 #: a value counts as reached from this share of it on
 REACHED = 0.95
 #: a sample lies at its bound from this share of it on
@@ -55,27 +54,6 @@ class Ascent:
         return self.curve[:, -1]
 
 
-class _Moves:
-    """Moves of plain ascent or of Adam, number by number, in the arithmetic of :mod:`harvis_utils.fast.ascent`."""
-
-    def __init__(self, step: Step, like: Tensor):
-        if step.optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {step.optimizer!r}; valid optimizers: {', '.join(OPTIMIZERS)}")
-        self.step = step
-        self.first, self.second = torch.zeros_like(like), torch.zeros_like(like)
-
-    def move(self, x: Tensor, g: Tensor, number: int) -> None:
-        """The ``number``-th move from 0, in place."""
-        eta = self.step.step_size * self.step.decay**number
-        if self.step.optimizer == "ascent":
-            x.add_(g, alpha=eta)
-            return
-        self.first.lerp_(g, 1 - ascent.BETA1)
-        self.second.mul_(ascent.BETA2).addcmul_(g, g, value=1 - ascent.BETA2)
-        scale = self.second.sqrt().div_((1 - ascent.BETA2 ** (number + 1)) ** 0.5).add_(ascent.EPSILON)
-        x.addcdiv_(self.first, scale, value=eta / (1 - ascent.BETA1 ** (number + 1)))
-
-
 def ascend(field: Field, start: Tensor, step: Step, n_steps: int, bound: float | None = None) -> Ascent:
     """Climb from ``start`` (row, ...) for ``n_steps``; with ``bound`` every entry stays within ±bound.
 
@@ -84,8 +62,10 @@ def ascend(field: Field, start: Tensor, step: Step, n_steps: int, bound: float |
     """
     if n_steps < 0 or (bound is not None and not bound > 0):
         raise ValueError(f"an ascent needs 0 or more steps and a positive bound, not {n_steps} steps and bound {bound}")
+    if step.optimizer not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {step.optimizer!r}; valid optimizers: {', '.join(OPTIMIZERS)}")
     x = start.detach().clone() if bound is None else start.detach().clamp(-bound, bound)
-    moves = _Moves(step, x)
+    first, second = torch.zeros_like(x), torch.zeros_like(x)
     curve, best = [], x.clone()
     for number in range(n_steps + 1):
         value, direction = field(x)
@@ -94,7 +74,7 @@ def ascend(field: Field, start: Tensor, step: Step, n_steps: int, bound: float |
         curve.append(torch.where(higher, value, curve[-1]) if curve else value)
         best = torch.where(higher.view(-1, *[1] * (x.ndim - 1)), x, best)
         if number < n_steps:
-            moves.move(x, direction, number)
+            ascent.move(x, direction, first, second, step, number)
             if bound is not None:
                 x.clamp_(-bound, bound)
     return Ascent(torch.stack(curve, 1), best, x)
@@ -176,3 +156,25 @@ def at_bounds(x: np.ndarray, bound: float) -> np.ndarray:
 def one_sided(x: np.ndarray, bound: float) -> np.ndarray:
     """Whether all samples of a signal lie at the same bound, the "white image" of one axis: (..., time) -> (...)."""
     return (x >= AT_BOUND * bound).all(-1) | (x <= -AT_BOUND * bound).all(-1)
+
+
+def best_in_box(weights: np.ndarray, biases: np.ndarray, bound: float, length: int) -> np.ndarray:
+    """Exact maximum of each first-layer unit's mean output over all signals within ±bound, (unit,).
+
+    ``weights`` are (unit, kernel), ``biases`` (unit,). A rectified weighted sum is convex, so the maximum lies in a
+    corner of the box: each sample is at one bound or the other, and going along the signal, only the last
+    ``kernel - 1`` samples matter for what follows. Deeper layers are not convex.
+    """
+    kernel = weights.shape[1]
+    half = kernel // 2
+    reached = {(0.0,) * (kernel - 1): np.zeros(len(weights))}  # zeros stand where the signal is padded
+    for entering in range(length + half):
+        further: dict[tuple[float, ...], np.ndarray] = {}
+        for past, total in reached.items():
+            for sample in (-bound, bound) if entering < length else (0.0,):
+                seen = (*past, sample)
+                output = np.maximum(weights @ np.array(seen) + biases, 0) if entering >= half else 0.0
+                known = further.get(seen[1:], -np.inf)
+                further[seen[1:]] = np.maximum(known, total + output)
+        reached = further
+    return np.max(list(reached.values()), axis=0) / length

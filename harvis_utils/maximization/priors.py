@@ -9,38 +9,15 @@ denoising (:func:`harvis_utils.maximization.visualization.visualize`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harvis_utils.data.windowing import Windows
 from harvis_utils.parallel import progress
-from harvis_utils.settings import Settings
-from harvis_utils.store import stages
-from harvis_utils.store.files import write_json
-
-STAGE = stages.Stage("priors", notebook="10_visualization", modules=("data.windowing", "maximization.priors"))
-
-
-@dataclass(frozen=True)
-class PriorSettings:
-    """Everything here is a Choice."""
-
-    most_noise_g: float = 0.4  # each window gets noise of its own standard deviation, from 0 to this
-    n_hidden: int = 256
-    n_code: int = 64  # the middle layer
-    n_steps: int = 4000
-    batch_size: int = 256
-    learning_rate: float = 2e-3  # falls to 0 along a cosine
-    seed: int = 0
-
-
-#: by profile
-SETTINGS = {"quick": PriorSettings(n_steps=1500), "desk": PriorSettings(), "paper": PriorSettings(n_steps=20_000)}
+from harvis_utils.settings import PriorSettings, Settings
+from harvis_utils.store.results import kept
 
 
 class Denoiser(nn.Module):
@@ -48,7 +25,10 @@ class Denoiser(nn.Module):
 
     The autoencoder returns what is to be added. Choice: the noise, not a narrow layer, keeps it from copying; single
     axes, because the units that are looked at see single axes, and because whole windows are too few to learn from.
+    ``key`` is the address of its weights where they are stored.
     """
+
+    key: str | None = None
 
     def __init__(self, length: int, settings: PriorSettings):
         super().__init__()
@@ -58,6 +38,7 @@ class Denoiser(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
+        """The same windows with less noise."""
         return x + self.layers(x)
 
 
@@ -117,23 +98,15 @@ def errors(model: Denoiser, train: np.ndarray, held_out: np.ndarray, noise_g: fl
 # -------------------------------------------------------------------------------------------------- stored results
 
 
-def prior(cfg: Settings, windows: Windows, settings: PriorSettings | None = None) -> Denoiser:
-    """The prior learned from the training windows; learned where it is not there yet. Its ``key`` is its address."""
-    settings = settings or SETTINGS[cfg.profile]
+@kept("priors")
+def weights(windows: Windows, settings: PriorSettings) -> dict[str, Tensor]:
+    """Weights of the prior learned from the training windows."""
+    return fit(windows.train.segments, settings)[0].state_dict()
 
-    def build(part: Path) -> None:
-        model, losses = fit(windows.train.segments, settings)
-        save_file(model.state_dict(), part / "weights.safetensors")
-        write_json(part / "history.json", {"loss": losses.tolist()})
 
-    about = stages.provenance(cfg, data=windows.digest, caveat=windows.caveat)
-    folder = STAGE.obtain(key(cfg, windows, settings), build, about)
-    model = Denoiser(cfg.windows.length, settings)
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
-    model.key = folder.name
+def prior(cfg: Settings, windows: Windows) -> Denoiser:
+    """The prior learned from the training windows; learned where it is not there yet."""
+    model = Denoiser(windows.train.length, cfg.prior)
+    model.load_state_dict(weights(windows, cfg.prior))
+    model.key = weights.key(windows, cfg.prior)
     return model.eval().requires_grad_(False)
-
-
-def key(cfg: Settings, windows: Windows, settings: PriorSettings) -> str:
-    """Address of one prior."""
-    return STAGE.key([cfg.windows, settings], windows.digest)

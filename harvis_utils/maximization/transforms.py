@@ -16,13 +16,6 @@ from torch import Tensor
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def apply(transforms: Sequence[Transform], x: Tensor, generator: torch.Generator) -> Tensor:
-    """All transforms, one after the other."""
-    for transform in transforms:
-        x = transform(x, generator)
-    return x
-
-
 def _uniform(n: int, generator: torch.Generator, x: Tensor) -> Tensor:
     """(n,) numbers in [-1, 1), drawn on the generator's device: the same on any other."""
     return (2 * torch.rand(n, generator=generator) - 1).to(x)

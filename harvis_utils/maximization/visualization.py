@@ -12,6 +12,7 @@ number of axes, so that a single axis can be optimized. Classes need all axes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from harvis_utils.data.windowing import Split
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.coordinates import Parametrization, in_time
 from harvis_utils.maximization.objectives import Objective
-from harvis_utils.maximization.transforms import Transform, apply
+from harvis_utils.maximization.transforms import Transform
 from harvis_utils.networks import backward, taps
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.networks.taps import Tap
@@ -54,6 +55,7 @@ class PerAxis(nn.Module):
         return Tap(name, f"network.{inside.module}", not before_relu)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(window, axis, time) in G -> maps of the layer (window, unit, axis, time)."""
         return self.network.feature_maps(x, self.layer)[self.layer]
 
 
@@ -111,11 +113,10 @@ def visualize(
                 history.append(_scored(network, objective, parametrization.signal(parameters), step))
             if step == n_steps:
                 break
-            seen = apply(transforms, parametrization.signal(parameters), generator)
-            if step < waking_steps:
-                with backward.rectifiers(_waking):
-                    score = objective(network, seen)
-            else:
+            seen = parametrization.signal(parameters)
+            for transform in transforms:
+                seen = transform(seen, generator)
+            with backward.rectifiers(_waking) if step < waking_steps else nullcontext():
                 score = objective(network, seen)
             optimizer.zero_grad()
             (-score.sum()).backward()
@@ -172,11 +173,6 @@ def extremes(values: np.ndarray, recording: np.ndarray, n: int) -> tuple[np.ndar
 
     order = np.argsort(values, kind="stable")
     return first(np.argsort(-values, kind="stable")), first(order)
-
-
-def thinned(split: Split, n: int, seed: int = 0) -> np.ndarray:
-    """Indices of at most ``n`` windows drawn at random, ascending."""
-    return np.sort(np.random.default_rng(seed).permutation(len(split))[:n])
 
 
 def amplitude_bound(split: Split, share: float = 0.999) -> float:

@@ -8,11 +8,12 @@ Tables have columns "x", "x low" and "x high"; the second half of this file says
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 #: Paper: five networks per setting; below that intervals are over units only
 ENOUGH_SEEDS = 5
@@ -60,6 +61,22 @@ def with_interval(name: str, values, summary: str = "mean") -> dict[str, float]:
     value, bounds = interval(values, summary)
     low, high = bounds or (np.nan, np.nan)
     return {name: value, f"{name} low": low, f"{name} high": high}
+
+
+def tabulated(values: Mapping[str, xr.DataArray], by: str, medians: Sequence[str] = ()) -> pd.DataFrame:
+    """:func:`with_interval` of each of ``values`` (with a dimension "seed"): one row per entry of the dimension ``by``.
+
+    The mean over all other dimensions, of those named in ``medians`` the median.
+    """
+    labels = next(iter(values.values()))[by].values
+    rows = []
+    for label in labels:
+        row: dict = {}
+        for name, array in values.items():
+            own = array.sel({by: label}).transpose("seed", ...).values
+            row |= with_interval(name, own.reshape(len(own), -1), "median" if name in medians else "mean")
+        rows.append(row)
+    return pd.DataFrame(rows, pd.Index(labels, name=by))
 
 
 def _draws(rows: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,405 @@
+"""Backward slopes on all units of SF-HF, and networks trained with them: gains over plain ascent and plain training.
+
+Step sizes are chosen on networks of their own, then every unit of the others is climbed. A signal is one sensor axis,
+as everywhere in this project. The gradient is written out (autograd with rectifiers caught one by one takes several
+times as long); ``tests/test_lens_slopes.py`` holds the autograd version beside it.
+
+Networks are also trained with one slope forward and another backward, beside networks trained plainly on the same
+budget. Everything but the slope is the same for a seed: first weights, order of the windows, dropout, epochs. The
+networks and the data are small, because each slope wants several seeds and a learning rate of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from scipy.stats import rankdata
+from torch import Tensor
+
+from harvis_utils.data.windowing import Windows
+from harvis_utils.fast import ascent
+from harvis_utils.lenses import slopes
+from harvis_utils.lenses.slopes import SLOPES, Ascent
+from harvis_utils.maximization import unit_statistics
+from harvis_utils.maximization.starting import chosen_units, starting_points
+from harvis_utils.metrics.intervals import Difference, paired, tabulated, with_interval
+from harvis_utils.metrics.similarity import correlation
+from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
+from harvis_utils.parallel import side_by_side, threads_inside, torch_device
+from harvis_utils.settings import ModelSettings, Settings, Step, TrainingSettings
+from harvis_utils.store.results import kept
+from harvis_utils.training import supervised
+from harvis_utils.training.supervised import Network
+
+#: step sizes tried: from clearly too small to clearly too large in G
+STEP_SIZES = {"ascent": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "adam": (0.01, 0.03, 0.1, 0.3, 1.0)}
+DECAY = 0.99  # Choice: steps end at about a tenth of their size
+#: Choice: where nothing bounds the signal, one step for all slopes (not the calibrated preset's), because a larger one
+#: always gets higher
+FREE = Step("adam", 0.1, 0.995)
+
+
+#: Choice: a larger gain counts as this one, also where plain ascent does not leave zero; medians do not mind
+HIGHEST_GAIN = 100.0
+#: what networks are trained with: with batch norm a unit hardly dies; without, it may
+KINDS = {"batch norm": True, "no batch norm": False}
+
+# -------------------------------------------------------------------------------------------- one unit and all units
+
+
+@torch.inference_mode()
+def climb(
+    trunk: Trunk,
+    layer: str,
+    unit: Tensor,
+    start: Tensor,
+    slope: float,
+    step: Step,
+    n_steps: int,
+    bound: float | None = None,
+    block_bytes: int = ascent.CPU_BLOCK_BYTES,
+) -> Ascent:
+    """Climb each row's ``unit`` (row,) of a layer from ``start`` (row, time) in G under one backward slope."""
+    size = ascent.block_rows(trunk, layer, start.shape[1], start.dtype, block_bytes)
+    parts = []
+    for at in range(0, len(start), size):
+        maps = ascent.UnitMaps(trunk, layer, unit[at : at + size], slope)
+
+        def field(x: Tensor, maps=maps) -> tuple[Tensor, Tensor]:
+            out = maps.forward(x)
+            return out.mean(1), maps.backward(ascent.rectified(torch.full_like(out, 1 / out.shape[1]), out, slope))
+
+        parts.append(slopes.ascend(field, start[at : at + size], step, n_steps, bound))
+    return Ascent(*(torch.cat([getattr(p, name) for p in parts]) for name in ("curve", "best", "last")))
+
+
+# ------------------------------------------------------------------------------------------ all units and slopes
+
+
+def climb_all(
+    trunk: Trunk,
+    steps: Mapping[float, Step],
+    starts: np.ndarray,
+    n_steps: int,
+    bound: float | None,
+    units: Sequence[int] | None = None,
+) -> xr.Dataset:
+    """All layers, ``units`` (None: all) and ``starts`` (start, time) under each slope of ``steps``, with its own step.
+
+    Returns over (layer, slope, start, unit): ``maximum``; ``until``, the first step at 95 % of the highest value that
+    any slope and start gave this unit (inf: never); ``signal`` (also time) in G; ``curve`` (also step). With a bound
+    also ``at_bounds``, the share of its samples there, and ``one_sided``, whether all are at the same one. ``at_start``
+    is (layer, start, unit).
+    """
+    layers = trunk.layers
+    counts = {layer: len(trunk.biases[trunk.depth(layer) - 1]) for layer in layers}
+    units = list(range(min(counts.values())) if units is None else units)
+    n_starts, length = starts.shape
+    # rows are (start, unit)
+    x = torch.tensor(np.repeat(starts, len(units), axis=0))
+    unit = torch.tensor(units).repeat(n_starts)
+    found = [
+        climb(trunk, layer, unit, x, slope, step, n_steps, bound) for layer in layers for slope, step in steps.items()
+    ]
+    shape = (len(layers), len(steps), n_starts, len(units))
+    curve = np.stack([a.curve.numpy() for a in found]).reshape(*shape, n_steps + 1)
+    signal = np.stack([a.best.numpy() for a in found]).reshape(*shape, length)
+    maximum = curve[..., -1]
+    target = slopes.REACHED * maximum.max((1, 2), keepdims=True)
+    until = slopes.steps_until(curve, np.broadcast_to(target, shape))
+    dims = ("layer", "slope", "start", "unit")
+    arrays = {
+        "maximum": (dims, maximum),
+        "until": (dims, np.where(target > 0, until, np.nan)),  # a dead unit is nowhere
+        "signal": ((*dims, "time"), signal),
+        "curve": ((*dims, "step"), curve),
+        "at_start": (("layer", "start", "unit"), curve[:, 0, :, :, 0]),
+    }
+    if bound is not None:
+        arrays |= {
+            "at_bounds": (dims, slopes.at_bounds(signal, bound)),
+            "one_sided": (dims, slopes.one_sided(signal, bound)),
+        }
+    return xr.Dataset(arrays, {"layer": list(layers), "slope": list(steps), "unit": units})
+
+
+@kept("slopes")
+def climbs_of(
+    network: Network, starts: np.ndarray, steps: Mapping[float, Step], n_steps: int, bound: float | None
+) -> xr.Dataset:
+    """:func:`climb_all` of one network and all its units; of the curve only :func:`kept_steps`."""
+    few = kept_steps(n_steps)
+    return climb_all(network.trunk, steps, starts, n_steps, bound).isel(step=few).assign_coords(step=few)
+
+
+def climbs(
+    cfg: Settings, windows: Windows, networks: list[Network], steps: Mapping[float, Step], bound: float | None
+) -> xr.Dataset:
+    """:func:`climbs_of` all networks, dims (seed, layer, slope, start, unit), on the CPU."""
+    starts = starting_points(cfg.maximization, windows.train, cfg.slopes.n_starts)
+
+    def one(network: Network) -> xr.Dataset:
+        return climbs_of(network, starts, steps, cfg.slopes.n_steps, bound)
+
+    found = side_by_side(dataclasses.replace(cfg, device="cpu"), one, networks, "slopes")
+    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
+
+
+def kept_steps(n_steps: int, n: int = 30) -> list[int]:
+    """The start, the end and about ``n`` steps between, evenly spaced in log time."""
+    return sorted({0, n_steps, *np.unique(np.geomspace(1, max(n_steps, 1), n).astype(int)).tolist()})
+
+
+# --------------------------------------------------------------------------------------------- choosing the steps
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The step of each slope, and ``table``: the score of every optimizer and step size (row) under every slope."""
+
+    steps: dict[float, Step]
+    table: pd.DataFrame
+
+
+@kept("slope_steps")
+def maxima_of(
+    network: Network, starts: np.ndarray, tried: Sequence[Step], units: Sequence[int], n_steps: int, bound: float
+) -> xr.Dataset:
+    """``maximum`` of :func:`climb_all` with each step for all slopes, dims (tried, layer, slope, start, unit)."""
+    made = [climb_all(network.trunk, dict.fromkeys(SLOPES, step), starts, n_steps, bound, units) for step in tried]
+    return xr.concat([one[["maximum"]] for one in made], "tried")
+
+
+def choose_steps(cfg: Settings, windows: Windows, networks: list[Network], bound: float) -> Chosen:
+    """One step size per slope, chosen on ``networks`` that are judged nowhere.
+
+    The score of a setting is how high it comes, as a share of the highest that any setting under any slope reached for
+    that unit, mean over starts, units and networks. The optimizer is the one under which plain ascent scores best, so
+    that what it is compared with is never handicapped; then each slope takes the step size that scores best for it.
+    """
+    starts = starting_points(cfg.maximization, windows.train, cfg.slopes.n_starts)
+    units = chosen_units(cfg.model.n_units, cfg.readings.n_units)
+    tried = [Step(optimizer, size, DECAY) for optimizer, sizes in STEP_SIZES.items() for size in sizes]
+
+    def one(network: Network) -> xr.DataArray:
+        return maxima_of(network, starts, tried, units, cfg.slopes.n_steps, bound)["maximum"]
+
+    maxima = side_by_side(dataclasses.replace(cfg, device="cpu"), one, networks, "step sizes")
+    joined = xr.concat(maxima, "network")
+    highest = joined.max(("tried", "slope", "start"))
+    share = (joined / highest.where(highest > 0)).mean(("network", "layer", "start", "unit"))
+    labels = pd.MultiIndex.from_tuples([(t.optimizer, t.step_size) for t in tried], names=["optimizer", "step size"])
+    table = pd.DataFrame(share.transpose("tried", "slope").values, labels, pd.Index(SLOPES, name="backward slope"))
+    optimizer = str(table[SLOPES[0]].idxmax()[0])
+    best = table.loc[optimizer].idxmax()
+    return Chosen({slope: Step(optimizer, float(best[slope]), DECAY) for slope in SLOPES}, table)
+
+
+# -------------------------------------------------------------------------------------------------------- tables
+
+
+def gains(maximum: xr.DataArray, plain: xr.DataArray | None = None) -> xr.DataArray:
+    """What each slope reaches over ``plain`` (None: plain ascent in ``maximum``), minus 1: dimensions of ``maximum``.
+
+    NaN where both reach nothing (a dead unit); at most ``HIGHEST_GAIN``.
+    """
+    plain = maximum.sel(slope=SLOPES[0], drop=True) if plain is None else plain
+    both = (plain > 0) | (maximum > 0)
+    safe = plain.where(plain > 0, 1.0)
+    return (maximum / safe - 1).where(plain > 0, np.inf).clip(max=HIGHEST_GAIN).where(both)
+
+
+def _pairs(values: xr.DataArray) -> np.ndarray:
+    """(seed, everything else)."""
+    return values.transpose("seed", ...).values.reshape(values.sizes["seed"], -1)
+
+
+def _median(values: np.ndarray) -> float:
+    """The upper median, inf of no values: the mean of a number and inf would say nothing."""
+    return float(np.sort(values)[len(values) // 2]) if len(values) else np.inf
+
+
+def table(found: xr.Dataset) -> pd.DataFrame:
+    """One row per layer ("all" too) and slope, with intervals over networks and units.
+
+    * ``gain``: median over units of the gain of the mean maximum over starts; ``gain, best start``: of the best start;
+      ``gain over plain's best``: of one start (their mean) over the best start of plain ascent.
+    * ``higher``: share of units that come higher than by plain ascent, by 0.1 % at least, minus the share that comes
+      lower.
+    * ``reached``: share of ascents that come to 95 % of the highest value known for their unit; ``steps``: the median
+      number they take, inf where most never do; ``steps if reached`` that of those that do.
+    * ``spread``: standard deviation over starts in units of their mean; ``stuck``: share of ascents that never rise
+      above their start; with bounds ``at_bounds`` and ``one_sided``.
+    """
+    layers = [str(layer) for layer in found["layer"].values]
+    mean, best = found["maximum"].mean("start"), found["maximum"].max("start")
+    alive = best.max("slope") > 0
+    measures = {
+        "gain": gains(mean),
+        "gain, best start": gains(best),
+        "gain over plain's best": gains(mean, best.sel(slope=SLOPES[0], drop=True)),
+        "higher": np.sign(gains(mean)).where(abs(gains(mean)) > 1e-3, 0.0).where(alive),
+        "reached": np.isfinite(found["until"]).where(found["until"].notnull()).mean("start"),
+        "spread": found["maximum"].std("start") / mean.where(mean > 0),
+        "stuck": (found["maximum"] <= found["at_start"]).where(alive).mean("start"),
+    }
+    for name in ("at_bounds", "one_sided"):
+        if name in found:
+            measures[name] = found[name].where(alive).astype(float).mean("start")
+    parts = {}
+    for part in ["all", *layers]:
+        chosen = layers if part == "all" else [part]
+        own = {name: values.sel(layer=chosen) for name, values in measures.items()}
+        until = found["until"].sel(layer=chosen).transpose("slope", ...).values
+        parts[part] = tabulated(
+            own, "slope", medians=[name for name in own if name.startswith(("gain", "spread"))]
+        ).assign(
+            **{"steps": [_median(u[~np.isnan(u)]) for u in until]},
+            **{"steps if reached": [_median(u[np.isfinite(u)]) for u in until]},
+            networks=found.sizes["seed"],
+            units=int(alive.sel(layer=chosen).sum()),
+        )
+    return pd.concat(parts, names=["layer"])
+
+
+def _first(network: Network) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (unit, kernel) and biases (unit,) of the first layer."""
+    weights, biases = (a[0].double().numpy() for a in (network.trunk.weights, network.trunk.biases))
+    return weights[:, 0], biases
+
+
+def against_optimum(networks: list[Network], found: xr.Dataset, bound: float) -> pd.DataFrame:
+    """First-layer units in a box, where the exact maximum is known: share of it that each slope reaches, per ascent.
+
+    ``solved`` is the share of ascents within 1 % of it, ``solved, best start`` the share of units of which one was.
+    """
+    length = found.sizes["time"]
+    exact = np.stack([slopes.best_in_box(*_first(net), bound, length) for net in networks])
+    optimum = xr.DataArray(exact, dims=("seed", "unit"), coords={"seed": found["seed"]})
+    optimum = optimum.where(optimum > 0)
+    share = found["maximum"].sel(layer=found["layer"].values[0]) / optimum
+    solved = (share >= 0.99).where(share.notnull())
+    measures = {"share": share.mean("start"), "solved": solved.mean("start"), "solved, best start": solved.max("start")}
+    found = tabulated(measures, "slope")
+    found.insert(0, "highest share", [float(share.sel(slope=slope).max()) for slope in found.index])
+    return found
+
+
+def white_optima(networks: list[Network], bound: float, length: int) -> np.ndarray:
+    """Share of living first-layer units whose exact maximum in the box a constant at a bound reaches, (network,)."""
+    shares = []
+    for net in networks:
+        exact = slopes.best_in_box(*_first(net), bound, length)
+        constant = torch.tensor([[bound], [-bound]]).expand(2, length)
+        white = net.trunk.feature_map(constant, net.trunk.layers[0]).mean(2).amax(0).numpy()
+        shares.append((white[exact > 0] >= 0.999 * exact[exact > 0]).mean())
+    return np.array(shares)
+
+
+def bounds_and_height(found: xr.Dataset) -> xr.DataArray:
+    """Rank correlation, over the ascents of one unit, of the maximum reached and the share of samples at the bounds.
+
+    (seed, layer, unit); NaN where either is the same for all ascents.
+    """
+    stacked = found[["maximum", "at_bounds"]].stack(ascent=("slope", "start")).transpose(..., "ascent")
+    ranks = [rankdata(stacked[name].values, axis=-1) for name in ("maximum", "at_bounds")]
+    return stacked["maximum"].isel(ascent=0, drop=True).copy(data=correlation(*ranks))
+
+
+def over_plain(found: xr.Dataset, name: str, slope: float) -> Difference:
+    """What this slope's signals have more of a measure (``at_bounds``, ``one_sided``) than those of plain ascent.
+
+    Unit by unit, mean over starts, living units only.
+    """
+    each = found[name].astype(float).mean("start").where(found["maximum"].max(("slope", "start")) > 0)
+    return paired(*(_pairs(each.sel(slope=s)) for s in (slope, SLOPES[0])))
+
+
+def height_table(height: xr.DataArray) -> pd.DataFrame:
+    """Mean of :func:`bounds_and_height` per layer, and over "all", with its interval: ``correlation``, its ends."""
+    every = pd.DataFrame(with_interval("correlation", _pairs(height)), pd.Index(["all"], name="layer"))
+    return pd.concat([tabulated({"correlation": height}, "layer"), every])
+
+
+# ----------------------------------------------------------------------------------------------- trained with slopes
+
+
+def fit(
+    few: Windows, model: ModelSettings, training: TrainingSettings, seed: int, slope: float, device: str | None = None
+) -> tuple[SFHF, dict]:
+    """A network trained with ``slope`` backward (None: plainly), and what :func:`supervised.fit_best` notes of it."""
+    network = supervised.new_model(few, model, seed).to(torch_device(device))
+    return network, supervised.fit_best(network, few, training, seed, around=lambda: slopes.sloped(slope))
+
+
+@kept("slope_training", apart=("device",))
+def outcome(
+    few: Windows,
+    model: ModelSettings,
+    training: TrainingSettings,
+    seed: int,
+    slope: float,
+    *,
+    device: str | None = None,
+) -> dict[str, float]:
+    """F1 on both other splits, and the share ``dead`` of the trunk's units that answer no training window at all."""
+    with threads_inside(1):
+        network, found = fit(few, model, training, seed, slope, device)
+        best = int(np.nanargmax(found["val_f1"]))
+        units = unit_statistics.collect(folded_trunk(network), few.train.segments, torch_device(device))
+    return {
+        "val_f1": found["val_f1"][best],
+        "test_f1": found["test_f1"][best],
+        "dead": float(units["dead"].mean()),
+    }
+
+
+def _outcomes(cfg: Settings, few: Windows, jobs: Sequence[tuple[str, float, float, int]]) -> pd.DataFrame:
+    """Outcomes of (kind, slope, rate, seed); rectifiers are caught thread by thread."""
+
+    def one(job: tuple[str, float, float, int]) -> dict[str, float]:
+        kind, slope, rate, seed = job
+        model = dataclasses.replace(cfg.slopes.model, batch_norm=KINDS[kind])
+        training = TrainingSettings(seeds=(), epochs=cfg.slopes.epochs, learning_rate=rate)
+        return outcome(few, model, training, seed, slope, device=cfg.device)
+
+    found = side_by_side(cfg, one, jobs, "training with slopes")
+    return pd.DataFrame(found, pd.MultiIndex.from_tuples(jobs, names=["kind", "slope", "rate", "seed"]))
+
+
+def choose_rates(cfg: Settings, few: Windows, seeds: Sequence[int]) -> dict[tuple[str, float], float]:
+    """For each kind and slope the learning rate with the best mean validation F1 on ``seeds``; one needs no choice."""
+    rates = cfg.slopes.rates
+    cases = [(kind, slope) for kind in KINDS for slope in cfg.slopes.trained]
+    if len(rates) == 1:
+        return dict.fromkeys(cases, rates[0])
+    tried = _outcomes(cfg, few, [(*case, rate, seed) for case in cases for rate in rates for seed in seeds])
+    scores = tried["val_f1"].groupby(level=["kind", "slope", "rate"]).mean().unstack("rate")
+    return {case: float(scores.loc[case].idxmax()) for case in cases}
+
+
+def outcomes(cfg: Settings, few: Windows, rates: Mapping[tuple[str, float], float]) -> pd.DataFrame:
+    """F1 and dead units by kind, slope and seed, each at the rate of its kind and slope."""
+    jobs = [(*case, rate, seed) for case, rate in rates.items() for seed in cfg.slopes.seeds]
+    return _outcomes(cfg, few, jobs).reset_index("rate")
+
+
+def compare(table: pd.DataFrame) -> pd.DataFrame:
+    """Each slope against plain training (the smallest slope), paired by seed, with intervals over the seeds."""
+    rows = []
+    for kind, part in table.groupby("kind", sort=False):
+        wide = {name: part[name].unstack("slope") for name in ("test_f1", "dead")}
+        plain = wide["test_f1"].columns.min()
+        for slope in wide["test_f1"]:
+            row: dict = {"kind": kind, "slope": slope, "rate": part.xs(slope, level="slope")["rate"].iloc[0]}
+            for name, values in wide.items():
+                row |= {name: values[slope].mean()}
+                row |= with_interval(f"{name} difference", (values[slope] - values[plain]).to_numpy())
+            rows.append(row | {"networks": len(wide["test_f1"])})
+    return pd.DataFrame(rows).set_index(["kind", "slope"])
