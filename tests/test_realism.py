@@ -140,6 +140,7 @@ def test_measures_equal_a_readable_twin(seed, n_subjects, n_axes, n_strongest, l
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(realism, "N_STRONGEST", n_strongest)
         patched.setattr(realism, "N_NEAREST", 2)
+        patched.setattr(signal_measures, "N_NEAREST", 2)
         found = realism.measure(signals, statistics, trunk, split, CFG.similarity, SINE)
         for unit in range(2):
             if statistics["dead"].sel(layer=layer, unit=unit):

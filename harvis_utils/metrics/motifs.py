@@ -60,24 +60,24 @@ def best_places(shapes: Sequence[np.ndarray], signals: np.ndarray) -> tuple[np.n
         raise ValueError(f"{bad} of {len(signals)} signals hold NaN or infinity; leave failed signals out first")
     result, start = np.empty((len(shapes), len(signals))), np.empty((len(shapes), len(signals)), dtype=np.int64)
     for k, shape in enumerate(shapes):
-        wanted = _checked(np.asarray(shape, dtype=np.float64), signals.shape[1])
+        wanted = _unit_shape(np.asarray(shape, dtype=np.float64), signals.shape[1])
         for first in range(0, len(signals), CHUNK):
             some = slice(first, first + CHUNK)
             pieces, norm = similarity.centred(
                 np.lib.stride_tricks.sliding_window_view(signals[some], len(wanted), axis=1)
             )
-            found = np.clip(pieces @ similarity.unit_norm(wanted) / norm, -1.0, 1.0)  # (signal, shift)
+            found = np.clip(pieces @ wanted / norm, -1.0, 1.0)  # (signal, shift)
             start[k, some] = found.argmax(axis=1)
             result[k, some] = found.max(axis=1)
     return result, start
 
 
-def _checked(shape: np.ndarray, n_time: int) -> np.ndarray:
+def _unit_shape(shape: np.ndarray, n_time: int) -> np.ndarray:
     if shape.ndim != 1 or not 2 <= len(shape) <= n_time:
         raise ValueError(f"a motif should be (length,) with 2 to {n_time} samples, not an array of shape {shape.shape}")
     if not np.isfinite(shape).all() or np.ptp(shape) <= similarity.CONSTANT_G:
         raise ValueError("a motif should be finite and not constant: a constant correlates with nothing")
-    return shape
+    return (shape - shape.mean()) / np.linalg.norm(shape - shape.mean())
 
 
 def matches(truth: PlantedMotifs, signals: xr.DataArray) -> xr.Dataset:
