@@ -66,7 +66,7 @@ class Evidence:
 
     @property
     def base(self) -> str:
-        """The data set's name, whether its archive was verified or not."""
+        """The data set's name without "-approximate"."""
         return self.dataset.removesuffix("-approximate")
 
 
