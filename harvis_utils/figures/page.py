@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from harvis_utils.figures.special import largest, shown_bars
+from harvis_utils.figures.special import largest
 from harvis_utils.figures.style import ACCENT, SIGNAL
 
 #: size of a small picture, in units of its own
@@ -110,8 +110,6 @@ def _card_html(templates: jinja2.Environment, card, by_key: Mapping, rate_hz: fl
         neighbours=neighbours,
         facts=facts,
         nearest=f"nearest real window: {card.nearest_activity}" if card.nearest_activity else "no nearest real window",
-        iou=shown_bars(card.iou),
-        cost=shown_bars(card.cost),
         limit=largest([c.signal for c in (card, *([card.twin] if card.twin else []), *neighbours)]),
         strongest=largest([w.signal for w in card.windows]),
         back=largest([w.projection for w in card.windows]),

@@ -40,8 +40,6 @@ STANDINGS = {
 #: levels of a factor, from the smallest to the largest
 LEVEL_COLOURS = ("#f1eef6", "#d0d1e6", "#a6bddb", "#74a9cf", "#2b8cbe", "#045a8d")
 TOP_COLOUR = "#e09f3e"
-#: Choice: bars that a card shows of its concepts and of its activities
-N_BARS = 5
 #: empty samples between curves that stand side by side
 GAP = 4
 
@@ -337,11 +335,6 @@ def largest(curves: Sequence[np.ndarray]) -> float:
     return max([float(np.nanmax(np.abs(c))) for c in curves if np.isfinite(c).any()], default=0.0) or 1.0
 
 
-def shown_bars(values: Mapping[str, float]) -> dict[str, float]:
-    """The first few of a card's numbers, without those that are NaN."""
-    return dict([(name, value) for name, value in values.items() if not np.isnan(value)][:N_BARS])
-
-
 def _short(name: str, width: int) -> str:
     return textwrap.shorten(name, width, placeholder="...")
 
@@ -361,10 +354,9 @@ def _side_by_side(ax: Axes, curves: Sequence[np.ndarray], names: Sequence[str], 
 
 
 def _bars(ax: Axes, values: Mapping[str, float], marked: Sequence[str], title: str, label: str) -> None:
-    """The largest values, those that count in colour."""
-    shown = shown_bars(values)
-    colours = [ACCENT if name in marked else CONTROL_GREYS[3] for name in shown]
-    ax.barh([_short(name, 30) for name in shown], list(shown.values()), color=colours)
+    """One bar a value, those that count in colour."""
+    colours = [ACCENT if name in marked else CONTROL_GREYS[3] for name in values]
+    ax.barh([_short(name, 30) for name in values], list(values.values()), color=colours)
     ax.invert_yaxis()
     ax.set(title=title, xlabel=label)
     ax.xaxis.set_major_locator(MaxNLocator(5))
