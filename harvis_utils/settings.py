@@ -72,8 +72,12 @@ class TrainingSettings:
     learning_rate: float = 1e-4  # Paper
     batch_size: int = 64  # Choice: not stated
     weight_decay: float = 0.0  # Choice: not stated
-    # Choice: validation and test are scored after every so many epochs and after the last
-    evaluate_every: int = field(default=1, metadata={"unless": 1})
+    evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs from score to score; the last too
+
+
+#: networks that are trained in minutes: those of the quick profile, and where many are compared with one another
+SMALL_MODEL = ModelSettings(n_units=16, n_dense=32)
+SMALL_TRAINING = TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3)
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,8 @@ class ArchitectureSettings:
     variants: tuple[str, ...] = ()  # Choice: of architecture.VARIANTS; none named: all
     seeds: tuple[int, ...] = (400, 401, 402, 403, 404)  # Choice: of networks that no other notebook uses
     n_windows: int = 2000  # Choice: about so many training windows, every n-th of all
-    model: ModelSettings = field(default_factory=lambda: ModelSettings(n_units=16, n_dense=32))  # Choice
-    training: TrainingSettings = field(  # Choice: as the quick profile
-        default_factory=lambda: TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3)
-    )
+    model: ModelSettings = SMALL_MODEL  # Choice
+    training: TrainingSettings = SMALL_TRAINING  # Choice
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class SlopeSettings:
     rates: tuple[float, ...] = (5e-4, 2e-3)  # Choice: tried on other seeds; 8e-3 was too large for every slope
     epochs: int = 6  # Choice
     n_windows: int = 3000  # Choice: about so many training windows, every n-th of all
-    model: ModelSettings = field(default_factory=lambda: ModelSettings(n_units=16, n_dense=32))  # Choice
+    model: ModelSettings = SMALL_MODEL  # Choice
 
 
 @dataclass(frozen=True)
@@ -286,8 +288,8 @@ WEIGHTS = ("trained", "published")
 PROFILES: dict[str, dict] = {
     # a newcomer's first run and every smoke test: small, not a toy
     "quick": {
-        "model": ModelSettings(n_units=16, n_dense=32),
-        "training": TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3),
+        "model": SMALL_MODEL,
+        "training": SMALL_TRAINING,
         "maximization": MaximizationSettings(n_steps=400),
         "similarity": SimilaritySettings(),
         "readings": ReadingSettings(seeds=(100,), n_units=4),
