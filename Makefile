@@ -49,7 +49,7 @@ help: ## show this list
 
 reproduce: $(ENV) ## execute all notebooks that are not up to date, then show where the results are
 	@$(CHAIN) reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE)) $(if $(WEIGHTS),--weights $(WEIGHTS))
-	@$(PAGES) report $(RUN)
+	@$(PAGES) $(RUN)
 
 sweep: $(ENV) ## many networks as many jobs (SWEEP=file.toml, WORKFLOW=local|slurm), then one table of them
 	@$(PY) -m workflow.sweep start $(SWEEP) --workflow-profile $(WORKFLOW)
@@ -89,10 +89,10 @@ lab: $(ENV) ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
 
 report: $(ENV) ## executed notebooks as HTML, and reports/index.html
-	@$(PAGES) report
+	@$(PAGES)
 
 publish: $(ENV) ## copy a finished run, without HTML, to reports/published/, and its numbers into README.md
-	@$(PAGES) publish $(RUN)
+	@$(PY) -m workflow.publish $(RUN)
 	@$(PY) -m workflow.readme
 
 gpu-bundle: $(ENV) ## pack what a bare CUDA machine needs to compute a run; the file says how to go on

@@ -72,7 +72,7 @@ class TrainingSettings:
     learning_rate: float = 1e-4  # Paper
     batch_size: int = 64  # Choice: not stated
     weight_decay: float = 0.0  # Choice: not stated
-    evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs from score to score; the last too
+    evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs between scores, beside the last one
 
 
 #: networks that are trained in minutes: those of the quick profile, and where many are compared with one another

@@ -7,7 +7,7 @@ import nbformat
 PARAMETERS = 'PROFILE = "quick"  # settings\nDATASET = "synthetic"  # data\nDEVICE = None  # chosen automatically'
 SETUP = """from harvis_utils.run import check_parameters
 from harvis_utils.settings import load_settings
-from harvis_utils.store import stages
+from harvis_utils.store.results import obtain
 from harvis_utils.store.files import save_figure, save_table, write_json, write_text
 check_parameters(globals(), PROFILE=str, DATASET=str, DEVICE=str | None)
 cfg = load_settings(PROFILE, DATASET)"""

@@ -56,7 +56,7 @@ def test_a_folder_without_notebooks_is_said(root):
 
 def test_only_what_is_needed_is_executed_again(root, capsys):
     books = root / "books"
-    stage = 'stages.Stage("made", "01_data", ("windows",)).obtain("k", lambda f: (f / "a.txt").write_text("1"), {})'
+    stage = 'obtain("made", "k", lambda f: (f / "a.txt").write_text("1"), {})'
     write(books, "01_data", TABLE % 1, "print(cfg.reports)", stage)
     write(books, "06_report", REPORT)
     cfg = load_settings()

@@ -330,7 +330,7 @@ def git(*words: str) -> str:
 
 def digest_in(folder) -> str:
     """The digest of the rules of the package in a folder, reckoned by this Python."""
-    asked = "from harvis_utils.paper import claims; print(claims.rule())"
+    asked = "from harvis_utils.store.code import code_digest as of; print(of('harvis_utils.paper.claims', 'judge_all'))"
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     said = subprocess.run((sys.executable, "-c", asked), cwd=folder, env=environment, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr

@@ -22,7 +22,7 @@ import torch
 from packaging.requirements import Requirement
 
 from harvis_utils.maximization import starting
-from harvis_utils.paper import readings, recipes
+from harvis_utils.paper import climbing, variants
 from harvis_utils.run import Run
 from harvis_utils.settings import (
     PROFILES,
@@ -193,10 +193,9 @@ def all_of(run: Run) -> list:
     choosing = run.choosing
     units = starting.chosen_units(CFG.model.n_units, CFG.readings.n_units)
     found = [run.statistics, run.signals, run.random_signals, run.scores, run.controls]
-    for net in choosing.networks:
-        found.append(readings.signals(CFG, run.data, net, choosing.statistics.sel(seed=net.seed), readings.grid()))
+    found.append(climbing.reading_scores(CFG, run.data, choosing.networks, choosing.statistics, variants.READINGS))
     for some in (choosing, run):
-        found.append(recipes.signals(some.cfg, run.data, some.networks, some.statistics, recipes.RECIPES, units))
+        found.append(climbing.signals(some.cfg, run.data, some.networks, some.statistics, variants.RECIPES, units))
     return found
 
 

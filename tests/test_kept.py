@@ -4,7 +4,10 @@ import dataclasses
 import importlib
 import json
 import os
+import signal
+import subprocess
 import sys
+import textwrap
 import threading
 from dataclasses import dataclass, field
 
@@ -344,6 +347,32 @@ def test_a_failing_computation_leaves_nothing():
     with pytest.raises(ZeroDivisionError):
         failing(1)
     assert not list(results.folder_of("failing", "x").parent.glob("*"))
+
+
+def test_a_killed_computation_leaves_only_what_the_next_one_sweeps(own_folders):
+    script = """
+        import os, signal
+        from harvis_utils.store.results import obtain
+
+        def build(folder):
+            (folder / "a.txt").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        obtain("counted", "k", build, {})
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == -signal.SIGKILL
+    place = results.folder_of("counted", "k").parent
+    assert [path.suffix for path in place.iterdir()] == [".part"]
+    counted(Made())
+    assert [path.name for path in place.iterdir()] == [counted.key(Made())]
+
+
+def test_builds_of_one_version_are_not_told_apart(monkeypatch):
+    found = []
+    for number in ("2.13.0+cpu", "2.13.0"):
+        monkeypatch.setattr(results, "version", lambda library, number=number: number)
+        found.append(counted.key(Made()))
+    assert found[0] == found[1]
 
 
 def test_a_full_disk_is_one_clear_error(monkeypatch):

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 from sample_notebooks import write
 
-import harvis_utils.paper
 from harvis_utils.settings import REPOSITORY, load_settings, report_root
-from harvis_utils.store.files import write_json, write_text
-from workflow import pages
+from harvis_utils.store.files import read_json, write_json, write_text
+from harvis_utils.training import published, supervised
+from workflow import pages, publish
 
 RESULTS = {"training": {"macro_f1": {"mean": 0.5, "std": 0.1}}, "claims": [{"verdict": "holds"}]}
 
@@ -48,13 +49,13 @@ def finished(tmp_path, monkeypatch):
         if "training" not in results:
             raise ValueError("'training' is missing")
 
-    monkeypatch.setattr(harvis_utils.paper, "report", SimpleNamespace(validate=validate), raising=False)
+    monkeypatch.setattr(publish, "report", SimpleNamespace(validate=validate), raising=False)
     return SimpleNamespace(cfg=cfg, books=books, run=cfg.reports)
 
 
 def test_pages_are_made_once_and_linked(finished, capsys):
-    published = pages.publish(finished.cfg, finished.books)
-    assert pages.main(["report"]) == 0 and "index.html" in capsys.readouterr().out
+    published = publish.publish(finished.cfg, finished.books)
+    assert pages.main([]) == 0 and "index.html" in capsys.readouterr().out
     index = (report_root() / "index.html").read_text()
     for text in ("made-up data", "0.500 ± 0.100", "2026-01-02", "5 min", "holds 1", "Published results"):
         assert text in index
@@ -66,8 +67,8 @@ def test_pages_are_made_once_and_linked(finished, capsys):
     for text in ("made-up data", "06_report →", '<a href="06_report.html">the end</a>', "<title>01 data · quick"):
         assert text in shown
     assert "require.min.js" not in shown and "MathJax.js" not in shown and "latest.js?config=TeX" in shown
-    assert pages.machine_paths(finished.run / "01_data.ipynb") == []
-    assert pages.main(["report", "--profile", "quick"]) == 0 and pages.build_run(pages.describe(finished.run)) == []
+    assert publish.machine_paths(finished.run / "01_data.ipynb") == []
+    assert pages.main(["--profile", "quick"]) == 0 and pages.build_run(pages.describe(finished.run)) == []
     said = capsys.readouterr().out
     assert "index.html" in said and "macro F1 0.500 ± 0.100" in said and "made-up data" in said
     os.utime(finished.run / "06_report.ipynb")
@@ -89,14 +90,14 @@ def test_caveats():
 def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished):
     older = report_root() / "published/quick/synthetic/older.txt"
     write_text(older, "x")
-    target = pages.publish(finished.cfg, finished.books)
+    target = publish.publish(finished.cfg, finished.books)
     files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
     assert files == ["01_data.ipynb", "06_report.ipynb", "found.json", "results.json", "tables/t.csv"]
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
 
 
 def test_links_to_notebooks_that_are_not_published_lead_to_their_sources(finished, monkeypatch):
-    monkeypatch.setattr(pages, "REPOSITORY", report_root().parent)
+    monkeypatch.setattr(publish, "REPOSITORY", report_root().parent)
     executed = finished.run / "01_data.ipynb"
     book = json.loads(executed.read_text())
     said = {
@@ -107,7 +108,7 @@ def test_links_to_notebooks_that_are_not_published_lead_to_their_sources(finishe
     next(c for c in book["cells"] if c["cell_type"] == "code")["outputs"] = [said]
     executed.write_text(json.dumps(book))
     for books, place in ((finished.books, ""), (finished.books[:1], "../../../../notebooks/")):
-        target = pages.publish(finished.cfg, books)
+        target = publish.publish(finished.cfg, books)
         cells = json.loads((target / "01_data.ipynb").read_text())["cells"]
         assert f"[the end]({place}06_report.ipynb)" in "".join("".join(c["source"]) for c in cells)
         (output,) = next(c for c in cells if c["cell_type"] == "code")["outputs"]
@@ -128,7 +129,7 @@ def test_published_images_keep_rare_colours():
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
     before, after = (
         np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
-        for png in (buffer.getvalue(), pages.light_png(buffer.getvalue()))
+        for png in (buffer.getvalue(), publish.light_png(buffer.getvalue()))
     )
     for name, colour in style.METHOD_COLOURS.items():
         here = (before == np.round(255 * np.array(to_rgb(colour)))).all(-1)
@@ -142,7 +143,7 @@ def test_published_images_are_smaller_and_look_the_same(finished):
         np.clip(pixels.astype(int) + generator.integers(0, 3, pixels.shape), 0, 255).astype(np.uint8)
     )
     noisy.save(buffer := io.BytesIO(), "PNG")
-    small = pages.light_png(buffer.getvalue())
+    small = publish.light_png(buffer.getvalue())
     assert len(small) < 0.7 * len(buffer.getvalue())
     off = np.abs(np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int) - np.asarray(noisy).astype(int))
     assert off.max() <= 8
@@ -152,7 +153,7 @@ def test_published_images_are_smaller_and_look_the_same(finished):
     image = base64.b64encode(buffer.getvalue()).decode()
     done["cells"][1]["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": image}}]
     book.write_text(json.dumps(done))
-    target = pages.publish(finished.cfg, finished.books)
+    target = publish.publish(finished.cfg, finished.books)
     published = json.loads((target / book.name).read_text())["cells"][1]["outputs"][0]["data"]["image/png"]
     assert base64.b64decode(published) == small
 
@@ -175,7 +176,7 @@ def _spoil(finished, what):
     elif what == "no table":
         (run / "tables/t.csv").unlink()
     elif what == "large":
-        (run / "tables/t.csv").write_bytes(b"1" * (pages.PUBLISHED_BYTES + 1))
+        (run / "tables/t.csv").write_bytes(b"1" * (publish.PUBLISHED_BYTES + 1))
 
 
 @pytest.mark.parametrize(
@@ -193,8 +194,8 @@ def _spoil(finished, what):
 )
 def test_publish_refuses(finished, what, message):
     _spoil(finished, what)
-    with pytest.raises(pages.PublishError, match=re.escape(message)):
-        pages.publish(finished.cfg, finished.books)
+    with pytest.raises(publish.PublishError, match=re.escape(message)):
+        publish.publish(finished.cfg, finished.books)
     assert not (report_root() / "published").exists() or not list((report_root() / "published").rglob("*.*"))
 
 
@@ -202,10 +203,35 @@ def test_what_is_published_already_counts_nothing(finished, monkeypatch):
     """Two renewals, each within the limit, may together be above it."""
     table = finished.run / "tables/t.csv"
     table.write_bytes(b"1" * 40_000)
-    target = pages.publish(finished.cfg, finished.books)
-    monkeypatch.setattr(pages, "PUBLISHED_BYTES", 30_000)
-    assert pages.publish(finished.cfg, finished.books) == target and (target / "tables/t.csv").stat().st_size == 40_000
+    target = publish.publish(finished.cfg, finished.books)
+    monkeypatch.setattr(publish, "PUBLISHED_BYTES", 30_000)
+    assert (
+        publish.publish(finished.cfg, finished.books) == target and (target / "tables/t.csv").stat().st_size == 40_000
+    )
     table.write_bytes(b"2" * 40_000)
-    with pytest.raises(pages.PublishError, match="0.0 MB of the run are new or changed"):
-        pages.publish(finished.cfg, finished.books)
+    with pytest.raises(publish.PublishError, match="0.0 MB of the run are new or changed"):
+        publish.publish(finished.cfg, finished.books)
     assert (target / "tables/t.csv").read_bytes()[:1] == b"1"
+
+
+def test_networks_that_the_run_made_are_published_with_it(finished, cfg, tiny_windows, monkeypatch):
+    stamp = finished.run / "stamps/01_data.json"
+    about = read_json(stamp)
+    about["made"]["stored"] = ["networks/x"]
+    write_json(stamp, about)
+    with pytest.raises(publish.PublishError, match="its networks are stored no more; run `make reproduce"):
+        publish.publish(finished.cfg, finished.books)
+    networks = supervised.networks(cfg, tiny_windows)
+    signals = xr.Dataset({"signal": (("seed", "time"), np.ones((2, 30)))})
+    made = {"data": tiny_windows, "networks": networks, "statistics": signals, "signals": signals}
+    monkeypatch.setattr(publish, "Run", lambda _: SimpleNamespace(**made))
+    folder = publish.publish(finished.cfg, finished.books) / "networks"
+    assert {p.name for p in folder.iterdir()} == {*published.FILES, "networks.json"}
+    found = published.load(folder, tiny_windows, cfg.model, cfg.training.seeds)
+    assert [net.best_epoch for net in found] == [net.best_epoch for net in networks]
+
+
+def test_unknown_data_sets_are_said(capsys):
+    for command in (pages.main, publish.main):
+        assert command(["--profile", "quick", "--dataset", "none"]) == 1
+        assert "unknown data set 'none'" in capsys.readouterr().err

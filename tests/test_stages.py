@@ -10,7 +10,7 @@ from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import embedding, similarity
 from harvis_utils.paper import report
-from harvis_utils.store.files import ArtifactError
+from harvis_utils.store.results import around_builds
 from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +37,7 @@ def stages(cfg, tiny_windows, tmp_path_factory):
         scores = similarity.scores(cfg, tiny_windows, nets, stats, made)
         one = random_made.sel(preset="calibrated", technique=PROPOSED, drop=True)
         controls = similarity.controls(cfg, tiny_windows, nets, stats, random, random_stats, one)
-        measures = embedding.measures(cfg, tiny_windows, nets, scores, made)
+        measures = embedding.measures(tiny_windows, scores, made)
         results = report.assemble(cfg, tiny_windows, nets, scores, controls, measures, None)
     return {
         "folder": folder,
@@ -69,27 +69,16 @@ def test_stored_signals_are_those_of_one_direct_call(stages, cfg):
 
 def test_everything_is_read_back_and_nothing_is_computed_again(stages, cfg, tiny_windows, monkeypatch):
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(stages["folder"]))
-    for stage in (supervised.STAGE, unit_statistics.STAGE, paper_methods.STAGE, similarity.STAGE):
-        monkeypatch.setattr(type(stage), "obtain", lambda *_: pytest.fail("computed again"))
-    nets = supervised.load_networks(cfg, tiny_windows)
-    assert unit_statistics.load_statistics(cfg, tiny_windows, nets).equals(stages["stats"])
-    assert paper_methods.load_signals(cfg, nets).equals(stages["signals"])
-    for kind in ("methods", "controls"):
-        name = {"methods": "scores"}.get(kind, kind)
-        assert similarity.load_scores(cfg, tiny_windows, nets, kind).equals(stages[name])
-
-
-@pytest.mark.parametrize(
-    ("load", "notebook"),
-    [
-        (lambda c, w, n: unit_statistics.load_statistics(c, w, n), "03_maximization"),
-        (lambda c, w, n: paper_methods.load_signals(c, w, n), "03_maximization"),
-        (lambda c, w, n: similarity.load_scores(c, w, n), "04_similarity"),
-    ],
-)
-def test_what_is_missing_says_which_notebook_makes_it(stages, cfg, tiny_windows, load, notebook):
-    with pytest.raises(ArtifactError, match=f"run notebook {notebook} first"):
-        load(cfg, tiny_windows, stages["nets"])  # the test's own empty store
+    with around_builds(lambda stage, key: pytest.fail(f"{stage} computed again")):
+        nets, random = supervised.networks(cfg, tiny_windows), stages["random"]
+        stats = unit_statistics.statistics(cfg, tiny_windows, nets)
+        assert stats.equals(stages["stats"])
+        assert paper_methods.signals(cfg, nets, stats).equals(stages["signals"])
+        assert similarity.scores(cfg, tiny_windows, nets, stats, stages["signals"]).equals(stages["scores"])
+        random_stats = unit_statistics.statistics(cfg, tiny_windows, random)
+        one = stages["random_signals"].sel(preset="calibrated", technique=PROPOSED, drop=True)
+        controls = similarity.controls(cfg, tiny_windows, nets, stats, random, random_stats, one)
+    assert controls.equals(stages["controls"])
 
 
 def test_controls_are_what_they_say(stages, cfg, tiny_windows):

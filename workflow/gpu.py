@@ -38,7 +38,7 @@ import torch
 from harvis_utils.data import archive, kinds
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import starting
-from harvis_utils.paper import readings, recipes
+from harvis_utils.paper import climbing, variants
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.run import Run
 from harvis_utils.settings import (
@@ -206,11 +206,10 @@ def compute(run: Run, workers: int = 1) -> None:
             getattr(run, name)
         if not choosing.cfg.training.seeds:
             return
-        for net in choosing.networks:
-            readings.signals(cfg, run.data, net, choosing.statistics.sel(seed=net.seed), readings.grid())
+        climbing.reading_scores(cfg, run.data, choosing.networks, choosing.statistics, variants.READINGS)
         units = starting.chosen_units(cfg.model.n_units, cfg.readings.n_units)
         for some in (choosing, run):
-            recipes.signals(some.cfg, run.data, some.networks, some.statistics, recipes.RECIPES, units)
+            climbing.signals(some.cfg, run.data, some.networks, some.statistics, variants.RECIPES, units)
 
 
 def _train(cfg: Settings, data: Windows, seed: int) -> None:

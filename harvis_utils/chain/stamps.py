@@ -7,7 +7,6 @@ import json
 import re
 import zipfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from harvis_utils.data import archive, kinds
@@ -16,8 +15,8 @@ from harvis_utils.settings import (
     Settings,
     artifact_root,
 )
-from harvis_utils.store import stages
 from harvis_utils.store.files import read_json
+from harvis_utils.store.results import versions
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -64,10 +63,10 @@ class Job:
 def plan(cfg: Settings, folder: Path = NOTEBOOKS) -> list[Job]:
     """The jobs of a run, in order. Notebook 00 waits for none; each other one for all before it."""
     jobs: list[Job] = []
-    versions = ",".join(f"{lib}={version(lib).split('+')[0]}" for lib in stages.VERSIONED)
+    libraries = ",".join(f"{lib}={number}" for lib, number in versions().items())
     for notebook in find_notebooks(folder):
         earlier = tuple(j.name for j in jobs if not j.name.startswith("00_"))
-        jobs.append(Job(notebook.stem, notebook, f"{cfg.digest()} {versions}", earlier))
+        jobs.append(Job(notebook.stem, notebook, f"{cfg.digest()} {libraries}", earlier))
     return jobs
 
 

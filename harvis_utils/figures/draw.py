@@ -278,6 +278,9 @@ def dots(
                 ax.plot(*xy, MARKERS[k % len(MARKERS)], label=label, **style)
                 line(level, at - 1.2 * reach, at + 1.2 * reach, color=colours[group], linewidth=2)
         _references(ax, references, horizontal)
+        (ax.axvline if horizontal else ax.axhline)(
+            0, color="black", linewidth=0.8
+        )  # differences look as large as they are
         if horizontal:
             ax.set_yticks(range(len(names)), names)
             ax.set_ylim(len(names) - 0.4, -0.6)
@@ -292,9 +295,6 @@ def dots(
         else:
             ax.set_title(panel)
             axes[0, 0].set_ylabel(ylabel)
-    for ax in axes[0]:  # once all is drawn, as this fixes the other end, too
-        setter, least = (ax.set_xlim, ax.dataLim.x0) if horizontal else (ax.set_ylim, ax.dataLim.y0)
-        setter(min(0, least * 1.05), None)
     legend = entries(axes[0]) | {middle: Line2D([], [], color=SIGNAL, linewidth=2)}
     return finish(figure, caveat, title, legend, 6)
 
@@ -383,7 +383,7 @@ def plane(
     """
     groups = _groups(panels)
     looks = {g: CONTROL_LOOKS.get(g, (colour, "o")) for g, colour in colours_of(groups).items()} | dict(looks or {})
-    figure, axes = grid(1, len(panels), WIDTH, 5.2 if len(groups) > 3 else 3.6, sharey=True)
+    figure, axes = grid(1, len(panels), WIDTH, 5.2 if len(groups) > 3 else 3.6, sharex=True, sharey=True)
     for ax, (panel, by) in zip(axes[0], panels.items(), strict=True):
         _references(ax, across, horizontal=True)
         for level in (ax.axhline, ax.axvline) if zero else ():

@@ -317,7 +317,7 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
     above[1].set_title(textwrap.fill(match, 36))
     _side_by_side(above[2], neighbours, [f"unit {u}" for u in of.neighbours], rate_hz, CONTROL_GREYS[0])
     above[2].set_title("nearest units on the atlas" if len(neighbours) else "without a place on the atlas")
-    names = [f"{_short(w.activity, 24)}\n{w.axis}, person {w.subject}: {w.activation:.2f}" for w in of.windows]
+    names = [f"{_short(w.activity, 24)}\n{w.axis}\nperson {w.subject}: {w.activation:.2f}" for w in of.windows]
     _side_by_side(middle[0], [w.signal for w in of.windows], [""] * len(names), rate_hz, SIGNAL)
     _side_by_side(middle[1], [w.projection for w in of.windows], names, rate_hz, ACCENT)
     strong = "real windows that excite it most, and below what comes back of these activations (deconvnet)"

@@ -70,10 +70,8 @@ class Concepts:
 
 def rising_edge(x: np.ndarray) -> np.ndarray:
     """The sample ``EDGE_REACH`` later is at least ``EDGE_G`` above the one ``EDGE_REACH`` earlier."""
-    found = np.zeros(x.shape, bool)
     span = 2 * EDGE_REACH
-    found[..., EDGE_REACH:-EDGE_REACH] = x[..., span:] - x[..., :-span] >= EDGE_G
-    return found
+    return _ends_added(x[..., span:] - x[..., :-span] >= EDGE_G, EDGE_REACH)
 
 
 def peak(x: np.ndarray) -> np.ndarray:
@@ -84,9 +82,8 @@ def peak(x: np.ndarray) -> np.ndarray:
     pieces = _neighbourhoods(x, PEAK_REACH)
     middle = pieces[..., PEAK_REACH]
     lowest = np.maximum(pieces[..., :PEAK_REACH].min(-1), pieces[..., PEAK_REACH + 1 :].min(-1))
-    top = np.zeros(x.shape, bool)
-    top[..., PEAK_REACH:-PEAK_REACH] = (middle >= pieces.max(-1)) & (middle - lowest >= PEAK_G)
-    return widened(top, PEAK_HALF)
+    top = (middle >= pieces.max(-1)) & (middle - lowest >= PEAK_G)
+    return widened(_ends_added(top, PEAK_REACH), PEAK_HALF)
 
 
 def widened(mask: np.ndarray, reach: int) -> np.ndarray:
@@ -101,18 +98,13 @@ def widened(mask: np.ndarray, reach: int) -> np.ndarray:
 def plateau(x: np.ndarray) -> np.ndarray:
     """All samples within ``PLATEAU_REACH`` lie in a range of ``PLATEAU_G``."""
     pieces = _neighbourhoods(x, PLATEAU_REACH)
-    found = np.zeros(x.shape, bool)
-    found[..., PLATEAU_REACH:-PLATEAU_REACH] = pieces.max(-1) - pieces.min(-1) <= PLATEAU_G
-    return found
+    return _ends_added(pieces.max(-1) - pieces.min(-1) <= PLATEAU_G, PLATEAU_REACH)
 
 
 def impact(x: np.ndarray) -> np.ndarray:
     """Either of two consecutive samples that differ by ``IMPACT_G`` or more."""
-    jumps = np.abs(np.diff(x, axis=-1)) >= IMPACT_G
-    found = np.zeros(x.shape, bool)
-    found[..., 1:] |= jumps
-    found[..., :-1] |= jumps
-    return found
+    jumps = _ends_added(np.abs(np.diff(x, axis=-1)) >= IMPACT_G, 1)
+    return jumps[..., 1:] | jumps[..., :-1]
 
 
 def band_envelopes(x: np.ndarray, rate_hz: float) -> np.ndarray:
@@ -164,6 +156,11 @@ def free_fall(x: np.ndarray) -> np.ndarray:
 def _neighbourhoods(x: np.ndarray, reach: int) -> np.ndarray:
     """(..., time - 2 reach, 2 reach + 1): the samples around each sample that has them all."""
     return np.lib.stride_tricks.sliding_window_view(x, 2 * reach + 1, axis=-1)
+
+
+def _ends_added(mask: np.ndarray, reach: int) -> np.ndarray:
+    """False for the ``reach`` samples at either end where a rule does not see what it needs."""
+    return np.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(reach, reach)])
 
 
 #: rules that look at one axis by itself; three of them are others of the signal turned over

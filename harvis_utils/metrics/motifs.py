@@ -12,20 +12,17 @@ exceeds that of equally many signals that cannot know the motif: the untouched s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.kinds import Dataset
+from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import similarity
 from harvis_utils.settings import Settings
-
-if TYPE_CHECKING:
-    from harvis_utils.data.synthetic import PlantedMotifs
 
 #: signals at a time: bounds memory, changes no result
 CHUNK = 4096

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,6 +25,7 @@ import torch
 import xarray as xr
 
 from harvis_utils.data import synthetic, windowing
+from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
@@ -39,9 +39,6 @@ from harvis_utils.settings import MaximizationSettings, ModelSettings, RecoveryS
 from harvis_utils.store.results import kept
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
-
-if TYPE_CHECKING:
-    from harvis_utils.data.synthetic import PlantedMotifs
 
 #: what stands beside the methods; each chooses among as many signals as a method
 CONTROLS = {

@@ -317,7 +317,7 @@ def signals(
         made = recipe_signals(net, th_eap, *how, device=cfg.device)
         return made.isel(variant=0, technique=0, drop=True)[["signal", "map"]]
 
-    names, found = pd.Index([variant.name for variant in chosen], name="recipe"), []
+    names, found = xr.DataArray([variant.name for variant in chosen], dims="recipe", name="recipe"), []
     for net in networks:
         th_eap = statistics["th_eap"].sel(seed=net.seed, drop=True)
         bar = progress(chosen, desc=f"variants, network {net.seed}", leave=False)

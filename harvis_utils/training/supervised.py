@@ -352,9 +352,11 @@ def predict(model: SFHF, split: Split) -> np.ndarray:
 
 def macro_f1(split: Split, predicted: np.ndarray) -> float:
     """F1 averaged over the classes that occur in the split."""
-    return float(
-        f1_score(split.activity, predicted, average="macro", labels=np.unique(split.activity), zero_division=0)
-    )
+    return _macro_f1(split.activity, predicted)
+
+
+def _macro_f1(true: np.ndarray, predicted: np.ndarray) -> float:
+    return float(f1_score(true, predicted, average="macro", labels=np.unique(true), zero_division=0))
 
 
 def class_f1(split: Split, predicted: np.ndarray, n_classes: int) -> np.ndarray:
@@ -364,18 +366,8 @@ def class_f1(split: Split, predicted: np.ndarray, n_classes: int) -> np.ndarray:
 
 def subject_f1(split: Split, predicted: np.ndarray) -> dict[int, float]:
     """Macro F1 per subject."""
-    return {
-        int(s): float(
-            f1_score(
-                split.activity[split.subject == s],
-                predicted[split.subject == s],
-                average="macro",
-                labels=np.unique(split.activity[split.subject == s]),
-                zero_division=0,
-            )
-        )
-        for s in np.unique(split.subject)
-    }
+    own = {int(s): split.subject == s for s in np.unique(split.subject)}
+    return {s: _macro_f1(split.activity[which], predicted[which]) for s, which in own.items()}
 
 
 def confusion(split: Split, predicted: np.ndarray, n_classes: int) -> np.ndarray:

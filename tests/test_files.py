@@ -1,0 +1,255 @@
+"""Results kept by content, written all or nothing, with their provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harvis_utils.settings import load_settings
+from harvis_utils.store import results
+from harvis_utils.store.files import (
+    ArtifactError,
+    digests,
+    read_dataset,
+    read_json,
+    replacing,
+    save_figure,
+    save_table,
+    write_dataset,
+    write_json,
+    write_text,
+)
+
+
+def files(folder: Path) -> list[str]:
+    """Everything below a folder, hidden things included."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+
+
+# ---------------------------------------------------------------------------------------- all or nothing
+
+
+def test_replacing_gives_the_name_only_to_the_whole_file(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with replacing(path) as part:
+        part.write_text("whole")
+        assert part.parent == path.parent and not path.exists()
+    assert path.read_text() == "whole" and files(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ArtifactError if error is OSError else error), replacing(path) as part:
+        part.write_text("ne")
+        raise error("half-way")
+    assert path.read_text() == "old" and files(tmp_path) == ["a.txt"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "full").write_text("not empty")
+    message = rf"{re.escape(str(tmp_path / 'a'))}: could not be written \(.+\); nothing was left behind"
+    with pytest.raises(ArtifactError, match=message):
+        write_text(tmp_path / "a", "a folder has this name")
+    assert files(tmp_path) == ["a", "a/full"]
+
+
+WRITES = {
+    "text": "write_text(root / 'x.txt', 'x' * 100_000)",
+    "json": "write_json(root / 'x.json', big.tolist())",
+    "table": "save_table(load_settings(), pd.DataFrame({'a': big}), 'x')",
+    "figure": "save_figure(load_settings(), figure(big), 'x')",
+    "dataset": "write_dataset(root / 'x.nc', xr.Dataset({'a': ('t', big)}))",
+    "weights": "weights(root / 'x.safetensors')",
+    "result": "obtain('made', 'x', lambda f: np.save(f / 'a.npy', big), {})",
+    "result with weights": "obtain('made', 'x', lambda f: save_file({'a': big}, f / 'a.safetensors'), {})",
+}
+
+
+FULL_DISK = """
+    import json, os, resource, sys
+    from pathlib import Path
+    import matplotlib; matplotlib.use("Agg")
+    import matplotlib.pyplot as plt, numpy as np, pandas as pd, xarray as xr
+    from safetensors.numpy import save_file
+    from harvis_utils.settings import load_settings
+    from harvis_utils.store.results import obtain
+    from harvis_utils.store.files import ArtifactError, replacing, save_figure, save_table
+    from harvis_utils.store.files import write_dataset, write_json, write_text
+
+    root, big = Path(sys.argv[1]), np.random.default_rng(0).normal(size=50_000)
+
+    def figure(values):
+        made, axes = plt.subplots()
+        axes.plot(values[:3000])
+        return made
+
+    def weights(path):
+        with replacing(path) as part:
+            save_file({"a": big}, part)
+
+    for write in json.loads(sys.argv[2]):
+        if not os.fork():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+            try:
+                eval(write)
+            except BaseException as error:
+                print(json.dumps([write, type(error).__name__, str(error)]), flush=True)
+            os._exit(0)
+        os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory):
+    """Every write with a limit on the size of files standing for the disk: its error, and what was left behind."""
+    root = tmp_path_factory.mktemp("full")
+    roots = {"HARVIS_ARTIFACTS": str(root / "derived"), "HARVIS_REPORTS": str(root / "reports")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(root), json.dumps(list(WRITES.values()))],
+        env=os.environ | roots,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    errors = {write: (kind, message) for write, kind, message in map(json.loads, done.stdout.splitlines())}
+    return root, errors, [p for p in root.rglob("*") if p.is_file() or p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_full_disk_is_one_error_that_names_the_file(name, full_disk):
+    root, errors, _ = full_disk
+    kind, message = errors[WRITES[name]]
+    assert kind == "ArtifactError", message
+    why = r"could not be written \(.*(File too large|requested and \d+ written).*\); nothing was left behind"
+    assert re.fullmatch(rf"{re.escape(str(root))}/\S*x(\.\w+)?: {why}", message), message
+
+
+def test_a_full_disk_leaves_nothing_half_written(full_disk):
+    assert full_disk[2] == []
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(value=plain)
+def test_json_round_trip(tmp_path_factory, value):
+    path = write_json(tmp_path_factory.getbasetemp() / "round.json", value)
+    assert read_json(path) == value
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_is_refused_in_json(tmp_path, bad):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"score": [1.0, bad]})
+    assert files(tmp_path) == []
+
+
+def test_a_missing_or_broken_json_file_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"a\.json does not exist"):
+        read_json(tmp_path / "a.json")
+    for text in ('{"a": 1', ""):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(ArtifactError, match=r"a\.json is not readable as JSON .* delete it and run its notebook"):
+            read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ArtifactError, match="is not readable as JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_dataset_round_trip(tmp_path):
+    dataset = xr.Dataset(
+        {
+            "signal": (("layer", "unit", "time"), np.random.default_rng(0).normal(size=(2, 3, 30)).astype(np.float32)),
+            "ssim": (("layer", "unit"), np.array([[0.1, np.nan, 2.0], [1, 2, 3]]), {"units": "G^2"}),
+            "failed": (("layer", "unit"), np.array([[True, False, True], [False, False, True]])),
+        },
+        coords={"layer": ["conv1", "conv2"], "unit": np.arange(3)},
+        attrs={"caveat": "made-up data"},
+    )
+    path = write_dataset(tmp_path / "a.nc", dataset)
+    again = read_dataset(path)
+    xr.testing.assert_identical(again, dataset)
+    assert again["signal"].dtype == np.float32 and again["failed"].dtype == bool
+    assert files(tmp_path) == ["a.nc"]
+    path.unlink()  # read into memory and closed
+    assert float(again["signal"].sum()) == float(dataset["signal"].sum())
+
+
+def test_figures_and_tables_go_to_the_runs_reports(own_folders):
+    from matplotlib.figure import Figure
+
+    cfg = load_settings("desk", "dsads")
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([1, 2])
+    first = save_figure(cfg, figure, "03_gallery")
+    assert first == own_folders / "reports" / "desk" / "dsads" / "figures" / "03_gallery.png"
+    content = first.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    save_figure(cfg, figure, "03_gallery")
+    assert first.read_bytes() == content, "the same figure gives the same file"
+    table = pd.DataFrame({"f1": [0.5, 0.25]}, index=pd.Index(["walking", "sitting"], name="activity"))
+    second = save_table(cfg, table, "02_f1")
+    assert second == own_folders / "reports" / "desk" / "dsads" / "tables" / "02_f1.csv"
+    pd.testing.assert_frame_equal(pd.read_csv(second, index_col=0), table)
+    found = digests([first, second])
+    assert set(found) == {"03_gallery.png", "02_f1.csv"} and all(len(d) == 64 for d in found.values())
+
+
+# ------------------------------------------------------------------------------------------------- provenance
+
+
+def test_provenance_says_what_made_a_result(monkeypatch):
+    monkeypatch.setenv("HARVIS_THREADS", "2")
+    about = results.provenance("cpu", seed=3, caveat="made-up data")
+    assert set(about["versions"]) == {"python", "numpy", "scipy", "torch", "scikit-learn"}
+    assert about["versions"]["numpy"] == np.__version__
+    assert re.fullmatch(r"cpu \(.+\)", about["device"])
+    assert (about["threads"], about["seed"], about["caveat"]) == (2, 3, "made-up data")
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|unknown", about["git"])
+    assert json.loads(json.dumps(about)) == about
+
+
+def test_the_revision_marks_changed_files_and_is_unknown_outside_a_checkout(tmp_path, monkeypatch):
+    def revision() -> str:
+        results.git_revision.cache_clear()
+        return results.git_revision()
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(("git", *who, *words), cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    try:
+        assert revision() == "unknown"
+        git("init")
+        (tmp_path / "a").write_text("1")
+        git("add", "a")
+        git("commit", "-m", "first")
+        assert re.fullmatch(r"[0-9a-f]{12}", revision())
+        (tmp_path / "b").write_text("not the project's")
+        assert re.fullmatch(r"[0-9a-f]{12}", revision())
+        (tmp_path / "a").write_text("2")
+        assert re.fullmatch(r"[0-9a-f]{12}\+", revision())
+    finally:
+        results.git_revision.cache_clear()

@@ -1,0 +1,202 @@
+"""Finished runs turned into published ones: ``reports/published/<profile>/<dataset>/``, small enough for git.
+
+python -m workflow.publish --profile desk --dataset dsads
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import filecmp
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from harvis_utils.chain import commands, stamps
+from harvis_utils.data import kinds
+from harvis_utils.paper import report
+from harvis_utils.run import Run
+from harvis_utils.settings import (
+    REPOSITORY,
+    Settings,
+    SettingsError,
+    artifact_root,
+    data_folders,
+    load_settings,
+    report_root,
+)
+from harvis_utils.store.files import ArtifactError, read_json
+from harvis_utils.store.results import around_builds
+from harvis_utils.training import published
+
+#: what is new or changed in a published run
+PUBLISHED_BYTES = 6_000_000
+
+
+class PublishError(ArtifactError):
+    """A run that cannot be published as it is; the message says what is missing or wrong."""
+
+
+def publish(cfg: Settings, notebooks: list[Path]) -> Path:
+    """Copy a finished run, without pages, to ``reports/published/<profile>/<dataset>``, replacing an older one.
+
+    Where its notebooks made networks, these go with it (:mod:`harvis_utils.training.published`). Raises
+    :class:`PublishError` when a notebook of ``notebooks`` was not executed to its end, when ``results.json`` is missing
+    or invalid, when a file contains a path of this machine, or when more than 6 MB are new or changed.
+    """
+    again = f"run `make reproduce PROFILE={cfg.profile} DATASET={cfg.dataset}` to its end first"
+    made, stored = set(), set()
+    for name in (notebook.stem for notebook in notebooks):
+        executed, stamp = cfg.reports / f"{name}.ipynb", cfg.reports / "stamps" / f"{name}.json"
+        if not executed.exists() or not stamp.exists():
+            raise PublishError(f"{name}.ipynb has not been executed for this run; {again}")
+        book = read_json(executed)
+        code = [c for c in book["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+        failed = book["metadata"].get("papermill", {}).get("exception")
+        if failed or any(c.get("execution_count") is None for c in code):
+            raise PublishError(f"{executed} was not executed to its end; {again}")
+        # only what the stamps list is published, not what an older version of a notebook left
+        about = read_json(stamp)["made"]
+        made |= {Path(file) for file in about["files"]}
+        stored |= set(about["stored"])
+    results = cfg.reports / "results.json"
+    if not results.exists():
+        raise PublishError(f"{results} does not exist; {again}")
+    try:
+        report.validate(read_json(results))
+    except Exception as error:
+        raise PublishError(f"{results} is not valid: {error}") from error
+    wanted = {p for p in made if p.parts[0] in ("figures", "tables") or (len(p.parts) == 1 and p.suffix == ".json")}
+    wanted |= {Path("results.json"), *(Path(f"{notebook.stem}.ipynb") for notebook in notebooks)}
+    files = [cfg.reports / p for p in sorted(wanted) if p.suffix != ".html"]
+    for path in files:
+        if not path.exists():
+            raise PublishError(f"{path} is missing; {again}")
+        if found := machine_paths(path):
+            raise PublishError(
+                f"{path} contains paths of this machine, as {found[0]!r}; print them relative to the project"
+            )
+    target = report_root() / "published" / cfg.profile / cfg.dataset
+    places = {path: path.relative_to(cfg.reports) for path in files}
+    with tempfile.TemporaryDirectory() as folder:
+        if any(address.startswith("networks/") for address in stored):
+            places |= _networks(cfg, Path(folder) / "networks", again)
+        return _replace(target, places)
+
+
+def _networks(cfg: Settings, folder: Path, again: str) -> dict[Path, Path]:
+    """The files of the run's published networks, written to ``folder``, and where they go in the published run."""
+
+    def missing(stage: str, key: str):
+        raise PublishError(f"its {stage} are stored no more; {again}")
+
+    run = Run(cfg)
+    with around_builds(missing):
+        published.save(folder, cfg, run.data, run.networks, run.statistics, run.signals)
+    return {path: path.relative_to(folder.parent) for path in sorted(folder.iterdir())}
+
+
+def machine_paths(path: Path) -> list[str]:
+    """Absolute paths of this machine in a text file."""
+    if path.suffix not in (".ipynb", ".json", ".csv", ".txt", ".svg", ".md"):
+        return []
+    text = re.sub(r"\\[nt]", " ", path.read_text(encoding="utf-8"))  # what JSON writes in front of a word
+    known = [REPOSITORY, Path.home(), report_root(), artifact_root(), *data_folders()]
+    here = "|".join(re.escape(str(p)) for p in known if len(p.parts) > 1)
+    found = re.findall(rf"(?<![\w.~+/-])(?:(?:{here})(?![\w-])|/(?:home|Users)/\w)[^\s\"'\\]{{0,80}}", text)
+    return sorted(set(found))
+
+
+def _replace(target: Path, files: dict[Path, Path]) -> Path:
+    """Copy files, to the given places, beside ``target`` first, then let the copy take its place in two renames."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    sources = Path(os.path.relpath(REPOSITORY / "notebooks", target)).as_posix()
+    try:
+        part.chmod(0o755)  # mkdtemp makes it private
+        for path, place in files.items():
+            copy = part / place
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(_light(path, {p.name for p in files}, sources))
+        copies = {p: target / p.relative_to(part) for p in part.rglob("*") if p.is_file()}
+        size = sum(p.stat().st_size for p, old in copies.items() if not old.exists() or not filecmp.cmp(p, old, False))
+        if size > PUBLISHED_BYTES:
+            raise PublishError(
+                f"{size / 1e6:.1f} MB of the run are new or changed; at most {PUBLISHED_BYTES / 1e6:.0f} MB are "
+                "published at a time: publish some notebooks first, from a folder that holds these alone (--notebooks)"
+            )
+        older = part.with_suffix(".old")
+        if target.exists():
+            os.rename(target, older)
+        os.rename(part, target)
+        shutil.rmtree(older, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _light(path: Path, beside: set[str], sources: str) -> bytes:
+    """A file's content with its images, also those inside a notebook, in at most 256 colours: a third of the size.
+
+    A notebook's links to others that are not ``beside`` it lead to those in the folder ``sources``.
+    """
+    if path.suffix == ".png":
+        return light_png(path.read_bytes())
+    if path.suffix != ".ipynb":
+        return path.read_bytes()
+
+    def linked(lines: str | list[str]) -> list[str]:
+        text = re.sub(
+            r"(?<=\]\()\d\d_\w+\.ipynb", lambda m: m[0] if m[0] in beside else f"{sources}/{m[0]}", "".join(lines)
+        )
+        return text.splitlines(keepends=True)
+
+    book = read_json(path)
+    for cell in book["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = linked(cell["source"])
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            if "text/markdown" in data:
+                data["text/markdown"] = linked(data["text/markdown"])
+            if "image/png" in data:
+                small = light_png(base64.b64decode("".join(data["image/png"])))
+                data["image/png"] = base64.b64encode(small).decode("ascii")
+    return (json.dumps(book, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def light_png(content: bytes) -> bytes:
+    """A PNG in at most 256 colours on white, enough for plots; the given one where that is no smaller."""
+    image = Image.open(io.BytesIO(content)).convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    out = io.BytesIO()
+    # an octree keeps rare colours, which the default merges; no dithering, which puts dots into plain areas
+    flat.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return min(content, out.getvalue(), key=len)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Publish a run; 0 when it worked."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.publish", description=__doc__.split("\n")[0])
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--dataset", default="synthetic")
+    parser.add_argument("--notebooks", type=Path, default=stamps.NOTEBOOKS, help="a folder; only these are published")
+    words = parser.parse_args(arguments)
+    try:
+        kinds.check_name(words.dataset)
+        cfg = load_settings(words.profile, words.dataset)
+        print(f"published: {commands.near(publish(cfg, stamps.find_notebooks(words.notebooks)))}")
+    except (stamps.ChainError, SettingsError, ArtifactError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
