@@ -75,6 +75,11 @@ class TrainingSettings:
     evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs between scores, beside the last one
 
 
+#: networks that are trained in minutes: those of the quick profile, and where many are compared with one another
+SMALL_MODEL = ModelSettings(n_units=16, n_dense=32)
+SMALL_TRAINING = TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3)
+
+
 @dataclass(frozen=True)
 class MaximizationSettings:
     """Activation Maximization (paper sections 3 and 4.3)."""
@@ -154,10 +159,8 @@ class ArchitectureSettings:
     variants: tuple[str, ...] = ()  # Choice: of architecture.VARIANTS; none named: all
     seeds: tuple[int, ...] = (400, 401, 402, 403, 404)  # Choice: of networks that no other notebook uses
     n_windows: int = 2000  # Choice: about so many training windows, every n-th of all
-    model: ModelSettings = field(default_factory=lambda: ModelSettings(n_units=16, n_dense=32))  # Choice
-    training: TrainingSettings = field(  # Choice: as the quick profile
-        default_factory=lambda: TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3)
-    )
+    model: ModelSettings = SMALL_MODEL  # Choice
+    training: TrainingSettings = SMALL_TRAINING  # Choice
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ class SlopeSettings:
     rates: tuple[float, ...] = (5e-4, 2e-3)  # Choice: tried on other seeds; 8e-3 was too large for every slope
     epochs: int = 6  # Choice
     n_windows: int = 3000  # Choice: about so many training windows, every n-th of all
-    model: ModelSettings = field(default_factory=lambda: ModelSettings(n_units=16, n_dense=32))  # Choice
+    model: ModelSettings = SMALL_MODEL  # Choice
 
 
 @dataclass(frozen=True)
@@ -285,8 +288,8 @@ WEIGHTS = ("trained", "published")
 PROFILES: dict[str, dict] = {
     # a newcomer's first run and every smoke test: small, not a toy
     "quick": {
-        "model": ModelSettings(n_units=16, n_dense=32),
-        "training": TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3),
+        "model": SMALL_MODEL,
+        "training": SMALL_TRAINING,
         "maximization": MaximizationSettings(n_steps=400),
         "similarity": SimilaritySettings(),
         "readings": ReadingSettings(seeds=(100,), n_units=4),
