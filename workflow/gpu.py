@@ -126,7 +126,9 @@ def pack(
         code = [p for name in ("harvis_utils", "workflow") for p in sorted((REPOSITORY / name).rglob("*"))]
         sources = [p for p in code if p.suffix in (".py", ".json", ".txt")]
         members |= {p.relative_to(REPOSITORY).as_posix(): p for p in (*sources, REPOSITORY / "LICENSE")}
-        _write_tar(part, {f"{FOLDER}/{name}": path for name, path in members.items()})
+        with tarfile.open(part, "w") as tar:
+            for name, path in members.items():
+                tar.add(path, f"{FOLDER}/{name}")
         sizes = {name: path.stat().st_size for name, path in members.items()}
         if (size := part.stat().st_size) > limit_mib * MIB:
             largest = sorted(sizes, key=sizes.get, reverse=True)[:3]
@@ -136,16 +138,6 @@ def pack(
                 + "; name with --have what the other machine has, or raise --limit-mib"
             )
     return sizes
-
-
-def _write_tar(path: Path, members: dict[str, Path]) -> None:
-    """A tar file that depends on its members' names, times and contents alone."""
-    with tarfile.open(path, "w") as tar:
-        for name, file in members.items():
-            about = tarfile.TarInfo(name)
-            about.size, about.mtime = file.stat().st_size, int(file.stat().st_mtime)
-            with file.open("rb") as content:
-                tar.addfile(about, content)
 
 
 def fetch_wheels(python: str, have: Iterable[str], folder: Path) -> list[str]:
@@ -251,12 +243,13 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
     there = stored()
     if not there:
         raise BundleError("there are no results to collect yet; run.sh without --collect makes them")
-    store = artifact_root() / "store"
     out.mkdir(parents=True, exist_ok=True)
     digests, written = {}, []
     with tempfile.TemporaryDirectory(dir=out) as made:
         whole = Path(made, "results.tar")
-        _write_tar(whole, {f"{a}/{p.name}": p for a in there for p in sorted((store / a).iterdir())})
+        with tarfile.open(whole, "w") as tar:
+            for address in there:
+                tar.add(artifact_root() / "store" / address, address)
         with whole.open("rb") as content:
             while block := content.read(int(part_mib * MIB)):
                 name = f"results.{len(digests) + 1:03d}"
