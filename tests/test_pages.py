@@ -189,7 +189,7 @@ def _spoil(finished, what):
         ("invalid", "results.json is not valid: 'training' is missing"),
         ("no results", "results.json does not exist"),
         ("no table", "t.csv is missing"),
-        ("large", "at most 6 MB"),
+        ("large", "at most 8 MB"),
     ],
 )
 def test_publish_refuses(finished, what, message):

@@ -36,8 +36,8 @@ from harvis_utils.store.files import ArtifactError, read_json
 from harvis_utils.store.results import around_builds
 from harvis_utils.training import published
 
-#: what is new or changed in a published run
-PUBLISHED_BYTES = 6_000_000
+#: what may be new or changed in a published run: pages, figures and tables; and networks, which change seldom
+PUBLISHED_BYTES, NETWORK_BYTES = 8_000_000, 16_000_000
 
 
 class PublishError(ArtifactError):
@@ -45,11 +45,12 @@ class PublishError(ArtifactError):
 
 
 def publish(cfg: Settings, notebooks: list[Path]) -> Path:
-    """Copy a finished run, without pages, to ``reports/published/<profile>/<dataset>``, replacing an older one.
+    """Copy a finished run to ``reports/published/<profile>/<dataset>``, replacing an older one.
 
-    Where its notebooks made networks, these go with it (:mod:`harvis_utils.training.published`). Raises
-    :class:`PublishError` when a notebook of ``notebooks`` was not executed to its end, when ``results.json`` is missing
-    or invalid, when a file contains a path of this machine, or when more than 6 MB are new or changed.
+    Executed notebooks, figures, tables, JSON files and the interactive pages go; where its notebooks made networks,
+    these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when a notebook of ``notebooks``
+    was not executed to its end, when ``results.json`` is missing or invalid, when a file contains a path of this
+    machine, or when more than 8 MB beside the networks are new or changed.
     """
     again = f"run `make reproduce PROFILE={cfg.profile} DATASET={cfg.dataset}` to its end first"
     made, stored = set(), set()
@@ -73,9 +74,10 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
         report.validate(read_json(results))
     except Exception as error:
         raise PublishError(f"{results} is not valid: {error}") from error
-    wanted = {p for p in made if p.parts[0] in ("figures", "tables") or (len(p.parts) == 1 and p.suffix == ".json")}
+    wanted = {p for p in made if p.parts[0] in ("figures", "tables") and p.suffix != ".html"}
+    wanted |= {p for p in made if len(p.parts) == 1 and p.suffix in (".json", ".html")}
     wanted |= {Path("results.json"), *(Path(f"{notebook.stem}.ipynb") for notebook in notebooks)}
-    files = [cfg.reports / p for p in sorted(wanted) if p.suffix != ".html"]
+    files = [cfg.reports / p for p in sorted(wanted)]
     for path in files:
         if not path.exists():
             raise PublishError(f"{path} is missing; {again}")
@@ -126,12 +128,14 @@ def _replace(target: Path, files: dict[Path, Path]) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(_light(path, {p.name for p in files}, sources))
         copies = {p: target / p.relative_to(part) for p in part.rglob("*") if p.is_file()}
-        size = sum(p.stat().st_size for p, old in copies.items() if not old.exists() or not filecmp.cmp(p, old, False))
-        if size > PUBLISHED_BYTES:
-            raise PublishError(
-                f"{size / 1e6:.1f} MB of the run are new or changed; at most {PUBLISHED_BYTES / 1e6:.0f} MB are "
-                "published at a time: publish some notebooks first, from a folder that holds these alone (--notebooks)"
-            )
+        fresh = [p for p, old in copies.items() if not old.exists() or not filecmp.cmp(p, old, False)]
+        for of_networks, most in ((False, PUBLISHED_BYTES), (True, NETWORK_BYTES)):
+            size = sum(p.stat().st_size for p in fresh if (p.parent.name == "networks") == of_networks)
+            if size > most:
+                raise PublishError(
+                    f"{size / 1e6:.1f} MB of the run are new or changed; at most {most / 1e6:.0f} MB are published at "
+                    "a time: publish some notebooks first, from a folder that holds these alone (--notebooks)"
+                )
         older = part.with_suffix(".old")
         if target.exists():
             os.rename(target, older)
