@@ -170,7 +170,7 @@ def unpacked(device: str | None) -> Run:
     if not known:
         raise BundleError("this is no unpacked bundle; start the run.sh of one")
     if results.package_digest() != known["package"]:
-        raise BundleError(f"{REPOSITORY}: this is not the code that was packed; unpack the bundle again")
+        raise BundleError(f"{keys_file().parent}: this is not the code that was packed; unpack the bundle again")
     run = Run(dataclasses.replace(from_json(known["settings"]), device=device))
     with np.load(keys_file().with_name(RECORDINGS), allow_pickle=False) as kept:
         who = zip(kept["subject"].tolist(), kept["activity"].tolist(), strict=True)

@@ -12,7 +12,7 @@ if [ -d "$here/wheels" ] && [ ! -e "$here/site/.complete" ]; then
 fi
 # safe path: the package here, not one in the folder where this is called
 export PYTHONPATH="$here:$here/site" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
-export HARVIS_KEYS=keys.json HARVIS_ARTIFACTS=data/derived HARVIS_PROGRESS="$here/progress.txt"
+export HARVIS_KEYS="$here/keys.json" HARVIS_ARTIFACTS="$here/data/derived" HARVIS_PROGRESS="$here/progress.txt"
 export OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 unset HARVIS_JOURNAL
 "$python" -c '
