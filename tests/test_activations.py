@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harvis_utils.maximization import unit_statistics
@@ -21,6 +21,7 @@ def made_trunk(seed: int, n_units: int = 3) -> Trunk:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 60), chunk=st.sampled_from([1, 7, 16, 4096]))
+@example(seed=476, n=9, chunk=1)
 def test_statistics_equal_plain_numpy(seed, n, chunk):
     segments = np.random.default_rng(seed).normal(size=(n, 12)).astype(np.float32)
     trunk = made_trunk(seed)
@@ -28,14 +29,15 @@ def test_statistics_equal_plain_numpy(seed, n, chunk):
         patched.setattr(unit_statistics, "CHUNK", chunk)
         found = unit_statistics.collect(trunk, segments, n_top=4)
     for layer in trunk.layers:
-        maps = trunk.feature_map(torch.tensor(segments), layer).numpy()
+        # in the same chunks: a convolution's last bits depend on how much it is given at once
+        maps = torch.cat([trunk.feature_map(x, layer) for x in torch.tensor(segments).split(chunk)]).numpy()
         for unit in range(3):
             outputs = maps[:, unit].astype(np.float64).ravel()
             active = outputs[outputs > 0]
             one = found.sel(layer=layer, unit=unit)
             assert bool(one["dead"]) == (len(active) == 0)
             assert np.isclose(one["nonzero"], len(active) / outputs.size)
-            assert np.isclose(one["p95"], np.quantile(outputs, 0.95), rtol=1e-6, atol=1e-9)
+            assert np.isclose(one["p95"], np.quantile(outputs, 0.95), rtol=1e-12, atol=0)
             assert np.isclose(one["maximum"], outputs.max())
             if len(active):
                 assert np.isclose(one["th_eap"], active.mean() + 2 * active.std(), rtol=1e-5)
