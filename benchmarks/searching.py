@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import measure
 from harvis_utils.data.windowing import Split
-from harvis_utils.fast import nearest
+from harvis_utils.metrics import nearest
 
 #: pieces that a contender searches at most
 SAMPLE = {"brute-force matrix products": 128, "faiss IndexFlatL2": 64, "scikit-learn brute": 32}

@@ -1,4 +1,4 @@
-"""The exact search against three loops: near, far, flat, tied, in trees of any shape."""
+"""The exact search against three loops: near, far, flat, tied."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from naive_search import naive_search
 
 from harvis_utils.data.windowing import Split
-from harvis_utils.fast import nearest, sorting
+from harvis_utils.metrics import nearest
 
 
 def split_of(series: np.ndarray, start, length: int) -> Split:
@@ -17,16 +17,16 @@ def split_of(series: np.ndarray, start, length: int) -> Split:
 
 @settings(max_examples=150, deadline=None)
 # still signals, whose distances differ by rounding alone
-@example(seed=0, n_windows=22, n_axes=2, kind="still", scale=0.01, shape=27, apart=1e-3)
-@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=30.0, shape=25, apart=1e-3)
-@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=0.01, shape=25, apart=1e-3)
+@example(seed=0, n_windows=22, n_axes=2, kind="still", scale=0.01, shape=20, apart=1e-3)
+@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=30.0, shape=19, apart=1e-3)
+@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=0.01, shape=19, apart=1e-3)
 @given(
     seed=st.integers(0, 10_000),
     n_windows=st.integers(5, 40),
     n_axes=st.integers(1, 3),
     kind=st.sampled_from(["noise", "walk", "grid", "still"]),
     scale=st.sampled_from([0.01, 1.0, 30.0]),
-    shape=st.integers(0, 1049),
+    shape=st.integers(0, 20),
     apart=st.sampled_from([1e-6, 1e-3, 0.05, 0.5]),
 )
 def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape, apart):
@@ -49,12 +49,8 @@ def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape, 
     pieces = np.concatenate([pieces, pieces[:6] + apart * rng.normal(size=(6, 6)), pieces[:4] + apart])
     pieces = (pieces.round() if kind == "grid" else pieces).astype(np.float32)
     with pytest.MonkeyPatch.context() as patched:
-        shape = {"PAGE": 1 + shape % 7, "BRANCH": 2 + shape % 3, "TOP": 1 + shape % 5, "DEPTH": shape % 10}
-        tasks = {"FIRST": 1 + shape["PAGE"] % 4, "QUERIES": 7, "CHUNK": 3, "LEAVES": 2, "TOGETHER": 16}
-        tasks |= {"KEPT": 1 + shape["BRANCH"] % 3, "SHARED": (0.0, 0.05, 0.3, 1.0)[seed % 4], "GROUP": 2 + seed % 5}
-        tasks |= {"ROUNDS": seed % 4}
-        for name, value in (shape | tasks).items():
-            patched.setattr(nearest, name, value)
+        patched.setattr(nearest, "QUERIES", 1 + shape % 7)
+        patched.setattr(nearest, "KEPT", 1 + shape % 3)
         found = nearest.PieceIndex(split, 6).nearest(pieces, 5)
     expected = list(naive_search(pieces, split.segments, 5))
     assert np.allclose(found[0], expected[0], rtol=1e-12, atol=1e-15)
@@ -87,35 +83,13 @@ def test_a_whole_window_is_a_piece_too():
     assert np.array_equal(found[1], expected[1]) and (found[2] == 0).all()
 
 
-def test_the_boxes_hold_their_pieces_and_the_pages_hold_all():
-    split = split_of(np.random.default_rng(4).normal(size=(3000, 2)).cumsum(0), np.arange(0, 2970, 15), 30)
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in {"PAGE": 5, "BRANCH": 3, "TOP": 4}.items():
-            patched.setattr(nearest, name, value)
-        index = nearest.PieceIndex(split, 10)
-    at = np.arange(2 * 3000)
-    n = np.isfinite(index.data[:, -2]).sum()
-    # nothing stands still, so every position from the first window's to the last one's has a piece
-    assert sorted(index.piece[:n]) == at[at % 3000 <= split.start[-1] + 20].tolist() and index.height > 2
-    assert np.isinf(index.data[n:, -2]).all()
-    turned = index._samples(index.piece).double().numpy() @ index.axes
-    size = 5
-    for boxes in index.boxes:
-        for low, high, a in zip(boxes[:, :10], -boxes[:, 10:], range(0, len(turned), size), strict=True):
-            inside = turned[a : min(n, a + size)]
-            assert (inside >= low).all() and (inside <= high).all()
-            assert len(inside) or np.isinf(low).all()
-        size *= 3
-
-
 def test_pieces_that_stand_still_are_kept_once_for_each_window():
     """Of the pieces of a flat stretch the first is enough, and the first of each window that starts within it."""
     series = np.random.default_rng(5).normal(size=(120, 1))
     series[20:80] = 1
     index = nearest.PieceIndex(split_of(series, np.arange(0, 90, 15), 30), 10)
-    n = np.isfinite(index.data[:, -2]).sum()
     expected = [i for i in range(96) if not 20 < i <= 70 or i % 15 == 0]
-    assert sorted(index.piece[:n]) == expected
+    assert index.piece.tolist() == expected
     distance, segment, offset = index.nearest(np.ones((1, 10), np.float32), 5)
     assert distance.tolist() == [[0, 0, 0, 0, 0]]
     assert segment.tolist() == [[0, 1, 2, 3, 4]] and offset.tolist() == [[20, 5, 0, 0, 0]]
@@ -142,21 +116,6 @@ def test_search_is_exact_at_the_ends_of_the_numbers(size):
     assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-9, atol=0)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), kept=st.integers(4, 30), n=st.integers(1, 4))
-def test_the_nth_of_different_segments_is_that_of_a_plain_loop(seed, kept, n):
-    rng = np.random.default_rng(seed)
-    near, segment = rng.integers(0, 9, (5, 30)).astype(np.float32), rng.integers(0, 6, (5, 30)).astype(np.uint32)
-    found = sorting.nth_of_different(near.copy(), segment.copy(), n, kept)
-    for row, (values, whose) in enumerate(zip(near, segment, strict=True)):
-        best = {}
-        for value, who in zip(values, whose, strict=True):
-            best[who] = min(value, best.get(who, np.inf))
-        true = np.sqrt(float(sorted(best.values())[n - 1]) + nearest.TINY)
-        assert found[row] == true or (np.isinf(found[row]) and kept < 30), "exact, or not known from so few"
-        assert kept < 30 or found[row] == true
-
-
 def test_no_piece_and_a_single_piece():
     split = split_of(np.random.default_rng(9).normal(size=(12, 1)), [0], 12)
     index = nearest.PieceIndex(split, 12)
@@ -176,20 +135,3 @@ def test_no_piece_and_a_single_piece():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(split_of(np.zeros((60, 2)), [0, 15], 30))
-
-
-def test_one_search_serves_pieces_that_are_near_to_one_another(monkeypatch):
-    """As it is meant: hardly any piece of a cluster searches for itself, and all get what three loops find."""
-    rng = np.random.default_rng(6)
-    split = split_of(rng.normal(size=(900, 2)).cumsum(0) / 5, np.arange(0, 870, 6), 30)
-    clusters = rng.normal(size=(5, 1, 10)) + 1e-3 * rng.normal(size=(5, 20, 10))
-    pieces = clusters.reshape(-1, 10).astype(np.float32)
-    index, searched = nearest.PieceIndex(split, 10), []
-    leaves = index._leaves_within
-    monkeypatch.setattr(
-        index, "_leaves_within", lambda queries, *more: searched.append(len(queries)) or leaves(queries, *more)
-    )
-    found = index.nearest(pieces, 7)
-    expected = list(naive_search(pieces, split.segments, 7))
-    assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-12, atol=1e-15)
-    assert sum(searched) < 40

@@ -15,9 +15,9 @@ import torch
 import xarray as xr
 
 from harvis_utils.data.windowing import Windows
-from harvis_utils.fast import nearest
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import spectrum_noise, starting_signal
+from harvis_utils.metrics import nearest
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import Settings, SimilaritySettings
 from harvis_utils.store.results import kept

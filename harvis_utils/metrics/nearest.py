@@ -1,0 +1,161 @@
+"""The training segments nearest to a piece of signal, exactly, out of millions of pieces (paper section 4.5, eq. 8).
+
+A segment is one axis of one window, and its distance to a query is that of its best piece. Windows overlap, so pieces
+are taken from the series once and not once per window, and a piece that equals the one before it counts once. SciPy's
+tree finds the pieces among which the best segments must be; the distances of those are computed in float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from harvis_utils.data.windowing import Split
+from harvis_utils.parallel import progress, threads
+
+#: queries searched together, which bounds the memory
+QUERIES = 512
+#: as many times n pieces are looked at first, and more where they are of fewer than n segments. Choice: by measurement
+KEPT = 4
+#: share by which a distance is enlarged before what lies within it is asked for: rounding must lose no candidate
+MARGIN = 1e-9
+
+
+class PieceIndex:
+    """All pieces of ``width`` samples in the windows of ``split``, ready to be searched.
+
+    Raises ``ValueError`` where ``width`` is longer than a window or there is no window.
+    """
+
+    def __init__(self, split: Split, width: int):
+        if not 0 < width <= split.length:
+            raise ValueError(f"a piece of {width} samples does not fit windows of {split.length}")
+        if not len(split):
+            raise ValueError("there is no window to search")
+        self.split, self.width = split, width
+        self.n_samples, self.n_axes = split.series.shape
+        self.n_segments = len(split) * self.n_axes
+        self._by_start = np.argsort(split.start, kind="stable")
+        self._begun = np.append(0, np.cumsum(np.bincount(split.start, minlength=self.n_samples)))
+        flat = np.ascontiguousarray(split.series.T).ravel()
+        self._views = torch.from_numpy(flat).unfold(0, width, 1)  # (axis * samples + position, width)
+        self.piece = self._distinct_pieces(flat)
+        axis, position = np.divmod(self.piece, self.n_samples)
+        # one of the segments that hold each piece: enough to count different ones
+        self._segment = (self._begun[position + 1] - 1) * self.n_axes + axis
+        self._tree = cKDTree(self._samples(self.piece).double().numpy(), balanced_tree=False, compact_nodes=False)
+
+    def _samples(self, piece: np.ndarray) -> torch.Tensor:
+        """What is measured in the pieces, (piece, width) in G; torch gathers rows faster than NumPy."""
+        return self._views.index_select(0, torch.from_numpy(piece))
+
+    def _distinct_pieces(self, flat: np.ndarray) -> np.ndarray:
+        """Pieces that some window holds, without those that equal an earlier piece of the same windows."""
+        at = np.flatnonzero(np.diff(self._windows(np.arange(self.n_samples)), axis=0)[0])
+        piece = (np.arange(self.n_axes)[:, None] * self.n_samples + at).ravel()
+        # Where no window starts, all windows that hold a piece also hold the piece one sample before it. If nothing
+        # moved, that one is equal and earlier.
+        moves = np.zeros(len(flat), np.int32)
+        np.cumsum(flat[1:] != flat[:-1], dtype=np.int32, out=moves[1:])
+        moved = np.ones(len(flat), bool)
+        moved[1 : len(self._views)] = moves[self.width :] != moves[: -self.width]
+        starts = np.diff(self._begun) > 0
+        return piece[moved[piece] | np.tile(starts[at], self.n_axes)]
+
+    def _windows(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and end of the windows, by start, that hold the pieces at ``position``."""
+        first = np.maximum(position - (self.split.length - self.width), 0)
+        return self._begun[first], self._begun[position + 1]
+
+    def nearest(self, pieces: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ``n`` segments nearest to each of ``pieces`` (piece, width) in G, exactly.
+
+        Returns distances d(u, i) (mean squared error in G^2, float64), segment indices (window * axes + axis) and
+        offsets of the matching piece in its window, each (piece, n), sorted by distance, then by segment; of equal
+        offsets the earliest. Raises ``ValueError`` for fewer segments than ``n`` and for non-finite pieces.
+        """
+        pieces = np.ascontiguousarray(pieces, dtype=np.float32)
+        if self.n_segments < n:
+            raise ValueError(f"{self.n_segments} training segments are fewer than the {n} neighbours wanted")
+        if not np.isfinite(pieces).all():
+            raise ValueError("a piece to be searched is not finite")
+        unique, back = np.unique(pieces, axis=0, return_inverse=True)
+        found = [np.empty((len(unique), n), kind) for kind in (np.float64, np.int64, np.int64)]
+        for begin in progress(range(0, len(unique), QUERIES), desc="nearest windows", leave=False):
+            block = slice(begin, begin + QUERIES)
+            for array, part in zip(found, self._search(unique[block], n), strict=True):
+                array[block] = part
+        return tuple(array[back.reshape(-1)] for array in found)
+
+    def _search(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        within = self._candidates(queries.astype(np.float64), n)
+        query = np.repeat(np.arange(len(queries)), [len(some) for some in within])
+        piece = np.concatenate(within)
+        return self._best_segments(query, piece, self._distances(queries, query, piece), len(queries), n)
+
+    def _candidates(self, queries: np.ndarray, n: int) -> list[np.ndarray]:
+        """For each query the pieces, in order, that are no farther than its ``n``-th different segment."""
+        found: list[np.ndarray] = [np.empty(0, np.int64)] * len(queries)
+        rest, kept = np.arange(len(queries)), KEPT * n
+        while len(rest):
+            every = kept >= len(self.piece)
+            asked = np.arange(1, min(kept, len(self.piece)) + 1)
+            distances, places = self._tree.query(queries[rest], asked, workers=threads())
+            undecided = []
+            for query, distance, place in zip(rest, distances, places, strict=True):
+                first = np.sort(np.unique(self._segment[place], return_index=True)[1])  # of each segment the best piece
+                reach = distance[first[n - 1]] * (1 + MARGIN) if len(first) >= n else np.inf
+                if every or reach < distance[-1]:
+                    found[query] = np.sort(self.piece[place[distance <= reach]])
+                else:  # too few segments, or as many pieces at the same distance
+                    undecided.append(query)
+            rest, kept = np.array(undecided, np.int64), 4 * kept
+        return found
+
+    def _distances(self, queries: np.ndarray, query: np.ndarray, piece: np.ndarray) -> np.ndarray:
+        """Mean squared error of pairs of query and piece, in float64."""
+        difference = self._samples(piece).double().numpy()
+        difference -= queries.take(query, axis=0)
+        return np.einsum("ij,ij->i", difference, difference) / self.width
+
+    def _best_segments(self, query: np.ndarray, piece: np.ndarray, distance: np.ndarray, n_queries: int, n: int):
+        """Of all candidates: for each segment its best piece, for each query its ``n`` best segments.
+
+        The candidates are sorted by query, then by axis and position.
+        """
+        axis, position = np.divmod(piece, self.n_samples)
+        # every window that contains the piece
+        first, end = self._windows(position)
+        each = np.repeat(np.arange(len(query)), end - first)
+        nth = np.arange(len(each)) - np.repeat(np.cumsum(end - first) - (end - first), end - first)
+        window = self._by_start[first[each] + nth]
+        query, distance = query[each], distance[each]
+        segment = window * self.n_axes + axis[each]
+        offset = position[each] - self.split.start[window]
+        # the best piece of each (query, segment), the earliest of equals
+        key = query * self.n_segments + segment
+        order = np.argsort(key)
+        key, distance, offset = key[order], distance[order], offset[order]
+        begin = np.flatnonzero(np.diff(key, prepend=-1))
+        least = np.minimum.reduceat(distance, begin)
+        size = np.diff(begin, append=len(key))
+        offset = np.minimum.reduceat(np.where(distance == np.repeat(least, size), offset, self.split.length), begin)
+        query, segment = np.divmod(key[begin], self.n_segments)
+        # the best segments of each query; lexsort is stable, so equals stay in the order of segments
+        order = np.lexsort((least, query))
+        start = np.searchsorted(query[order], np.arange(n_queries))
+        chosen = order[start[:, None] + np.arange(n)]
+        return least[chosen], segment[chosen], offset[chosen]
+
+
+_latest: PieceIndex | None = None
+
+
+def piece_index(split: Split, width: int) -> PieceIndex:
+    """The index of ``split``; the latest one is kept, because all searches of a run are in the same windows."""
+    global _latest
+    if _latest is None or _latest.split is not split or _latest.width != width:
+        _latest = None  # before the next one takes its memory
+        _latest = PieceIndex(split, width)
+    return _latest
