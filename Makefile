@@ -80,7 +80,7 @@ $(YARD)/$(BASE)/.$(PROFILE)-$(DATASET): | $(ENV)
 	@cd $(YARD)/$(BASE) && PYTHONPATH=$$PWD HARVIS_ARTIFACTS= HARVIS_REPORTS= $(REPRODUCE)
 	@touch $@
 
-bench: $(ENV) ## our engine and search beside what others would use; tables for README.md
+bench: $(ENV) ## our engine beside what others would use; tables for README.md
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(PY) -m benchmarks $(RUN) $(if $(DEVICE),--device $(DEVICE))
 	@$(PY) -m workflow.readme

@@ -1,1 +1,1 @@
-"""What the engine and the search cost beside what people would otherwise use: ``make bench``."""
+"""What the engine costs beside what people would otherwise use: ``make bench``."""

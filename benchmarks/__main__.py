@@ -2,7 +2,7 @@
 
     python -m benchmarks --profile desk --dataset dsads
 
-The networks and, for the search, the generated signals of that run are needed; missing ones are made first.
+The networks of that run are needed; missing ones are made first.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from benchmarks import climbing, measure, searching, tables, training
+from benchmarks import climbing, measure, tables, training
 from harvis_utils.chain import execution
 from harvis_utils.data import archive, windowing
-from harvis_utils.maximization import paper_methods, unit_statistics
-from harvis_utils.metrics import similarity
+from harvis_utils.maximization import unit_statistics
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.settings import REPOSITORY, MaximizationSettings, Settings, load_settings, report_root
 from harvis_utils.store.files import read_json, write_json
@@ -68,24 +66,7 @@ def collect(cfg: Settings, device: str, rounds: int, only: list[str], save: Call
         note("scaling", lambda: climbing.scaling(first, mine))
     note("full_runs", lambda: climbing.full_runs(first, mine))
     note("grid", lambda: climbing.grid(networks, th, MaximizationSettings()))
-    if set(only) & {"search", "search_by_distance", "search_scaling"} or not only:
-        signals = paper_methods.signals(cfg, networks, statistics)
-        pieces = generated_pieces(cfg, signals, statistics)
-        n = cfg.similarity.n_similar
-        note("search", lambda: searching.compare(data.train, pieces, n, rounds, device))
-        note("search_by_distance", lambda: searching.by_distance(data.train, pieces, n))
-        note("search_scaling", lambda: searching.scaling(data.train, pieces, n))
     return result
-
-
-def generated_pieces(cfg: Settings, signals, statistics) -> np.ndarray:
-    """The different pieces that Ssim has to search: of all signals of the grid that are neither dead nor failed."""
-    dead = statistics["dead"].broadcast_like(signals["signal"].isel(time=0))
-    dead = dead.transpose(*(d for d in signals["signal"].dims if d != "time")).values.reshape(-1)
-    x, maps = (signals[v].values.reshape(-1, signals.sizes["time"]) for v in ("signal", "map"))
-    searched = (np.abs(x).max(1) <= cfg.similarity.fail_amplitude_g) & ~dead
-    _, pieces = similarity.best_piece(x[searched], maps[searched], cfg.similarity.piece)
-    return np.unique(pieces.astype(np.float32), axis=0)
 
 
 #: parts that are stated as shares of the machine's rates, which therefore stay those that were measured with them

@@ -46,24 +46,18 @@ def machine(result: dict) -> str:
 def summary(result: dict) -> str:
     """Everybody's time, and by how much ours is faster. Raises ``ValueError`` where ``result`` lacks a part."""
     try:
-        climbed, searched = (
-            {name: e for name, e in result[part].items() if "left_out" not in e and name not in NOT_IN_SUMMARY}
-            for part in ("maximization", "search")
-        )
-        mine, pieces = climbed["ours"]["us_per_signal_step"]["mean"], searched["ours"]["pieces"]
-        us = "us_per_signal_step.mean"
+        climbed = {
+            f"Activation Maximization: {name}": entry
+            for name, entry in result["maximization"].items()
+            if "left_out" not in entry and name not in NOT_IN_SUMMARY
+        }
+        mine, us = result["maximization"]["ours"]["us_per_signal_step"]["mean"], "us_per_signal_step.mean"
         columns = {
             "time": (us, "{:.1f} µs a signal and step".format),
             "ours is faster by": (us, lambda value: f"{value / mine:.1f}"),
             "peak MiB": ("peak_mib", ".0f"),
         }
-        both = [rows({f"Activation Maximization: {name}": e for name, e in climbed.items()}, "what", columns)]
-        columns |= {
-            "time": ("all_pieces_s", lambda value: f"{_seconds(value)} s for {pieces:,} pieces"),
-            "ours is faster by": ("times_slower_than_ours", ".1f"),
-        }
-        both.append(rows({f"Ssim search: {name}": e for name, e in searched.items()}, "what", columns))
-        return f"{machine(result)} {_grid(result)}\n\n{markdown(pd.concat(both))}"
+        return f"{machine(result)} {_grid(result)}\n\n{markdown(rows(climbed, 'what', columns))}"
     except KeyError as error:
         raise _lacking(result, error) from error
 
@@ -105,17 +99,6 @@ def _maximization(result: dict) -> pd.DataFrame:
     layers = {f"Conv{i}": (f"us_per_signal_step.conv{i}", ".1f") for i in (1, 2, 3)}
     more = {"times faster": ("times_faster_than_one_at_a_time", ".1f"), "peak MiB": ("peak_mib", ".0f")}
     return rows(result["maximization"], "maximization, µs per signal and step", layers | more)
-
-
-def _search(result: dict) -> pd.DataFrame:
-    columns = {
-        "prepare s": ("prepare_s", ".1f"),
-        "ms per piece": ("ms_per_piece", ".2f"),
-        f"all {result['search']['ours']['pieces']:,} pieces s": ("all_pieces_s", _seconds),
-        "times slower": ("times_slower_than_ours", ".0f"),
-        "peak MiB": ("peak_mib", ".0f"),
-    }
-    return rows(result["search"], "Ssim search", columns)
 
 
 def _training(result: dict) -> str:
@@ -201,29 +184,15 @@ def _scaling(result: dict) -> pd.DataFrame:
     return rows(result["scaling"], "time of ascent grows with the number of", {"to the power": ("exponent", ".2f")})
 
 
-def _search_scaling(result: dict) -> pd.DataFrame:
-    found = {what: result["search_scaling"][f"{what}_exponent"] for what in ("prepare", "search")}
-    return rows(found, "time grows with the number of windows", {"to the power": ("", ".2f")})
-
-
-def _by_distance(result: dict) -> pd.DataFrame:
-    found = {f"{e['rms_from_g']:g}-{e['rms_to_g']:g} G": e for e in result["search_by_distance"]}
-    columns = {"pieces": ("pieces", ",d"), "ms per piece": ("ms_per_piece", ".1f")}
-    return rows(found, "search by the size of the piece (rms)", columns)
-
-
 #: parts of a file of benchmarks, in the order of the page
 PARTS: dict[str, Callable[[dict], str | pd.DataFrame]] = {
     "maximization": _maximization,
     "floors": _floors,
     "grid": _grid,
-    "search": _search,
     "training": _training,
     "agreement": _agreement,
     "agreement_by_method": _by_method,
     "full_runs": _full_runs,
     "ideas": _ideas,
     "scaling": _scaling,
-    "search_scaling": _search_scaling,
-    "search_by_distance": _by_distance,
 }

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from naive_search import naive_search
 
-from benchmarks import climbing, measure, searching, tables, training
+from benchmarks import climbing, measure, tables, training
 from benchmarks.__main__ import merged
-from harvis_utils.data.windowing import Split
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.networks.sfhf import SFHF, folded_trunk
@@ -128,23 +126,6 @@ def test_the_engine_is_followed_step_by_step():
     assert (ends[2] - others[2]).abs().max() > 1e-3
 
 
-def test_all_searches_find_the_same_distances():
-    rng = np.random.default_rng(0)
-    series = rng.normal(size=(700, 2)).cumsum(0).astype(np.float32) / 5
-    start = np.arange(0, 660, 15)
-    split = Split(series, *(start,) * 5, length=30)
-    pieces = np.concatenate([split.segments[:3, 4:14], rng.normal(size=(3, 10)) * 3]).astype(np.float32)
-    truth = next(naive_search(pieces, split.segments, 7))
-    for search in (
-        searching.brute_force(split.segments, 10, "cpu"),
-        *(searching.scikit_learn(split.segments, 10, kind) for kind in ("brute", "kd_tree", "ball_tree")),
-    ):
-        assert np.allclose(search(pieces, 7), truth, atol=1e-4)
-    table = searching.compare(split, pieces, 7, 1, "cpu")
-    assert all("left_out" in entry or entry["largest_relative_difference"] < 1e-5 for entry in table.values())
-    assert table["ours"]["times_slower_than_ours"] == 1
-
-
 def test_operations_of_one_window():
     """Counted by hand for a small network: three convolutions, two dense layers, there and twice back."""
     cfg = Settings("quick", "synthetic", model=ModelSettings(n_units=2, n_dense=3, kernel=5))
@@ -202,24 +183,24 @@ def test_every_part_of_the_published_benchmarks_has_its_table():
     result = read_json(REPOSITORY / "reports/published/benchmarks/cpu.json")
     assert set(tables.PARTS) == set(result) - {"dataset", "profile", "caveat", "date", "rounds", "machine"}
     assert tables.page(result).count("|---|") >= len(tables.PARTS) - 1  # the grid is a sentence
-    for contender in (*result["maximization"], *result["search"]):
+    for contender in result["maximization"]:
         shown = contender not in tables.NOT_IN_SUMMARY
         assert f"| {contender} |" in tables.page(result) and (f": {contender} |" in tables.summary(result)) == shown
+    result["maximization"]["lucent"] = {"left_out": "does not install here"}
+    assert "does not install here |" in tables.page(result) and "lucent" not in tables.summary(result)
     del result["maximization"]["ours"]["peak_mib"], result["maximization"]["lucent"]
-    result["search"]["stumpy mass_absolute"] = {"left_out": "does not install here"}
     result |= {"maximization": {"ours": result["maximization"]["ours"]}, "caveat": "made-up data"}
     run = "PROFILE=desk DATASET=dsads"
     for table in (tables.page, tables.summary):
         with pytest.raises(ValueError, match=f"have no 'peak_mib'.*run `make bench {run}`"):
             table(result)
     del result["maximization"]
-    assert "| stumpy mass_absolute | - | - | - | - | does not install here |" in tables.page(result)
     assert "**made-up data**" in tables.page(result)
 
 
 def test_parts_measured_again_leave_the_others_and_the_rates_these_are_shares_of():
-    before = {"rounds": 5, "machine": "fast", "training": 1, "search": 2}
-    found = {"rounds": 3, "machine": "slow", "search": 3}
-    assert merged(before, found, ["search"]) == {"rounds": 3, "machine": "fast", "training": 1, "search": 3}
-    assert merged(before, found | {"training": 4}, ["search", "training"])["machine"] == "slow"
-    assert merged({}, found, ["search"]) == found and merged(before, found, [])["machine"] == "slow"
+    before = {"rounds": 5, "machine": "fast", "training": 1, "scaling": 2}
+    found = {"rounds": 3, "machine": "slow", "scaling": 3}
+    assert merged(before, found, ["scaling"]) == {"rounds": 3, "machine": "fast", "training": 1, "scaling": 3}
+    assert merged(before, found | {"training": 4}, ["scaling", "training"])["machine"] == "slow"
+    assert merged({}, found, ["scaling"]) == found and merged(before, found, [])["machine"] == "slow"
