@@ -2,12 +2,7 @@
 
 Where the package is installed without its repository, paths count from the folder in which Python was started.
 
-A notebook starts with one call::
-
-    cfg = config.begin(globals(), PROFILE=str, DATASET=str, DEVICE=str | None)
-
-which refuses parameters that papermill would only warn about, sets the number of threads and returns
-:class:`Settings`.
+All profiles and every number that one may tune stand here, each with what fixes it: ``Paper:`` or ``Choice:``.
 """
 
 from __future__ import annotations

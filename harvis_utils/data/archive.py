@@ -83,7 +83,7 @@ def members_digest(digests: Mapping[str, str]) -> str:
 def locate(name: str, archive: Archive) -> Path | None:
     """The zip file or extracted folder of data set ``name``, or None where there is none.
 
-    Looked through in order: each of ``config.data_folders()``, and before it its subfolder called ``name``.
+    Looked through in order: each of ``settings.data_folders()``, and before it its subfolder called ``name``.
     """
     first, *others = data_folders()
     if os.environ.get("HARVIS_DATA") and not first.is_dir():
@@ -403,7 +403,7 @@ def _check(item: Recording, dataset: Dataset) -> None:
 def load_recordings(name: str, *, download: bool = True) -> Recordings:
     """All recordings of the data set ``name``: float32 (time, axis) in G at the data set's own rate.
 
-    The archive is looked for in the folders of ``config.data_folders()``, else downloaded unless ``download`` is
+    The archive is looked for in the folders of ``settings.data_folders()``, else downloaded unless ``download`` is
     False; its members are verified, parsed once and kept as a small derived file. ``<name>-approximate`` reads an
     archive that cannot be verified, and never downloads. Made-up data are generated.
 
