@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_trunks import made_trunk
 
@@ -247,12 +247,15 @@ def test_one_step_in_float32_equals_float64():
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000), layer=st.sampled_from(["conv1", "conv2", "conv3"]), rows=st.integers(1, 40))
+@example(seed=88, layer="conv2", rows=1)
 def test_float64_results_do_not_depend_on_blocks_or_workers(seed, layer, rows):
     trunk, th = made_trunk(seed=seed, dtype=torch.float64), np.full(4, 0.5)
     per_row = int(8e9 / ascent.block_rows(trunk, layer, LENGTH, torch.float64, int(8e9)))
+    # not the sine: two of its samples are equal, and there the last bit, which does depend on the block, decides
+    start = 0.3 * np.random.default_rng(seed).normal(size=LENGTH)
     whole, cut = (
-        paper_methods.maximize(trunk, layer, th, settings=FEW, dtype=torch.float64, block_bytes=size, workers=workers)
-        for size, workers in ((10**9, 1), (rows * (per_row + 1), 2))
+        paper_methods.maximize(trunk, layer, th, settings=FEW, dtype=torch.float64, start=start, **how)
+        for how in ({"block_bytes": 10**9, "workers": 1}, {"block_bytes": rows * (per_row + 1), "workers": 2})
     )
     for name in whole.data_vars:
         assert np.abs(whole[name] - cut[name]).max() < 1e-10, name
