@@ -27,8 +27,6 @@ def threads() -> int:
 
 def torch_device(device: str | None = None):
     """The one place where the device is chosen: the one asked for, else CUDA where there is one, else the CPU."""
-    import torch
-
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -44,18 +44,18 @@ def test_moments_are_those_of_the_chains_own_training_and_survive_a_kill(cfg, ti
 def test_a_killed_training_goes_on_after_its_last_epoch(cfg, tiny_windows, one_thread, monkeypatch, tmp_path):
     expected = states(evolution.train(cfg, tiny_windows))
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
-    save, trained = torch.save, []
+    save, trained = supervised.save_state, []
 
-    def interrupted(what, part):
-        trained.append(part)
+    def interrupted(path, state):
+        trained.append(path)
         if len(trained) == 4:  # in the second epoch, after its mark
             raise KeyboardInterrupt
-        save(what, part)
+        save(path, state)
 
-    monkeypatch.setattr(torch, "save", interrupted)
+    monkeypatch.setattr(supervised, "save_state", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evolution.train(cfg, tiny_windows)
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(supervised, "save_state", save)
     assert all(equal(a, b) for a, b in zip(expected, states(evolution.train(cfg, tiny_windows)), strict=True))
 
 

@@ -179,7 +179,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(epoch, trained, tiny_wi
 
 @pytest.mark.parametrize(
     ("module", "where", "at"),
-    [(supervised, "predict", 5), (torch, "save", 2), (results, "write_result", 0)],
+    [(supervised, "predict", 5), (supervised, "save_state", 2), (results, "write_result", 0)],
 )
 def test_interrupted_anywhere_else(module, where, at, trained, tiny_windows, monkeypatch):
     """Between training and scoring an epoch, before its checkpoint, and while the result is written."""
@@ -447,7 +447,7 @@ def test_a_damaged_checkpoint_is_named(tiny_windows, tmp_path):
     path = tmp_path / supervised.CHECKPOINT
     for content in (b"", b"not a checkpoint", path.read_bytes()[:-900]):
         path.write_bytes(content)
-        with pytest.raises(supervised.TrainingError, match=r"training.pt is damaged .*delete it"):
+        with pytest.raises(supervised.TrainingError, match=r"training.safetensors is damaged .*delete it"):
             supervised.fit(model, x, y, settings, 0, checkpoint=tmp_path)
 
 

@@ -27,7 +27,6 @@ from harvis_utils.networks import taps
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.parallel import progress, threads_inside, torch_device
 from harvis_utils.settings import ModelSettings, Settings, TrainingSettings
-from harvis_utils.store.files import replacing
 from harvis_utils.store.results import kept
 from harvis_utils.training import supervised
 
@@ -79,14 +78,13 @@ def states(
 
     def note(epoch: int, loss: float) -> None:
         if epoch + 1 in wanted:
-            with replacing(checkpoint / f"{epoch + 1}.pt") as part:
-                torch.save(network.state_dict(), part)
+            supervised.save_state(checkpoint / f"{epoch + 1}.safetensors", dict(network.state_dict()))
 
     with threads_inside(1):
         supervised.fit(
             network, x, y, training, seed, each_epoch=note, checkpoint=checkpoint, title="evolution of one network"
         )
-    found = {m: torch.load(checkpoint / f"{m}.pt", map_location="cpu", weights_only=True) for m in wanted}
+    found = {m: supervised.load_state(checkpoint / f"{m}.safetensors") for m in wanted}
     return {f"{m}.{name}": value for m, state in found.items() for name, value in state.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
+import json
 import threading
 import time
 from collections import deque
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from sklearn.metrics import confusion_matrix, f1_score
 from torch import nn
 from torch.nn import functional as F
@@ -30,7 +32,7 @@ from harvis_utils.store.results import kept
 #: windows pushed through a network at once when only its output is wanted
 EVALUATION_BATCH = 1024
 #: the file in a checkpoint's folder
-CHECKPOINT = "training.pt"
+CHECKPOINT = "training.safetensors"
 #: what is noted of each epoch
 HISTORY = ("loss", "val_f1", "test_f1")
 
@@ -258,8 +260,7 @@ def fit(
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", **(shown or {}))
             if checkpoint:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                with replacing(checkpoint / CHECKPOINT) as part:
-                    torch.save(state | {"losses": losses, "notes": notes}, part)
+                save_state(checkpoint / CHECKPOINT, state | {"losses": losses, "notes": notes})
     return losses
 
 
@@ -291,14 +292,45 @@ def _epoch(model, optimizer, x, y, batch_size: int, seed: int, epoch: int, check
     return mean
 
 
+def save_state(path: Path, state: dict) -> None:
+    """Write nested dicts and lists of tensors and plain values, all or nothing: tensors by number, the rest as JSON."""
+    tensors: list[torch.Tensor] = []
+
+    def plain(value):
+        if isinstance(value, torch.Tensor):
+            tensors.append(value.detach().cpu().clone(memory_format=torch.contiguous_format))
+            return {"tensor": len(tensors) - 1}
+        if isinstance(value, dict):  # as pairs, because some keys are numbers
+            return {"items": [[key, plain(inner)] for key, inner in value.items()]}
+        return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    about = {"state": json.dumps(plain(state))}
+    with replacing(path) as part:
+        save_file({str(number): tensor for number, tensor in enumerate(tensors)}, part, metadata=about)
+
+
+def load_state(path: Path) -> dict:
+    """Read what :func:`save_state` wrote, on the CPU; tuples come back as lists."""
+    with safe_open(path, framework="pt") as file:
+
+        def nested(value):
+            if isinstance(value, dict) and "tensor" in value:
+                return file.get_tensor(str(value["tensor"]))
+            if isinstance(value, dict):
+                return {key: nested(inner) for key, inner in value["items"]}
+            return [nested(inner) for inner in value] if isinstance(value, list) else value
+
+        return nested(json.loads(file.metadata()["state"]))
+
+
 def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, notes: dict) -> list[float]:
     """Losses of an interrupted run after loading its state; empty where there is none."""
     path = folder / CHECKPOINT
     if not path.exists():
         return []
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state = load_state(path)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = (str(error) or "it is empty").splitlines()[0]
         raise TrainingError(f"{path} is damaged ({reason}); delete it and train again") from error
     model.load_state_dict(state["model"])
