@@ -29,16 +29,14 @@ def interval(values, summary: str = "mean", n: int = N_DRAWS, seed: int = 0) -> 
     pooled. Returns ``(nan, None)`` when nothing is left; a plain number is its own interval.
     """
     values = np.asarray(values, dtype=float)
-    measure = {"mean": np.mean, "median": np.median}[summary]
+    measure = {"mean": np.nanmean, "median": np.nanmedian}[summary]
     if values.ndim == 0:
         return (float(values), None if np.isnan(values) else [float(values)] * 2)
     rows = [row[~np.isnan(row)] for row in values.reshape(len(values), -1)]
     rows = [row for row in rows if len(row)]
     if not rows:
         return float("nan"), None
-    draws = _draws(rows, n, np.random.default_rng(seed))
-    found = np.nanmean(draws, axis=1) if summary == "mean" else np.nanmedian(draws, axis=1)
-    return float(measure(np.concatenate(rows))), bounds(found)
+    return float(measure(np.concatenate(rows))), bounds(measure(_draws(rows, n, np.random.default_rng(seed)), axis=1))
 
 
 def bounds(draws) -> list[float]:
@@ -137,24 +135,16 @@ def shown(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
     ``digits`` are significant ones. Other columns stay; what is missing is empty.
     """
-
-    def text(row: pd.Series, column: str) -> str:
-        value, low, high = row[[column, f"{column} low", f"{column} high"]].astype(float)
-        if np.isnan(value):
-            return ""
-        bounds = "" if np.isnan(low) else f" ({low:.{digits}g} to {high:.{digits}g})"
-        return f"{value:.{digits}g}{bounds}"
-
     found = table.copy()
     for column in [c for c in table if f"{c} low" in table]:
-        found[column] = [text(row, column) for _, row in table.iterrows()]
+        rows = (row for _, row in table.iterrows())
+        found[column] = ["" if pd.isna(row[column]) else said(row, column, f".{digits}g") for row in rows]
         found = found.drop(columns=[f"{column} low", f"{column} high"])
     return found
 
 
 def _ends(row: Mapping, name: str) -> tuple[float, float]:
-    low, high = (row.get(f"{name} {end}") for end in ("low", "high"))
-    return tuple(np.nan if b is None else float(b) for b in (low, high))
+    return tuple(np.array([row.get(f"{name} {end}") for end in ("low", "high")], float).tolist())  # None: NaN
 
 
 def said(row: Mapping, name: str, form: str = ".2f") -> str:
