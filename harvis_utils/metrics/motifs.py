@@ -92,23 +92,16 @@ def matches(truth: PlantedMotifs, signals: xr.DataArray) -> xr.Dataset:
     layers = [str(layer) for layer in ordered["layer"].values]
     if missing := sorted(set(truth.layers) - set(layers)):
         raise ValueError(f"motifs are held from {', '.join(missing)} on, but the signals are of {', '.join(layers)}")
-    lead = ordered.shape[:-3]
-    shape = (len(truth.names), *lead, len(layers))
+    x = ordered.values
+    shape = (len(truth.names), *x.shape[:-2])
     best, unit, first = np.full(shape, np.nan), np.full(shape, -1), np.full(shape, -1)
-    for depth, layer in enumerate(layers):
-        held = [k for k, name in enumerate(truth.layers) if layers.index(name) <= depth]
-        if not held:
-            continue
-        x = ordered.sel(layer=layer).values
-        match, start = (
-            v.reshape(len(held), *lead, -1)
-            for v in best_places([truth.shapes[k] for k in held], x.reshape(-1, x.shape[-1]))
-        )
-        at = match.argmax(-1, keepdims=True)
-        best[held, ..., depth], first[held, ..., depth] = (
-            np.take_along_axis(v, at, -1)[..., 0] for v in (match, start)
-        )
-        unit[held, ..., depth] = at[..., 0]
+    for k, (motif, layer) in enumerate(zip(truth.shapes, truth.layers, strict=True)):
+        for depth in range(layers.index(layer), len(layers)):  # all that can hold it
+            own = x[..., depth, :, :]
+            match, start = (v.reshape(own.shape[:-1]) for v in best_places([motif], own.reshape(-1, own.shape[-1])))
+            at = match.argmax(-1, keepdims=True)
+            best[k, ..., depth], unit[k, ..., depth] = match.max(-1), at[..., 0]
+            first[k, ..., depth] = np.take_along_axis(start, at, -1)[..., 0]
     dims = ("motif", *ordered.dims[:-3], "layer")
     coords = {"motif": list(truth.names), "layer": layers}
     coords |= {d: ordered[d].values for d in ordered.dims[:-3] if d in ordered.coords}
@@ -142,12 +135,8 @@ def motif_recovery(
     layers = [str(layer) for layer in signals["layer"].values]
     each = signals["signal"].sel(preset="calibrated", drop=True)
     columns = {name: each.sel(technique=method, drop=True) for name, method in METHOD_COLUMNS.items()}
-    single = {dim: 0 for dim in ("preset", "technique") if dim in random_signals["signal"].dims}
-    columns["random weights"] = random_signals["signal"].isel(single, drop=True)
-    best = {
-        name: xr.concat([matches(truth, of.sel(seed=seed))["best"] for seed in of["seed"]], "seed")
-        for name, of in columns.items()
-    }
+    columns["random weights"] = random_signals["signal"].isel(preset=0, technique=0, drop=True, missing_dims="ignore")
+    best = {name: matches(truth, of)["best"] for name, of in columns.items()}
     rows = []
     for motif, shape, first in zip(truth.names, truth.shapes, truth.layers, strict=True):
         holding = layers[layers.index(first) :]
