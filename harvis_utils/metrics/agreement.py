@@ -10,6 +10,7 @@ The paper measures none of this; everything here is a Choice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,13 @@ from harvis_utils.settings import RecoverySettings, SimilaritySettings
 
 #: why a unit is left out of a matching; the first that applies
 LEFT_OUT = ("dead", "failed", "silent", "flat")
+
+#: columns of :func:`agreement`
+COLUMNS = [
+    *("layer", "seed_a", "seed_b", "n_used_a", "n_used_b", "left_out_a", "left_out_b", "n_random"),
+    *("random_agreement", "random_share_above", "scrambled_agreement", "scrambled_share_above"),
+    *("n_matched", "agreement", "share_above", "threshold", "threshold_from"),
+]
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,6 @@ class Units:
 
     def __len__(self) -> int:
         return len(self.piece)
-
-    def take(self, chosen: np.ndarray) -> Units:
-        """The units that an index chooses."""
-        return Units(self.piece[chosen], self.every[chosen])
 
 
 def units_of(signals: np.ndarray, first: np.ndarray, length: int) -> Units:
@@ -99,9 +103,7 @@ def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
 def left_out(signals: xr.Dataset, settings: SimilaritySettings) -> pd.DataFrame:
     """Number of units per (seed, layer): "used" and each reason of ``LEFT_OUT``."""
     found = status(signals, settings)["status"].transpose("seed", "layer", "unit")
-    index = pd.MultiIndex.from_product([found["seed"].values, found["layer"].values], names=["seed", "layer"])
-    counts = {name: (found == name).sum("unit").values.reshape(-1) for name in ("used", *LEFT_OUT)}
-    return pd.DataFrame(counts, index=index)
+    return pd.DataFrame({name: (found == name).sum("unit").to_series() for name in ("used", *LEFT_OUT)})
 
 
 def agreement(
@@ -126,25 +128,24 @@ def agreement(
     seeds = [int(s) for s in signals["seed"].values]
     if len(seeds) < 2:
         raise ValueError(f"agreement needs two networks or more, not {len(seeds)}")
-    length = similarity_settings.piece
-    rows = []
+    rows, length = [], similarity_settings.piece
     for depth, layer in enumerate(signals["layer"].values):
-        nets, scrambles = {}, {}
+        nets = {}
         rng = np.random.default_rng((settings.seed, 2, depth))
         for seed in seeds:
             x, first = _usable(signals.sel(seed=seed, layer=layer), similarity_settings)
-            nets[seed] = units_of(x, first, length)
-            scrambles[seed] = [units_of(scrambled(x, rng), first, length) for _ in range(settings.n_matchings)]
+            scrambles = [units_of(scrambled(x, rng), first, length) for _ in range(settings.n_matchings)]
+            nets[seed] = units_of(x, first, length), scrambles
         each = [_usable(random_signals.sel(seed=s, layer=layer), similarity_settings) for s in random_signals["seed"]]
-        pool = units_of(np.concatenate([x for x, _ in each]), np.concatenate([f for _, f in each]), length)
-        for i, a in enumerate(seeds):
-            for b in seeds[i + 1 :]:
-                row = {"layer": str(layer), "seed_a": a, "seed_b": b}
-                row |= {"n_used_a": len(nets[a]), "n_used_b": len(nets[b])}
-                row |= {f"left_out_{k}": signals.sizes["unit"] - row[f"n_used_{k}"] for k in "ab"}
-                row["n_random"] = len(pool)
-                rows.append(row | _pair(nets[a], nets[b], scrambles[a], scrambles[b], pool, rng, settings))
-    return pd.DataFrame(rows)
+        x, first = (np.concatenate(of) for of in zip(*each, strict=True))
+        pool = units_of(x, first, length)
+        for a, b in combinations(seeds, 2):
+            row = {"layer": str(layer), "seed_a": a, "seed_b": b, "n_random": len(pool)}
+            for end, seed in (("a", a), ("b", b)):
+                n_used = len(nets[seed][0])
+                row |= {f"n_used_{end}": n_used, f"left_out_{end}": signals.sizes["unit"] - n_used}
+            rows.append(row | _pair(*nets[a], *nets[b], pool, rng, settings))
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
 def _usable(network: xr.Dataset, settings: SimilaritySettings) -> tuple[np.ndarray, np.ndarray]:
@@ -156,39 +157,33 @@ def _usable(network: xr.Dataset, settings: SimilaritySettings) -> tuple[np.ndarr
 
 def _pair(
     a: Units,
-    b: Units,
     scrambled_a: list[Units],
+    b: Units,
     scrambled_b: list[Units],
     pool: Units,
     rng: np.random.Generator,
     settings: RecoverySettings,
 ) -> dict:
-    """Agreement of two networks' units and its nulls; NaN where one has no units."""
-    names = ("agreement", "share_above", "threshold")
-    nulls = [f"{null_}_{name}" for null_ in ("random", "scrambled") for name in names[:2]]
+    """Agreement of two networks' units and its nulls, without those that there are too few units for."""
     if not len(a) or not len(b):
-        return {"n_matched": 0} | dict.fromkeys([*names, *nulls], np.nan) | {"threshold_from": ""}
+        return {"n_matched": 0, "threshold_from": ""}
 
     def drawn(n: int) -> Units:
-        return pool.take(rng.choice(len(pool), n, replace=False))
+        chosen = rng.choice(len(pool), n, replace=False)
+        return Units(pool.piece[chosen], pool.every[chosen])
 
-    values = matched(a, b)[2]
-    chance = {
-        "scrambled": [v for x, y in zip(scrambled_a, scrambled_b, strict=True) for v in (matched(a, y), matched(x, b))],
-    }
+    pairs = {"scrambled_": [p for x, y in zip(scrambled_a, scrambled_b, strict=True) for p in ((a, y), (x, b))]}
     if len(pool) >= max(len(a), len(b)):
-        chance["random"] = [
-            v for _ in range(settings.n_matchings) for v in (matched(a, drawn(len(b))), matched(drawn(len(a)), b))
-        ]
-    chance = {name: np.concatenate([v[2] for v in of]) for name, of in chance.items()}
-    points = {name: float(np.quantile(of, settings.quantile)) for name, of in chance.items()}
+        pairs["random_"] = [p for _ in range(settings.n_matchings) for p in ((a, drawn(len(b))), (drawn(len(a)), b))]
+    chance = {name: np.concatenate([matched(*p)[2] for p in of]) for name, of in pairs.items()}
+    points = {name: np.quantile(of, settings.quantile) for name, of in chance.items()}
     source = max(points, key=points.get)
-    threshold = points[source]
-    found = dict.fromkeys(nulls, np.nan) | {"n_matched": len(values), "agreement": float(values.mean())}
-    found |= {"share_above": float((values > threshold).mean()), "threshold": threshold}
-    for name, of in chance.items():
-        found |= {f"{name}_agreement": float(of.mean()), f"{name}_share_above": float((of > threshold).mean())}
-    return found | {"threshold_from": {"random": "random weights", "scrambled": "phase-scrambled"}[source]}
+    values = matched(a, b)[2]
+    found = {"n_matched": len(values), "threshold": points[source]}
+    found["threshold_from"] = {"random_": "random weights", "scrambled_": "phase-scrambled"}[source]
+    for name, of in ({"": values} | chance).items():
+        found |= {f"{name}agreement": of.mean(), f"{name}share_above": (of > points[source]).mean()}
+    return found
 
 
 def summarize_agreement(table: pd.DataFrame) -> pd.DataFrame:
@@ -204,10 +199,10 @@ def summarize_agreement(table: pd.DataFrame) -> pd.DataFrame:
     names = {"agreement": "agreement", "above": "above null", "share_above": "share above"}
     for layer, part in measured.groupby("layer", sort=False):
         for column, measure in names.items():
-            values = part[column].dropna().to_numpy()
-            point, bounds = interval(values) if len(values) else (np.nan, None)
-            low, high = bounds if bounds and len(values) > 1 else (np.nan, np.nan)
-            row = {"layer": layer, "measure": measure, "mean": point, "low": low, "high": high, "n_pairs": len(values)}
+            n_pairs = int(part[column].count())
+            point, bounds = interval(part[column])
+            low, high = bounds if n_pairs > 1 else (np.nan, np.nan)
+            row = {"layer": layer, "measure": measure, "mean": point, "low": low, "high": high, "n_pairs": n_pairs}
             rows.append(row | {"n_networks": len({*part["seed_a"], *part["seed_b"]})})
     result = pd.DataFrame(rows)
     result.attrs["note"] = "pairs share networks, so intervals over pairs are too narrow"
