@@ -8,9 +8,13 @@ many were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist, squareform
 
 from harvis_utils.metrics import intervals
 from harvis_utils.metrics.similarity import CONSTANT_G, unit_norm
@@ -28,18 +32,13 @@ class AtlasError(ValueError):
 
 def usable(signals: np.ndarray) -> np.ndarray:
     """Which units have a shape: finite and not constant; bool (unit,)."""
-    signals = _two_dimensional(signals)
+    signals = np.asarray(signals, dtype=np.float64)
+    if signals.ndim != 2 or signals.shape[1] < 2:
+        raise AtlasError(f"signals should be (unit, time) with at least two samples, not of shape {signals.shape}")
     finite = np.isfinite(signals).all(1)
     moves = np.zeros(len(signals), bool)
     moves[finite] = np.ptp(signals[finite], axis=1) > CONSTANT_G
     return moves
-
-
-def _two_dimensional(signals: np.ndarray) -> np.ndarray:
-    signals = np.asarray(signals, dtype=np.float64)
-    if signals.ndim != 2 or signals.shape[1] < 2:
-        raise AtlasError(f"signals should be (unit, time) with at least two samples, not of shape {signals.shape}")
-    return signals
 
 
 def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
@@ -50,7 +49,7 @@ def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
             f"{keep.sum()} of {len(keep)} units have a signal that is finite and not constant; at least {fewest} are "
             f"needed; take a layer, method or preset with more of them"
         )
-    return _two_dimensional(signals)[keep]
+    return np.asarray(signals, np.float64)[keep]
 
 
 # ------------------------------------------------------------------------------- clusters and scatter (C10)
@@ -58,7 +57,6 @@ def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
 
 def gaussian_null(points: np.ndarray, seed: int) -> np.ndarray:
     """As many points from a Gaussian with the mean and covariance of ``points`` (unit, time): no clusters in it."""
-    points = np.asarray(points, np.float64)
     mean = points.mean(0)
     weights = np.random.default_rng(seed).standard_normal((len(points), len(points))) / np.sqrt(len(points) - 1)
     return mean + weights @ (points - mean)  # covariance in expectation that of the points, whatever their rank
@@ -70,9 +68,6 @@ def hopkins(points: np.ndarray, seed: int = 0, repeats: int = 20) -> float:
     About 0.5 for points spread evenly over their bounding box, towards 1 for clusters; correlated samples alone
     raise it too, so read it beside :func:`gaussian_null`. Choice: all points, first power of the distances.
     """
-    from scipy.spatial import cKDTree
-
-    points = np.asarray(points, np.float64)
     tree = cKDTree(points)
     between = tree.query(points, k=2)[0][:, 1].sum()
     generator = np.random.default_rng(seed)
@@ -86,11 +81,9 @@ def hopkins(points: np.ndarray, seed: int = 0, repeats: int = 20) -> float:
 
 def clusters(points: np.ndarray, k: int) -> np.ndarray:
     """Ward clusters 0 .. k-1 of ``points`` (unit, dimension), the largest first; fewer where points coincide."""
-    from scipy.cluster.hierarchy import fcluster, linkage
-
     if not 1 <= k <= len(points):
         raise AtlasError(f"{k} clusters of {len(points)} units cannot be made")
-    return _by_size(fcluster(linkage(np.asarray(points, np.float64), "ward"), k, "maxclust"))
+    return _by_size(fcluster(linkage(points, "ward"), k, "maxclust"))
 
 
 def _by_size(labels: np.ndarray) -> np.ndarray:
@@ -101,16 +94,13 @@ def _by_size(labels: np.ndarray) -> np.ndarray:
     return rank[labels]
 
 
-def best_silhouette(points: np.ndarray, ks: Sequence[int] = tuple(range(2, 11))) -> tuple[int, float]:
-    """Number of Ward clusters with the largest mean silhouette, and that silhouette (-1 to 1)."""
-    from scipy.cluster.hierarchy import fcluster, linkage
-    from scipy.spatial.distance import pdist, squareform
+def best_silhouette(points: np.ndarray) -> tuple[int, float]:
+    """Number of Ward clusters, 2 to 10, with the largest mean silhouette, and that silhouette (-1 to 1)."""
     from sklearn.metrics import silhouette_score
 
-    points = np.asarray(points, np.float64)
     tree, distances = linkage(points, "ward"), squareform(pdist(points))
     best = (1, -1.0)
-    for k in ks:
+    for k in range(2, 11):
         labels = fcluster(tree, k, "maxclust")
         if 2 <= len(np.unique(labels)) < len(points):
             best = max(best, (k, float(silhouette_score(distances, labels, metric="precomputed"))), key=lambda b: b[1])
@@ -139,8 +129,6 @@ def cluster_tendency(signals: np.ndarray, seed: int = 0, n_null: int = 20) -> di
 
 def spread(signals: np.ndarray) -> float:
     """Mean distance to the nearest other unit over the mean distance between units: small when units bunch."""
-    from scipy.spatial.distance import pdist, squareform
-
     used = shaped(signals, fewest=2)
     between = pdist(used)
     if between.max() <= CONSTANT_G:
@@ -231,12 +219,10 @@ def best_correlation(signals: np.ndarray, max_shift: int = 10) -> np.ndarray:
     Correlation (-1 to 1, mean and size removed) over the samples that overlap; 0 where an overlapping piece is
     constant. Units without a shape have NaN.
     """
-    signals = _two_dimensional(signals)
-    length = signals.shape[1]
+    keep, length = usable(signals), np.shape(signals)[1]
     if not 0 <= max_shift <= length - 2:
         raise AtlasError(f"max_shift = {max_shift} leaves fewer than two samples of {length} to compare")
-    keep = usable(signals)
-    used = signals[keep]
+    used = shaped(signals, fewest=0)
     best = np.full((len(used), len(used)), -1.0)
     for shift in range(max_shift + 1):
         correlation = unit_norm(used[:, shift:]) @ unit_norm(used[:, : length - shift]).T
@@ -258,8 +244,6 @@ def near_duplicates(
     ``near_duplicates`` is the share, ``near_duplicates_null`` the list of those of the draws; ``n_groups`` counts
     groups and single units; ``groups`` (unit,) are numbered from the largest, -1 for a unit left out.
     """
-    from scipy.sparse.csgraph import connected_components
-
     keep = usable(signals)
     used = shaped(signals, fewest=2)
     linked = _with_others(used, max_shift) > threshold
