@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.metrics.clustering import CONSTANT_G, FEWEST_UNITS, AtlasError, measure, shaped, usable
+from harvis_utils.metrics.clustering import CONSTANT_G, AtlasError, measure, shaped, usable
 from harvis_utils.settings import AtlasSettings, Settings
 from harvis_utils.store.results import kept
 
@@ -88,16 +88,19 @@ def sensitivity(
 # ------------------------------------------------------------------------------------------- stored maps
 
 
+def _of(made: xr.Dataset | xr.DataArray, seed: int, layer: str) -> xr.Dataset | xr.DataArray:
+    return made.sel(preset=PRESET, technique=METHOD, seed=seed, layer=layer)
+
+
 def kept_signals(signals: xr.Dataset, scores: xr.Dataset, seed: int, layer: str) -> np.ndarray:
     """The proposed method's signals of one network's layer, (unit, time) in G; failed and dead units are NaN."""
-    which = {"preset": PRESET, "technique": METHOD, "seed": seed, "layer": layer}
-    chosen, judged = signals["signal"].sel(which), scores.sel(which)
+    chosen, judged = _of(signals["signal"], seed, layer), _of(scores, seed, layer)
     return chosen.where(~judged["failed"] & ~judged["dead"]).transpose("unit", "time").values.astype(np.float64)
 
 
 def activities_of(scores: xr.Dataset, train: Split, seed: int, layer: str) -> np.ndarray:
     """Activity of each unit's nearest training window, as in the paper's Fig. 8; (unit,), -1 for none."""
-    segment = scores["segment"].sel(preset=PRESET, technique=METHOD, seed=seed, layer=layer).isel(neighbour=0).values
+    segment = _of(scores["segment"], seed, layer).isel(neighbour=0).values
     return np.where(segment < 0, -1, train.activity[segment // train.series.shape[1]])
 
 
@@ -122,8 +125,7 @@ def view(
 
     ``places`` are what :func:`positions` returns.
     """
-    chosen = scores.sel(preset=PRESET, technique=METHOD, seed=seed, layer=layer)
-    nearest = chosen[["segment", "offset", "distance"]].isel(neighbour=0)
+    nearest = _of(scores, seed, layer).isel(neighbour=0)
     segment = nearest["segment"].values
     n_axes = train.series.shape[1]
     real = train.x[segment // n_axes, segment % n_axes].astype(np.float64)
@@ -134,7 +136,7 @@ def view(
         signals=kept_signals(signals, scores, seed, layer),
         activities=activities_of(scores, train, seed, layer),
         windows=real,
-        starts=chosen["piece_start"].values,
+        starts=nearest["piece_start"].values,
         offsets=nearest["offset"].values,
         distances=nearest["distance"].values,
     )
@@ -143,20 +145,20 @@ def view(
 @kept("atlas")
 def placed(signals: np.ndarray, settings: AtlasSettings) -> xr.Dataset:
     """The ``positions`` (unit, coordinate) of :func:`embed`; all NaN where too few units differ."""
-    found, used = np.full((len(signals), 2), np.nan), signals[usable(signals)]
-    if len(used) >= FEWEST_UNITS and np.ptp(used, axis=0).max() > CONSTANT_G:
+    try:
         found = embed(signals, settings.perplexity, settings.seed)
+    except AtlasError:
+        found = np.full((len(signals), 2), np.nan)
     return xr.Dataset({"positions": (("unit", "coordinate"), found)})
 
 
 def positions(cfg: Settings, scores: xr.Dataset, signals: xr.Dataset) -> xr.DataArray:
     """The t-SNE maps, (seed, layer, unit, coordinate), NaN for units without a place; missing ones are made."""
-    seeds, layers = signals["seed"].values, [str(layer) for layer in signals["layer"].values]
+    coords = {"seed": signals["seed"].values, "layer": [str(layer) for layer in signals["layer"].values]}
     found = [
-        [placed(kept_signals(signals, scores, seed, layer), cfg.atlas)["positions"].values for layer in layers]
-        for seed in seeds
+        [placed(kept_signals(signals, scores, seed, layer), cfg.atlas)["positions"].values for layer in coords["layer"]]
+        for seed in coords["seed"]
     ]
-    coords = {"seed": seeds, "layer": layers}
     return xr.DataArray(np.stack(found), dims=("seed", "layer", "unit", "coordinate"), coords=coords)
 
 
@@ -166,9 +168,8 @@ def measures(windows: Windows, scores: xr.Dataset, signals: xr.Dataset) -> dict[
     for layer in map(str, signals["layer"].values):
         rows = []
         for seed in signals["seed"].values:
-            which = {"preset": PRESET, "technique": METHOD, "seed": seed, "layer": layer}
             activities = activities_of(scores, windows.train, seed, layer)
-            own = kept_signals(signals, scores, seed, layer)
-            rows.append(measure(own, activities, scores["n_frequencies"].sel(which).values))
+            n_frequencies = _of(scores["n_frequencies"], seed, layer).values
+            rows.append(measure(kept_signals(signals, scores, seed, layer), activities, n_frequencies))
         found[layer] = {name: [row[name] for row in rows] for name in rows[0]}
     return found
