@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -175,15 +176,9 @@ def thresholds(chance: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
     """
     draws, noise, start = (chance[name].transpose("motif", "layer", ...) for name in NULLS)
     points = np.stack([chance_point(draws.values, quantile), chance_point(noise.values, quantile), start.values])
-    which = np.where(np.isnan(points), -2, points).argmax(0)
-    dims = ("motif", "layer")
-    return xr.Dataset(
-        {
-            "threshold": (dims, np.take_along_axis(points, which[None], 0)[0]),
-            "threshold_from": (dims, np.array(NULLS)[which]),
-        },
-        coords={d: chance[d] for d in dims},
-    )
+    dims, source = ("motif", "layer"), np.array(NULLS)[points.argmax(0)]
+    limits = {"threshold": (dims, points.max(0)), "threshold_from": (dims, source)}
+    return xr.Dataset(limits, coords={d: chance[d] for d in dims})
 
 
 def thresholds_without(chance: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
@@ -194,17 +189,17 @@ def thresholds_without(chance: xr.Dataset, quantile: float = 0.95) -> xr.Dataset
     )
 
 
-def _rows(truth: PlantedMotifs, found: xr.Dataset, limit: xr.Dataset, method: str, n_units: int) -> pd.DataFrame:
+def _rows(truth: PlantedMotifs, signals: xr.DataArray, limit: xr.Dataset, method: str) -> pd.DataFrame:
     """:func:`matches` and thresholds as a long table; layers that cannot hold the motif are left out."""
+    found = matches(truth, signals)
     table = found.assign(limit).to_dataframe().reset_index()
     table = table[table["best"].notna()].reset_index(drop=True)
     if "draw" not in table:
         table["draw"] = 0
     table["technique"], table["control"] = method, method in CONTROLS
     table["length"] = table["motif"].map(dict(zip(truth.names, map(len, truth.shapes), strict=True)))
-    layers = [layer for layer in found["layer"].values if layer != ANY]
-    holding = {name: len(layers) - layers.index(first) for name, first in zip(truth.names, truth.layers, strict=True)}
-    table["n_signals"] = n_units * np.where(table["layer"] == ANY, table["motif"].map(holding), 1)
+    holding = table[table["layer"] != ANY].groupby("motif")["layer"].nunique()
+    table["n_signals"] = signals.sizes["unit"] * np.where(table["layer"] == ANY, table["motif"].map(holding), 1)
     table["recovered"] = table["best"] > table["threshold"]
     return table[COLUMNS]
 
@@ -253,11 +248,9 @@ def recall(
         "phase-scrambled": scrambled(several.values, rng),
         "real windows": segments[rng.integers(len(segments), size=several.shape[:-1])],
     }
-    tables = [_rows(truth, matches(truth, signals.sel(technique=m, drop=True)), limit, m, n_units) for m in names]
-    others = thresholds_without(chance, settings.quantile)
-    tables.append(_rows(truth, matches(truth, random_signals), others, "random weights", n_units))
-    for name, values in controls.items():
-        tables.append(_rows(truth, matches(truth, several.copy(data=values)), limit, name, n_units))
+    tables = [_rows(truth, signals.sel(technique=m, drop=True), limit, m) for m in names]
+    tables.append(_rows(truth, random_signals, thresholds_without(chance, settings.quantile), "random weights"))
+    tables += [_rows(truth, several.copy(data=values), limit, name) for name, values in controls.items()]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -269,21 +262,18 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     interval, by drawing networks, from five on, then motifs (:mod:`harvis_utils.metrics.intervals`). A null's recall
     is 5 % at most by construction: of its own 95 % point, and the threshold is the largest of three.
     """
-    rows = []
-    views = {"each layer": table[table["layer"] != ANY], "any layer": table[table["layer"] == ANY]}
-    for view, part in views.items():
-        for method in table["technique"].unique():
-            own = part[part["technique"] == method]
-            for length in (0, *sorted(own["length"].unique())):
-                chosen = own if length == 0 else own[own["length"] == length]
-                each = chosen.pivot_table(index="seed", columns="motif", values="recovered", aggfunc="mean")
-                point, bounds = interval(each.to_numpy(dtype=float), n=1000)
-                low, high = bounds or (np.nan, np.nan)
-                row = {"view": view, "technique": method, "length": int(length)}
-                row |= {"recall": point, "low": low, "high": high}
-                row |= {"n_networks": each.shape[0], "n_motifs": each.shape[1]}
-                rows.append(row | {"n_recovered": int(chosen["recovered"].sum()), "n_rows": len(chosen)})
-    return pd.DataFrame(rows)
+    rows, lengths = [], (0, *sorted(table["length"].unique()))
+    in_any = table["layer"] == ANY
+    views = {"each layer": table[~in_any], "any layer": table[in_any]}
+    for view, method, length in product(views, table["technique"].unique(), lengths):
+        own = views[view][views[view]["technique"] == method]
+        chosen = own[own["length"] == length] if length else own
+        each = chosen.pivot_table(index="seed", columns="motif", values="recovered", aggfunc="mean")
+        point, bounds = interval(each.to_numpy(dtype=float), n=1000)
+        row = (view, method, int(length), point, *(bounds or (np.nan, np.nan)), *each.shape)
+        rows.append((*row, int(chosen["recovered"].sum()), len(chosen)))
+    names = ["view", "technique", "length", "recall", "low", "high", "n_networks", "n_motifs", "n_recovered", "n_rows"]
+    return pd.DataFrame(rows, columns=names)
 
 
 # ------------------------------------------------------------------------------- units whose answer is the shape
@@ -299,25 +289,22 @@ def detectors(
     with its motif, ``reached`` its largest output as a share of the threshold; a signal beyond the amplitude at which
     it has failed still has both.
     """
-    segments = windows.train.every(settings.thinning).segments
-    rows = []
+    segments, tables = windows.train.every(settings.thinning).segments, []
     for length in dict.fromkeys(map(len, truth.shapes)):
-        names = [name for name, shape in zip(truth.names, truth.shapes, strict=True) if len(shape) == length]
-        shapes = [shape for shape in truth.shapes if len(shape) == length]
-        filters = similarity.unit_norm(np.stack(shapes)).astype(np.float32)
-        trunk = Trunk((torch.tensor(filters)[:, None],), (torch.zeros(len(names)),))
-        th = unit_statistics.collect(trunk, segments, torch.device("cpu"), n_top=1)["th_eap"].sel(layer="conv1").values
+        shapes = {n: shape for n, shape in zip(truth.names, truth.shapes, strict=True) if len(shape) == length}
+        filters = similarity.unit_norm(np.stack(list(shapes.values()))).astype(np.float32)
+        trunk = Trunk((torch.tensor(filters)[:, None],), (torch.zeros(len(shapes)),))
+        th = unit_statistics.collect(trunk, segments, n_top=1)["th_eap"].sel(layer="conv1").values
         options = {"settings": cfg.maximization, "length": windows.train.length, "rate_hz": windows.rate_hz}
         found = paper_methods.maximize(trunk, "conv1", th, methods=methods, **options)
         for method in methods:
-            some = found.sel(technique=method)
-            match = np.diag(motifs.best_match(shapes, some["signal"].transpose("unit", "time").values))
-            reached = some["map"].transpose("unit", "time").values.max(1) / th
-            rows += [
-                {"motif": n, "length": length, "technique": method, "match": float(m), "reached": float(r)}
-                for n, m, r in zip(names, match, reached, strict=True)
-            ]
-    return pd.DataFrame(rows)
+            signals, maps = (found[v].sel(technique=method).transpose("unit", "time").values for v in ("signal", "map"))
+            measured = {
+                "match": np.diag(motifs.best_match(list(shapes.values()), signals)),
+                "reached": (maps.max(1) / th).astype(float),
+            }
+            tables.append(pd.DataFrame({"motif": list(shapes), "length": length, "technique": method, **measured}))
+    return pd.concat(tables, ignore_index=True)
 
 
 # ----------------------------------------------------------------------------------------- what recall depends on
@@ -363,10 +350,10 @@ def dependence(cfg: Settings, settings: RecoverySettings) -> pd.DataFrame:
     """
     plan = levels(cfg, settings)
     wanted = list(dict.fromkeys(level for _, level in plan))
-    places = dict.fromkeys([(0.0, 1.0), *((level.noise_g, level.prevalence) for level in wanted)])
+    places = dict.fromkeys((level.noise_g, level.prevalence) for level in wanted)
     data = {place: _variant(cfg, *place) for place in places}
     plain = data[0.0, 1.0][1]
-    random = {n: random_weights(_changed(cfg, n_units=n), plain, settings) for n in {la.n_units: None for la in wanted}}
+    random = {n: random_weights(_changed(cfg, n_units=n), plain, settings) for n in {la.n_units for la in wanted}}
 
     def one(job: tuple[Level, int]) -> dict:
         level, seed = job
@@ -424,7 +411,7 @@ def recalled_of(
     }
     result = {"macro_f1": supervised.macro_f1(windows.test, network.predicted["test"])}
     for prefix, (signals, limit) in judged.items():
-        table = _rows(truth, matches(truth, signals), limit, PROPOSED, random.sizes["unit"])
+        table = _rows(truth, signals, limit, PROPOSED)
         for suffix, of in (("", table[table["layer"] != ANY]), ("_any", table[table["layer"] == ANY])):
             result[f"{prefix}recall{suffix}"] = float(of.groupby("motif")["recovered"].mean().mean())
     return result
