@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.fast import ascent
@@ -61,6 +60,7 @@ CONTROLS = similarity.CONTROLS | {
 # ------------------------------------------------------------------------------------------ the reference windows
 
 
+@torch.no_grad()
 def references(
     trunk: Trunk,
     th_eap: xr.DataArray,
@@ -73,43 +73,43 @@ def references(
     ``th_eap`` is (layer, unit), NaN for a dead unit. A unit's references are a random sample of the segments whose
     largest output reaches its threshold, spread over the subjects as evenly as they allow; where few do, the
     strongest segments. ``segment`` is their index, -1 beyond ``n_reference``; ``piece_start`` is where the piece
-    begins that excites the unit most; ``n_strong`` counts the segments that reach the threshold. ``ssim`` (G^2),
-    ``distance`` (scaled) and ``spectral_distance`` are those of each reference window to the ones *of other people*:
-    neighbours in its own recording overlap or repeat it, and would make real windows look nearer to real ones than
-    anything new can be. Raises ``ValueError`` where there is one subject only.
+    begins that excites the unit most. ``distance`` (scaled) is that of each reference window to the ones *of other
+    people*: neighbours in its own recording overlap or repeat it, and would make real windows look nearer to real ones
+    than anything new can be. Raises ``ValueError`` for pieces longer than windows and where there is one subject only.
     """
-    _check(split, settings.piece)
+    if settings.piece > split.length:
+        raise ValueError(f"a piece of {settings.piece} samples does not fit windows of {split.length}")
+    subjects = np.unique(split.subject)
+    if len(subjects) < 2:
+        raise ValueError(
+            f"realism compares real windows with those of other people, but all training windows are of subject(s) "
+            f"{', '.join(map(str, subjects)) or 'none'}; it needs a split with at least two training subjects"
+        )
     segments, subject = split.segments, _subjects(split)
     layers, units = [str(layer) for layer in th_eap["layer"].values], th_eap["unit"].values
     outputs = largest_outputs(trunk, segments, layers, device)
     order = np.random.default_rng(SEED).permutation(len(segments))
     shape = (len(layers), len(units), N_REFERENCES + N_NEAREST)
-    chosen, begin = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
-    own = {name: np.full(shape, np.nan) for name in ("ssim", "distance", "spectral_distance")}
-    n_strong = np.zeros(shape[:2], np.int32)
+    segment, begin = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
+    distance, on_cpu = np.full(shape, np.nan), trunk.to("cpu")
     for i, j in np.ndindex(shape[:2]):
-        output, threshold = outputs[layers[i]][units[j]], th_eap.sel(layer=layers[i], unit=units[j]).values
+        layer, unit = layers[i], int(units[j])
+        threshold = th_eap.sel(layer=layer, unit=unit).values
         if np.isnan(threshold):
             continue
-        segment = _chosen(output, threshold, subject, order)
-        at = slice(len(segment))
-        x, who, n_strong[i, j] = segments[segment], subject[segment], (output >= threshold).sum()
-        start, pieces = _best_pieces(trunk, layers[i], units[j], x, settings.piece)
-        chosen[i, j, at], begin[i, j, at] = segment, start
-        own["ssim"][i, j, at] = np.diag(to_others(distances(pieces, x), who))
-        own["distance"][i, j, at] = np.diag(to_others(scaled_distance(pieces, pieces), who))
-        share = similarity.power_spectrum(x)
-        for s in np.unique(who):
-            n = np.flatnonzero(who == s)
-            own["spectral_distance"][i, j, n] = spectral_distance(share[n], mean_spectrum(share[who != s]))
+        chosen = _chosen(outputs[layer][unit], threshold, subject, order)
+        x, at = segments[chosen], slice(len(chosen))
+        maps = paper_methods.unit_maps(on_cpu, layer, torch.full((len(x),), unit), torch.tensor(x)).numpy()
+        begin[i, j, at], pieces = similarity.best_piece(x, maps, settings.piece)
+        segment[i, j, at] = chosen
+        distance[i, j, at] = np.diag(to_others(scaled_distance(pieces, pieces), subject[chosen]))
     dims = ("layer", "unit", "reference")
     return xr.Dataset(
         {
-            "segment": (dims, chosen),
+            "segment": (dims, segment),
             "piece_start": (dims, begin),
-            **{name: (dims, values) for name, values in own.items()},
-            "n_reference": (dims[:2], (chosen >= 0).sum(-1).astype(np.int32)),
-            "n_strong": (dims[:2], n_strong),
+            "distance": (dims, distance),
+            "n_reference": (dims[:2], (segment >= 0).sum(-1).astype(np.int32)),
         },
         coords={"layer": layers, "unit": units},
     )
@@ -123,19 +123,15 @@ def largest_outputs(
 
     ``segments`` is (segment, time) in G. No map is kept.
     """
-    device = torch.device(device)
     trunk, layers = trunk.to(device), list(trunk.layers if layers is None else layers)
-    depth = max(trunk.depth(layer) for layer in layers)
-    found = {
-        layer: np.empty((len(trunk.biases[trunk.depth(layer) - 1]), len(segments)), np.float32) for layer in layers
-    }
-    with ascent._exact_products(device):
+    depth = {layer: trunk.depth(layer) for layer in layers}
+    found = {layer: np.empty((len(trunk.biases[d - 1]), len(segments)), np.float32) for layer, d in depth.items()}
+    with ascent._exact_products(torch.device(device)):
         for begin in range(0, len(segments), CHUNK):
-            h = torch.as_tensor(segments[begin : begin + CHUNK], device=device)[:, None, None, :]
-            for layer, w, b in zip(trunk.layers[:depth], trunk.weights, trunk.biases, strict=False):
-                h = F.relu(F.conv2d(h, w[:, :, None, :], b, padding=(0, w.shape[2] // 2)))
+            x = torch.as_tensor(segments[begin : begin + CHUNK], device=device)
+            for layer, maps in zip(trunk.layers[: max(depth.values())], trunk.feature_maps(x), strict=False):
                 if layer in found:
-                    found[layer][:, begin : begin + len(h)] = h.amax((2, 3)).T.cpu().numpy()
+                    found[layer][:, begin : begin + len(x)] = maps.amax(2).T.cpu().numpy()
     return found
 
 
@@ -161,28 +157,9 @@ def _strongest(output: np.ndarray, among: np.ndarray, n: int) -> np.ndarray:
     return among[np.argsort(-output[among], kind="stable")[:n]]
 
 
-@torch.no_grad()
-def _best_pieces(trunk: Trunk, layer: str, unit: int, x: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Begin and samples of the piece of each signal (signal, time) under which the unit's output sums highest."""
-    unit_of_each = torch.full((len(x),), int(unit))
-    maps = paper_methods.unit_maps(trunk.to("cpu"), layer, unit_of_each, torch.tensor(x)).numpy()
-    return similarity.best_piece(x, maps, length)
-
-
 def _subjects(split: Split) -> np.ndarray:
     """Subject of every segment, as small numbers from 0: (segment,)."""
     return np.repeat(np.unique(split.subject, return_inverse=True)[1], split.series.shape[1])
-
-
-def _check(split: Split, piece: int) -> None:
-    if piece > split.length:
-        raise ValueError(f"a piece of {piece} samples does not fit windows of {split.length}")
-    subjects = np.unique(split.subject)
-    if len(subjects) < 2:
-        raise ValueError(
-            f"realism compares real windows with those of other people, but all training windows are of subject(s) "
-            f"{', '.join(map(str, subjects)) or 'none'}; it needs a split with at least two training subjects"
-        )
 
 
 # ---------------------------------------------------------------------------------------------- all measures
@@ -206,59 +183,46 @@ def measure(
     ``reached``, ``matched_ssim`` (G^2), ``scaled_distance`` (mean of the nearest), ``spectral_distance`` and
     ``displacement_g`` are explained in the functions above. ``realism_p`` and ``distance_ratio`` are the rank of the
     scaled distance among those of real windows and its share of their median: 1 is as near as they are, and it goes
-    on growing where p has no more to say. ``ssim_p`` and ``ssim_ratio`` are the same of ``matched_ssim``, and can be
-    won by doing nothing as it can. Ranks and ratios compare on the same windows, those of other people than each
-    real one's. Medians of real windows, ``reference_ssim``, ``reference_distance`` and
-    ``reference_spectral_distance``, ``n_reference`` and ``n_strong`` are per (layer, unit).
+    on growing where p has no more to say. Both compare on the same windows, those of other people than each real one's.
 
     Failed signals (beyond 10 G) have NaN distances but the smallest possible p: they are as unrealistic as can be,
     and must not drop out when methods are compared. Dead units have NaN everywhere.
     """
-    dims = [d for d in signals["signal"].dims if d not in ("layer", "unit", "time")] + ["layer", "unit"]
+    dims = [*(d for d in signals["signal"].dims if d not in ("layer", "unit", "time")), "layer", "unit"]
     ordered = signals[["signal", "map"]].transpose(*dims, "time")
-    per_unit = statistics[["th_eap", "dead"]].sel(layer=ordered["layer"], unit=ordered["unit"])
-    per_unit = per_unit.transpose("layer", "unit")
-    th_eap, dead = per_unit["th_eap"].values, per_unit["dead"].values
+    coords = {d: ordered[d] for d in dims}
+    which = {d: coords[d] for d in ("layer", "unit")}
+    th_eap, dead = (statistics[name].sel(which).transpose("layer", "unit") for name in ("th_eap", "dead"))
     if found is None:
-        found = references(trunk, per_unit["th_eap"], split, settings)
-    found = found.sel(layer=ordered["layer"], unit=ordered["unit"]).transpose("layer", "unit", "reference")
+        found = references(trunk, th_eap, split, settings)
+    found = found.sel(which).transpose("layer", "unit", "reference")
     segments, subject = split.segments, _subjects(split)
-    x, maps = ordered["signal"].values, ordered["map"].values
-    shape = tuple(ordered.sizes[d] for d in dims)
-    x, maps = (v.reshape(-1, *shape[-2:], v.shape[-1]) for v in (x, maps))
+    x, maps = (ordered[name].values.reshape(-1, *dead.shape, ordered.sizes["time"]) for name in ("signal", "map"))
     failed = ~(np.abs(x).max(-1) <= settings.fail_amplitude_g)  # NaN counts as failed
-    names = {
-        "ssim": ("matched_ssim", "ssim_ratio", "ssim_p"),
-        "distance": ("scaled_distance", "distance_ratio", "realism_p"),
-    }
-    values = {name: np.full(x.shape[:-1], np.nan) for name in (*sum(names.values(), ()), "spectral_distance")}
-    width = settings.piece
-    for i, j in zip(*np.nonzero(~dead), strict=True):
+    names = ("realism_p", "distance_ratio", "scaled_distance", "matched_ssim", "spectral_distance")
+    values = np.full((len(names), *failed.shape), np.nan)
+    for i, j in np.argwhere(~dead.values):
         one = found.isel(layer=i, unit=j, reference=slice(int(found["n_reference"][i, j])))
-        who, real = subject[one["segment"].values], segments[one["segment"].values]
-        excites = np.take_along_axis(real, one["piece_start"].values[:, None] + np.arange(width), axis=1)
+        who, real, own = subject[one["segment"].values], segments[one["segment"].values], one["distance"].values
+        excites = np.take_along_axis(real, one["piece_start"].values[:, None] + np.arange(settings.piece), axis=1)
         at = np.flatnonzero(~failed[:, i, j])
-        _, pieces = similarity.best_piece(x[at, i, j], maps[at, i, j], width)
-        for of, far in (("ssim", distances(pieces, real)), ("distance", scaled_distance(pieces, excites))):
-            (nearest, ratio, p), own = names[of], one[of].values
-            of_others, median = to_others(far, who), np.median(own)
-            values[nearest][at, i, j] = mean_nearest(far)
-            values[ratio][at, i, j] = of_others.mean(1) / median if median > 0 else np.nan
-            values[p][:, i, j] = 1 / (1 + len(own))  # what a failed signal gets
-            values[p][at, i, j] = realism_p(of_others, own)
-        mean = mean_spectrum(similarity.power_spectrum(real))
-        values["spectral_distance"][at, i, j] = spectral_distance(similarity.power_spectrum(x[at, i, j]), mean)
-    values |= {"reached": reached(maps.max(-1), np.where(dead, np.nan, th_eap)), "failed": failed}
-    values["displacement_g"] = displacement(ordered["signal"].values, np.asarray(start))
-    result = xr.Dataset({n: (dims, v.reshape(shape)) for n, v in values.items()}, {d: ordered[d] for d in dims})
-    return result.assign(
-        dead=(("layer", "unit"), dead),
-        n_reference=found["n_reference"],
-        n_strong=found["n_strong"],
-        reference_ssim=found["ssim"].median("reference"),
-        reference_distance=found["distance"].median("reference"),
-        reference_spectral_distance=found["spectral_distance"].median("reference"),
-    )
+        _, pieces = similarity.best_piece(x[at, i, j], maps[at, i, j], settings.piece)
+        far, median = scaled_distance(pieces, excites), np.median(own)
+        of_others, mean = to_others(far, who), mean_spectrum(similarity.power_spectrum(real))
+        values[0, :, i, j] = 1 / (1 + len(own))  # what a failed signal gets
+        values[:, at, i, j] = [
+            realism_p(of_others, own),
+            of_others.mean(1) / (median if median > 0 else np.nan),
+            mean_nearest(far),
+            mean_nearest(distances(pieces, real)),
+            spectral_distance(similarity.power_spectrum(x[at, i, j]), mean),
+        ]
+    every = dict(zip(names, values, strict=True)) | {"failed": failed}
+    every["reached"] = reached(maps.max(-1), th_eap.where(~dead).values)
+    every["displacement_g"] = displacement(ordered["signal"].values, np.asarray(start))
+    shape = [ordered.sizes[d] for d in dims]
+    result = xr.Dataset({name: (dims, of.reshape(shape)) for name, of in every.items()}, coords)
+    return result.assign(dead=(("layer", "unit"), dead.values))
 
 
 # ---------------------------------------------------------------------------------------------- the two axes
