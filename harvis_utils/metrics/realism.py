@@ -15,7 +15,6 @@ in its function (:mod:`harvis_utils.metrics.signal_measures`).
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 
@@ -285,12 +284,13 @@ def realism(
 
     ``signals`` has dims (seed, layer, preset, technique, unit, time).
     """
-    start, found = starting_signal(cfg.maximization, windows.train.length), []
-    for net in networks:
-        of_net = (signals[["signal", "map"]], statistics[["th_eap", "dead"]])
-        made, own = (of.sel(seed=net.seed, drop=True) for of in of_net)
-        found.append(realism_of(net, windows, made, own, start, cfg.similarity, device=cfg.device))
-    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
+    start = starting_signal(cfg.maximization, windows.train.length)
+    return similarity.of_networks(
+        networks,
+        lambda net, *own: realism_of(net, windows, *own, start, cfg.similarity, device=cfg.device),
+        signals[["signal", "map"]],
+        statistics[["th_eap", "dead"]],
+    )
 
 
 def controls(
@@ -302,12 +302,13 @@ def controls(
     in :func:`similarity.controls` it is judged by the *trained* unit, its outputs and its threshold, because the
     reference windows are the trained unit's: does any pretty signal do, or must it be this unit's?
     """
-    start, made = starting_signal(cfg.maximization, windows.train.length), []
-    for net in networks:
-        of_net = (statistics["th_eap"], random_signals[["signal", "map"]])
-        th_eap, random = (of.sel(seed=net.seed, drop=True) for of in of_net)
-        made.append(control_signals(net, windows, th_eap, random, start))
-    made = xr.concat(made, pd.Index([net.seed for net in networks], name="seed"))
+    start = starting_signal(cfg.maximization, windows.train.length)
+    made = similarity.of_networks(
+        networks,
+        lambda net, *own: control_signals(net, windows, *own, start),
+        statistics["th_eap"],
+        random_signals[["signal", "map"]],
+    )
     return realism(cfg, windows, networks, statistics, made)
 
 

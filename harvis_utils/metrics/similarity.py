@@ -7,7 +7,7 @@ units that have not failed. Ssim can be won by doing nothing, so every score sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -198,7 +198,7 @@ def scores_of(
     """
     chosen = signals.transpose(..., "layer", "unit", "time")
     if "start_map" not in chosen:
-        start_map = _maps_of(network.trunk, start[None], chosen)
+        start_map = _start_maps(network.trunk, start, chosen)
         chosen = chosen.assign(start_map=start_map.broadcast_like(chosen["map"]))
     return score(chosen, statistics, start, windows, settings)
 
@@ -207,12 +207,20 @@ def scores(
     cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, signals: xr.Dataset
 ) -> xr.Dataset:
     """Scores of all methods, dims (seed, preset, technique, layer, unit[, ...]); missing ones are made."""
-    start, found = starting_signal(cfg.maximization, windows.train.length), []
-    for net in networks:
-        of_net = (signals[["signal", "map"]], statistics[["th_eap", "p95", "dead"]])
-        made, judged_by = (of.sel(seed=net.seed, drop=True) for of in of_net)
-        found.append(scores_of(net, windows, made, judged_by, start, cfg.similarity))
-    return with_activities(xr.concat(found, pd.Index([net.seed for net in networks], name="seed")), windows)
+    start = starting_signal(cfg.maximization, windows.train.length)
+    found = of_networks(
+        networks,
+        lambda net, *own: scores_of(net, windows, *own, start, cfg.similarity),
+        signals[["signal", "map"]],
+        statistics[["th_eap", "p95", "dead"]],
+    )
+    return with_activities(found, windows)
+
+
+def of_networks(networks: Sequence[Network], one: Callable[..., xr.Dataset], *values) -> xr.Dataset:
+    """``one`` of every network and of what ``values`` (with a dimension seed) hold of it, under the dimension seed."""
+    found = [one(net, *(of.sel(seed=net.seed, drop=True) for of in values)) for net in networks]
+    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
 
 
 def with_activities(scores: xr.Dataset, windows: Windows) -> xr.Dataset:
@@ -224,10 +232,11 @@ def with_activities(scores: xr.Dataset, windows: Windows) -> xr.Dataset:
 # ----------------------------------------------------------------------------------------------- the controls
 
 
-def _maps_of(trunk: Trunk, x: np.ndarray, like: xr.Dataset) -> xr.DataArray:
-    """Maps of every layer and unit for one signal (1, time): (layer, unit, time)."""
+def _start_maps(trunk: Trunk, start: np.ndarray, like: xr.Dataset) -> xr.DataArray:
+    """Maps of every unit of the layers of ``like`` for one signal (time,): (layer, unit, time)."""
+    x = torch.as_tensor(start)[None]
     with torch.no_grad():
-        maps = [trunk.feature_map(torch.as_tensor(x), str(layer))[0].numpy() for layer in like["layer"].values]
+        maps = [trunk.feature_map(x, str(layer))[0].numpy() for layer in like["layer"].values]
     return xr.DataArray(np.stack(maps), dims=("layer", "unit", "time"))
 
 
@@ -241,17 +250,13 @@ def own_maps(trunk: Trunk, signals: np.ndarray, units: Sequence[int] | None = No
 
 
 @kept("scores")
-def control_signals(
-    network: Network, windows: Windows, random_signals: xr.Dataset, start: np.ndarray, seed: int = 0
-) -> xr.Dataset:
+def control_signals(network: Network, windows: Windows, random_signals: xr.Dataset, start: np.ndarray) -> xr.Dataset:
     """One signal per control, layer and unit: ``signal``, ``map``, ``start_map`` over (control, layer, unit, time).
 
     ``random_signals`` are the proposed method's signals on the untrained network, (layer, unit, time).
     """
-    trunk, length = network.trunk, len(start)
-    rng = np.random.default_rng((seed, network.seed))
-    n_units = random_signals.sizes["unit"]
-    shape = (len(trunk.layers), n_units, length)
+    trunk, rng = network.trunk, np.random.default_rng((0, network.seed))
+    shape = (len(trunk.layers), random_signals.sizes["unit"], len(start))
     held_out = windows.test.segments
     strongest = unit_statistics.collect(trunk, held_out, n_top=1)["top_segment"].isel(rank=0).values
     x = {
@@ -260,19 +265,18 @@ def control_signals(
         "random-weights": random_signals["signal"].transpose("layer", "unit", "time").values,
         "held-out-windows": held_out[rng.integers(len(held_out), size=shape[:2])],
         "held-out-strongest": held_out[strongest],
-        "spectrum-noise": spectrum_noise(windows.train.segments, shape[0] * n_units, rng).reshape(shape),
+        "spectrum-noise": spectrum_noise(windows.train.segments, shape[0] * shape[1], rng).reshape(shape),
     }
-    found = {name: own_maps(trunk, v) for name, v in x.items()}
-    found["random-weights"] = random_signals["map"].transpose("layer", "unit", "time").values  # its own network's
-    start_maps = own_maps(trunk, np.broadcast_to(start, shape))
+    maps = {name: own_maps(trunk, v) for name, v in x.items()}
+    maps["random-weights"] = random_signals["map"].transpose("layer", "unit", "time").values  # its own network's
     dims = ("control", "layer", "unit", "time")
     return xr.Dataset(
         {
-            "signal": (dims, np.stack([x[c] for c in CONTROLS]).astype(np.float32)),
-            "map": (dims, np.stack([found[c] for c in CONTROLS])),
-            "start_map": (dims, np.stack([start_maps] * len(CONTROLS))),
+            "signal": (dims, np.stack(list(x.values())).astype(np.float32)),
+            "map": (dims, np.stack(list(maps.values()))),
+            "start_map": (dims, np.stack([maps["starting-sine"]] * len(x))),
         },
-        coords={"control": list(CONTROLS), "layer": list(trunk.layers), "unit": np.arange(n_units)},
+        coords={"control": list(x), "layer": list(trunk.layers), "unit": np.arange(shape[1])},
     )
 
 
@@ -291,17 +295,18 @@ def controls(
     their own thresholds.
     """
     others = {net.seed: net for net in random_networks}
-    start, found = starting_signal(cfg.maximization, windows.train.length), []
-    for net in networks:
-        of_net = (random_signals[["signal", "map"]], statistics, random_statistics)
-        random, own, of_random = (of.sel(seed=net.seed, drop=True) for of in of_net)
+    start = starting_signal(cfg.maximization, windows.train.length)
+
+    def one(net: Network, random: xr.Dataset, own: xr.Dataset, of_random: xr.Dataset) -> xr.Dataset:
         made = control_signals(net, windows, random, start)
-        untrained = _maps_of(others[net.seed].trunk, start[None], made)
+        untrained = _start_maps(others[net.seed].trunk, start, made)
         made["start_map"].loc[{"control": "random-weights"}] = untrained.values
         judged_by = [of_random if name == "random-weights" else own for name in CONTROLS]
         judged_by = xr.concat(judged_by, pd.Index(CONTROLS, name="control"))[["th_eap", "p95", "dead"]]
-        found.append(scores_of(net, windows, made, judged_by, start, cfg.similarity))
-    return with_activities(xr.concat(found, pd.Index([net.seed for net in networks], name="seed")), windows)
+        return scores_of(net, windows, made, judged_by, start, cfg.similarity)
+
+    found = of_networks(networks, one, random_signals[["signal", "map"]], statistics, random_statistics)
+    return with_activities(found, windows)
 
 
 # -------------------------------------------------------------------------------------------------- summaries
@@ -342,12 +347,14 @@ def summarize(values: xr.Dataset) -> dict:
             return {"mean": None, "min": None, "max": None, "reason": "no unit is left: all failed, dead or silent"}
         return {"mean": float(means.mean()), "min": float(means.min()), "max": float(means.max())}
 
-    return {name: spread(name) for name in AVERAGED} | {
-        "failed_units": float((values["failed"] & alive).sum("unit").mean()),
-        "dead_units": float(values["dead"].sum("unit").mean()),
-        "inactive_at_start": float((values["inactive_at_start"] & alive).sum("unit").mean()),
-        "silent_units": float((values["silent"] & alive).sum("unit").mean()),
+    counted = {
+        "failed_units": values["failed"] & alive,
+        "dead_units": values["dead"],
+        "inactive_at_start": values["inactive_at_start"] & alive,
+        "silent_units": values["silent"] & alive,
     }
+    counts = {name: float(units.sum("unit").mean()) for name, units in counted.items()}
+    return {name: spread(name) for name in AVERAGED} | counts
 
 
 def best_examples(scores: xr.Dataset, shapes: tuple[str, ...]) -> list[tuple[str, int, str]]:
