@@ -131,7 +131,6 @@ def test_measures_equal_a_readable_twin(seed, n_subjects, n_axes, n_strongest, l
     signals = made_signals(trunk, layer, some)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(realism, "N_STRONGEST", n_strongest)
-        patched.setattr(realism, "N_NEAREST", 2)
         patched.setattr(signal_measures, "N_NEAREST", 2)
         found = realism.measure(signals, statistics, trunk, split, CFG.similarity, SINE)
         for unit in range(2):
@@ -153,11 +152,13 @@ def test_distances_equal_loops(seed, width):
     rng = np.random.default_rng(seed)
     pieces, segments = rng.normal(size=(3, width)), rng.normal(size=(4, 12))
     pieces[0] = segments[0, :width]  # an exact match is no negative number
-    found = realism.distances(pieces, segments)
+    found = signal_measures.distances(pieces, segments)
     assert (found >= 0).all() and found[0, 0] < 1e-12
     assert np.allclose(found, [[naive_d(p, s) for s in segments] for p in pieces])
     others = segments[:, :width]
-    assert np.allclose(realism.scaled_distance(pieces, others), [[naive_scaled(p, o) for o in others] for p in pieces])
+    assert np.allclose(
+        signal_measures.scaled_distance(pieces, others), [[naive_scaled(p, o) for o in others] for p in pieces]
+    )
 
 
 # ------------------------------------------------------------------------------------------------ planted cases
@@ -252,7 +253,7 @@ def test_failed_signals_get_the_smallest_p_and_dead_units_none(planted):
 def test_equals_count_as_at_least_as_far():
     real = np.array([0.1, 0.2, 0.3])
     to_others = np.array([[0.2, 0.2, 0.2], [0.1 * 3, 0.1 * 3, 0.1 * 3], [0, 0, 0], [9, 9, 9]])
-    assert np.allclose(realism.realism_p(to_others, real), [3 / 4, 2 / 4, 1, 1 / 4])
+    assert np.allclose(signal_measures.realism_p(to_others, real), [3 / 4, 2 / 4, 1, 1 / 4])
 
 
 # ----------------------------------------------------------------------------------- which windows are references
@@ -334,13 +335,13 @@ def test_largest_outputs_equal_the_maps(monkeypatch):
 def test_spectral_distance_of_known_spectra():
     rng = np.random.default_rng(0)
     share = rng.dirichlet(np.ones(15), size=8)
-    found = realism.spectral_distance(share, share[0])
+    found = signal_measures.spectral_distance(share, share[0])
     assert found[0] == 0 and np.allclose(found, [jensenshannon(s, share[0], base=2) for s in share])
     apart = np.eye(15)[[1, 2]]
-    assert np.allclose(realism.spectral_distance(apart, apart[0]), [0, 1])
+    assert np.allclose(signal_measures.spectral_distance(apart, apart[0]), [0, 1])
     constant = np.full((1, 15), np.nan)
-    assert realism.spectral_distance(constant, share[0]) == 1
-    assert np.isnan(realism.spectral_distance(share, constant[0])).all()
+    assert signal_measures.spectral_distance(constant, share[0]) == 1
+    assert np.isnan(signal_measures.spectral_distance(share, constant[0])).all()
     assert np.isclose(signal_measures.mean_spectrum(np.concatenate([constant, share])), share.mean(0)).all()
 
 
@@ -369,7 +370,7 @@ def test_a_spread_without_different_starts_is_an_error(n_signals, starts, messag
 
 
 def test_reached_has_no_value_without_a_threshold():
-    found = realism.reached(np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, np.nan]))
+    found = signal_measures.reached(np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, np.nan]))
     assert found[0] == 0.5 and np.isnan(found[1:]).all()
 
 

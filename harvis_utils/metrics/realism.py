@@ -2,14 +2,11 @@
 
 Ssim (paper section 4.5) asks whether a signal is near *any* training window, and most windows are quiet. Here a
 unit's signal is compared with its *reference windows* only: training segments (one axis of one window) that bring
-the unit to its own threshold ``th_eap``. What they get themselves, each against those of other people, says how near
-a real signal would be.
+the unit to its own threshold ``th_eap``. What they get against those of other people says how near real signals are.
 
-That alone is not enough: a window that excites a unit may be calm elsewhere, and zero is nearer in G^2 to a moving
-signal than most moving signals are. ``matched_ssim`` (:func:`distances`) is therefore still won by a flat line, and
-kept to show it. :func:`scaled_distance` compares only the pieces that excite the unit, relative to how much they move;
-``realism_p`` and ``distance_ratio`` rest on it. No measure is to be read alone: what each can still be won by stands
-in its function (:mod:`harvis_utils.metrics.signal_measures`).
+A window that excites a unit may be calm elsewhere, so ``matched_ssim`` is still won by a flat line, and kept to show
+it. ``realism_p`` and ``distance_ratio`` compare only the pieces that excite the unit, relative to how much they move.
+No measure is to be read alone: what each can be won by stands in :mod:`harvis_utils.metrics.signal_measures`.
 """
 
 from __future__ import annotations
@@ -22,19 +19,7 @@ from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.fast import ascent
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import similarity
-from harvis_utils.metrics.signal_measures import (
-    N_NEAREST,
-    displacement,
-    distances,
-    mean_nearest,
-    mean_spectrum,
-    reached,
-    realism_p,
-    scaled_distance,
-    spectral_distance,
-    to_others,
-)
+from harvis_utils.metrics import signal_measures, similarity
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.parallel import torch_device
 from harvis_utils.settings import Settings, SimilaritySettings
@@ -61,11 +46,7 @@ CONTROLS = similarity.CONTROLS | {
 
 @torch.no_grad()
 def references(
-    trunk: Trunk,
-    th_eap: xr.DataArray,
-    split: Split,
-    settings: SimilaritySettings,
-    device: torch.device | str = "cpu",
+    trunk: Trunk, th_eap: xr.DataArray, split: Split, settings: SimilaritySettings, device: torch.device | str = "cpu"
 ) -> xr.Dataset:
     """Reference windows of every unit and what they get among themselves, dims (layer, unit[, reference]).
 
@@ -88,7 +69,7 @@ def references(
     layers, units = [str(layer) for layer in th_eap["layer"].values], th_eap["unit"].values
     outputs = largest_outputs(trunk, segments, layers, device)
     order = np.random.default_rng(SEED).permutation(len(segments))
-    shape = (len(layers), len(units), N_REFERENCES + N_NEAREST)
+    shape = (len(layers), len(units), N_REFERENCES + signal_measures.N_NEAREST)
     segment, begin = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
     distance, on_cpu = np.full(shape, np.nan), trunk.to("cpu")
     for i, j in np.ndindex(shape[:2]):
@@ -101,7 +82,9 @@ def references(
         maps = paper_methods.unit_maps(on_cpu, layer, torch.full((len(x),), unit), torch.tensor(x)).numpy()
         begin[i, j, at], pieces = similarity.best_piece(x, maps, settings.piece)
         segment[i, j, at] = chosen
-        distance[i, j, at] = np.diag(to_others(scaled_distance(pieces, pieces), subject[chosen]))
+        distance[i, j, at] = np.diag(
+            signal_measures.to_others(signal_measures.scaled_distance(pieces, pieces), subject[chosen])
+        )
     dims = ("layer", "unit", "reference")
     return xr.Dataset(
         {
@@ -145,7 +128,7 @@ def _chosen(output: np.ndarray, threshold: float, subject: np.ndarray, order: np
         found = np.concatenate(each)[np.argsort(turn, kind="stable")][:N_REFERENCES]
     # every reference window must have others to be compared with when its own subject is left out
     most = np.bincount(subject[found]).argmax()
-    missing = N_NEAREST - int((subject[found] != most).sum())
+    missing = signal_measures.N_NEAREST - int((subject[found] != most).sum())
     if missing > 0:
         left = np.setdiff1d(np.flatnonzero(subject != most), found)
         found = np.concatenate([found, _strongest(output, left, missing)])
@@ -179,10 +162,10 @@ def measure(
     holds ``th_eap`` and ``dead`` over (layer, unit), of the training windows ``split``. ``start`` is (time,) or
     broadcasts to (..., layer, unit, time); ``found`` are the :func:`references`, made where not given.
 
-    ``reached``, ``matched_ssim`` (G^2), ``scaled_distance`` (mean of the nearest), ``spectral_distance`` and
-    ``displacement_g`` are explained in the functions above. ``realism_p`` and ``distance_ratio`` are the rank of the
-    scaled distance among those of real windows and its share of their median: 1 is as near as they are, and it goes
-    on growing where p has no more to say. Both compare on the same windows, those of other people than each real one's.
+    :mod:`harvis_utils.metrics.signal_measures` explains ``reached``, ``matched_ssim`` (G^2), ``scaled_distance`` (mean
+    of the nearest), ``spectral_distance`` and ``displacement_g``. ``realism_p`` and ``distance_ratio`` are the rank of
+    the scaled distance among those of real windows and its share of their median, both among the same windows, those
+    of other people than each real one's: a ratio of 1 is as near as they are, and it grows where p says no more.
 
     Failed signals (beyond 10 G) have NaN distances but the smallest possible p: they are as unrealistic as can be,
     and must not drop out when methods are compared. Dead units have NaN everywhere.
@@ -206,19 +189,22 @@ def measure(
         excites = np.take_along_axis(real, one["piece_start"].values[:, None] + np.arange(settings.piece), axis=1)
         at = np.flatnonzero(~failed[:, i, j])
         _, pieces = similarity.best_piece(x[at, i, j], maps[at, i, j], settings.piece)
-        far, median = scaled_distance(pieces, excites), np.median(own)
-        of_others, mean = to_others(far, who), mean_spectrum(similarity.power_spectrum(real))
+        far, median = signal_measures.scaled_distance(pieces, excites), np.median(own)
+        of_others, mean = (
+            signal_measures.to_others(far, who),
+            signal_measures.mean_spectrum(similarity.power_spectrum(real)),
+        )
         values[0, :, i, j] = 1 / (1 + len(own))  # what a failed signal gets
         values[:, at, i, j] = [
-            realism_p(of_others, own),
+            signal_measures.realism_p(of_others, own),
             of_others.mean(1) / (median if median > 0 else np.nan),
-            mean_nearest(far),
-            mean_nearest(distances(pieces, real)),
-            spectral_distance(similarity.power_spectrum(x[at, i, j]), mean),
+            signal_measures.mean_nearest(far),
+            signal_measures.mean_nearest(signal_measures.distances(pieces, real)),
+            signal_measures.spectral_distance(similarity.power_spectrum(x[at, i, j]), mean),
         ]
     every = dict(zip(names, values, strict=True)) | {"failed": failed}
-    every["reached"] = reached(maps.max(-1), th_eap.where(~dead).values)
-    every["displacement_g"] = displacement(ordered["signal"].values, np.asarray(start))
+    every["reached"] = signal_measures.reached(maps.max(-1), th_eap.where(~dead).values)
+    every["displacement_g"] = signal_measures.displacement(ordered["signal"].values, np.asarray(start))
     shape = [ordered.sizes[d] for d in dims]
     result = xr.Dataset({name: (dims, of.reshape(shape)) for name, of in every.items()}, coords)
     return result.assign(dead=(("layer", "unit"), dead.values))
@@ -250,12 +236,7 @@ AXES = {"activation": activation, "nearness": nearness}
 
 @kept("realism", apart=("device",))
 def references_of(
-    network: Network,
-    windows: Windows,
-    th_eap: xr.DataArray,
-    settings: SimilaritySettings,
-    *,
-    device: str | None = None,
+    network: Network, windows: Windows, th_eap: xr.DataArray, settings: SimilaritySettings, *, device: str | None = None
 ) -> xr.Dataset:
     """:func:`references` of one network among its training windows; ``th_eap`` is (layer, unit)."""
     return references(network.trunk, th_eap, windows.train, settings, torch_device(device))
