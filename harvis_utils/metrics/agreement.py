@@ -2,9 +2,7 @@
 
 Real data have no known shapes. What is left is to match the units of two networks one to one and to ask how alike
 they are, beside nulls of equally many units. That two networks agree is necessary for a signal to say something about
-the data, not sufficient.
-
-The paper measures none of this; everything here is a Choice.
+the data, not sufficient. The paper measures none of this; everything here is a Choice.
 """
 
 from __future__ import annotations
@@ -35,14 +33,10 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Units:
-    """Units of one layer as the matching sees them: pieces, and every piece of their signals.
+    """Units of one layer as the matching sees them: without mean and with a norm of 1, zero where constant."""
 
-    ``piece`` is (unit, sample), ``every`` (unit, shift, sample); both without their mean and with a norm of 1, zero
-    where constant.
-    """
-
-    piece: np.ndarray
-    every: np.ndarray
+    piece: np.ndarray  # (unit, sample): the piece that is looked for
+    every: np.ndarray  # (unit, shift, sample): all pieces of the signal
 
     def __len__(self) -> int:
         return len(self.piece)
@@ -113,12 +107,10 @@ def agreement(
 
     ``signals`` and ``random_signals`` (networks without training, as :func:`random_weights` makes them) have
     ``signal``, ``map`` over (seed, layer, unit, time) and ``dead`` over (seed, layer, unit). The units of the two
-    networks are matched one to one by the best correlation of one unit's piece (the ``piece`` samples under its largest
-    summed output) with any piece of the other's signal. ``agreement`` is the mean over the matched, ``share_above`` the
-    share of them above ``threshold``. That is the larger of two nulls' 95 % points (``threshold_from``), over
-    ``n_matchings`` draws in both directions: one network matched with equally many units of networks with random
-    weights, and with the other network's phase-scrambled signals. ``random_agreement``, ``random_share_above``,
-    ``scrambled_agreement`` and ``scrambled_share_above`` are theirs.
+    networks are :func:`matched`. ``agreement`` is the mean over the matched, ``share_above`` the share of them above
+    ``threshold``. That is the larger of two nulls' 95 % points (``threshold_from``), over ``n_matchings`` draws in both
+    directions: one network matched with equally many units of networks with random weights, and with the other
+    network's phase-scrambled signals. Columns that begin with "random" and "scrambled" are theirs.
 
     Units that are dead, failed, silent or flat are left out: ``n_used_a``, ``n_used_b`` and ``left_out_a``,
     ``left_out_b`` count them. A layer with none left has no agreement (NaN). Where fewer units with random weights are
@@ -190,8 +182,7 @@ def summarize_agreement(table: pd.DataFrame) -> pd.DataFrame:
     """Means over pairs with 95 % intervals, one row per layer and measure; no interval for a single pair.
 
     ``measure`` is "agreement", "above null" (agreement minus the larger of the nulls' means) or "share above". The
-    intervals draw pairs, and pairs share networks: they are narrower than independent pairs would make them. The
-    attribute ``note`` says so.
+    intervals draw pairs, and pairs share networks: they are too narrow, and the attribute ``note`` says so.
     """
     rows = []
     higher = table[["random_agreement", "scrambled_agreement"]].max(axis=1)

@@ -1,9 +1,8 @@
 """Signals turned into numbers about their structure, where a picture could be read in many ways (paper section 6).
 
-The claims about the map (C10 to C12) are answered by numbers: is there more clustering than in noise with the same
-covariance, how far apart do units lie, how complex is a signal, how many units say the same. Everywhere ``signals`` is
-(unit, time) in G. A unit whose signal is not finite or constant has no shape; it is left out, and results say how
-many were.
+The claims about the map (C10 to C12): is there more clustering than in noise with the same covariance, how far apart
+do units lie, how many say the same. Everywhere ``signals`` is (unit, time) in G. A unit whose signal is not finite or
+constant has no shape; it is left out, and results say how many were.
 """
 
 from __future__ import annotations
@@ -50,9 +49,6 @@ def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
             f"needed; take a layer, method or preset with more of them"
         )
     return np.asarray(signals, np.float64)[keep]
-
-
-# ------------------------------------------------------------------------------- clusters and scatter (C10)
 
 
 def gaussian_null(points: np.ndarray, seed: int) -> np.ndarray:
@@ -108,10 +104,9 @@ def best_silhouette(points: np.ndarray) -> tuple[int, float]:
 
 
 def cluster_tendency(signals: np.ndarray, seed: int = 0, n_null: int = 20) -> dict:
-    """How clustered (unit, time) signals are, beside ``n_null`` draws of noise with their covariance (C10).
+    """How clustered signals are: ``hopkins``, best ``silhouette`` (of ``best_k`` clusters) and ``spread`` (C10).
 
-    ``hopkins``, ``silhouette`` (the best one, of ``best_k`` clusters) and ``spread``; each with "_null" after its name
-    is the list of the same of the draws.
+    With "_null" after the name, the list of the same of ``n_null`` draws of noise with the signals' covariance.
     """
     used = shaped(signals)
     draws = [gaussian_null(used, seed + i) for i in range(n_null)]
@@ -178,9 +173,6 @@ def clusters_and_activities(
     }
 
 
-# ---------------------------------------------------------------------------------------- rank and comparison
-
-
 def effective_rank(signals: np.ndarray) -> float:
     """exp of the entropy of the normalized singular values of the signals less their mean over units.
 
@@ -210,9 +202,6 @@ def superiority(shallow: np.ndarray, deep: np.ndarray, seed: int = 0, n: int = 2
     return float(wins.mean()), *intervals.bounds(draws)
 
 
-# ------------------------------------------------------------------------------------ near-duplicates (C12)
-
-
 def best_correlation(signals: np.ndarray, max_shift: int = 10) -> np.ndarray:
     """Largest correlation of every two signals under a time shift of up to ``max_shift`` samples: (unit, unit).
 
@@ -238,11 +227,10 @@ def near_duplicates(
     """Share of units with a near-duplicate under the best time shift, and the number of distinct groups (C12).
 
     Two units are near-duplicates when :func:`best_correlation` exceeds ``threshold``; groups are the connected
-    sets of these, so a chain of small differences is one group. Smooth signals resemble each other anyhow, hence the
-    share among ``n_null`` draws of noise with the same covariance beside it.
-
-    ``near_duplicates`` is the share, ``near_duplicates_null`` the list of those of the draws; ``n_groups`` counts
-    groups and single units; ``groups`` (unit,) are numbered from the largest, -1 for a unit left out.
+    sets of these, so a chain of small differences is one group. ``near_duplicates`` is the share,
+    ``near_duplicates_null`` the list of those of ``n_null`` draws of noise with the same covariance, because smooth
+    signals resemble each other anyhow; ``n_groups`` counts groups and single units; ``groups`` (unit,) are numbered
+    from the largest, -1 for a unit left out.
     """
     keep = usable(signals)
     used = shaped(signals, fewest=2)
@@ -265,8 +253,6 @@ def _with_others(signals: np.ndarray, max_shift: int) -> np.ndarray:
     np.fill_diagonal(correlation, -1.0)
     return correlation
 
-
-# ---------------------------------------------------------------------------------------------- all measures
 
 #: names of what :func:`measure` returns
 MEASURES = (

@@ -1,8 +1,7 @@
 """Signals turned into a 2-D map (paper section 6, Fig. 8), and the map's units beside their nearest real windows.
 
-A picture can be read in many ways: what it seems to show is asked in numbers by
-:mod:`harvis_utils.metrics.clustering`. Everywhere ``signals`` is (unit, time) in G. A unit whose signal is not finite
-or constant has no place on the map.
+What a picture seems to show is asked in numbers by :mod:`harvis_utils.metrics.clustering`. Everywhere ``signals`` is
+(unit, time) in G. A unit whose signal is not finite or constant has no place on the map.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from harvis_utils.store.results import kept
 
 #: Paper: the atlas shows the proposed method's signals
 PRESET, METHOD = "calibrated", "L2+TV+EAP+clip"
-
-# ------------------------------------------------------------------------------------------------ the map
 
 
 def effective_perplexity(perplexity: float, n_units: int) -> float:
@@ -83,9 +80,6 @@ def sensitivity(
     maps = np.stack([[embed(signals, p, s, init="random") for s in seeds] for p in perplexities])
     shares = np.array([[common_neighbours(reference, one, k) for one in row] for row in maps])
     return maps, shares
-
-
-# ------------------------------------------------------------------------------------------- stored maps
 
 
 def _of(made: xr.Dataset | xr.DataArray, seed: int, layer: str) -> xr.Dataset | xr.DataArray:

@@ -2,8 +2,7 @@
 
 Units of one network are no independent witnesses: they were trained together. Where there are enough networks,
 networks are therefore drawn first and units within each; a difference is taken unit by unit before anything is drawn.
-
-Tables have columns "x", "x low" and "x high"; the second half of this file says their rows in words.
+Tables have columns "x", "x low" and "x high".
 """
 
 from __future__ import annotations
@@ -45,10 +44,9 @@ def bounds(draws) -> list[float]:
 
 
 def resampled(*shapes: tuple[int, ...], n: int = N_DRAWS, seed=0) -> Iterator[list[np.ndarray]]:
-    """``n`` times indices drawn with replacement, one array per shape, for a bootstrap of any statistic.
+    """``n`` times indices drawn with replacement, one array per shape: ``(5, 64)`` draws 64 of 64 for each of five.
 
-    The last length of a shape is also how many there are to draw from: ``(5, 64)`` draws 64 of 64 units for each of
-    five networks. ``seed`` is a number or a generator.
+    ``seed`` is a number or a generator.
     """
     rng = np.random.default_rng(seed)
     return ([rng.integers(shape[-1], size=shape) for shape in shapes] for _ in range(n))
@@ -64,7 +62,7 @@ def with_interval(name: str, values, summary: str = "mean") -> dict[str, float]:
 def tabulated(values: Mapping[str, xr.DataArray], by: str, medians: Sequence[str] = ()) -> pd.DataFrame:
     """:func:`with_interval` of each of ``values`` (with a dimension "seed"): one row per entry of the dimension ``by``.
 
-    The mean over all other dimensions, of those named in ``medians`` the median.
+    Means over all other dimensions; medians of those that ``medians`` names.
     """
     labels = next(iter(values.values()))[by].values
     rows = []
@@ -203,5 +201,5 @@ def columns(table: pd.DataFrame, names: Iterable[str], digits: int = 2) -> pd.Da
 
 def bounded(row: Mapping, *names: str) -> dict[str, dict[str, float]]:
     """Numbers with their intervals for JSON: name -> value, low, high; what is missing is left out."""
-    found = {n: dict(zip(("value", "low", "high"), (float(row[n]), *_ends(row, n)), strict=True)) for n in names}
+    found = {n: dict(zip(("value", "low", "high"), triple(row, n), strict=True)) for n in names}
     return {n: of for n, of in found.items() if not np.isnan([of["value"], of["low"]]).any()}

@@ -1,12 +1,10 @@
 """Planted motifs and signals turned into recovery: how well does any signal reproduce a shape known to be there?
 
 The measure is the normalized cross-correlation: the Pearson correlation between the motif and the equally long
-piece of a signal that fits it best. It is blind to level and strength, but not to sign: an inverted motif is no
-match.
+piece of a signal that fits it best. Level and strength do not count, the sign does: an inverted motif is no match.
 
-Read it beside its controls only. A maximum over many signals and shifts is biased upward: among enough random
-signals some piece resembles any short shape, the more so the shorter the shape. A match says something where it
-exceeds that of equally many signals that cannot know the motif: the untouched start, a network with random weights.
+A maximum over many signals and shifts is biased upward, the more so the shorter the shape. A match says something
+where it exceeds that of equally many signals that cannot know the motif: the start, a network with random weights.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ ANY = "any"
 def ncc(shape: np.ndarray, signal: np.ndarray) -> float:
     """Best Pearson correlation, in [-1, 1], between ``shape`` (length,) and the pieces of ``signal`` (time,).
 
-    All shifts where the shape lies inside the signal are tried; constant pieces count 0. Raises ``ValueError``
-    as :func:`best_match` does.
+    Constant pieces count 0. Raises ``ValueError`` as :func:`best_match` does.
     """
     return float(best_match([shape], np.asarray(signal)[None])[0, 0])
 

@@ -1,12 +1,9 @@
 """Signals turned into recall: what is known to be there, and how much of it they show, against chance.
 
 *Recall.* The made-up data set plants known shapes. A layer recovers one where the best match among its units' signals
-(:mod:`harvis_utils.metrics.motifs`) exceeds what equally many signals reach that cannot know the shape. The best of
-many is high by chance, so a match alone says nothing: every threshold here is the 95 % point of a null that chooses
-among as many signals as the method does.
-
+(:mod:`harvis_utils.metrics.motifs`) exceeds what equally many signals reach that cannot know the shape: every
+threshold here is the 95 % point of a null that chooses among as many signals as the method does.
 *Dependence.* The same on harder versions of the data, other widths and shorter trainings, one factor at a time.
-
 *Detectors.* Units whose filters are the shapes themselves: what the method writes where the network surely looks for
 the shape, so that a missing motif can be laid to the method or to the networks.
 
@@ -50,9 +47,6 @@ CONTROLS = {
 
 #: what the thresholds come from
 NULLS = ("random weights", "L2+TV noise", "starting sine")
-
-
-# -------------------------------------------------------------------------------------------------------- chance
 
 
 def chance_point(draws: np.ndarray, quantile: float = 0.95) -> np.ndarray:
@@ -222,8 +216,7 @@ def recall(
 
     ``signals`` (seed, technique, layer, unit, time) must hold the proposed method and L2+TV; ``random_signals`` (seed,
     layer, unit, time) is the proposed method on networks without training, whose seeds are their own; ``segments``
-    (segment, time) are real ones; all in G. Columns: ``best`` match, the ``unit`` that has it, the sample ``first`` of
-    its signal where the shape begins, ``found_in`` (its layer), ``threshold`` and the null it is
+    (segment, time) are real ones; all in G. Columns: those of :func:`motifs.matches`, ``threshold`` and the null it is
     the 95 % point of (``threshold_from``), ``n_signals`` that were chosen among, ``recovered``. The layer ``ANY`` is
     the best of all layers that hold the motif, against nulls that take the same best. Raises ``ValueError`` where
     columns would choose among different numbers of signals.

@@ -33,8 +33,6 @@ CONTROLS = {
     "spectrum-noise": "noise with the mean power spectrum of the training windows",
 }
 
-# ---------------------------------------------------------------------------------------- the piece searched
-
 
 def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The piece under which the unit's output sums highest, the earliest of equals.
@@ -310,7 +308,6 @@ def controls(
 
 
 # -------------------------------------------------------------------------------------------------- summaries
-
 
 #: what a SCORES entry of ``results.json`` averages over units: its variable, and which units are left out
 AVERAGED = {
