@@ -84,15 +84,12 @@ class PieceIndex:
         found = [np.empty((len(unique), n), kind) for kind in (np.float64, np.int64, np.int64)]
         for begin in progress(range(0, len(unique), QUERIES), desc="nearest windows", leave=False):
             block = slice(begin, begin + QUERIES)
-            for array, part in zip(found, self._search(unique[block], n), strict=True):
+            within = self._candidates(unique[block].astype(np.float64), n)
+            query, piece = np.repeat(np.arange(len(within)), [len(some) for some in within]), np.concatenate(within)
+            distance = self._distances(unique[block], query, piece)
+            for array, part in zip(found, self._best_segments(query, piece, distance, len(within), n), strict=True):
                 array[block] = part
         return tuple(array[back.reshape(-1)] for array in found)
-
-    def _search(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        within = self._candidates(queries.astype(np.float64), n)
-        query = np.repeat(np.arange(len(queries)), [len(some) for some in within])
-        piece = np.concatenate(within)
-        return self._best_segments(query, piece, self._distances(queries, query, piece), len(queries), n)
 
     def _candidates(self, queries: np.ndarray, n: int) -> list[np.ndarray]:
         """For each query the pieces, in order, that are no farther than its ``n``-th different segment."""
