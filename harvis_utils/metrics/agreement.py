@@ -79,19 +79,19 @@ def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
     an amplitude above ``fail_amplitude_g`` or not finite; silent: no output anywhere; flat: a constant piece.
     """
     ordered = signals.transpose(..., "unit", "time")
-    dims = ordered["signal"].dims[:-1]
+    dead = ordered["dead"].transpose(*ordered["signal"].dims[:-1])
     x, maps = (ordered[v].values.reshape(-1, ordered.sizes["time"]) for v in ("signal", "map"))
     first, pieces = similarity.best_piece(x, maps, settings.piece)
     why = {
-        "dead": ordered["dead"].transpose(*dims).values.reshape(-1),
+        "dead": dead.values.reshape(-1),
         "failed": ~(np.abs(x).max(1) <= settings.fail_amplitude_g),  # NaN too
         "silent": maps.max(1) <= 0,
         "flat": np.ptp(pieces, axis=1) <= similarity.CONSTANT_G,
     }
     named = np.select([why[name] for name in LEFT_OUT], LEFT_OUT, "used")
-    shape = [ordered.sizes[d] for d in dims]
-    coords = {d: ordered[d] for d in dims if d in ordered.coords}
-    return xr.Dataset({"status": (dims, named.reshape(shape)), "first": (dims, first.reshape(shape))}, coords=coords)
+    return xr.Dataset(
+        {"status": dead.copy(data=named.reshape(dead.shape)), "first": dead.copy(data=first.reshape(dead.shape))}
+    )
 
 
 def left_out(signals: xr.Dataset, settings: SimilaritySettings) -> pd.DataFrame:
