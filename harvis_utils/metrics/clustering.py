@@ -35,9 +35,7 @@ def usable(signals: np.ndarray) -> np.ndarray:
     if signals.ndim != 2 or signals.shape[1] < 2:
         raise AtlasError(f"signals should be (unit, time) with at least two samples, not of shape {signals.shape}")
     finite = np.isfinite(signals).all(1)
-    moves = np.zeros(len(signals), bool)
-    moves[finite] = np.ptp(signals[finite], axis=1) > CONSTANT_G
-    return moves
+    return finite & (np.ptp(np.where(finite[:, None], signals, 0), axis=1) > CONSTANT_G)
 
 
 def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
