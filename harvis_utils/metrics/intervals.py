@@ -69,8 +69,8 @@ def tabulated(values: Mapping[str, xr.DataArray], by: str, medians: Sequence[str
     for label in labels:
         row: dict = {}
         for name, array in values.items():
-            own = array.sel({by: label}).transpose("seed", ...).values
-            row |= with_interval(name, own.reshape(len(own), -1), "median" if name in medians else "mean")
+            own = array.sel({by: label}).transpose("seed", ...)
+            row |= with_interval(name, own, "median" if name in medians else "mean")
         rows.append(row)
     return pd.DataFrame(rows, pd.Index(labels, name=by))
 
