@@ -57,10 +57,9 @@ def distances(pieces: np.ndarray, segments: np.ndarray) -> np.ndarray:
     """d(u, i) of paper eq. 8, all pairs: (piece, w) in G, (segment, time) in G -> (piece, segment) in G^2.
 
     The mean squared error at the best offset, in float64. Its mean over the nearest reference windows is
-    ``matched_ssim``: Ssim at matched activation. Every window compared with excites the unit, so quiet windows are
-    not there to be near to, and noise or amplitude cannot win. Nevertheless it *can be won by doing nothing*: by a
-    flat line beside a window's calm stretch, and by any blur, which is nearer to real signals than they are to one
-    another.
+    ``matched_ssim``: Ssim at matched activation. Quiet windows are no reference, so noise or amplitude cannot win.
+    Nevertheless it *can be won by doing nothing*: by a flat line beside a window's calm stretch, and by any blur,
+    which is nearer to real signals than they are to one another.
     """
     pieces, segments = pieces.astype(np.float64), segments.astype(np.float64)
     width = pieces.shape[1]
@@ -111,13 +110,11 @@ def realism_p(of_others: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Share of real windows at least as far from the others as the signal: (signal, window), (window,) -> (signal,).
 
     ``of_others[n, i]`` is the signal's distance to the reference windows of other people than window i's, ``real[i]``
-    that of window i itself: both are measured against the same windows. p = (1 + number at least as far) /
-    (1 + number), so real signals have p about uniform and nonsense 1 / (1 + number). Ties, up to rounding, count as
-    at least as far.
+    that of window i itself. p = (1 + number at least as far) / (1 + number), so real signals have p about uniform and
+    nonsense 1 / (1 + number). Ties, up to rounding, count as at least as far.
 
     Of the scaled distance it cannot be won by doing nothing or by amplitude. It is one-sided: the commonest shape gets
-    p near 1, so p says "not nonsense", and 0.9 is no better than 0.5. It saturates at both ends; ``distance_ratio``
-    does not.
+    p near 1, and 0.9 is no better than 0.5. It saturates at both ends; ``distance_ratio`` does not.
     """
     as_far = (real >= of_others) | np.isclose(real, of_others, rtol=1e-9, atol=1e-12)
     return (1 + as_far.sum(1)) / (1 + len(real))
@@ -130,8 +127,7 @@ def spectral_distance(share: np.ndarray, reference: np.ndarray) -> np.ndarray:
     are NaN where the reference has none.
 
     Cannot be won by doing nothing: a constant is farthest, the start has one frequency. Can be won by noise of the
-    right colour, which has the *mean* spectrum as no single real window has it: less than what real windows get is
-    no merit.
+    right colour, which has the *mean* spectrum as no single real window has it.
     """
     if np.isnan(reference).any():
         return np.full(share.shape[:-1], np.nan)
