@@ -79,12 +79,10 @@ def random_weights(cfg: Settings, windows: Windows, settings: RecoverySettings) 
 
     Dims (seed, layer, unit[, time]), in G; calibrated preset. One stored result per network.
     """
-
-    def one(seed: int) -> xr.Dataset:
-        return random_weights_of(windows, cfg.model, seed, cfg.maximization, settings.thinning, device=cfg.device)
-
     seeds = range(settings.first_random_seed, settings.first_random_seed + settings.n_random)
-    return xr.concat(side_by_side(cfg, one, seeds), pd.Index(seeds, name="seed")).isel(technique=0, drop=True)
+    how = (cfg.maximization, settings.thinning)
+    found = side_by_side(cfg, lambda s: random_weights_of(windows, cfg.model, s, *how, device=cfg.device), seeds)
+    return xr.concat(found, pd.Index(seeds, name="seed")).isel(technique=0, drop=True)
 
 
 @kept("recovery", apart=("device",))
@@ -114,19 +112,12 @@ def maximized(
 
     Thresholds are taken over every ``thinning``-th training window.
     """
-    statistics = unit_statistics.collect(trunk, windows.train.every(thinning).segments, torch_device(device), n_top=1)
+    device = torch_device(device)
+    statistics = unit_statistics.collect(trunk, windows.train.every(thinning).segments, device, n_top=1)
+    how = {"methods": methods, "settings": maximization, "device": device, "workers": 1}
+    how |= {"length": windows.train.length, "rate_hz": windows.rate_hz}
     found = [
-        paper_methods.maximize(
-            trunk,
-            layer,
-            statistics["th_eap"].sel(layer=layer).values,
-            methods=methods,
-            settings=maximization,
-            length=windows.train.length,
-            rate_hz=windows.rate_hz,
-            device=torch_device(device),
-            workers=1,
-        )[["signal", "map"]]
+        paper_methods.maximize(trunk, layer, statistics["th_eap"].sel(layer=layer).values, **how)[["signal", "map"]]
         for layer in trunk.layers
     ]
     return xr.concat(found, pd.Index(trunk.layers, name="layer")).assign(dead=statistics["dead"])
@@ -156,10 +147,8 @@ def null(
     rng = np.random.default_rng(settings.seed)
     each = [baseline_signals.sel(layer=layer).values.reshape(-1, baseline_signals.sizes["time"]) for layer in layers]
     noise = [spectrum_noise(of, settings.n_noise * n_units, rng).reshape(settings.n_noise, n_units, -1) for of in each]
-    dims = ("layer", "draw", "unit", "time")
-    flat = xr.DataArray(np.broadcast_to(start, (len(layers), 1, len(start))), dims=("layer", "unit", "time"))
-    noise = xr.DataArray(np.stack(noise), dims=dims, coords={"layer": layers})
-    columns = (random_signals, noise, flat.assign_coords(layer=layers))
+    noise = xr.DataArray(np.stack(noise), dims=("layer", "draw", "unit", "time"), coords={"layer": layers})
+    columns = (random_signals, noise, xr.DataArray(start, dims="time").expand_dims(layer=layers, unit=1))
     return xr.Dataset({name: matches(truth, of)["best"] for name, of in zip(NULLS, columns, strict=True)})
 
 
@@ -262,7 +251,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
         own = views[view][views[view]["technique"] == method]
         chosen = own[own["length"] == length] if length else own
         each = chosen.pivot_table(index="seed", columns="motif", values="recovered", aggfunc="mean")
-        point, bounds = interval(each.to_numpy(dtype=float), n=1000)
+        point, bounds = interval(each, n=1000)
         row = (view, method, int(length), point, *(bounds or (np.nan, np.nan)), *each.shape)
         rows.append((*row, int(chosen["recovered"].sum()), len(chosen)))
     names = ["view", "technique", "length", "recall", "low", "high", "n_networks", "n_motifs", "n_recovered", "n_rows"]
@@ -346,13 +335,14 @@ def dependence(cfg: Settings, settings: RecoverySettings) -> pd.DataFrame:
     places = dict.fromkeys((level.noise_g, level.prevalence) for level in wanted)
     data = {place: _variant(cfg, *place) for place in places}
     plain = data[0.0, 1.0][1]
-    random = {n: random_weights(_changed(cfg, n_units=n), plain, settings) for n in {la.n_units for la in wanted}}
+    random = {
+        n: random_weights(_changed(cfg, n, cfg.training.epochs), plain, settings) for n in {la.n_units for la in wanted}
+    }
 
     def one(job: tuple[Level, int]) -> dict:
         level, seed = job
         own, windows = data[level.noise_g, level.prevalence]
-        own = _changed(own, n_units=level.n_units, epochs=level.epochs)
-        network = supervised.train(own, windows, seed)
+        network = supervised.train(_changed(own, level.n_units, level.epochs), windows, seed)
         signals = random[level.n_units]["signal"]
         return recalled_of(network, windows, signals, cfg.maximization, settings, device=cfg.device)
 
@@ -374,12 +364,9 @@ def _variant(cfg: Settings, noise_g: float, prevalence: float) -> tuple[Settings
     return dataclasses.replace(cfg, dataset=recordings.name), windowing.cut(recordings, cfg.windows)
 
 
-def _changed(cfg: Settings, n_units: int, epochs: int | None = None) -> Settings:
-    return dataclasses.replace(
-        cfg,
-        model=dataclasses.replace(cfg.model, n_units=n_units),
-        training=dataclasses.replace(cfg.training, epochs=epochs or cfg.training.epochs),
-    )
+def _changed(cfg: Settings, n_units: int, epochs: int) -> Settings:
+    model = dataclasses.replace(cfg.model, n_units=n_units)
+    return dataclasses.replace(cfg, model=model, training=dataclasses.replace(cfg.training, epochs=epochs))
 
 
 @kept("recovery", apart=("device",))
