@@ -41,22 +41,15 @@ from harvis_utils.maximization import starting
 from harvis_utils.paper import climbing, variants
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.run import Run
-from harvis_utils.settings import (
-    REPOSITORY,
-    Settings,
-    SettingsError,
-    artifact_root,
-    as_json,
-    from_json,
-    keys_file,
-    load_settings,
-)
+from harvis_utils.settings import Settings, SettingsError, artifact_root, as_json, from_json, load_settings
 from harvis_utils.store import results
 from harvis_utils.store.code import code_digest
 from harvis_utils.store.files import ArtifactError, replacing, write_json
 from harvis_utils.training import supervised
 
 FOLDER, RECORDINGS, MANIFEST = "harvis-bundle", "recordings.npz", "parts.json"
+#: the repository, there the unpacked bundle
+ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
 #: exit code for "the time is up, call again": EX_TEMPFAIL of sysexits.h
 MORE = 75
@@ -101,60 +94,51 @@ def _state() -> dict:
 
 def pack(
     cfg: Settings, out: Path, limit_mib: float = 64, wheels_for: str | None = None, have: Iterable[str] = ()
-) -> dict[str, int]:
-    """Write the bundle of a run to the tar file ``out``, all or nothing; returns its members' sizes in bytes.
+) -> str:
+    """Write the bundle of a run to the tar file ``out``, all or nothing; returns its size and largest files in words.
 
     ``wheels_for`` is the Python version ("3.12") of a machine that lacks packages other than torch and those in
     ``have``: their wheels travel too. Raises :class:`BundleError` beyond ``limit_mib``.
     """
     recordings = archive.load_recordings(cfg.dataset)
-    known = {
-        "settings": as_json(cfg) | {"device": None},
-        "data": {"digest": recordings.digest, "verified": recordings.verified},
-        "needs": NEEDED,
-        **_state(),
-    }
+    data = {"digest": recordings.digest, "verified": recordings.verified}
     with tempfile.TemporaryDirectory() as made, replacing(out) as part:
-        folder = Path(made)
+        folder = Path(made, FOLDER)
+        for package in ("harvis_utils", "workflow"):
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
         shutil.copyfile(Path(__file__).with_suffix(".sh"), folder / "run.sh")
-        write_json(folder / "keys.json", known)
-        who = {name: [getattr(item, name) for item in recordings.items] for name in ("subject", "activity")}
-        np.savez(folder / RECORDINGS, **who, **{f"{i}": item.signal for i, item in enumerate(recordings.items)})
+        write_json(folder / "keys.json", {"settings": as_json(cfg), "data": data, "needs": NEEDED, **_state()})
+        signals = {f"{i} {r.subject} {r.activity}": r.signal for i, r in enumerate(recordings.items)}
+        np.savez(folder / RECORDINGS, **signals)
         if wheels_for:
             fetch_wheels(wheels_for, have, folder / "wheels")
-        members = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-        code = [p for name in ("harvis_utils", "workflow") for p in sorted((REPOSITORY / name).rglob("*"))]
-        sources = [p for p in code if p.suffix in (".py", ".json", ".txt")]
-        members |= {p.relative_to(REPOSITORY).as_posix(): p for p in (*sources, REPOSITORY / "LICENSE")}
         with tarfile.open(part, "w") as tar:
-            for name, path in members.items():
-                tar.add(path, f"{FOLDER}/{name}")
-        sizes = {name: path.stat().st_size for name, path in members.items()}
-        if (size := part.stat().st_size) > limit_mib * MIB:
-            largest = sorted(sizes, key=sizes.get, reverse=True)[:3]
+            tar.add(folder, FOLDER)
+            largest = sorted(tar.getmembers(), key=lambda member: -member.size)[:3]
+        size = part.stat().st_size / MIB
+        said = ", ".join(f"{member.name.removeprefix(FOLDER + '/')} {member.size / MIB:.1f}" for member in largest)
+        if size > limit_mib:
             raise BundleError(
-                f"{out} would have {size / MIB:.1f} MiB, the limit is {limit_mib:g}; its largest members: "
-                + ", ".join(f"{name} {sizes[name] / MIB:.1f}" for name in largest)
-                + "; name with --have what the other machine has, or raise --limit-mib"
+                f"{out} would have {size:.1f} MiB, the limit is {limit_mib:g}; its largest files: {said}; "
+                "name with --have what the other machine has, or raise --limit-mib"
             )
-    return sizes
+    return f"{size:.1f} MiB, its largest files: {said}"
 
 
-def fetch_wheels(python: str, have: Iterable[str], folder: Path) -> list[str]:
-    """Wheels for Python ``python`` on Linux, x86-64, of what is needed beside torch and ``have``; names what it got."""
-    there = {_normal(name) for name in ("torch", *have)}
-    words = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, "--dest", folder]
-    words += [word for name in PLATFORMS for word in ("--platform", name)]
-    words += ["-c", REPOSITORY / "constraints.txt", *(name for name in NEEDED if name not in there)]
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", *map(str, words)]
+def fetch_wheels(python: str, have: Iterable[str], folder: Path) -> None:
+    """Download wheels for Python ``python`` on Linux, x86-64, of what is needed beside torch and ``have``."""
+    there = {"torch", *map(_normal, have)}
+    words = ["download", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}", f"--dest={folder}"]
+    words += [f"--platform={name}" for name in PLATFORMS] + [f"--constraint={ROOT / 'constraints.txt'}"]
+    words += [name for name in NEEDED if name not in there]
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BundleError(f"pip download failed: {done.stderr.strip()[-800:]}; nothing was packed")
-    wheels = {wheel: _normal(wheel.name.split("-")[0]) for wheel in sorted(folder.glob("*.whl"))}
-    for wheel, name in wheels.items():
-        if name in there:  # what others of them need in turn
+    for wheel in folder.glob("*.whl"):
+        if _normal(wheel.name.split("-")[0]) in there:  # what others of them need in turn
             wheel.unlink()
-    return [name for name in wheels.values() if name not in there]
 
 
 def _normal(name: str) -> str:
@@ -170,13 +154,12 @@ def unpacked(device: str | None) -> Run:
     if not known:
         raise BundleError("this is no unpacked bundle; start the run.sh of one")
     if results.package_digest() != known["package"]:
-        raise BundleError(f"{keys_file().parent}: this is not the code that was packed; unpack the bundle again")
-    run = Run(dataclasses.replace(from_json(known["settings"]), device=device))
-    with np.load(keys_file().with_name(RECORDINGS), allow_pickle=False) as kept:
-        who = zip(kept["subject"].tolist(), kept["activity"].tolist(), strict=True)
-        items = tuple(kinds.Recording(*both, kept[f"{i}"]) for i, both in enumerate(who))
-    name = run.cfg.dataset
-    run.recordings = kinds.Recordings(name, kinds.check_name(name), items, **known["data"])
+        raise BundleError(f"{ROOT}: this is not the code that was packed; unpack the bundle again")
+    cfg = from_json(known["settings"] | {"device": device})
+    run = Run(cfg)
+    with np.load(ROOT / RECORDINGS) as signals:
+        items = tuple(kinds.Recording(*map(int, name.split()[1:]), signal) for name, signal in signals.items())
+    run.recordings = kinds.Recordings(cfg.dataset, kinds.check_name(cfg.dataset), items, **known["data"])
     return run
 
 
@@ -333,11 +316,8 @@ def _check_state(packed: dict, stages: set[str]) -> None:
 
 def _pack_command(words: argparse.Namespace) -> None:
     cfg = load_settings(words.profile, words.dataset)
-    out = Path(words.out or REPOSITORY / "dist" / f"harvis-{cfg.profile}-{cfg.dataset}.tar")
-    sizes = pack(cfg, out, words.limit_mib, words.wheels_for, words.have)
-    wheels = sum(size for name, size in sizes.items() if name.startswith("wheels/"))
-    print(f"{out}: {out.stat().st_size / MIB:.1f} MiB", end=", ")
-    print(f"recordings {sizes[RECORDINGS] / MIB:.1f}, wheels {wheels / MIB:.1f}")
+    out = words.out or ROOT / "dist" / f"harvis-{cfg.profile}-{cfg.dataset}.tar"
+    print(f"{out}: {pack(cfg, out, words.limit_mib, words.wheels_for, words.have)}")
     print(f"there: tar xf {out.name} && sh {FOLDER}/run.sh --device cuda    (again while it exits with {MORE})")
 
 
@@ -370,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
     packing.set_defaults(command=_pack_command)
     packing.add_argument("--profile", default="quick")
     packing.add_argument("--dataset", default="synthetic")
-    packing.add_argument("--out", metavar="FILE", help="default: dist/harvis-<profile>-<dataset>.tar")
+    packing.add_argument("--out", type=Path, metavar="FILE", help="default: dist/harvis-<profile>-<dataset>.tar")
     packing.add_argument("--limit-mib", type=float, default=64, help="refuse to write a larger one (%(default)s)")
     packing.add_argument("--wheels-for", metavar="3.12", help="carry packages, for this version of Python")
     packing.add_argument("--have", nargs="*", default=[], metavar="NAME", help="packages not to carry, beside torch")
