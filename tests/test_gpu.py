@@ -368,12 +368,12 @@ def test_outside_a_bundle_nothing_runs(capsys):
 def test_networks_trained_at_once_in_processes_are_those_of_one(direct, monkeypatch):
     """As on CUDA, where each has a process of its own; here these compute on the CPU."""
     run, *_ = direct
-    monkeypatch.setattr(gpu, "torch_device", lambda _: SimpleNamespace(type="cuda"))
-    monkeypatch.setattr(gpu, "RESULTS", ("networks",))
     other = Run(dataclasses.replace(CFG, readings=ReadingSettings(seeds=())))
-    gpu.compute(other, workers=2)
+    gpu.train(other, workers=2)
+    assert len(gpu.stored()) == len(CFG.training.seeds)
     for mine, net in zip(other.networks, run.networks, strict=True):
         assert all(torch.equal(v, net.model.state_dict()[k]) for k, v in mine.model.state_dict().items())
+    monkeypatch.setattr(gpu, "torch_device", lambda _: SimpleNamespace(type="cuda"))
     cfg = dataclasses.replace(CFG, training=dataclasses.replace(CFG.training, learning_rate=1e30, batch_size=8))
     with pytest.raises(supervised.TrainingError, match="network [01]: the loss is"):
         gpu.compute(Run(cfg), workers=2)
