@@ -1,7 +1,6 @@
 """The yardstick finds what changed, names it, and lets through what its rules allow and nothing else."""
 
 import json
-import subprocess
 
 import numpy as np
 import pandas as pd
@@ -207,18 +206,6 @@ def test_the_command_line_says_so_and_ends_with_one(runs, capsys):
     assert yardstick.main([str(path) for path in runs]) == 1
     said = capsys.readouterr().out.splitlines()
     assert said[-2].startswith("DIFFERS  results.json") and said[-1].endswith("1 differ beyond their class")
-
-
-def test_a_published_run_is_unpacked_from_its_commit(tmp_path, monkeypatch):
-    made_run(tmp_path / "reports" / "published" / "desk" / "dsads")
-    monkeypatch.chdir(tmp_path)
-    for words in ("init -q", "add .", "-c user.name=a -c user.email=b commit -q -m c"):
-        subprocess.run(["git", *words.split()], check=True)
-    made_run(tmp_path / "mine" / "desk" / "dsads", ssim=0.5)
-    monkeypatch.setenv("HARVIS_REPORTS", str(tmp_path / "mine"))
-    found = yardstick.published("HEAD", "desk", "dsads", tmp_path / "unpacked")
-    assert list(wrong(found, tmp_path / "mine" / "desk" / "dsads")) == ["tables/scores.csv"]
-    assert yardstick.main(["--published", "HEAD", "desk", "dsads"]) == 1
 
 
 @pytest.mark.parametrize(

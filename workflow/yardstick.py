@@ -1,12 +1,9 @@
 """Two runs turned into a verdict: every table, JSON file and stored array of one beside those of the other.
 
-::
-
     python -m workflow.yardstick REFERENCE CURRENT [--stores REFERENCE CURRENT]
-    python -m workflow.yardstick --published COMMIT PROFILE DATASET
 
-A run is a folder such as ``reports/quick/synthetic``; the second form compares ``reports/published`` of a commit with
-the run of that profile and data set here. ``yardstick.toml`` says what may differ, and by how much; everything else is
+A run is a folder such as ``reports/quick/synthetic``; ``git archive COMMIT reports/published | tar x -C FOLDER`` brings
+those that a commit published. ``yardstick.toml`` says what may differ, and by how much; everything else is
 compared exactly. Nothing of the package is imported, so that the yardstick outlives whatever is renamed there.
 
 Tables are compared cell by cell, whatever the order of their columns and rows; JSON files value by value. Stored
@@ -18,13 +15,8 @@ own, without results that an earlier commit left. ``make yardstick`` does all of
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
-import subprocess
 import sys
-import tarfile
-import tempfile
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -319,36 +311,19 @@ def compare_arrays(rules: Rules, reference: Path, current: Path) -> list[Verdict
 # ------------------------------------------------------------------------------------------------ the command line
 
 
-def published(commit: str, profile: str, dataset: str, target: Path) -> Path:
-    """A run as a commit published it, unpacked below ``target``."""
-    name = f"reports/published/{profile}/{dataset}"
-    packed = subprocess.run(("git", "archive", commit, name), capture_output=True, check=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(target, filter="data")
-    return target / name
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Print a line per file and stage, those that differ last, and a summary; 1 where any differs beyond its class."""
     parser = argparse.ArgumentParser(prog="python -m workflow.yardstick", description="Compare two runs.")
-    parser.add_argument("run", nargs=2, help="REFERENCE CURRENT, or with --published PROFILE DATASET")
-    parser.add_argument("--published", metavar="COMMIT", help="compare with what this commit published")
+    parser.add_argument("run", nargs=2, type=Path, metavar=("REFERENCE", "CURRENT"), help="folders of reports")
     parser.add_argument("--stores", nargs=2, type=Path, metavar=("REFERENCE", "CURRENT"), help="compare arrays too")
-    words = parser.parse_args(arguments)
-    rules = load_rules()
-    with tempfile.TemporaryDirectory() as scratch:
-        reference, current = map(Path, words.run)
-        if words.published:
-            reference = published(words.published, *words.run, Path(scratch))
-            current = Path(os.environ.get("HARVIS_REPORTS") or "reports", *words.run)
-        verdicts = compare_reports(rules, reference, current)
-        verdicts += compare_arrays(rules, *words.stores) if words.stores else []
+    words, rules = parser.parse_args(arguments), load_rules()
+    verdicts = compare_reports(rules, *words.run)
+    if words.stores:
+        verdicts += compare_arrays(rules, *words.stores)
     for verdict in sorted(verdicts, key=lambda v: bool(v.differences)):
         print(verdict)
-    wrong, n = (
-        sum(bool(v.differences) for v in verdicts),
-        sum(len(sizes) for v in verdicts for sizes in v.sizes.values()),
-    )
+    wrong = sum(bool(v.differences) for v in verdicts)
+    n = sum(len(sizes) for v in verdicts for sizes in v.sizes.values())
     print(f"{len(verdicts)} files and stages, {n} values and arrays: {wrong or 'none'} differ beyond their class")
     return int(wrong > 0)
 
