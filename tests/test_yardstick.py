@@ -14,7 +14,7 @@ from workflow.yardstick import Rule, Rules
 CHANGED = Rule("changed", ("*.json: provenance*", "tables/words.csv"))
 MONTE_CARLO = (
     Rule("Monte Carlo", ("tables/*: * low", "tables/*: * high", "*: */interval/*", "*: */[12]"), width=0.1),
-    Rule("Monte Carlo", ("tables/*: p @ naive",), absolute=0.2),
+    Rule("Monte Carlo", ("tables/*: p @ plain",), absolute=0.2),
     Rule("Monte Carlo", ("tables/*: p",), absolute=0.05),
     Rule("Monte Carlo", ("tables/*: p-value",), draws=1000),
     Rule("Monte Carlo", ("tables/*: beats",), beyond=0.5),
@@ -66,7 +66,7 @@ def test_the_last_digit_of_an_exact_cell_is_found_and_named(tmp_path, runs):
     found = wrong(runs[0], made_run(tmp_path / "c", ssim=float(np.nextafter(0.25, 1))))
     assert list(found) == ["tables/scores.csv"]
     assert "1 differ" in found["tables/scores.csv"]
-    assert "row 2 (L2+TV, 3), column 'ssim': 0.25, now 0.25000000000000006 (exact)" in found["tables/scores.csv"]
+    assert "row 2 (L2+TV, 3), column 'ssim': '0.25', now '0.25000000000000006' (exact)" in found["tables/scores.csv"]
 
 
 def test_an_exact_text_is_found(tmp_path, runs):
