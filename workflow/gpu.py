@@ -13,7 +13,6 @@ results get the addresses that notebooks look for here; their provenance says wh
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -30,6 +29,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -41,36 +42,27 @@ from harvis_utils.maximization import starting
 from harvis_utils.paper import climbing, variants
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.run import Run
-from harvis_utils.settings import (
-    REPOSITORY,
-    Settings,
-    SettingsError,
-    artifact_root,
-    as_json,
-    from_json,
-    keys_file,
-    load_settings,
-)
+from harvis_utils.settings import Settings, SettingsError, artifact_root, as_json, from_json, load_settings
 from harvis_utils.store import results
 from harvis_utils.store.code import code_digest
 from harvis_utils.store.files import ArtifactError, replacing, write_json
 from harvis_utils.training import supervised
 
+#: the repository, there the unpacked bundle
+ROOT = Path(__file__).resolve().parents[1]
 FOLDER, RECORDINGS, MANIFEST = "harvis-bundle", "recordings.npz", "parts.json"
 MIB = 2**20
 #: exit code for "the time is up, call again": EX_TEMPFAIL of sysexits.h
 MORE = 75
 
-#: what a run is asked for, in the order of making
-RESULTS = ("networks", "statistics", "signals", "scores", "controls")
-#: what these need, and the names under which they import it
+#: what a bundle needs, and the names under which it imports that
 NEEDED = {name: name for name in ("torch", "h5netcdf", "h5py", "numpy", "pandas", "psutil", "safetensors", "scipy")}
 NEEDED |= {"scikit-learn": "sklearn", "tqdm": "tqdm", "xarray": "xarray"}
 #: pip takes each of these names as it is: a newer one does not include the older ones
 PLATFORMS = [f"manylinux{n}_x86_64" for n in ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "2010", "1")]
 
 
-class BundleError(RuntimeError):
+class BundleError(ArtifactError):
     """A bundle that cannot be made, run or brought back; the message says what to do."""
 
 
@@ -80,20 +72,19 @@ def stored() -> list[str]:
     return sorted(path.parent.relative_to(store).as_posix() for path in store.glob("*/*/manifest.json"))
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _state() -> dict:
     """What of this project's state addresses are made of, see :mod:`harvis_utils.store.results`."""
-    functions = [(kept.function.__module__, kept.function.__name__) for kept in results.KEPT]
     return {
         "versions": results.versions(),
-        "code": {f"{module}.{name}": code_digest(module, name) for module, name in functions},
+        "code": {_named(kept): code_digest(*_named(kept).rsplit(".", 1)) for kept in results.KEPT},
         "package": results.package_digest(),
         "python": platform.python_version(),
         "git": results.git_revision(),
     }
+
+
+def _named(kept: results.Kept) -> str:
+    return f"{kept.function.__module__}.{kept.function.__name__}"
 
 
 # ------------------------------------------------------------------------------------------------------ here: packing
@@ -101,60 +92,51 @@ def _state() -> dict:
 
 def pack(
     cfg: Settings, out: Path, limit_mib: float = 64, wheels_for: str | None = None, have: Iterable[str] = ()
-) -> dict[str, int]:
-    """Write the bundle of a run to the tar file ``out``, all or nothing; returns its members' sizes in bytes.
+) -> str:
+    """Write the bundle of a run to the tar file ``out``, all or nothing; returns its size and largest files in words.
 
     ``wheels_for`` is the Python version ("3.12") of a machine that lacks packages other than torch and those in
     ``have``: their wheels travel too. Raises :class:`BundleError` beyond ``limit_mib``.
     """
     recordings = archive.load_recordings(cfg.dataset)
-    known = {
-        "settings": as_json(cfg) | {"device": None},
-        "data": {"digest": recordings.digest, "verified": recordings.verified},
-        "needs": NEEDED,
-        **_state(),
-    }
+    data = {"digest": recordings.digest, "verified": recordings.verified}
     with tempfile.TemporaryDirectory() as made, replacing(out) as part:
-        folder = Path(made)
+        folder = Path(made, FOLDER)
+        for package in ("harvis_utils", "workflow"):
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
         shutil.copyfile(Path(__file__).with_suffix(".sh"), folder / "run.sh")
-        write_json(folder / "keys.json", known)
-        who = {name: [getattr(item, name) for item in recordings.items] for name in ("subject", "activity")}
-        np.savez(folder / RECORDINGS, **who, **{f"{i}": item.signal for i, item in enumerate(recordings.items)})
+        write_json(folder / "keys.json", {"settings": as_json(cfg), "data": data, "needs": NEEDED, **_state()})
+        signals = {f"{i} {r.subject} {r.activity}": r.signal for i, r in enumerate(recordings.items)}
+        np.savez(folder / RECORDINGS, **signals)
         if wheels_for:
             fetch_wheels(wheels_for, have, folder / "wheels")
-        members = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-        code = [p for name in ("harvis_utils", "workflow") for p in sorted((REPOSITORY / name).rglob("*"))]
-        sources = [p for p in code if p.suffix in (".py", ".json", ".txt")]
-        members |= {p.relative_to(REPOSITORY).as_posix(): p for p in (*sources, REPOSITORY / "LICENSE")}
         with tarfile.open(part, "w") as tar:
-            for name, path in members.items():
-                tar.add(path, f"{FOLDER}/{name}")
-        sizes = {name: path.stat().st_size for name, path in members.items()}
-        if (size := part.stat().st_size) > limit_mib * MIB:
-            largest = sorted(sizes, key=sizes.get, reverse=True)[:3]
+            tar.add(folder, FOLDER)
+            largest = sorted(tar.getmembers(), key=lambda member: -member.size)[:3]
+        size = part.stat().st_size / MIB
+        said = ", ".join(f"{member.name.removeprefix(FOLDER + '/')} {member.size / MIB:.1f}" for member in largest)
+        if size > limit_mib:
             raise BundleError(
-                f"{out} would have {size / MIB:.1f} MiB, the limit is {limit_mib:g}; its largest members: "
-                + ", ".join(f"{name} {sizes[name] / MIB:.1f}" for name in largest)
-                + "; name with --have what the other machine has, or raise --limit-mib"
+                f"{out} would have {size:.1f} MiB, the limit is {limit_mib:g}; its largest files: {said}; "
+                "name with --have what the other machine has, or raise --limit-mib"
             )
-    return sizes
+    return f"{size:.1f} MiB, its largest files: {said}"
 
 
-def fetch_wheels(python: str, have: Iterable[str], folder: Path) -> list[str]:
-    """Wheels for Python ``python`` on Linux, x86-64, of what is needed beside torch and ``have``; names what it got."""
-    there = {_normal(name) for name in ("torch", *have)}
-    words = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, "--dest", folder]
-    words += [word for name in PLATFORMS for word in ("--platform", name)]
-    words += ["-c", REPOSITORY / "constraints.txt", *(name for name in NEEDED if name not in there)]
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", *map(str, words)]
+def fetch_wheels(python: str, have: Iterable[str], folder: Path) -> None:
+    """Download wheels for Python ``python`` on Linux, x86-64, of what is needed beside torch and ``have``."""
+    there = {"torch", *map(_normal, have)}
+    words = ["download", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}", f"--dest={folder}"]
+    words += [f"--platform={name}" for name in PLATFORMS] + [f"--constraint={ROOT / 'constraints.txt'}"]
+    words += [name for name in NEEDED if name not in there]
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BundleError(f"pip download failed: {done.stderr.strip()[-800:]}; nothing was packed")
-    wheels = {wheel: _normal(wheel.name.split("-")[0]) for wheel in sorted(folder.glob("*.whl"))}
-    for wheel, name in wheels.items():
-        if name in there:  # what others of them need in turn
+    for wheel in folder.glob("*.whl"):
+        if _normal(wheel.name.split("-")[0]) in there:  # what others of them need in turn
             wheel.unlink()
-    return [name for name in wheels.values() if name not in there]
 
 
 def _normal(name: str) -> str:
@@ -170,13 +152,12 @@ def unpacked(device: str | None) -> Run:
     if not known:
         raise BundleError("this is no unpacked bundle; start the run.sh of one")
     if results.package_digest() != known["package"]:
-        raise BundleError(f"{keys_file().parent}: this is not the code that was packed; unpack the bundle again")
-    run = Run(dataclasses.replace(from_json(known["settings"]), device=device))
-    with np.load(keys_file().with_name(RECORDINGS), allow_pickle=False) as kept:
-        who = zip(kept["subject"].tolist(), kept["activity"].tolist(), strict=True)
-        items = tuple(kinds.Recording(*both, kept[f"{i}"]) for i, both in enumerate(who))
-    name = run.cfg.dataset
-    run.recordings = kinds.Recordings(name, kinds.check_name(name), items, **known["data"])
+        raise BundleError(f"{ROOT}: this is not the code that was packed; unpack the bundle again")
+    cfg = from_json(known["settings"] | {"device": device})
+    run = Run(cfg)
+    with np.load(ROOT / RECORDINGS) as signals:
+        items = tuple(kinds.Recording(*map(int, name.split()[1:]), signal) for name, signal in signals.items())
+    run.recordings = kinds.Recordings(cfg.dataset, kinds.check_name(cfg.dataset), items, **known["data"])
     return run
 
 
@@ -184,28 +165,31 @@ def compute(run: Run, workers: int = 1) -> None:
     """Compute what is missing of the results of notebooks 02 to 04, 07 and 09 that take long.
 
     What is there is not made again, and training goes on after its last epoch, so this can be killed anywhere. On CUDA
-    ``workers`` networks are trained at once, each in a process of its own: a small network leaves a GPU mostly idle.
+    ``workers`` networks are trained at once: a small network leaves a GPU mostly idle.
     """
     cfg, choosing = run.cfg, run.choosing
     if workers > 1 and torch_device(cfg.device).type == "cuda":
-        each = [(some, seed) for some in (cfg, choosing.cfg) for seed in some.training.seeds]
-        spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
-            for done in [pool.submit(_train, some, run.data, seed) for some, seed in each]:
-                done.result()
+        train(run, workers)
     with results.around_builds(_said):
-        for name in RESULTS:
+        for name in ("scores", "controls"):  # which ask for networks, statistics and signals
             getattr(run, name)
-        if not choosing.cfg.training.seeds:
-            return
         climbing.reading_scores(cfg, run.data, choosing.networks, choosing.statistics, variants.READINGS)
         units = starting.chosen_units(cfg.model.n_units, cfg.readings.n_units)
         for some in (choosing, run):
             climbing.signals(some.cfg, run.data, some.networks, some.statistics, variants.RECIPES, units)
 
 
-def _train(cfg: Settings, data: Windows, seed: int) -> None:
-    supervised.networks(dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=(seed,))), data)
+def train(run: Run, workers: int) -> None:
+    """Train the networks of a run and those for choosing, ``workers`` at once, each in a process of its own."""
+    pairs = [(cfg, seed) for cfg in (run.cfg, run.choosing.cfg) for seed in cfg.training.seeds]
+    each = [replace(cfg, training=replace(cfg.training, seeds=(seed,))) for cfg, seed in pairs]
+    spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
+        list(pool.map(_train, each, repeat(run.data)))
+
+
+def _train(cfg: Settings, data: Windows) -> None:
+    supervised.networks(cfg, data)  # returned, they would be sent to the parent
 
 
 def _end_with_parent() -> None:
@@ -245,19 +229,18 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
         raise BundleError("there are no results to collect yet; run.sh without --collect makes them")
     out.mkdir(parents=True, exist_ok=True)
     digests, written = {}, []
-    with tempfile.TemporaryDirectory(dir=out) as made:
-        whole = Path(made, "results.tar")
-        with tarfile.open(whole, "w") as tar:
+    with tempfile.TemporaryFile(dir=out) as whole:
+        with tarfile.open(fileobj=whole, mode="w") as tar:
             for address in there:
                 tar.add(artifact_root() / "store" / address, address)
-        with whole.open("rb") as content:
-            while block := content.read(int(part_mib * MIB)):
-                name = f"results.{len(digests) + 1:03d}"
-                digests[name] = _digest(block)
-                if chosen is None or len(digests) in chosen:
-                    with replacing(out / name) as part:
-                        part.write_bytes(block)
-                    written.append(out / name)
+        whole.seek(0)
+        while block := whole.read(int(part_mib * MIB)):
+            name = f"results.{len(digests) + 1:03d}"
+            digests[name] = hashlib.sha256(block).hexdigest()
+            if chosen is None or len(digests) in chosen:
+                with replacing(out / name) as part:
+                    part.write_bytes(block)
+                written.append(out / name)
     if not written:
         raise BundleError(f"there are parts 1 to {len(digests)}; choose among these")
     write_json(out / MANIFEST, {"parts": digests, "results": there, "keys": results.packed()})
@@ -268,35 +251,34 @@ def collect(out: Path, part_mib: float = 16, chosen: range | None = None) -> lis
 
 
 def unpack(paths: Sequence[Path]) -> tuple[int, int]:
-    """Put collected results into the store; ``paths`` are the parts and their manifest, or the folders they are in.
+    """Put collected results into the store; ``paths`` are folders with parts and their manifest, or files in these.
 
     Returns how many were put there, and how many were there already and stay as they are. Raises
     :class:`BundleError` for missing or damaged parts, and for results that no notebook here would look for.
     """
     if absent := [str(path) for path in paths if not path.exists()]:
         raise BundleError(f"{', '.join(absent)}: not there")
-    files = [f for path in paths for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    files += sorted({f.with_name(MANIFEST) for f in files} - set(files))
-    manifests = [f for f in files if f.name == MANIFEST and f.exists()]
+    folders = sorted({path if path.is_dir() else path.parent for path in paths})
+    parts = {file.name: file for folder in folders for file in folder.iterdir()}
+    manifests = [folder / MANIFEST for folder in folders if (folder / MANIFEST).exists()]
     if not manifests:
         raise BundleError(f"{MANIFEST} is missing, which was written beside the parts; fetch it too")
     try:
-        about, *others = (json.loads(f.read_text(encoding="utf-8")) for f in manifests)
+        about, *others = (json.loads(file.read_text(encoding="utf-8")) for file in manifests)
     except ValueError as error:
         raise BundleError(f"one of {', '.join(map(str, manifests))} is damaged ({error}); fetch it again") from error
     if any(other != about for other in others):
         raise BundleError(f"{', '.join(map(str, manifests))} are of different collections; give the parts of one")
     _check_state(about["keys"], {address.partition("/")[0] for address in about["results"]})
-    parts = {f.name: f for f in files if f.exists()}
     if missing := [name for name in about["parts"] if name not in parts]:
         raise BundleError(f"missing: {', '.join(missing)}, of {len(about['parts'])} parts; fetch them too")
     store = artifact_root() / "store"
     store.mkdir(parents=True, exist_ok=True)
-    new = [address for address in about["results"] if address not in stored()]
+    new = set(about["results"]) - set(stored())
     with tempfile.TemporaryFile() as whole, tempfile.TemporaryDirectory(dir=store, prefix=".unpacking.") as folder:
         for name, digest in about["parts"].items():
             content = parts[name].read_bytes()
-            if _digest(content) != digest:
+            if hashlib.sha256(content).hexdigest() != digest:
                 raise BundleError(f"{parts[name]} is damaged: its SHA-256 is not the one noted; fetch it again")
             whole.write(content)
         whole.seek(0)
@@ -316,8 +298,7 @@ def _check_state(packed: dict, stages: set[str]) -> None:
         for library, version in here["versions"].items()
         if version != packed["versions"].get(library)
     ]
-    for kept in (kept for kept in results.KEPT if kept.stage in stages and not kept.version):
-        name = f"{kept.function.__module__}.{kept.function.__name__}"
+    for name in (_named(kept) for kept in results.KEPT if kept.stage in stages and not kept.version):
         if here["code"][name] != packed["code"].get(name):
             same = here["package"] == packed["package"]
             why.append(f"Python was {packed['python']}" if same else f"{name} differs")
@@ -333,19 +314,14 @@ def _check_state(packed: dict, stages: set[str]) -> None:
 
 def _pack_command(words: argparse.Namespace) -> None:
     cfg = load_settings(words.profile, words.dataset)
-    out = Path(words.out or REPOSITORY / "dist" / f"harvis-{cfg.profile}-{cfg.dataset}.tar")
-    sizes = pack(cfg, out, words.limit_mib, words.wheels_for, words.have)
-    wheels = sum(size for name, size in sizes.items() if name.startswith("wheels/"))
-    print(f"{out}: {out.stat().st_size / MIB:.1f} MiB", end=", ")
-    print(f"recordings {sizes[RECORDINGS] / MIB:.1f}, wheels {wheels / MIB:.1f}")
+    out = words.out or ROOT / "dist" / f"harvis-{cfg.profile}-{cfg.dataset}.tar"
+    print(f"{out}: {pack(cfg, out, words.limit_mib, words.wheels_for, words.have)}")
     print(f"there: tar xf {out.name} && sh {FOLDER}/run.sh --device cuda    (again while it exits with {MORE})")
 
 
 def _run_command(words: argparse.Namespace) -> None:
     if words.collect:
-        first, _, last = words.parts.partition("-")
-        chosen = range(int(first), int(last or first) + 1) if first else None
-        written = collect(Path(words.collect), words.part_mib, chosen)
+        written = collect(words.collect, words.part_mib, words.parts)
         print(f"{len(stored())} results are there; {len(written)} parts of them in {words.collect}")
         return
     run = unpacked(words.device)
@@ -363,14 +339,20 @@ def _unpack_command(words: argparse.Namespace) -> None:
     print(f"{new} results put into {artifact_root() / 'store'}; {old} were there already")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _numbers(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``pack``, ``run`` or ``unpack``; 0 when it worked, 75 when there is more to run, 1 with a message otherwise."""
     parser = argparse.ArgumentParser(prog="python -m workflow.gpu", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
     packing = commands.add_parser("pack", help="write the bundle")
     packing.set_defaults(command=_pack_command)
     packing.add_argument("--profile", default="quick")
     packing.add_argument("--dataset", default="synthetic")
-    packing.add_argument("--out", metavar="FILE", help="default: dist/harvis-<profile>-<dataset>.tar")
+    packing.add_argument("--out", type=Path, metavar="FILE", help="default: dist/harvis-<profile>-<dataset>.tar")
     packing.add_argument("--limit-mib", type=float, default=64, help="refuse to write a larger one (%(default)s)")
     packing.add_argument("--wheels-for", metavar="3.12", help="carry packages, for this version of Python")
     packing.add_argument("--have", nargs="*", default=[], metavar="NAME", help="packages not to carry, beside torch")
@@ -380,22 +362,16 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--began", type=float, default=time.time(), help="Unix seconds from which these count (now)")
     running.add_argument("--device", help="default: cuda where there is one")
     running.add_argument("--workers", type=int, help="networks trained at once on CUDA; default: as many as threads")
-    running.add_argument("--collect", metavar="OUT", help="write the results to this folder instead")
+    running.add_argument("--collect", type=Path, metavar="OUT", help="write the results to this folder instead")
     running.add_argument("--part-mib", type=float, default=16, help="largest part (%(default)s)")
-    running.add_argument("--parts", default="", metavar="1-4", help="write only these")
+    running.add_argument("--parts", type=_numbers, metavar="1-4", help="write only these")
     unpacking = commands.add_parser("unpack", help="put collected results into the store")
     unpacking.set_defaults(command=_unpack_command)
-    unpacking.add_argument("parts", nargs="+", type=Path, help="parts and their manifest, or folders of them")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """``pack``, ``run`` or ``unpack``; 0 when it worked, 75 when there is more to run, 1 with a message otherwise."""
-    words = _parser().parse_args(arguments)
-    errors = (ArtifactError, SettingsError, kinds.DataError, supervised.TrainingError)
+    unpacking.add_argument("parts", nargs="+", type=Path, help="folders with parts and their manifest, or files there")
+    words = parser.parse_args(arguments)
     try:
         words.command(words)
-    except (BundleError, *errors) as error:
+    except (ArtifactError, SettingsError, kinds.DataError, supervised.TrainingError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,12 +1,9 @@
 """Two runs turned into a verdict: every table, JSON file and stored array of one beside those of the other.
 
-::
-
     python -m workflow.yardstick REFERENCE CURRENT [--stores REFERENCE CURRENT]
-    python -m workflow.yardstick --published COMMIT PROFILE DATASET
 
-A run is a folder such as ``reports/quick/synthetic``; the second form compares ``reports/published`` of a commit with
-the run of that profile and data set here. ``yardstick.toml`` says what may differ, and by how much; everything else is
+A run is a folder such as ``reports/quick/synthetic``; ``git archive COMMIT reports/published | tar x -C FOLDER`` brings
+those that a commit published. ``yardstick.toml`` says what may differ, and by how much; everything else is
 compared exactly. Nothing of the package is imported, so that the yardstick outlives whatever is renamed there.
 
 Tables are compared cell by cell, whatever the order of their columns and rows; JSON files value by value. Stored
@@ -18,13 +15,8 @@ own, without results that an earlier commit left. ``make yardstick`` does all of
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
-import subprocess
 import sys
-import tarfile
-import tempfile
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -83,7 +75,10 @@ EXACT = Rule("exact")
 
 @dataclass(frozen=True)
 class Rules:
-    """All of ``yardstick.toml``: the first rule that names a value counts, what none names is exact."""
+    """All of ``yardstick.toml``: the first rule that names a value counts, what none names is exact.
+
+    Columns, cells, JSON keys, texts and files that are ``renamed`` are read under their new names on both sides.
+    """
 
     rules: tuple[Rule, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
@@ -92,9 +87,9 @@ class Rules:
         """The rule of a column, JSON path or variable; of a whole file where ``place`` is empty."""
         return next((rule for rule in self.rules if rule.names(file, place, row)), EXACT)
 
-    def find(self, name: str, among) -> str | None:
-        """What ``name`` of the reference is called now: its new name where that is there, else its own, else None."""
-        return next((n for n in (self.renamed.get(name, name), name) if n in among), None)
+    def named(self, name: str) -> str:
+        """What ``name`` is called now."""
+        return self.renamed.get(name, name)
 
 
 def load_rules(path: Path = CLASSES) -> Rules:
@@ -111,42 +106,57 @@ def load_rules(path: Path = CLASSES) -> Rules:
 
 @dataclass
 class Verdict:
-    """What became of one file or stage: by rule, the size of each value's difference, and what lies outside."""
+    """What became of one file or stage: by rule, the size of each value's difference, and the values in words."""
 
     file: str
-    sizes: dict = field(default_factory=lambda: defaultdict(list))
-    outside: dict = field(default_factory=lambda: defaultdict(list))
+    rules: Rules
+    values: dict[Rule, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, rule: Rule, size: float = 0.0, what: str = "") -> None:
+    def add(self, what: str, place: str = "", row: str = "", size: float = np.inf) -> None:
         """Count a value; ``size`` is its difference in units of its tolerance, above 1 outside."""
-        self.sizes[rule].append(size)
-        if size > 1 and rule.kind != "changed":
-            self.outside[rule].append((size, f"{what} ({rule.kind})"))
+        rule = self.rules.of(self.file, place, row)
+        self.values[rule].append((size, f"{what} ({rule.kind})"))
+
+    def compare(self, what: str, old, new, beside: Callable, place: str, row: str = "") -> None:
+        """Count two values; ``beside(name)`` is the reference's value at a neighbouring place."""
+        a, b, size = number(old), number(new), np.inf
+        if old == new:
+            size = 0.0
+        elif a is not None and b is not None:
+            rule = self.rules.of(self.file, place, row)
+            if a == b or (np.isnan(a) and np.isnan(b)):
+                size = 0.0
+            elif np.isfinite(a - b):  # where nothing may differ, the size only says which difference is the largest
+                size = abs(a - b) / (rule.tolerance(a, place, beside) or 1e-9 * max(abs(a), 1e-300)) + (rule is EXACT)
+        self.add(f"{what}: {old!r}, now {new!r}", place, row, size)
+
+    @property
+    def outside(self) -> dict[Rule, list[tuple[float, str]]]:
+        """By rule, what differs by more than the tolerance."""
+        judged = ((rule, values) for rule, values in self.values.items() if rule.kind != "changed")
+        return {rule: [value for value in values if value[0] > 1] for rule, values in judged}
 
     @property
     def differences(self) -> list[tuple[float, str]]:
         """What its rule does not let through, the largest first."""
         found = []
-        for rule, sizes in self.sizes.items():
-            if len(self.outside[rule]) > rule.beyond * len(sizes):
-                found += self.outside[rule]
+        for rule, outside in self.outside.items():
+            sizes = [size for size, _ in self.values[rule]]
+            if len(outside) > rule.beyond * len(sizes):
+                found += outside
             elif rule.width and len(sizes) >= ENOUGH and (typical := float(np.median(sizes))) > TYPICAL:
-                found.append(
-                    (typical, f"{len(sizes)} ends of intervals, typically by {typical:.0%} of their tolerance")
-                )
+                what = f"{len(sizes)} ends of intervals, typically by {typical:.0%} of their tolerance"
+                found.append((typical, what))
         return sorted(found, key=lambda one: -one[0])
 
     def __str__(self) -> str:
-        held, n = self.differences, Counter()
-        for rule, sizes in self.sizes.items():
-            n[rule.kind] += len(sizes)
+        n = Counter(rule.kind for rule, values in self.values.items() for _ in values)
         said = ", ".join(f"{n[kind]} {kind}" for kind in ("exact", "Monte Carlo", "changed") if n[kind])
-        if held:
+        if held := self.differences:
             return f"DIFFERS  {self.file}: {said}; {len(held)} differ, worst: {held[0][1]}"
-        let_through = sum(map(len, self.outside.values()))
-        return f"ok       {self.file}: {said}" + (
-            f"; {let_through} beyond tolerance, which is few" if let_through else ""
-        )
+        if let_through := sum(map(len, self.outside.values())):
+            said += f"; {let_through} beyond tolerance, which is few"
+        return f"ok       {self.file}: {said}"
 
 
 def number(value) -> float | None:
@@ -170,41 +180,27 @@ def other_end(place: str, beside: Callable) -> float:
     raise ValueError(f"{place!r} has a tolerance relative to its interval, but no other end was found")
 
 
-def compare_value(verdict: Verdict, rules: Rules, rule: Rule, place: str, where: str, old, new, beside) -> None:
-    """Judge one value; ``beside(name)`` is the reference's value at a neighbouring place."""
-    a, b = number(old), number(new)
-    if old == new or (isinstance(old, str) and rules.renamed.get(old) == new):
-        verdict.add(rule)
-    elif a is None or b is None:
-        verdict.add(rule, np.inf, f"{where}: {old!r}, now {new!r}")
-    elif a == b or (np.isnan(a) and np.isnan(b)):
-        verdict.add(rule)
-    else:
-        tolerance = rule.tolerance(a, place, beside) or 1e-9 * max(abs(a), 1e-300)  # of exact ones only for the order
-        size = abs(a - b) / tolerance if np.isfinite(a - b) else np.inf
-        verdict.add(rule, size if rule is not EXACT else 1 + size, f"{where}: {old}, now {new}")
-
-
 # ------------------------------------------------------------------------------------------- tables and JSON files
 
 
-def compare_table(verdict: Verdict, rules: Rules, old: Path, new: Path) -> None:
+def compare_table(verdict: Verdict, old: Path, new: Path) -> None:
     """Two CSV files, cell by cell. Rows match by all that is exact, then by texts and whole numbers, then in order."""
-    before, now = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (old, new))
-    columns = {name: rules.find(name, now.columns) for name in before}
-    for name in [n for n, found in columns.items() if found is None] + sorted(set(now) - set(columns.values())):
-        verdict.add(rules.of(verdict.file, name), np.inf, f"column {name!r} is on one side only")
-    columns = {name: found for name, found in columns.items() if found is not None}
+    named = verdict.rules.named
+    before, now = (
+        pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns=named).map(named) for path in (old, new)
+    )
+    for name in before.columns.symmetric_difference(now.columns):
+        verdict.add(f"column {name!r} is on one side only", name)
     if len(before) != len(now):
-        verdict.add(rules.of(verdict.file), np.inf, f"{len(before)} rows, now {len(now)}")
-    exact = [name for name in columns if rules.of(verdict.file, name) is EXACT]
+        verdict.add(f"{len(before)} rows, now {len(now)}")
+    columns = [name for name in before if name in now]
+    exact = [name for name in columns if verdict.rules.of(verdict.file, name) is EXACT]
     labels = [name for name in exact if not before[name].map(_has_point).any()]
-    for i, j in _matched_rows(rules, before, now, columns, (exact, labels, [])):
+    for i, j in _matched_rows(before, now, (exact, labels, [])):
         row = before.iloc[i]
-        said = ", ".join(row[name] for name in (labels or list(columns))[:4])
-        for name, found in columns.items():
-            rule, where = rules.of(verdict.file, name, row.iloc[0]), f"row {i + 1} ({said}), column {name!r}"
-            compare_value(verdict, rules, rule, name, where, row[name], now[found].iloc[j], row.get)
+        where = f"row {i + 1} ({', '.join(row[(labels or columns)[:4]])}), column"
+        for name in columns:
+            verdict.compare(f"{where} {name!r}", row[name], now[name].iloc[j], row.get, name, row.iloc[0])
 
 
 def _has_point(cell: str) -> bool:
@@ -212,20 +208,18 @@ def _has_point(cell: str) -> bool:
     return number(cell) is not None and not cell.lstrip("-").isdecimal()
 
 
-def _matched_rows(rules: Rules, before, now, columns: dict[str, str], keys) -> Iterator[tuple[int, int]]:
+def _matched_rows(before: pd.DataFrame, now: pd.DataFrame, keys) -> Iterator[tuple[int, int]]:
     """Pairs of rows that are equal in the first of the ``keys``' columns, then of the rest in the next ones."""
-    left, rest = list(range(len(before))), list(range(len(now)))
+    left, right = list(range(len(before))), list(range(len(now)))
     for names in keys:
-        waiting, kept = defaultdict(list), []
-        for j, cells in zip(rest, now.iloc[rest][[columns[n] for n in names]].values, strict=True):
-            waiting[tuple(cells)].append(j)
-        for i, cells in zip(left, before.iloc[left][names].values, strict=True):
-            as_named = (tuple(cells), tuple(rules.renamed.get(cell, cell) for cell in cells))
-            if found := next((waiting[n] for n in as_named if waiting.get(n)), None):
+        waiting, ours, theirs = defaultdict(list), before[names].values, now[names].values
+        for j in right:
+            waiting[tuple(theirs[j])].append(j)
+        for i in list(left):
+            if found := waiting[tuple(ours[i])]:
+                left.remove(i)
+                right.remove(found[0])
                 yield i, found.pop(0)
-            else:
-                kept.append(i)
-        left, rest = kept, sorted(j for some in waiting.values() for j in some)
 
 
 def leaves(value, path: str = "") -> Iterator[tuple[str, object]]:
@@ -237,38 +231,38 @@ def leaves(value, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, value
 
 
-def compare_json(verdict: Verdict, rules: Rules, old: Path, new: Path) -> None:
+def compare_json(verdict: Verdict, old: Path, new: Path) -> None:
     """Two JSON files, value by value."""
-    before, now = (dict(leaves(json.loads(path.read_text(encoding="utf-8")))) for path in (old, new))
-    rest = set(now)
-    for path, value in before.items():
-        rule, renamed = rules.of(verdict.file, path), "/".join(rules.renamed.get(p, p) for p in path.split("/"))
-        if found := next((p for p in (renamed, path) if p in now), None):
-            rest.discard(found)
-            compare_value(verdict, rules, rule, path, path, value, now[found], before.get)
+    texts = [path.read_text(encoding="utf-8") for path in (old, new)]
+    for name, other in verdict.rules.renamed.items():
+        texts = [text.replace(json.dumps(name), json.dumps(other)) for text in texts]
+    before, now = (dict(leaves(json.loads(text))) for text in texts)
+    for path in {**before, **now}:
+        if path in before and path in now:
+            verdict.compare(path, before[path], now[path], before.get, path)
         else:
-            verdict.add(rule, np.inf, f"{path} is missing")
-    for path in sorted(rest):
-        verdict.add(rules.of(verdict.file, path), np.inf, f"{path} is new")
+            verdict.add(f"{path} is {'missing' if path in before else 'new'}", path)
 
 
 def compare_reports(rules: Rules, reference: Path, current: Path) -> list[Verdict]:
     """A verdict on each table and JSON file of two runs; a file that one side lacks differs unless it is named."""
     before, now = (
-        {p.relative_to(run).as_posix(): p for p in sorted([*run.glob("tables/*.csv"), *run.glob("*.json")])}
+        {
+            rules.named(p.relative_to(run).as_posix()): p
+            for p in sorted([*run.glob("tables/*.csv"), *run.glob("*.json")])
+        }
         for run in (reference, current)
     )
     if not before:
         raise ValueError(f"{reference} holds no tables and no JSON files")
-    found = {name: rules.find(name, now) for name in before}
-    verdicts = {name: Verdict(name) for name in [*before, *(set(now) - set(found.values()))]}
-    for name, verdict in verdicts.items():
-        if found.get(name) is None:
-            verdict.add(rules.of(name), np.inf, "the file is on one side only")
+    verdicts = [Verdict(name, rules) for name in {**before, **now}]
+    for verdict in verdicts:
+        if verdict.file in before and verdict.file in now:
+            compare = compare_table if verdict.file.endswith(".csv") else compare_json
+            compare(verdict, before[verdict.file], now[verdict.file])
         else:
-            compare = compare_table if name.endswith(".csv") else compare_json
-            compare(verdict, rules, before[name], now[found[name]])
-    return list(verdicts.values())
+            verdict.add("the file is on one side only")
+    return verdicts
 
 
 # -------------------------------------------------------------------------------------------------- stored arrays
@@ -276,16 +270,10 @@ def compare_reports(rules: Rules, reference: Path, current: Path) -> list[Verdic
 
 def arrays_of(store: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
     """(file, variable, array) of every array that a store holds, in NetCDF, safetensors and NumPy files."""
-    for path in sorted(p for p in store.rglob("*.*") if p.is_file()):
-        if path.suffix == ".nc":
-            values = {str(name): of.values for name, of in xr.load_dataset(path, engine="h5netcdf").data_vars.items()}
-        elif path.suffix == ".safetensors":
-            values = load_file(path)
-        elif path.suffix == ".npz":
-            values = dict(np.load(path, allow_pickle=False))
-        else:
-            continue
-        yield from ((path, name, value) for name, value in values.items())
+    readers = {".nc": lambda path: xr.load_dataset(path, engine="h5netcdf"), ".safetensors": load_file, ".npz": np.load}
+    for path in sorted(store.rglob("*.*")):
+        if path.suffix in readers:
+            yield from ((path, str(name), np.asarray(of)) for name, of in readers[path.suffix](path).items())
 
 
 def rows_of(array: np.ndarray) -> Iterator[bytes]:
@@ -304,13 +292,12 @@ def compare_arrays(rules: Rules, reference: Path, current: Path) -> list[Verdict
     verdicts: dict[str, Verdict] = {}
     for path, name, array in arrays_of(reference):
         stage = f"store/{path.relative_to(reference).parts[0]}"
-        verdict, rule = verdicts.setdefault(stage, Verdict(stage)), rules.of(stage, name)
         gone = [row not in known for row in rows_of(array)]
         what = f"{path.parent.name}/{path.name}, {name} {array.shape}: {sum(gone)} of {len(gone)} rows not found"
         if any(gone):
             about = json.loads((path.parent / "manifest.json").read_text(encoding="utf-8"))["provenance"]
             what += f", { ({key: about[key] for key in ('seed', 'layer', 'preset', 'kind') if key in about}) }"
-        verdict.add(rule, 1 + sum(gone) if any(gone) else 0, what)
+        verdicts.setdefault(stage, Verdict(stage, rules)).add(what, name, size=1 + sum(gone) if any(gone) else 0)
     if not verdicts:
         raise ValueError(f"{reference} holds no arrays")
     return list(verdicts.values())
@@ -319,36 +306,19 @@ def compare_arrays(rules: Rules, reference: Path, current: Path) -> list[Verdict
 # ------------------------------------------------------------------------------------------------ the command line
 
 
-def published(commit: str, profile: str, dataset: str, target: Path) -> Path:
-    """A run as a commit published it, unpacked below ``target``."""
-    name = f"reports/published/{profile}/{dataset}"
-    packed = subprocess.run(("git", "archive", commit, name), capture_output=True, check=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(target, filter="data")
-    return target / name
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Print a line per file and stage, those that differ last, and a summary; 1 where any differs beyond its class."""
     parser = argparse.ArgumentParser(prog="python -m workflow.yardstick", description="Compare two runs.")
-    parser.add_argument("run", nargs=2, help="REFERENCE CURRENT, or with --published PROFILE DATASET")
-    parser.add_argument("--published", metavar="COMMIT", help="compare with what this commit published")
+    parser.add_argument("run", nargs=2, type=Path, metavar=("REFERENCE", "CURRENT"), help="folders of reports")
     parser.add_argument("--stores", nargs=2, type=Path, metavar=("REFERENCE", "CURRENT"), help="compare arrays too")
-    words = parser.parse_args(arguments)
-    rules = load_rules()
-    with tempfile.TemporaryDirectory() as scratch:
-        reference, current = map(Path, words.run)
-        if words.published:
-            reference = published(words.published, *words.run, Path(scratch))
-            current = Path(os.environ.get("HARVIS_REPORTS") or "reports", *words.run)
-        verdicts = compare_reports(rules, reference, current)
-        verdicts += compare_arrays(rules, *words.stores) if words.stores else []
+    words, rules = parser.parse_args(arguments), load_rules()
+    verdicts = compare_reports(rules, *words.run)
+    if words.stores:
+        verdicts += compare_arrays(rules, *words.stores)
     for verdict in sorted(verdicts, key=lambda v: bool(v.differences)):
         print(verdict)
-    wrong, n = (
-        sum(bool(v.differences) for v in verdicts),
-        sum(len(sizes) for v in verdicts for sizes in v.sizes.values()),
-    )
+    wrong = sum(bool(v.differences) for v in verdicts)
+    n = sum(len(values) for v in verdicts for values in v.values.values())
     print(f"{len(verdicts)} files and stages, {n} values and arrays: {wrong or 'none'} differ beyond their class")
     return int(wrong > 0)
 
