@@ -335,13 +335,13 @@ def unique(found: xr.Dataset) -> xr.DataArray:
 # ------------------------------------------------------------------------------------------ comparison, examples
 
 
-def over_networks(name: str, values: np.ndarray) -> dict[str, float]:
+def over_networks(name: str, values: Sequence[float], least: int = ENOUGH_SEEDS) -> dict[str, float]:
     """Mean of (network,) values as ``name``, "name low" and "name high": the ends of its 95 % interval over networks.
 
-    The ends are NaN where networks are fewer than ``ENOUGH_SEEDS``, because those say too little of others.
+    The ends are NaN where networks are fewer than ``least``, because those say too little of others.
     """
     found = with_interval(name, values)
-    return found if len(values) >= ENOUGH_SEEDS else found | {f"{name} low": np.nan, f"{name} high": np.nan}
+    return found if len(values) >= least else found | {f"{name} low": np.nan, f"{name} high": np.nan}
 
 
 def compared(counts: Mapping[str, xr.DataArray], first: str = "trained") -> pd.DataFrame:
