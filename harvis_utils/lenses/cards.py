@@ -15,9 +15,8 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Split
-from harvis_utils.lenses.dissection import DETECTOR_IOU
+from harvis_utils.lenses.dissection import DETECTOR_IOU, over_networks
 from harvis_utils.metrics import agreement, embedding, recovery
-from harvis_utils.metrics.intervals import ENOUGH_SEEDS, with_interval
 from harvis_utils.settings import SimilaritySettings
 
 #: Choice: windows, concepts, activities and neighbours that a card shows
@@ -111,11 +110,7 @@ class Lenses:
 
 
 def collect(
-    lenses: Lenses,
-    seed: int,
-    activities: Sequence[str],
-    axes: Sequence[str],
-    similarity: SimilaritySettings,
+    lenses: Lenses, seed: int, activities: Sequence[str], axes: Sequence[str], similarity: SimilaritySettings
 ) -> list[Card]:
     """The cards of all units of the network with this ``seed``, layer by layer.
 
@@ -125,24 +120,20 @@ def collect(
         raise KeyError(f"no network has seed {seed}; seeds of this run: {', '.join(map(str, seeds))}")
     effects = lenses.ablated["f1"].sel(seed=seed).transpose("layer", "unit", "class")
     ranked = np.sort(effects.fillna(-np.inf).values.reshape(-1, effects.sizes["class"]), axis=0)
+    concepts = [str(c) for c in lenses.dissected["concept"].values]
     found = []
     for layer in map(str, lenses.signals["layer"].values):
-        own = lenses.signals.sel(seed=seed, layer=layer)
+        own, measured = (of.sel(seed=seed, layer=layer) for of in (lenses.signals, lenses.measured))
         signals, status = own["signal"].transpose("unit", "time").values, agreement.status(own, similarity)["status"]
-        matches = twins(lenses, seed, layer, similarity)
-        iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept")
-        cost = effects.sel(layer=layer)
+        matches, view = twins(lenses, seed, layer, similarity), lenses.views[layer]
+        iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept").values
+        cost = effects.sel(layer=layer).values
         # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
-        exceeded = [np.searchsorted(ranked[:, k], cost.values[:, k]) for k in range(ranked.shape[1])]
-        matters = (np.stack(exceeded, 1) >= MATTERS * len(ranked)) & (cost.values > 0)
-        near = _neighbours(lenses.views[layer].positions)
-        measured = lenses.measured.sel(seed=seed, layer=layer)
-        for u in range(len(signals)):
-            names = [str(c) for c in iou["concept"].values]
-            of_concept = _falling(names, iou.values[u])
-            of_class = _falling(activities, cost.values[u])
-            important = {a for a, m in zip(activities, matters[u], strict=True) if m}
-            nearest = int(lenses.views[layer].activities[u])
+        exceeded = np.stack([np.searchsorted(*of) for of in zip(ranked.T, cost.T, strict=True)], 1)
+        matters = (exceeded >= MATTERS * len(ranked)) & (cost > 0)
+        near = _neighbours(view.positions)
+        for u, nearest in enumerate(view.activities):
+            of_concept, of_class = _falling(concepts, iou[u]), _falling(activities, cost[u])
             found.append(
                 Card(
                     seed=seed,
@@ -158,7 +149,7 @@ def collect(
                     iou=dict(list(of_concept.items())[:N_CONCEPTS]),
                     cost=dict(list(of_class.items())[:N_ACTIVITIES]),
                     detects=tuple(c for c, v in of_concept.items() if v > DETECTOR_IOU),
-                    matters_for=tuple(a for a in of_class if a in important),
+                    matters_for=tuple(a for a in of_class if matters[u, activities.index(a)]),
                     neighbours=near.get(u, ()),
                 )
             )
@@ -178,28 +169,26 @@ def twins(lenses: Lenses, seed: int, layer: str, similarity: SimilaritySettings)
     """
     seeds = [int(s) for s in lenses.signals["seed"].values]
     other = seeds[(seeds.index(seed) + 1) % len(seeds)]
-    if other == seed:
-        return {}
-    of = {s: lenses.signals.sel(seed=s, layer=layer) for s in (seed, other)}
-    units, index, drawn = {}, {}, []
-    rng = np.random.default_rng((seed, other))
-    for s, network in of.items():
+    usable = []
+    for s in (seed, other):
+        network = lenses.signals.sel(seed=s, layer=layer)
         found = agreement.status(network, similarity)
-        index[s] = np.flatnonzero(found["status"].values == "used")
-        x = network["signal"].transpose("unit", "time").values[index[s]]
-        first = found["first"].values[index[s]]
-        units[s] = agreement.units_of(x, first, similarity.piece)
-        if s == other:
-            scrambles = [recovery.scrambled(x, rng) for _ in range(N_SCRAMBLED)]
-            drawn = [agreement.units_of(y, first, similarity.piece) for y in scrambles]
-    if not len(index[seed]) or not len(index[other]):
+        index = np.flatnonzero(found["status"].values == "used")
+        signals = network["signal"].transpose("unit", "time").values[index]
+        usable.append((index, signals, found["first"].values[index]))
+    (mine, signals, first), (yours, others, begins) = usable
+    if other == seed or not len(mine) or not len(yours):
         return {}
-    chance = np.concatenate([agreement.matched(units[seed], y)[2] for y in drawn])
+    units, rng = agreement.units_of(signals, first, similarity.piece), np.random.default_rng((seed, other))
+
+    def matched(candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return agreement.matched(units, agreement.units_of(candidates, begins, similarity.piece))
+
+    chance = np.concatenate([matched(recovery.scrambled(others, rng))[2] for _ in range(N_SCRAMBLED)])
     limit = float(recovery.chance_point(chance))
-    signals = of[other]["signal"].transpose("unit", "time").values
     return {
-        int(index[seed][a]): Twin(other, int(index[other][b]), signals[index[other][b]], float(value), limit)
-        for a, b, value in zip(*agreement.matched(units[seed], units[other]), strict=True)
+        int(mine[a]): Twin(other, int(yours[b]), others[b], float(value), limit)
+        for a, b, value in zip(*matched(others), strict=True)
     }
 
 
@@ -208,24 +197,22 @@ def _neighbours(positions: np.ndarray) -> dict[int, tuple[int, ...]]:
     placed = np.flatnonzero(np.isfinite(positions).all(1))
     if len(placed) < 2:
         return {}
-    near = embedding.neighbours(positions[placed], min(N_NEIGHBOURS, len(placed) - 1))
-    return {int(u): tuple(int(placed[k]) for k in row) for u, row in zip(placed, near, strict=True)}
+    near = placed[embedding.neighbours(positions[placed], min(N_NEIGHBOURS, len(placed) - 1))]
+    return dict(zip(placed.tolist(), map(tuple, near.tolist()), strict=True))
 
 
 def _strong_windows(
     lenses: Lenses, layer: str, unit: int, activities: Sequence[str], axes: Sequence[str]
 ) -> tuple[StrongWindow, ...]:
     """The unit's strongest windows; without those that leave it silent."""
-    top = lenses.projected.sel(layer=layer, unit=unit, rule="deconvnet")
-    found = []
-    for r in range(min(N_WINDOWS, top.sizes["rank"])):
-        one = top.isel(rank=r)
-        window, axis, value = int(one["window"]), int(one["axis"]), float(one["value"])
-        if value > 0:
-            projection, signal = (one[name].values[axis] for name in ("projection", "signal"))
-            activity, subject = (int(of[window]) for of in (lenses.searched.activity, lenses.searched.subject))
-            found.append(StrongWindow(signal, projection, activities[activity], axes[axis], subject, value))
-    return tuple(found)
+    top = lenses.projected.sel(layer=layer, unit=unit, rule="deconvnet").isel(rank=slice(N_WINDOWS))
+    columns = [top[name].values for name in ("signal", "projection", "window", "axis", "value")]
+    activity, subject = lenses.searched.activity, lenses.searched.subject
+    return tuple(
+        StrongWindow(x[axis], back[axis], activities[activity[window]], axes[axis], int(subject[window]), float(value))
+        for x, back, window, axis, value in zip(*columns, strict=True)
+        if value > 0
+    )
 
 
 # ------------------------------------------------------------------------------------------------ lens against lens
@@ -240,10 +227,10 @@ def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> xr.Dat
     ``IoU`` is that with the unit's best concept, ``cost`` the largest drop of any activity's F1, ``match`` the
     similarity to its match in the next network (NaN without one).
     """
-    found = lenses.measured[["activation", "nearness"]].sel(seed=seed, drop=True).transpose("layer", "unit")
+    found = lenses.measured[["activation", "nearness"]].sel(seed=seed).transpose("layer", "unit")
     found = found.assign(
-        IoU=lenses.dissected["iou"].sel(seed=seed, drop=True).max("concept"),
-        cost=lenses.ablated["f1"].sel(seed=seed, drop=True).max("class"),
+        IoU=lenses.dissected["iou"].sel(seed=seed).max("concept"),
+        cost=lenses.ablated["f1"].sel(seed=seed).max("class"),
         match=xr.full_like(found["activation"], np.nan, dtype=np.float64),
     )
     for layer in found["layer"].values:
@@ -262,14 +249,10 @@ def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
     rows = []
     for first, second in combinations(NUMBERS, 2):
         for layer in of[0]["layer"].values:
-            each = [one.sel(layer=layer)[[first, second]].to_dataframe()[[first, second]] for one in of]
-            known = [table.dropna() for table in each]
+            known = [one.sel(layer=layer).to_dataframe()[[first, second]].dropna() for one in of]
             values = [t.corr("spearman").iloc[0, 1] for t in known if len(t) > 2 and (t.nunique() > 1).all()]
-            row = {"lenses": f"{first}, {second}", "layer": str(layer)} | with_interval(
-                "correlation", values or [np.nan]
-            )
-            if len(values) < ENOUGH_SEEDS:
-                row |= {"correlation low": np.nan, "correlation high": np.nan}
+            row = {"lenses": f"{first}, {second}", "layer": str(layer)}
+            row |= over_networks("correlation", values or [np.nan])
             rows.append(row | {"networks": len(values)})
     return pd.DataFrame(rows).set_index(["lenses", "layer"])
 
