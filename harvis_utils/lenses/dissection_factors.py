@@ -1,10 +1,8 @@
 """What the number of detectors depends on: small networks that differ in one thing, each dissected.
 
 Bau, Zhou et al. (2017), sections 3.4 to 3.7: width, batch norm, or having learned from labels or from a task without
-any. That task is to tell which transformation was applied to a window, after Saeed, Ozcelebi and Lukkien (2019), who
-let wearable-sensor networks recognize transformations, with four of them and one network head. What comes back are
-ordinary windows whose "activities" are the transformations, so that :mod:`harvis_utils.training.supervised` trains
-networks on them as on any others.
+any. That task is to tell which of four transformations was applied to a window, after Saeed, Ozcelebi and Lukkien
+(2019): ordinary windows whose "activities" are the transformations.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from harvis_utils.data.windowing import SPLITS, Split, Windows
+from harvis_utils.data.windowing import SPLITS, Windows
 from harvis_utils.lenses import dissection
 from harvis_utils.lenses.concepts import Concepts
 from harvis_utils.parallel import side_by_side
@@ -53,16 +51,14 @@ def transformed(x: np.ndarray, which: np.ndarray, rng: np.random.Generator) -> n
 
 def without_labels(windows: Windows, seed: int = 0) -> Windows:
     """The windows, each changed by a transformation drawn at random, which is its class; splits and subjects stay."""
-    rng = np.random.default_rng(seed)
-    splits = {name: _changed(getattr(windows, name), rng) for name in SPLITS}
+    rng, splits = np.random.default_rng(seed), {}
+    for name in SPLITS:
+        split = getattr(windows, name)
+        which = rng.integers(len(TRANSFORMATIONS), size=len(split))
+        series = transformed(split.x, which, rng).transpose(0, 2, 1).reshape(-1, split.series.shape[1])
+        start = np.arange(len(split)) * split.length  # window after window
+        splits[name] = dataclasses.replace(split, series=np.ascontiguousarray(series), start=start, activity=which)
     return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS)
-
-
-def _changed(split: Split, rng: np.random.Generator) -> Split:
-    which = rng.integers(len(TRANSFORMATIONS), size=len(split))
-    x = transformed(split.x, which, rng)
-    series = np.ascontiguousarray(x.transpose(0, 2, 1)).reshape(-1, x.shape[1])  # window after window
-    return dataclasses.replace(split, series=series, start=np.arange(len(x)) * split.length, activity=which)
 
 
 # ------------------------------------------------------------------------------------------------ small networks
@@ -79,9 +75,7 @@ def small(cfg: Settings, **model) -> Settings:
     """
     quick = load_settings("quick", cfg.dataset)
     training = dataclasses.replace(quick.training, seeds=cfg.dissection.factor_seeds)
-    return dataclasses.replace(
-        cfg, model=dataclasses.replace(quick.model, **{"dropout": 0.0, **model}), training=training
-    )
+    return dataclasses.replace(cfg, model=dataclasses.replace(quick.model, dropout=0.0, **model), training=training)
 
 
 def levels(settings: DissectionSettings) -> dict[str, tuple[str, dict]]:
