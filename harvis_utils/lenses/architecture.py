@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,17 +75,11 @@ class Reshaped(SFHF):
     """SF-HF whose first convolution has a width and a stride of its own; the head fits what comes out."""
 
     def __init__(self, n_axes: int, length: int, n_classes: int, settings: ModelSettings, variant: Variant):
-        settings = dataclasses.replace(
-            settings,
-            n_layers=variant.n_layers,
-            n_dense=settings.n_dense if variant.dense else 0,
-            pool=variant.pool,
-        )
-        after = -(-length // variant.stride)  # 'same' padding
-        super().__init__(n_axes, after, n_classes, settings)
-        self.conv1 = nn.Conv2d(
-            1, settings.n_units, (1, variant.kernel), stride=(1, variant.stride), padding=(0, variant.kernel // 2)
-        )
+        n_dense = settings.n_dense if variant.dense else 0
+        settings = dataclasses.replace(settings, n_layers=variant.n_layers, n_dense=n_dense, pool=variant.pool)
+        super().__init__(n_axes, -(-length // variant.stride), n_classes, settings)  # 'same' padding
+        kernel, padding = (1, variant.kernel), (0, variant.kernel // 2)
+        self.conv1 = nn.Conv2d(1, settings.n_units, kernel, (1, variant.stride), padding)
 
 
 def new_model(windows: Windows, settings: ModelSettings, variant: Variant, seed: int) -> Reshaped:
@@ -168,10 +161,10 @@ def looks(network: Reshaped, few: Windows) -> dict[str, float]:
     1 where all three are covered alike; ``score`` takes off what is aliased or dead.
     """
     filters = network.conv1.weight.detach()[:, 0, 0, :].numpy()
-    shares = {band: float(np.nanmean(values)) for band, values in band_shares(filters, few.rate_hz).items()}
+    shares = {band: np.nanmean(values) for band, values in band_shares(filters, few.rate_hz).items()}
     present = np.array([v for v in shares.values() if v > 0])
-    evenness = float(-(present * np.log(present)).sum() / np.log(len(BANDS)))
-    aliased = float(np.nanmean(aliased_share(filters, network.conv1.stride[1])))
+    evenness = -(present * np.log(present)).sum() / np.log(len(BANDS))
+    aliased = np.nanmean(aliased_share(filters, network.conv1.stride[1]))
     dead = float((taps.outputs(network, "conv1", few.val.x).amax((0, 2, 3)) <= 0).double().mean())
     norms = np.linalg.norm(filters, axis=1)
     return {
@@ -189,13 +182,12 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     ``gain`` over ``BASE``, and what one sees averaged over seeds."""
     base = found[found["variant"] == BASE].set_index("seed")["test F1"]
     found = found.assign(gain=found["test F1"] - found["seed"].map(base))
-    seen = found.columns[found.columns.get_loc("weights") + 1 : found.columns.get_loc("variant")]
     rows = []
     for (name, question), own in found.groupby(["variant", "question"], sort=False):
         row = {"variant": name, "question": question, "networks": len(own)}
         for column in ("test F1", "val F1", "gain"):
             row |= over_networks(column, own[column], 2)
-        rows.append(row | {"weights": own["weights"].iloc[0]} | own[seen].mean().to_dict())
+        rows.append(row | {"weights": own["weights"].iloc[0]} | own.loc[:, "low":"score"].mean().to_dict())
     return pd.DataFrame(rows).set_index("variant")
 
 
@@ -203,10 +195,7 @@ def looks_against_f1(of: pd.DataFrame) -> dict[str, float]:
     """Rank correlation of each thing one sees with validation F1 over the first-layer variants; NaN if constant."""
     first = of[of["question"] != "layers"]
     seen = ("score", "evenness", "middle", "aliased", "dead", "dominance")
-    return {
-        name: float(spearmanr(first[name], first["val F1"]).statistic) if first[name].nunique() > 1 else float("nan")
-        for name in seen
-    }
+    return {n: first[n].corr(first["val F1"], "spearman") if first[n].nunique() > 1 else np.nan for n in seen}
 
 
 def chosen_by_looking(of: pd.DataFrame) -> str:
