@@ -137,12 +137,12 @@ def explanations(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str],
     units that overlap an activity cost that activity's F1, or the probability its windows get? "any concept": do units
     with a large best IoU cost macro F1?
     """
-    overlap = found["iou"].sel(concept=[a for a in activities if a in found["concept"]])
-    classes = [list(activities).index(a) for a in overlap["concept"].values]
+    known = [a for a in activities if a in found["concept"]]
+    lost = lost.assign_coords({"class": list(activities)})
     parts: dict[tuple[str, str], list[Explained]] = {}
     for layer, seed in product(found["layer"].values, found["seed"].values):
         at = {"seed": seed, "layer": layer}
-        own, cost = overlap.sel(at).values, lost.sel(at).isel({"class": classes})
+        own, cost = found["iou"].sel(at | {"concept": known}).values, lost.sel(at | {"class": known})
         best = found["iou"].sel(at).max("concept").values[:, None]
         rng = np.random.default_rng(0)
         pairs = {
