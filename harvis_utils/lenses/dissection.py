@@ -78,9 +78,9 @@ def thresholds(maps: Tensor, share: float = SHARE) -> Thresholds:
 def unit_masks(maps: Tensor, limits: Thresholds, n_axes: int, n_time: int) -> sparse.csr_matrix:
     """Where each unit's output is T_k or more: (unit, sample), samples being (window, axis, time) in that order.
 
-    Maps of another length than the windows' are interpolated linearly to it (the source: bilinear), T_k having been
-    taken before. Where T_k is the unit's output at rest, the mask are all outputs above that: nothing is strong about
-    rest. Raises ``ValueError`` for maps that have neither the windows' axes nor a single one.
+    Maps of another length than the windows' are interpolated linearly to it (the source: bilinear), after T_k was
+    taken. Where T_k is the unit's output at rest, the mask are all outputs above that. Raises ``ValueError`` for maps
+    that have neither the windows' axes nor a single one.
     """
     n_windows, n_units, axes, time = maps.shape
     if axes not in (1, n_axes):
@@ -309,7 +309,7 @@ def detectors(found: xr.Dataset) -> xr.Dataset:
 def unique(found: xr.Dataset) -> xr.DataArray:
     """How many different concepts the units detect: what :func:`detectors` has but units."""
     each = [(found["detector"] & (found["concept"] == name)).any("unit") for name in np.unique(found["concept"].values)]
-    return sum(each, start=xr.zeros_like(each[0], dtype=int))
+    return sum(each)
 
 
 # ------------------------------------------------------------------------------------------ comparison, examples

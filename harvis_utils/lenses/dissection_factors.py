@@ -103,7 +103,7 @@ def small_networks(cfg: Settings, windows: Windows) -> dict[str, list[Network]]:
         return supervised.train(small(cfg, **model), learned[task], job[1])
 
     # the widest first, so that no thread is left with one at the end
-    jobs.sort(key=lambda job: -plan[job[0]][1].get("n_units", small(cfg).model.n_units))
+    jobs.sort(key=lambda job: -small(cfg, **plan[job[0]][1]).model.n_units)
     found = dict(zip(jobs, side_by_side(cfg, one, jobs), strict=True))
     return {level: [found[level, seed] for seed in seeds] for level in plan}
 
