@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -39,8 +40,7 @@ from harvis_utils.training.supervised import Network
 #: step sizes tried: from clearly too small to clearly too large in G
 STEP_SIZES = {"ascent": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "adam": (0.01, 0.03, 0.1, 0.3, 1.0)}
 DECAY = 0.99  # Choice: steps end at about a tenth of their size
-#: Choice: where nothing bounds the signal, one step for all slopes (not the calibrated preset's), because a larger one
-#: always gets higher
+#: Choice: without bounds one step for all slopes (not the calibrated preset's), because a larger one always gets higher
 FREE = Step("adam", 0.1, 0.995)
 #: Choice: a larger gain counts as this one, also where plain ascent does not leave zero; medians do not mind
 HIGHEST_GAIN = 100.0
@@ -93,16 +93,13 @@ def climb_all(
     any slope and start gave this unit (inf: never); ``signal`` (also time) in G; ``curve`` (also step); with a bound
     :func:`slopes.at_bounds` and :func:`slopes.one_sided`. ``at_start`` is (layer, start, unit).
     """
-    layers = trunk.layers
     units = list(range(min(map(len, trunk.biases))) if units is None else units)
     n_starts, length = starts.shape
-    # rows are (start, unit)
-    x = torch.tensor(np.repeat(starts, len(units), axis=0))
+    x = torch.tensor(np.repeat(starts, len(units), axis=0))  # rows are (start, unit)
     unit = torch.tensor(units).repeat(n_starts)
-    found = [
-        climb(trunk, layer, unit, x, slope, step, n_steps, bound) for layer in layers for slope, step in steps.items()
-    ]
-    shape = (len(layers), len(steps), n_starts, len(units))
+    cases = product(trunk.layers, steps.items())
+    found = [climb(trunk, layer, unit, x, slope, step, n_steps, bound) for layer, (slope, step) in cases]
+    shape = (len(trunk.layers), len(steps), n_starts, len(units))
     curve = np.stack([a.curve.numpy() for a in found]).reshape(*shape, n_steps + 1)
     signal = np.stack([a.best.numpy() for a in found]).reshape(*shape, length)
     maximum = curve[..., -1]
@@ -119,7 +116,7 @@ def climb_all(
     if bound is not None:
         arrays["at_bounds"] = dims, slopes.at_bounds(signal, bound)
         arrays["one_sided"] = dims, slopes.one_sided(signal, bound)
-    return xr.Dataset(arrays, {"layer": list(layers), "slope": list(steps), "unit": units})
+    return xr.Dataset(arrays, {"layer": list(trunk.layers), "slope": list(steps), "unit": units})
 
 
 @kept("slopes")
@@ -205,11 +202,6 @@ def gains(maximum: xr.DataArray, plain: xr.DataArray | None = None) -> xr.DataAr
     plain = maximum.sel(slope=SLOPES[0], drop=True) if plain is None else plain
     gain = (maximum / plain.where(plain > 0) - 1).where(plain > 0, np.inf)
     return gain.clip(max=HIGHEST_GAIN).where((plain > 0) | (maximum > 0))
-
-
-def _pairs(values: xr.DataArray) -> np.ndarray:
-    """(seed, everything else)."""
-    return values.transpose("seed", ...).values.reshape(values.sizes["seed"], -1)
 
 
 def _median(values: np.ndarray) -> float:
@@ -304,13 +296,14 @@ def over_plain(found: xr.Dataset, name: str, slope: float) -> Difference:
     Unit by unit, mean over starts, living units only.
     """
     each = found[name].astype(float).mean("start").where(found["maximum"].max(("slope", "start")) > 0)
-    return paired(*(_pairs(each.sel(slope=s)) for s in (slope, SLOPES[0])))
+    both = each.sel(slope=[slope, SLOPES[0]]).transpose("slope", "seed", ...).values
+    return paired(*both.reshape(*both.shape[:2], -1))
 
 
 def height_table(height: xr.DataArray) -> pd.DataFrame:
     """Mean of :func:`bounds_and_height` per layer, and over "all", with its interval: ``correlation``, its ends."""
-    every = pd.DataFrame(with_interval("correlation", _pairs(height)), pd.Index(["all"], name="layer"))
-    return pd.concat([tabulated({"correlation": height}, "layer"), every])
+    every = height.rename(layer="layers").expand_dims(layer=["all"])
+    return pd.concat([tabulated({"correlation": of}, "layer") for of in (height, every)])
 
 
 # ----------------------------------------------------------------------------------------------- trained with slopes
