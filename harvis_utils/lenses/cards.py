@@ -1,7 +1,5 @@
-"""All lenses on one unit, gathered: a card.
-
-A card adds no measurement of its own. It is made of what notebooks 03 to 05, 08, 11 and 12 stored, and of the best
-match among the units of a second network.
+"""All lenses on one unit: a card, made of what notebooks 03 to 05, 08, 11 and 12 stored, and of its match in another
+network. A card adds no other measurement.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import rankdata
 
 from harvis_utils.data.windowing import Split
 from harvis_utils.lenses.dissection import DETECTOR_IOU, over_networks
@@ -41,10 +40,8 @@ class StrongWindow:
 
 @dataclass(frozen=True)
 class Twin:
-    """The unit of another network that matches best one to one: its signal (time,) in G, and how alike the two are.
-
-    ``similarity`` as in :func:`agreement.unit_similarity`; ``chance`` is what 95 % of matches with phase-scrambled
-    signals stay below.
+    """The unit of another network that matches best one to one: its signal (time,) in G, their ``similarity``
+    (:func:`agreement.unit_similarity`), and what 95 % of matches with phase-scrambled signals stay below (``chance``).
     """
 
     seed: int
@@ -58,11 +55,10 @@ class Twin:
 class Card:
     """Everything known of one unit; what there is none of is NaN, ``None`` or empty, and ``status`` says why.
 
-    ``signal`` (time,) in G is the proposed method's, ``activation`` the share of the unit's threshold it reaches and
-    ``nearness`` how near it comes to real exciting windows (notebook 08). ``iou`` maps the ``N_CONCEPTS`` concepts
-    that overlap the unit most to their IoU, ``cost`` the ``N_ACTIVITIES`` that lose most when it is silenced to the F1
-    they lose; ``detects`` and ``matters_for`` are all those above the thresholds of this module, strongest first.
-    ``neighbours`` are the nearest units on the atlas.
+    ``signal`` (time,) in G is the proposed method's, ``activation`` the share of the unit's threshold it reaches,
+    ``nearness`` to real exciting windows (notebook 08). ``iou`` maps the ``N_CONCEPTS`` concepts that overlap the unit
+    most to their IoU, ``cost`` the ``N_ACTIVITIES`` that lose most when it is silenced to that F1; ``detects`` and
+    ``matters_for`` are all above the thresholds, strongest first. ``neighbours`` are the nearest units on the atlas.
     """
 
     seed: int
@@ -95,9 +91,8 @@ class Lenses:
     """Stored results of one run that cards are made of, all with dims (seed, layer, unit, ...).
 
     ``signals`` (``signal``, ``map``, ``dead``) and ``measured`` (``activation``, ``nearness``) are the proposed
-    method's; ``dissected`` has ``iou`` (..., concept), ``ablated`` ``f1`` (..., class), ``projected`` the strongest
-    activations and their projections of one network (:func:`deconvnet.projections`), whose windows are in
-    ``searched``. ``views`` are the layers of that network's atlas.
+    method's; ``dissected`` has ``iou`` (..., concept), ``ablated`` ``f1`` (..., class). One network's are
+    ``projected`` (:func:`deconvnet.projections`) from the windows ``searched``, and ``views``, its atlas by layer.
     """
 
     signals: xr.Dataset
@@ -119,7 +114,9 @@ def collect(
     if seed not in (seeds := lenses.signals["seed"].values):
         raise KeyError(f"no network has seed {seed}; seeds of this run: {', '.join(map(str, seeds))}")
     effects = lenses.ablated["f1"].sel(seed=seed).transpose("layer", "unit", "class")
-    ranked = np.sort(effects.fillna(-np.inf).values.reshape(-1, effects.sizes["class"]), axis=0)
+    # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
+    exceeded = rankdata(effects.fillna(-np.inf).values.reshape(-1, effects.sizes["class"]), "min", axis=0) - 1
+    important = (effects > 0) & (exceeded >= MATTERS * len(exceeded)).reshape(effects.shape)
     concepts = [str(c) for c in lenses.dissected["concept"].values]
     found = []
     for layer in map(str, lenses.signals["layer"].values):
@@ -127,10 +124,7 @@ def collect(
         signals, status = own["signal"].transpose("unit", "time").values, agreement.status(own, similarity)["status"]
         matches, view = twins(lenses, seed, layer, similarity), lenses.views[layer]
         iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept").values
-        cost = effects.sel(layer=layer).values
-        # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
-        exceeded = np.stack([np.searchsorted(*of) for of in zip(ranked.T, cost.T, strict=True)], 1)
-        matters = (exceeded >= MATTERS * len(ranked)) & (cost > 0)
+        cost, matters = (of.sel(layer=layer).values for of in (effects, important))
         near = _neighbours(view.positions)
         for u, nearest in enumerate(view.activities):
             of_concept, of_class = _falling(concepts, iou[u]), _falling(activities, cost[u])
@@ -240,10 +234,9 @@ def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> xr.Dat
 
 
 def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
-    """Spearman's correlation over units between any two of ``NUMBERS``, by layer: mean over networks, 95 % interval.
+    """Spearman's ``correlation`` over units between any two of ``NUMBERS``: mean over networks, 95 % interval.
 
-    One row per pair of lenses and layer: ``correlation``, its ends (NaN below five networks), and the number of
-    ``networks`` that have one.
+    One row per pair of lenses and layer, with the ends (NaN below five networks) and the number of ``networks``.
     """
     of = [numbers(lenses, int(seed), similarity) for seed in lenses.signals["seed"].values]
     rows = []
@@ -260,8 +253,8 @@ def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
 def overview(deck: Sequence[Card]) -> pd.DataFrame:
     """One row per card: what each lens says of the unit in a word or a number, names joined by "; ".
 
-    ``concept`` is the one it overlaps most, by ``IoU``; ``match`` is the unit of the next network that matches it best,
-    ``alike`` how well it does, ``by chance`` how well scrambled signals do; all three are missing where there is none.
+    ``concept`` is the one it overlaps most; ``match`` is the unit of the next network that matches best, ``alike`` how
+    well it does, ``by chance`` how well scrambled signals do; all three are missing where there is none.
     """
     rows = [
         {
