@@ -37,15 +37,15 @@ def transformed(x: np.ndarray, which: np.ndarray, rng: np.random.Generator) -> n
     if not np.isin(which, np.arange(len(TRANSFORMATIONS))).all():
         raise ValueError(f"transformations are numbered 0 to {len(TRANSFORMATIONS) - 1}, not {np.unique(which)}")
     found = x.copy()
-    found[which == 1] = -x[which == 1]
+    found[which == 1] *= -1
     found[which == 2] = x[which == 2][..., ::-1]
-    length = x.shape[2] // N_PIECES
+    whole = x.shape[2] // N_PIECES * N_PIECES
     for window in np.flatnonzero(which == 3):
         order = np.arange(N_PIECES)
         while (order == np.arange(N_PIECES)).all():  # the order it has is no other order
             order = rng.permutation(N_PIECES)
-        pieces = x[window, :, : N_PIECES * length].reshape(len(x[window]), N_PIECES, length)
-        found[window, :, : N_PIECES * length] = pieces[:, order].reshape(len(x[window]), -1)
+        pieces = np.split(x[window, :, :whole], N_PIECES, axis=1)
+        found[window, :, :whole] = np.concatenate([pieces[k] for k in order], axis=1)
     return found
 
 
@@ -57,7 +57,7 @@ def without_labels(windows: Windows, seed: int = 0) -> Windows:
         which = rng.integers(len(TRANSFORMATIONS), size=len(split))
         series = transformed(split.x, which, rng).transpose(0, 2, 1).reshape(-1, split.series.shape[1])
         start = np.arange(len(split)) * split.length  # window after window
-        splits[name] = dataclasses.replace(split, series=np.ascontiguousarray(series), start=start, activity=which)
+        splits[name] = dataclasses.replace(split, series=series, start=start, activity=which)
     return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS)
 
 
@@ -128,10 +128,10 @@ def factors(cfg: Settings, windows: Windows, concepts: Concepts) -> xr.Dataset:
 
 
 def factor_table(found: xr.Dataset, rule: str = dissection.RULES[0]) -> pd.DataFrame:
-    """One row per kind of small network: F1 of its task, unique detectors and mean best IoU, both means over layers.
+    """One row per kind of small network of :func:`factors`: F1 of its task, unique detectors and mean best IoU.
 
-    From :func:`factors`' result; beside the latter two their difference from the base, as :func:`dissection.compared`
-    makes it, and the same measure of networks of that kind with random weights.
+    The latter are means over layers, each with its difference from the base (:func:`dissection.compared`) and the same
+    of networks of that kind with random weights.
     """
     measures = {"unique detectors": found["unique"].sel(rule=rule), "mean best IoU": found["iou"]}
     columns = {"macro F1 of its task": found["f1"].mean("seed").to_series()}
