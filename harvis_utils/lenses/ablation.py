@@ -101,15 +101,15 @@ class Explained:
 def explained(iou: np.ndarray, drop: np.ndarray, n_draws: int, rng: np.random.Generator) -> Explained:
     """Do the units whose masks overlap a class most cost that class most? Both (unit, class).
 
-    Spearman's correlation over units, class by class, averaged over the classes in which neither is constant. In a draw
-    of the null units trade their effects, all classes together. Raises ``ValueError`` for arrays of different shapes;
-    ``value`` and ``p`` are NaN where nothing varies.
+    Spearman's correlation over units, averaged over the classes in which neither is constant (NaN where there is none).
+    In a draw of the null units trade their effects, all classes together. Raises ``ValueError`` for arrays of different
+    shapes.
     """
     iou, drop = np.asarray(iou, float), np.asarray(drop, float)
     if iou.shape != drop.shape or iou.ndim != 2:
         raise ValueError(f"overlap and effect should be (unit, class) alike, not {iou.shape} and {drop.shape}")
-    known = [c for c in range(iou.shape[1]) if np.ptp(iou[:, c]) > 0 and np.ptp(drop[:, c]) > 0]
-    if not known:
+    known = (np.ptp(iou, axis=0) > 0) & (np.ptp(drop, axis=0) > 0)
+    if not known.any():
         return Explained(np.nan, np.full(n_draws, np.nan))
     first, second = _standard_ranks(iou[:, known]), _standard_ranks(drop[:, known])
     value = float((first * second).sum(0).mean())
