@@ -93,10 +93,8 @@ def new_model(windows: Windows, settings: ModelSettings, variant: Variant, seed:
 def trained(
     few: Windows, variant: Variant, model: ModelSettings, training: TrainingSettings, seed: int
 ) -> pd.DataFrame:
-    """Scores of one small network trained on ``few`` windows, and what one sees of it: one row.
-
-    Columns: "val F1" and "test F1" at the epoch with the best validation F1, ``cpu_s`` of training, the number of
-    ``weights``, and those of :func:`looks`.
+    """One small network trained on ``few`` windows, one row: "val F1" and "test F1" at the epoch with the best
+    validation F1, ``cpu_s`` of training, the number of ``weights``, and :func:`looks`.
     """
     network, started = new_model(few, model, variant, seed), time.thread_time()
     found = supervised.fit_best(network, few, training, seed)
@@ -154,11 +152,11 @@ def aliased_share(filters: np.ndarray, stride: int) -> np.ndarray:
 
 
 def looks(network: Reshaped, few: Windows) -> dict[str, float]:
-    """What one sees of a first layer: mean shares of power per band, aliased share, dead units, dominance.
+    """What one sees of a first layer: mean shares of power per band, and ``aliased``.
 
-    ``dead`` is the share of first-layer units silent on all validation windows; ``dominance`` the largest filter norm
-    over the median one (Paper: one filter dominates the first layer). ``evenness`` is the entropy of the bands' shares,
-    1 where all three are covered alike; ``score`` takes off what is aliased or dead.
+    ``dead`` is the share of units silent on all validation windows; ``dominance`` the largest filter norm over the
+    median one (Paper: one filter dominates); ``evenness`` the entropy of the bands' shares, 1 where all three are
+    covered alike; ``score`` takes off what is aliased or dead.
     """
     filters = network.conv1.weight.detach()[:, 0, 0, :].numpy()
     shares = {band: np.nanmean(values) for band, values in band_shares(filters, few.rate_hz).items()}
@@ -178,8 +176,7 @@ def looks(network: Reshaped, few: Windows) -> dict[str, float]:
 
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
-    """One row per variant of :func:`outcomes`: F1 of validation and test people with intervals over seeds, paired
-    ``gain`` over ``BASE``, and what one sees averaged over seeds."""
+    """One row per variant of :func:`outcomes`: F1 and paired ``gain`` over ``BASE`` with intervals, mean looks."""
     base = found[found["variant"] == BASE].set_index("seed")["test F1"]
     found = found.assign(gain=found["test F1"] - found["seed"].map(base))
     rows = []

@@ -50,10 +50,9 @@ class Ascent:
 
 
 def ascend(field: Field, start: Tensor, step: Step, n_steps: int, bound: float | None = None) -> Ascent:
-    """Climb from ``start`` (row, ...) for ``n_steps``; with ``bound`` every entry stays within ±bound.
+    """Climb from ``start`` (row, ...) for ``n_steps``; with ``bound`` every entry, the start's too, is within ±bound.
 
-    The start is brought into the bounds too. Raises ``ValueError`` for an unknown optimizer, a negative number of
-    steps and bounds that are not positive.
+    Raises ``ValueError`` for an unknown optimizer, a negative number of steps and bounds that are not positive.
     """
     if n_steps < 0 or (bound is not None and not bound > 0):
         raise ValueError(f"an ascent needs 0 or more steps and a positive bound, not {n_steps} steps and bound {bound}")
@@ -119,8 +118,8 @@ def ascend_units(
 ) -> Ascent:
     """All ``units`` of a layer of any network from all starting points in one batch; rows are (unit, start).
 
-    ``start`` is (start, ...): windows as the network takes them. The network is put into evaluation mode meanwhile and
-    is as it was afterwards. Raises ``ValueError`` for an unknown layer and for units that it does not have.
+    ``start`` is (start, ...): windows as the network takes them; it climbs in evaluation mode and is as it was
+    afterwards. Raises ``ValueError`` for an unknown layer and for units that it does not have.
     """
     place = taps.find(network, tap)
     unit = torch.as_tensor(list(units), dtype=torch.int64)

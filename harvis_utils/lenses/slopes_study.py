@@ -213,13 +213,12 @@ def table(found: xr.Dataset) -> pd.DataFrame:
     """One row per layer ("all" too) and slope, with intervals over networks and units.
 
     * ``gain``: median over units of the gain of the mean maximum over starts; ``gain, best start``: of the best start;
-      ``gain over plain's best``: of one start (their mean) over the best start of plain ascent.
-    * ``higher``: share of units that come higher than by plain ascent, by 0.1 % at least, minus the share that comes
-      lower.
+      ``gain over plain's best``: of the mean over the best start of plain ascent.
+    * ``higher``: share of units that come higher than by plain ascent, by 0.1 % at least, minus the share lower.
     * ``reached``: share of ascents that come to 95 % of the highest value known for their unit; ``steps``: the median
       number they take, inf where most never do; ``steps if reached`` that of those that do.
-    * ``spread``: standard deviation over starts in units of their mean; ``stuck``: share of ascents that never rise
-      above their start; with bounds ``at_bounds`` and ``one_sided``.
+    * ``spread``: standard deviation over starts by their mean; ``stuck``: share of ascents that never rise above their
+      start; with bounds ``at_bounds`` and ``one_sided``.
     """
     layers = [str(layer) for layer in found["layer"].values]
     mean, best = found["maximum"].mean("start"), found["maximum"].max("start")
