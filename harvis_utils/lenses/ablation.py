@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from torch import nn
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.metrics.intervals import LEVEL
+from harvis_utils.metrics.intervals import bounds
 from harvis_utils.networks import taps
 from harvis_utils.networks.taps import CHUNK, Tap
 from harvis_utils.parallel import progress, side_by_side, torch_device
@@ -29,30 +29,25 @@ from harvis_utils.training.supervised import Network, class_f1
 
 
 def drops(
-    network: nn.Module,
-    layers: Sequence[str | Tap],
-    split: Split,
-    n_classes: int,
-    units: Sequence[int] | None = None,
+    network: nn.Module, layers: Sequence[str | Tap], split: Split, n_classes: int, units: Sequence[int] | None = None
 ) -> xr.Dataset:
     """What every class loses when one unit is silent: ``f1`` and ``probability``, (layer, unit, class).
 
-    ``f1`` is the drop of the class's F1 (positive: the unit helped), ``probability`` that of the mean probability the
-    class's own windows get, which moves before any decision does; NaN for a class without windows. ``f1_whole``
-    (class,) is the F1 of the network as it is. ``units`` are all of a layer's where not given; layers then need equally
-    many.
+    ``f1`` is the drop of the class's F1 (positive: the unit helped), ``probability`` that of the mean probability of
+    its own windows; NaN for a class without windows. ``f1_whole`` (class,) is the F1 of the network as it is. Without
+    ``units`` all of each layer are taken; layers then need equally many.
     """
     places, tables = [taps.find(network, layer) for layer in layers], []
     with taps.evaluating(network), torch.no_grad():
         whole = _measured(network, split, n_classes)
         for place in progress(places, desc="ablation", leave=False):
-            width, rows = taps.outputs(network, place, split.x[:1]).shape[1], []
-            for unit in range(width) if units is None else units:
+            chosen = range(taps.outputs(network, place, split.x[:1]).shape[1]) if units is None else units
+            rows = []
+            for unit in chosen:
                 with taps.silenced(network, place, [unit]):
                     rows.append(whole - _measured(network, split, n_classes))
             tables.append(rows)
     values = np.array(tables)  # (layer, unit, measure, class)
-    chosen = range(values.shape[1]) if units is None else units
     dims = ("layer", "unit", "class")
     return xr.Dataset(
         {"f1": (dims, values[:, :, 0]), "probability": (dims, values[:, :, 1]), "f1_whole": ("class", whole[0])},
@@ -106,15 +101,15 @@ class Explained:
 def explained(iou: np.ndarray, drop: np.ndarray, n_draws: int, rng: np.random.Generator) -> Explained:
     """Do the units whose masks overlap a class most cost that class most? Both (unit, class).
 
-    Spearman's correlation over units, class by class, averaged over the classes in which neither is constant. In a draw
-    of the null units trade their effects, all classes together. Raises ``ValueError`` for arrays of different shapes;
-    ``value`` and ``p`` are NaN where nothing varies.
+    Spearman's correlation over units, averaged over the classes in which neither is constant (NaN where there is none).
+    In a draw of the null units trade their effects, all classes together. Raises ``ValueError`` for arrays of different
+    shapes.
     """
     iou, drop = np.asarray(iou, float), np.asarray(drop, float)
     if iou.shape != drop.shape or iou.ndim != 2:
         raise ValueError(f"overlap and effect should be (unit, class) alike, not {iou.shape} and {drop.shape}")
-    known = [c for c in range(iou.shape[1]) if np.ptp(iou[:, c]) > 0 and np.ptp(drop[:, c]) > 0]
-    if not known:
+    known = (np.ptp(iou, axis=0) > 0) & (np.ptp(drop, axis=0) > 0)
+    if not known.any():
         return Explained(np.nan, np.full(n_draws, np.nan))
     first, second = _standard_ranks(iou[:, known]), _standard_ranks(drop[:, known])
     value = float((first * second).sum(0).mean())
@@ -138,16 +133,16 @@ def pooled(parts: Sequence[Explained]) -> Explained:
 def explanations(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str], n_draws: int) -> pd.DataFrame:
     """Do concepts explain effects? One row per layer and question, averaged over networks.
 
-    ``found`` are :func:`dissection.dissect_networks`' results, ``lost`` those of :func:`ablate`, ``n_draws`` as in
-    :func:`explained`. "own activity": do units that overlap an activity cost that activity's F1, or the probability its
-    windows get? "any concept": do units with a large best IoU cost macro F1?
+    ``found`` are :func:`dissection.dissect_networks`' results, ``lost`` those of :func:`ablate`. "own activity": do
+    units that overlap an activity cost that activity's F1, or the probability its windows get? "any concept": do units
+    with a large best IoU cost macro F1?
     """
-    overlap = found["iou"].sel(concept=[a for a in activities if a in found["concept"]])
-    classes = [list(activities).index(a) for a in overlap["concept"].values]
+    known = [a for a in activities if a in found["concept"]]
+    lost = lost.assign_coords({"class": list(activities)})
     parts: dict[tuple[str, str], list[Explained]] = {}
     for layer, seed in product(found["layer"].values, found["seed"].values):
         at = {"seed": seed, "layer": layer}
-        own, cost = overlap.sel(at).values, lost.sel(at).isel({"class": classes})
+        own, cost = found["iou"].sel(at | {"concept": known}).values, lost.sel(at | {"class": known})
         best = found["iou"].sel(at).max("concept").values[:, None]
         rng = np.random.default_rng(0)
         pairs = {
@@ -160,7 +155,7 @@ def explanations(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str],
     rows = []
     for of in parts.values():
         whole, values = pooled(of), [part.value for part in of]
-        low, high = (float(np.quantile(whole.null, q)) for q in LEVEL)
+        low, high = bounds(whole.null)
         row = {"correlation": whole.value, "p": whole.p, "chance low": low, "chance high": high, "networks": len(of)}
         rows.append(row | {"smallest": min(values), "largest": max(values)})
     return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(parts, names=["layer", "question"]))

@@ -1,31 +1,29 @@
 """Architecture by looking: what first-layer filters show, what F1 says, which layers can go, and what carries over.
 
 Zeiler and Fergus (2014, section 4.1) saw in their first layer filters of very low and very high frequencies with little
-between, dead ones, and aliasing by a large stride; a smaller filter and stride looked better and classified better.
-Here what they saw is turned into shares of power, for several widths and strides, and F1 is asked whether the looks
-tell anything. All networks are small and see thinned windows: they are compared with one another only.
+between, dead ones, and aliasing by a large stride; a smaller filter and stride looked and classified better. Here that
+becomes shares of power, compared with F1. All networks are small and see thinned windows: they are compared with one
+another only.
 
-They also (section 5) keep a network trained on one data set, retrain its last layer alone on another with few examples
-a class, and compare with training from scratch. Here the source is one half of the training people doing one half of
-the activities; the targets are the other half of them, with the same activities and with new ones.
+They also (section 5) retrain the last layer of a trained network on another data set with few examples a class, and
+compare with training from scratch. Here the source is half of the training people doing half of the activities; the
+targets are the other people, with the same activities and with the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.metrics.intervals import with_interval
+from harvis_utils.lenses.dissection import over_networks
 from harvis_utils.networks import taps
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.parallel import side_by_side, threads_inside
@@ -77,17 +75,11 @@ class Reshaped(SFHF):
     """SF-HF whose first convolution has a width and a stride of its own; the head fits what comes out."""
 
     def __init__(self, n_axes: int, length: int, n_classes: int, settings: ModelSettings, variant: Variant):
-        settings = dataclasses.replace(
-            settings,
-            n_layers=variant.n_layers,
-            n_dense=settings.n_dense if variant.dense else 0,
-            pool=variant.pool,
-        )
-        after = -(-length // variant.stride)  # 'same' padding
-        super().__init__(n_axes, after, n_classes, settings)
-        self.conv1 = nn.Conv2d(
-            1, settings.n_units, (1, variant.kernel), stride=(1, variant.stride), padding=(0, variant.kernel // 2)
-        )
+        n_dense = settings.n_dense if variant.dense else 0
+        settings = dataclasses.replace(settings, n_layers=variant.n_layers, n_dense=n_dense, pool=variant.pool)
+        super().__init__(n_axes, -(-length // variant.stride), n_classes, settings)  # 'same' padding
+        kernel, padding = (1, variant.kernel), (0, variant.kernel // 2)
+        self.conv1 = nn.Conv2d(1, settings.n_units, kernel, (1, variant.stride), padding)
 
 
 def new_model(windows: Windows, settings: ModelSettings, variant: Variant, seed: int) -> Reshaped:
@@ -97,21 +89,18 @@ def new_model(windows: Windows, settings: ModelSettings, variant: Variant, seed:
 
 
 @kept("architecture")
+@threads_inside(1)
 def trained(
     few: Windows, variant: Variant, model: ModelSettings, training: TrainingSettings, seed: int
 ) -> pd.DataFrame:
-    """Scores of one small network trained on ``few`` windows, and what one sees of it: one row.
-
-    Columns: "val F1" and "test F1" at the epoch with the best validation F1, ``cpu_s`` of training, ``weights`` (how
-    many there are), and those of :func:`looks`.
+    """One small network trained on ``few`` windows, one row: "val F1" and "test F1" at the epoch with the best
+    validation F1, ``cpu_s`` of training, the number of ``weights``, and :func:`looks`.
     """
     network, started = new_model(few, model, variant, seed), time.thread_time()
-    with threads_inside(1):
-        found = supervised.fit_best(network, few, training, seed)
-    best = int(np.nanargmax(found["val_f1"]))
-    row = {"val F1": found["val_f1"][best], "test F1": found["test_f1"][best]}
-    row |= {"cpu_s": time.thread_time() - started, "weights": sum(p.numel() for p in network.parameters())}
-    return pd.DataFrame([row | looks(network, few)])
+    found = supervised.fit_best(network, few, training, seed)
+    best, seconds = int(np.nanargmax(found["val_f1"])), time.thread_time() - started
+    row = {"val F1": found["val_f1"][best], "test F1": found["test_f1"][best], "cpu_s": seconds}
+    return pd.DataFrame([row | {"weights": sum(p.numel() for p in network.parameters())} | looks(network, few)])
 
 
 def outcomes(cfg: Settings, windows: Windows) -> pd.DataFrame:
@@ -131,50 +120,50 @@ def outcomes(cfg: Settings, windows: Windows) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------- what filters show
 
 
-def _share(filters: np.ndarray, chosen: Callable[[np.ndarray], np.ndarray], n_fft: int = 256) -> np.ndarray:
-    """Share of each filter's power at the chosen frequencies, (unit,); these are in cycles per sample, 0 to 0.5."""
-    power = np.abs(np.fft.rfft(np.asarray(filters, dtype=np.float64), n_fft, axis=1)) ** 2
+N_FFT = 256
+#: of a filter's spectrum, in cycles per sample
+FREQUENCIES = np.fft.rfftfreq(N_FFT)
+
+
+def _share(filters: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Share of each filter's power at the chosen ones of ``FREQUENCIES``, (unit,)."""
+    power = np.abs(np.fft.rfft(np.asarray(filters, dtype=np.float64), N_FFT, axis=1)) ** 2
     power[:, 1:-1] *= 2  # both signs of a frequency
     total = power.sum(1)
-    inside = power[:, chosen(np.fft.rfftfreq(n_fft))].sum(1)
-    return np.divide(inside, total, out=np.full(len(power), np.nan), where=total > 0)
+    return np.divide(power[:, chosen].sum(1), total, out=np.full(len(power), np.nan), where=total > 0)
 
 
 def band_shares(filters: np.ndarray, rate_hz: float) -> dict[str, np.ndarray]:
     """Share of each filter's power in each of ``BANDS``: (unit,) each, from filters (unit, tap); NaN for zero filters.
 
-    The filter's own mean counts as low: a constant input is 0 Hz.
+    The filter's own mean counts as low: a constant input is 0 Hz. The Nyquist frequency belongs to the band that ends
+    there.
     """
-
-    def inside(low: float, high: float) -> Callable[[np.ndarray], np.ndarray]:
-        last = high >= rate_hz / 2
-        return lambda f: (f * rate_hz >= low) & ((f * rate_hz < high) | (last & (f * rate_hz <= high)))
-
-    return {name: _share(filters, inside(*band)) for name, band in BANDS.items()}
+    hertz = FREQUENCIES * rate_hz
+    return {
+        name: _share(filters, (hertz >= low) & ((hertz < high) | (high >= rate_hz / 2)))
+        for name, (low, high) in BANDS.items()
+    }
 
 
 def aliased_share(filters: np.ndarray, stride: int) -> np.ndarray:
-    """Share of each filter's power beyond what every ``stride``-th output can carry, (unit,): it comes back as another
-    frequency. 0 for a stride of 1; NaN for zero filters."""
-    return _share(filters, lambda f: f > 0.5 / stride)
+    """Share of each filter's power above the Nyquist frequency of every ``stride``-th output, (unit,); NaN: zeros."""
+    return _share(filters, 0.5 / stride < FREQUENCIES)
 
 
 def looks(network: Reshaped, few: Windows) -> dict[str, float]:
-    """What one sees of a first layer: mean shares of power per band, aliased share, dead units, dominance.
+    """What one sees of a first layer: mean shares of power per band, and ``aliased``.
 
-    ``dead`` is the share of first-layer units silent on all validation windows; ``dominance`` the largest filter norm
-    over the median one (Paper: one filter dominates the first layer). ``evenness`` is the entropy of the bands' shares,
-    1 where all three are covered alike; ``score`` takes off what is aliased or dead.
+    ``dead`` is the share of units silent on all validation windows; ``dominance`` the largest filter norm over the
+    median one (Paper: one filter dominates); ``evenness`` the entropy of the bands' shares, 1 where all three are
+    covered alike; ``score`` takes off what is aliased or dead.
     """
     filters = network.conv1.weight.detach()[:, 0, 0, :].numpy()
-    shares = {band: float(np.nanmean(values)) for band, values in band_shares(filters, few.rate_hz).items()}
+    shares = {band: np.nanmean(values) for band, values in band_shares(filters, few.rate_hz).items()}
     present = np.array([v for v in shares.values() if v > 0])
-    evenness = float(-(present * np.log(present)).sum() / np.log(len(BANDS)))
-    aliased = float(np.nanmean(aliased_share(filters, network.conv1.stride[1])))
-    with taps.evaluating(network), torch.no_grad():
-        batches = torch.as_tensor(few.val.x).split(supervised.EVALUATION_BATCH)
-        largest = torch.stack([network.feature_maps(x, "conv1")["conv1"].amax((0, 2, 3)) for x in batches]).amax(0)
-    dead = float((largest <= 0).double().mean())
+    evenness = -(present * np.log(present)).sum() / np.log(len(BANDS))
+    aliased = np.nanmean(aliased_share(filters, network.conv1.stride[1]))
+    dead = float((taps.outputs(network, "conv1", few.val.x).amax((0, 2, 3)) <= 0).double().mean())
     norms = np.linalg.norm(filters, axis=1)
     return {
         **shares,
@@ -187,39 +176,28 @@ def looks(network: Reshaped, few: Windows) -> dict[str, float]:
 
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
-    """One row per variant of :func:`outcomes`: F1 of validation and test people with intervals over seeds, paired
-    ``gain`` over ``BASE``, and what one sees averaged over seeds."""
+    """One row per variant of :func:`outcomes`: F1 and paired ``gain`` over ``BASE`` with intervals, mean looks."""
     base = found[found["variant"] == BASE].set_index("seed")["test F1"]
     found = found.assign(gain=found["test F1"] - found["seed"].map(base))
-    seen = found.columns[found.columns.get_loc("weights") + 1 : found.columns.get_loc("variant")]
     rows = []
     for (name, question), own in found.groupby(["variant", "question"], sort=False):
         row = {"variant": name, "question": question, "networks": len(own)}
         for column in ("test F1", "val F1", "gain"):
-            row |= over_seeds(column, own[column])
-        rows.append(row | {"weights": own["weights"].iloc[0]} | own[seen].mean().to_dict())
+            row |= over_networks(column, own[column], 2)
+        rows.append(row | {"weights": own["weights"].iloc[0]} | own.loc[:, "low":"score"].mean().to_dict())
     return pd.DataFrame(rows).set_index("variant")
-
-
-def over_seeds(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Mean with its interval, which one seed does not give."""
-    row = with_interval(name, np.array(values))
-    return row if len(values) > 1 else row | {f"{name} low": np.nan, f"{name} high": np.nan}
 
 
 def looks_against_f1(of: pd.DataFrame) -> dict[str, float]:
     """Rank correlation of each thing one sees with validation F1 over the first-layer variants; NaN if constant."""
-    first = of[of["question"].isin(("first layer", "both"))]
+    first = of[of["question"] != "layers"]
     seen = ("score", "evenness", "middle", "aliased", "dead", "dominance")
-    return {
-        name: float(spearmanr(first[name], first["val F1"]).statistic) if first[name].nunique() > 1 else float("nan")
-        for name in seen
-    }
+    return {n: first[n].corr(first["val F1"], "spearman") if first[n].nunique() > 1 else np.nan for n in seen}
 
 
 def chosen_by_looking(of: pd.DataFrame) -> str:
     """The first layer whose filters look best: the largest ``score`` of :func:`looks`."""
-    return str(of[of["question"].isin(("first layer", "both"))]["score"].idxmax())
+    return str(of.loc[of["question"] != "layers", "score"].idxmax())
 
 
 # --------------------------------------------------------------------------------------------------- carried over
@@ -233,17 +211,15 @@ ARMS = ("frozen, new last layer", "from scratch", "random weights, new last laye
 def part_of(split: Split, subjects: np.ndarray, activities: np.ndarray) -> Split:
     """Windows of these subjects doing these activities, the activities renumbered from 0 in the order given."""
     keep = np.flatnonzero(np.isin(split.subject, subjects) & np.isin(split.activity, activities))
-    columns = {c: getattr(split, c)[keep] for c in ("start", "activity", "subject", "recording", "offset")}
-    number = {a: i for i, a in enumerate(activities)}
-    columns["activity"] = np.array([number[a] for a in columns["activity"]], dtype=np.int64)
-    return dataclasses.replace(split, **columns)
+    columns = {c: getattr(split, c)[keep] for c in ("start", "subject", "recording", "offset")}
+    return dataclasses.replace(split, **columns, activity=pd.Index(activities).get_indexer(split.activity[keep]))
 
 
 def tasks(windows: Windows, few: Windows | None = None) -> dict[str, Windows]:
     """``source`` and the ``TARGETS``: training people halved, activities halved; validation and test people stay.
 
-    With ``few``, the same windows thinned, all is taken from them but what a target's training windows are drawn from.
-    Raises ``ValueError`` for fewer than two training people or four activities.
+    All but a target's training windows is taken from ``few``, the same windows thinned, where given. Raises
+    ``ValueError`` for fewer than two training people or four activities.
     """
     few = few or windows
     people, activities = np.unique(windows.train.subject), np.arange(len(windows.activities))
@@ -256,10 +232,9 @@ def tasks(windows: Windows, few: Windows | None = None) -> dict[str, Windows]:
     halves = people[: len(people) // 2], people[len(people) // 2 :]
 
     def task(train: Split, who: np.ndarray, what: np.ndarray) -> Windows:
-        splits = {s: part_of(getattr(few, s), np.unique(getattr(few, s).subject), what) for s in ("val", "test")}
-        splits["train"] = part_of(train, who, what)
+        val, test = (part_of(split, np.unique(split.subject), what) for split in (few.val, few.test))
         names = tuple(windows.activities[a] for a in what)
-        return dataclasses.replace(windows, **splits, activities=names)
+        return dataclasses.replace(windows, train=part_of(train, who, what), val=val, test=test, activities=names)
 
     return {
         "source": task(few.train, halves[0], first),
@@ -276,19 +251,14 @@ def few_of_each(split: Split, n: int, seed: int) -> np.ndarray:
 
 
 @kept("transfer")
+@threads_inside(1)
 def carried(windows: Windows, small: ArchitectureSettings, settings: TransferSettings, seed: int) -> pd.DataFrame:
     """Test macro F1 of every target, arm and number of windows, for one source network."""
-    few = windows.thinned(small.n_windows)
-    with threads_inside(1):
-        return pd.DataFrame(_carried(tasks(windows, few), seed, small, settings))
-
-
-def _carried(of: dict[str, Windows], seed: int, small: ArchitectureSettings, settings: TransferSettings) -> list[dict]:
+    of = tasks(windows, windows.thinned(small.n_windows))
     source, random = (new_model(of["source"], small.model, BY_NAME[BASE], seed) for _ in range(2))
     found = supervised.fit_best(source, of["source"], small.training, seed)
     source_f1 = found["test_f1"][int(np.nanargmax(found["val_f1"]))]
-    trunks = {ARMS[0]: source, ARMS[2]: random}
-    rows = []
+    trunks, rows = {ARMS[0]: source, ARMS[2]: random}, []
     for target in TARGETS:
         task = of[target]
         test = {arm: last_inputs(model, task.test.x) for arm, model in trunks.items()}
@@ -304,28 +274,22 @@ def _carried(of: dict[str, Windows], seed: int, small: ArchitectureSettings, set
             supervised.fit(scratch, x, y, small.training, seed, epochs=epochs)
             predicted[ARMS[1]] = supervised.predict(scratch, task.test)
             for arm in ARMS:
-                f1 = supervised.macro_f1(task.test, predicted[arm])
-                rows.append({"target": target, "arm": arm, "windows a class": n, "seed": seed, "F1": f1})
-    return [row | {"source F1": source_f1} for row in rows]
+                row = {"target": target, "arm": arm, "windows a class": n, "seed": seed}
+                rows.append(row | {"F1": supervised.macro_f1(task.test, predicted[arm]), "source F1": source_f1})
+    return pd.DataFrame(rows)
 
 
 def last_inputs(model: SFHF, x: np.ndarray | Tensor) -> Tensor:
     """What the last layer gets, (window, feature), in evaluation mode, for windows (window, axis, time) in G."""
-    found: list[Tensor] = []
-    handle = model.dropout.register_forward_hook(lambda module, args, output: found.append(output))
-    try:
-        with taps.evaluating(model), torch.no_grad():
-            for batch in torch.as_tensor(x).split(supervised.EVALUATION_BATCH):
-                model(batch)
-    finally:
-        handle.remove()
-    return torch.cat(found)
+    with taps.evaluating(model), torch.no_grad():
+        batches = torch.as_tensor(x).split(supervised.EVALUATION_BATCH)
+        return torch.cat([taps.maps_of(model, "dropout", batch) for batch in batches]).flatten(1)
 
 
 def new_last_layer(x: Tensor, y: Tensor, test: Tensor, n_classes: int, settings: TransferSettings) -> np.ndarray:
     """Classes of the ``test`` features after training one linear layer on ``x``; features on a common scale."""
     centre, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
+    scale = torch.where(scale > 1e-6, scale, 1.0)
     x, test = (x - centre) / scale, (test - centre) / scale
     weight = torch.zeros(n_classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(n_classes, requires_grad=True)
@@ -351,5 +315,5 @@ def carried_table(found: pd.DataFrame) -> pd.DataFrame:
         values = wide[target, arm, n].to_numpy()
         row = {"target": target, "arm": arm, "windows a class": n, "networks": len(values)}
         gain = values - wide[target, ARMS[1], n].to_numpy()
-        rows.append(row | over_seeds("F1", values) | over_seeds("gain", gain))
+        rows.append(row | over_networks("F1", values, 2) | over_networks("gain", gain, 2))
     return pd.DataFrame(rows).set_index(["target", "arm", "windows a class"])

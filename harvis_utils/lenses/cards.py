@@ -1,7 +1,5 @@
-"""All lenses on one unit, gathered: a card.
-
-A card adds no measurement of its own. It is made of what notebooks 03 to 05, 08, 11 and 12 stored, and of the best
-match among the units of a second network.
+"""All lenses on one unit: a card, made of what notebooks 03 to 05, 08, 11 and 12 stored, and of its match in another
+network. A card adds no other measurement.
 """
 
 from __future__ import annotations
@@ -13,11 +11,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import rankdata
 
 from harvis_utils.data.windowing import Split
-from harvis_utils.lenses.dissection import DETECTOR_IOU
+from harvis_utils.lenses.dissection import DETECTOR_IOU, over_networks
 from harvis_utils.metrics import agreement, embedding, recovery
-from harvis_utils.metrics.intervals import ENOUGH_SEEDS, with_interval
 from harvis_utils.settings import SimilaritySettings
 
 #: Choice: windows, concepts, activities and neighbours that a card shows
@@ -42,10 +40,8 @@ class StrongWindow:
 
 @dataclass(frozen=True)
 class Twin:
-    """The unit of another network that matches best one to one: its signal (time,) in G, and how alike the two are.
-
-    ``similarity`` as in :func:`agreement.unit_similarity`; ``chance`` is what 95 % of matches with phase-scrambled
-    signals stay below.
+    """The unit of another network that matches best one to one: its signal (time,) in G, their ``similarity``
+    (:func:`agreement.unit_similarity`), and what 95 % of matches with phase-scrambled signals stay below (``chance``).
     """
 
     seed: int
@@ -59,11 +55,10 @@ class Twin:
 class Card:
     """Everything known of one unit; what there is none of is NaN, ``None`` or empty, and ``status`` says why.
 
-    ``signal`` (time,) in G is the proposed method's, ``activation`` the share of the unit's threshold it reaches and
-    ``nearness`` how near it comes to real exciting windows (notebook 08). ``iou`` maps the ``N_CONCEPTS`` concepts
-    that overlap the unit most to their IoU, ``cost`` the ``N_ACTIVITIES`` that lose most when it is silenced to the F1
-    they lose; ``detects`` and ``matters_for`` are all those above the thresholds of this module, strongest first.
-    ``neighbours`` are the nearest units on the atlas.
+    ``signal`` (time,) in G is the proposed method's, ``activation`` the share of the unit's threshold it reaches,
+    ``nearness`` to real exciting windows (notebook 08). ``iou`` maps the ``N_CONCEPTS`` concepts that overlap the unit
+    most to their IoU, ``cost`` the ``N_ACTIVITIES`` that lose most when it is silenced to that F1; ``detects`` and
+    ``matters_for`` are all above the thresholds, strongest first. ``neighbours`` are the nearest units on the atlas.
     """
 
     seed: int
@@ -96,9 +91,8 @@ class Lenses:
     """Stored results of one run that cards are made of, all with dims (seed, layer, unit, ...).
 
     ``signals`` (``signal``, ``map``, ``dead``) and ``measured`` (``activation``, ``nearness``) are the proposed
-    method's; ``dissected`` has ``iou`` (..., concept), ``ablated`` ``f1`` (..., class), ``projected`` the strongest
-    activations and their projections of one network (:func:`deconvnet.projections`), whose windows are in
-    ``searched``. ``views`` are the layers of that network's atlas.
+    method's; ``dissected`` has ``iou`` (..., concept), ``ablated`` ``f1`` (..., class). One network's are
+    ``projected`` (:func:`deconvnet.projections`) from the windows ``searched``, and ``views``, its atlas by layer.
     """
 
     signals: xr.Dataset
@@ -111,11 +105,7 @@ class Lenses:
 
 
 def collect(
-    lenses: Lenses,
-    seed: int,
-    activities: Sequence[str],
-    axes: Sequence[str],
-    similarity: SimilaritySettings,
+    lenses: Lenses, seed: int, activities: Sequence[str], axes: Sequence[str], similarity: SimilaritySettings
 ) -> list[Card]:
     """The cards of all units of the network with this ``seed``, layer by layer.
 
@@ -124,25 +114,20 @@ def collect(
     if seed not in (seeds := lenses.signals["seed"].values):
         raise KeyError(f"no network has seed {seed}; seeds of this run: {', '.join(map(str, seeds))}")
     effects = lenses.ablated["f1"].sel(seed=seed).transpose("layer", "unit", "class")
-    ranked = np.sort(effects.fillna(-np.inf).values.reshape(-1, effects.sizes["class"]), axis=0)
+    # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
+    exceeded = rankdata(effects.fillna(-np.inf).values.reshape(-1, effects.sizes["class"]), "min", axis=0) - 1
+    important = (effects > 0) & (exceeded >= MATTERS * len(exceeded)).reshape(effects.shape)
+    concepts = [str(c) for c in lenses.dissected["concept"].values]
     found = []
     for layer in map(str, lenses.signals["layer"].values):
-        own = lenses.signals.sel(seed=seed, layer=layer)
+        own, measured = (of.sel(seed=seed, layer=layer) for of in (lenses.signals, lenses.measured))
         signals, status = own["signal"].transpose("unit", "time").values, agreement.status(own, similarity)["status"]
-        matches = twins(lenses, seed, layer, similarity)
-        iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept")
-        cost = effects.sel(layer=layer)
-        # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
-        exceeded = [np.searchsorted(ranked[:, k], cost.values[:, k]) for k in range(ranked.shape[1])]
-        matters = (np.stack(exceeded, 1) >= MATTERS * len(ranked)) & (cost.values > 0)
-        near = _neighbours(lenses.views[layer].positions)
-        measured = lenses.measured.sel(seed=seed, layer=layer)
-        for u in range(len(signals)):
-            names = [str(c) for c in iou["concept"].values]
-            of_concept = _falling(names, iou.values[u])
-            of_class = _falling(activities, cost.values[u])
-            important = {a for a, m in zip(activities, matters[u], strict=True) if m}
-            nearest = int(lenses.views[layer].activities[u])
+        matches, view = twins(lenses, seed, layer, similarity), lenses.views[layer]
+        iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept").values
+        cost, matters = (of.sel(layer=layer).values for of in (effects, important))
+        near = _neighbours(view.positions)
+        for u, nearest in enumerate(view.activities):
+            of_concept, of_class = _falling(concepts, iou[u]), _falling(activities, cost[u])
             found.append(
                 Card(
                     seed=seed,
@@ -158,7 +143,7 @@ def collect(
                     iou=dict(list(of_concept.items())[:N_CONCEPTS]),
                     cost=dict(list(of_class.items())[:N_ACTIVITIES]),
                     detects=tuple(c for c, v in of_concept.items() if v > DETECTOR_IOU),
-                    matters_for=tuple(a for a in of_class if a in important),
+                    matters_for=tuple(a for a in of_class if matters[u, activities.index(a)]),
                     neighbours=near.get(u, ()),
                 )
             )
@@ -178,28 +163,26 @@ def twins(lenses: Lenses, seed: int, layer: str, similarity: SimilaritySettings)
     """
     seeds = [int(s) for s in lenses.signals["seed"].values]
     other = seeds[(seeds.index(seed) + 1) % len(seeds)]
-    if other == seed:
-        return {}
-    of = {s: lenses.signals.sel(seed=s, layer=layer) for s in (seed, other)}
-    units, index, drawn = {}, {}, []
-    rng = np.random.default_rng((seed, other))
-    for s, network in of.items():
+    usable = []
+    for s in (seed, other):
+        network = lenses.signals.sel(seed=s, layer=layer)
         found = agreement.status(network, similarity)
-        index[s] = np.flatnonzero(found["status"].values == "used")
-        x = network["signal"].transpose("unit", "time").values[index[s]]
-        first = found["first"].values[index[s]]
-        units[s] = agreement.units_of(x, first, similarity.piece)
-        if s == other:
-            scrambles = [recovery.scrambled(x, rng) for _ in range(N_SCRAMBLED)]
-            drawn = [agreement.units_of(y, first, similarity.piece) for y in scrambles]
-    if not len(index[seed]) or not len(index[other]):
+        index = np.flatnonzero(found["status"].values == "used")
+        signals = network["signal"].transpose("unit", "time").values[index]
+        usable.append((index, signals, found["first"].values[index]))
+    (mine, signals, first), (yours, others, begins) = usable
+    if other == seed or not len(mine) or not len(yours):
         return {}
-    chance = np.concatenate([agreement.matched(units[seed], y)[2] for y in drawn])
+    units, rng = agreement.units_of(signals, first, similarity.piece), np.random.default_rng((seed, other))
+
+    def matched(candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return agreement.matched(units, agreement.units_of(candidates, begins, similarity.piece))
+
+    chance = np.concatenate([matched(recovery.scrambled(others, rng))[2] for _ in range(N_SCRAMBLED)])
     limit = float(recovery.chance_point(chance))
-    signals = of[other]["signal"].transpose("unit", "time").values
     return {
-        int(index[seed][a]): Twin(other, int(index[other][b]), signals[index[other][b]], float(value), limit)
-        for a, b, value in zip(*agreement.matched(units[seed], units[other]), strict=True)
+        int(mine[a]): Twin(other, int(yours[b]), others[b], float(value), limit)
+        for a, b, value in zip(*matched(others), strict=True)
     }
 
 
@@ -208,24 +191,22 @@ def _neighbours(positions: np.ndarray) -> dict[int, tuple[int, ...]]:
     placed = np.flatnonzero(np.isfinite(positions).all(1))
     if len(placed) < 2:
         return {}
-    near = embedding.neighbours(positions[placed], min(N_NEIGHBOURS, len(placed) - 1))
-    return {int(u): tuple(int(placed[k]) for k in row) for u, row in zip(placed, near, strict=True)}
+    near = placed[embedding.neighbours(positions[placed], min(N_NEIGHBOURS, len(placed) - 1))]
+    return dict(zip(placed.tolist(), map(tuple, near.tolist()), strict=True))
 
 
 def _strong_windows(
     lenses: Lenses, layer: str, unit: int, activities: Sequence[str], axes: Sequence[str]
 ) -> tuple[StrongWindow, ...]:
     """The unit's strongest windows; without those that leave it silent."""
-    top = lenses.projected.sel(layer=layer, unit=unit, rule="deconvnet")
-    found = []
-    for r in range(min(N_WINDOWS, top.sizes["rank"])):
-        one = top.isel(rank=r)
-        window, axis, value = int(one["window"]), int(one["axis"]), float(one["value"])
-        if value > 0:
-            projection, signal = (one[name].values[axis] for name in ("projection", "signal"))
-            activity, subject = (int(of[window]) for of in (lenses.searched.activity, lenses.searched.subject))
-            found.append(StrongWindow(signal, projection, activities[activity], axes[axis], subject, value))
-    return tuple(found)
+    top = lenses.projected.sel(layer=layer, unit=unit, rule="deconvnet").isel(rank=slice(N_WINDOWS))
+    columns = [top[name].values for name in ("signal", "projection", "window", "axis", "value")]
+    activity, subject = lenses.searched.activity, lenses.searched.subject
+    return tuple(
+        StrongWindow(x[axis], back[axis], activities[activity[window]], axes[axis], int(subject[window]), float(value))
+        for x, back, window, axis, value in zip(*columns, strict=True)
+        if value > 0
+    )
 
 
 # ------------------------------------------------------------------------------------------------ lens against lens
@@ -240,10 +221,10 @@ def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> xr.Dat
     ``IoU`` is that with the unit's best concept, ``cost`` the largest drop of any activity's F1, ``match`` the
     similarity to its match in the next network (NaN without one).
     """
-    found = lenses.measured[["activation", "nearness"]].sel(seed=seed, drop=True).transpose("layer", "unit")
+    found = lenses.measured[["activation", "nearness"]].sel(seed=seed).transpose("layer", "unit")
     found = found.assign(
-        IoU=lenses.dissected["iou"].sel(seed=seed, drop=True).max("concept"),
-        cost=lenses.ablated["f1"].sel(seed=seed, drop=True).max("class"),
+        IoU=lenses.dissected["iou"].sel(seed=seed).max("concept"),
+        cost=lenses.ablated["f1"].sel(seed=seed).max("class"),
         match=xr.full_like(found["activation"], np.nan, dtype=np.float64),
     )
     for layer in found["layer"].values:
@@ -253,23 +234,18 @@ def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> xr.Dat
 
 
 def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
-    """Spearman's correlation over units between any two of ``NUMBERS``, by layer: mean over networks, 95 % interval.
+    """Spearman's ``correlation`` over units between any two of ``NUMBERS``: mean over networks, 95 % interval.
 
-    One row per pair of lenses and layer: ``correlation``, its ends (NaN below five networks), and the number of
-    ``networks`` that have one.
+    One row per pair of lenses and layer, with the ends (NaN below five networks) and the number of ``networks``.
     """
     of = [numbers(lenses, int(seed), similarity) for seed in lenses.signals["seed"].values]
     rows = []
     for first, second in combinations(NUMBERS, 2):
         for layer in of[0]["layer"].values:
-            each = [one.sel(layer=layer)[[first, second]].to_dataframe()[[first, second]] for one in of]
-            known = [table.dropna() for table in each]
+            known = [one.sel(layer=layer).to_dataframe()[[first, second]].dropna() for one in of]
             values = [t.corr("spearman").iloc[0, 1] for t in known if len(t) > 2 and (t.nunique() > 1).all()]
-            row = {"lenses": f"{first}, {second}", "layer": str(layer)} | with_interval(
-                "correlation", values or [np.nan]
-            )
-            if len(values) < ENOUGH_SEEDS:
-                row |= {"correlation low": np.nan, "correlation high": np.nan}
+            row = {"lenses": f"{first}, {second}", "layer": str(layer)}
+            row |= over_networks("correlation", values or [np.nan])
             rows.append(row | {"networks": len(values)})
     return pd.DataFrame(rows).set_index(["lenses", "layer"])
 
@@ -277,8 +253,8 @@ def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
 def overview(deck: Sequence[Card]) -> pd.DataFrame:
     """One row per card: what each lens says of the unit in a word or a number, names joined by "; ".
 
-    ``concept`` is the one it overlaps most, by ``IoU``; ``match`` is the unit of the next network that matches it best,
-    ``alike`` how well it does, ``by chance`` how well scrambled signals do; all three are missing where there is none.
+    ``concept`` is the one it overlaps most; ``match`` is the unit of the next network that matches best, ``alike`` how
+    well it does, ``by chance`` how well scrambled signals do; all three are missing where there is none.
     """
     rows = [
         {

@@ -1,15 +1,13 @@
 """Units and concepts turned into IoU: network dissection (Bau, Zhou et al. 2017, section 2) for sensor windows.
 
-A unit's *mask* are the samples where its output is among the largest 0.5 % of all it gives. It stands for a concept as
-far as its mask and the concept's overlap: intersection over union (IoU), counted over all windows, axes and times. A
-unit *detects* the concept with the largest IoU where that exceeds a threshold: 0.04 as in the source, or what the best
-of as many concepts reaches by chance. A layer's *unique detectors* are the different concepts its units detect.
+A unit's *mask* are the samples where its output is among the largest 0.5 %. It stands for a concept as far as its mask
+and the concept's overlap: intersection over union (IoU), counted over all windows, axes and times. A unit *detects* the
+concept with the largest IoU where that exceeds 0.04, as in the source, or what the best of as many concepts reaches by
+chance. A layer's *unique detectors* are the different concepts its units detect.
 
-Units that see one axis at a time are compared axis by axis. Where a layer has merged the axes, its maps have one axis,
-and a concept holds at a time where it holds on any axis.
-
-An IoU cannot exceed the share of the smaller mask in the larger one. A concept that holds at more than 12.5 % of the
-samples therefore has no detector at 0.04, whatever units do: :func:`ceiling`.
+Units that see one axis at a time are compared axis by axis; where a layer has merged the axes, a concept holds at a
+time where it holds on any axis. An IoU cannot exceed the share of the smaller mask in the larger one, so a concept that
+holds at more than 12.5 % of the samples has no detector at 0.04 (:func:`ceiling`).
 
 The baselines are the same networks with random weights, and rotated bases (section 3.2 of the source): a layer's
 outputs, multiplied by an orthogonal matrix Q, hold all they held, and the next layer could undo it; only the single
@@ -80,9 +78,9 @@ def thresholds(maps: Tensor, share: float = SHARE) -> Thresholds:
 def unit_masks(maps: Tensor, limits: Thresholds, n_axes: int, n_time: int) -> sparse.csr_matrix:
     """Where each unit's output is T_k or more: (unit, sample), samples being (window, axis, time) in that order.
 
-    Maps of another length than the windows' are interpolated linearly to it (the source: bilinear), T_k having been
-    taken before. Where T_k is the unit's output at rest, the mask are all outputs above that: nothing is strong about
-    rest. Raises ``ValueError`` for maps that have neither the windows' axes nor a single one.
+    Maps of another length than the windows' are interpolated linearly to it (the source: bilinear), after T_k was
+    taken. Where T_k is the unit's output at rest, the mask are all outputs above that. Raises ``ValueError`` for maps
+    that have neither the windows' axes nor a single one.
     """
     n_windows, n_units, axes, time = maps.shape
     if axes not in (1, n_axes):
@@ -121,10 +119,9 @@ def chance(
 ) -> np.ndarray:
     """Largest IoU over all concepts when these belong to other windows: (unit, draw).
 
-    In each draw all concepts trade windows in the same way, which leaves each its share, its shape in time, its axes
-    and its company; only that it happens in *these* windows is lost. With ``groups`` (window,) they trade within a
-    group alone, and what the groups differ in stays. Choice: the maximum over concepts, because a unit's concept is the
-    best of all of them too; a point per concept would let most units detect something.
+    In each draw all concepts trade windows in the same way, within ``groups`` (window,) where given: each keeps its
+    share, its shape in time, its axes and its company. Choice: the maximum over concepts, because a unit's concept is
+    the best of all of them too; a point per concept would let most units detect something.
     """
     flat = np.ascontiguousarray(concepts.reshape(len(concepts), -1).T.astype(np.float64))
     n_windows, size = concepts.shape[1], flat.sum(0)
@@ -150,7 +147,7 @@ def _permutation(n: int, groups: np.ndarray | None, rng: np.random.Generator) ->
 
 def ceiling(concept_share: np.ndarray, share: float = SHARE) -> np.ndarray:
     """The largest IoU possible between a mask of ``share`` and concepts of theirs: the smaller in the larger."""
-    return np.minimum(concept_share, share) / np.maximum(np.maximum(concept_share, share), 1e-300)
+    return np.minimum(concept_share, share) / np.maximum(concept_share, share)
 
 
 # --------------------------------------------------------------------------------------------------- rotated bases
@@ -175,38 +172,29 @@ def power(q: np.ndarray, alpha: float) -> np.ndarray:
     matrix that is no rotation.
     """
     q = np.asarray(q, dtype=np.float64)
-    if q.ndim != 2 or q.shape[0] != q.shape[1] or not np.allclose(q @ q.T, np.eye(len(q)), atol=1e-8):
+    if q.shape != (len(q), len(q)) or not np.allclose(q @ q.T, np.eye(len(q)), atol=1e-8):
         raise ValueError(f"a rotation is a square orthogonal matrix, not one of shape {q.shape} with other columns")
     if alpha == 0:
         return np.eye(len(q))
     form, basis = linalg.schur(q, output="real")  # block-diagonal, because q is orthogonal
-    turned, halves, i = np.eye(len(q)), [], 0
-
-    def turn(a: int, b: int, angle: float) -> None:
-        c, s = np.cos(angle), np.sin(angle)
-        turned[np.ix_([a, b], [a, b])] = [[c, -s], [s, c]]
-
-    while i < len(q):
-        if i + 1 < len(q) and abs(form[i + 1, i]) > TOLERANCE:
-            turn(i, i + 1, alpha * np.arctan2(form[i + 1, i], form[i, i]))
-            i += 2
-        else:
-            if form[i, i] < 0:
-                halves.append(i)
-            i += 1
+    first = np.flatnonzero(np.abs(np.diag(form, -1)) > TOLERANCE)
+    halves = np.setdiff1d(np.flatnonzero(np.diag(form) < 0), [*first, *first + 1])
     if len(halves) % 2:
         raise ValueError("this orthogonal matrix has determinant -1: a reflection has no real fractional powers")
-    for a, b in zip(halves[::2], halves[1::2], strict=True):  # two eigenvalues -1 are half a turn of their plane
-        turn(a, b, alpha * np.pi)
+    planes = [(i, i + 1, np.arctan2(form[i + 1, i], form[i, i])) for i in first]
+    planes += [(*pair, np.pi) for pair in halves.reshape(-1, 2)]  # two eigenvalues -1 are half a turn of their plane
+    turned = np.eye(len(q))
+    for *pair, angle in planes:
+        c, s = np.cos(alpha * angle), np.sin(alpha * angle)
+        turned[np.ix_(pair, pair)] = [[c, -s], [s, c]]
     return basis @ turned @ basis.T
 
 
 def rotated(maps: Tensor, rotation: np.ndarray) -> Tensor:
     """Units replaced by mixtures of units: maps multiplied by ``rotation`` (new unit, unit).
 
-    Choice: what is rotated are the outputs *after* the rectifier, and they are not rectified again. That is the linear
-    map which the next layer could undo, so the layer holds the same information; rotating before the rectifier would
-    make another network.
+    Choice: the outputs *after* the rectifier are rotated, and not rectified again: a linear map that the next layer
+    could undo. Rotating before the rectifier would make another network.
     """
     matrix = torch.as_tensor(rotation, dtype=maps.dtype, device=maps.device)
     return torch.einsum("vu,wuat->wvat", matrix, maps)
@@ -216,12 +204,7 @@ def rotated(maps: Tensor, rotation: np.ndarray) -> Tensor:
 
 
 def dissect(
-    maps: Tensor,
-    masks: np.ndarray,
-    names: Sequence[str],
-    n_draws: int,
-    groups: np.ndarray,
-    share: float = SHARE,
+    maps: Tensor, masks: np.ndarray, names: Sequence[str], n_draws: int, groups: np.ndarray, share: float = SHARE
 ) -> xr.Dataset:
     """One layer dissected: ``iou`` (unit, concept), its nulls (unit, draw), and ``t_k``, ``seldom``, ``on`` (unit).
 
@@ -303,12 +286,11 @@ def curve(cfg: Settings, windows: Windows, networks: Sequence[Network], concepts
 # ---------------------------------------------------------------------------------------------------- detectors
 
 #: how a unit becomes a detector: its IoU exceeds the source's threshold, what it reaches when windows trade places, or
-#: what it reaches when only windows of one activity do. By the last it must have told windows of one activity apart, or
-#: times in them, so that only waveforms can be detected
+#: when only windows of one activity do. The last leaves nothing but waveforms to be detected
 RULES = ("IoU > 0.04", "above chance", "above chance within an activity")
 
 
-def detectors(found: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
+def detectors(found: xr.Dataset) -> xr.Dataset:
     """Each unit's best concept and whether it detects it, from :func:`dissect`'s result; other dims are kept.
 
     ``concept`` (name) and ``best`` (its IoU) over (..., unit), ``limit`` (the IoU to be exceeded) and ``detector`` over
@@ -316,10 +298,8 @@ def detectors(found: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
     """
     ordered = found["iou"].transpose(..., "concept")
     best = ordered.max("concept")
-    of_chance = [
-        xr.apply_ufunc(chance_point, found[null], quantile, input_core_dims=[["draw"], []])
-        for null in ("chance", "chance_within")
-    ]
+    nulls = [found["chance"], found["chance_within"]]
+    of_chance = [xr.apply_ufunc(chance_point, null, input_core_dims=[["draw"]]) for null in nulls]
     limits = [xr.full_like(best, DETECTOR_IOU), *of_chance]
     limit = xr.concat(limits, "rule").assign_coords(rule=list(RULES)).transpose(..., "rule")
     concept = found["concept"][ordered.argmax("concept")].drop_vars("concept")
@@ -329,19 +309,19 @@ def detectors(found: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
 def unique(found: xr.Dataset) -> xr.DataArray:
     """How many different concepts the units detect: what :func:`detectors` has but units."""
     each = [(found["detector"] & (found["concept"] == name)).any("unit") for name in np.unique(found["concept"].values)]
-    return sum(each, start=xr.zeros_like(each[0], dtype=int))
+    return sum(each)
 
 
 # ------------------------------------------------------------------------------------------ comparison, examples
 
 
-def over_networks(name: str, values: np.ndarray) -> dict[str, float]:
+def over_networks(name: str, values: Sequence[float], least: int = ENOUGH_SEEDS) -> dict[str, float]:
     """Mean of (network,) values as ``name``, "name low" and "name high": the ends of its 95 % interval over networks.
 
-    The ends are NaN where networks are fewer than ``ENOUGH_SEEDS``, because those say too little of others.
+    The ends are NaN where networks are fewer than ``least``, because those say too little of others.
     """
     found = with_interval(name, values)
-    return found if len(values) >= ENOUGH_SEEDS else found | {f"{name} low": np.nan, f"{name} high": np.nan}
+    return found if len(values) >= least else found | {f"{name} low": np.nan, f"{name} high": np.nan}
 
 
 def compared(counts: Mapping[str, xr.DataArray], first: str = "trained") -> pd.DataFrame:
@@ -352,7 +332,7 @@ def compared(counts: Mapping[str, xr.DataArray], first: str = "trained") -> pd.D
     """
     rows = []
     for layer in counts[first]["layer"].values:
-        own = {who: of.sel(layer=layer).transpose("seed").values.astype(float) for who, of in counts.items()}
+        own = {who: of.sel(layer=layer).values for who, of in counts.items()}
         for who, values in own.items():
             row = {"layer": str(layer), "units": who} | over_networks("value", values)
             if who != first:
@@ -365,8 +345,8 @@ def examples(network: Network, labels: xr.Dataset, split: Split, concepts: Conce
     """The ``n`` detectors of one network with the largest IoU, each concept at most once in a layer.
 
     ``labels`` are :func:`detectors`' over (layer, unit), ``split`` and ``concepts`` the windows they come from. One row
-    each: layer, unit, concept, iou, and (time,) arrays from where the unit's output is largest, which is not where it
-    fits best: ``signal`` in G, ``unit_mask`` and ``concept_mask``.
+    each: layer, unit, concept, iou, and (time,) arrays from where the unit's output is largest: ``signal`` in G,
+    ``unit_mask`` and ``concept_mask``.
     """
     table = labels[["best", "concept"]].to_dataframe(["layer", "unit"])[["best", "concept"]].reset_index()
     table = table.sort_values("best", ascending=False).drop_duplicates(["layer", "concept"]).head(n)

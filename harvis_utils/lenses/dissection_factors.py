@@ -1,10 +1,8 @@
 """What the number of detectors depends on: small networks that differ in one thing, each dissected.
 
 Bau, Zhou et al. (2017), sections 3.4 to 3.7: width, batch norm, or having learned from labels or from a task without
-any. That task is to tell which transformation was applied to a window, after Saeed, Ozcelebi and Lukkien (2019), who
-let wearable-sensor networks recognize transformations, with four of them and one network head. What comes back are
-ordinary windows whose "activities" are the transformations, so that :mod:`harvis_utils.training.supervised` trains
-networks on them as on any others.
+any. That task is to tell which of four transformations was applied to a window, after Saeed, Ozcelebi and Lukkien
+(2019): ordinary windows whose "activities" are the transformations.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from harvis_utils.data.windowing import SPLITS, Split, Windows
+from harvis_utils.data.windowing import SPLITS, Windows
 from harvis_utils.lenses import dissection
 from harvis_utils.lenses.concepts import Concepts
 from harvis_utils.parallel import side_by_side
@@ -39,30 +37,28 @@ def transformed(x: np.ndarray, which: np.ndarray, rng: np.random.Generator) -> n
     if not np.isin(which, np.arange(len(TRANSFORMATIONS))).all():
         raise ValueError(f"transformations are numbered 0 to {len(TRANSFORMATIONS) - 1}, not {np.unique(which)}")
     found = x.copy()
-    found[which == 1] = -x[which == 1]
+    found[which == 1] *= -1
     found[which == 2] = x[which == 2][..., ::-1]
-    length = x.shape[2] // N_PIECES
+    whole = x.shape[2] // N_PIECES * N_PIECES
     for window in np.flatnonzero(which == 3):
         order = np.arange(N_PIECES)
         while (order == np.arange(N_PIECES)).all():  # the order it has is no other order
             order = rng.permutation(N_PIECES)
-        pieces = x[window, :, : N_PIECES * length].reshape(len(x[window]), N_PIECES, length)
-        found[window, :, : N_PIECES * length] = pieces[:, order].reshape(len(x[window]), -1)
+        pieces = np.split(x[window, :, :whole], N_PIECES, axis=1)
+        found[window, :, :whole] = np.concatenate([pieces[k] for k in order], axis=1)
     return found
 
 
 def without_labels(windows: Windows, seed: int = 0) -> Windows:
     """The windows, each changed by a transformation drawn at random, which is its class; splits and subjects stay."""
-    rng = np.random.default_rng(seed)
-    splits = {name: _changed(getattr(windows, name), rng) for name in SPLITS}
+    rng, splits = np.random.default_rng(seed), {}
+    for name in SPLITS:
+        split = getattr(windows, name)
+        which = rng.integers(len(TRANSFORMATIONS), size=len(split))
+        series = transformed(split.x, which, rng).transpose(0, 2, 1).reshape(-1, split.series.shape[1])
+        start = np.arange(len(split)) * split.length  # window after window
+        splits[name] = dataclasses.replace(split, series=series, start=start, activity=which)
     return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS)
-
-
-def _changed(split: Split, rng: np.random.Generator) -> Split:
-    which = rng.integers(len(TRANSFORMATIONS), size=len(split))
-    x = transformed(split.x, which, rng)
-    series = np.ascontiguousarray(x.transpose(0, 2, 1)).reshape(-1, x.shape[1])  # window after window
-    return dataclasses.replace(split, series=series, start=np.arange(len(x)) * split.length, activity=which)
 
 
 # ------------------------------------------------------------------------------------------------ small networks
@@ -79,9 +75,7 @@ def small(cfg: Settings, **model) -> Settings:
     """
     quick = load_settings("quick", cfg.dataset)
     training = dataclasses.replace(quick.training, seeds=cfg.dissection.factor_seeds)
-    return dataclasses.replace(
-        cfg, model=dataclasses.replace(quick.model, **{"dropout": 0.0, **model}), training=training
-    )
+    return dataclasses.replace(cfg, model=dataclasses.replace(quick.model, dropout=0.0, **model), training=training)
 
 
 def levels(settings: DissectionSettings) -> dict[str, tuple[str, dict]]:
@@ -109,7 +103,7 @@ def small_networks(cfg: Settings, windows: Windows) -> dict[str, list[Network]]:
         return supervised.train(small(cfg, **model), learned[task], job[1])
 
     # the widest first, so that no thread is left with one at the end
-    jobs.sort(key=lambda job: -plan[job[0]][1].get("n_units", small(cfg).model.n_units))
+    jobs.sort(key=lambda job: -small(cfg, **plan[job[0]][1]).model.n_units)
     found = dict(zip(jobs, side_by_side(cfg, one, jobs), strict=True))
     return {level: [found[level, seed] for seed in seeds] for level in plan}
 
@@ -134,10 +128,10 @@ def factors(cfg: Settings, windows: Windows, concepts: Concepts) -> xr.Dataset:
 
 
 def factor_table(found: xr.Dataset, rule: str = dissection.RULES[0]) -> pd.DataFrame:
-    """One row per kind of small network: F1 of its task, unique detectors and mean best IoU, both means over layers.
+    """One row per kind of small network of :func:`factors`: F1 of its task, unique detectors and mean best IoU.
 
-    From :func:`factors`' result; beside the latter two their difference from the base, as :func:`dissection.compared`
-    makes it, and the same measure of networks of that kind with random weights.
+    The latter are means over layers, each with its difference from the base (:func:`dissection.compared`) and the same
+    of networks of that kind with random weights.
     """
     measures = {"unique detectors": found["unique"].sel(rule=rule), "mean best IoU": found["iou"]}
     columns = {"macro F1 of its task": found["f1"].mean("seed").to_series()}

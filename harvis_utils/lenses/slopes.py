@@ -1,13 +1,10 @@
 """Ascent under a backward slope: what comes back through a rectifier that is closed is damped, not cut off.
 
-Plain ascent follows the gradient of the network itself, in which a closed ReLU passes nothing back: where all are
-closed the signal cannot move, and where the wrong ones are open it climbs to a local maximum. ProxyGrad (Linse, Barth
-and Martinetz 2024, "Leaky ReLUs That Differ in Forward and Backward Pass Facilitate Activation Maximization in Deep
-Neural Networks") takes the gradient of a copy of the network whose rectifiers have another slope below zero. Values
-are always those of the network itself, only the direction is borrowed.
-
-:func:`ascend` climbs whatever can name its values and directions; :func:`ascend_units` does it for a layer of any
-network. A slope of None is plain ascent; 0 is the same for a network of ReLUs.
+In plain ascent a closed ReLU passes nothing back: where all are closed the signal cannot move, and where the wrong ones
+are open it climbs to a local maximum. ProxyGrad (Linse, Barth and Martinetz 2024, "Leaky ReLUs That Differ in Forward
+and Backward Pass Facilitate Activation Maximization in Deep Neural Networks") takes the gradient of a copy whose
+rectifiers have another slope below zero; values are those of the network itself. A slope of None is plain ascent; 0 is
+the same for a network of ReLUs.
 """
 
 from __future__ import annotations
@@ -38,10 +35,8 @@ Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Ascent:
-    """What an ascent found, per row.
-
-    ``curve`` is (row, n_steps + 1): the highest value up to each step, the start's first; ``best`` (row, ...) is the
-    signal that gave the highest, ``last`` where the ascent ended.
+    """Per row: ``curve`` (row, n_steps + 1), the highest value up to each step, the start's first; ``best`` (row, ...),
+    the signal that gave the highest; ``last``, where the ascent ended.
     """
 
     curve: Tensor
@@ -55,10 +50,9 @@ class Ascent:
 
 
 def ascend(field: Field, start: Tensor, step: Step, n_steps: int, bound: float | None = None) -> Ascent:
-    """Climb from ``start`` (row, ...) for ``n_steps``; with ``bound`` every entry stays within ±bound.
+    """Climb from ``start`` (row, ...) for ``n_steps``; with ``bound`` every entry, the start's too, is within ±bound.
 
-    The start is brought into the bounds too. Raises ``ValueError`` for an unknown optimizer, a negative number of
-    steps and bounds that are not positive.
+    Raises ``ValueError`` for an unknown optimizer, a negative number of steps and bounds that are not positive.
     """
     if n_steps < 0 or (bound is not None and not bound > 0):
         raise ValueError(f"an ascent needs 0 or more steps and a positive bound, not {n_steps} steps and bound {bound}")
@@ -124,8 +118,8 @@ def ascend_units(
 ) -> Ascent:
     """All ``units`` of a layer of any network from all starting points in one batch; rows are (unit, start).
 
-    ``start`` is (start, ...): windows as the network takes them. The network is put into evaluation mode meanwhile and
-    is as it was afterwards. Raises ``ValueError`` for an unknown layer and for units that it does not have.
+    ``start`` is (start, ...): windows as the network takes them; it climbs in evaluation mode and is as it was
+    afterwards. Raises ``ValueError`` for an unknown layer and for units that it does not have.
     """
     place = taps.find(network, tap)
     unit = torch.as_tensor(list(units), dtype=torch.int64)
@@ -161,9 +155,8 @@ def one_sided(x: np.ndarray, bound: float) -> np.ndarray:
 def best_in_box(weights: np.ndarray, biases: np.ndarray, bound: float, length: int) -> np.ndarray:
     """Exact maximum of each first-layer unit's mean output over all signals within ±bound, (unit,).
 
-    ``weights`` are (unit, kernel), ``biases`` (unit,). A rectified weighted sum is convex, so the maximum lies in a
-    corner of the box: each sample is at one bound or the other, and going along the signal, only the last
-    ``kernel - 1`` samples matter for what follows. Deeper layers are not convex.
+    ``weights`` are (unit, kernel), ``biases`` (unit,). A rectified weighted sum is convex, unlike deeper layers, so the
+    maximum lies in a corner of the box, and along the signal only the last ``kernel - 1`` samples matter for the rest.
     """
     kernel = weights.shape[1]
     half = kernel // 2

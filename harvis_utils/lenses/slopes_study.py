@@ -1,12 +1,11 @@
 """Backward slopes on all units of SF-HF, and networks trained with them: gains over plain ascent and plain training.
 
-Step sizes are chosen on networks of their own, then every unit of the others is climbed. A signal is one sensor axis,
-as everywhere in this project. The gradient is written out (autograd with rectifiers caught one by one takes several
-times as long); ``tests/test_lens_slopes.py`` holds the autograd version beside it.
+Step sizes are chosen on networks of their own, then every unit of the others is climbed; a signal is one sensor axis.
+The gradient is written out, because autograd takes several times as long; ``tests/test_lens_slopes.py`` compares them.
 
-Networks are also trained with one slope forward and another backward, beside networks trained plainly on the same
-budget. Everything but the slope is the same for a seed: first weights, order of the windows, dropout, epochs. The
-networks and the data are small, because each slope wants several seeds and a learning rate of its own.
+Networks are also trained with a backward slope, beside networks trained plainly. Everything but the slope is the same
+for a seed: first weights, order of the windows, dropout, epochs. Networks and data are small, because each slope wants
+several seeds and a learning rate of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -40,11 +40,8 @@ from harvis_utils.training.supervised import Network
 #: step sizes tried: from clearly too small to clearly too large in G
 STEP_SIZES = {"ascent": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "adam": (0.01, 0.03, 0.1, 0.3, 1.0)}
 DECAY = 0.99  # Choice: steps end at about a tenth of their size
-#: Choice: where nothing bounds the signal, one step for all slopes (not the calibrated preset's), because a larger one
-#: always gets higher
+#: Choice: without bounds one step for all slopes (not the calibrated preset's), because a larger one always gets higher
 FREE = Step("adam", 0.1, 0.995)
-
-
 #: Choice: a larger gain counts as this one, also where plain ascent does not leave zero; medians do not mind
 HIGHEST_GAIN = 100.0
 #: what networks are trained with: with batch norm a unit hardly dies; without, it may
@@ -93,21 +90,16 @@ def climb_all(
     """All layers, ``units`` (None: all) and ``starts`` (start, time) under each slope of ``steps``, with its own step.
 
     Returns over (layer, slope, start, unit): ``maximum``; ``until``, the first step at 95 % of the highest value that
-    any slope and start gave this unit (inf: never); ``signal`` (also time) in G; ``curve`` (also step). With a bound
-    also ``at_bounds``, the share of its samples there, and ``one_sided``, whether all are at the same one. ``at_start``
-    is (layer, start, unit).
+    any slope and start gave this unit (inf: never); ``signal`` (also time) in G; ``curve`` (also step); with a bound
+    :func:`slopes.at_bounds` and :func:`slopes.one_sided`. ``at_start`` is (layer, start, unit).
     """
-    layers = trunk.layers
-    counts = {layer: len(trunk.biases[trunk.depth(layer) - 1]) for layer in layers}
-    units = list(range(min(counts.values())) if units is None else units)
+    units = list(range(min(map(len, trunk.biases))) if units is None else units)
     n_starts, length = starts.shape
-    # rows are (start, unit)
-    x = torch.tensor(np.repeat(starts, len(units), axis=0))
+    x = torch.tensor(np.repeat(starts, len(units), axis=0))  # rows are (start, unit)
     unit = torch.tensor(units).repeat(n_starts)
-    found = [
-        climb(trunk, layer, unit, x, slope, step, n_steps, bound) for layer in layers for slope, step in steps.items()
-    ]
-    shape = (len(layers), len(steps), n_starts, len(units))
+    cases = product(trunk.layers, steps.items())
+    found = [climb(trunk, layer, unit, x, slope, step, n_steps, bound) for layer, (slope, step) in cases]
+    shape = (len(trunk.layers), len(steps), n_starts, len(units))
     curve = np.stack([a.curve.numpy() for a in found]).reshape(*shape, n_steps + 1)
     signal = np.stack([a.best.numpy() for a in found]).reshape(*shape, length)
     maximum = curve[..., -1]
@@ -122,11 +114,9 @@ def climb_all(
         "at_start": (("layer", "start", "unit"), curve[:, 0, :, :, 0]),
     }
     if bound is not None:
-        arrays |= {
-            "at_bounds": (dims, slopes.at_bounds(signal, bound)),
-            "one_sided": (dims, slopes.one_sided(signal, bound)),
-        }
-    return xr.Dataset(arrays, {"layer": list(layers), "slope": list(steps), "unit": units})
+        arrays["at_bounds"] = dims, slopes.at_bounds(signal, bound)
+        arrays["one_sided"] = dims, slopes.one_sided(signal, bound)
+    return xr.Dataset(arrays, {"layer": list(trunk.layers), "slope": list(steps), "unit": units})
 
 
 @kept("slopes")
@@ -151,9 +141,9 @@ def climbs(
     return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
 
 
-def kept_steps(n_steps: int, n: int = 30) -> list[int]:
-    """The start, the end and about ``n`` steps between, evenly spaced in log time."""
-    return sorted({0, n_steps, *np.unique(np.geomspace(1, max(n_steps, 1), n).astype(int)).tolist()})
+def kept_steps(n_steps: int) -> list[int]:
+    """The start, the end and about 30 steps between, evenly spaced in log time."""
+    return sorted({0, n_steps, *np.geomspace(1, max(n_steps, 1), 30).astype(int).tolist()})
 
 
 # --------------------------------------------------------------------------------------------- choosing the steps
@@ -179,9 +169,9 @@ def maxima_of(
 def choose_steps(cfg: Settings, windows: Windows, networks: list[Network], bound: float) -> Chosen:
     """One step size per slope, chosen on ``networks`` that are judged nowhere.
 
-    The score of a setting is how high it comes, as a share of the highest that any setting under any slope reached for
-    that unit, mean over starts, units and networks. The optimizer is the one under which plain ascent scores best, so
-    that what it is compared with is never handicapped; then each slope takes the step size that scores best for it.
+    A setting's score is how high it comes, as a share of the highest that any setting under any slope reached for that
+    unit, mean over starts, units and networks. The optimizer is the one under which plain ascent scores best, so that
+    plain ascent is never handicapped; each slope then takes the step size that scores best for it.
     """
     starts = starting_points(cfg.maximization, windows.train, cfg.slopes.n_starts)
     units = chosen_units(cfg.model.n_units, cfg.readings.n_units)
@@ -210,14 +200,8 @@ def gains(maximum: xr.DataArray, plain: xr.DataArray | None = None) -> xr.DataAr
     NaN where both reach nothing (a dead unit); at most ``HIGHEST_GAIN``.
     """
     plain = maximum.sel(slope=SLOPES[0], drop=True) if plain is None else plain
-    both = (plain > 0) | (maximum > 0)
-    safe = plain.where(plain > 0, 1.0)
-    return (maximum / safe - 1).where(plain > 0, np.inf).clip(max=HIGHEST_GAIN).where(both)
-
-
-def _pairs(values: xr.DataArray) -> np.ndarray:
-    """(seed, everything else)."""
-    return values.transpose("seed", ...).values.reshape(values.sizes["seed"], -1)
+    gain = (maximum / plain.where(plain > 0) - 1).where(plain > 0, np.inf)
+    return gain.clip(max=HIGHEST_GAIN).where((plain > 0) | (maximum > 0))
 
 
 def _median(values: np.ndarray) -> float:
@@ -229,13 +213,12 @@ def table(found: xr.Dataset) -> pd.DataFrame:
     """One row per layer ("all" too) and slope, with intervals over networks and units.
 
     * ``gain``: median over units of the gain of the mean maximum over starts; ``gain, best start``: of the best start;
-      ``gain over plain's best``: of one start (their mean) over the best start of plain ascent.
-    * ``higher``: share of units that come higher than by plain ascent, by 0.1 % at least, minus the share that comes
-      lower.
+      ``gain over plain's best``: of the mean over the best start of plain ascent.
+    * ``higher``: share of units that come higher than by plain ascent, by 0.1 % at least, minus the share lower.
     * ``reached``: share of ascents that come to 95 % of the highest value known for their unit; ``steps``: the median
       number they take, inf where most never do; ``steps if reached`` that of those that do.
-    * ``spread``: standard deviation over starts in units of their mean; ``stuck``: share of ascents that never rise
-      above their start; with bounds ``at_bounds`` and ``one_sided``.
+    * ``spread``: standard deviation over starts by their mean; ``stuck``: share of ascents that never rise above their
+      start; with bounds ``at_bounds`` and ``one_sided``.
     """
     layers = [str(layer) for layer in found["layer"].values]
     mean, best = found["maximum"].mean("start"), found["maximum"].max("start")
@@ -252,26 +235,22 @@ def table(found: xr.Dataset) -> pd.DataFrame:
     for name in ("at_bounds", "one_sided"):
         if name in found:
             measures[name] = found[name].where(alive).astype(float).mean("start")
-    parts = {}
-    for part in ["all", *layers]:
-        chosen = layers if part == "all" else [part]
+    medians, parts = [name for name in measures if name.startswith(("gain", "spread"))], {}
+    for part, chosen in {"all": layers, **{layer: [layer] for layer in layers}}.items():
         own = {name: values.sel(layer=chosen) for name, values in measures.items()}
         until = found["until"].sel(layer=chosen).transpose("slope", ...).values
-        parts[part] = tabulated(
-            own, "slope", medians=[name for name in own if name.startswith(("gain", "spread"))]
-        ).assign(
-            **{"steps": [_median(u[~np.isnan(u)]) for u in until]},
-            **{"steps if reached": [_median(u[np.isfinite(u)]) for u in until]},
-            networks=found.sizes["seed"],
-            units=int(alive.sel(layer=chosen).sum()),
-        )
+        parts[part] = tabulated(own, "slope", medians)
+        parts[part]["steps"] = [_median(u[~np.isnan(u)]) for u in until]
+        parts[part]["steps if reached"] = [_median(u[np.isfinite(u)]) for u in until]
+        parts[part]["networks"] = found.sizes["seed"]
+        parts[part]["units"] = int(alive.sel(layer=chosen).sum())
     return pd.concat(parts, names=["layer"])
 
 
-def _first(network: Network) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (unit, kernel) and biases (unit,) of the first layer."""
+def _optimum(network: Network, bound: float, length: int) -> np.ndarray:
+    """Exact maximum of each first-layer unit in the box, (unit,)."""
     weights, biases = (a[0].double().numpy() for a in (network.trunk.weights, network.trunk.biases))
-    return weights[:, 0], biases
+    return slopes.best_in_box(weights[:, 0], biases, bound, length)
 
 
 def against_optimum(networks: list[Network], found: xr.Dataset, bound: float) -> pd.DataFrame:
@@ -279,11 +258,9 @@ def against_optimum(networks: list[Network], found: xr.Dataset, bound: float) ->
 
     ``solved`` is the share of ascents within 1 % of it, ``solved, best start`` the share of units of which one was.
     """
-    length = found.sizes["time"]
-    exact = np.stack([slopes.best_in_box(*_first(net), bound, length) for net in networks])
-    optimum = xr.DataArray(exact, dims=("seed", "unit"), coords={"seed": found["seed"]})
-    optimum = optimum.where(optimum > 0)
-    share = found["maximum"].sel(layer=found["layer"].values[0]) / optimum
+    exact = np.stack([_optimum(net, bound, found.sizes["time"]) for net in networks])
+    optimum = xr.DataArray(exact, {"seed": found["seed"]}, ("seed", "unit"))
+    share = found["maximum"].isel(layer=0) / optimum.where(optimum > 0)
     solved = (share >= 0.99).where(share.notnull())
     measures = {"share": share.mean("start"), "solved": solved.mean("start"), "solved, best start": solved.max("start")}
     found = tabulated(measures, "slope")
@@ -295,7 +272,7 @@ def white_optima(networks: list[Network], bound: float, length: int) -> np.ndarr
     """Share of living first-layer units whose exact maximum in the box a constant at a bound reaches, (network,)."""
     shares = []
     for net in networks:
-        exact = slopes.best_in_box(*_first(net), bound, length)
+        exact = _optimum(net, bound, length)
         constant = torch.tensor([[bound], [-bound]]).expand(2, length)
         white = net.trunk.feature_map(constant, net.trunk.layers[0]).mean(2).amax(0).numpy()
         shares.append((white[exact > 0] >= 0.999 * exact[exact > 0]).mean())
@@ -318,13 +295,14 @@ def over_plain(found: xr.Dataset, name: str, slope: float) -> Difference:
     Unit by unit, mean over starts, living units only.
     """
     each = found[name].astype(float).mean("start").where(found["maximum"].max(("slope", "start")) > 0)
-    return paired(*(_pairs(each.sel(slope=s)) for s in (slope, SLOPES[0])))
+    both = each.sel(slope=[slope, SLOPES[0]]).transpose("slope", "seed", ...).values
+    return paired(*both.reshape(*both.shape[:2], -1))
 
 
 def height_table(height: xr.DataArray) -> pd.DataFrame:
     """Mean of :func:`bounds_and_height` per layer, and over "all", with its interval: ``correlation``, its ends."""
-    every = pd.DataFrame(with_interval("correlation", _pairs(height)), pd.Index(["all"], name="layer"))
-    return pd.concat([tabulated({"correlation": height}, "layer"), every])
+    every = height.rename(layer="layers").expand_dims(layer=["all"])
+    return pd.concat([tabulated({"correlation": of}, "layer") for of in (height, every)])
 
 
 # ----------------------------------------------------------------------------------------------- trained with slopes
@@ -339,6 +317,7 @@ def fit(
 
 
 @kept("slope_training", apart=("device",))
+@threads_inside(1)
 def outcome(
     few: Windows,
     model: ModelSettings,
@@ -349,15 +328,10 @@ def outcome(
     device: str | None = None,
 ) -> dict[str, float]:
     """F1 on both other splits, and the share ``dead`` of the trunk's units that answer no training window at all."""
-    with threads_inside(1):
-        network, found = fit(few, model, training, seed, slope, device)
-        best = int(np.nanargmax(found["val_f1"]))
-        units = unit_statistics.collect(folded_trunk(network), few.train.segments, torch_device(device))
-    return {
-        "val_f1": found["val_f1"][best],
-        "test_f1": found["test_f1"][best],
-        "dead": float(units["dead"].mean()),
-    }
+    network, found = fit(few, model, training, seed, slope, device)
+    best = int(np.nanargmax(found["val_f1"]))
+    units = unit_statistics.collect(folded_trunk(network), few.train.segments, torch_device(device))
+    return {name: found[name][best] for name in ("val_f1", "test_f1")} | {"dead": float(units["dead"].mean())}
 
 
 def _outcomes(cfg: Settings, few: Windows, jobs: Sequence[tuple[str, float, float, int]]) -> pd.DataFrame:
@@ -392,14 +366,12 @@ def outcomes(cfg: Settings, few: Windows, rates: Mapping[tuple[str, float], floa
 
 def compare(table: pd.DataFrame) -> pd.DataFrame:
     """Each slope against plain training (the smallest slope), paired by seed, with intervals over the seeds."""
-    rows = []
-    for kind, part in table.groupby("kind", sort=False):
-        wide = {name: part[name].unstack("slope") for name in ("test_f1", "dead")}
-        plain = wide["test_f1"].columns.min()
-        for slope in wide["test_f1"]:
-            row: dict = {"kind": kind, "slope": slope, "rate": part.xs(slope, level="slope")["rate"].iloc[0]}
-            for name, values in wide.items():
-                row |= {name: values[slope].mean()}
-                row |= with_interval(f"{name} difference", (values[slope] - values[plain]).to_numpy())
-            rows.append(row | {"networks": len(wide["test_f1"])})
-    return pd.DataFrame(rows).set_index(["kind", "slope"])
+    measures = table[["test_f1", "dead"]].sort_index()
+    differences = measures - measures.groupby(["kind", "seed"]).transform("first")
+    rows = {}
+    for of, own in measures.groupby(["kind", "slope"]):
+        rows[of] = {"rate": table.loc[of, "rate"].iloc[0]}
+        for name in measures:
+            rows[of] |= {name: own[name].mean()} | with_interval(f"{name} difference", differences.loc[of, name])
+        rows[of]["networks"] = len(own)
+    return pd.DataFrame.from_dict(rows, "index").rename_axis(["kind", "slope"])
