@@ -22,8 +22,8 @@ from functools import lru_cache, partial
 import numpy as np
 import pandas as pd
 
-from harvis_utils.data.kinds import Dataset, Recording, Recordings
 from harvis_utils.data import archive
+from harvis_utils.data.kinds import Dataset, Recording, Recordings
 
 # Choice: everything here; nothing in the paper corresponds to this data set.
 SEED = 20240607
@@ -189,7 +189,6 @@ DATASET = Dataset(
     axes=AXES,
     split=SPLIT,
     read=read,
-    archive=None,
     made_up=True,
     motifs=motifs,
 )
