@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import psutil
 import torch
 
 from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name
 from harvis_utils.settings import APPROXIMATE, data_folders
+from harvis_utils.store.files import scratch
 from harvis_utils.store.results import kept
 
 #: how often a failed download is tried again
@@ -44,31 +42,21 @@ def parse_table(
     lines = content.decode("ascii", errors="replace").splitlines()
     if len(lines) != (n_rows or len(lines)) or not lines:
         raise ValueError(f"{len(lines)} rows instead of {n_rows or 'at least one'}")
-    for number, line in enumerate(lines, start=1):
-        if line.count(delimiter) != n_columns - 1:
-            raise ValueError(f"row {number} has {line.count(delimiter) + 1} columns instead of {n_columns}")
-    try:
-        values = np.loadtxt(lines, delimiter=delimiter, usecols=tuple(columns), comments=None, ndmin=2)
-    except ValueError:
-        raise ValueError(_first_text(lines, columns, delimiter)) from None
-    if len(values) != len(lines):  # blank lines are skipped silently where a table has one column
-        raise ValueError(_first_text(lines, columns, delimiter))
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {values[row, column]}, not a finite number")
-    return values
-
-
-def _first_text(lines: Sequence[str], columns: Sequence[int], delimiter: str) -> str:
-    """Where in a table that does not parse the first field stands that is no number."""
+    values = []
     for number, line in enumerate(lines, start=1):
         fields = line.split(delimiter)
+        if len(fields) != n_columns:
+            raise ValueError(f"row {number} has {len(fields)} columns instead of {n_columns}")
         for column in columns:
             try:
-                float(fields[column])
+                values.append(float(fields[column]))
             except ValueError:
-                return f"row {number}, column {column + 1} is {fields[column][:40]!r}, not a number"
-    return "a field is not a plain decimal number"
+                what = f"{fields[column][:40]!r}, not a number"
+                raise ValueError(f"row {number}, column {column + 1} is {what}") from None
+    table = np.array(values).reshape(len(lines), len(columns))
+    for row, column in np.argwhere(~np.isfinite(table))[:1]:
+        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {table[row, column]}, not a finite number")
+    return table
 
 
 def members_digest(digests: Mapping[str, str]) -> str:
@@ -120,52 +108,42 @@ def fetch(name: str, archive: Archive) -> Path:
     import pooch
     import requests
 
-    url, raw = address(archive), data_folders()[-1]
-    by_hand = f"get it by hand, put it into {raw} or a folder named by HARVIS_DATA as {archive.filename}, and run again"
+    url, path = address(archive), data_folders()[-1] / archive.filename
     shown = sys.stderr.isatty() or "ipykernel" in sys.modules
-    part = None
     try:
-        raw.mkdir(parents=True, exist_ok=True)
-        _sweep(raw, archive.filename)
-        part = Path(tempfile.mkdtemp(prefix=f".{archive.filename}.{os.getpid()}.", suffix=".part", dir=raw))
-        file = archive.filename
-        source = pooch.create(part, "", registry={file: None}, urls={file: url}, retry_if_failed=RETRIES)
-        path = Path(source.fetch(file, progressbar=shown))
-        verify(name, archive, path, title=f"{url} (downloaded, refused, not kept)")
-        os.replace(path, raw / archive.filename)
+        with scratch(path) as folder:
+            source = pooch.create(
+                folder, "", registry={path.name: None}, urls={path.name: url}, retry_if_failed=RETRIES
+            )
+            found = Path(source.fetch(path.name, progressbar=shown))
+            verify(name, archive, found, title=f"{url} (downloaded, refused, not kept)")
+            os.replace(found, path)
     except requests.RequestException as error:
-        what = f"{archive.filename} could not be downloaded from {url}"
-        raise DataError(f"{what}: {_reason(error)}; {by_hand}") from error
+        raise DataError(
+            f"{path.name} could not be downloaded from {url}: {_reason(error)}; get it by hand, put it into "
+            f"{path.parent} or a folder named by HARVIS_DATA as {path.name}, and run again"
+        ) from error
     except OSError as error:
-        what = f"{raw / archive.filename} could not be written"
+        what = f"{path} could not be written"
         raise DataError(f"{what}: {error.strerror or error}; make room there; nothing half-written was kept") from error
-    finally:
-        if part:
-            shutil.rmtree(part, ignore_errors=True)
-    return raw / archive.filename
+    return path
 
 
 def _reason(error) -> str:
     """Why a download failed, in words; the library's own message is kept as the error's cause."""
-    import requests
+    from requests import ConnectionError, HTTPError, Timeout
+    from requests.exceptions import ChunkedEncodingError
 
-    if isinstance(error, requests.HTTPError):
-        return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke before the file was complete"
-    if isinstance(error, requests.Timeout):
-        return "the server did not answer in time"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection to the server"
+    match error:
+        case HTTPError():
+            return f"the server answered {error.response.status_code} {error.response.reason}"
+        case ChunkedEncodingError():
+            return "the connection broke before the file was complete"
+        case Timeout():
+            return "the server did not answer in time"
+        case ConnectionError():
+            return "no connection to the server"
     return str(error)
-
-
-def _sweep(raw: Path, filename: str) -> None:
-    """Remove what killed downloads left."""
-    for orphan in raw.glob(".*.part"):
-        pid = orphan.name.split(".")[-3] if orphan.name.startswith(f".{filename}.") else ""
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(orphan, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------- reading members
@@ -180,44 +158,34 @@ def opened(path: Path, archive: Archive, title: str | None = None) -> Iterator[C
     """
     title = title or str(path)
     again = f"get the archive again from {archive.url}"
-
-    if path.is_dir():
-        _refuse_leaving(title, archive.members)
-
-        def read(member: str) -> bytes:
-            return (path / member).read_bytes()
-
-        missing = [member for member in archive.members if not (path / member).is_file()]
-        container = None
-    else:
-        try:
-            container = zipfile.ZipFile(path)
-            names = container.namelist()
-        except PermissionError as error:
-            raise DataError(f"{title}: may not be read; give yourself the permission to") from error
-        except Exception as error:  # zipfile raises many kinds for damaged files; each is the same news
-            raise DataError(f"{title}: {_not_a_zip(path)}; {again}") from error
+    with ExitStack() as stack:
+        if path.is_dir():
+            names = archive.members
+        else:
+            try:
+                container = stack.enter_context(zipfile.ZipFile(path))
+                names = container.namelist()
+            except PermissionError as error:
+                raise DataError(f"{title}: may not be read; give yourself the permission to") from error
+            except Exception as error:  # zipfile raises many kinds for damaged files; each is the same news
+                raise DataError(f"{title}: {_not_a_zip(path)}; {again}") from error
         _refuse_leaving(title, names)
-        index = _index(title, names, archive.members)
-        missing = [member for member in archive.members if member not in index]
-
-        def read(member: str) -> bytes:
-            return container.read(index[member])
-
-    def open_member(member: str) -> bytes:
-        try:
-            return read(member)
-        except Exception as error:
-            raise DataError(f"{title}: {member}: damaged or unreadable ({error}); {again}") from error
-
-    try:
-        if missing:
+        if path.is_dir():
+            index = {member: path / member for member in archive.members if (path / member).is_file()}
+            read = Path.read_bytes
+        else:
+            index, read = _index(title, names, archive.members), container.read
+        if missing := [member for member in archive.members if member not in index]:
             more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
             raise DataError(f"{title}: {missing[0]}{more} missing; {again}")
+
+        def open_member(member: str) -> bytes:
+            try:
+                return read(index[member])
+            except Exception as error:
+                raise DataError(f"{title}: {member}: damaged or unreadable ({error}); {again}") from error
+
         yield open_member
-    finally:
-        if container:
-            container.close()
 
 
 def _foreign(head: bytes) -> str | None:
@@ -322,31 +290,28 @@ def parsed(
 
     The archive with this ``digest`` lies at ``source()``, which is asked for only where it has not been parsed before.
     """
-    items = _parse(name, dataset, archive, source())
+    from tqdm.auto import tqdm
+
+    path, items = source(), []
+    with opened(path, archive) as open_member:
+        checked = _Verified(name, archive, str(path), open_member)
+        try:
+            for item in tqdm(read(checked), desc=f"reading {name}", unit=" recordings", disable=None):
+                _check(item, dataset)
+                items.append(item)
+        except ValueError as error:
+            raise DataError(
+                f"{path}: {checked.last}: {error}; correct that file or get the archive again from {archive.url}"
+            ) from error
+        checked.finish()
+    if not items:
+        raise DataError(f"{path}: no recordings in it; get the archive again from {archive.url}")
     return {
         "signal": torch.from_numpy(np.concatenate([item.signal for item in items])),
         "length": torch.tensor([len(item.signal) for item in items]),
         "subject": torch.tensor([item.subject for item in items]),
         "activity": torch.tensor([item.activity for item in items]),
     }
-
-
-def _load(name: str, dataset: Dataset, *, download: bool = True) -> Recordings:
-    approximate = name.endswith(APPROXIMATE)
-    archive = dataset.archive
-    path = locate(name, archive)
-    if approximate:
-        # its digest is not known beforehand: computed each time, so that a changed archive is never missed
-        archive = _as_found(archive, path or _absent(archive, "an unverified archive is never downloaded"))
-
-    def source() -> Path:
-        return path or (fetch(name, archive) if download else _absent(archive, "downloading is switched off"))
-
-    found = parsed(name, dataset.read, archive.digest, dataset=dataset, archive=archive, source=source)
-    found = {column: values.numpy() for column, values in found.items()}
-    pieces = np.split(found["signal"], np.cumsum(found["length"])[:-1])
-    items = map(Recording, found["subject"].tolist(), found["activity"].tolist(), pieces)
-    return Recordings(name, dataset, tuple(items), verified=not approximate, digest=archive.digest)
 
 
 def generate(dataset: Dataset) -> Recordings:
@@ -366,27 +331,6 @@ def _absent(archive: Archive, why: str) -> Path:
         f"{archive.filename} is in none of the folders {folders}, and {why}; put it into one of them "
         f"(it comes from {archive.url}) or let HARVIS_DATA name the folder that holds it"
     )
-
-
-def _parse(name: str, dataset: Dataset, archive: Archive, path: Path) -> list[Recording]:
-    """Verify and parse all recordings of the archive at ``path``."""
-    from tqdm.auto import tqdm
-
-    items = []
-    with opened(path, archive) as open_member:
-        checked = _Verified(name, archive, str(path), open_member)
-        try:
-            for item in tqdm(dataset.read(checked), desc=f"reading {name}", unit=" recordings", disable=None):
-                _check(item, dataset)
-                items.append(item)
-        except ValueError as error:
-            raise DataError(
-                f"{path}: {checked.last}: {error}; correct that file or get the archive again from {archive.url}"
-            ) from error
-        checked.finish()
-    if not items:
-        raise DataError(f"{path}: no recordings in it; get the archive again from {archive.url}")
-    return items
 
 
 def _check(item: Recording, dataset: Dataset) -> None:
@@ -409,5 +353,20 @@ def load_recordings(name: str, *, download: bool = True) -> Recordings:
 
     Raises :class:`SettingsError` for an unknown name and :class:`DataError` for a bad or missing archive.
     """
-    dataset = check_name(name)
-    return _load(name, dataset, download=download) if dataset.archive else generate(dataset)
+    dataset, approximate = check_name(name), name.endswith(APPROXIMATE)
+    archive = dataset.archive
+    if not archive:
+        return generate(dataset)
+    path = locate(name, archive)
+    if approximate:
+        # its digest is not known beforehand: computed each time, so that a changed archive is never missed
+        archive = _as_found(archive, path or _absent(archive, "an unverified archive is never downloaded"))
+
+    def source() -> Path:
+        return path or (fetch(name, archive) if download else _absent(archive, "downloading is switched off"))
+
+    found = parsed(name, dataset.read, archive.digest, dataset=dataset, archive=archive, source=source)
+    found = {column: values.numpy() for column, values in found.items()}
+    pieces = np.split(found["signal"], np.cumsum(found["length"])[:-1])
+    items = map(Recording, found["subject"].tolist(), found["activity"].tolist(), pieces)
+    return Recordings(name, dataset, tuple(items), verified=not approximate, digest=archive.digest)
