@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,16 +29,12 @@ from harvis_utils.store.results import kept
 RETRIES = 3
 
 
-# ------------------------------------------------------------------------------------- for data set modules
-
-
 def parse_table(
     content: bytes, columns: Sequence[int], *, n_columns: int, delimiter: str = ",", n_rows: int | None = None
 ) -> np.ndarray:
     """The 0-based ``columns`` of a text table, in that order: float64 (row, len(columns)).
 
-    Every row must have ``n_columns`` fields; only the wanted ones are parsed. Raises ``ValueError`` for a wrong
-    number of rows or columns, for text, and for NaN or infinity.
+    Only these are parsed. Raises ``ValueError`` for a wrong number of rows or fields, for text, NaN and infinity.
     """
     lines = content.decode("ascii", errors="replace").splitlines()
     if len(lines) != (n_rows or len(lines)) or not lines:
@@ -89,12 +86,8 @@ def _extracted(folder: Path, archive: Archive) -> Path | None:
     """The folder that the members' paths count from, ``folder`` itself or up to two levels below it."""
     # a sample of the members, so that a folder where some are missing is still recognized, and its gaps reported
     sample = archive.members[:: max(1, len(archive.members) // 16)]
-    for pattern in ("", "*/", "*/*/"):
-        roots = [folder] if not pattern else sorted(folder.glob(pattern))
-        for root in roots:
-            if any((root / member).is_file() for member in sample):
-                return root
-    return None
+    below = (root for pattern in ("*/", "*/*/") for root in sorted(folder.glob(pattern)))
+    return next((root for root in chain([folder], below) if any((root / member).is_file() for member in sample)), None)
 
 
 def address(archive: Archive) -> str:
@@ -116,7 +109,8 @@ def fetch(name: str, archive: Archive) -> Path:
                 folder, "", registry={path.name: None}, urls={path.name: url}, retry_if_failed=RETRIES
             )
             found = Path(source.fetch(path.name, progressbar=shown))
-            verify(name, archive, found, title=f"{url} (downloaded, refused, not kept)")
+            with verified(name, archive, found, title=f"{url} (downloaded, refused, not kept)"):
+                pass
             os.replace(found, path)
     except requests.RequestException as error:
         raise DataError(
@@ -192,9 +186,8 @@ def _foreign(head: bytes) -> str | None:
     """What a file is that should be data but plainly is not."""
     if head.startswith(b"version https://git-lfs"):
         return "is a git-LFS pointer, not the file itself (git lfs pull fetches it)"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is an HTML page, not the file itself"
-    return None
+    page = head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
+    return "is an HTML page, not the file itself" if page else None
 
 
 def _not_a_zip(path: Path) -> str:
@@ -202,7 +195,7 @@ def _not_a_zip(path: Path) -> str:
         head = file.read(512)
     if head.startswith(b"PK"):
         return "is a truncated or damaged zip file"
-    return _foreign(head) or ("is empty" if not head else "is not a zip file")
+    return _foreign(head) or ("is not a zip file" if head else "is empty")
 
 
 def _refuse_leaving(title: str, names: Iterable[str]) -> None:
@@ -217,59 +210,54 @@ def _index(title: str, names: Iterable[str], members: Iterable[str]) -> dict[str
     wanted, index = set(members), {}
     for name in names:
         parts = name.split("/")
-        for start in range(len(parts)):
-            member = "/".join(parts[start:])
-            if member in wanted:
-                if member in index:
-                    raise DataError(f"{title}: {member}: found twice ({index[member]}, {name}); keep one of them")
-                index[member] = name
+        for member in wanted.intersection("/".join(parts[start:]) for start in range(len(parts))):
+            if member in index:
+                raise DataError(f"{title}: {member}: found twice ({index[member]}, {name}); keep one of them")
+            index[member] = name
     return index
 
 
 # -------------------------------------------------------------------------------------------------- verifying
 
 
-def verify(name: str, archive: Archive, path: Path, title: str | None = None) -> None:
-    """Read every member and compare it with the pinned digests; :class:`DataError` names the first culprit."""
-    with opened(path, archive, title) as open_member:
-        checked = _Verified(name, archive, title or str(path), open_member)
-        checked.finish()
+@contextmanager
+def verified(name: str, archive: Archive, path: Path, title: str | None = None) -> Iterator[Callable[[str], bytes]]:
+    """Like :func:`opened`, with every member compared with its pinned digest, at the end those not asked for too.
 
+    :class:`DataError` names the first culprit; a ``ValueError`` inside the block is about the member opened last.
+    """
+    title, digests = title or str(path), {}
 
-class _Verified:
-    """``open_member`` with every member's digest compared before it is handed out, and all of them at the end."""
-
-    def __init__(self, name: str, archive: Archive, title: str, open_member: Callable[[str], bytes]):
-        self.name, self.archive, self.title, self.open_member = name, archive, title, open_member
-        self.digests: dict[str, str] = {}
-        self.last = ""
-
-    def __call__(self, member: str) -> bytes:
-        self.last = member
-        content = self.open_member(member)
-        digest = hashlib.sha256(content).hexdigest()
-        pinned = self.archive.member_digests.get(member, "")
-        if not digest.startswith(pinned):
-            foreign = _foreign(content[:512])
-            self._refuse(member, foreign or f"its SHA-256 starts with {digest[:8]} instead of {pinned[:8]}")
-        self.digests[member] = digest
-        return content
-
-    def finish(self) -> None:
-        """Read what was not asked for, and compare all."""
-        for member in self.archive.members:
-            if member not in self.digests:
-                self(member)
-        found = members_digest(self.digests)
-        if found != self.archive.digest:
-            self._refuse("members together", f"their digest is {found} instead of {self.archive.digest}")
-
-    def _refuse(self, member: str, what: str) -> None:
-        base = self.name.removesuffix(APPROXIMATE)
+    def refuse(member: str, what: str) -> None:
         raise DataError(
-            f"{self.title}: {member}: {what}; get the original from {self.archive.url}, or use this archive knowingly, "
-            f"marked as unverified, with DATASET={base}{APPROXIMATE}"
+            f"{title}: {member}: {what}; get the original from {archive.url}, or use this archive knowingly, "
+            f"marked as unverified, with DATASET={name.removesuffix(APPROXIMATE)}{APPROXIMATE}"
         )
+
+    with opened(path, archive, title) as open_member:
+
+        def checked(member: str) -> bytes:
+            content = open_member(member)
+            digests[member] = hashlib.sha256(content).hexdigest()
+            pinned = archive.member_digests.get(member, "")
+            if not digests[member].startswith(pinned):
+                what = f"its SHA-256 starts with {digests[member][:8]} instead of {pinned[:8]}"
+                refuse(member, _foreign(content[:512]) or what)
+            return content
+
+        try:
+            yield checked
+        except ValueError as error:
+            last = next(reversed(digests), "")
+            raise DataError(
+                f"{title}: {last}: {error}; correct that file or get the archive again from {archive.url}"
+            ) from error
+        for member in archive.members:
+            if member not in digests:
+                checked(member)
+        found = members_digest(digests)
+        if found != archive.digest:
+            refuse("members together", f"their digest is {found} instead of {archive.digest}")
 
 
 def _as_found(archive: Archive, path: Path) -> Archive:
@@ -293,17 +281,10 @@ def parsed(
     from tqdm.auto import tqdm
 
     path, items = source(), []
-    with opened(path, archive) as open_member:
-        checked = _Verified(name, archive, str(path), open_member)
-        try:
-            for item in tqdm(read(checked), desc=f"reading {name}", unit=" recordings", disable=None):
-                _check(item, dataset)
-                items.append(item)
-        except ValueError as error:
-            raise DataError(
-                f"{path}: {checked.last}: {error}; correct that file or get the archive again from {archive.url}"
-            ) from error
-        checked.finish()
+    with verified(name, archive, path) as open_member:
+        for item in tqdm(read(open_member), desc=f"reading {name}", unit=" recordings", disable=None):
+            _check(item, dataset)
+            items.append(item)
     if not items:
         raise DataError(f"{path}: no recordings in it; get the archive again from {archive.url}")
     return {

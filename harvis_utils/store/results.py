@@ -21,6 +21,7 @@ import subprocess
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, update_wrapper
@@ -79,9 +80,7 @@ def provenance(device: str | None = None, **more) -> dict:
     }
 
 
-@lru_cache
-def _read_keys(path: Path) -> dict:
-    return read_json(path)
+_read_keys = lru_cache(read_json)
 
 
 def packed() -> dict:
@@ -180,10 +179,10 @@ def charge(seconds: float) -> None:
 
 def seconds_by_stage() -> dict[str, float]:
     """What the results that this process made or read once took to compute, summed by stage."""
-    total: dict[str, float] = {}
+    total: Counter = Counter()
     for (stage, _), seconds in _opened.items():
-        total[stage] = total.get(stage, 0.0) + seconds
-    return total
+        total[stage] += seconds
+    return dict(total)
 
 
 def folder_of(stage: str, key: str) -> Path:
