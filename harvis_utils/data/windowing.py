@@ -113,17 +113,11 @@ def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windo
     subjects = [s for name in SPLITS for s in dataset.split[name]]
     if len(set(subjects)) != len(subjects):
         raise ValueError(f"{recordings.name}: a subject stands in two splits: {dict(dataset.split)}")
-    splits = {name: _cut_split(recordings, dataset.split[name], settings) for name in SPLITS}
-    for name, split in splits.items():
+    splits = [_cut_split(recordings, dataset.split[name], settings) for name in SPLITS]
+    for name, split in zip(SPLITS, splits, strict=True):
         if not len(split):
             raise ValueError(f"{recordings.name}: no window for the {name} subjects {dataset.split[name]}")
-    return Windows(
-        **splits,
-        activities=dataset.activities,
-        axes=dataset.axes,
-        rate_hz=settings.rate_hz,
-        caveat=recordings.caveat,
-    )
+    return Windows(*splits, dataset.activities, dataset.axes, settings.rate_hz, recordings.caveat)
 
 
 def _cut_split(recordings: Recordings, subjects: tuple[int, ...], settings: WindowSettings) -> Split:

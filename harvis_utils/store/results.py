@@ -4,8 +4,8 @@ A heavy result lives in ``<artifacts>/store/<stage>/<key>/``. The key is a diges
 versions of the libraries, so equal questions find their answer and any other question does not. The folder is filled
 under a temporary name and renamed when complete; its ``manifest.json`` is written last and holds the provenance.
 
-Results that are computed in a bundle on another machine are addressed as the machine that packed it would:
-``HARVIS_KEYS`` names the bundle's ``keys.json``. Their provenance says what they were really computed with.
+In a bundle on another machine results are addressed as where it was packed: ``HARVIS_KEYS`` names its ``keys.json``.
+Their provenance says what they were really computed with.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def git_revision() -> str:
         return packed()["git"]
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ("git", *words), cwd=REPOSITORY, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.check_output(("git", *words), cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
