@@ -32,6 +32,11 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def seconds(run: Callable[[], object]) -> float:
+    """Seconds of one run."""
+    return alternate({"": run}, 1)[""]
+
+
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -41,7 +46,8 @@ def peak_mib(run: Callable[[], object]) -> float:
     """Memory of this process at its highest while ``run`` runs, above what it was before, in MiB."""
     process, done, peak = psutil.Process(), threading.Event(), 0
     gc.collect()
-    _give_back()
+    with contextlib.suppress(AttributeError):  # glibc alone can
+        ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system, or its use again would not be seen
     before = process.memory_info().rss
 
     def watch() -> None:
@@ -59,58 +65,45 @@ def peak_mib(run: Callable[[], object]) -> float:
     return max(0, peak - before) / 2**20
 
 
-def _give_back() -> None:
-    """Return freed memory to the system, or what is used again would not be seen; glibc alone can."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def exponent(sizes: list[float], seconds: list[float]) -> float:
-    """Slope of log time over log size: 1 is linear."""
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
-
-
 def machine(device: str) -> dict:
     """What was measured on: processor, threads, versions, and the rates that bound everything."""
     name = platform.processor() or platform.machine()
-    if device == "cpu" and os.path.exists("/proc/cpuinfo"):
+    if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     return {
+        "kind": device,
         "device": torch.cuda.get_device_name() if device == "cuda" else name,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__.split("+")[0],
         "numpy": np.__version__,
-        "product_gflops": product_rate(device),
-        "convolution_gflops": convolution_rate(device),
-        "copy_gb_s": copy_rate(device),
+        **rates(device),
     }
 
 
-def _best(run: Callable[[], object], n: int = 10, rounds: int = 5) -> float:
-    run()
-    return min(alternate({"": lambda: [run() for _ in range(n)]}, 1)[""] for _ in range(rounds)) / n
+def rates(device: str, rows: int = 256, length: int = 30, units: int = 64, taps: int = 5) -> dict[str, float]:
+    """Billions of floating-point operations, or bytes, a second; the best of several.
 
-
-def product_rate(device: str) -> float:
-    """Billions of floating-point operations a second in a large float32 matrix product, the best of several."""
-    n = 2048 if device == "cpu" else 8192
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    return 2 * n**3 / _best(lambda: a @ b, 5) / 1e9
-
-
-def convolution_rate(device: str, rows: int = 256, length: int = 30, units: int = 64, taps: int = 5) -> float:
-    """The same for the convolution between two of SF-HF's layers, which other kernels compute."""
+    ``product_gflops`` is that of a large float32 matrix product, ``convolution_gflops`` that of the convolution
+    between two of SF-HF's layers, which other kernels compute, ``copy_gb_s`` what is read and written in copying an
+    array larger than the caches.
+    """
+    n, n_copied = (2048, 2**26) if device == "cpu" else (8192, 2**28)
+    a, b = torch.randn(2, n, n, device=device)
     x = torch.randn(rows, units, 1, length, device=device).to(memory_format=torch.channels_last)
     w = torch.randn(units, units, 1, taps, device=device).to(memory_format=torch.channels_last)
+    long = torch.randn(n_copied, device=device)
+    other = torch.empty_like(long)
+
+    def best(run: Callable[[], object], times: int) -> float:
+        run()
+        return min(seconds(lambda: [run() for _ in range(times)]) for _ in range(5)) / times
+
     with torch.inference_mode():
-        seconds = _best(lambda: torch.nn.functional.conv2d(x, w, padding=(0, taps // 2)), 20)
-    return 2 * rows * length * units**2 * taps / seconds / 1e9
-
-
-def copy_rate(device: str) -> float:
-    """Billions of bytes a second, read and written, in copying an array larger than the caches."""
-    a = torch.randn(2**26 if device == "cpu" else 2**28, device=device)
-    b = torch.empty_like(a)
-    return 2 * 4 * a.numel() / _best(lambda: b.copy_(a), 2) / 1e9
+        convolving = best(lambda: torch.nn.functional.conv2d(x, w, padding=(0, taps // 2)), 20)
+    return {
+        "product_gflops": 2 * n**3 / best(lambda: a @ b, 5) / 1e9,
+        "convolution_gflops": 2 * rows * length * units**2 * taps / convolving / 1e9,
+        "copy_gb_s": 2 * 4 * n_copied / best(lambda: other.copy_(long), 2) / 1e9,
+    }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import pandas as pd
 
-#: contenders that stand on the page alone, not in the summary
-NOT_IN_SUMMARY = ("scikit-learn brute", "scikit-learn ball tree", "scikit-learn k-d tree", "stumpy mass_absolute")
-NOT_IN_SUMMARY += ("batch to the layer, all its units, autograd",)
+#: a contender that stands on the page alone, not in the summary
+NOT_IN_SUMMARY = ("batch to the layer, all its units, autograd",)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -18,18 +18,20 @@ def markdown(table: pd.DataFrame) -> str:
     return re.sub(r"(?<=\|) +| +(?=\|)", " ", re.sub(r"-{3,}", "---", text))
 
 
-def rows(part: Mapping[str, object], corner: str, columns: dict[str, tuple[str, str | Callable]]) -> pd.DataFrame:
-    """One row for each entry of ``part``; columns are a heading, a dotted name in the entries ("" for themselves), and
-    a format. An entry that was left out has dashes, and the reason in its last column.
+def rows(part: Mapping[str, object], corner: str, columns: dict[str, str]) -> str:
+    """One row for each entry of ``part``; columns are a heading and a format of what the entry, a dict, has by name.
+
+    An entry that is no dict is called ``it``. One that was left out has dashes, and the reason in its last column.
     """
-    found = pd.json_normalize([entry if isinstance(entry, dict) else {"": entry} for entry in part.values()])
-    table = pd.DataFrame({corner: list(part)})
-    for heading, (name, form) in columns.items():
-        shown = form if callable(form) else f"{{:{form}}}".format
-        table[heading] = [shown(value) if value == value else "-" for value in found[name]]
-    if "left_out" in found:
-        table.iloc[:, -1] = found["left_out"].fillna(table.iloc[:, -1])
-    return table
+    lines = []
+    for name, entry in part.items():
+        values = entry if isinstance(entry, dict) else {"it": entry}
+        if "left_out" in values:
+            cells = [*"-" * (len(columns) - 1), values["left_out"]]
+        else:
+            cells = [form.format_map(values) for form in columns.values()]
+        lines.append([name, *cells])
+    return markdown(pd.DataFrame(lines, columns=[corner, *columns]))
 
 
 def machine(result: dict) -> str:
@@ -45,154 +47,126 @@ def machine(result: dict) -> str:
 
 def summary(result: dict) -> str:
     """Everybody's time, and by how much ours is faster. Raises ``ValueError`` where ``result`` lacks a part."""
-    try:
+    with _whole(result):
+        ours = result["maximization"]["ours"]["us_per_signal_step"]["mean"]
         climbed = {
-            f"Activation Maximization: {name}": entry
+            f"Activation Maximization: {name}": entry | {"ratio": entry["us_per_signal_step"]["mean"] / ours}
             for name, entry in result["maximization"].items()
             if "left_out" not in entry and name not in NOT_IN_SUMMARY
         }
-        mine, us = result["maximization"]["ours"]["us_per_signal_step"]["mean"], "us_per_signal_step.mean"
         columns = {
-            "time": (us, "{:.1f} µs a signal and step".format),
-            "ours is faster by": (us, lambda value: f"{value / mine:.1f}"),
-            "peak MiB": ("peak_mib", ".0f"),
+            "time": "{us_per_signal_step[mean]:.1f} µs a signal and step",
+            "ours is faster by": "{ratio:.1f}",
+            "peak MiB": "{peak_mib:.0f}",
         }
-        return f"{machine(result)} {_grid(result)}\n\n{markdown(rows(climbed, 'what', columns))}"
-    except KeyError as error:
-        raise _lacking(result, error) from error
+        return f"{machine(result)} {_grid(result['grid'])}\n\n{rows(climbed, 'what', columns)}"
 
 
 def page(result: dict) -> str:
     """All that was measured. Raises ``ValueError`` where a part of ``result`` lacks something."""
-    parts = [machine(result)]
+    with _whole(result):
+        return "\n\n".join([machine(result), *(make(result[name]) for name, make in PARTS.items() if name in result)])
+
+
+@contextmanager
+def _whole(result: dict) -> Iterator[None]:
     try:
-        for name, make in PARTS.items():
-            if name in result:
-                made = make(result)
-                parts.append(made if isinstance(made, str) else markdown(made))
+        yield
     except KeyError as error:
-        raise _lacking(result, error) from error
-    return "\n\n".join(parts)
+        run = f"PROFILE={result['profile']} DATASET={result['dataset']}"
+        raise ValueError(
+            f"the benchmarks of {run} have no {error}: another version wrote them, or only a part of them; "
+            f"run `make bench {run}`"
+        ) from error
 
 
-def _lacking(result: dict, error: KeyError) -> ValueError:
-    run = f"PROFILE={result['profile']} DATASET={result['dataset']}"
-    return ValueError(
-        f"the benchmarks of {run} have no {error}: another version wrote them, or only a part of them; "
-        f"run `make bench {run}`"
-    )
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
-
-
-def _grid(result: dict) -> str:
-    g = result["grid"]
+def _grid(part: dict) -> str:
     return (
-        f"The paper's grid for one data set ({g['networks']} networks, {g['signals']:,} signals, {g['steps']} steps, "
-        f"stopping at {g['tolerance_g']:g} G{g.get('calibrated', '')}): **{g['seconds'] / 60:.1f} minutes**."
-    )
+        "The paper's grid for one data set ({networks} networks, {signals:,} signals, {steps} steps, "
+        "stopping at {tolerance_g:g} G): **{minutes:.1f} minutes**."
+    ).format_map(part | {"minutes": part["seconds"] / 60})
 
 
-def _maximization(result: dict) -> pd.DataFrame:
-    layers = {f"Conv{i}": (f"us_per_signal_step.conv{i}", ".1f") for i in (1, 2, 3)}
-    more = {"times faster": ("times_faster_than_one_at_a_time", ".1f"), "peak MiB": ("peak_mib", ".0f")}
-    return rows(result["maximization"], "maximization, µs per signal and step", layers | more)
-
-
-def _training(result: dict) -> str:
-    t = result["training"]
+def _training(part: dict) -> str:
     columns = {
-        "ms per batch": ("ms_per_batch", ".1f"),
-        "GFLOP/s": ("gflops", ".0f"),
-        "of the convolution rate": ("share_of_convolution_rate", ".0%"),
+        "ms per batch": "{ms_per_batch:.1f}",
+        "GFLOP/s": "{gflops:.0f}",
+        "of the convolution rate": "{share_of_convolution_rate:.0%}",
     }
-    parts = [
-        markdown(rows(t["contenders"], f"training {t['networks']} networks", columns)),
-        f"Side by side is {t['side_by_side_is_faster_by']:.2f} times as fast as one after the other. At the rate of "
-        f"its convolutions alone, all else free, it could be {t['ceiling_is_faster_by']:.2f} times as fast.",
+    texts = [
+        rows(part["contenders"], f"training {part['networks']} networks", columns),
+        f"Side by side is {part['side_by_side_is_faster_by']:.2f} times as fast as one after the other. At the rate of "
+        f"its convolutions alone, all else free, it could be {part['ceiling_is_faster_by']:.2f} times as fast.",
     ]
-    if "account" in t:
-        shares = rows(t["account"]["shares"], "training on one thread", {"share of the time": ("", ".0%")})
-        free = t["account"]["products_alone_are_faster_by"]
-        parts += [
-            markdown(shares),
+    if account := part.get("account"):
+        texts += [
+            rows(account["shares"], "training on one thread", {"share of the time": "{it:.0%}"}),
             "Convolutions and dense products are the same work in any schedule; at their rate, all else free, training "
-            f"would be {free:.2f} times as fast.",
+            f"would be {account['products_alone_are_faster_by']:.2f} times as fast.",
         ]
-    return "\n\n".join(parts)
+    return "\n\n".join(texts)
 
 
-#: what is compared before it is timed
+#: with what the engine is compared before it is timed
 COMPARED = {
-    "float64_200_steps_g": "engine and plain loop, float64, 200 steps",
-    "float32_one_step_g": "engine and plain loop, float32, one step",
-    "whole_network_one_step_g": "engine and one unit at a time on the whole network, float32, one step",
-    "lucent_one_step_g": "engine and lucent, float32, one step",
+    "float32_one_step_g": "plain loop",
+    "whole_network_one_step_g": "one unit at a time on the whole network",
+    "lucent_one_step_g": "lucent",
 }
 
 
-def _agreement(result: dict) -> pd.DataFrame:
-    found = {what: result["agreement"][name] for name, what in COMPARED.items() if name in result["agreement"]}
-    return rows(found, "compared before timed", {"largest difference [G]": ("", ".0e")})
+def _agreement(part: dict) -> str:
+    found = {f"engine and {what}, float32, one step": part[name] for name, what in COMPARED.items() if name in part}
+    return rows(found, "compared before timed", {"largest difference [G]": "{it:.0e}"})
 
 
-def _by_method(result: dict) -> str:
-    a = result["agreement_by_method"]
+def _by_method(part: dict) -> str:
     columns = {
-        "engine and plain loop": ("engine", ".0e"),
-        "plain loop and itself, units reordered": ("reordered", ".0e"),
-        "one step from the same place": ("step", ".0e"),
+        "engine and plain loop": "{engine:.0e}",
+        "plain loop and itself, units reordered": "{reordered:.0e}",
+        "one step from the same place": "{step:.0e}",
     }
     return (
-        f"Every method, both presets, all layers, {a['n_units']} units, {a['n_steps']} steps in float64: largest "
+        f"Every method, both presets, all layers, {part['n_units']} units, {part['n_steps']} steps in float64: largest "
         "difference in G. With the units of its hidden layers in another order the plain loop differs from itself by "
-        f"what rounding alone does.\n\n{markdown(rows(a['methods'], 'method', columns))}"
+        f"what rounding alone does.\n\n{rows(part['methods'], 'method', columns)}"
     )
 
 
-def _full_runs(result: dict) -> pd.DataFrame:
-    columns = {
-        f"{what}, {who}": (f"{who}.{name}", form)
-        for what, name, form in (("mean objective", "mean_objective", ".4f"), ("failed units", "failed", "d"))
-        for who in ("engine", "autograd")
+def _ideas(part: dict) -> str:
+    tables = {
+        "us_per_signal_step": ("Conv3 with one thing changed", {"µs per signal and step": "{it:.1f}"}),
+        "share_of_steps_taken": ("steps taken before nothing can move any more", {"share": "{it:.0%}"}),
     }
-    return rows(result["full_runs"], "full runs, float32", columns)
+    return "\n\n".join(rows(part[name], *table) for name, table in tables.items())
 
 
-def _floors(result: dict) -> pd.DataFrame:
-    columns = {
-        "operations / matrix rate": ("us_by_products", ".1f"),
-        "bytes / copy rate": ("us_by_copies", ".1f"),
-        "ours over the first": ("ours_over_products", ".2f"),
-    }
-    return rows(result["floors"], "floor, µs per signal and step", columns)
-
-
-def _ideas(result: dict) -> str:
-    ideas = result["ideas"]
-    tables = [
-        rows(ideas["us_per_signal_step"], "Conv3 with one thing changed", {"µs per signal and step": ("", ".1f")}),
-        rows(ideas["five_networks"], "one convolution for five networks", {"ms": ("", ".1f")}),
-        rows(ideas["share_of_steps_taken"], "steps taken before nothing can move any more", {"share": ("", ".0%")}),
-    ]
-    return "\n\n".join(map(markdown, tables))
-
-
-def _scaling(result: dict) -> pd.DataFrame:
-    return rows(result["scaling"], "time of ascent grows with the number of", {"to the power": ("exponent", ".2f")})
-
+#: columns of the tables that are a whole part, and the corner above the names of their rows
+MAXIMIZATION = {f"Conv{i}": f"{{us_per_signal_step[conv{i}]:.1f}}" for i in (1, 2, 3)} | {
+    "times faster": "{times_faster_than_one_at_a_time:.1f}",
+    "peak MiB": "{peak_mib:.0f}",
+}
+FLOORS = {
+    "operations / matrix rate": "{us_by_products:.1f}",
+    "bytes / copy rate": "{us_by_copies:.1f}",
+    "ours over the first": "{ours_over_products:.2f}",
+}
+FULL_RUNS = {
+    "mean objective, engine": "{engine[mean_objective]:.4f}",
+    "mean objective, autograd": "{autograd[mean_objective]:.4f}",
+    "failed units, engine": "{engine[failed]}",
+    "failed units, autograd": "{autograd[failed]}",
+}
 
 #: parts of a file of benchmarks, in the order of the page
-PARTS: dict[str, Callable[[dict], str | pd.DataFrame]] = {
-    "maximization": _maximization,
-    "floors": _floors,
+PARTS = {
+    "maximization": lambda part: rows(part, "maximization, µs per signal and step", MAXIMIZATION),
+    "floors": lambda part: rows(part, "floor, µs per signal and step", FLOORS),
     "grid": _grid,
     "training": _training,
     "agreement": _agreement,
     "agreement_by_method": _by_method,
-    "full_runs": _full_runs,
+    "full_runs": lambda part: rows(part, "full runs, float32", FULL_RUNS),
     "ideas": _ideas,
-    "scaling": _scaling,
+    "scaling": lambda part: rows(part, "time of ascent grows with the number of", {"to the power": "{exponent:.2f}"}),
 }

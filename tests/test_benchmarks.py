@@ -8,10 +8,8 @@ import pytest
 import torch
 import xarray as xr
 
-from benchmarks import climbing, measure, tables, training
-from benchmarks.__main__ import merged
+from benchmarks import climbing, tables, training
 from harvis_utils.maximization import paper_methods
-from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.networks.sfhf import SFHF, folded_trunk
 from harvis_utils.settings import PRESETS, REPOSITORY, MaximizationSettings, ModelSettings, Settings
 from harvis_utils.store.files import read_json
@@ -52,26 +50,22 @@ def test_all_climbers_find_the_same_signals(layer, monkeypatch):
     """In float64, where nothing is folded and so nothing rounded, after some steps; in float32 after one."""
     if not importlib.util.find_spec("lucent"):
         monkeypatch.setattr(climbing.by_lucent, "render", lambda: SimpleNamespace(render_vis=render_vis))
-    units = torch.tensor([0, 2, 5])
-    start = torch.tensor(starting_signal(MaximizationSettings(), 30))[None]
+    units, th = torch.tensor([0, 2, 5]), torch.tensor([0.2, np.nan, 0.3, 0.2, 0.2, 0.1])
     for dtype, n_steps, within in ((torch.float64, 20, 1e-9), (torch.float32, 1, 1e-5)):
         model = made_model(batch_norm=dtype == torch.float32).to(dtype)
-        trunk, first, th = (
-            folded_trunk(model).to("cpu", dtype),
-            start.to(dtype),
-            torch.tensor([0.2, 0.3, 0.1]).to(dtype),
-        )
-        found = climbing.ours(trunk, layer, units, th, n_steps, dtype=dtype)["signal"].values[0]
+        trunk, whole = folded_trunk(model).to("cpu", dtype), climbing.OnAllAxes(model, N_AXES)
+        task = climbing.Task(layer, th.to(dtype), units, n_steps)
+        found = climbing.engine(trunk, task)
         others = {
-            "one": climbing.one_at_a_time(model, layer, units, first, th, n_steps, N_AXES, 0.1),
-            "batch": climbing.batch_of_whole_networks(model, layer, units, first, th, n_steps, N_AXES, 0.1),
-            "layer": climbing.full_layer_batch(trunk, layer, units, first, th, n_steps, 0.1),
-            "autograd": climbing.autograd_batch(trunk, layer, units, first, th, n_steps, 0.1),
+            "one": climbing.one_at_a_time(whole, task),
+            "batch": climbing.batch_of_whole_networks(whole, task),
+            "layer": climbing.layer_by_autograd(trunk, task),
+            "autograd": climbing.own_units_by_autograd(trunk, task),
+            "lucent": climbing.lucent_itself(whole, task),
         }
-        others["lucent"] = climbing.lucent_itself(model, layer, units, first, th, n_steps, N_AXES, 0.1)
         for name, signals in others.items():
-            assert np.abs(signals.numpy() - found).max() < within, name
-        assert (np.abs(found - start.numpy()).max(1) > 0.05).all(), "something was climbed"
+            assert signals.dtype == found.dtype and (signals - found).abs().max() < within, name
+        assert ((found - task.start).abs().amax(1) > 0.05).all(), "something was climbed"
         assert not any(module._forward_hooks for module in model.modules()), "no hook is left behind"
 
 
@@ -82,15 +76,15 @@ def test_the_plain_loop_climbs_every_method_as_the_engine_does(preset):
     found = paper_methods.maximize(
         trunk, "conv3", th, units=units, preset=preset, settings=few, dtype=torch.float64
     )["signal"]  # fmt: skip
-    for name, method in paper_methods.METHODS.items():
-        level = torch.tensor(th, dtype=torch.float64)[units]
-        loop = climbing.plain_loop(trunk, "conv3", torch.tensor(units), level, method, PRESETS[preset], few)
+    for name in paper_methods.METHODS:
+        task = climbing.Task("conv3", torch.tensor(th), torch.tensor(units), 20, name, preset)
+        loop = climbing.layer_by_autograd(trunk, task)
         assert np.abs(found.sel(technique=name).values - loop.numpy()).max() < 1e-9, name
 
 
 def test_units_in_another_order_compute_the_same_maps():
     trunk = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64)
-    other, x = climbing.reordered(trunk), torch.randn(5, 30, dtype=torch.float64)
+    other, x = climbing.reordered(trunk, "conv3"), torch.randn(5, 30, dtype=torch.float64)
     assert not torch.equal(other.weights[0], trunk.weights[0])
     assert torch.allclose(other.feature_map(x, "conv3"), trunk.feature_map(x, "conv3"), atol=1e-12)
 
@@ -109,35 +103,25 @@ def test_agreement_is_told_for_every_method():
 
 def test_the_engine_is_followed_step_by_step():
     trunk = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64)
-    few = climbing.MaximizationSettings(n_steps=5, tolerance_g=0)
-    units, level = torch.tensor([1, 4]), torch.full((2,), 0.2, dtype=torch.float64)
-    given = ("conv2", units, level, paper_methods.METHODS["unit-norm"], PRESETS["calibrated"], few)
-    path = climbing.engine_path(trunk, *given)
-    every = np.full(6, 0.2)
-    options = {"methods": ["unit-norm"], "preset": "calibrated", "settings": few, "dtype": torch.float64}
-    found = paper_methods.maximize(trunk, "conv2", every, units=[1, 4], **options)
-    assert np.array_equal(path[-1].numpy(), found["signal"].values[0])
+    th = torch.full((6,), 0.2, dtype=torch.float64)
+    task = climbing.Task("conv2", th, torch.tensor([1, 4]), 5, "unit-norm")
+    path, maps_of = climbing.engine_path(trunk, task), climbing.layer_maps(trunk, task)
+    assert torch.equal(path[-1], climbing.engine(trunk, task))
     moved = path.clone()
     moved[2] += (
         0.1 * torch.arange(30) / 30
     )  # only the step that begins there ends elsewhere, and what its moments touch
-    ends, others = (torch.stack(list(climbing.plain_steps(trunk, *given, p))) for p in (path, moved))
+    ends, others = (torch.stack([x.clone() for x in climbing.plain_steps(task, maps_of, p)]) for p in (path, moved))
     assert torch.allclose(ends, path[1:], atol=1e-12) and torch.equal(ends[:2], others[:2])
     assert (ends[2] - others[2]).abs().max() > 1e-3
 
 
 def test_operations_of_one_window():
     """Counted by hand for a small network: three convolutions, two dense layers, there and twice back."""
-    cfg = Settings("quick", "synthetic", model=ModelSettings(n_units=2, n_dense=3, kernel=5))
-
-    class Windows:
-        axes, activities = ("a", "b"), ("x", "y", "z", "w")
-
-        class train:  # noqa: N801
-            length = 10
-
+    model = SFHF(2, 10, 4, ModelSettings(n_units=2, n_dense=3, kernel=5))
     macs = 2 * 10 * 5 * 2 + 2 * (2 * 10 * 5 * 2 * 2) + (2 * 10 * 2) * 3 + 3 * 4
-    assert training.operations_per_window(cfg, Windows) == 2 * 3 * macs
+    assert training.operations_per_window(model, 2, 10) == 2 * 3 * macs
+    assert all(p.grad is None for p in model.parameters()), "nothing is left behind"
 
 
 def test_the_account_of_training_names_the_products(tiny_windows):
@@ -167,16 +151,16 @@ def test_who_does_not_install_is_left_out_and_says_so(monkeypatch):
     assert "lucent_one_step_g" not in climbing.agreement(network, th, N_AXES, n_units=1)
 
 
-def test_floors_and_exponents():
-    assert measure.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+def test_floors_count_what_a_step_needs_at_least():
     table = {"ours": {"us_per_signal_step": dict.fromkeys(("conv1", "conv2", "conv3"), 10.0)}}
-    machine = {"product_gflops": 100.0, "convolution_gflops": 50.0, "copy_gb_s": 10.0}
+    machine = {"product_gflops": 100.0, "copy_gb_s": 10.0}
     floor = climbing.floors(table, units=64, taps=5, machine=machine)
     # one unit of conv3, all of conv2 and conv1, there and back
     assert floor["conv3"]["operations"] == 4 * (30 * 5 * 64 + 30 * 5 * 64 * 64 + 30 * 5 * 64)
     assert floor["conv1"]["operations"] == 4 * 30 * 5
     assert floor["conv3"]["ours_over_products"] == pytest.approx(10 / (floor["conv3"]["operations"] / 1e5))
-    assert floor["conv3"]["us_by_convolutions"] == pytest.approx(2 * floor["conv3"]["us_by_products"])
+    # two hidden layers and the signal, written and read there and back
+    assert floor["conv3"]["us_by_copies"] == pytest.approx(4 * 4 * 30 * (2 * 64 + 1) / 1e4)
 
 
 def test_every_part_of_the_published_benchmarks_has_its_table():
@@ -196,11 +180,3 @@ def test_every_part_of_the_published_benchmarks_has_its_table():
             table(result)
     del result["maximization"]
     assert "**made-up data**" in tables.page(result)
-
-
-def test_parts_measured_again_leave_the_others_and_the_rates_these_are_shares_of():
-    before = {"rounds": 5, "machine": "fast", "training": 1, "scaling": 2}
-    found = {"rounds": 3, "machine": "slow", "scaling": 3}
-    assert merged(before, found, ["scaling"]) == {"rounds": 3, "machine": "fast", "training": 1, "scaling": 3}
-    assert merged(before, found | {"training": 4}, ["scaling", "training"])["machine"] == "slow"
-    assert merged({}, found, ["scaling"]) == found and merged(before, found, [])["machine"] == "slow"

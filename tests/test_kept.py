@@ -17,7 +17,7 @@ import pytest
 import torch
 import xarray as xr
 
-from harvis_utils.store import code, results
+from harvis_utils.store import code, files, results
 from harvis_utils.store.files import ArtifactError
 from harvis_utils.store.results import KEPT, described, kept
 
@@ -388,7 +388,7 @@ def test_a_full_disk_is_one_clear_error(monkeypatch):
 def test_what_killed_processes_left_is_swept_but_not_that_of_living_ones_or_other_machines():
     place = results.folder_of("counted", "x").parent
     place.mkdir(parents=True)
-    nobody, here = 2**22 + 1, results._node()
+    nobody, here = 2**22 + 1, files.node()
     dead, living, elsewhere = (
         f".k.{nobody}@{here}.x.part",
         f".k.{os.getpid()}@{here}.x.part",

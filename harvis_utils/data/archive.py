@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import psutil
 import torch
 
 from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name
 from harvis_utils.settings import APPROXIMATE, data_folders
+from harvis_utils.store.files import scratch
 from harvis_utils.store.results import kept
 
 #: how often a failed download is tried again
 RETRIES = 3
-
-
-# ------------------------------------------------------------------------------------- for data set modules
 
 
 def parse_table(
@@ -38,37 +34,26 @@ def parse_table(
 ) -> np.ndarray:
     """The 0-based ``columns`` of a text table, in that order: float64 (row, len(columns)).
 
-    Every row must have ``n_columns`` fields; only the wanted ones are parsed. Raises ``ValueError`` for a wrong
-    number of rows or columns, for text, and for NaN or infinity.
+    Only these are parsed. Raises ``ValueError`` for a wrong number of rows or fields, for text, NaN and infinity.
     """
     lines = content.decode("ascii", errors="replace").splitlines()
     if len(lines) != (n_rows or len(lines)) or not lines:
         raise ValueError(f"{len(lines)} rows instead of {n_rows or 'at least one'}")
-    for number, line in enumerate(lines, start=1):
-        if line.count(delimiter) != n_columns - 1:
-            raise ValueError(f"row {number} has {line.count(delimiter) + 1} columns instead of {n_columns}")
-    try:
-        values = np.loadtxt(lines, delimiter=delimiter, usecols=tuple(columns), comments=None, ndmin=2)
-    except ValueError:
-        raise ValueError(_first_text(lines, columns, delimiter)) from None
-    if len(values) != len(lines):  # blank lines are skipped silently where a table has one column
-        raise ValueError(_first_text(lines, columns, delimiter))
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {values[row, column]}, not a finite number")
-    return values
-
-
-def _first_text(lines: Sequence[str], columns: Sequence[int], delimiter: str) -> str:
-    """Where in a table that does not parse the first field stands that is no number."""
+    values = []
     for number, line in enumerate(lines, start=1):
         fields = line.split(delimiter)
+        if len(fields) != n_columns:
+            raise ValueError(f"row {number} has {len(fields)} columns instead of {n_columns}")
         for column in columns:
             try:
-                float(fields[column])
+                values.append(float(fields[column]))
             except ValueError:
-                return f"row {number}, column {column + 1} is {fields[column][:40]!r}, not a number"
-    return "a field is not a plain decimal number"
+                what = f"{fields[column][:40]!r}, not a number"
+                raise ValueError(f"row {number}, column {column + 1} is {what}") from None
+    table = np.array(values).reshape(len(lines), len(columns))
+    for row, column in np.argwhere(~np.isfinite(table))[:1]:
+        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {table[row, column]}, not a finite number")
+    return table
 
 
 def members_digest(digests: Mapping[str, str]) -> str:
@@ -101,12 +86,8 @@ def _extracted(folder: Path, archive: Archive) -> Path | None:
     """The folder that the members' paths count from, ``folder`` itself or up to two levels below it."""
     # a sample of the members, so that a folder where some are missing is still recognized, and its gaps reported
     sample = archive.members[:: max(1, len(archive.members) // 16)]
-    for pattern in ("", "*/", "*/*/"):
-        roots = [folder] if not pattern else sorted(folder.glob(pattern))
-        for root in roots:
-            if any((root / member).is_file() for member in sample):
-                return root
-    return None
+    below = (root for pattern in ("*/", "*/*/") for root in sorted(folder.glob(pattern)))
+    return next((root for root in chain([folder], below) if any((root / member).is_file() for member in sample)), None)
 
 
 def address(archive: Archive) -> str:
@@ -120,52 +101,43 @@ def fetch(name: str, archive: Archive) -> Path:
     import pooch
     import requests
 
-    url, raw = address(archive), data_folders()[-1]
-    by_hand = f"get it by hand, put it into {raw} or a folder named by HARVIS_DATA as {archive.filename}, and run again"
+    url, path = address(archive), data_folders()[-1] / archive.filename
     shown = sys.stderr.isatty() or "ipykernel" in sys.modules
-    part = None
     try:
-        raw.mkdir(parents=True, exist_ok=True)
-        _sweep(raw, archive.filename)
-        part = Path(tempfile.mkdtemp(prefix=f".{archive.filename}.{os.getpid()}.", suffix=".part", dir=raw))
-        file = archive.filename
-        source = pooch.create(part, "", registry={file: None}, urls={file: url}, retry_if_failed=RETRIES)
-        path = Path(source.fetch(file, progressbar=shown))
-        verify(name, archive, path, title=f"{url} (downloaded, refused, not kept)")
-        os.replace(path, raw / archive.filename)
+        with scratch(path) as folder:
+            source = pooch.create(
+                folder, "", registry={path.name: None}, urls={path.name: url}, retry_if_failed=RETRIES
+            )
+            found = Path(source.fetch(path.name, progressbar=shown))
+            with verified(name, archive, found, title=f"{url} (downloaded, refused, not kept)"):
+                pass
+            os.replace(found, path)
     except requests.RequestException as error:
-        what = f"{archive.filename} could not be downloaded from {url}"
-        raise DataError(f"{what}: {_reason(error)}; {by_hand}") from error
+        raise DataError(
+            f"{path.name} could not be downloaded from {url}: {_reason(error)}; get it by hand, put it into "
+            f"{path.parent} or a folder named by HARVIS_DATA as {path.name}, and run again"
+        ) from error
     except OSError as error:
-        what = f"{raw / archive.filename} could not be written"
+        what = f"{path} could not be written"
         raise DataError(f"{what}: {error.strerror or error}; make room there; nothing half-written was kept") from error
-    finally:
-        if part:
-            shutil.rmtree(part, ignore_errors=True)
-    return raw / archive.filename
+    return path
 
 
 def _reason(error) -> str:
     """Why a download failed, in words; the library's own message is kept as the error's cause."""
-    import requests
+    from requests import ConnectionError, HTTPError, Timeout
+    from requests.exceptions import ChunkedEncodingError
 
-    if isinstance(error, requests.HTTPError):
-        return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke before the file was complete"
-    if isinstance(error, requests.Timeout):
-        return "the server did not answer in time"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection to the server"
+    match error:
+        case HTTPError():
+            return f"the server answered {error.response.status_code} {error.response.reason}"
+        case ChunkedEncodingError():
+            return "the connection broke before the file was complete"
+        case Timeout():
+            return "the server did not answer in time"
+        case ConnectionError():
+            return "no connection to the server"
     return str(error)
-
-
-def _sweep(raw: Path, filename: str) -> None:
-    """Remove what killed downloads left."""
-    for orphan in raw.glob(".*.part"):
-        pid = orphan.name.split(".")[-3] if orphan.name.startswith(f".{filename}.") else ""
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(orphan, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------- reading members
@@ -180,53 +152,42 @@ def opened(path: Path, archive: Archive, title: str | None = None) -> Iterator[C
     """
     title = title or str(path)
     again = f"get the archive again from {archive.url}"
-
-    if path.is_dir():
-        _refuse_leaving(title, archive.members)
-
-        def read(member: str) -> bytes:
-            return (path / member).read_bytes()
-
-        missing = [member for member in archive.members if not (path / member).is_file()]
-        container = None
-    else:
-        try:
-            container = zipfile.ZipFile(path)
-            names = container.namelist()
-        except PermissionError as error:
-            raise DataError(f"{title}: may not be read; give yourself the permission to") from error
-        except Exception as error:  # zipfile raises many kinds for damaged files; each is the same news
-            raise DataError(f"{title}: {_not_a_zip(path)}; {again}") from error
+    with ExitStack() as stack:
+        if path.is_dir():
+            names = archive.members
+        else:
+            try:
+                container = stack.enter_context(zipfile.ZipFile(path))
+                names = container.namelist()
+            except PermissionError as error:
+                raise DataError(f"{title}: may not be read; give yourself the permission to") from error
+            except Exception as error:  # zipfile raises many kinds for damaged files; each is the same news
+                raise DataError(f"{title}: {_not_a_zip(path)}; {again}") from error
         _refuse_leaving(title, names)
-        index = _index(title, names, archive.members)
-        missing = [member for member in archive.members if member not in index]
-
-        def read(member: str) -> bytes:
-            return container.read(index[member])
-
-    def open_member(member: str) -> bytes:
-        try:
-            return read(member)
-        except Exception as error:
-            raise DataError(f"{title}: {member}: damaged or unreadable ({error}); {again}") from error
-
-    try:
-        if missing:
+        if path.is_dir():
+            index = {member: path / member for member in archive.members if (path / member).is_file()}
+            read = Path.read_bytes
+        else:
+            index, read = _index(title, names, archive.members), container.read
+        if missing := [member for member in archive.members if member not in index]:
             more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
             raise DataError(f"{title}: {missing[0]}{more} missing; {again}")
+
+        def open_member(member: str) -> bytes:
+            try:
+                return read(index[member])
+            except Exception as error:
+                raise DataError(f"{title}: {member}: damaged or unreadable ({error}); {again}") from error
+
         yield open_member
-    finally:
-        if container:
-            container.close()
 
 
 def _foreign(head: bytes) -> str | None:
     """What a file is that should be data but plainly is not."""
     if head.startswith(b"version https://git-lfs"):
         return "is a git-LFS pointer, not the file itself (git lfs pull fetches it)"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is an HTML page, not the file itself"
-    return None
+    page = head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
+    return "is an HTML page, not the file itself" if page else None
 
 
 def _not_a_zip(path: Path) -> str:
@@ -234,7 +195,7 @@ def _not_a_zip(path: Path) -> str:
         head = file.read(512)
     if head.startswith(b"PK"):
         return "is a truncated or damaged zip file"
-    return _foreign(head) or ("is empty" if not head else "is not a zip file")
+    return _foreign(head) or ("is not a zip file" if head else "is empty")
 
 
 def _refuse_leaving(title: str, names: Iterable[str]) -> None:
@@ -249,59 +210,54 @@ def _index(title: str, names: Iterable[str], members: Iterable[str]) -> dict[str
     wanted, index = set(members), {}
     for name in names:
         parts = name.split("/")
-        for start in range(len(parts)):
-            member = "/".join(parts[start:])
-            if member in wanted:
-                if member in index:
-                    raise DataError(f"{title}: {member}: found twice ({index[member]}, {name}); keep one of them")
-                index[member] = name
+        for member in wanted.intersection("/".join(parts[start:]) for start in range(len(parts))):
+            if member in index:
+                raise DataError(f"{title}: {member}: found twice ({index[member]}, {name}); keep one of them")
+            index[member] = name
     return index
 
 
 # -------------------------------------------------------------------------------------------------- verifying
 
 
-def verify(name: str, archive: Archive, path: Path, title: str | None = None) -> None:
-    """Read every member and compare it with the pinned digests; :class:`DataError` names the first culprit."""
-    with opened(path, archive, title) as open_member:
-        checked = _Verified(name, archive, title or str(path), open_member)
-        checked.finish()
+@contextmanager
+def verified(name: str, archive: Archive, path: Path, title: str | None = None) -> Iterator[Callable[[str], bytes]]:
+    """Like :func:`opened`, with every member compared with its pinned digest, at the end those not asked for too.
 
+    :class:`DataError` names the first culprit; a ``ValueError`` inside the block is about the member opened last.
+    """
+    title, digests = title or str(path), {}
 
-class _Verified:
-    """``open_member`` with every member's digest compared before it is handed out, and all of them at the end."""
-
-    def __init__(self, name: str, archive: Archive, title: str, open_member: Callable[[str], bytes]):
-        self.name, self.archive, self.title, self.open_member = name, archive, title, open_member
-        self.digests: dict[str, str] = {}
-        self.last = ""
-
-    def __call__(self, member: str) -> bytes:
-        self.last = member
-        content = self.open_member(member)
-        digest = hashlib.sha256(content).hexdigest()
-        pinned = self.archive.member_digests.get(member, "")
-        if not digest.startswith(pinned):
-            foreign = _foreign(content[:512])
-            self._refuse(member, foreign or f"its SHA-256 starts with {digest[:8]} instead of {pinned[:8]}")
-        self.digests[member] = digest
-        return content
-
-    def finish(self) -> None:
-        """Read what was not asked for, and compare all."""
-        for member in self.archive.members:
-            if member not in self.digests:
-                self(member)
-        found = members_digest(self.digests)
-        if found != self.archive.digest:
-            self._refuse("members together", f"their digest is {found} instead of {self.archive.digest}")
-
-    def _refuse(self, member: str, what: str) -> None:
-        base = self.name.removesuffix(APPROXIMATE)
+    def refuse(member: str, what: str) -> None:
         raise DataError(
-            f"{self.title}: {member}: {what}; get the original from {self.archive.url}, or use this archive knowingly, "
-            f"marked as unverified, with DATASET={base}{APPROXIMATE}"
+            f"{title}: {member}: {what}; get the original from {archive.url}, or use this archive knowingly, "
+            f"marked as unverified, with DATASET={name.removesuffix(APPROXIMATE)}{APPROXIMATE}"
         )
+
+    with opened(path, archive, title) as open_member:
+
+        def checked(member: str) -> bytes:
+            content = open_member(member)
+            digests[member] = hashlib.sha256(content).hexdigest()
+            pinned = archive.member_digests.get(member, "")
+            if not digests[member].startswith(pinned):
+                what = f"its SHA-256 starts with {digests[member][:8]} instead of {pinned[:8]}"
+                refuse(member, _foreign(content[:512]) or what)
+            return content
+
+        try:
+            yield checked
+        except ValueError as error:
+            last = next(reversed(digests), "")
+            raise DataError(
+                f"{title}: {last}: {error}; correct that file or get the archive again from {archive.url}"
+            ) from error
+        for member in archive.members:
+            if member not in digests:
+                checked(member)
+        found = members_digest(digests)
+        if found != archive.digest:
+            refuse("members together", f"their digest is {found} instead of {archive.digest}")
 
 
 def _as_found(archive: Archive, path: Path) -> Archive:
@@ -322,31 +278,21 @@ def parsed(
 
     The archive with this ``digest`` lies at ``source()``, which is asked for only where it has not been parsed before.
     """
-    items = _parse(name, dataset, archive, source())
+    from tqdm.auto import tqdm
+
+    path, items = source(), []
+    with verified(name, archive, path) as open_member:
+        for item in tqdm(read(open_member), desc=f"reading {name}", unit=" recordings", disable=None):
+            _check(item, dataset)
+            items.append(item)
+    if not items:
+        raise DataError(f"{path}: no recordings in it; get the archive again from {archive.url}")
     return {
         "signal": torch.from_numpy(np.concatenate([item.signal for item in items])),
         "length": torch.tensor([len(item.signal) for item in items]),
         "subject": torch.tensor([item.subject for item in items]),
         "activity": torch.tensor([item.activity for item in items]),
     }
-
-
-def _load(name: str, dataset: Dataset, *, download: bool = True) -> Recordings:
-    approximate = name.endswith(APPROXIMATE)
-    archive = dataset.archive
-    path = locate(name, archive)
-    if approximate:
-        # its digest is not known beforehand: computed each time, so that a changed archive is never missed
-        archive = _as_found(archive, path or _absent(archive, "an unverified archive is never downloaded"))
-
-    def source() -> Path:
-        return path or (fetch(name, archive) if download else _absent(archive, "downloading is switched off"))
-
-    found = parsed(name, dataset.read, archive.digest, dataset=dataset, archive=archive, source=source)
-    found = {column: values.numpy() for column, values in found.items()}
-    pieces = np.split(found["signal"], np.cumsum(found["length"])[:-1])
-    items = map(Recording, found["subject"].tolist(), found["activity"].tolist(), pieces)
-    return Recordings(name, dataset, tuple(items), verified=not approximate, digest=archive.digest)
 
 
 def generate(dataset: Dataset) -> Recordings:
@@ -366,27 +312,6 @@ def _absent(archive: Archive, why: str) -> Path:
         f"{archive.filename} is in none of the folders {folders}, and {why}; put it into one of them "
         f"(it comes from {archive.url}) or let HARVIS_DATA name the folder that holds it"
     )
-
-
-def _parse(name: str, dataset: Dataset, archive: Archive, path: Path) -> list[Recording]:
-    """Verify and parse all recordings of the archive at ``path``."""
-    from tqdm.auto import tqdm
-
-    items = []
-    with opened(path, archive) as open_member:
-        checked = _Verified(name, archive, str(path), open_member)
-        try:
-            for item in tqdm(dataset.read(checked), desc=f"reading {name}", unit=" recordings", disable=None):
-                _check(item, dataset)
-                items.append(item)
-        except ValueError as error:
-            raise DataError(
-                f"{path}: {checked.last}: {error}; correct that file or get the archive again from {archive.url}"
-            ) from error
-        checked.finish()
-    if not items:
-        raise DataError(f"{path}: no recordings in it; get the archive again from {archive.url}")
-    return items
 
 
 def _check(item: Recording, dataset: Dataset) -> None:
@@ -409,5 +334,20 @@ def load_recordings(name: str, *, download: bool = True) -> Recordings:
 
     Raises :class:`SettingsError` for an unknown name and :class:`DataError` for a bad or missing archive.
     """
-    dataset = check_name(name)
-    return _load(name, dataset, download=download) if dataset.archive else generate(dataset)
+    dataset, approximate = check_name(name), name.endswith(APPROXIMATE)
+    archive = dataset.archive
+    if not archive:
+        return generate(dataset)
+    path = locate(name, archive)
+    if approximate:
+        # its digest is not known beforehand: computed each time, so that a changed archive is never missed
+        archive = _as_found(archive, path or _absent(archive, "an unverified archive is never downloaded"))
+
+    def source() -> Path:
+        return path or (fetch(name, archive) if download else _absent(archive, "downloading is switched off"))
+
+    found = parsed(name, dataset.read, archive.digest, dataset=dataset, archive=archive, source=source)
+    found = {column: values.numpy() for column, values in found.items()}
+    pieces = np.split(found["signal"], np.cumsum(found["length"])[:-1])
+    items = map(Recording, found["subject"].tolist(), found["activity"].tolist(), pieces)
+    return Recordings(name, dataset, tuple(items), verified=not approximate, digest=archive.digest)

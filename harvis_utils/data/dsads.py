@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from harvis_utils.data.archive import parse_table
-from harvis_utils.data.kinds import Archive, Dataset, Recording, STANDARD_GRAVITY
+from harvis_utils.data.kinds import STANDARD_GRAVITY, Archive, Dataset, Recording
 
 N_ROWS, N_COLUMNS, N_SEGMENTS = 125, 45, 60
 SUBJECTS = range(1, 9)

@@ -1,8 +1,7 @@
 """Archives turned into recordings: (subject, activity) -> acceleration over time, in G.
 
-A data set is one module of this package that defines ``DATASET``, a :class:`Dataset`; it is found by being
-there. ``load_recordings(name)`` verifies and parses its archive once and keeps the parsed recordings as a small
-derived file. ``<name>-approximate`` reads the same format from an archive whose digests do not match.
+A data set is one module of this package that defines ``DATASET``, a :class:`Dataset`; it is found by being there.
+``<name>-approximate`` reads the same format from an archive whose digests do not match.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ class Recording:
 class Archive:
     """Where a data set's files come from and how they are recognized.
 
-    ``members`` are paths inside the archive in its own layout, without any prefix folder a packer may have
-    added. ``digest`` is the SHA-256 over the sorted lines ``<sha256>  <member>`` (each ended by a newline);
-    ``member_digests`` maps members to their SHA-256, or to its first digits, and serves to name the culprit.
+    ``members`` are paths inside the archive, without any prefix folder a packer may have added. ``digest`` is their
+    ``archive.members_digest``; ``member_digests`` maps them to their SHA-256, or its first digits, to name a culprit.
     """
 
     filename: str

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from harvis_utils.data.archive import members_digest, parse_table
-from harvis_utils.data.kinds import Archive, Dataset, Recording, STANDARD_GRAVITY
+from harvis_utils.data.kinds import STANDARD_GRAVITY, Archive, Dataset, Recording
 
 COLUMNS = (14, 15, 16, 5, 6, 7)  # Paper: accelerometers of right lower arm and left ankle
 LABEL = 23

@@ -7,8 +7,7 @@ shape goes to which axis. All shapes have zero sum and one energy, so that neith
 activities apart: a network that recognizes them has learned the shapes.
 
 The generator is frozen: a test pins a digest of all it makes. It was settled by whether a network can learn the
-activities, before anyone looked at what Activation Maximization finds. :func:`variant` makes harder versions of it,
-which are other data sets: they have names and digests of their own, and are in no registry.
+activities, before anyone looked at what Activation Maximization finds. :func:`variant` makes harder data sets of it.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from functools import lru_cache, partial
 import numpy as np
 import pandas as pd
 
-from harvis_utils.data.kinds import Dataset, Recording, Recordings
 from harvis_utils.data import archive
+from harvis_utils.data.kinds import Dataset, Recording, Recordings
 
 # Choice: everything here; nothing in the paper corresponds to this data set.
 SEED = 20240607
@@ -189,7 +188,6 @@ DATASET = Dataset(
     axes=AXES,
     split=SPLIT,
     read=read,
-    archive=None,
     made_up=True,
     motifs=motifs,
 )
@@ -201,10 +199,9 @@ DATASET = Dataset(
 def changed_body(subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0) -> Body:
     """:func:`body` with more sensor noise and fewer events; everything else stays as it is, bit for bit.
 
-    ``noise_g`` is the standard deviation, in G, of independent noise added to the background (its own is ``NOISE_G``).
-    Each event of each axis is kept with probability ``prevalence``; dropped ones have a scale of 0. What is drawn does
-    not depend on the level: the noise of one level is that of another times a factor, and what a level drops, every
-    lower level drops too.
+    ``noise_g`` is the standard deviation, in G, of the noise added (its own is ``NOISE_G``); each event of each axis is
+    kept with probability ``prevalence``, dropped ones have a scale of 0. All levels share what is drawn: the noise of
+    one is that of another times a factor, and what one drops, every lower one drops too.
     """
     own = body(subject, session)
     if prevalence < 1:
@@ -219,8 +216,8 @@ def changed_body(subject: int, session: int, noise_g: float = 0.0, prevalence: f
 def variant(noise_g: float = 0.0, prevalence: float = 1.0) -> Recordings:
     """The data set with noise added (standard deviation ``noise_g`` in G) and events thinned to ``prevalence``.
 
-    Its name, title, truth and digest are its own; the name is part of the digest, so that not even equal recordings
-    could pass for the plain ones. ``variant()`` changes nothing and is the plain data set itself. Raises
+    It is in no registry; name, title, truth and digest are its own, and the name is part of the digest, so that not
+    even equal recordings could pass for the plain ones. ``variant()`` is the plain data set itself. Raises
     ``ValueError`` for negative noise or a prevalence outside (0, 1].
     """
     if not (0 <= noise_g < np.inf and 0 < prevalence <= 1):

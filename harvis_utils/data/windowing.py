@@ -113,32 +113,25 @@ def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windo
     subjects = [s for name in SPLITS for s in dataset.split[name]]
     if len(set(subjects)) != len(subjects):
         raise ValueError(f"{recordings.name}: a subject stands in two splits: {dict(dataset.split)}")
-    splits = {name: _cut_split(recordings, dataset.split[name], settings) for name in SPLITS}
-    for name, split in splits.items():
+    splits = [_cut_split(recordings, dataset.split[name], settings) for name in SPLITS]
+    for name, split in zip(SPLITS, splits, strict=True):
         if not len(split):
             raise ValueError(f"{recordings.name}: no window for the {name} subjects {dataset.split[name]}")
-    return Windows(
-        **splits,
-        activities=dataset.activities,
-        axes=dataset.axes,
-        rate_hz=settings.rate_hz,
-        caveat=recordings.caveat,
-    )
+    return Windows(*splits, dataset.activities, dataset.axes, settings.rate_hz, recordings.caveat)
 
 
 def _cut_split(recordings: Recordings, subjects: tuple[int, ...], settings: WindowSettings) -> Split:
-    pieces, columns, begun = [], [], 0
+    pieces, table, begun = [], [], 0
     for index, item in enumerate(recordings.items):
         if item.subject not in subjects:
             continue
         signal = resample(item.signal, recordings.dataset.rate_hz, settings.rate_hz)
         offset = np.arange(0, len(signal) - settings.length + 1, settings.step)
-        columns.append([(begun + o, item.activity, item.subject, index, o) for o in offset])
+        table += [(begun + o, item.activity, item.subject, index, o) for o in offset]
         pieces.append(signal)
         begun += len(signal)
-    table = np.array([row for rows in columns for row in rows], dtype=np.int64).reshape(-1, 5)
     series = np.concatenate(pieces) if pieces else np.zeros((0, len(recordings.dataset.axes)), np.float32)
-    return Split(series, *table.T, length=settings.length)
+    return Split(series, *np.array(table, dtype=np.int64).reshape(-1, 5).T, length=settings.length)
 
 
 def amplitude_threshold(split: Split) -> float:

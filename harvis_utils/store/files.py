@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from safetensors import SafetensorError
 
 from harvis_utils.settings import Settings, as_json
@@ -42,18 +46,35 @@ def replacing(path: Path):
     try:
         with writing(path):
             yield part
-            _fsync(part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def node() -> str:
+    """This machine's name, as it stands in the names of temporary folders."""
+    return platform.node().replace(".", "-")
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside ``path`` to make it in, which is removed when the block ends.
+
+    What killed processes of this machine left there is removed first; others may share the place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for orphan in path.parent.glob(".*.part"):
+        pid, _, where = orphan.name.split(".")[-3].partition("@")
+        if pid.isdigit() and where == node() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(orphan, ignore_errors=True)
+    prefix = f".{path.name}.{os.getpid()}@{node()}."
+    part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
     try:
-        os.fsync(handle)
+        yield part
     finally:
-        os.close(handle)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -115,8 +136,3 @@ def save_figure(cfg: Settings, figure, name: str) -> Path:
 def save_table(cfg: Settings, table, name: str) -> Path:
     """Write a pandas table as CSV to ``tables/`` of the run's reports."""
     return write_text(cfg.reports / "tables" / f"{name}.csv", table.to_csv(index=True))
-
-
-def digests(paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files by name, for comparing two runs."""
-    return {Path(p).name: file_digest(p) for p in paths}

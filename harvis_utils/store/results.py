@@ -4,8 +4,8 @@ A heavy result lives in ``<artifacts>/store/<stage>/<key>/``. The key is a diges
 versions of the libraries, so equal questions find their answer and any other question does not. The folder is filled
 under a temporary name and renamed when complete; its ``manifest.json`` is written last and holds the provenance.
 
-Results that are computed in a bundle on another machine are addressed as the machine that packed it would:
-``HARVIS_KEYS`` names the bundle's ``keys.json``. Their provenance says what they were really computed with.
+In a bundle on another machine results are addressed as where it was packed: ``HARVIS_KEYS`` names its ``keys.json``.
+Their provenance says what they were really computed with.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, update_wrapper
 from importlib.metadata import version
 from pathlib import Path
-
-import psutil
 
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.settings import REPOSITORY, artifact_root, keys_file
@@ -37,6 +35,7 @@ from harvis_utils.store.files import (
     file_digest,
     read_dataset,
     read_json,
+    scratch,
     write_dataset,
     write_json,
     write_text,
@@ -56,9 +55,7 @@ def git_revision() -> str:
         return packed()["git"]
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ("git", *words), cwd=REPOSITORY, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.check_output(("git", *words), cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
@@ -81,9 +78,7 @@ def provenance(device: str | None = None, **more) -> dict:
     }
 
 
-@lru_cache
-def _read_keys(path: Path) -> dict:
-    return read_json(path)
+_read_keys = lru_cache(read_json)
 
 
 def packed() -> dict:
@@ -154,11 +149,7 @@ def described(value):
 # --------------------------------------------------------------------------------------------------- the store
 
 
-def _nothing(stage: str, key: str) -> AbstractContextManager:
-    return nullcontext()
-
-
-_around = _nothing
+_around: Callable[[str, str], AbstractContextManager] = lambda stage, key: nullcontext()  # noqa: E731
 
 
 @contextmanager
@@ -186,10 +177,10 @@ def charge(seconds: float) -> None:
 
 def seconds_by_stage() -> dict[str, float]:
     """What the results that this process made or read once took to compute, summed by stage."""
-    total: dict[str, float] = {}
+    total: Counter = Counter()
     for (stage, _), seconds in _opened.items():
-        total[stage] = total.get(stage, 0.0) + seconds
-    return total
+        total[stage] += seconds
+    return dict(total)
 
 
 def folder_of(stage: str, key: str) -> Path:
@@ -228,7 +219,7 @@ def obtain(stage: str, key: str, build: Callable[[Path], object], about: Mapping
             lines.write(f"{stage}/{key}\n")
     if folder.exists() and (wrong := damage(folder)):
         warnings.warn(f"{folder}: {wrong}; made anew", stacklevel=3)
-        _remove(folder)
+        shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
     if not folder.exists():
         _fill(folder, build, about)
     _opened[stage, key] = read_json(folder / "manifest.json")["wall_s"]
@@ -236,44 +227,21 @@ def obtain(stage: str, key: str, build: Callable[[Path], object], about: Mapping
 
 
 def _fill(folder: Path, build: Callable[[Path], object], about: Mapping) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder.parent)
-    prefix = f".{folder.name}.{os.getpid()}@{_node()}."
-    part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=folder.parent))
-    started, _cost.seconds = time.perf_counter(), None
-    try:
-        with writing(folder):
-            with _around(folder.parent.name, folder.name):
-                build(part)
-            seconds = time.perf_counter() - started if _cost.seconds is None else _cost.seconds
-            manifest = {"stage": folder.parent.name, "key": folder.name, "wall_s": round(seconds, 3)}
-            files = {path.name: file_digest(path) for path in sorted(part.iterdir())}
-            write_json(part / "manifest.json", manifest | {"files": files, "provenance": about})
-            try:
-                os.replace(part, folder)
-            except OSError:
-                if damage(folder):
-                    raise
-                # another process was faster: its result stays
-    finally:
-        _remove(part)
-    _remove(folder.with_name(f"{folder.name}.checkpoint"))
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes of this machine left half-written; others may share the store."""
-    for orphan in folder.glob(".*.part"):
-        pid, _, node = orphan.name.split(".")[2].partition("@")
-        if pid.isdigit() and node in ("", _node()) and not psutil.pid_exists(int(pid)):
-            _remove(orphan)
-
-
-def _node() -> str:
-    return platform.node().replace(".", "-")
+    with scratch(folder) as part, writing(folder):
+        started, _cost.seconds = time.perf_counter(), None
+        with _around(folder.parent.name, folder.name):
+            build(part)
+        seconds = time.perf_counter() - started if _cost.seconds is None else _cost.seconds
+        manifest = {"stage": folder.parent.name, "key": folder.name, "wall_s": round(seconds, 3)}
+        files = {path.name: file_digest(path) for path in sorted(part.iterdir())}
+        write_json(part / "manifest.json", manifest | {"files": files, "provenance": about})
+        try:
+            os.replace(part, folder)
+        except OSError:
+            if damage(folder):
+                raise
+            # another process was faster: its result stays
+    shutil.rmtree(folder.with_name(f"{folder.name}.checkpoint"), ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------- kept functions
