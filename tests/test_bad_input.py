@@ -149,6 +149,7 @@ def test_members_that_only_differ_beyond_the_pinned_digits(raw):
         (b"1,2,three,4,5,6", "row 3, column 3 is 'three', not a number"),
         (b"1,2,,4,5,6", "row 3, column 3 is '', not a number"),
         (b"1,2,3,4,\xff,6", "row 3, column 5 is '\N{REPLACEMENT CHARACTER}', not a number"),
+        (b"1,2,1_0,4,5,6", "row 3, column 3 is '1_0', not a number"),
         (b"1,2,3,NaN,5,6", "row 3, column 4 is nan, not a finite number"),
         (b"1,2,3,4,5,-inf", "row 3, column 6 is -inf, not a finite number"),
         (b"1,2,3,4,5,1e999", "row 3, column 6 is inf, not a finite number"),

@@ -45,10 +45,11 @@ def parse_table(
         if len(fields) != n_columns:
             raise ValueError(f"row {number} has {len(fields)} columns instead of {n_columns}")
         for column in columns:
+            field = fields[column]
             try:
-                values.append(float(fields[column]))
+                values.append(float("text" if "_" in field else field))  # Python alone takes 1_0 for 10
             except ValueError:
-                what = f"{fields[column][:40]!r}, not a number"
+                what = f"{field[:40]!r}, not a number"
                 raise ValueError(f"row {number}, column {column + 1} is {what}") from None
     table = np.array(values).reshape(len(lines), len(columns))
     for row, column in np.argwhere(~np.isfinite(table))[:1]:
