@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -23,7 +22,7 @@ import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -31,7 +30,6 @@ import xarray as xr
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -57,13 +55,13 @@ from harvis_utils.settings import (
     REPOSITORY,
     Settings,
     artifact_root,
-    as_json,
     load_settings,
 )
 from harvis_utils.store import results
 from harvis_utils.store.files import ArtifactError, read_json, write_text
 from harvis_utils.training import supervised
 
+T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 PUBLISHED = REPOSITORY / "reports" / "published"
 KINDS = ("networks", "signals", "scores")
@@ -78,10 +76,8 @@ class SweepError(ValueError):
 # --------------------------------------------------------------------------------------------- the sweep file
 
 
-class Section(BaseModel):
+class Section(BaseModel, strict=True, frozen=True):
     """A table of a sweep file: known keys only, and no value is converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -94,13 +90,11 @@ class Section(BaseModel):
 
 def _changes(*sections: str) -> type[Section]:
     """Sections of the settings with any of their fields; types are read from their classes."""
-    kinds = {int: PositiveInt, float: NonNegativeFloat}
+    within = {"n_dense": NonNegativeInt, int: PositiveInt, float: NonNegativeFloat}
     found = {}
     for name in sections:
-        hints = typing.get_type_hints(type(getattr(Settings("", ""), name)))
-        fields = {f: (kinds.get(hint, hint), None) for f, hint in hints.items() if f != "seeds"}
-        if "n_dense" in fields:
-            fields["n_dense"] = (NonNegativeInt, None)  # no dense layer
+        hints = typing.get_type_hints(typing.get_type_hints(Settings)[name])
+        fields = {f: (within.get(f, within.get(hint, hint)), None) for f, hint in hints.items() if f != "seeds"}
         found[name] = (create_model(name, __base__=Section, **fields), None)
     return create_model("changes", __base__=Section, **found)
 
@@ -111,9 +105,14 @@ def _different(values: list) -> tuple:
     return tuple(values)
 
 
+def _known(dataset: str) -> str:
+    kinds.check_name(dataset)
+    return dataset
+
+
 Architecture = _changes("model", "training")
 Changes = _changes("windows", "model", "training", "maximization", "similarity")
-Different = AfterValidator(_different)
+Several = Annotated[list[T], Field(min_length=1, validate_default=True), AfterValidator(_different)]
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 
@@ -122,20 +121,13 @@ class Sweep(Section):
 
     path: Path
     profile: Literal[tuple(PROFILES)]
-    datasets: Annotated[list[str], Field(min_length=1), Different]
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1, validate_default=True), Different] = None
+    datasets: Several[Annotated[str, AfterValidator(_known)]]
+    seeds: Several[NonNegativeInt] = None
     seeds_per_job: PositiveInt = 1
-    presets: Annotated[list[Literal[tuple(PRESETS)]], Field(min_length=1), Different] = tuple(PRESETS)
+    presets: Several[Literal[tuple(PRESETS)]] = list(PRESETS)
     architectures: Annotated[dict[Name, Architecture], Field(min_length=1)] = {"default": Architecture()}
     settings: Changes = Changes()
     device: Literal["cpu", "cuda"] | None = None
-
-    @field_validator("datasets")
-    @classmethod
-    def _known_data(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            kinds.check_name(name)
-        return names
 
     @field_validator("presets")
     @classmethod
@@ -175,12 +167,10 @@ def load(path: Path | str) -> Sweep:
     path = Path(path)
     try:
         sweep = Sweep.model_validate(tomllib.loads(path.read_text(encoding="utf-8")) | {"path": path})
-    except OSError as error:
-        raise SweepError(f"{path}: the sweep file cannot be read ({error.strerror})") from None
     except ValidationError as error:
         said = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise SweepError(f"{path}: {'; '.join(said)}") from None
-    except ValueError as error:  # not TOML
+    except (OSError, ValueError) as error:  # not there, or not TOML
         raise SweepError(f"{path}: {error}") from None
     seen: dict[tuple, str] = {}
     for name in sweep.architectures:
@@ -197,16 +187,15 @@ def load(path: Path | str) -> Sweep:
 
 
 def parts(sweep: Sweep) -> pd.DataFrame:
-    """What Snakemake is told: data set, architecture and seeds of each part, and a digest of what decides its results.
+    """What Snakemake is told: data set, architecture and seeds of each part, and digests of what decides its results.
 
-    The digest holds settings, data and the code of the whole package: what is stored already is not computed again.
+    These are settings, data and the code of the whole package: what is stored already is not computed again.
     """
-    data = {name: archive.load_recordings(name).digest for name in sweep.datasets}  # fetches what is missing
     rows = []
-    for dataset, architecture in itertools.product(sweep.datasets, sweep.architectures):
-        for name, seeds in sweep.groups().items():
-            content = [as_json(sweep.cfg(dataset, architecture, seeds)), data[dataset], results.package_digest()]
-            digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    for dataset in sweep.datasets:
+        data = archive.load_recordings(dataset).digest  # fetches what is missing
+        for architecture, (name, seeds) in itertools.product(sweep.architectures, sweep.groups().items()):
+            digest = f"{sweep.cfg(dataset, architecture, seeds).digest()} {data} {results.package_digest()}"
             rows.append({"dataset": dataset, "architecture": architecture, "seeds": name, "digest": digest})
     return pd.DataFrame(rows)
 
@@ -295,7 +284,7 @@ def cost(sweep: Sweep, measured: bool = True) -> str:
         hours = n_seeds * core_s / 3600
         total += hours
         lines.append(f"- {dataset}, {architecture}: {hours:.3g} core-hours ({core_s:.3g} s a network); from {source}")
-    n_parts = len(sweep.datasets) * len(sweep.architectures)
+    n_parts = len(lines)
     n_jobs = n_parts * len(sweep.groups()) * (2 + len(sweep.presets))
     head = (
         f"**A projection, not a measurement**: the {n_parts * n_seeds} networks of `{sweep.path.name}` (data sets: "
@@ -310,16 +299,14 @@ def _measured(sweep: Sweep, dataset: str, architecture: str) -> tuple[float, str
     """Core-seconds per network of the jobs that were run, and their source; None where a kind of job is missing."""
     core_s = 0.0
     for kind in KINDS:
-        jobs = [
-            (pd.read_csv(path, sep="\t")["cpu_time"].sum(), len(seeds))
-            for name, seeds in sweep.groups().items()
-            for path in (sweep.place.reports / "benchmarks" / kind).glob(
-                f"dataset~{dataset}.architecture~{architecture}.seeds~{name}.*tsv"
-            )
-        ]
-        if not jobs:
+        seconds = networks = 0
+        for name, seeds in sweep.groups().items():
+            name = f"dataset~{dataset}.architecture~{architecture}.seeds~{name}.*tsv"
+            for path in (sweep.place.reports / "benchmarks" / kind).glob(name):
+                seconds += pd.read_csv(path, sep="\t")["cpu_time"].sum()
+                networks += len(seeds)
+        if not networks:
             return None
-        seconds, networks = map(sum, zip(*jobs, strict=True))
         core_s += seconds / networks * (len(sweep.presets) if kind == "signals" else 1)
     return core_s, "this sweep"
 
