@@ -67,13 +67,6 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
         about = read_json(stamp)["made"]
         made |= {Path(file) for file in about["files"]}
         stored |= set(about["stored"])
-    results = cfg.reports / "results.json"
-    if not results.exists():
-        raise PublishError(f"{results} does not exist; {again}")
-    try:
-        report.validate(read_json(results))
-    except Exception as error:
-        raise PublishError(f"{results} is not valid: {error}") from error
     wanted = {p for p in made if p.parts[0] in ("figures", "tables") and p.suffix != ".html"}
     wanted |= {p for p in made if len(p.parts) == 1 and p.suffix in (".json", ".html")}
     wanted |= {Path("results.json"), *(Path(f"{notebook.stem}.ipynb") for notebook in notebooks)}
@@ -82,9 +75,13 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
         if not path.exists():
             raise PublishError(f"{path} is missing; {again}")
         if found := machine_paths(path):
-            raise PublishError(
-                f"{path} contains paths of this machine, as {found[0]!r}; print them relative to the project"
-            )
+            said = f"contains paths of this machine, as {found[0]!r}; print them relative to the project"
+            raise PublishError(f"{path} {said}")
+    results = cfg.reports / "results.json"
+    try:
+        report.validate(read_json(results))
+    except Exception as error:
+        raise PublishError(f"{results} is not valid: {error}") from error
     target = report_root() / "published" / cfg.profile / cfg.dataset
     places = {path: path.relative_to(cfg.reports) for path in files}
     with tempfile.TemporaryDirectory() as folder:
