@@ -12,13 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import tables
+from harvis_utils.chain.execution import notebook_seconds
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import intervals
 from harvis_utils.metrics.clustering import FLAT_G
 from harvis_utils.paper.variants import OURS
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import read_json, write_text
-from workflow import sweep
+from workflow import pages, sweep
 
 PUBLISHED = REPOSITORY / "reports" / "published"
 
@@ -50,20 +51,11 @@ def notebooks(runs: list[str], root: Path = PUBLISHED) -> str:
     rows = []
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         title = "".join(read_json(path)["cells"][0]["source"]).splitlines()[0]
-        times = (_took(root / run / path.name) for run in runs)
+        executed = [root / run / path.name for run in runs]
+        times = [pages.duration(notebook_seconds(p)) if p.exists() else "-" for p in executed]
         link = f"[{path.stem}](notebooks/{path.name})"
         rows.append([link, title.removeprefix("# ").split(" · ")[-1], PAPER.get(path.stem, ""), *times])
     return tables.markdown(pd.DataFrame(rows, columns=["notebook", "question", "paper", *runs]))
-
-
-def _took(executed: Path) -> str:
-    if not executed.exists():
-        return "-"
-    return _duration(read_json(executed)["metadata"]["papermill"]["duration"])
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 # -------------------------------------------------------------------------------------------- what was found
@@ -132,18 +124,29 @@ def _interval(recall: dict) -> str:
 # ------------------------------------------------------------------------------------------------ numbers of a run
 
 
-def _with_spread(values: dict) -> str:
-    return f"{values['mean']:.3f}" + ("" if values["std"] is None else f" ± {values['std']:.3f}")
+def _size(results: dict) -> str:
+    epochs, seconds = results["training"]["epochs"], sum(results["timings_s"].values())
+    return f"{results['n_seeds']} x {epochs}, {pages.duration(seconds)}"
 
 
 def _number(value: dict) -> str:
     return "-" if value["mean"] is None else f"{value['mean']:.3g}"
 
 
-def _layers(results: dict, quantity: str) -> str:
-    of = results["methods"]["calibrated"]
-    layers = ("conv1", "conv2", "conv3")
-    return ", ".join(" / ".join(_number(of[m][layer][quantity]) for m in (BASELINE, PROPOSED)) for layer in layers)
+def _layers(quantity: str) -> Callable[[dict], str]:
+    def said(results: dict) -> str:
+        of = [results["methods"]["calibrated"][name] for name in (BASELINE, PROPOSED)]
+        return ", ".join(" / ".join(_number(m[la][quantity]) for m in of) for la in ("conv1", "conv2", "conv3"))
+
+    return said
+
+
+def _sine(results: dict) -> str:
+    return _number(results["controls"]["starting-sine"]["conv3"]["ssim"])
+
+
+def _readings(readings: dict) -> str:
+    return f"{len(readings['admissible'])} of {readings['readings']}; winner: {readings['winner']}"
 
 
 def _axes(evidence: dict) -> str:
@@ -170,33 +173,13 @@ def _recipe(recipes: dict) -> str:
 #: a row of the table: what it is, what the paper says, the file that knows it, and how that is read
 ROWS: list[tuple[str, str, str, Callable[[dict], str]]] = [
     ("data", "DSADS, MHEALTH", "results", lambda r: r["caveat"] or "verified"),
-    (
-        "networks x epochs, computing of all stages",
-        "5 x 200",
-        "results",
-        lambda r: f"{r['n_seeds']} x {r['training']['epochs']}, {_duration(sum(r['timings_s'].values()))}",
-    ),
-    ("macro F1, test subjects", "0.737, 0.955", "results", lambda r: _with_spread(r["training"]["macro_f1"])),
+    ("networks x epochs, computing of all stages", "5 x 200", "results", _size),
+    ("macro F1, test subjects", "0.737, 0.955", "results", lambda r: pages.spread(r["training"]["macro_f1"])),
     ("2-sigma amplitude [G]", "1.37, 1.57", "results", lambda r: f"{r['data']['amplitude_threshold_g']:.3f}"),
-    (f"Ssim, {BASELINE} / proposed, Conv1, 2, 3 [G²]", "(bars)", "results", lambda r: _layers(r, "ssim")),
-    (
-        f"max output / th, {BASELINE} / proposed, Conv1, 2, 3",
-        "-, about 1",
-        "results",
-        lambda r: _layers(r, "activation_ratio"),
-    ),
-    (
-        "conv3 Ssim of the untouched sine [G²]",
-        "-",
-        "results",
-        lambda r: _number(r["controls"]["starting-sine"]["conv3"]["ssim"]),
-    ),
-    (
-        "readings that fit the paper's results as well as the best",
-        "-",
-        "readings",
-        lambda r: f"{len(r['admissible'])} of {r['readings']}; winner: {r['winner']}",
-    ),
+    (f"Ssim, {BASELINE} / proposed, Conv1, 2, 3 [G²]", "(bars)", "results", _layers("ssim")),
+    (f"max output / th, {BASELINE} / proposed, Conv1, 2, 3", "-, about 1", "results", _layers("activation_ratio")),
+    ("conv3 Ssim of the untouched sine [G²]", "-", "results", _sine),
+    ("readings that fit the paper's results as well as the best", "-", "readings", _readings),
     (f"activation / nearness to real: proposed, {OURS}, real windows, sine, flat zero", "-", "evidence", _axes),
     (
         f"planted motifs recovered: proposed, naive, L2+TV, {OURS}, random weights, proposed with scrambled phases",
