@@ -25,21 +25,10 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import pandas as pd
+import pydantic
 import torch
 import xarray as xr
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from harvis_utils.chain import commands, stamps
 from harvis_utils.data import archive, kinds
@@ -48,15 +37,7 @@ from harvis_utils.metrics import similarity
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.parallel import threads
 from harvis_utils.run import Run
-from harvis_utils.settings import (
-    APPROXIMATE,
-    PRESETS,
-    PROFILES,
-    REPOSITORY,
-    Settings,
-    artifact_root,
-    load_settings,
-)
+from harvis_utils.settings import APPROXIMATE, PRESETS, PROFILES, REPOSITORY, Settings, artifact_root, load_settings
 from harvis_utils.store import results
 from harvis_utils.store.files import ArtifactError, read_json, write_text
 from harvis_utils.training import supervised
@@ -76,10 +57,10 @@ class SweepError(ValueError):
 # --------------------------------------------------------------------------------------------- the sweep file
 
 
-class Section(BaseModel, strict=True, frozen=True):
+class Section(pydantic.BaseModel, strict=True, frozen=True):
     """A table of a sweep file: known keys only, and no value is converted."""
 
-    @model_validator(mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
     def _known(cls, given):
         if isinstance(given, dict) and (unknown := sorted(set(given) - set(cls.model_fields))):
@@ -95,8 +76,8 @@ def _changes(*sections: str) -> type[Section]:
     for name in sections:
         hints = typing.get_type_hints(typing.get_type_hints(Settings)[name])
         fields = {f: (within.get(f, within.get(hint, hint)), None) for f, hint in hints.items() if f != "seeds"}
-        found[name] = (create_model(name, __base__=Section, **fields), None)
-    return create_model("changes", __base__=Section, **found)
+        found[name] = (pydantic.create_model(name, __base__=Section, **fields), None)
+    return pydantic.create_model("changes", __base__=Section, **found)
 
 
 def _different(values: list) -> tuple:
@@ -105,7 +86,7 @@ def _different(values: list) -> tuple:
     return tuple(values)
 
 
-def _known(dataset: str) -> str:
+def _data_set(dataset: str) -> str:
     kinds.check_name(dataset)
     return dataset
 
@@ -121,7 +102,7 @@ class Sweep(Section):
 
     path: Path
     profile: Literal[tuple(PROFILES)]
-    datasets: Several[Annotated[str, AfterValidator(_known)]]
+    datasets: Several[Annotated[str, AfterValidator(_data_set)]]
     seeds: Several[NonNegativeInt] = None
     seeds_per_job: PositiveInt = 1
     presets: Several[Literal[tuple(PRESETS)]] = list(PRESETS)
@@ -129,14 +110,14 @@ class Sweep(Section):
     settings: Changes = Changes()
     device: Literal["cpu", "cuda"] | None = None
 
-    @field_validator("presets")
+    @pydantic.field_validator("presets")
     @classmethod
     def _in_order(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in PRESETS if name in names)  # as the notebooks have them
 
-    @field_validator("seeds", mode="before")
+    @pydantic.field_validator("seeds", mode="before")
     @classmethod
-    def _listed(cls, seeds, given: ValidationInfo):
+    def _listed(cls, seeds, given: pydantic.ValidationInfo):
         """From a number of networks, or the profile's own."""
         if seeds is None:
             return list(load_settings(given.data.get("profile", "quick")).training.seeds)
@@ -167,7 +148,7 @@ def load(path: Path | str) -> Sweep:
     path = Path(path)
     try:
         sweep = Sweep.model_validate(tomllib.loads(path.read_text(encoding="utf-8")) | {"path": path})
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         said = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise SweepError(f"{path}: {'; '.join(said)}") from None
     except (OSError, ValueError) as error:  # not there, or not TOML
