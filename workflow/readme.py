@@ -6,7 +6,7 @@ python -m workflow.readme            # rewrites the blocks between the markers; 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -65,16 +65,23 @@ def findings(runs: dict[str, dict], root: Path = PUBLISHED) -> str:
     """What the published runs say against the method: flat signals, noise beside it, planted motifs."""
     flat = "; ".join(f"{name} {_flat(run['results'])}" for name, run in runs.items())
     lines = [f"**Many signals are flat.** Of the proposed method's signals, range below {FLAT_G:g} G: {flat}."]
-    differences = {name: root / name / "tables" / "08_differences.csv" for name in runs}
-    beside = {name: _beside_noise(pd.read_csv(path)) for name, path in differences.items() if path.exists()}
+    nearer, beside = set(), []
+    for name in runs:
+        if (path := root / name / "tables" / "08_differences.csv").exists():
+            of = pd.read_csv(path).query(f"first == '{PROPOSED}' and second == 'spectrum-noise'")
+            of = of.assign(layer=of["layer"].str.capitalize()).set_index("layer")
+            near, active = of[of["measure"] == "nearness"], of["difference"][of["measure"] == "activation"]
+            nearer |= set(near.index[near["high"] < 0])
+            rows = (
+                f"{layer} nearness {_interval(row, 'difference', '+.3f')}, activation {active[layer]:+.2f}"
+                for layer, row in near.iterrows()
+            )
+            beside.append(f"{name}: {'; '.join(rows)}")
     if beside:
-        nearer = sorted({layer for of in beside.values() for layer, row in of.iterrows() if row["nearness high"] < 0})
-        rows = {name: [_two_axes(layer, row) for layer, row in of.iterrows()] for name, of in beside.items()}
-        each = ". ".join(f"{name}: {'; '.join(of)}" for name, of in rows.items())
         lines.append(
-            f"**Noise is nearer to real windows in {intervals.listed(nearer, ' and ', 'no layer')}.** The noise has "
-            "the training windows' spectrum and knows nothing of the unit; nearness is that to the real windows that "
-            f"excite it. The proposed method minus noise, {each}."
+            f"**Noise is nearer to real windows in {intervals.listed(sorted(nearer), ' and ', 'no layer')}.** The "
+            "noise has the training windows' spectrum and knows nothing of the unit; nearness is that to the real "
+            f"windows that excite it. The proposed method minus noise, {'. '.join(beside)}."
         )
     for name, run in runs.items():
         if recall := run.get("evidence", {}).get("recall"):
@@ -103,22 +110,8 @@ def _flat(results: dict) -> str:
     return f"**{100 * sum(flat.values()) / sum(signals.values()):.0f} %** ({each})"
 
 
-def _beside_noise(differences: pd.DataFrame) -> pd.DataFrame:
-    """By layer the proposed method minus noise: "nearness" and "activation", each with the ends of its interval."""
-    rows = differences[(differences["first"] == PROPOSED) & (differences["second"] == "spectrum-noise")]
-    parts = {}
-    for name in ("nearness", "activation"):
-        part = rows[rows["measure"] == name].set_index("layer")
-        parts |= {name: part["difference"], f"{name} low": part["low"], f"{name} high": part["high"]}
-    return pd.DataFrame(parts).rename(index=str.capitalize)
-
-
-def _two_axes(layer: str, row: pd.Series) -> str:
-    return f"{layer} nearness {intervals.said(row, 'nearness', '+.3f')}, activation {row['activation']:+.2f}"
-
-
-def _interval(recall: dict) -> str:
-    return f"{recall['recall']:.2f} ({recall['low']:.2f} to {recall['high']:.2f})"
+def _interval(of: Mapping, name: str = "recall", form: str = ".2f") -> str:
+    return f"{of[name]:{form}} ({of['low']:{form}} to {of['high']:{form}})"
 
 
 # ------------------------------------------------------------------------------------------------ numbers of a run
