@@ -14,7 +14,6 @@ PART, PRESETS = PARTS.wildcard_pattern, config["presets"].split()
 DIGEST = lookup(
     query="dataset == '{dataset}' & architecture == '{architecture}' & seeds == '{seeds}'", within=TABLE, cols="digest"
 )
-HERE = [name for name in os.environ if name.startswith(("HARVIS_", "MALLOC_")) or name == "OMP_WAIT_POLICY"]
 COMMAND = (
     "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} PYTHONPATH={workflow.basedir:q}/.. {sys.executable:q} "
     "-m workflow.sweep"
@@ -31,7 +30,7 @@ JOBS = {
 
 # for executors whose jobs do not inherit the environment
 envvars:
-    *HERE,
+    *[name for name in os.environ if name.startswith(("HARVIS_", "MALLOC_")) or name == "OMP_WAIT_POLICY"],
 
 
 wildcard_constraints:
