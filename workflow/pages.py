@@ -29,9 +29,6 @@ from harvis_utils.store.files import ArtifactError, read_json, write_text
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
-# ----------------------------------------------------------------------------------------- what is known of a run
-
-
 @dataclass(frozen=True)
 class Page:
     """A notebook of a run: its name as words, its file and its page's, and how long it took."""
@@ -105,9 +102,6 @@ def find_runs(root: Path) -> list[Run]:
     return [run for run in runs if run.pages]
 
 
-# ----------------------------------------------------------------------------------------------------- the pages
-
-
 def build_run(run: Run) -> list[Path]:
     """Make the pages of a run's executed notebooks; those whose notebook did not change are kept.
 
@@ -157,9 +151,6 @@ def build(cfg: Settings | None = None) -> str:
         said = [f"macro F1 {runs[0].facts['macro F1']} on test subjects"] if runs[0].facts["macro F1"] else []
         lines += [f"  {line}" for line in (*said, runs[0].caveat) if line]
     return "\n".join(lines)
-
-
-# -------------------------------------------------------------------------------------------- the command line
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -36,9 +36,7 @@ PAPER = {
 
 
 def published(root: Path = PUBLISHED) -> dict[str, dict[str, dict]]:
-    """What the published runs say: "<profile>/<data set>" -> file ("results", "evidence" ...) -> content; real data
-    first.
-    """
+    """Published runs, real data first: "<profile>/<data set>" -> file ("results", "evidence" ...) -> content."""
     found = {
         path.parent.relative_to(root).as_posix(): {p.stem: read_json(p) for p in path.parent.glob("*.json")}
         for path in sorted(root.glob("*/*/results.json"))
@@ -56,9 +54,6 @@ def notebooks(runs: list[str], root: Path = PUBLISHED) -> str:
         link = f"[{path.stem}](notebooks/{path.name})"
         rows.append([link, title.removeprefix("# ").split(" · ")[-1], PAPER.get(path.stem, ""), *times])
     return tables.markdown(pd.DataFrame(rows, columns=["notebook", "question", "paper", *runs]))
-
-
-# -------------------------------------------------------------------------------------------- what was found
 
 
 def findings(runs: dict[str, dict], root: Path = PUBLISHED) -> str:
@@ -112,9 +107,6 @@ def _flat(results: dict) -> str:
 
 def _interval(of: Mapping, name: str = "recall", form: str = ".2f") -> str:
     return f"{of[name]:{form}} ({of['low']:{form}} to {of['high']:{form}})"
-
-
-# ------------------------------------------------------------------------------------------------ numbers of a run
 
 
 def _size(results: dict) -> str:
@@ -196,9 +188,6 @@ def results(runs: dict[str, dict]) -> str:
     verdicts = [[k, claim["paper"], *(of[k]["verdict"] for of in claims)] for k, claim in claims[0].items()]
     parts = [pd.DataFrame(found, columns=[head, "paper", *runs]) for head, found in (("", rows), ("claim", verdicts))]
     return "\n\n".join(map(tables.markdown, parts))
-
-
-# ------------------------------------------------------------------------------------------------------ the blocks
 
 
 def _benchmarks() -> list[dict]:

@@ -191,9 +191,9 @@ def run(sweep: Sweep, kind: str, dataset: str, architecture: str, seeds: str, pr
     which are searched together, and the controls as notebooks 03 and 04 make them.
     """
     known = {"kind": KINDS, "data set": sweep.datasets, "architecture": sweep.architectures, "seeds": sweep.groups()}
-    given = dict(zip(known, (kind, dataset, architecture, seeds), strict=True))
-    if wrong := [what for what, name in given.items() if name not in known[what]]:
-        raise SweepError(f"{sweep.path}: no {wrong[0]} {given[wrong[0]]!r}; there are {', '.join(known[wrong[0]])}")
+    for (what, names), name in zip(known.items(), (kind, dataset, architecture, seeds), strict=True):
+        if name not in names:
+            raise SweepError(f"{sweep.path}: no {what} {name!r}; there are {', '.join(names)}")
     run = Run(sweep.cfg(dataset, architecture, sweep.groups()[seeds]))
     run.recordings = archive.load_recordings(dataset, download=False)
     if kind == "scores":
@@ -281,9 +281,9 @@ def _measured(sweep: Sweep, dataset: str, architecture: str) -> tuple[float, str
     core_s = 0.0
     for kind in KINDS:
         seconds = networks = 0
-        for name, seeds in sweep.groups().items():
-            name = f"dataset~{dataset}.architecture~{architecture}.seeds~{name}.*tsv"
-            for path in (sweep.place.reports / "benchmarks" / kind).glob(name):
+        for group, seeds in sweep.groups().items():
+            name = f"{kind}/dataset~{dataset}.architecture~{architecture}.seeds~{group}.*tsv"
+            for path in (sweep.place.reports / "benchmarks").glob(name):
                 seconds += pd.read_csv(path, sep="\t")["cpu_time"].sum()
                 networks += len(seeds)
         if not networks:
@@ -316,10 +316,8 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
     profiles = {p.parent.name: p.parent for p in sorted((HERE / "profiles").glob("*/config.yaml"))}
     profile = profiles.get(workflow_profile, Path(workflow_profile).resolve())
     if not (profile / "config.yaml").exists():
-        raise SweepError(
-            f"unknown workflow profile {workflow_profile!r}; valid: {', '.join(profiles)}, "
-            "or a folder that holds a config.yaml"
-        )
+        valid = f"valid: {', '.join(profiles)}, or a folder that holds a config.yaml"
+        raise SweepError(f"unknown workflow profile {workflow_profile!r}; {valid}")
     folder = sweep.place.reports
     with commands.alone(sweep.place) as lock:
         for stamp in folder.glob("stamps/*/*.txt"):  # the stored results that a job answers for
