@@ -200,12 +200,6 @@ def benchmarks_page() -> str:
     return "\n\n".join(["# Benchmarks", made, *map(tables.page, _benchmarks())]) + "\n"
 
 
-def cost() -> str:
-    """What 200 networks would cost on a cluster, projected from published times."""
-    said = sweep.cost(sweep.load(REPOSITORY / "workflow" / "two_hundred.toml"), measured=False)
-    return said.split("\n\n")[0]  # its parts are what the command says
-
-
 def updated(text: str, name: str, content: str) -> str:
     """``text`` with the block ``name`` replaced; raises ``ValueError`` where its markers are missing."""
     begin, end = f"<!-- {name}: made by workflow.readme from reports/published -->", f"<!-- end of {name} -->"
@@ -219,12 +213,13 @@ def rewritten(text: str) -> str:
     """README.md with all blocks as the published files have them."""
     runs = published()
     measured = "\n\n".join(map(tables.summary, _benchmarks())) or "No benchmark is published yet."
+    cost = sweep.cost(sweep.load(REPOSITORY / "workflow" / "two_hundred.toml"), measured=False)
     blocks = {
         "findings": findings(runs),
         "notebooks": notebooks(list(runs)),
         "results": results(runs),
         "benchmarks": measured,
-        "cost": cost(),
+        "cost": cost.split("\n\n")[0],  # its parts are what the command says
     }
     for name, content in blocks.items():
         text = updated(text, name, content)
