@@ -4,9 +4,8 @@
 
 Every job fills the store, and nothing passes from job to job but through it. Results are kept under the keys of the
 notebooks, so a sweep over the architecture ``default`` with a profile's own seeds leaves nothing heavy for
-``make reproduce``. Snakemake (``workflow/sweep.smk``) decides what runs where; it sees one light stamp per job in
-``<reports>/sweep/<name>/stamps/``, and notes beside them what each job took. At the end stands one table,
-``sweep.csv``.
+``make reproduce``. Snakemake (``workflow/sweep.smk``) decides what runs where; it sees one light stamp per job. At the
+end stands one table, ``<reports>/sweep/<name>/sweep.csv``.
 """
 
 from __future__ import annotations
@@ -196,19 +195,17 @@ def run(sweep: Sweep, kind: str, dataset: str, architecture: str, seeds: str, pr
             raise SweepError(f"{sweep.path}: no {what} {name!r}; there are {', '.join(names)}")
     run = Run(sweep.cfg(dataset, architecture, sweep.groups()[seeds]))
     run.recordings = archive.load_recordings(dataset, download=False)
-    if kind == "scores":
+    statistics = run.statistics
+    if kind == "signals":
+        paper_methods.signals(run.cfg, run.networks, statistics, presets=(preset,) if preset else sweep.presets)
+    elif kind == "scores":
         scored(run, sweep.presets)
-    else:
-        statistics = run.statistics
-        if kind == "signals":
-            paper_methods.signals(run.cfg, run.networks, statistics, presets=(preset,) if preset else sweep.presets)
 
 
 def scored(run: Run, presets: tuple[str, ...]) -> dict[str, xr.Dataset]:
     """Scores of all methods under some presets ("technique"), and of the controls ("control")."""
-    signals = paper_methods.signals(run.cfg, run.networks, run.statistics, presets=presets)
-    scores = similarity.scores(run.cfg, run.data, run.networks, run.statistics, signals)
-    return {"technique": scores, "control": run.controls}
+    run.signals = paper_methods.signals(run.cfg, run.networks, run.statistics, presets=presets)
+    return {"technique": run.scores, "control": run.controls}
 
 
 # -------------------------------------------------------------------------------------------------- the table

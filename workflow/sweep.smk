@@ -1,7 +1,6 @@
-# One rule per kind of job of a sweep. `make sweep`, or `python -m workflow.sweep start SWEEP`, writes the parts (a data
-# set, an architecture and some seeds, with a digest of what decides their results) and calls Snakemake in the sweep's
-# own folder. Heavy results live in the store, by content; the outputs declared here are light stamps, each a list of
-# the results that a job answers for, and one table. What a job took is in benchmarks/.
+# One rule per kind of job of a sweep, see workflow/sweep.py, which writes the parts and calls Snakemake in the sweep's
+# own folder. The outputs declared here are light stamps, each a list of the stored results that a job answers for, and
+# one table. What a job took is in benchmarks/.
 import os
 import sys
 
@@ -40,9 +39,7 @@ wildcard_constraints:
     preset=r"\w+",
 
 
-localrules:
-    all,
-    collect,
+localrules: all, collect
 
 
 # all stamps: a missing one in the middle is no reason for Snakemake to make it, unless it is asked for
@@ -69,7 +66,6 @@ for kind, (part, waits_for, mem_mb, minutes) in JOBS.items():
             f"logs/{kind}/{part}.txt",
         benchmark:
             f"benchmarks/{kind}/{part}.tsv"
-        threads: 1
         resources:
             mem_mb=lambda wildcards, attempt, mem_mb=mem_mb: mem_mb * attempt,
             runtime=lambda wildcards, attempt, minutes=minutes: minutes * attempt,
@@ -87,6 +83,5 @@ rule collect:
         digest=TABLE["digest"].tolist(),
     log:
         "logs/collect.txt",
-    threads: 1
     shell:
         f"{COMMAND} collect {{config[sweep]:q}} > {{log:q}} 2>&1"
