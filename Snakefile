@@ -3,7 +3,6 @@
 # Snakemake decides what has to run. Heavy results live in a store of their own, by content, and survive a
 # notebook being executed again; so the outputs declared here are light.
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -59,9 +58,6 @@ for place, job in enumerate(JOBS):
         threads: workflow.cores
         priority: len(JOBS) - place
         shell:
-            "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} "
-            + shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
-            + " -m harvis_utils.chain run {input.notebook:q}"
-            + f" --profile {RUN.profile} --dataset {RUN.dataset}"
-            + (f" --device {shlex.quote(RUN.device)}" if RUN.device else "")
-            + f" --weights {RUN.weights}"
+            "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} {sys.executable:q} -m harvis_utils.chain run "
+            "{input.notebook:q} --profile {RUN.profile} --dataset {RUN.dataset} --weights {RUN.weights}"
+            + (" --device {RUN.device:q}" if RUN.device else "")

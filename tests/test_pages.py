@@ -187,7 +187,7 @@ def _spoil(finished, what):
         ("path", "01_data.ipynb contains paths of this machine"),
         ("user", "t.csv contains paths of this machine, as '/Users/someone/data'"),
         ("invalid", "results.json is not valid: 'training' is missing"),
-        ("no results", "results.json does not exist"),
+        ("no results", "results.json is missing"),
         ("no table", "t.csv is missing"),
         ("large", "at most 8 MB"),
     ],

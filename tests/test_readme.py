@@ -147,7 +147,7 @@ def test_tables_of_a_made_run(tmp_path):
     (tmp_path / "desk/aaa/recipes.json").unlink()  # what was not run has a dash, and only that
     fewer = readme.results(readme.published(tmp_path))
     assert "the paper's: activation, nearness | - | - | - |" in fewer and f"{recalled} |" in fewer
-    assert "| macro F1, test subjects | 0.737, 0.955 | 0.712 | 0.712 ± 0.010 |" in text
+    assert "| macro F1, test subjects | 0.737, 0.955 | 0.712 (one network) | 0.712 ± 0.010 |" in text
     assert "| networks x epochs, computing of all stages | 5 x 200 | 2 x 7, 2 min | 2 x 7, 2 min |" in text
     assert "| 2-sigma amplitude [G] | 1.37, 1.57 | 1.371 | 1.371 |" in text
     assert "| Ssim, L2+TV / proposed, Conv1, 2, 3 [G²] | (bars) | 0.5 / 0.5, 0.5 / 0.5, 0.5 / 0.5 |" in text

@@ -139,7 +139,7 @@ def test_a_wrong_file_is_one_error_that_names_it_and_the_key(tmp_path, text, sai
 
 def test_a_missing_file_is_said(tmp_path, capsys):
     assert sweep.main(["cost", str(tmp_path / "none.toml")]) == 1
-    assert "none.toml: the sweep file cannot be read (No such file" in capsys.readouterr().err
+    assert "none.toml: [Errno 2] No such file or directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["sweep", "two_hundred"])

@@ -23,35 +23,21 @@ from nbconvert import HTMLExporter
 
 from harvis_utils.chain import commands
 from harvis_utils.data import kinds
-from harvis_utils.settings import (
-    APPROXIMATE,
-    PROFILES,
-    Settings,
-    SettingsError,
-    load_settings,
-    report_root,
-)
+from harvis_utils.settings import APPROXIMATE, PROFILES, SettingsError, load_settings, report_root
 from harvis_utils.store.files import ArtifactError, read_json, write_text
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
-# ----------------------------------------------------------------------------------------- what is known of a run
-
-
 @dataclass(frozen=True)
 class Page:
-    """A notebook of a run: its file and its page's, and how long it took."""
+    """A notebook of a run: its name as words, its file and its page's, and how long it took."""
 
+    title: str
     notebook: Path
     path: Path
     seconds: float
     date: str
-
-    @property
-    def title(self) -> str:
-        """The notebook's name as words."""
-        return self.notebook.stem.replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -59,8 +45,7 @@ class Run:
     """What the index says about one run; ``folder`` is ``.../<profile>/<dataset>``."""
 
     folder: Path
-    profile: str
-    dataset: str
+    name: str
     caveat: str  # "made-up data", "approximate data ...", or empty
     facts: dict[str, str]  # what is known of its results, empty where there are none
     pages: tuple[Page, ...]
@@ -85,41 +70,36 @@ def describe(folder: Path) -> Run:
     pages = []
     for notebook in sorted(p for p in folder.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem)):
         about = read_json(notebook)["metadata"].get("papermill", {})
-        date = (about.get("end_time") or "")[:10]
-        pages.append(Page(notebook, html / f"{notebook.stem}.html", about.get("duration") or 0.0, date))
+        took, date = about.get("duration") or 0.0, (about.get("end_time") or "")[:10]
+        title = notebook.stem.replace("_", " ")
+        pages.append(Page(title, notebook, html / f"{notebook.stem}.html", took, date))
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     verdicts = Counter(claim["verdict"] for claim in results.get("claims", []))
     facts = {
-        "macro F1": _mean_and_spread(results.get("training", {}).get("macro_f1", {})),
+        "macro F1": spread(results["training"]["macro_f1"]) if results else "",
         "claims": ", ".join(f"{verdict} {n}" for verdict, n in verdicts.most_common()),
         "executed": max((page.date for page in pages), default=""),
         "took": duration(sum(page.seconds for page in pages)),
     }
     more = [folder / "results.json", folder / "figures", folder / "tables", *sorted(folder.glob("*.html"))]
     there = tuple(path for path in more if path.exists())
-    return Run(folder, folder.parent.name, folder.name, caveat(folder.name), facts, tuple(pages), there)
+    return Run(folder, f"{folder.parent.name} · {folder.name}", caveat(folder.name), facts, tuple(pages), there)
 
 
-def _mean_and_spread(score: dict) -> str:
-    if score.get("mean") is None:
-        return ""
-    return f"{score['mean']:.3f}" + (f" ± {score['std']:.3f}" if score.get("std") is not None else " (one network)")
+def spread(score: dict) -> str:
+    """Mean and standard deviation over networks in words."""
+    return f"{score['mean']:.3f}" + (" (one network)" if score["std"] is None else f" ± {score['std']:.3f}")
 
 
 def duration(seconds: float) -> str:
     """Seconds in words; empty for none."""
-    if not seconds:
-        return ""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return (f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min") if seconds else ""
 
 
 def find_runs(root: Path) -> list[Run]:
     """Runs under ``<root>/<profile>/<dataset>`` that have executed notebooks, known profiles in their order."""
     runs = [describe(folder) for profile in PROFILES for folder in sorted(root.glob(f"{profile}/*"))]
     return [run for run in runs if run.pages]
-
-
-# ----------------------------------------------------------------------------------------------------- the pages
 
 
 def build_run(run: Run) -> list[Path]:
@@ -132,22 +112,17 @@ def build_run(run: Run) -> list[Path]:
         if old not in [page.path for page in run.pages]:
             old.unlink()
     made = []
+    names = [None, *(page.notebook.stem for page in run.pages), None]
     for place, page in enumerate(run.pages):
         changed = page.notebook.stat().st_mtime_ns
         if page.path.exists() and page.path.stat().st_mtime_ns == changed:
             continue
         exporter = HTMLExporter(template_name="harvis", extra_template_basedirs=[str(TEMPLATES)], embed_images=True)
         book = nbformat.read(page.notebook, as_version=4)
-        book.metadata.title = f"{page.title} · {run.profile} {run.dataset}"
-        names = [None, *(other.notebook.stem for other in run.pages), None]
-        about = {
-            "index": os.path.relpath(report_root() / "index.html", page.path.parent),
-            "name": f"{run.profile} · {run.dataset}",
-            "caveat": run.caveat,
-            "before": names[place],
-            "after": names[place + 2],
-        }
-        content, _ = exporter.from_notebook_node(book, resources={"run": about})
+        book.metadata.title = f"{page.title} · {run.name}"
+        index = os.path.relpath(report_root() / "index.html", page.path.parent)
+        about = {"run": run, "index": index, "before": names[place], "after": names[place + 2]}
+        content, _ = exporter.from_notebook_node(book, resources=about)
         # links from notebook to notebook lead from page to page here
         content = re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', content)
         write_text(page.path, content)
@@ -165,31 +140,26 @@ def build_index() -> Path:
     return write_text(root / "index.html", environment.get_template("runs.html.j2").render(groups=groups))
 
 
-def build(cfg: Settings | None = None) -> str:
-    """Make the pages of one run, or of all, and the index; says where they are, and the run's main result."""
-    root = report_root()
-    runs = [describe(cfg.reports)] if cfg else [*find_runs(root), *find_runs(root / "published")]
-    for run in runs:
-        build_run(run)
-    lines = [f"  {'pages':<9}{commands.near(build_index())}"]
-    if cfg:
-        said = [f"macro F1 {runs[0].facts['macro F1']} on test subjects"] if runs[0].facts["macro F1"] else []
-        lines += [f"  {line}" for line in (*said, runs[0].caveat) if line]
-    return "\n".join(lines)
-
-
-# -------------------------------------------------------------------------------------------- the command line
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Make the pages of one run, or of all; 0 when it worked."""
+    """Make the pages of one run, or of all, and the index; says where it is, and the one run's main result."""
     parser = argparse.ArgumentParser(prog="python -m workflow.pages", description="Executed notebooks as pages.")
     parser.add_argument("--profile", help="only the pages of one run, and the index; default: of all runs")
     parser.add_argument("--dataset", default="synthetic")
     words = parser.parse_args(arguments)
     try:
         kinds.check_name(words.dataset)
-        print(build(load_settings(words.profile, words.dataset) if words.profile else None))
+        if words.profile:
+            runs = [describe(load_settings(words.profile, words.dataset).reports)]
+        else:
+            runs = [*find_runs(report_root()), *find_runs(report_root() / "published")]
+        for run in runs:
+            build_run(run)
+        print(f"  {'pages':<9}{commands.near(build_index())}")
+        if words.profile:
+            score = runs[0].facts["macro F1"]
+            said = (f"macro F1 {score} on test subjects" if score else "", runs[0].caveat)
+            for line in filter(None, said):
+                print(f"  {line}")
     except (SettingsError, ArtifactError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

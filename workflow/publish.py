@@ -55,7 +55,7 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     again = f"run `make reproduce PROFILE={cfg.profile} DATASET={cfg.dataset}` to its end first"
     made, stored = set(), set()
     for name in (notebook.stem for notebook in notebooks):
-        executed, stamp = cfg.reports / f"{name}.ipynb", cfg.reports / "stamps" / f"{name}.json"
+        executed, stamp = cfg.reports / f"{name}.ipynb", stamps.stamp_of(cfg, name)
         if not executed.exists() or not stamp.exists():
             raise PublishError(f"{name}.ipynb has not been executed for this run; {again}")
         book = read_json(executed)
@@ -67,26 +67,22 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
         about = read_json(stamp)["made"]
         made |= {Path(file) for file in about["files"]}
         stored |= set(about["stored"])
+    wanted = {p for p in made if p.parts[0] in ("figures", "tables") and p.suffix != ".html"}
+    wanted |= {p for p in made if len(p.parts) == 1 and p.suffix in (".json", ".html")}
+    wanted |= {Path("results.json"), *(Path(notebook.name) for notebook in notebooks)}
+    places = {cfg.reports / p: p for p in sorted(wanted)}
+    for path in places:
+        if not path.exists():
+            raise PublishError(f"{path} is missing; {again}")
+        if found := machine_paths(path):
+            said = f"contains paths of this machine, as {found[0]!r}; print them relative to the project"
+            raise PublishError(f"{path} {said}")
     results = cfg.reports / "results.json"
-    if not results.exists():
-        raise PublishError(f"{results} does not exist; {again}")
     try:
         report.validate(read_json(results))
     except Exception as error:
         raise PublishError(f"{results} is not valid: {error}") from error
-    wanted = {p for p in made if p.parts[0] in ("figures", "tables") and p.suffix != ".html"}
-    wanted |= {p for p in made if len(p.parts) == 1 and p.suffix in (".json", ".html")}
-    wanted |= {Path("results.json"), *(Path(f"{notebook.stem}.ipynb") for notebook in notebooks)}
-    files = [cfg.reports / p for p in sorted(wanted)]
-    for path in files:
-        if not path.exists():
-            raise PublishError(f"{path} is missing; {again}")
-        if found := machine_paths(path):
-            raise PublishError(
-                f"{path} contains paths of this machine, as {found[0]!r}; print them relative to the project"
-            )
     target = report_root() / "published" / cfg.profile / cfg.dataset
-    places = {path: path.relative_to(cfg.reports) for path in files}
     with tempfile.TemporaryDirectory() as folder:
         if any(address.startswith("networks/") for address in stored):
             places |= _networks(cfg, Path(folder) / "networks", again)

@@ -6,19 +6,20 @@ python -m workflow.readme            # rewrites the blocks between the markers; 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks import tables
+from harvis_utils.chain.execution import notebook_seconds
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import intervals
 from harvis_utils.metrics.clustering import FLAT_G
 from harvis_utils.paper.variants import OURS
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import read_json, write_text
-from workflow import sweep
+from workflow import pages, sweep
 
 PUBLISHED = REPOSITORY / "reports" / "published"
 
@@ -35,9 +36,7 @@ PAPER = {
 
 
 def published(root: Path = PUBLISHED) -> dict[str, dict[str, dict]]:
-    """What the published runs say: "<profile>/<data set>" -> file ("results", "evidence" ...) -> content; real data
-    first.
-    """
+    """Published runs, real data first: "<profile>/<data set>" -> file ("results", "evidence" ...) -> content."""
     found = {
         path.parent.relative_to(root).as_posix(): {p.stem: read_json(p) for p in path.parent.glob("*.json")}
         for path in sorted(root.glob("*/*/results.json"))
@@ -50,39 +49,34 @@ def notebooks(runs: list[str], root: Path = PUBLISHED) -> str:
     rows = []
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         title = "".join(read_json(path)["cells"][0]["source"]).splitlines()[0]
-        times = (_took(root / run / path.name) for run in runs)
+        executed = [root / run / path.name for run in runs]
+        times = [pages.duration(notebook_seconds(p)) if p.exists() else "-" for p in executed]
         link = f"[{path.stem}](notebooks/{path.name})"
         rows.append([link, title.removeprefix("# ").split(" · ")[-1], PAPER.get(path.stem, ""), *times])
     return tables.markdown(pd.DataFrame(rows, columns=["notebook", "question", "paper", *runs]))
-
-
-def _took(executed: Path) -> str:
-    if not executed.exists():
-        return "-"
-    return _duration(read_json(executed)["metadata"]["papermill"]["duration"])
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-# -------------------------------------------------------------------------------------------- what was found
 
 
 def findings(runs: dict[str, dict], root: Path = PUBLISHED) -> str:
     """What the published runs say against the method: flat signals, noise beside it, planted motifs."""
     flat = "; ".join(f"{name} {_flat(run['results'])}" for name, run in runs.items())
     lines = [f"**Many signals are flat.** Of the proposed method's signals, range below {FLAT_G:g} G: {flat}."]
-    differences = {name: root / name / "tables" / "08_differences.csv" for name in runs}
-    beside = {name: _beside_noise(pd.read_csv(path)) for name, path in differences.items() if path.exists()}
+    nearer, beside = set(), []
+    for name in runs:
+        if (path := root / name / "tables" / "08_differences.csv").exists():
+            of = pd.read_csv(path).query(f"first == '{PROPOSED}' and second == 'spectrum-noise'")
+            of = of.assign(layer=of["layer"].str.capitalize()).set_index("layer")
+            near, active = of[of["measure"] == "nearness"], of["difference"][of["measure"] == "activation"]
+            nearer |= set(near.index[near["high"] < 0])
+            rows = (
+                f"{layer} nearness {_interval(row, 'difference', '+.3f')}, activation {active[layer]:+.2f}"
+                for layer, row in near.iterrows()
+            )
+            beside.append(f"{name}: {'; '.join(rows)}")
     if beside:
-        nearer = sorted({layer for of in beside.values() for layer, row in of.iterrows() if row["nearness high"] < 0})
-        rows = {name: [_two_axes(layer, row) for layer, row in of.iterrows()] for name, of in beside.items()}
-        each = ". ".join(f"{name}: {'; '.join(of)}" for name, of in rows.items())
         lines.append(
-            f"**Noise is nearer to real windows in {intervals.listed(nearer, ' and ', 'no layer')}.** The noise has "
-            "the training windows' spectrum and knows nothing of the unit; nearness is that to the real windows that "
-            f"excite it. The proposed method minus noise, {each}."
+            f"**Noise is nearer to real windows in {intervals.listed(sorted(nearer), ' and ', 'no layer')}.** The "
+            "noise has the training windows' spectrum and knows nothing of the unit; nearness is that to the real "
+            f"windows that excite it. The proposed method minus noise, {'. '.join(beside)}."
         )
     for name, run in runs.items():
         if recall := run.get("evidence", {}).get("recall"):
@@ -111,39 +105,33 @@ def _flat(results: dict) -> str:
     return f"**{100 * sum(flat.values()) / sum(signals.values()):.0f} %** ({each})"
 
 
-def _beside_noise(differences: pd.DataFrame) -> pd.DataFrame:
-    """By layer the proposed method minus noise: "nearness" and "activation", each with the ends of its interval."""
-    rows = differences[(differences["first"] == PROPOSED) & (differences["second"] == "spectrum-noise")]
-    parts = {}
-    for name in ("nearness", "activation"):
-        part = rows[rows["measure"] == name].set_index("layer")
-        parts |= {name: part["difference"], f"{name} low": part["low"], f"{name} high": part["high"]}
-    return pd.DataFrame(parts).rename(index=str.capitalize)
+def _interval(of: Mapping, name: str = "recall", form: str = ".2f") -> str:
+    return f"{of[name]:{form}} ({of['low']:{form}} to {of['high']:{form}})"
 
 
-def _two_axes(layer: str, row: pd.Series) -> str:
-    return f"{layer} nearness {intervals.said(row, 'nearness', '+.3f')}, activation {row['activation']:+.2f}"
-
-
-def _interval(recall: dict) -> str:
-    return f"{recall['recall']:.2f} ({recall['low']:.2f} to {recall['high']:.2f})"
-
-
-# ------------------------------------------------------------------------------------------------ numbers of a run
-
-
-def _with_spread(values: dict) -> str:
-    return f"{values['mean']:.3f}" + ("" if values["std"] is None else f" ± {values['std']:.3f}")
+def _size(results: dict) -> str:
+    epochs, seconds = results["training"]["epochs"], sum(results["timings_s"].values())
+    return f"{results['n_seeds']} x {epochs}, {pages.duration(seconds)}"
 
 
 def _number(value: dict) -> str:
     return "-" if value["mean"] is None else f"{value['mean']:.3g}"
 
 
-def _layers(results: dict, quantity: str) -> str:
-    of = results["methods"]["calibrated"]
-    layers = ("conv1", "conv2", "conv3")
-    return ", ".join(" / ".join(_number(of[m][layer][quantity]) for m in (BASELINE, PROPOSED)) for layer in layers)
+def _layers(quantity: str) -> Callable[[dict], str]:
+    def said(results: dict) -> str:
+        of = [results["methods"]["calibrated"][name] for name in (BASELINE, PROPOSED)]
+        return ", ".join(" / ".join(_number(m[la][quantity]) for m in of) for la in ("conv1", "conv2", "conv3"))
+
+    return said
+
+
+def _sine(results: dict) -> str:
+    return _number(results["controls"]["starting-sine"]["conv3"]["ssim"])
+
+
+def _readings(readings: dict) -> str:
+    return f"{len(readings['admissible'])} of {readings['readings']}; winner: {readings['winner']}"
 
 
 def _axes(evidence: dict) -> str:
@@ -170,33 +158,13 @@ def _recipe(recipes: dict) -> str:
 #: a row of the table: what it is, what the paper says, the file that knows it, and how that is read
 ROWS: list[tuple[str, str, str, Callable[[dict], str]]] = [
     ("data", "DSADS, MHEALTH", "results", lambda r: r["caveat"] or "verified"),
-    (
-        "networks x epochs, computing of all stages",
-        "5 x 200",
-        "results",
-        lambda r: f"{r['n_seeds']} x {r['training']['epochs']}, {_duration(sum(r['timings_s'].values()))}",
-    ),
-    ("macro F1, test subjects", "0.737, 0.955", "results", lambda r: _with_spread(r["training"]["macro_f1"])),
+    ("networks x epochs, computing of all stages", "5 x 200", "results", _size),
+    ("macro F1, test subjects", "0.737, 0.955", "results", lambda r: pages.spread(r["training"]["macro_f1"])),
     ("2-sigma amplitude [G]", "1.37, 1.57", "results", lambda r: f"{r['data']['amplitude_threshold_g']:.3f}"),
-    (f"Ssim, {BASELINE} / proposed, Conv1, 2, 3 [G²]", "(bars)", "results", lambda r: _layers(r, "ssim")),
-    (
-        f"max output / th, {BASELINE} / proposed, Conv1, 2, 3",
-        "-, about 1",
-        "results",
-        lambda r: _layers(r, "activation_ratio"),
-    ),
-    (
-        "conv3 Ssim of the untouched sine [G²]",
-        "-",
-        "results",
-        lambda r: _number(r["controls"]["starting-sine"]["conv3"]["ssim"]),
-    ),
-    (
-        "readings that fit the paper's results as well as the best",
-        "-",
-        "readings",
-        lambda r: f"{len(r['admissible'])} of {r['readings']}; winner: {r['winner']}",
-    ),
+    (f"Ssim, {BASELINE} / proposed, Conv1, 2, 3 [G²]", "(bars)", "results", _layers("ssim")),
+    (f"max output / th, {BASELINE} / proposed, Conv1, 2, 3", "-, about 1", "results", _layers("activation_ratio")),
+    ("conv3 Ssim of the untouched sine [G²]", "-", "results", _sine),
+    ("readings that fit the paper's results as well as the best", "-", "readings", _readings),
     (f"activation / nearness to real: proposed, {OURS}, real windows, sine, flat zero", "-", "evidence", _axes),
     (
         f"planted motifs recovered: proposed, naive, L2+TV, {OURS}, random weights, proposed with scrambled phases",
@@ -222,9 +190,6 @@ def results(runs: dict[str, dict]) -> str:
     return "\n\n".join(map(tables.markdown, parts))
 
 
-# ------------------------------------------------------------------------------------------------------ the blocks
-
-
 def _benchmarks() -> list[dict]:
     return [read_json(path) for path in sorted((PUBLISHED / "benchmarks").glob("*.json"))]
 
@@ -233,12 +198,6 @@ def benchmarks_page() -> str:
     """All published benchmark tables: reports/published/benchmarks/README.md."""
     made = "Made by workflow.readme from the files beside this one, which hold more: every part of a measurement."
     return "\n\n".join(["# Benchmarks", made, *map(tables.page, _benchmarks())]) + "\n"
-
-
-def cost() -> str:
-    """What 200 networks would cost on a cluster, projected from published times."""
-    said = sweep.cost(sweep.load(REPOSITORY / "workflow" / "two_hundred.toml"), measured=False)
-    return said.split("\n\n")[0]  # its parts are what the command says
 
 
 def updated(text: str, name: str, content: str) -> str:
@@ -254,12 +213,13 @@ def rewritten(text: str) -> str:
     """README.md with all blocks as the published files have them."""
     runs = published()
     measured = "\n\n".join(map(tables.summary, _benchmarks())) or "No benchmark is published yet."
+    cost = sweep.cost(sweep.load(REPOSITORY / "workflow" / "two_hundred.toml"), measured=False)
     blocks = {
         "findings": findings(runs),
         "notebooks": notebooks(list(runs)),
         "results": results(runs),
         "benchmarks": measured,
-        "cost": cost(),
+        "cost": cost.split("\n\n")[0],  # its parts are what the command says
     }
     for name, content in blocks.items():
         text = updated(text, name, content)

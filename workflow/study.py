@@ -75,8 +75,7 @@ def run(dataset: str, device: str | None = None) -> pd.DataFrame:
     would reward luck. ``test_f1`` is taken at the epoch with the best validation F1, as the chain does.
     """
     base = load_settings("desk", dataset, device)
-    full = windowing.cut(archive.load_recordings(dataset), base.windows)
-    third = full.every(THINNING)
+    third = windowing.cut(archive.load_recordings(dataset), base.windows).every(THINNING)
     rows = {}
     for variant in VARIANTS:
         cfg = settings_of(variant, base)

@@ -4,16 +4,14 @@
 
 Every job fills the store, and nothing passes from job to job but through it. Results are kept under the keys of the
 notebooks, so a sweep over the architecture ``default`` with a profile's own seeds leaves nothing heavy for
-``make reproduce``. Snakemake (``workflow/sweep.smk``) decides what runs where; it sees one light stamp per job in
-``<reports>/sweep/<name>/stamps/``, and notes beside them what each job took. At the end stands one table,
-``sweep.csv``.
+``make reproduce``. Snakemake (``workflow/sweep.smk``) decides what runs where; it sees one light stamp per job. At the
+end stands one table, ``<reports>/sweep/<name>/sweep.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -23,25 +21,13 @@ import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pandas as pd
+import pydantic
 import torch
 import xarray as xr
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from harvis_utils.chain import commands, stamps
 from harvis_utils.data import archive, kinds
@@ -50,20 +36,12 @@ from harvis_utils.metrics import similarity
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.parallel import threads
 from harvis_utils.run import Run
-from harvis_utils.settings import (
-    APPROXIMATE,
-    PRESETS,
-    PROFILES,
-    REPOSITORY,
-    Settings,
-    artifact_root,
-    as_json,
-    load_settings,
-)
+from harvis_utils.settings import APPROXIMATE, PRESETS, PROFILES, REPOSITORY, Settings, artifact_root, load_settings
 from harvis_utils.store import results
 from harvis_utils.store.files import ArtifactError, read_json, write_text
 from harvis_utils.training import supervised
 
+T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 PUBLISHED = REPOSITORY / "reports" / "published"
 KINDS = ("networks", "signals", "scores")
@@ -78,12 +56,10 @@ class SweepError(ValueError):
 # --------------------------------------------------------------------------------------------- the sweep file
 
 
-class Section(BaseModel):
+class Section(pydantic.BaseModel, strict=True, frozen=True):
     """A table of a sweep file: known keys only, and no value is converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
     def _known(cls, given):
         if isinstance(given, dict) and (unknown := sorted(set(given) - set(cls.model_fields))):
@@ -94,15 +70,13 @@ class Section(BaseModel):
 
 def _changes(*sections: str) -> type[Section]:
     """Sections of the settings with any of their fields; types are read from their classes."""
-    kinds = {int: PositiveInt, float: NonNegativeFloat}
+    within = {"n_dense": NonNegativeInt, int: PositiveInt, float: NonNegativeFloat}
     found = {}
     for name in sections:
-        hints = typing.get_type_hints(type(getattr(Settings("", ""), name)))
-        fields = {f: (kinds.get(hint, hint), None) for f, hint in hints.items() if f != "seeds"}
-        if "n_dense" in fields:
-            fields["n_dense"] = (NonNegativeInt, None)  # no dense layer
-        found[name] = (create_model(name, __base__=Section, **fields), None)
-    return create_model("changes", __base__=Section, **found)
+        hints = typing.get_type_hints(typing.get_type_hints(Settings)[name])
+        fields = {f: (within.get(f, within.get(hint, hint)), None) for f, hint in hints.items() if f != "seeds"}
+        found[name] = (pydantic.create_model(name, __base__=Section, **fields), None)
+    return pydantic.create_model("changes", __base__=Section, **found)
 
 
 def _different(values: list) -> tuple:
@@ -111,9 +85,14 @@ def _different(values: list) -> tuple:
     return tuple(values)
 
 
+def _data_set(dataset: str) -> str:
+    kinds.check_name(dataset)
+    return dataset
+
+
 Architecture = _changes("model", "training")
 Changes = _changes("windows", "model", "training", "maximization", "similarity")
-Different = AfterValidator(_different)
+Several = Annotated[list[T], Field(min_length=1, validate_default=True), AfterValidator(_different)]
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 
@@ -122,29 +101,22 @@ class Sweep(Section):
 
     path: Path
     profile: Literal[tuple(PROFILES)]
-    datasets: Annotated[list[str], Field(min_length=1), Different]
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1, validate_default=True), Different] = None
+    datasets: Several[Annotated[str, AfterValidator(_data_set)]]
+    seeds: Several[NonNegativeInt] = None
     seeds_per_job: PositiveInt = 1
-    presets: Annotated[list[Literal[tuple(PRESETS)]], Field(min_length=1), Different] = tuple(PRESETS)
+    presets: Several[Literal[tuple(PRESETS)]] = list(PRESETS)
     architectures: Annotated[dict[Name, Architecture], Field(min_length=1)] = {"default": Architecture()}
     settings: Changes = Changes()
     device: Literal["cpu", "cuda"] | None = None
 
-    @field_validator("datasets")
-    @classmethod
-    def _known_data(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            kinds.check_name(name)
-        return names
-
-    @field_validator("presets")
+    @pydantic.field_validator("presets")
     @classmethod
     def _in_order(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in PRESETS if name in names)  # as the notebooks have them
 
-    @field_validator("seeds", mode="before")
+    @pydantic.field_validator("seeds", mode="before")
     @classmethod
-    def _listed(cls, seeds, given: ValidationInfo):
+    def _listed(cls, seeds, given: pydantic.ValidationInfo):
         """From a number of networks, or the profile's own."""
         if seeds is None:
             return list(load_settings(given.data.get("profile", "quick")).training.seeds)
@@ -175,12 +147,10 @@ def load(path: Path | str) -> Sweep:
     path = Path(path)
     try:
         sweep = Sweep.model_validate(tomllib.loads(path.read_text(encoding="utf-8")) | {"path": path})
-    except OSError as error:
-        raise SweepError(f"{path}: the sweep file cannot be read ({error.strerror})") from None
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         said = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise SweepError(f"{path}: {'; '.join(said)}") from None
-    except ValueError as error:  # not TOML
+    except (OSError, ValueError) as error:  # not there, or not TOML
         raise SweepError(f"{path}: {error}") from None
     seen: dict[tuple, str] = {}
     for name in sweep.architectures:
@@ -197,16 +167,15 @@ def load(path: Path | str) -> Sweep:
 
 
 def parts(sweep: Sweep) -> pd.DataFrame:
-    """What Snakemake is told: data set, architecture and seeds of each part, and a digest of what decides its results.
+    """What Snakemake is told: data set, architecture and seeds of each part, and digests of what decides its results.
 
-    The digest holds settings, data and the code of the whole package: what is stored already is not computed again.
+    These are settings, data and the code of the whole package: what is stored already is not computed again.
     """
-    data = {name: archive.load_recordings(name).digest for name in sweep.datasets}  # fetches what is missing
     rows = []
-    for dataset, architecture in itertools.product(sweep.datasets, sweep.architectures):
-        for name, seeds in sweep.groups().items():
-            content = [as_json(sweep.cfg(dataset, architecture, seeds)), data[dataset], results.package_digest()]
-            digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    for dataset in sweep.datasets:
+        data = archive.load_recordings(dataset).digest  # fetches what is missing
+        for architecture, (name, seeds) in itertools.product(sweep.architectures, sweep.groups().items()):
+            digest = f"{sweep.cfg(dataset, architecture, seeds).digest()} {data} {results.package_digest()}"
             rows.append({"dataset": dataset, "architecture": architecture, "seeds": name, "digest": digest})
     return pd.DataFrame(rows)
 
@@ -221,24 +190,22 @@ def run(sweep: Sweep, kind: str, dataset: str, architecture: str, seeds: str, pr
     which are searched together, and the controls as notebooks 03 and 04 make them.
     """
     known = {"kind": KINDS, "data set": sweep.datasets, "architecture": sweep.architectures, "seeds": sweep.groups()}
-    given = dict(zip(known, (kind, dataset, architecture, seeds), strict=True))
-    if wrong := [what for what, name in given.items() if name not in known[what]]:
-        raise SweepError(f"{sweep.path}: no {wrong[0]} {given[wrong[0]]!r}; there are {', '.join(known[wrong[0]])}")
+    for (what, names), name in zip(known.items(), (kind, dataset, architecture, seeds), strict=True):
+        if name not in names:
+            raise SweepError(f"{sweep.path}: no {what} {name!r}; there are {', '.join(names)}")
     run = Run(sweep.cfg(dataset, architecture, sweep.groups()[seeds]))
     run.recordings = archive.load_recordings(dataset, download=False)
-    if kind == "scores":
+    statistics = run.statistics
+    if kind == "signals":
+        paper_methods.signals(run.cfg, run.networks, statistics, presets=(preset,) if preset else sweep.presets)
+    elif kind == "scores":
         scored(run, sweep.presets)
-    else:
-        statistics = run.statistics
-        if kind == "signals":
-            paper_methods.signals(run.cfg, run.networks, statistics, presets=(preset,) if preset else sweep.presets)
 
 
 def scored(run: Run, presets: tuple[str, ...]) -> dict[str, xr.Dataset]:
     """Scores of all methods under some presets ("technique"), and of the controls ("control")."""
-    signals = paper_methods.signals(run.cfg, run.networks, run.statistics, presets=presets)
-    scores = similarity.scores(run.cfg, run.data, run.networks, run.statistics, signals)
-    return {"technique": scores, "control": run.controls}
+    run.signals = paper_methods.signals(run.cfg, run.networks, run.statistics, presets=presets)
+    return {"technique": run.scores, "control": run.controls}
 
 
 # -------------------------------------------------------------------------------------------------- the table
@@ -295,7 +262,7 @@ def cost(sweep: Sweep, measured: bool = True) -> str:
         hours = n_seeds * core_s / 3600
         total += hours
         lines.append(f"- {dataset}, {architecture}: {hours:.3g} core-hours ({core_s:.3g} s a network); from {source}")
-    n_parts = len(sweep.datasets) * len(sweep.architectures)
+    n_parts = len(lines)
     n_jobs = n_parts * len(sweep.groups()) * (2 + len(sweep.presets))
     head = (
         f"**A projection, not a measurement**: the {n_parts * n_seeds} networks of `{sweep.path.name}` (data sets: "
@@ -310,16 +277,14 @@ def _measured(sweep: Sweep, dataset: str, architecture: str) -> tuple[float, str
     """Core-seconds per network of the jobs that were run, and their source; None where a kind of job is missing."""
     core_s = 0.0
     for kind in KINDS:
-        jobs = [
-            (pd.read_csv(path, sep="\t")["cpu_time"].sum(), len(seeds))
-            for name, seeds in sweep.groups().items()
-            for path in (sweep.place.reports / "benchmarks" / kind).glob(
-                f"dataset~{dataset}.architecture~{architecture}.seeds~{name}.*tsv"
-            )
-        ]
-        if not jobs:
+        seconds = networks = 0
+        for group, seeds in sweep.groups().items():
+            name = f"{kind}/dataset~{dataset}.architecture~{architecture}.seeds~{group}.*tsv"
+            for path in (sweep.place.reports / "benchmarks").glob(name):
+                seconds += pd.read_csv(path, sep="\t")["cpu_time"].sum()
+                networks += len(seeds)
+        if not networks:
             return None
-        seconds, networks = map(sum, zip(*jobs, strict=True))
         core_s += seconds / networks * (len(sweep.presets) if kind == "signals" else 1)
     return core_s, "this sweep"
 
@@ -348,10 +313,8 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
     profiles = {p.parent.name: p.parent for p in sorted((HERE / "profiles").glob("*/config.yaml"))}
     profile = profiles.get(workflow_profile, Path(workflow_profile).resolve())
     if not (profile / "config.yaml").exists():
-        raise SweepError(
-            f"unknown workflow profile {workflow_profile!r}; valid: {', '.join(profiles)}, "
-            "or a folder that holds a config.yaml"
-        )
+        valid = f"valid: {', '.join(profiles)}, or a folder that holds a config.yaml"
+        raise SweepError(f"unknown workflow profile {workflow_profile!r}; {valid}")
     folder = sweep.place.reports
     with commands.alone(sweep.place) as lock:
         for stamp in folder.glob("stamps/*/*.txt"):  # the stored results that a job answers for
