@@ -1,8 +1,8 @@
 """Windows turned into concepts: boolean masks that say at which samples of which axis something holds.
 
 What the pixel labels of Broden are to images (Bau, Zhou et al. 2017, section 2.1), written down for acceleration:
-*activities*, which hold in whole windows, and *waveforms*, each a rule of a few lines about a window's own samples.
-Nobody labels anything, so a rule can be read, doubted and changed. Made-up data add the places of their motifs.
+*activities*, which hold in whole windows, and *waveforms*, each a rule about a window's own samples, which can be read,
+doubted and changed. Made-up data add the places of their motifs.
 
 Every rule maps windows (..., time) in G to booleans of the same shape and looks at single windows only: near a
 window's ends, where a rule cannot see what it needs, it does not hold.
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
@@ -75,9 +76,9 @@ def rising_edge(x: np.ndarray) -> np.ndarray:
 
 
 def peak(x: np.ndarray) -> np.ndarray:
-    """Within ``PEAK_HALF`` samples of a sample that is the highest of its neighbourhood and stands out of it.
+    """Within ``PEAK_HALF`` samples of the highest of the ``PEAK_REACH`` samples on either side.
 
-    The neighbourhood are ``PEAK_REACH`` samples on either side; on each, one must lie ``PEAK_G`` or more below.
+    On each side one must lie ``PEAK_G`` or more below it.
     """
     pieces = _neighbourhoods(x, PEAK_REACH)
     middle = pieces[..., PEAK_REACH]
@@ -88,17 +89,13 @@ def peak(x: np.ndarray) -> np.ndarray:
 
 def widened(mask: np.ndarray, reach: int) -> np.ndarray:
     """Whatever lies within ``reach`` samples of a true one, (..., time); nothing goes round a window's ends."""
-    found = mask.copy()
-    for step in range(1, reach + 1):
-        found[..., step:] |= mask[..., :-step]
-        found[..., :-step] |= mask[..., step:]
-    return found
+    return ndimage.maximum_filter1d(mask, 2 * reach + 1, mode="constant")
 
 
 def plateau(x: np.ndarray) -> np.ndarray:
     """All samples within ``PLATEAU_REACH`` lie in a range of ``PLATEAU_G``."""
     pieces = _neighbourhoods(x, PLATEAU_REACH)
-    return _ends_added(pieces.max(-1) - pieces.min(-1) <= PLATEAU_G, PLATEAU_REACH)
+    return _ends_added(np.ptp(pieces, -1) <= PLATEAU_G, PLATEAU_REACH)
 
 
 def impact(x: np.ndarray) -> np.ndarray:
@@ -111,8 +108,8 @@ def band_envelopes(x: np.ndarray, rate_hz: float) -> np.ndarray:
     """Envelope of each band of ``BANDS_HZ`` in G, (band, ..., time): what a window's Fourier series says of it.
 
     It is the magnitude of the analytic signal, twice the sum of the band's terms at positive frequencies; the constant
-    and the Nyquist frequency belong to no band. The series repeats the window: a step from its end to its beginning
-    is part of it, at both.
+    and the Nyquist frequency belong to no band. The series repeats the window, so a step from its end to its beginning
+    is part of it.
     """
     n_time = x.shape[-1]
     hertz = np.fft.fftfreq(n_time, 1 / rate_hz)
