@@ -1,8 +1,8 @@
 """Numbers that are optimized turned into windows in G, and windows into such numbers.
 
-The gradient points elsewhere when the same signal is written in other coordinates. In time every sample is as easily
-changed as any other, which gives noise; in frequency space with 1/f scaling a step changes slow waves most, as natural
-signals have most of their power there (Olah et al. 2017, "preconditioning").
+The gradient points elsewhere in other coordinates. In time every sample is as easily changed as any other, which gives
+noise; in frequency space with 1/f scaling a step changes slow waves most, as natural signals have most of their power
+there (Olah et al. 2017, "preconditioning").
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def in_frequency(length: int, bound_g: float | None = None) -> Parametrization:
 def bounded(inner: Parametrization, bound_g: float | None) -> Parametrization:
     """The same through ``bound * tanh(. / bound)``: what an image's range of colours is, the reach of movement is here.
 
-    Windows that reach beyond ``REACH`` of the bound are cut there. Raises ``ValueError`` for a bound that is not
-    positive.
+    Windows are cut at ``REACH`` of the bound. Raises ``ValueError`` for a bound that is not positive.
     """
     if bound_g is None:
         return inner
