@@ -23,16 +23,7 @@ import torch
 from torch import Tensor
 
 from harvis_utils import parallel
-from harvis_utils.fast.gradients import (
-    UnitMaps,
-    aap,
-    clipped,
-    eap,
-    l2_norm,
-    rectified,
-    total_variation,
-    weighted_norm,
-)
+from harvis_utils.fast.gradients import UnitMaps, aap, clipped, eap, l2_norm, rectified, total_variation, weighted_norm
 from harvis_utils.networks.sfhf import Trunk, known
 from harvis_utils.settings import OPTIMIZERS, Step
 

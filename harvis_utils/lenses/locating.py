@@ -116,13 +116,7 @@ def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: Lens) 
 
 @kept("locating", apart=("truth",))
 def pointings(
-    judge: Network,
-    network: Network,
-    windows: Windows,
-    truth: PlantedMotifs,
-    name: str,
-    n: int,
-    lenses: dict[str, Lens],
+    judge: Network, network: Network, windows: Windows, truth: PlantedMotifs, name: str, n: int, lenses: dict[str, Lens]
 ) -> xr.Dataset:
     """Where each lens points in ``n`` windows of the split ``name``: ``axis``, ``time`` over (lens, planting, window).
 
