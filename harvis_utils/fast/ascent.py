@@ -1,11 +1,10 @@
 """Gradient ascent on many signals at once: what :mod:`harvis_utils.maximization.paper_methods` says, computed fast.
 
-A row is one signal: it belongs to one unit and one method. Rows never mix, so a batch gives what single runs give;
+A row is one signal, of one unit and one method. Rows never mix, so a batch gives what single runs give;
 ``tests/test_engine.py`` holds the readable loop that it must equal. Four ideas make it fast, none costs accuracy:
 
 * Only what is needed: the network stops at the layer, and of that layer each row computes its own unit alone.
-* The gradient is written out (:mod:`harvis_utils.fast.gradients`): autograd's bookkeeping took longer than the
-  penalties.
+* The gradient is written out (:mod:`harvis_utils.fast.gradients`), which spares autograd's bookkeeping.
 * The network sees blocks of rows that fit a cache, channels last; one worker per core, each computing alone.
 * A row stops once everything the remaining steps could do is below a tolerance (:func:`stopping_step`).
 """
@@ -214,16 +213,14 @@ def stopping_step(
 ) -> np.ndarray:
     """First step of each row from which on all remaining ones together move no sample by ``tolerance_g``, (row,).
 
-    The step size shrinks as eta gamma^t, so what is left is the sum of the remaining sizes times the most that the
-    optimizer can do per unit of eta:
+    What is left is the sum of the remaining step sizes eta gamma^t times the most that the optimizer can do per eta:
 
     * ascent: the largest gradient, bounded by the absolute weights along every path of the network plus what the
       penalties can add; momentum: 1 / (1 - mu) times that.
-    * Adam: m / sqrt(v) is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) = 7.27 by Cauchy and Schwarz, whatever
-      the gradients.
+    * Adam: m / sqrt(v) is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) = 7.27 (Cauchy and Schwarz).
 
-    Normalizing at most doubles the length of a move. Filtered rows have no bound and take all steps, because the
-    filter itself goes on moving them. ``tolerance_g = 0`` switches stopping off.
+    Normalizing at most doubles the length of a move. Filtered rows take all steps, because the filter itself goes on
+    moving them. ``tolerance_g = 0`` switches stopping off.
     """
     if tolerance_g <= 0:
         return np.full(len(rows), n_steps)

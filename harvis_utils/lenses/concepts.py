@@ -29,8 +29,8 @@ PEAK_REACH, PEAK_G, PEAK_HALF = 3, 0.4, 1
 PLATEAU_REACH, PLATEAU_G = 3, 0.1
 #: an impact: two consecutive samples differ by so much
 IMPACT_G = 1.0
-#: oscillation: the envelope in a band is so high, and higher than in the other bands. A window of one second resolves
-#: 1 Hz; the bands hold steps and swings, their harmonics, shaking, and the ringing after impacts
+#: oscillation: the envelope in a band is so high, and higher than in the others (steps and swings, their harmonics,
+#: shaking, the ringing after impacts). A window of one second resolves 1 Hz
 BANDS_HZ = {"1-2 Hz": (0.5, 2.5), "3-5 Hz": (2.5, 5.5), "6-9 Hz": (5.5, 9.5), "10-14 Hz": (9.5, 14.5)}
 OSCILLATION_G = 0.3
 #: gravity along an axis: the mean over this reach, less at a window's ends, is so large (0.9 G is a tilt of 26 degrees)
@@ -47,8 +47,7 @@ ACTIVITY, WAVEFORM, MOTIF = "activity", "waveform", "motif"
 class Concepts:
     """Concepts over the same windows: ``masks`` is bool (concept, window, axis, time).
 
-    ``kinds`` says of each concept whether it is an activity, a waveform or a motif; ``left_out`` maps concepts that
-    these windows cannot have to the reason.
+    ``kinds`` are activity, waveform or motif; ``left_out`` maps concepts that these windows cannot have to the reason.
     """
 
     names: tuple[str, ...]
@@ -108,8 +107,7 @@ def band_envelopes(x: np.ndarray, rate_hz: float) -> np.ndarray:
     """Envelope of each band of ``BANDS_HZ`` in G, (band, ..., time): what a window's Fourier series says of it.
 
     It is the magnitude of the analytic signal, twice the sum of the band's terms at positive frequencies; the constant
-    and the Nyquist frequency belong to no band. The series repeats the window, so a step from its end to its beginning
-    is part of it.
+    and the Nyquist frequency belong to no band. A step from the window's end to its beginning is part of the series.
     """
     n_time = x.shape[-1]
     hertz = np.fft.fftfreq(n_time, 1 / rate_hz)

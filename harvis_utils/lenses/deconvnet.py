@@ -160,9 +160,8 @@ def projections(network: Network, windows: Windows) -> xr.Dataset:
 def around(values: np.ndarray, top: xr.Dataset) -> np.ndarray:
     """Each activation's own axis, moved so that the activation's time step is in the middle: (..., sample).
 
-    ``values`` is (..., axis, sample), ``top`` has ``axis`` and ``time`` of the leading dimensions; samples beyond the
-    window are 0. For layers that keep axes apart and have the input's length; else the axis with the largest value and
-    the window as it is.
+    ``values`` is (..., axis, sample), ``top`` has ``time`` of the leading dimensions; samples beyond the window are 0.
+    For layers of the input's length that keep axes apart, so that the largest value lies on the activation's axis.
     """
     length = values.shape[-1]
     axis = np.abs(values).max(-1).argmax(-1)

@@ -217,10 +217,7 @@ def dreams(
 
 @kept("flips")
 def flips(network: Network, windows: Windows, chosen: np.ndarray) -> xr.Dataset:
-    """Size ``rms_g`` (window,) of the smallest change found for each of ``chosen`` test windows, NaN where none was.
-
-    Networks with random weights are the control for trained ones.
-    """
+    """Size ``rms_g`` (window,) of the smallest change found for each of ``chosen`` test windows, NaN where none was."""
     found = smallest_change(network.model, np.ascontiguousarray(windows.test.x[chosen]))
     return xr.Dataset({"rms_g": ("window", found.rms_g)})
 
@@ -228,10 +225,9 @@ def flips(network: Network, windows: Windows, chosen: np.ndarray) -> xr.Dataset:
 def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: Denoiser) -> xr.Dataset:
     """What became of the windows, dims (seed, variant, window).
 
-    ``size_g``: root mean square of the change in G. ``own``: whether the network itself sees the class the smallest
-    change led to, ``others``: the share of the other networks that do (NaN where there are none). ``unreal_g``: root
-    mean square in G of what the prior would change, ``along``: cosine between the change and the smallest change.
-    Windows for which no flip was found are NaN.
+    ``size_g``: size of the change in G RMS. ``own``: whether the network itself sees the class the smallest change led
+    to, ``others``: the share of the other networks that do (NaN where there are none). ``unreal_g``: G RMS that the
+    prior would change, ``along``: cosine between the change and the smallest one. NaN where no flip was found.
     """
     dims = ("seed", "variant", "window")
     x = made["signal"].transpose(*dims, "axis", "time").values
@@ -251,7 +247,7 @@ def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: Denoiser) 
         "own": own,
         "others": others,
         "unreal_g": rms(cleaned - flat).reshape(shape),
-        "along": np.where(norms > 0, (change * small).sum((3, 4)) / np.where(norms > 0, norms, 1), np.nan),
+        "along": (change * small).sum((3, 4)) / np.where(norms > 0, norms, np.nan),
     }
     coords = {name: made[name].values for name in dims[:2]}
     return xr.Dataset({name: (dims, v) for name, v in values.items()}, coords).where(made["after"] != made["before"])

@@ -90,8 +90,8 @@ def states(
 def train(cfg: Settings, windows: Windows) -> list[Moment]:
     """One network trained with the run's settings and kept at epoch 0 and :func:`marks`; made where missing.
 
-    The last moment equals what :func:`harvis_utils.training.supervised.train` has after its last epoch, bit for bit,
-    on the same windows: of more than ``n_trained`` of them every n-th is used.
+    Of more than ``n_trained`` windows every n-th is used. On the same windows the last moment equals, bit for bit, what
+    :func:`harvis_utils.training.supervised.train` has after its last epoch.
     """
     few, seed, most = windows, cfg.evolution.seed, cfg.evolution.n_trained
     if most and len(windows.train) > most:
@@ -134,8 +134,7 @@ def features(windows: Windows, moments: Sequence[Moment]) -> xr.Dataset:
     """Every unit at every kept epoch: dims (epoch, layer, unit[, ...]).
 
     ``maps`` (..., place) on fixed validation windows; ``projection`` (..., sample), that of the strongest activation
-    over (every n-th of) the training windows, on its own axis around it (Paper: Fig. 4); ``window``, which one that
-    was; ``test_f1`` (epoch,).
+    over (every n-th of) the training windows, on its own axis around it (Paper: Fig. 4); its ``window``; ``test_f1``.
     """
     found = [features_of(moment, windows) for moment in progress(moments, desc="features", leave=False)]
     return xr.concat(found, pd.Index([moment.epoch for moment in moments], name="epoch"))
@@ -147,8 +146,8 @@ def features(windows: Windows, moments: Sequence[Moment]) -> xr.Dataset:
 def likeness(found: xr.Dataset) -> xr.Dataset:
     """How much every unit is like its last state: Pearson correlations, dims (epoch, layer, unit).
 
-    ``maps`` on fixed windows; ``projections`` around the strongest activation; ``same_window``, whether the strongest
-    activation comes from the window it comes from in the end. Units silent at either epoch have NaN.
+    ``maps`` on fixed windows; ``projections`` around the strongest activation; ``same_window``, whether that comes from
+    the window it comes from in the end. Units silent at either epoch have NaN.
     """
     dims = ("epoch", "layer", "unit")
     return xr.Dataset(

@@ -102,8 +102,7 @@ def class_scores() -> dict[str, Lens]:
 def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
     """Axis and time step, (window,) each, that a lens points at: the peak of its map over (axis, time).
 
-    Occlusion: the centre of the occluder whose cover costs the class most. Projections: the sample where what comes
-    back is largest, whatever its sign.
+    Occlusion: the centre of the cover that costs the class most. Projections: the largest sample, whatever its sign.
     """
     if isinstance(lens, Occluder):
         maps = occlusion.drops(network, x, classes, occlusion.by_axis(x.shape[1]), lens)["log_odds"].values

@@ -2,9 +2,8 @@
 
     X* = argmax f(X) - w R(X),    X <- X + eta d/dX (f - w R),    eta <- gamma eta
 
-``f`` is the mean of the unit's feature map, ``R`` the sum of the penalties a method uses. A signal is one sensor
-axis, because SF-HF treats the axes separately. This module says what is climbed, for which units, from where;
-:mod:`harvis_utils.fast.ascent` climbs all of them at once.
+``f`` is the mean of the unit's feature map, ``R`` the sum of the penalties a method uses. A signal is one sensor axis,
+because SF-HF treats the axes separately. :mod:`harvis_utils.fast.ascent` climbs all signals at once.
 """
 
 from __future__ import annotations
@@ -169,8 +168,8 @@ def maximize(
 def penalty_weights(weight: float, reduction: str, length: int) -> dict[str, float]:
     """What each of ``PENALTIES`` is multiplied with, one weight for all (paper section 3.2).
 
-    "sum" takes L2 and TV as written. "mean" divides them by their number of terms, so that L2 becomes the root mean
-    square of ``length`` samples. Raises ``ValueError`` for another reduction.
+    "sum" takes L2 and TV as written. "mean" divides them by their number of terms: L2 becomes the root mean square of
+    ``length`` samples. Raises ``ValueError`` for another reduction.
     """
     known("reduction", reduction, REDUCTIONS)
     share = {"l2": length**-0.5, "tv": 1 / (length - 1)} if reduction == "mean" else {}
@@ -244,8 +243,7 @@ def signals(
 ) -> xr.Dataset:
     """Signals of all networks and layers, dims (seed, layer, preset, technique, unit, time).
 
-    ``statistics`` has dims (seed, layer, unit). One stored result per network, layer and preset, so that a kill loses
-    at most one of them.
+    ``statistics`` has dims (seed, layer, unit). Each network, layer and preset is stored by itself: a kill loses one.
     """
 
     def one(net: Network, layer: str, preset: str) -> xr.Dataset:

@@ -88,11 +88,10 @@ def visualize(
 
     Every step shows the network the signal after the ``transforms``, drawn anew from ``seed``. With a ``prior``, which
     denoises windows, every step is followed by one towards what it returns, ``prior_rate`` of the way. In the first
-    ``waking_steps`` closed rectifiers pass a tenth of the gradient, else a unit that is silent at the start would stay
-    so (Olah et al. 2017, appendix).
+    ``waking_steps`` closed rectifiers pass a tenth of the gradient, to wake silent units (Olah et al. 2017, appendix).
 
-    The network is in evaluation mode meanwhile and afterwards as it was. Raises ``ValueError`` for windows of another
-    shape and where the objective is not finite.
+    The network computes in evaluation mode and is left as it was. Raises ``ValueError`` for windows of another shape
+    and where the objective is not finite.
     """
     x = torch.as_tensor(start, dtype=torch.float32).clone()
     if x.ndim != 3:

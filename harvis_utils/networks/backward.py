@@ -1,7 +1,6 @@
 """Rectifiers with another backward pass: for deconvnet and for backward slopes, in any network, while a block runs.
 
-``relu`` and ``leaky_relu`` are caught wherever a network calls them, as functions, methods or layers. Forward passes do
-not change by a bit.
+``relu`` and ``leaky_relu`` are caught wherever a network calls them. Forward passes do not change by a bit.
 """
 
 from __future__ import annotations

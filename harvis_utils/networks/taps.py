@@ -1,8 +1,7 @@
 """A network and names of layers turned into those layers' outputs, without changing the network.
 
 A *tap* is a place in a network where units can be listened to or silenced. Windows are (window, axis, time) in G for
-every network; maps are (window, unit, axis, time) for every layer, whether it keeps the sensor axes apart (2-D) or not
-(1-D: one axis of length 1).
+every network; maps are (window, unit, axis, time) for every layer, with one axis where it mixes the sensor axes (1-D).
 """
 
 from __future__ import annotations
