@@ -140,9 +140,8 @@ def free_fall(x: np.ndarray) -> np.ndarray:
     A sensor is ``AXES_PER_SENSOR`` consecutive axes. Raises ``ValueError`` where the axes are no multiple of that.
     """
     if (n_axes := x.shape[-2]) % AXES_PER_SENSOR:
-        raise ValueError(
-            f"{n_axes} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
-        )
+        reason = f"{n_axes} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
+        raise ValueError(reason)
     sensors = x.reshape(*x.shape[:-2], -1, AXES_PER_SENSOR, x.shape[-1])
     small = np.sqrt((sensors.astype(np.float64) ** 2).sum(-2)) <= FREE_FALL_G
     return np.repeat(small, AXES_PER_SENSOR, axis=-2)

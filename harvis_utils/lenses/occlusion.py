@@ -58,11 +58,8 @@ def by_axis(n_axes: int) -> dict[str, tuple[int, ...]]:
 
 def by_sensor(axes: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """All axes of a sensor covered together: "right arm x" belongs to the sensor "right arm"."""
-    found: dict[str, tuple[int, ...]] = {}
-    for index, name in enumerate(axes):
-        sensor = name.rsplit(" ", 1)[0]
-        found[sensor] = (*found.get(sensor, ()), index)
-    return found
+    sensors = [name.rsplit(" ", 1)[0] for name in axes]
+    return {sensor: tuple(i for i, of in enumerate(sensors) if of == sensor) for sensor in sensors}
 
 
 def covered(x: Tensor, axes: Sequence[int], centre: int, occluder: Occluder) -> Tensor:
@@ -156,8 +153,7 @@ def _answers(network: nn.Module, x: Tensor, classes: Tensor, tap: str | Tap | No
 
 def peaks(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each map (window, group, time) is largest: group and time, (window,) each; the earliest of equals."""
-    flat = np.asarray(maps).reshape(len(maps), -1).argmax(1)
-    return flat // maps.shape[2], flat % maps.shape[2]
+    return np.unravel_index(maps.reshape(len(maps), -1).argmax(1), maps.shape[1:])
 
 
 # ------------------------------------------------------------------------------------------------- stored results
@@ -175,9 +171,8 @@ def covering(judge: Network, network: Network, windows: Windows, occluder: Occlu
     """:func:`drops` over every axis and every sensor, and what the strongest unit's projection says of it.
 
     ``n`` test windows that ``judge`` classifies correctly (:func:`classified`); ``network`` is what is looked at: the
-    judge, or one with random weights. Groups are the axes' names, then the sensors'. Beside the drops: ``window``
-    (index into the test split), ``activity_class``, ``projection`` (window, axis, time), deconvnet from the whole map
-    of the unit strongest in the window, in the last convolution.
+    judge, or one with random weights. Groups are the axes, then the sensors. Beside the drops: ``window`` (index into
+    the split), ``activity_class``, ``projection`` (window, axis, time), deconvnet from the strongest unit's whole map.
     """
     chosen, split = classified(judge, windows, "test", n)
     x, y, layer = split.x[chosen], split.activity[chosen], network.model.layers[-1]
@@ -191,9 +186,9 @@ def covering(judge: Network, network: Network, windows: Windows, occluder: Occlu
 def agreement(found: xr.Dataset, axes: Sequence[str], width: int) -> xr.Dataset:
     """Does covering cost the strongest unit most where its projection is large? Correlations per window, (window,).
 
-    ``own``: Pearson correlation over axes and time of the drop of the unit's activity with the size of its projection
-    (absolute, summed over what the occluder of ``width`` covers); ``other`` the same with the next window's
-    projection, which tells how much is the same in every window. NaN where one of them is constant.
+    ``own``: Pearson correlation over axes and time of the drop of the unit's activity with its projection (absolute,
+    summed over what the occluder of ``width`` covers); ``other``: with that of another window, which tells how much is
+    the same in every window. NaN where one of them is constant.
     """
     padded = np.pad(np.abs(found["projection"].values), ((0, 0), (0, 0), (width // 2, width // 2)))
     size = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2).sum(-1)
