@@ -165,8 +165,7 @@ def settled(epochs: Sequence[int], values: np.ndarray) -> int:
 
     The last epoch is like itself, so that an answer always exists; where it *is* the last epoch, nothing had settled.
     """
-    known = [row[~np.isnan(row)] for row in np.asarray(values)]
-    above = np.array([len(row) > 0 and np.median(row) > SETTLED for row in known])
+    above = pd.DataFrame(values).median(axis=1).to_numpy() > SETTLED  # a median without units exceeds nothing
     below = np.flatnonzero(~above[:-1])
     return int(epochs[below[-1] + 1]) if len(below) else int(epochs[0])
 
