@@ -117,7 +117,9 @@ def visualize(
             (-score.sum()).backward()
             optimizer.step()
             if prior is not None:
-                _denoise(parameters, parametrization, prior, prior_rate)
+                with torch.no_grad():
+                    seen = parametrization.signal(parameters)
+                    parameters.copy_(parametrization.parameters(seen + prior_rate * (prior(seen) - seen)))
     scores = np.stack(history, 1)
     return Visualization(seen.detach().numpy(), scores[:, -1], scores, np.array(record), objective.name)
 
@@ -132,12 +134,6 @@ def _scored(network: nn.Module, objective: Objective, x: Tensor, step: int) -> n
     if score.shape != x.shape[:1] or not torch.isfinite(score).all():
         raise ValueError(f"{objective.name}: one finite number per window is wanted, not {score} (step {step})")
     return score.numpy()
-
-
-@torch.no_grad()
-def _denoise(parameters: Tensor, parametrization: Parametrization, prior: Callable, rate: float) -> None:
-    x = parametrization.signal(parameters)
-    parameters.copy_(parametrization.parameters(x + rate * (prior(x) - x)))
 
 
 # --------------------------------------------------------------------------------------- what windows show beside it
@@ -169,5 +165,5 @@ def extremes(values: np.ndarray, recording: np.ndarray, n: int) -> tuple[np.ndar
 
 
 def amplitude_bound(split: Split, share: float = 0.999) -> float:
-    """Amplitude in G that this share of a split's samples stays below, over all axes: the reach of real movement."""
+    """Amplitude in G that this share of a split's samples, over all axes, stays below."""
     return float(np.quantile(np.abs(split.series), share))
