@@ -105,18 +105,17 @@ class Chunk:
     shifts: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        self.first, self.second = torch.zeros_like(self.x), torch.zeros_like(self.x)  # momentum uses the first
+        # Adam's moments; momentum uses the first
+        self.first, self.second = torch.zeros_like(self.x), torch.zeros_like(self.x)
         self._hold(self.rows)
         self.project()
 
     def _hold(self, rows: Rows) -> None:
-        self.rows = rows
-        places = [slice(begin, begin + self.block) for begin in range(0, len(rows), self.block)]
-        parts = [rows.take(at) for at in places]
-        self.blocks = [
-            (at, part, UnitMaps(self.trunk, self.layer, part.unit), bool(part.clips.any()), bool(part.eap.any()))
-            for at, part in zip(places, parts, strict=True)
-        ]
+        self.rows, self.blocks = rows, []
+        for begin in range(0, len(rows), self.block):
+            part = rows.take(at := slice(begin, begin + self.block))
+            maps = UnitMaps(self.trunk, self.layer, part.unit)
+            self.blocks.append((at, part, maps, bool(part.clips.any()), bool(part.eap.any())))
         self.filtered, self.normed = rows.filtered.nonzero()[:, 0], rows.normed.nonzero()[:, 0]
         self.bounded, self.expected = rows.aap.nonzero()[:, 0], rows.prior.nonzero()[:, 0]
 
@@ -127,7 +126,7 @@ class Chunk:
 
     def outputs(self) -> Tensor:
         """Feature map of each row's unit, (row, time)."""
-        return torch.cat([maps.forward(self.x[at]) for at, _, maps, _, _ in self.blocks])
+        return torch.cat([maps.forward(self.x[at]) for at, _, maps, *_ in self.blocks])
 
     def gradient(self, shift: int = 0) -> Tensor:
         """Gradient of each row's objective f - w R with respect to its signal, (row, time).

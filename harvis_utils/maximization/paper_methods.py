@@ -196,15 +196,14 @@ def climbing_rows(
     def flags(name: str) -> np.ndarray:
         return np.array([getattr(m, name) for m in recipes])[:, None]
 
-    after = flags("after")
     limits = np.where(np.isnan(thresholds), np.inf, thresholds)[..., list(units)]
     return ascent.Rows(
         unit=flat(np.asarray(units)),
         threshold=flat(limits.astype(np.float64)),
         **{name: flat(flags(name) * np.asarray(weights[name], np.float64)) for name in PENALTIES},
         clips=flat(flags("clip")),
-        filtered=flat(after == "lowpass"),
-        normed=flat(after == "unit-norm"),
+        filtered=flat(flags("after") == "lowpass"),
+        normed=flat(flags("after") == "unit-norm"),
     )
 
 
