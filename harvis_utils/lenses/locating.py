@@ -49,8 +49,8 @@ def spans(split: Split, truth: PlantedMotifs) -> np.ndarray:
 def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple[np.ndarray, np.ndarray]:
     """The ``chosen`` windows with decoys, (window, axis, time) in G float32, and where these are, bool.
 
-    Each axis gets its own motif backwards, of strength 1, in the middle of its longest stretch without motif, if that
-    is long enough; the decoy lies in the window as a whole and touches no motif.
+    Each axis gets its own motif backwards, of strength 1, in the middle of its longest stretch without motif, where
+    that holds the whole decoy.
     """
     x = split.x[chosen].copy()
     planted = np.zeros(x.shape, bool)
@@ -202,8 +202,8 @@ def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 def choose(table: pd.DataFrame, family: str, equal: float = 0.02) -> str:
     """The lens of a family ("occlusion", "deconvnet") to use, from :func:`rates` of validation people.
 
-    The best rate on plain windows counts; among those within ``equal`` of it, the one that most prefers motifs to
-    decoys. Class scores are no candidates. Raises ``ValueError`` where the table holds none of the family.
+    Of those within ``equal`` of the best rate on plain windows, the one that most prefers motifs to decoys; class
+    scores are no candidates. Raises ``ValueError`` where the table holds none of the family.
     """
     names = [name for name in table.index if name.startswith(f"{family},") and not name.endswith("class score")]
     if not names:

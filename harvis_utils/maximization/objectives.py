@@ -223,8 +223,8 @@ def class_probability(which: int | Sequence[int]) -> Objective:
 def spectrum(power: Tensor) -> Objective:
     """How much more power windows have at each frequency than real ones: mean of |X_f|^2 / power_f above 0 Hz.
 
-    ``power`` is (frequency,) or (axis, frequency), the mean power of real windows (:func:`mean_power`); a real window
-    costs 1 on average, noise costs most where real windows have least. To be subtracted.
+    ``power`` is (frequency,) or (axis, frequency), that of real windows (:func:`mean_power`), which cost 1 on average.
+    To be subtracted.
     """
 
     def of(seen: Seen) -> Tensor:
@@ -246,8 +246,8 @@ def mean_power(windows: Tensor, floor: float = 1e-3) -> Tensor:
 def alike(place: str | Tap, group: Sequence[int] | None = None) -> Objective:
     """Mean cosine similarity of a window's Gram matrix (unit x unit) to those of the others of its group: diversity.
 
-    ``group`` is one number per window; windows of one group are to differ, by default all. 0 for a window that is
-    alone. To be subtracted. Olah et al. (2017), after Gatys et al. (2015).
+    ``group`` is one number per window, by default the same for all; 0 for a window that is alone in its group. To be
+    subtracted. Olah et al. (2017), after Gatys et al. (2015).
     """
 
     def of(seen: Seen) -> Tensor:
