@@ -1,11 +1,10 @@
 """Gradient ascent on many signals at once: what :mod:`harvis_utils.maximization.paper_methods` says, computed fast.
 
-A row is one signal: it belongs to one unit and one method. Rows never mix, so a batch gives what single runs give;
+A row is one signal, of one unit and one method. Rows never mix, so a batch gives what single runs give;
 ``tests/test_engine.py`` holds the readable loop that it must equal. Four ideas make it fast, none costs accuracy:
 
 * Only what is needed: the network stops at the layer, and of that layer each row computes its own unit alone.
-* The gradient is written out (:mod:`harvis_utils.fast.gradients`). With two convolutions and a few small products
-  there is nothing left for autograd to find, and its bookkeeping took longer than the penalties.
+* The gradient is written out (:mod:`harvis_utils.fast.gradients`), which spares autograd's bookkeeping.
 * The network sees blocks of rows that fit a cache, channels last; one worker per core, each computing alone.
 * A row stops once everything the remaining steps could do is below a tolerance (:func:`stopping_step`).
 """
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -23,17 +22,8 @@ import torch
 from torch import Tensor
 
 from harvis_utils import parallel
-from harvis_utils.fast.gradients import (
-    UnitMaps,
-    aap,
-    clipped,
-    eap,
-    l2_norm,
-    rectified,
-    total_variation,
-    weighted_norm,
-)
-from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.fast.gradients import UnitMaps, aap, clipped, eap, l2_norm, rectified, total_variation, weighted_norm
+from harvis_utils.networks.sfhf import Trunk, known
 from harvis_utils.settings import OPTIMIZERS, Step
 
 #: bytes of a block's intermediate arrays. Choice: on a CPU about what one core's caches hold; see the benchmarks
@@ -96,40 +86,36 @@ def move(x: Tensor, g: Tensor, first: Tensor, second: Tensor, step: Step, number
         x.addcdiv_(first, scale, value=eta / (1 - BETA1 ** (number + 1)))
 
 
+@dataclass(eq=False)
 class Chunk:
-    """Rows of one network and layer that are climbed together: their signals and moments, (row, time) each.
+    """Rows of one network and layer that are climbed together: their signals ``x`` and moments, (row, time) each.
 
     The network sees ``block`` rows at a time, there and back, so that their hidden layers stay in a cache.
     """
 
-    def __init__(
-        self,
-        trunk: Trunk,
-        layer: str,
-        rows: Rows,
-        x: Tensor,
-        step: Step,
-        th_aap_g: float,
-        lowpass: Tensor,
-        block: int,
-        prior: Tensor | None = None,
-        shifts: Sequence[int] | None = None,
-    ):
-        self.trunk, self.layer, self.step, self.block = trunk, layer, step, block
-        self.x, self.th_aap_g, self.lowpass = x, th_aap_g, lowpass
-        self.prior, self.shifts = prior, shifts
-        self.first, self.second = torch.zeros_like(x), torch.zeros_like(x)  # Adam's moments; momentum uses the first
-        self._hold(rows)
+    trunk: Trunk
+    layer: str
+    rows: Rows
+    x: Tensor
+    step: Step
+    th_aap_g: float
+    lowpass: Tensor
+    block: int
+    prior: Tensor | None = None
+    shifts: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        # Adam's moments; momentum uses the first
+        self.first, self.second = torch.zeros_like(self.x), torch.zeros_like(self.x)
+        self._hold(self.rows)
         self.project()
 
     def _hold(self, rows: Rows) -> None:
-        self.rows = rows
-        places = [slice(begin, begin + self.block) for begin in range(0, len(rows), self.block)]
-        parts = [rows.take(at) for at in places]
-        self.blocks = [
-            (at, part, UnitMaps(self.trunk, self.layer, part.unit), bool(part.clips.any()), bool(part.eap.any()))
-            for at, part in zip(places, parts, strict=True)
-        ]
+        self.rows, self.blocks = rows, []
+        for begin in range(0, len(rows), self.block):
+            part = rows.take(at := slice(begin, begin + self.block))
+            maps = UnitMaps(self.trunk, self.layer, part.unit)
+            self.blocks.append((at, part, maps, bool(part.clips.any()), bool(part.eap.any())))
         self.filtered, self.normed = rows.filtered.nonzero()[:, 0], rows.normed.nonzero()[:, 0]
         self.bounded, self.expected = rows.aap.nonzero()[:, 0], rows.prior.nonzero()[:, 0]
 
@@ -140,7 +126,7 @@ class Chunk:
 
     def outputs(self) -> Tensor:
         """Feature map of each row's unit, (row, time)."""
-        return torch.cat([maps.forward(self.x[at]) for at, _, maps, _, _ in self.blocks])
+        return torch.cat([maps.forward(self.x[at]) for at, _, maps, *_ in self.blocks])
 
     def gradient(self, shift: int = 0) -> Tensor:
         """Gradient of each row's objective f - w R with respect to its signal, (row, time).
@@ -178,7 +164,7 @@ class Chunk:
 
     def advance(self, number: int) -> None:
         """One step of the optimizer, the ``number``-th from 0, then the method's projection."""
-        shift = self.shifts[number] if self.shifts is not None else 0
+        shift = self.shifts[number] if self.shifts else 0
         move(self.x, self.gradient(shift), self.first, self.second, self.step, number)
         self.project()
 
@@ -226,16 +212,14 @@ def stopping_step(
 ) -> np.ndarray:
     """First step of each row from which on all remaining ones together move no sample by ``tolerance_g``, (row,).
 
-    The step size shrinks as eta gamma^t, so what is left is the sum of the remaining sizes times the most that the
-    optimizer can do per unit of eta:
+    What is left is the sum of the remaining step sizes eta gamma^t times the most that the optimizer can do per eta:
 
     * ascent: the largest gradient, bounded by the absolute weights along every path of the network plus what the
       penalties can add; momentum: 1 / (1 - mu) times that.
-    * Adam: m / sqrt(v) is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) = 7.27 by Cauchy and Schwarz, whatever
-      the gradients.
+    * Adam: m / sqrt(v) is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) = 7.27 (Cauchy and Schwarz).
 
-    Normalizing at most doubles the length of a move. Filtered rows have no bound and take all steps, because the
-    filter itself goes on moving them. ``tolerance_g = 0`` switches stopping off.
+    Normalizing at most doubles the length of a move. Filtered rows take all steps, because the filter itself goes on
+    moving them. ``tolerance_g = 0`` switches stopping off.
     """
     if tolerance_g <= 0:
         return np.full(len(rows), n_steps)
@@ -302,31 +286,27 @@ def climb(
 
     Each worker climbs an equal share of the rows; the network sees blocks of as many rows as ``block_bytes`` of
     intermediate arrays allow, so memory is bounded by that and about 16 arrays of the size of ``start``. ``tick`` is
-    called with the number of row-steps done since the last call. An exception in one worker
-    stops the others. Raises ``ValueError`` for an unknown optimizer and for rows that want a missing prior.
+    called with the number of row-steps done since the last call. An exception in one worker stops the others. Raises
+    ``ValueError`` for an unknown optimizer and for rows that want a missing prior.
     """
-    if prior is None and bool(rows.prior.any()):
+    if prior is None and rows.prior.any():
         raise ValueError("some rows have a weight for the prior, but no prior matrix was given")
-    if step.optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {step.optimizer!r}; valid optimizers: {', '.join(OPTIMIZERS)}")
+    known("optimizer", step.optimizer, OPTIMIZERS)
     device = torch.device(device)
     length = start.shape[1]
     trunk, rows = trunk.to(device, dtype), rows.to(device, dtype)
     x = torch.tensor(np.ascontiguousarray(start), device=device).to(dtype)
-    matrix = torch.eye(length) if lowpass is None else torch.tensor(lowpass.copy())
+    filtering = torch.tensor(np.eye(length) if lowpass is None else lowpass.copy()).to(device, dtype)
     until = stopping_step(trunk, layer, rows, step, n_steps, length, tolerance_g, prior)
     expected = None if prior is None else torch.tensor(np.array(prior)).to(device, dtype)
     shifts = np.random.default_rng(0).integers(-jitter, jitter + 1, n_steps).tolist() if jitter else None
     record = np.asarray(sorted(record), dtype=int)
-    found = Climbed(
-        np.empty(x.shape, np.float64 if dtype == torch.float64 else np.float32),
-        np.empty(x.shape, np.float64 if dtype == torch.float64 else np.float32),
-        {name: np.empty((len(rows), len(record))) for name in TERMS},
-        until,
-    )
+    signal, maps = (torch.empty_like(x, device="cpu").numpy() for _ in range(2))
+    found = Climbed(signal, maps, {name: np.empty((len(rows), len(record))) for name in TERMS}, until)
     # rows that stop late come first, so that a chunk shrinks from its end; equal shares stop together
     order = np.argsort(-until, kind="stable")
-    block = block_rows(trunk, layer, length, dtype, block_bytes or _budget(device))
+    budget = block_bytes or (CPU_BLOCK_BYTES if device.type == "cpu" else CUDA_BLOCK_BYTES)
+    block = block_rows(trunk, layer, length, dtype, budget)
     n_chunks = workers if len(rows) > block else 1  # what fits one block is not worth dividing
     chunks = [chunk for chunk in np.array_split(order, n_chunks) if len(chunk)]
     halt = threading.Event()
@@ -334,7 +314,6 @@ def climb(
     @torch.inference_mode()
     def run(chosen: np.ndarray) -> None:
         at = torch.as_tensor(chosen, device=device)
-        filtering = matrix.to(device, dtype)
         chunk = Chunk(trunk, layer, rows.take(at), x[at], step, th_aap_g, filtering, block, expected, shifts)
         ends, done = until[chosen], 0
         for number in range(int(ends.max(initial=0)) + 1):
@@ -343,11 +322,12 @@ def climb(
             stay = int((ends > number).sum())  # rows are in falling order of their end
             if stay < len(chosen) or number in record:
                 column = int(np.searchsorted(record, number))
-                if number in record:
-                    _write(found.history, chosen, slice(column, column + 1), chunk.terms())
+                for name, value in chunk.terms().items():
+                    term, values = found.history[name], value.cpu().numpy()[:, None]
+                    term[chosen, column : column + int(number in record)] = values
+                    term[chosen[stay:], column:] = values[stay:]
                 if stay < len(chosen):
                     gone = chosen[stay:]
-                    _write(found.history, gone, slice(column, None), {k: v[stay:] for k, v in chunk.terms().items()})
                     found.signal[gone] = chunk.x[stay:].cpu().numpy()
                     found.map[gone] = chunk.outputs()[stay:].cpu().numpy()
                     chosen, ends = chosen[:stay], ends[:stay]
@@ -362,17 +342,13 @@ def climb(
         tick(done)
 
     with _exact_products(device), parallel.threads_inside(1 if workers > 1 else None):
-        if workers == 1 or len(chunks) == 1:
-            for chosen in chunks:
-                run(chosen)
+        if len(chunks) == 1:
+            run(chunks[0])
         else:
             with parallel.workers(workers) as pool:
                 try:
-                    futures = [pool.submit(run, chosen) for chosen in chunks]
-                    wait(futures, return_when="FIRST_EXCEPTION")
-                    for future in futures:
-                        if future.done():
-                            future.result()
+                    for future in as_completed([pool.submit(run, chosen) for chosen in chunks]):
+                        future.result()
                 finally:
                     halt.set()
     return found
@@ -385,24 +361,16 @@ def block_rows(trunk: Trunk, layer: str, length: int, dtype: torch.dtype, budget
     return max(1, budget_bytes // per_row)
 
 
-def _budget(device: torch.device) -> int:
-    return CPU_BLOCK_BYTES if device.type == "cpu" else CUDA_BLOCK_BYTES
-
-
-def _write(history: dict[str, np.ndarray], rows: np.ndarray, columns: slice, terms: dict[str, Tensor]) -> None:
-    for name, value in terms.items():
-        history[name][rows, columns] = value.cpu().numpy()[:, None]
-
-
 @contextmanager
 def _exact_products(device: torch.device):
     """No TF32 on CUDA: its 10 bits of mantissa would be seen in every signal."""
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        convolutions.allow_tf32, products.allow_tf32 = before

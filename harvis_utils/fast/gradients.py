@@ -59,8 +59,8 @@ def clipped(maps: Tensor, th_eap: Tensor) -> Tensor:
 class UnitMaps:
     """Feature map of one unit per row and the gradient through it, for signals of one sensor axis.
 
-    Closed rectifiers of the layers below pass ``slope`` times the gradient back, for the network's own gradient 0.
-    Arrays inside are (row, time, channel), which is channels-last for the convolutions between.
+    Closed rectifiers of the layers below pass ``slope`` times the gradient back (0: the network's own gradient). Arrays
+    inside are (row, time, channel), channels-last for the convolutions between.
     """
 
     def __init__(self, trunk: Trunk, layer: str, unit: Tensor, slope: float = 0.0):
@@ -80,10 +80,9 @@ class UnitMaps:
         """(row, time) in G -> rectified map of each row's unit, (row, time)."""
         self.hidden = []
         if self.depth > 1:
-            taps = self.first.shape[0] - 1
-            pieces = x.new_ones(*x.shape, taps + 1)  # the last one meets the bias
-            pieces[:, :, :taps] = F.pad(x, _half(taps)).unfold(1, taps, 1)
-            h = (pieces.view(-1, taps + 1) @ self.first).relu_().view(*x.shape, -1)
+            pieces = x.new_ones(*x.shape, len(self.first))  # the last one meets the bias
+            pieces[:, :, :-1] = _pieces(x, len(self.first) - 1)
+            h = (pieces.view(-1, len(self.first)) @ self.first).relu_().view(*x.shape, -1)
             self.hidden.append(h)
         for w, b in zip(self.between, self.trunk.biases[1:], strict=False):
             h = _convolve(h, w, b).relu_()
@@ -96,9 +95,8 @@ class UnitMaps:
         """Gradient with respect to x, (row, time), of what has gradient ``g`` with respect to the map before ReLU."""
         if self.depth == 1:
             return _gather(self.own_back * g[:, None])
-        taps = self.own.shape[1]
         # contiguous: a batched product of overlapping views goes row by row
-        g = torch.bmm(F.pad(g, _half(taps)).unfold(1, taps, 1).contiguous(), self.own_back)
+        g = torch.bmm(_pieces(g, self.own.shape[1]).contiguous(), self.own_back)
         for h, w in zip(reversed(self.hidden[1:]), reversed(self.back), strict=True):
             g = _convolve(rectified(g, h, self.slope), w)
         g = rectified(g, self.hidden[0], self.slope)
@@ -117,8 +115,9 @@ def _channels_last(w: Tensor) -> Tensor:
     return w.contiguous(memory_format=torch.channels_last)
 
 
-def _half(kernel: int) -> tuple[int, int]:
-    return kernel // 2, kernel // 2
+def _pieces(x: Tensor, kernel: int) -> Tensor:
+    """The samples that each tap of a 'same' convolution meets: (row, time) -> (row, time, tap)."""
+    return F.pad(x, (kernel // 2, kernel // 2)).unfold(1, kernel, 1)
 
 
 def _convolve(h: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -129,12 +128,10 @@ def _convolve(h: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 def _gather(taps: Tensor) -> Tensor:
     """Each tap's product, (row, tap, time), moved to its place and summed: (row, time)."""
-    n, kernel, length = taps.shape
-    out = taps[:, kernel // 2].clone()
-    for k in range(kernel):
-        shift = k - kernel // 2
-        if shift < 0:
-            out[:, -shift:] += taps[:, k, :shift]
-        elif shift > 0:
-            out[:, :-shift] += taps[:, k, shift:]
+    half = taps.shape[1] // 2
+    out = taps[:, half].clone()
+    for k in range(half):
+        out[:, half - k :] += taps[:, k, : k - half]
+    for shift in range(1, half + 1):
+        out[:, :-shift] += taps[:, half + shift, shift:]
     return out

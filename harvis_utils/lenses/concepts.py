@@ -1,8 +1,8 @@
 """Windows turned into concepts: boolean masks that say at which samples of which axis something holds.
 
 What the pixel labels of Broden are to images (Bau, Zhou et al. 2017, section 2.1), written down for acceleration:
-*activities*, which hold in whole windows, and *waveforms*, each a rule of a few lines about a window's own samples.
-Nobody labels anything, so a rule can be read, doubted and changed. Made-up data add the places of their motifs.
+*activities*, which hold in whole windows, and *waveforms*, each a rule about a window's own samples, which can be read,
+doubted and changed. Made-up data add the places of their motifs.
 
 Every rule maps windows (..., time) in G to booleans of the same shape and looks at single windows only: near a
 window's ends, where a rule cannot see what it needs, it does not hold.
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
@@ -28,8 +29,8 @@ PEAK_REACH, PEAK_G, PEAK_HALF = 3, 0.4, 1
 PLATEAU_REACH, PLATEAU_G = 3, 0.1
 #: an impact: two consecutive samples differ by so much
 IMPACT_G = 1.0
-#: oscillation: the envelope in a band is so high, and higher than in the other bands. A window of one second resolves
-#: 1 Hz; the bands hold steps and swings, their harmonics, shaking, and the ringing after impacts
+#: oscillation: the envelope in a band is so high, and higher than in the others (steps and swings, their harmonics,
+#: shaking, the ringing after impacts). A window of one second resolves 1 Hz
 BANDS_HZ = {"1-2 Hz": (0.5, 2.5), "3-5 Hz": (2.5, 5.5), "6-9 Hz": (5.5, 9.5), "10-14 Hz": (9.5, 14.5)}
 OSCILLATION_G = 0.3
 #: gravity along an axis: the mean over this reach, less at a window's ends, is so large (0.9 G is a tilt of 26 degrees)
@@ -46,8 +47,7 @@ ACTIVITY, WAVEFORM, MOTIF = "activity", "waveform", "motif"
 class Concepts:
     """Concepts over the same windows: ``masks`` is bool (concept, window, axis, time).
 
-    ``kinds`` says of each concept whether it is an activity, a waveform or a motif; ``left_out`` maps concepts that
-    these windows cannot have to the reason.
+    ``kinds`` are activity, waveform or motif; ``left_out`` maps concepts that these windows cannot have to the reason.
     """
 
     names: tuple[str, ...]
@@ -75,9 +75,9 @@ def rising_edge(x: np.ndarray) -> np.ndarray:
 
 
 def peak(x: np.ndarray) -> np.ndarray:
-    """Within ``PEAK_HALF`` samples of a sample that is the highest of its neighbourhood and stands out of it.
+    """Within ``PEAK_HALF`` samples of the highest of the ``PEAK_REACH`` samples on either side.
 
-    The neighbourhood are ``PEAK_REACH`` samples on either side; on each, one must lie ``PEAK_G`` or more below.
+    On each side one must lie ``PEAK_G`` or more below it.
     """
     pieces = _neighbourhoods(x, PEAK_REACH)
     middle = pieces[..., PEAK_REACH]
@@ -88,17 +88,13 @@ def peak(x: np.ndarray) -> np.ndarray:
 
 def widened(mask: np.ndarray, reach: int) -> np.ndarray:
     """Whatever lies within ``reach`` samples of a true one, (..., time); nothing goes round a window's ends."""
-    found = mask.copy()
-    for step in range(1, reach + 1):
-        found[..., step:] |= mask[..., :-step]
-        found[..., :-step] |= mask[..., step:]
-    return found
+    return ndimage.maximum_filter1d(mask, 2 * reach + 1, mode="constant")
 
 
 def plateau(x: np.ndarray) -> np.ndarray:
     """All samples within ``PLATEAU_REACH`` lie in a range of ``PLATEAU_G``."""
     pieces = _neighbourhoods(x, PLATEAU_REACH)
-    return _ends_added(pieces.max(-1) - pieces.min(-1) <= PLATEAU_G, PLATEAU_REACH)
+    return _ends_added(np.ptp(pieces, -1) <= PLATEAU_G, PLATEAU_REACH)
 
 
 def impact(x: np.ndarray) -> np.ndarray:
@@ -111,8 +107,7 @@ def band_envelopes(x: np.ndarray, rate_hz: float) -> np.ndarray:
     """Envelope of each band of ``BANDS_HZ`` in G, (band, ..., time): what a window's Fourier series says of it.
 
     It is the magnitude of the analytic signal, twice the sum of the band's terms at positive frequencies; the constant
-    and the Nyquist frequency belong to no band. The series repeats the window: a step from its end to its beginning
-    is part of it, at both.
+    and the Nyquist frequency belong to no band. A step from the window's end to its beginning is part of the series.
     """
     n_time = x.shape[-1]
     hertz = np.fft.fftfreq(n_time, 1 / rate_hz)
@@ -145,9 +140,8 @@ def free_fall(x: np.ndarray) -> np.ndarray:
     A sensor is ``AXES_PER_SENSOR`` consecutive axes. Raises ``ValueError`` where the axes are no multiple of that.
     """
     if (n_axes := x.shape[-2]) % AXES_PER_SENSOR:
-        raise ValueError(
-            f"{n_axes} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
-        )
+        reason = f"{n_axes} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
+        raise ValueError(reason)
     sensors = x.reshape(*x.shape[:-2], -1, AXES_PER_SENSOR, x.shape[-1])
     small = np.sqrt((sensors.astype(np.float64) ** 2).sum(-2)) <= FREE_FALL_G
     return np.repeat(small, AXES_PER_SENSOR, axis=-2)

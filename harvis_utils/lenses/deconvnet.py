@@ -1,12 +1,12 @@
 """Chosen outputs of any network turned into the input that they speak of: deconvnet, guided and plain gradient.
 
 The deconvnet keeps some activations of a layer, sets all others to zero and goes back to the input: unpool by the
-switches, rectify, filter by the transposed filters (Zeiler and Fergus 2014, section 2.1). That is the backward pass of
-the network with another rule at its rectifiers, which :mod:`harvis_utils.networks.backward` puts in their place; max
-pooling's own backward pass already uses the switches, and batch norm in evaluation mode is part of the filters.
+switches, rectify, filter by the transposed filters (Zeiler and Fergus 2014, section 2.1). That is the backward pass
+with another rule at the rectifiers (:mod:`harvis_utils.networks.backward`); max pooling's own already uses the
+switches, and batch norm in evaluation mode is part of the filters.
 
-A network without max pooling has no switches. Its projection of a given output is then the same for every window: the
-window decides only *where* and *how strongly* a unit speaks, not what comes back.
+Without max pooling there are no switches, and the projection of a given output is the same for every window: the window
+decides only *where* and *how strongly* a unit speaks.
 """
 
 from __future__ import annotations
@@ -23,16 +23,13 @@ from torch import Tensor, nn
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.metrics.similarity import correlation
 from harvis_utils.networks import backward, taps
+from harvis_utils.networks.sfhf import known
 from harvis_utils.networks.taps import CHUNK, Tap
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 
 #: what a projection does at a rectifier on its way back; None leaves the gradient as it is
-RULES: dict[str, backward.Rule | None] = {
-    "deconvnet": backward.deconvnet,
-    "guided": backward.guided,
-    "gradient": None,
-}
+RULES: dict[str, backward.Rule | None] = {"deconvnet": backward.deconvnet, "guided": backward.guided, "gradient": None}
 
 #: maps (window, unit, axis, time) -> what goes back: the same shape, zero wherever nothing is to be projected
 Keep = Callable[[Tensor], Tensor]
@@ -82,9 +79,7 @@ def project(network: nn.Module, tap: str | Tap, x: np.ndarray | Tensor, keep: Ke
     evaluation mode and left as it was. Raises ``ValueError`` for an unknown layer or rule, listing the valid ones, for
     a ``keep`` of another shape, and where nothing leads from the layer back to the input.
     """
-    if rule not in RULES:
-        raise ValueError(f"unknown rule {rule!r}; valid rules: {', '.join(RULES)}")
-    place, rectify = taps.find(network, tap), RULES[rule]
+    place, rectify = taps.find(network, tap), RULES[known("rule", rule, RULES)]
     device, found = taps.device_of(network), []
     with taps.evaluating(network), backward.rectifiers(rectify) if rectify else nullcontext():
         for batch in torch.as_tensor(x).split(CHUNK):
@@ -108,15 +103,14 @@ def top_of_layers(
     """The ``n`` strongest activations of every unit of some layers, by the layers' names, with where they are.
 
     Dims (unit, rank): ``window`` (index into the split), ``axis``, ``time`` (of the maps), ``value``. Paper: over all
-    windows and places; Choice: at most one of each recording, because the next strongest of all would be the same
-    movement half a window later. Fewer recordings than ``n`` give fewer ranks.
+    windows and places; Choice: at most one of each recording, because the next strongest would be the same movement
+    half a window later. Fewer recordings than ``n`` give fewer ranks.
     """
     parts: dict[str, list[Tensor]] = {}
     for maps in taps.chunks(network, layers, split.x):
         for name, of in maps.items():
-            n_axes, n_time = of.shape[2:]
             value, at = of.flatten(2).max(dim=2)
-            parts.setdefault(name, []).append(torch.stack([value, at // n_time % n_axes, at % n_time]).cpu())
+            parts.setdefault(name, []).append(torch.stack([value, *torch.unravel_index(at, of.shape[2:])]).cpu())
     return {name: _top(*torch.cat(of, 1).numpy(), split.recording, n) for name, of in parts.items()}
 
 
@@ -135,19 +129,16 @@ def project_top(
     network: nn.Module, tap: str | Tap, split: Split, top: xr.Dataset, rules: Sequence[str] = tuple(RULES)
 ) -> xr.Dataset:
     """``top`` with ``projection`` (rule, unit, rank, axis, time) and the windows that caused them, ``signal`` in G."""
-    unit, rank = top["window"].shape
-    window, axis, time = (top[name].values.reshape(-1) for name in ("window", "axis", "time"))
-    x, units = split.x[window], np.repeat(np.arange(unit), rank)
+    signal, dims = split.x[top["window"].values], ("unit", "rank", "input_axis", "sample")
+    x, units = signal.reshape(-1, *signal.shape[2:]), np.arange(len(signal)).repeat(signal.shape[1])
+    axis, time = (top[name].values.reshape(-1) for name in ("axis", "time"))
     begun = [slice(begin, begin + CHUNK) for begin in range(0, len(x), CHUNK)]
     back = [
         np.concatenate([project(network, tap, x[s], places(units[s], axis[s], time[s]), rule).numpy() for s in begun])
         for rule in rules
     ]
-    dims = ("unit", "rank", "input_axis", "sample")
-    return top.assign(
-        signal=(dims, x.reshape(unit, rank, *x.shape[1:])),
-        projection=(("rule", *dims), np.reshape(back, (len(rules), unit, rank, *x.shape[1:]))),
-    ).assign_coords(rule=list(rules))
+    projection = np.reshape(back, (len(rules), *signal.shape))
+    return top.assign(signal=(dims, signal), projection=(("rule", *dims), projection)).assign_coords(rule=list(rules))
 
 
 # ------------------------------------------------------------------------------------------------- stored results
@@ -169,28 +160,24 @@ def projections(network: Network, windows: Windows) -> xr.Dataset:
 def around(values: np.ndarray, top: xr.Dataset) -> np.ndarray:
     """Each activation's own axis, moved so that the activation's time step is in the middle: (..., sample).
 
-    ``values`` is (..., axis, sample), ``top`` has ``axis`` and ``time`` of the leading dimensions; samples beyond the
-    window are 0. For layers that keep axes apart and have the input's length; else the axis with the largest value and
-    the window as it is.
+    ``values`` is (..., axis, sample), ``top`` has ``time`` of the leading dimensions; samples beyond the window are 0.
+    For layers of the input's length that keep axes apart, so that the largest value lies on the activation's axis.
     """
-    n_axes, length = values.shape[-2:]
-    flat = values.reshape(-1, n_axes, length)
-    time = np.asarray(top["time"].values).reshape(-1)
-    axis = np.abs(flat).max(2).argmax(1)
-    moved = np.zeros((len(flat), 2 * length - 1), flat.dtype)
-    at = length - 1 - time[:, None] + np.arange(length)
-    np.put_along_axis(moved, at, flat[np.arange(len(flat)), axis], 1)
-    return moved.reshape(*values.shape[:-2], -1)
+    length = values.shape[-1]
+    axis = np.abs(values).max(-1).argmax(-1)
+    moved = np.zeros((*axis.shape, 2 * length - 1), values.dtype)
+    at = length - 1 - top["time"].values[..., None] + np.arange(length)
+    np.put_along_axis(moved, at, np.take_along_axis(values, axis[..., None, None], -2)[..., 0, :], -1)
+    return moved
 
 
 def likeness(values: np.ndarray) -> np.ndarray:
     """How alike the projections of a unit's strongest activations are, or the windows themselves: (unit,).
 
     ``values`` is (unit, rank, time) around the activation. Mean Pearson correlation over pairs of ranks; NaN where a
-    unit has fewer than two that are not constant. Zeiler and Fergus show projections to vary less than the windows
-    (Fig. 2).
+    unit has fewer than two that are not constant. Zeiler and Fergus: projections vary less than windows (Fig. 2).
     """
     first, second = np.triu_indices(values.shape[1], 1)
     pairs = correlation(values.take(first, 1), values.take(second, 1))
-    known = (~np.isnan(pairs)).sum(1)
-    return np.divide(np.nansum(pairs, 1), known, out=np.full(len(values), np.nan), where=known > 0)
+    there = (~np.isnan(pairs)).sum(1)
+    return np.divide(np.nansum(pairs, 1), there, out=np.full(len(values), np.nan), where=there > 0)

@@ -1,12 +1,12 @@
 """Real windows turned into dreams of another class and into the smallest changes that reach it, side by side.
 
-Both start from the same window and climb the score of the same class: the one that the smallest change leads to. They
-differ in where they stop: a dream goes on until the class is as sure as it can be, an adversarial example stops at the
-border (seed of both: Olah et al. 2017; Szegedy et al. 2014). What they become is judged by the network itself, by the
-other networks, which were trained on the same windows, and by the learned prior, which knows windows only.
+Both start from the same window and lead to the same class, the one that the smallest change reaches. A dream goes on
+until the class is as sure as it can be, an adversarial example stops at the border (seed of both: Olah et al. 2017;
+Szegedy et al. 2014). What they become is judged by the network itself, by the other networks, trained on the same
+windows, and by the learned prior, which knows windows only.
 
-The smallest change is searched for with DeepFool (Moosavi-Dezfooli et al. 2016), bisection and steps along the border.
-It is an upper bound on the true one, as that of every such search. Choice: L2, in G RMS over all samples of all axes.
+The smallest change is searched for with DeepFool (Moosavi-Dezfooli et al. 2016), bisection and steps along the border:
+an upper bound on the true one. Choice: L2, in G RMS over all samples of all axes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from harvis_utils.settings import DreamSettings, Settings
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 
-#: DeepFool goes a little beyond where the linearized border lies
+#: DeepFool goes a little beyond the linearized border
 OVERSHOOT = 0.02
 BISECTIONS = 20
 
@@ -57,14 +57,12 @@ def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 3
     """The smallest change found that gives windows (window, axis, time) another class than the network gives them now.
 
     All windows at once: DeepFool until the class changes, at most ``n_steps``; bisection on the straight line back;
-    where DeepFool met no slope, bisection on the lines to the windows of the batch with other classes; then ``n_along``
-    times the direction is set along the border's normal at the point found, and the border searched on it, which is
-    kept where it is nearer.
+    where DeepFool met no slope, bisection on the lines to the batch's windows of other classes; then ``n_along`` times
+    a search along the border's normal at the point found, kept where it is nearer.
     """
     x = torch.as_tensor(x, dtype=torch.float32).clone()
     with taps.evaluating(network):
-        with torch.no_grad():
-            before = network(x).argmax(1)
+        before = _class(network, x)
         beyond = _deepfool(network, x, before, n_steps)
         best = _towards_others(network, x, _bisected(network, x, beyond - x, before), before)
         for _ in range(n_along):
@@ -76,9 +74,9 @@ def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 3
             nearer = (rms(tried - x) < rms(best - x)) & (_class(network, tried) != before)
             best = torch.where(nearer[:, None, None], tried, best)
         after = _class(network, best)
-    flipped = (after != before).numpy()
-    signal = torch.where((after != before)[:, None, None], best, x)
-    return Flips(signal.numpy(), before.numpy(), after.numpy(), np.where(flipped, rms(signal - x).numpy(), np.nan))
+    flipped = after != before
+    signal = torch.where(flipped[:, None, None], best, x)
+    return Flips(signal.numpy(), before.numpy(), after.numpy(), rms(signal - x).where(flipped, torch.nan).numpy())
 
 
 @torch.no_grad()
@@ -174,11 +172,8 @@ def choose(networks: Sequence[Network], split: Split, n: int, seed: int = 0) -> 
     order = order[right.all(0)]
     if len(order) < n:
         raise ValueError(f"{n} windows that all networks classify correctly are wanted, but {len(order)} were found")
-    activity = split.activity[order]
-    turn = np.empty(len(order), int)  # how many windows of its class come before each
-    for a in np.unique(activity):
-        turn[activity == a] = np.arange((activity == a).sum())
-    return np.sort(order[np.argsort(turn, kind="stable")[:n]])
+    turn = pd.Series(order).groupby(split.activity[order]).cumcount()  # how many of its class come before each
+    return np.sort(order[np.argsort(turn.values, kind="stable")[:n]])
 
 
 @kept("dreams")
@@ -193,18 +188,10 @@ def dream(
     flipped = smallest_change(network.model, x)
     bound = visualization.amplitude_bound(windows.train, 1.0)
     found = {"window": x, "smallest change": flipped.signal}
+    shared = {name: getattr(settings, name) for name in ("prior_rate", "n_steps", "step_size", "seed")}
+    score, space = objectives.class_score(flipped.after.tolist()), coordinates.in_frequency(x.shape[2], bound)
     for name, of_prior in (("dream", None), ("dream with prior", denoiser)):
-        found[name] = visualization.visualize(
-            network.model,
-            objectives.class_score(flipped.after.tolist()),
-            x,
-            coordinates.in_frequency(x.shape[2], bound),
-            prior=of_prior,
-            prior_rate=settings.prior_rate,
-            n_steps=settings.n_steps,
-            step_size=settings.step_size,
-            seed=settings.seed,
-        ).signal
+        found[name] = visualization.visualize(network.model, score, x, space, prior=of_prior, **shared).signal
     sizes = {"noise of that size": "smallest change", "noise as large as the dream": "dream"}
     for k, (name, of) in enumerate(sizes.items()):
         found[name] = x + random_change(x.shape, rms(found[of] - x), settings.seed + network.seed + k)
@@ -230,10 +217,7 @@ def dreams(
 
 @kept("flips")
 def flips(network: Network, windows: Windows, chosen: np.ndarray) -> xr.Dataset:
-    """Size ``rms_g`` (window,) of the smallest change found for each of ``chosen`` test windows, NaN where none was.
-
-    Networks with random weights are the control for trained ones.
-    """
+    """Size ``rms_g`` (window,) of the smallest change found for each of ``chosen`` test windows, NaN where none was."""
     found = smallest_change(network.model, np.ascontiguousarray(windows.test.x[chosen]))
     return xr.Dataset({"rms_g": ("window", found.rms_g)})
 
@@ -241,12 +225,12 @@ def flips(network: Network, windows: Windows, chosen: np.ndarray) -> xr.Dataset:
 def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: Denoiser) -> xr.Dataset:
     """What became of the windows, dims (seed, variant, window).
 
-    ``size_g``: root mean square of the change in G. ``own``: whether the network itself sees the class the smallest
-    change led to, ``others``: the share of the other networks that do (NaN where there are none). ``unreal_g``: root
-    mean square in G of what the prior would change, ``along``: cosine between the change and the smallest change.
-    Windows for which no flip was found are NaN.
+    ``size_g``: size of the change in G RMS. ``own``: whether the network itself sees the class the smallest change led
+    to, ``others``: the share of the other networks that do (NaN where there are none). ``unreal_g``: G RMS that the
+    prior would change, ``along``: cosine between the change and the smallest one. NaN where no flip was found.
     """
-    x = made["signal"].transpose("seed", "variant", "window", "axis", "time").values
+    dims = ("seed", "variant", "window")
+    x = made["signal"].transpose(*dims, "axis", "time").values
     shape, after = x.shape[:3], made["after"].transpose("seed", "window").values
     flat = x.reshape(-1, *x.shape[3:])
     seen = np.stack([predicted(net.model, flat).reshape(shape) for net in networks])  # (network, seed, ...)
@@ -263,14 +247,10 @@ def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: Denoiser) 
         "own": own,
         "others": others,
         "unreal_g": rms(cleaned - flat).reshape(shape),
-        "along": np.where(norms > 0, (change * small).sum((3, 4)) / np.where(norms > 0, norms, 1), np.nan),
+        "along": (change * small).sum((3, 4)) / np.where(norms > 0, norms, np.nan),
     }
-    missed = (after == made["before"].transpose("seed", "window").values)[:, None] & np.ones(shape, bool)
-    dims = ("seed", "variant", "window")
-    return xr.Dataset(
-        {name: (dims, np.where(missed, np.nan, v)) for name, v in values.items()},
-        coords={"seed": made["seed"].values, "variant": made["variant"].values},
-    )
+    coords = {name: made[name].values for name in dims[:2]}
+    return xr.Dataset({name: (dims, v) for name, v in values.items()}, coords).where(made["after"] != made["before"])
 
 
 def table(measured: xr.Dataset) -> pd.DataFrame:

@@ -1,9 +1,8 @@
 """One network kept at several epochs of its training: when do the features of each layer stand still?
 
-Zeiler and Fergus (2014, Fig. 4) show projections of the strongest activations at epochs 1, 2, 5, ... and say by eye
-that lower layers settle within a few epochs and upper ones late. Here a layer has *settled* at the first kept epoch
-from which the median over its units of the correlation with the last epoch exceeds ``SETTLED`` to the end; the rule is
-a Choice.
+Zeiler and Fergus (2014, Fig. 4) say by eye, of projections of the strongest activations, that lower layers settle
+within a few epochs and upper ones late. Choice: a layer has *settled* at the first kept epoch from which the median
+over its units of the correlation with the last epoch exceeds ``SETTLED`` to the end.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ MARKS = (*range(1, 11), 20, 30, 40, 64)
 PAPER_MARKS = (1, 2, 5, 10, 20, 30, 40, 64)
 #: validation windows on which maps are compared
 N_FIXED = 200
-#: every so many-th place of the maps is kept: neighbours say nearly the same, and the files stay small
+#: every so many-th place of the maps is kept: neighbours say nearly the same
 PLACES = 15
 #: Choice: at most so many training windows are searched for a unit's strongest activation
 N_SEARCHED = 3000
@@ -74,25 +74,24 @@ def states(
     """
     network = supervised.new_model(windows, model, seed).to(torch_device(device))
     x, y = (torch.as_tensor(a, device=torch_device(device)) for a in (windows.train.x, windows.train.activity))
-    wanted = marks(training.epochs)
+    files = {m: checkpoint / f"{m}.safetensors" for m in marks(training.epochs)}
 
     def note(epoch: int, loss: float) -> None:
-        if epoch + 1 in wanted:
-            supervised.save_state(checkpoint / f"{epoch + 1}.safetensors", dict(network.state_dict()))
+        if epoch + 1 in files:
+            supervised.save_state(files[epoch + 1], dict(network.state_dict()))
 
+    title = "evolution of one network"
     with threads_inside(1):
-        supervised.fit(
-            network, x, y, training, seed, each_epoch=note, checkpoint=checkpoint, title="evolution of one network"
-        )
-    found = {m: supervised.load_state(checkpoint / f"{m}.safetensors") for m in wanted}
+        supervised.fit(network, x, y, training, seed, each_epoch=note, checkpoint=checkpoint, title=title)
+    found = {m: supervised.load_state(file) for m, file in files.items()}
     return {f"{m}.{name}": value for m, state in found.items() for name, value in state.items()}
 
 
 def train(cfg: Settings, windows: Windows) -> list[Moment]:
     """One network trained with the run's settings and kept at epoch 0 and :func:`marks`; made where missing.
 
-    The last moment equals what :func:`harvis_utils.training.supervised.train` has after its last epoch, bit for bit,
-    on the same windows: of more than ``n_trained`` of them every n-th is used.
+    Of more than ``n_trained`` windows every n-th is used. On the same windows the last moment equals, bit for bit, what
+    :func:`harvis_utils.training.supervised.train` has after its last epoch.
     """
     few, seed, most = windows, cfg.evolution.seed, cfg.evolution.n_trained
     if most and len(windows.train) > most:
@@ -135,8 +134,7 @@ def features(windows: Windows, moments: Sequence[Moment]) -> xr.Dataset:
     """Every unit at every kept epoch: dims (epoch, layer, unit[, ...]).
 
     ``maps`` (..., place) on fixed validation windows; ``projection`` (..., sample), that of the strongest activation
-    over (every n-th of) the training windows, on its own axis around it (Paper: Fig. 4); ``window``, which one that
-    was; ``test_f1`` (epoch,).
+    over (every n-th of) the training windows, on its own axis around it (Paper: Fig. 4); its ``window``; ``test_f1``.
     """
     found = [features_of(moment, windows) for moment in progress(moments, desc="features", leave=False)]
     return xr.concat(found, pd.Index([moment.epoch for moment in moments], name="epoch"))
@@ -148,8 +146,8 @@ def features(windows: Windows, moments: Sequence[Moment]) -> xr.Dataset:
 def likeness(found: xr.Dataset) -> xr.Dataset:
     """How much every unit is like its last state: Pearson correlations, dims (epoch, layer, unit).
 
-    ``maps`` on fixed windows; ``projections`` around the strongest activation; ``same_window``, whether the strongest
-    activation comes from the window it comes from in the end. Units silent at either epoch have NaN.
+    ``maps`` on fixed windows; ``projections`` around the strongest activation; ``same_window``, whether that comes from
+    the window it comes from in the end. Units silent at either epoch have NaN.
     """
     dims = ("epoch", "layer", "unit")
     return xr.Dataset(
@@ -162,48 +160,41 @@ def likeness(found: xr.Dataset) -> xr.Dataset:
     )
 
 
-def settled(epochs: Sequence[int], values: np.ndarray, level: float = SETTLED) -> int:
-    """First of the epochs from which the median over units exceeds ``level`` to the end; ``values`` (epoch, unit).
+def settled(epochs: Sequence[int], values: np.ndarray) -> int:
+    """First of the epochs from which the median over units exceeds ``SETTLED`` to the end; ``values`` (epoch, unit).
 
     The last epoch is like itself, so that an answer always exists; where it *is* the last epoch, nothing had settled.
     """
-    known = [row[~np.isnan(row)] for row in np.asarray(values)]
-    above = np.array([len(row) > 0 and np.median(row) > level for row in known])
+    above = pd.DataFrame(values).median(axis=1).to_numpy() > SETTLED  # a median without units exceeds nothing
     below = np.flatnonzero(~above[:-1])
     return int(epochs[below[-1] + 1]) if len(below) else int(epochs[0])
 
 
-def settling(alike: xr.Dataset, seed: int = 0) -> pd.DataFrame:
+def settling(alike: xr.Dataset) -> pd.DataFrame:
     """When each layer settles, by each of ``MEASURES``, with an interval over units (one network).
 
     Columns ``epoch``, ``epoch low``, ``epoch high``, ``last epoch``, ``settled before the end``, and ``before
     training``: the median correlation of the random start with the end, with its interval.
     """
-    epochs, rows = alike["epoch"].values, []
-    rng = np.random.default_rng(seed)
-    for layer in alike["layer"].values:
-        for measure in MEASURES:
-            values = alike[measure].sel(layer=layer).values
-            values = values[:, ~np.isnan(values).all(0)]
-            drawn = resampled((values.shape[1],), n=N_DRAWS // 4, seed=rng)
-            # an epoch that was kept, not one between two
-            low, high = np.quantile([settled(epochs, values[:, d]) for (d,) in drawn], LEVEL, method="inverted_cdf")
-            first, bounds = interval(values[0], "median")
-            first_low, first_high = bounds or (np.nan, np.nan)
-            rows.append(
-                {
-                    "layer": str(layer),
-                    "measure": measure,
-                    "epoch": settled(epochs, values),
-                    "epoch low": low,
-                    "epoch high": high,
-                    "last epoch": int(epochs[-1]),
-                    "before training": first,
-                    "units": values.shape[1],
-                    "before training low": first_low,
-                    "before training high": first_high,
-                }
-            )
-    table = pd.DataFrame(rows)
+    epochs, rows = alike["epoch"].values, {}
+    rng = np.random.default_rng(0)
+    for layer, measure in product(alike["layer"].values, MEASURES):
+        values = alike[measure].sel(layer=layer).dropna("unit", how="all").values
+        drawn = resampled((values.shape[1],), n=N_DRAWS // 4, seed=rng)
+        # an epoch that was kept, not one between two
+        low, high = np.quantile([settled(epochs, values[:, d]) for (d,) in drawn], LEVEL, method="inverted_cdf")
+        first, bounds = interval(values[0], "median")
+        first_low, first_high = bounds or (np.nan, np.nan)
+        rows[str(layer), measure] = {
+            "epoch": settled(epochs, values),
+            "epoch low": low,
+            "epoch high": high,
+            "last epoch": int(epochs[-1]),
+            "before training": first,
+            "units": values.shape[1],
+            "before training low": first_low,
+            "before training high": first_high,
+        }
+    table = pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["layer", "measure"]))
     table["settled before the end"] = table["epoch"] < table["last epoch"]
-    return table.set_index(["layer", "measure"])
+    return table

@@ -1,12 +1,11 @@
 """Planted motifs and peaks turned into rates: does a lens point at what is known to be there?
 
-A window of the made-up data holds motifs on most of its axes, and all of them belong to its class. A peak *hits* where
-it lies on the axis and inside the samples of one of them, edge to edge; any tolerance is a parameter and is shown.
+A window of the made-up data holds motifs on most of its axes, all of its class. A peak *hits* where it lies on the axis
+and inside the samples of one of them, edge to edge; any tolerance is a parameter and is shown.
 
-Motifs are also the largest and fastest movements of a window, so that whoever points at these hits too, without any
-network. The sharper question therefore has *decoys*: each axis' own motif planted once more where it was still, but
-backwards, with the same energy and the same spectrum. No activity has those. A lens that points at what moves cannot
-tell the two apart.
+Motifs are also a window's largest movements, so that whoever points at these hits too, without any network. The sharper
+question has *decoys*: each axis' own motif planted once more where it was still, but backwards, with the same energy
+and spectrum. No activity has those. A lens that points at what moves cannot tell the two apart.
 """
 
 from __future__ import annotations
@@ -16,16 +15,14 @@ from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 from torch import nn
 
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.lenses import concepts, deconvnet, occlusion
+from harvis_utils.lenses import concepts, deconvnet, dreams, occlusion
 from harvis_utils.lenses.occlusion import Occluder
 from harvis_utils.metrics.intervals import with_interval
-from harvis_utils.networks import taps
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 
@@ -52,8 +49,8 @@ def spans(split: Split, truth: PlantedMotifs) -> np.ndarray:
 def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple[np.ndarray, np.ndarray]:
     """The ``chosen`` windows with decoys, (window, axis, time) in G float32, and where these are, bool.
 
-    Each axis gets its own motif backwards, of strength 1, in the middle of its longest stretch without motif, if that
-    is long enough; the decoy lies in the window as a whole and touches no motif.
+    Each axis gets its own motif backwards, of strength 1, in the middle of its longest stretch without motif, where
+    that holds the whole decoy.
     """
     x = split.x[chosen].copy()
     planted = np.zeros(x.shape, bool)
@@ -105,8 +102,7 @@ def class_scores() -> dict[str, Lens]:
 def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
     """Axis and time step, (window,) each, that a lens points at: the peak of its map over (axis, time).
 
-    Occlusion: the centre of the occluder whose cover costs the class most. Projections: the sample where what comes
-    back is largest, whatever its sign.
+    Occlusion: the centre of the cover that costs the class most. Projections: the largest sample, whatever its sign.
     """
     if isinstance(lens, Occluder):
         maps = occlusion.drops(network, x, classes, occlusion.by_axis(x.shape[1]), lens)["log_odds"].values
@@ -119,20 +115,14 @@ def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: Lens) 
 
 @kept("locating", apart=("truth",))
 def pointings(
-    judge: Network,
-    network: Network,
-    windows: Windows,
-    truth: PlantedMotifs,
-    name: str,
-    n: int,
-    lenses: dict[str, Lens],
+    judge: Network, network: Network, windows: Windows, truth: PlantedMotifs, name: str, n: int, lenses: dict[str, Lens]
 ) -> xr.Dataset:
     """Where each lens points in ``n`` windows of the split ``name``: ``axis``, ``time`` over (lens, planting, window).
 
-    ``window`` indexes the split; windows are spread evenly over those that ``judge`` classifies correctly
-    (:func:`occlusion.classified`), and ``right`` (planting, window) says whether it still does. ``network`` is what the
-    lenses look at: the judge itself, or one with random weights. ``motif`` and ``decoy`` (planting, window, input_axis,
-    sample) say what is where; ``truth`` belongs to the windows and is stored under their digest.
+    Windows, called by their index in the split, are those of :func:`occlusion.classified`; ``right`` (planting, window)
+    says whether ``judge`` still classifies them correctly. Lenses look at ``network``: the judge itself, or one with
+    random weights. ``motif`` and ``decoy`` (planting, window, input_axis, sample) say what is where; ``truth`` belongs
+    to the windows and is stored under their digest.
     """
     chosen, split = occlusion.classified(judge, windows, name, n)
     decoyed, decoy = with_decoys(split, chosen, truth)
@@ -146,18 +136,12 @@ def pointings(
         {
             "axis": (at, places[:, :, 0]),
             "time": (at, places[:, :, 1]),
-            "right": (at[1:], np.stack([_right(judge.model, x, y) for x in both]).astype(np.int8)),
+            "right": (at[1:], np.stack([dreams.predicted(judge.model, x) == y for x in both]).astype(np.int8)),
             "motif": (plane, np.stack([motif, motif]).astype(np.int8)),
             "decoy": (plane, np.stack([np.zeros_like(decoy), decoy]).astype(np.int8)),
         },
         coords={"lens": list(named), "planting": list(PLANTINGS), "window": chosen},
     )
-
-
-@torch.no_grad()
-def _right(network: nn.Module, x: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    with taps.evaluating(network):
-        return network(torch.as_tensor(x)).argmax(1).numpy() == classes
 
 
 # -------------------------------------------------------------------------------------------------------- rates
@@ -183,28 +167,28 @@ def rates(
     """Share of windows in which each lens points into a motif, one row per lens, all with 95 % intervals.
 
     From :func:`pointings` of the trained networks and, where given, of as many with random weights. ``trained`` and
-    ``random`` are shares of plain windows and ``gain`` is their difference, window by window; ``trained motif`` and
-    ``trained decoy`` are shares of the windows with decoys and ``trained preference`` is their difference; the same
-    for ``random``. ``lowest network`` is the share of the worst trained one; ``chance`` that of the plane that motifs
-    cover. ``tolerance`` as in :func:`hits`; ``lenses`` are those wanted, by default all.
+    ``random`` are shares of plain windows, ``gain`` their difference, window by window; ``trained motif`` and ``trained
+    decoy`` are shares of the windows with decoys, ``trained preference`` their difference; the same for ``random``.
+    ``lowest network`` is the share of the worst trained one, ``chance`` that of the plane that motifs cover.
+    ``tolerance`` as in :func:`hits`; ``lenses`` are those wanted, by default all.
     """
     networks = {"trained": trained} | ({"random": random} if random else {})
 
     def shares(of: Sequence[xr.Dataset], lens: str, what: str, planting: str) -> np.ndarray:
         return padded([hits(found, what, tolerance).sel(lens=lens, planting=planting).values for found in of])
 
-    rows = []
+    rows = {}
     for lens in trained[0]["lens"].values if lenses is None else lenses:
-        plain = {who: shares(of, lens, "motif", PLANTINGS[0]) for who, of in networks.items()}
-        row = {"lens": str(lens)}
+        values = {}
         for who, of in networks.items():
             motif, decoy = (shares(of, lens, what, PLANTINGS[1]) for what in ("motif", "decoy"))
-            row |= with_interval(who, plain[who]) | with_interval(f"{who} motif", motif)
-            row |= with_interval(f"{who} decoy", decoy) | with_interval(f"{who} preference", motif - decoy)
+            values |= {who: shares(of, lens, "motif", PLANTINGS[0]), f"{who} motif": motif, f"{who} decoy": decoy}
+            values[f"{who} preference"] = motif - decoy
         if random:
-            row |= with_interval("gain", plain["trained"] - plain["random"])
-        rows.append(row | {"lowest network": float(np.nanmin(np.nanmean(plain["trained"], axis=1)))})
-    table = pd.DataFrame(rows).set_index("lens")
+            values["gain"] = values["trained"] - values["random"]
+        rows[str(lens)] = {end: v for name, of in values.items() for end, v in with_interval(name, of).items()}
+        rows[str(lens)]["lowest network"] = float(np.nanmin(np.nanmean(values["trained"], axis=1)))
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis("lens")
     table["chance"] = float(np.mean([found["motif"].isel(planting=0).mean() for found in trained]))
     table["networks"] = len(trained)
     return table
@@ -218,8 +202,8 @@ def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 def choose(table: pd.DataFrame, family: str, equal: float = 0.02) -> str:
     """The lens of a family ("occlusion", "deconvnet") to use, from :func:`rates` of validation people.
 
-    The best rate on plain windows counts; among those within ``equal`` of it, the one that most prefers motifs to
-    decoys. Class scores are no candidates. Raises ``ValueError`` where the table holds none of the family.
+    Of those within ``equal`` of the best rate on plain windows, the one that most prefers motifs to decoys; class
+    scores are no candidates. Raises ``ValueError`` where the table holds none of the family.
     """
     names = [name for name in table.index if name.startswith(f"{family},") and not name.endswith("class score")]
     if not names:

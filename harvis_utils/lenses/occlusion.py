@@ -1,7 +1,7 @@
 """Parts of a window covered, one after another: what the class and the strongest unit lose (Zeiler and Fergus 2014).
 
-An occluder covers a stretch of time of one axis, or of all axes of one sensor, and says nothing there. A grey square
-says nothing in a picture; zero says "free fall" to an accelerometer, so that the cover's value is a choice of its own.
+An occluder covers a stretch of time of one axis, or of all axes of one sensor. A grey square says nothing in a picture;
+zero says "free fall" to an accelerometer, so that the cover's value is a choice of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import deconvnet
 from harvis_utils.metrics.similarity import correlation
 from harvis_utils.networks import taps
+from harvis_utils.networks.sfhf import known
 from harvis_utils.networks.taps import Tap
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
@@ -42,8 +43,7 @@ class Occluder:
     def __post_init__(self) -> None:
         if self.width < 1 or self.width % 2 == 0:
             raise ValueError(f"an occluder of width {self.width} has no middle sample; use 1, 3, 5, ...")
-        if self.fill not in FILLS:
-            raise ValueError(f"unknown fill {self.fill!r}; valid fills: {', '.join(FILLS)}")
+        known("fill", self.fill, FILLS)
 
     @property
     def name(self) -> str:
@@ -58,11 +58,8 @@ def by_axis(n_axes: int) -> dict[str, tuple[int, ...]]:
 
 def by_sensor(axes: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """All axes of a sensor covered together: "right arm x" belongs to the sensor "right arm"."""
-    found: dict[str, tuple[int, ...]] = {}
-    for index, name in enumerate(axes):
-        sensor = name.rsplit(" ", 1)[0]
-        found[sensor] = (*found.get(sensor, ()), index)
-    return found
+    sensors = [name.rsplit(" ", 1)[0] for name in axes]
+    return {sensor: tuple(i for i, of in enumerate(sensors) if of == sensor) for sensor in sensors}
 
 
 def covered(x: Tensor, axes: Sequence[int], centre: int, occluder: Occluder) -> Tensor:
@@ -106,11 +103,10 @@ def drops(
 ) -> xr.Dataset:
     """What is lost as the occluder's centre moves over every time step and group of axes: dims (window, group, time).
 
-    ``log_odds`` and ``probability`` of each window's class in ``classes``; with a ``tap`` also ``activity``, that of
-    the unit strongest in the whole window: the sum of its map, as a share of what it was (Paper: sum over places of the
-    strongest map of the top convolution; NaN where it was 0), and ``unit`` (window,). The network is used in evaluation
-    mode and left as it was. Raises ``ValueError`` for an unknown layer, listing the valid ones, or a class that there
-    is not.
+    ``log_odds`` and ``probability`` of each window's class in ``classes``; with a ``tap`` also ``unit`` (window,), the
+    strongest in the whole window, and its ``activity``: the sum of its map, as a share of what it was (Paper: that of
+    the strongest map of the top convolution; NaN where it was 0). The network is used in evaluation mode and left as it
+    was. Raises ``ValueError`` for an unknown layer, listing the valid ones, or a class that there is not.
     """
     x = torch.as_tensor(x).to(taps.device_of(network))
     classes = torch.as_tensor(np.asarray(classes), dtype=torch.int64, device=x.device)
@@ -128,23 +124,22 @@ def drops(
 
 def _drops(network, x: Tensor, classes: Tensor, groups, occluder: Occluder, tap) -> dict[str, Tensor]:
     """:func:`drops` of one batch of windows, on the CPU."""
-    length = x.shape[2]
+    length, many = x.shape[2], (len(groups), x.shape[2], len(x))
     odds, maps = _answers(network, x, classes, tap)
-    unit = None if maps is None else maps.argmax(1, keepdim=True)
-    rows: dict[str, list[Tensor]] = {"log_odds": [], "probability": [], "activity": []}
-    for axes in groups.values():
-        # one batch for all centres: (time * window, axis, time)
-        batch = torch.cat([covered(x, axes, t, occluder) for t in range(length)])
-        after, now = _answers(network, batch, classes.repeat(length), tap)
-        after = after.view(length, -1)
-        rows["log_odds"].append(odds - after)
-        rows["probability"].append(torch.sigmoid(odds) - torch.sigmoid(after))
-        if unit is not None:
-            before, now = maps.gather(1, unit)[:, 0], now.gather(1, unit.repeat(length, 1)).view(length, -1)
-            rows["activity"].append(torch.where(before > 0, (before - now) / before, torch.nan))
-    # (group, time, window) -> (window, group, time)
-    found = {name: torch.stack(of).permute(2, 0, 1).cpu() for name, of in rows.items() if of}
-    return found if unit is None else found | {"unit": unit[:, 0].cpu()}
+    # for each group one batch of all centres, (time * window, axis, time)
+    batches = (torch.cat([covered(x, axes, t, occluder) for t in range(length)]) for axes in groups.values())
+    answers = [_answers(network, batch, classes.repeat(length), tap) for batch in batches]
+    after = torch.stack([of for of, _ in answers]).view(many)
+    # group by group: the last bits of a sigmoid depend on how many numbers it is given at once
+    probability = torch.stack([torch.sigmoid(odds) - torch.sigmoid(of) for of in after])
+    found = {"log_odds": odds - after, "probability": probability}
+    if maps is not None:
+        unit = maps.argmax(1, keepdim=True)
+        before = maps.gather(1, unit)[:, 0]
+        now = torch.stack([of.gather(1, unit.repeat(length, 1)) for _, of in answers]).view(many)
+        found["activity"] = torch.where(before > 0, (before - now) / before, torch.nan)
+    found = {name: of.permute(2, 0, 1).cpu() for name, of in found.items()}  # (window, group, time)
+    return found if maps is None else found | {"unit": unit[:, 0].cpu()}
 
 
 def _answers(network: nn.Module, x: Tensor, classes: Tensor, tap: str | Tap | None) -> tuple[Tensor, Tensor | None]:
@@ -158,8 +153,7 @@ def _answers(network: nn.Module, x: Tensor, classes: Tensor, tap: str | Tap | No
 
 def peaks(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each map (window, group, time) is largest: group and time, (window,) each; the earliest of equals."""
-    flat = np.asarray(maps).reshape(len(maps), -1).argmax(1)
-    return flat // maps.shape[2], flat % maps.shape[2]
+    return np.unravel_index(maps.reshape(len(maps), -1).argmax(1), maps.shape[1:])
 
 
 # ------------------------------------------------------------------------------------------------- stored results
@@ -177,9 +171,8 @@ def covering(judge: Network, network: Network, windows: Windows, occluder: Occlu
     """:func:`drops` over every axis and every sensor, and what the strongest unit's projection says of it.
 
     ``n`` test windows that ``judge`` classifies correctly (:func:`classified`); ``network`` is what is looked at: the
-    judge, or one with random weights. Groups are the axes' names, then the sensors'. Beside the drops: ``window``
-    (index into the test split), ``activity_class``, ``projection`` (window, axis, time), deconvnet from the whole map
-    of the unit strongest in the window, in the last convolution.
+    judge, or one with random weights. Groups are the axes, then the sensors. Beside the drops: ``window`` (index into
+    the split), ``activity_class``, ``projection`` (window, axis, time), deconvnet from the strongest unit's whole map.
     """
     chosen, split = classified(judge, windows, "test", n)
     x, y, layer = split.x[chosen], split.activity[chosen], network.model.layers[-1]
@@ -193,9 +186,9 @@ def covering(judge: Network, network: Network, windows: Windows, occluder: Occlu
 def agreement(found: xr.Dataset, axes: Sequence[str], width: int) -> xr.Dataset:
     """Does covering cost the strongest unit most where its projection is large? Correlations per window, (window,).
 
-    ``own``: Pearson correlation over axes and time of the drop of the unit's activity with the size of its projection
-    (absolute, summed over what the occluder of ``width`` covers); ``other`` the same with the next window's
-    projection, which tells how much is the same in every window. NaN where one of them is constant.
+    ``own``: Pearson correlation over axes and time of the drop of the unit's activity with its projection (absolute,
+    summed over what the occluder of ``width`` covers); ``other``: with that of another window, which tells how much is
+    the same in every window. NaN where one of them is constant.
     """
     padded = np.pad(np.abs(found["projection"].values), ((0, 0), (0, 0), (width // 2, width // 2)))
     size = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2).sum(-1)

@@ -7,9 +7,9 @@ An objective turns (network, windows) into one number per window. What it listen
     objective(network, windows)  # (window,)
     (-objective).name            # "-(conv2 unit 5 - 0.1 * (cost of the spectrum))"
 
-The objectives are those of Olah et al. (2017), "Feature Visualization": neuron, channel, layer (DeepDream), class
-before and after softmax, direction; ``-objective`` is the same minimized. Rectified units cannot fall below zero, so a
-unit is minimized on its output *before* the ReLU (``norm_conv2`` of SF-HF), as the source does.
+They are those of Olah et al. (2017), "Feature Visualization": neuron, channel, layer (DeepDream), class before and
+after softmax, direction. ``-objective`` is the same minimized; rectified units cannot fall below zero, so a unit is
+minimized on its output *before* the ReLU (``norm_conv2`` of SF-HF), as in the source.
 
 A layer whose output the network rectifies in place (``nn.ReLU(inplace=True)`` after it) is seen rectified.
 """
@@ -93,11 +93,16 @@ def _within(what: str, value: int, size: int, where: str) -> int:
     return value
 
 
-def of_units(maps: Tensor, unit: int | Sequence[int], axis: int | None = None, where: str = "the layer") -> Tensor:
+Limit = float | Sequence[float] | Tensor | None
+
+
+def of_units(
+    maps: Tensor, unit: int | Sequence[int], where: str, axis: int | None = None, at_most: Limit = None
+) -> Tensor:
     """Outputs of one unit, or of one unit per window: (window, unit, axis, time) -> (window, axis, time).
 
-    ``axis`` keeps one sensor axis. Raises ``ValueError`` for units and axes that are not there, and for a number of
-    units other than that of the windows.
+    ``axis`` keeps one sensor axis; outputs beyond ``at_most``, one number or one per window, count as that. Raises
+    ``ValueError`` for units and axes that ``where`` does not have, and for another number of units than of windows.
     """
     units = [unit] * len(maps) if isinstance(unit, int) else [int(u) for u in unit]
     if len(units) != len(maps):
@@ -105,29 +110,18 @@ def of_units(maps: Tensor, unit: int | Sequence[int], axis: int | None = None, w
     for u in set(units):
         _within("unit", u, maps.shape[1], where)
     chosen = maps[torch.arange(len(maps), device=maps.device), torch.tensor(units, device=maps.device)]
-    return chosen if axis is None else chosen[:, [_within("axis", axis, maps.shape[2], where)]]
+    if axis is not None:
+        chosen = chosen[:, [_within("axis", axis, maps.shape[2], where)]]
+    if at_most is None:
+        return chosen
+    return torch.minimum(chosen, torch.as_tensor(at_most, dtype=maps.dtype, device=maps.device).view(-1, 1, 1))
 
 
 # ------------------------------------------------------------------------------------------------ units and layers
 
 
-Limit = float | Sequence[float] | Tensor | None
-
-
-def _limited(maps: Tensor, at_most: Limit) -> Tensor:
-    """(window, axis, time) outputs, those beyond the limit counting as that."""
-    if at_most is None:
-        return maps
-    limit = torch.as_tensor(at_most, dtype=maps.dtype, device=maps.device)
-    return torch.minimum(maps, limit[:, None, None] if limit.ndim else limit)
-
-
 def neuron(
-    place: str | Tap,
-    unit: int | Sequence[int],
-    time: int | None = None,
-    axis: int | None = None,
-    at_most: Limit = None,
+    place: str | Tap, unit: int | Sequence[int], time: int | None = None, axis: int | None = None, at_most: Limit = None
 ) -> Objective:
     """Output of a unit at one sample (the middle one where not given), averaged over the axes unless one is named.
 
@@ -135,7 +129,7 @@ def neuron(
     """
 
     def of(seen: Seen) -> Tensor:
-        maps = _limited(of_units(seen.maps[_name(place)], unit, axis, _name(place)), at_most)
+        maps = of_units(seen.maps[_name(place)], unit, _name(place), axis, at_most)
         at = maps.shape[2] // 2 if time is None else _within("sample", time, maps.shape[2], _name(place))
         return maps[:, :, at].mean(1)
 
@@ -151,7 +145,7 @@ def channel(place: str | Tap, unit: int | Sequence[int], axis: int | None = None
     """
 
     def of(seen: Seen) -> Tensor:
-        return _limited(of_units(seen.maps[_name(place)], unit, axis, _name(place)), at_most).mean((1, 2))
+        return of_units(seen.maps[_name(place)], unit, _name(place), axis, at_most).mean((1, 2))
 
     on = "" if axis is None else f" on axis {axis}"
     return Objective(f"{_name(place)} unit {_numbers(unit)}{on}", (place,), of)
@@ -168,12 +162,10 @@ def in_blocks(parts: Sequence[tuple[Objective, int]]) -> Objective:
         if sum(sizes) != len(seen.windows):
             raise ValueError(f"blocks of {', '.join(map(str, sizes))} windows do not match {len(seen.windows)} windows")
         blocks = zip(*(v.split(sizes) for v in (seen.windows, seen.scores, *seen.maps.values())), strict=True)
-        return torch.cat(
-            [
-                objective.of(Seen(x, dict(zip(seen.maps, maps, strict=True)), scores))
-                for (objective, _), (x, scores, *maps) in zip(parts, blocks, strict=True)
-            ]
-        )
+        found = []
+        for (objective, _), (x, scores, *maps) in zip(parts, blocks, strict=True):
+            found.append(objective.of(Seen(x, dict(zip(seen.maps, maps, strict=True)), scores)))
+        return torch.cat(found)
 
     places = tuple(dict.fromkeys(place for objective, _ in parts for place in objective.places))
     return Objective("; ".join(objective.name for objective, _ in parts), places, of)
@@ -197,9 +189,8 @@ def direction(place: str | Tap, vector: Sequence[float] | Tensor) -> Objective:
     def of(seen: Seen) -> Tensor:
         maps = seen.maps[_name(place)]
         if len(along) != maps.shape[1]:
-            raise ValueError(
-                f"a direction of {len(along)} units does not fit {_name(place)}, which has {maps.shape[1]}"
-            )
+            fault = f"a direction of {len(along)} units does not fit {_name(place)}, which has {maps.shape[1]}"
+            raise ValueError(fault)
         return torch.einsum("nuat,u->nat", maps, along.to(maps)).mean((1, 2))
 
     return Objective(f"a direction in {_name(place)}", (place,), of)
@@ -210,10 +201,9 @@ def direction(place: str | Tap, vector: Sequence[float] | Tensor) -> Objective:
 
 def _of_class(scores: Tensor, which: int | Sequence[int]) -> Tensor:
     if scores.ndim != 2:
-        raise ValueError(
-            f"a class objective needs scores (window, class) from the whole network, not {tuple(scores.shape)}"
-        )
-    return of_units(scores[:, :, None, None], which, where="the class layer")[:, 0, 0]
+        shape = tuple(scores.shape)
+        raise ValueError(f"a class objective needs scores (window, class) from the whole network, not {shape}")
+    return of_units(scores[:, :, None, None], which, "the class layer")[:, 0, 0]
 
 
 def class_score(which: int | Sequence[int]) -> Objective:
@@ -233,8 +223,8 @@ def class_probability(which: int | Sequence[int]) -> Objective:
 def spectrum(power: Tensor) -> Objective:
     """How much more power windows have at each frequency than real ones: mean of |X_f|^2 / power_f above 0 Hz.
 
-    ``power`` is (frequency,) or (axis, frequency), the mean power of real windows (:func:`mean_power`); a real window
-    costs 1 on average, noise costs most where real windows have least. To be subtracted.
+    ``power`` is (frequency,) or (axis, frequency), that of real windows (:func:`mean_power`), which cost 1 on average.
+    To be subtracted.
     """
 
     def of(seen: Seen) -> Tensor:
@@ -256,8 +246,8 @@ def mean_power(windows: Tensor, floor: float = 1e-3) -> Tensor:
 def alike(place: str | Tap, group: Sequence[int] | None = None) -> Objective:
     """Mean cosine similarity of a window's Gram matrix (unit x unit) to those of the others of its group: diversity.
 
-    ``group`` is one number per window; windows of one group are to differ, by default all. 0 for a window that is
-    alone. To be subtracted. Olah et al. (2017), after Gatys et al. (2015).
+    ``group`` is one number per window, by default the same for all; 0 for a window that is alone in its group. To be
+    subtracted. Olah et al. (2017), after Gatys et al. (2015).
     """
 
     def of(seen: Seen) -> Tensor:

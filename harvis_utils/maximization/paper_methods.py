@@ -2,13 +2,13 @@
 
     X* = argmax f(X) - w R(X),    X <- X + eta d/dX (f - w R),    eta <- gamma eta
 
-``f`` is the mean of the unit's feature map, ``R`` the sum of the penalties a method uses. A signal is one sensor
-axis, because SF-HF treats the axes separately. This module says what is climbed, for which units, from where;
-:mod:`harvis_utils.fast.ascent` climbs all of them at once.
+``f`` is the mean of the unit's feature map, ``R`` the sum of the penalties a method uses. A signal is one sensor axis,
+because SF-HF treats the axes separately. :mod:`harvis_utils.fast.ascent` climbs all signals at once.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from harvis_utils.fast import ascent
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.networks.sfhf import Trunk, known
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import PRESETS, MaximizationSettings, Settings, Step
 from harvis_utils.store.results import kept
@@ -65,12 +65,6 @@ PROPOSED, BASELINE = "L2+TV+EAP+clip", "L2+TV"
 CONTROL_METHODS = (PROPOSED,)
 
 
-def _known(kind: str, name: str, valid: Sequence[str]) -> str:
-    if name not in valid:
-        raise ValueError(f"unknown {kind} {name!r}; valid {kind}s: {', '.join(map(str, valid))}")
-    return name
-
-
 # ------------------------------------------------------------------------------------------------- the ascent
 
 
@@ -86,14 +80,12 @@ def unit_maps(trunk: Trunk, layer: str, unit: Tensor, x: Tensor) -> Tensor:
     The last layer is computed for the wanted unit of each signal only.
     """
     depth = trunk.depth(layer)
-    h = x[:, None, None, :]
-    for w, b in zip(trunk.weights[: depth - 1], trunk.biases, strict=False):
-        h = F.relu(F.conv2d(h, w[:, :, None, :], b, padding=(0, w.shape[2] // 2)))
+    h = trunk.feature_map(x, trunk.layers[depth - 2]) if depth > 1 else x[:, None]
     w, b = trunk.weights[depth - 1], trunk.biases[depth - 1]
-    kernel, length = w.shape[2], x.shape[1]
-    padded = F.pad(h[:, :, 0, :], (kernel // 2, kernel // 2))
+    kernel = w.shape[2]
+    padded = F.pad(h, (kernel // 2, kernel // 2))
     taps = torch.bmm(w[unit].transpose(1, 2), padded)  # (signal, tap, time): each tap's product before shifting
-    shifted = torch.stack([taps[:, k, k : k + length] for k in range(kernel)])
+    shifted = torch.stack([taps[:, k, k : k + x.shape[1]] for k in range(kernel)])
     return F.relu(shifted.sum(0) + b[unit][:, None])
 
 
@@ -117,33 +109,30 @@ def maximize(
     """Signals that excite units of ``layer`` most, all methods and units in one batch.
 
     ``th_eap`` is (unit,) over all units of the layer; NaN (a dead unit) means no threshold. ``start`` is (time,),
-    (method, unit, time) or, for several starting points, (start, technique, unit, time), in G; by default the paper's
-    sine. Returns a Dataset with ``signal`` and ``map`` over (method, unit, time), the history of ``objective``,
-    ``activation``, ``l2``, ``tv``, ``aap``, ``eap`` and ``amplitude_g`` over (method, unit, step) and ``steps``,
-    the steps taken before nothing could move by ``settings.tolerance_g`` any more, over (method, unit); with
-    several starting points each has a leading dimension ``start``. Unknown layers, methods, units, presets and
-    optimizers raise ``ValueError`` listing the valid ones.
+    (technique, unit, time) or, for several starting points, (start, technique, unit, time), in G; by default the
+    paper's sine. Returns a Dataset with ``signal`` and ``map`` over (technique, unit, time), the history of
+    :data:`ascent.TERMS` over (technique, unit, step) and ``steps``, those taken before nothing could move by
+    ``settings.tolerance_g`` any more; several starting points give a leading dimension ``start``. Unknown layers,
+    methods, units, presets and optimizers raise ``ValueError`` listing the valid ones.
 
     ``workers`` shares are computed at once, by default one on each of torch's threads; ``block_bytes`` bounds the
     memory of each (see :func:`harvis_utils.fast.ascent.climb`).
     """
     settings = settings or MaximizationSettings()
     n_units = len(trunk.biases[trunk.depth(layer) - 1])
-    units = range(n_units) if units is None else [_known("unit", u, range(n_units)) for u in units]
-    recipes = [METHODS[_known("method", m, tuple(METHODS))] for m in methods]
+    units = range(n_units) if units is None else [known("unit", u, range(n_units)) for u in units]
+    recipes = [METHODS[known("method", m, METHODS)] for m in methods]
     if isinstance(preset, str):
-        preset = PRESETS[_known("preset", preset, tuple(PRESETS))]
+        preset = PRESETS[known("preset", preset, PRESETS)]
     start = starting_signal(settings, length) if start is None else np.asarray(start)
     starts = (len(start),) if start.ndim == 4 else ()
     shape = (*starts, len(recipes), len(units), length)
     weights = penalty_weights(settings.weight, settings.reduction, length)
-    rows = climbing_rows(recipes, list(units), np.asarray(th_eap), weights, int(np.prod(starts, dtype=int)))
+    rows = climbing_rows(recipes, list(units), np.asarray(th_eap), weights, math.prod(starts))
     record = recorded_steps(settings.n_steps)
-    on_cpu = torch.device(device).type == "cpu"
-    lock = threading.Lock()
-    with progress(
-        total=len(rows) * settings.n_steps, desc=f"maximizing {layer}", leave=False, unit="step", unit_scale=True
-    ) as bar:
+    workers = workers or (torch.get_num_threads() if torch.device(device).type == "cpu" else 1)
+    lock, total, title = threading.Lock(), len(rows) * settings.n_steps, f"maximizing {layer}"
+    with progress(total=total, desc=title, leave=False, unit="step", unit_scale=True) as bar:
 
         def tick(n: int) -> None:
             with lock:
@@ -163,7 +152,7 @@ def maximize(
             device=device,
             dtype=dtype,
             block_bytes=block_bytes,
-            workers=workers or (torch.get_num_threads() if on_cpu else 1),
+            workers=workers,
             tick=tick,
         )
     dims = (*(("start",) if starts else ()), "technique", "unit")
@@ -179,12 +168,11 @@ def maximize(
 def penalty_weights(weight: float, reduction: str, length: int) -> dict[str, float]:
     """What each of ``PENALTIES`` is multiplied with, one weight for all (paper section 3.2).
 
-    "sum" takes L2 and TV as written. "mean" divides them by their number of terms, so that L2 becomes the root mean
-    square of ``length`` samples. Raises ``ValueError`` for another reduction.
+    "sum" takes L2 and TV as written. "mean" divides them by their number of terms: L2 becomes the root mean square of
+    ``length`` samples. Raises ``ValueError`` for another reduction.
     """
-    _known("reduction", reduction, REDUCTIONS)
-    means = reduction == "mean"
-    share = {"l2": length**-0.5, "tv": 1 / (length - 1)} if means else {}
+    known("reduction", reduction, REDUCTIONS)
+    share = {"l2": length**-0.5, "tv": 1 / (length - 1)} if reduction == "mean" else {}
     return {name: weight * share.get(name, 1.0) for name in PENALTIES}
 
 
@@ -208,15 +196,14 @@ def climbing_rows(
     def flags(name: str) -> np.ndarray:
         return np.array([getattr(m, name) for m in recipes])[:, None]
 
-    after = np.array([m.after for m in recipes])[:, None]
-    known = np.where(np.isnan(thresholds), np.inf, thresholds)[..., list(units)]
+    limits = np.where(np.isnan(thresholds), np.inf, thresholds)[..., list(units)]
     return ascent.Rows(
         unit=flat(np.asarray(units)),
-        threshold=flat(known.astype(np.float64)),
+        threshold=flat(limits.astype(np.float64)),
         **{name: flat(flags(name) * np.asarray(weights[name], np.float64)) for name in PENALTIES},
         clips=flat(flags("clip")),
-        filtered=flat(after == "lowpass"),
-        normed=flat(after == "unit-norm"),
+        filtered=flat(flags("after") == "lowpass"),
+        normed=flat(flags("after") == "unit-norm"),
     )
 
 
@@ -242,17 +229,8 @@ def signals_of(
     device: str | None = None,
 ) -> xr.Dataset:
     """Signals of all units of one layer; see :func:`maximize`."""
-    return maximize(
-        network.trunk,
-        layer,
-        th_eap,
-        methods=methods,
-        preset=step,
-        settings=settings,
-        length=length,
-        rate_hz=rate_hz,
-        device=torch_device(device),
-    )
+    about = {"settings": settings, "length": length, "rate_hz": rate_hz, "device": torch_device(device)}
+    return maximize(network.trunk, layer, th_eap, methods=methods, preset=step, **about)
 
 
 def signals(
@@ -264,8 +242,7 @@ def signals(
 ) -> xr.Dataset:
     """Signals of all networks and layers, dims (seed, layer, preset, technique, unit, time).
 
-    ``statistics`` has dims (seed, layer, unit). One stored result per network, layer and preset, so that a kill loses
-    at most one of them.
+    ``statistics`` has dims (seed, layer, unit). Each network, layer and preset is stored by itself: a kill loses one.
     """
 
     def one(net: Network, layer: str, preset: str) -> xr.Dataset:
@@ -274,13 +251,5 @@ def signals(
         made = signals_of(net, layer, th_eap, tuple(methods), *about, device=cfg.device)
         return made.expand_dims(seed=[net.seed], layer=[layer], preset=[preset])
 
-    return xr.concat(
-        [
-            xr.concat(
-                [xr.concat([one(net, la, p) for p in presets], "preset") for la in net.trunk.layers],
-                "layer",
-            )
-            for net in networks
-        ],
-        "seed",
-    )
+    made = [[[one(net, layer, preset) for preset in presets] for layer in net.trunk.layers] for net in networks]
+    return xr.combine_nested(made, ["seed", "layer", "preset"])

@@ -1,9 +1,9 @@
 """Training windows turned into a denoising autoencoder: what a real window looks like, learned (Vincent et al. 2008).
 
-A small network is shown windows with noise and returns them without. What it does to any signal is a step towards the
-training windows: the difference between its output and its input points where they are denser (Alain and Bengio 2014).
-Nguyen et al. (2017) use such a prior for feature visualization: steps alternate between raising the objective and
-denoising (:func:`harvis_utils.maximization.visualization.visualize`).
+A small network is shown windows with noise and returns them without. The difference between its output and its input
+points where training windows are denser (Alain and Bengio 2014). Nguyen et al. (2017) use such a prior for feature
+visualization: steps alternate between raising the objective and denoising
+(:func:`harvis_utils.maximization.visualization.visualize`).
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ class Denoiser(nn.Module):
 def fit(segments: np.ndarray, settings: PriorSettings) -> tuple[Denoiser, np.ndarray]:
     """A denoiser of single-axis segments (segment, time) in G and its loss, mean squared error in G^2 at every step.
 
-    Adam on the squared error of segments with noise against the same without; all random draws come from
-    ``settings.seed``.
+    Adam on the squared error of segments with noise against the same without; all draws come from ``settings.seed``.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng(devices=[]):

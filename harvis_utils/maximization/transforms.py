@@ -1,9 +1,8 @@
 """Small changes that a visualized unit should not mind, drawn anew in every step: aids adapted to acceleration.
 
 A transform turns windows (window, axis, time) in G and a generator into windows of the same shape; each window gets a
-draw of its own. What survives them is what the network sees in any of many slightly different recordings (Mordvintsev
-et al. 2015; Olah et al. 2017, "transformation robustness"). Images are shifted, scaled and turned in the plane; a
-worn sensor starts at another moment, a person moves with another strength, and the strap sits at another angle.
+draw of its own (Mordvintsev et al. 2015; Olah et al. 2017, "transformation robustness"). Where images are shifted,
+scaled and turned, a sensor starts at another moment, a person moves more strongly, a strap sits at another angle.
 """
 
 from __future__ import annotations
@@ -23,17 +22,12 @@ def _uniform(n: int, generator: torch.Generator, x: Tensor) -> Tensor:
 
 def shift(most: int) -> Transform:
     """Begin up to ``most`` samples earlier or later; what leaves at one end comes back at the other."""
-
-    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
-        return shifted(x, torch.randint(-most, most + 1, (len(x),), generator=generator))
-
-    return transform
+    return lambda x, generator: shifted(x, torch.randint(-most, most + 1, (len(x),), generator=generator))
 
 
 def shifted(x: Tensor, samples: Tensor) -> Tensor:
     """Each window moved later by its own number of samples, circularly: (window, axis, time), (window,)."""
-    length = x.shape[2]
-    at = (torch.arange(length) - samples[:, None]) % length
+    at = (torch.arange(x.shape[2]) - samples[:, None]) % x.shape[2]
     return x.gather(2, at.to(x.device)[:, None].expand_as(x))
 
 
@@ -67,9 +61,7 @@ def checked_sensors(sensors: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], 
     triples = tuple(tuple(triple) for triple in sensors)
     flat = [axis for triple in triples for axis in triple]
     if not triples or any(len(triple) != 3 for triple in triples) or len(set(flat)) != len(flat):
-        raise ValueError(
-            f"sensors should be triples of different axes, such as ((0, 1, 2), (3, 4, 5)), not {sensors!r}"
-        )
+        raise ValueError(f"sensors should be triples of different axes, as ((0, 1, 2), (3, 4, 5)), not {sensors!r}")
     return triples
 
 

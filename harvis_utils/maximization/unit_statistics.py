@@ -33,9 +33,9 @@ class Largest:
     """
 
     def __init__(self, n_rows: int, k: int, floor: float = -np.inf):
-        self.k, self.floor = k, floor
+        self.k = k
         self._bound = np.full(n_rows, floor)
-        self._held: list[list[np.ndarray]] = [[] for _ in range(n_rows)]
+        self._held = [[np.full(k, floor, np.float32)] for _ in range(n_rows)]
 
     def add(self, block: np.ndarray) -> None:
         """Take in the next values, (row, value)."""
@@ -50,8 +50,7 @@ class Largest:
         """The ``n`` smallest of the ``k`` largest values of each row, rising: (row, n)."""
         found = []
         for held in self._held:
-            missing = np.full(max(0, self.k - sum(map(len, held))), self.floor, np.float32)
-            values = np.concatenate([missing, *held])
+            values = np.concatenate(held)
             first = len(values) - self.k
             found.append(np.partition(values, range(first, first + n))[first : first + n])
         return np.stack(found)
@@ -85,10 +84,9 @@ class _Layer:
     def found(self) -> xr.Dataset:
         """The statistics; see :func:`collect`."""
         count, total, square = self.moments.cpu().numpy()
-        dead = count == 0
-        alive = np.where(dead, 1, count)
-        mean = np.where(dead, np.nan, total / alive)
-        std = np.where(dead, np.nan, np.sqrt(np.maximum(square / alive - (total / alive) ** 2, 0)))
+        alive = np.where(count == 0, np.nan, count)
+        mean = total / alive
+        std = np.sqrt(np.maximum(square / alive - mean**2, 0))
         around = self.largest.smallest(min(2, self.largest.k)).astype(np.float64)
         columns = {
             "mean": mean,
@@ -97,14 +95,13 @@ class _Layer:
             "th_eap": mean + 2 * std,  # Paper: mean + 2 std of the non-zero outputs
             "p95": around[:, 0] + (around[:, -1] - around[:, 0]) * (self.at - int(self.at)),
             "maximum": self.maximum.cpu().numpy(),
-            "dead": dead,
+            "dead": count == 0,
+            "top_segment": self.who.cpu().numpy(),
+            "top_output": self.top.cpu().numpy(),
         }
-        tops = {"top_segment": self.who.cpu().numpy(), "top_output": self.top.cpu().numpy()}
-        return xr.Dataset(
-            {name: ("unit", values) for name, values in columns.items()}
-            | {name: (("unit", "rank"), values) for name, values in tops.items()},
-            coords={"unit": np.arange(len(dead))},
-        )
+        dims = ("unit", "rank")
+        found = {name: (dims[: values.ndim], values) for name, values in columns.items()}
+        return xr.Dataset(found, coords={"unit": np.arange(len(count))})
 
 
 @torch.no_grad()
@@ -125,9 +122,9 @@ def collect(trunk: Trunk, segments: np.ndarray, device: torch.device | str = "cp
 
 
 @kept("statistics", apart=("device",))
-def statistics_of(network: Network, windows: Windows, n_top: int = N_TOP, *, device: str | None = None) -> xr.Dataset:
+def statistics_of(network: Network, windows: Windows, *, device: str | None = None) -> xr.Dataset:
     """Statistics of one network over the training windows, dims (layer, unit[, rank]); see :func:`collect`."""
-    return collect(network.trunk, windows.train.segments, torch_device(device), n_top)
+    return collect(network.trunk, windows.train.segments, torch_device(device))
 
 
 def statistics(cfg: Settings, windows: Windows, networks: Sequence[Network]) -> xr.Dataset:

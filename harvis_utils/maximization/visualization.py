@@ -4,9 +4,8 @@
     made = visualize(network, channel("conv2", 5), start, parametrization, transforms=[shift(2), noise(0.05)])
     made.signal  # (window, axis, time) in G
 
-All windows of a batch are optimized at once; each may have an objective of its own (one unit per window). Units of
-SF-HF's convolutions see one sensor axis at a time: :class:`PerAxis` is the network up to them, for windows of any
-number of axes, so that a single axis can be optimized. Classes need all axes.
+All windows of a batch are optimized at once; each may have a unit of its own. Units of SF-HF's convolutions see one
+sensor axis at a time: :class:`PerAxis` is the network up to them, so that a single axis can be optimized.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ WAKING_SLOPE = 0.1
 class PerAxis(nn.Module):
     """SF-HF's convolutions up to ``layer``, as a network for windows of any number of axes, treated one by one.
 
-    Its output are that layer's maps (window, unit, axis, time); places for objectives are those of :meth:`tap`.
+    Places for objectives are those of :meth:`tap`.
     """
 
     def __init__(self, network: SFHF, layer: str):
@@ -47,12 +46,10 @@ class PerAxis(nn.Module):
         """The place of a layer's units, after or before the ReLU. Raises ``ValueError`` for other layers."""
         seen = self.network.layers[: (*self.network.layers, self.layer).index(self.layer) + 1]
         if layer not in seen:
-            raise ValueError(
-                f"only {', '.join(seen)} are seen axis by axis here, not {layer}; other layers need all axes"
-            )
-        inside = taps.find(self.network, layer)
+            fault = f"only {', '.join(seen)} are seen axis by axis here, not {layer}; other layers need all axes"
+            raise ValueError(fault)
         name = f"{layer} before ReLU" if before_relu else layer
-        return Tap(name, f"network.{inside.module}", not before_relu)
+        return Tap(name, f"network.{taps.find(self.network, layer).module}", not before_relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """(window, axis, time) in G -> maps of the layer (window, unit, axis, time)."""
@@ -71,7 +68,6 @@ class Visualization:
     history: np.ndarray
     steps: np.ndarray
     objective: str
-    seed: int
 
 
 def visualize(
@@ -91,12 +87,11 @@ def visualize(
     """The signals that ascent with Adam finds from ``start`` (window, axis, time) in G, in the parametrization's space.
 
     Every step shows the network the signal after the ``transforms``, drawn anew from ``seed``. With a ``prior``, which
-    turns windows into denoised ones, every step is followed by one towards what it returns, ``prior_rate`` of the way.
-    In the first ``waking_steps`` closed rectifiers pass a tenth of the gradient, else a unit that is silent at the
-    start would stay so (Olah et al. 2017, appendix).
+    denoises windows, every step is followed by one towards what it returns, ``prior_rate`` of the way. In the first
+    ``waking_steps`` closed rectifiers pass a tenth of the gradient, to wake silent units (Olah et al. 2017, appendix).
 
-    The network is in evaluation mode meanwhile and afterwards as it was. Equal seeds give equal signals. Raises
-    ``ValueError`` for windows of another shape and where the objective is not finite.
+    The network computes in evaluation mode and is left as it was. Raises ``ValueError`` for windows of another shape
+    and where the objective is not finite.
     """
     x = torch.as_tensor(start, dtype=torch.float32).clone()
     if x.ndim != 3:
@@ -109,11 +104,11 @@ def visualize(
         parameters = parametrization.parameters(x).detach().requires_grad_()
         optimizer = torch.optim.Adam([parameters], step_size)
         for step in range(n_steps + 1):
+            seen = parametrization.signal(parameters)
             if step in record:
-                history.append(_scored(network, objective, parametrization.signal(parameters), step))
+                history.append(_scored(network, objective, seen, step))
             if step == n_steps:
                 break
-            seen = parametrization.signal(parameters)
             for transform in transforms:
                 seen = transform(seen, generator)
             with backward.rectifiers(_waking) if step < waking_steps else nullcontext():
@@ -122,10 +117,11 @@ def visualize(
             (-score.sum()).backward()
             optimizer.step()
             if prior is not None:
-                _denoise(parameters, parametrization, prior, prior_rate)
-        signal = parametrization.signal(parameters).detach()
+                with torch.no_grad():
+                    seen = parametrization.signal(parameters)
+                    parameters.copy_(parametrization.parameters(seen + prior_rate * (prior(seen) - seen)))
     scores = np.stack(history, 1)
-    return Visualization(signal.numpy(), scores[:, -1], scores, np.array(record), objective.name, seed)
+    return Visualization(seen.detach().numpy(), scores[:, -1], scores, np.array(record), objective.name)
 
 
 def _waking(x: Tensor, slope: float, gradient: Tensor) -> Tensor:
@@ -140,22 +136,15 @@ def _scored(network: nn.Module, objective: Objective, x: Tensor, step: int) -> n
     return score.numpy()
 
 
-@torch.no_grad()
-def _denoise(parameters: Tensor, parametrization: Parametrization, prior: Callable, rate: float) -> None:
-    x = parametrization.signal(parameters)
-    parameters.copy_(parametrization.parameters(x + rate * (prior(x) - x)))
-
-
 # --------------------------------------------------------------------------------------- what windows show beside it
 
 
 @torch.no_grad()
-def scores(network: nn.Module, objective: Objective, x: np.ndarray, chunk: int = 1024) -> np.ndarray:
+def scores(network: nn.Module, objective: Objective, x: np.ndarray) -> np.ndarray:
     """The objective of many windows (window, axis, time): (window,)."""
+    parts = torch.tensor(np.ascontiguousarray(x)).split(1024)
     with taps.evaluating(network):
-        return torch.cat(
-            [objective(network, part) for part in torch.tensor(np.ascontiguousarray(x)).split(chunk)]
-        ).numpy()
+        return torch.cat([objective(network, part) for part in parts]).numpy()
 
 
 def extremes(values: np.ndarray, recording: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,17 +153,17 @@ def extremes(values: np.ndarray, recording: np.ndarray, n: int) -> tuple[np.ndar
     ``values`` and ``recording`` are (window,); at most one window of a recording is taken, because its neighbours
     overlap it. Returns indices. Raises ``ValueError`` where there are fewer recordings than ``n``.
     """
-    if n > len(np.unique(recording)):
-        raise ValueError(f"{n} windows of different recordings are wanted, but there are {len(np.unique(recording))}")
+    if n > (n_recordings := len(np.unique(recording))):
+        raise ValueError(f"{n} windows of different recordings are wanted, but there are {n_recordings}")
 
-    def first(order: np.ndarray) -> np.ndarray:
+    def first(keys: np.ndarray) -> np.ndarray:
+        order = np.argsort(keys, kind="stable")
         _, at = np.unique(recording[order], return_index=True)
         return order[np.sort(at)[:n]]
 
-    order = np.argsort(values, kind="stable")
-    return first(np.argsort(-values, kind="stable")), first(order)
+    return first(-values), first(values)
 
 
 def amplitude_bound(split: Split, share: float = 0.999) -> float:
-    """Amplitude in G that this share of a split's samples stays below, over all axes: the reach of real movement."""
+    """Amplitude in G that this share of a split's samples, over all axes, stays below."""
     return float(np.quantile(np.abs(split.series), share))

@@ -1,13 +1,11 @@
 """Rectifiers with another backward pass: for deconvnet and for backward slopes, in any network, while a block runs.
 
-``relu`` and ``leaky_relu`` are caught wherever a network calls them, as functions, methods or layers; the network
-itself is never touched. Forward passes do not change by a bit.
+``relu`` and ``leaky_relu`` are caught wherever a network calls them. Forward passes do not change by a bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -38,7 +36,13 @@ class _Rectified(torch.autograd.Function):
         return ctx.rule(x, ctx.slope, gradient), None, None
 
 
-class _Mode(TorchFunctionMode):
+class rectifiers(TorchFunctionMode):
+    """While the block runs, every ReLU and leaky ReLU that is *called* in it has the backward pass of ``rule``.
+
+    A gradient taken after the block still follows the rule, because the forward pass has fixed it. Blocks may be
+    nested; the inner one counts. Inside the block nothing is done in place.
+    """
+
     def __init__(self, rule: Rule):
         super().__init__()
         self.rule = rule
@@ -51,15 +55,6 @@ class _Mode(TorchFunctionMode):
             named = dict(zip(("input", "negative_slope", "inplace"), args, strict=False)) | kwargs
             return _Rectified.apply(named["input"], float(named.get("negative_slope", 0.01)), self.rule)
         return func(*args, **kwargs)
-
-
-def rectifiers(rule: Rule) -> AbstractContextManager:
-    """While the block runs, every ReLU and leaky ReLU that is *called* in it has the backward pass of ``rule``.
-
-    A gradient taken after the block still follows the rule, because the forward pass has fixed it. Blocks may be
-    nested; the inner one counts. Inside the block nothing is done in place.
-    """
-    return _Mode(rule)
 
 
 def deconvnet(x: Tensor, slope: float, gradient: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Shapes are (batch, channel, axis, time); a kernel of (1, 5) never looks across a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,6 +18,13 @@ from harvis_utils.settings import ModelSettings
 
 POOLS = ("none", "max2", "mean")
 MIXINGS = ("conv", "dense")
+
+
+def known(kind: str, name, valid: Collection):
+    """``name`` itself; raises ``ValueError`` listing the valid names of this kind where it is none of them."""
+    if name not in valid:
+        raise ValueError(f"unknown {kind} {name!r}; valid {kind}s: {', '.join(map(str, valid))}")
+    return name
 
 
 class Dropout(nn.Module):
@@ -48,22 +55,22 @@ class SFHF(nn.Module):
     def __init__(self, n_axes: int, length: int, n_classes: int, settings: ModelSettings):
         super().__init__()
         if settings.pool not in POOLS or settings.mixing not in MIXINGS:
-            raise ValueError(
-                f"pool {settings.pool!r} must be one of {POOLS}, mixing {settings.mixing!r} one of {MIXINGS}"
-            )
+            wanted = f"pool {settings.pool!r} must be one of {POOLS}, mixing {settings.mixing!r} one of {MIXINGS}"
+            raise ValueError(wanted)
         if settings.kernel % 2 == 0:
             raise ValueError(f"kernel {settings.kernel} must be odd: feature maps keep the length of the input")
         units, kernel = settings.n_units, settings.kernel
+        norm = nn.BatchNorm2d if settings.batch_norm else nn.Identity
         self.settings = settings
         self.layers = tuple(f"conv{i + 1}" for i in range(settings.n_layers))
         for i, name in enumerate(self.layers):
             # 'same' padding: the paper's feature maps keep the length N_T
             setattr(self, name, nn.Conv2d(1 if i == 0 else units, units, (1, kernel), padding=(0, kernel // 2)))
-            setattr(self, f"norm_{name}", nn.BatchNorm2d(units) if settings.batch_norm else nn.Identity())
+            setattr(self, f"norm_{name}", norm(units))
         steps = {"none": length, "max2": length // 2, "mean": 1}[settings.pool]
         if settings.mixing == "conv":
             self.mix = nn.Conv2d(units, units, (n_axes, 1))
-            self.norm_mix = nn.BatchNorm2d(units) if settings.batch_norm else nn.Identity()
+            self.norm_mix = norm(units)
         width = units * steps * (1 if settings.mixing == "conv" else n_axes)
         self.dense = nn.Linear(width, settings.n_dense) if settings.n_dense else nn.Identity()
         self.dropout = Dropout(settings.dropout)
@@ -74,13 +81,9 @@ class SFHF(nn.Module):
 
         An unknown ``upto`` raises ``ValueError`` listing the valid layers.
         """
-        if upto is not None and upto not in self.layers:
-            raise ValueError(f"unknown layer {upto!r}; valid layers: {', '.join(self.layers)}")
-        maps, h = {}, x.unsqueeze(1)
-        for name in self.layers:
+        maps, h, upto = {}, x.unsqueeze(1), known("layer", upto or self.layers[-1], self.layers)
+        for name in self.layers[: self.layers.index(upto) + 1]:
             h = maps[name] = F.relu(getattr(self, f"norm_{name}")(getattr(self, name)(h)))
-            if name == upto:
-                break
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,15 +118,11 @@ class Trunk:
 
     def to(self, *args, **kwargs) -> Trunk:
         """The same weights on another device or in another precision."""
-        return Trunk(
-            tuple(w.to(*args, **kwargs) for w in self.weights), tuple(b.to(*args, **kwargs) for b in self.biases)
-        )
+        return Trunk(*(tuple(t.to(*args, **kwargs) for t in of) for of in (self.weights, self.biases)))
 
     def depth(self, layer: str) -> int:
         """Number of convolutions up to ``layer``; an unknown layer raises ``ValueError`` listing the valid ones."""
-        if layer not in self.layers:
-            raise ValueError(f"unknown layer {layer!r}; valid layers: {', '.join(self.layers)}")
-        return self.layers.index(layer) + 1
+        return self.layers.index(known("layer", layer, self.layers)) + 1
 
     def receptive_field(self, layer: str) -> int:
         """Samples of the input that one output of ``layer`` sees."""

@@ -1,8 +1,7 @@
 """A network and names of layers turned into those layers' outputs, without changing the network.
 
 A *tap* is a place in a network where units can be listened to or silenced. Windows are (window, axis, time) in G for
-every network; maps are (window, unit, axis, time) for every layer, whether it keeps the sensor axes apart (2-D: units
-of SF-HF see one axis at a time) or not (1-D: one axis of length 1).
+every network; maps are (window, unit, axis, time) for every layer, with one axis where it mixes the sensor axes (1-D).
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.networks.sfhf import SFHF, known
 
-#: windows pushed through a network at once; bounds the memory
+#: windows pushed through a network at once, which bounds the memory
 CHUNK = 512
 
 
@@ -52,11 +51,7 @@ def find(network: nn.Module, layer: str | Tap, rectified: bool = False) -> Tap:
         return find(network, layer.module, layer.rectified) and layer
     if isinstance(network, SFHF) and layer in network.layers:
         return Tap(layer, f"norm_{layer}", True)
-    valid = [name for name, _ in network.named_modules() if name]
-    if layer not in valid:
-        shown = [*network.layers, *valid] if isinstance(network, SFHF) else valid
-        raise ValueError(f"unknown layer {layer!r}; valid layers: {', '.join(dict.fromkeys(shown))}")
-    return Tap(layer, layer, rectified)
+    return Tap(known("layer", layer, [name for name, _ in network.named_modules() if name]), layer, rectified)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -118,10 +113,9 @@ def as_maps(output: Tensor) -> Tensor:
 
 def maps_of(network: nn.Module, tap: str | Tap, x: Tensor) -> Tensor:
     """Maps of one tap for windows (window, axis, time): (window, unit, axis, time), with gradient."""
-    place = find(network, tap)
-    with record(network, [place]) as found:
+    with record(network, [tap]) as found:
         network(x)
-    return found[place.name]
+    return next(iter(found.values()))
 
 
 def chunks(network: nn.Module, layers: Sequence[str | Tap], x: np.ndarray | Tensor) -> Iterator[dict[str, Tensor]]:
