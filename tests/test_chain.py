@@ -97,7 +97,8 @@ def test_all_that_changed_is_executed_in_one_call(root):
     for name in ("04_similarity", "03_maximization", "01_data"):  # the last is written last
         write(books, name, "print(cfg.profile)", prose="Better prose.")
     assert commands.reproduce(cfg, books) == ["01_data", "03_maximization", "04_similarity"]
-    ended = [commands._changed_at(cfg, name) for name in ("02_model", "01_data", "03_maximization", "04_similarity")]
+    stamped = commands._stamped(cfg, stamps.plan(cfg, books))
+    ended = [stamped[name] for name in ("02_model", "01_data", "03_maximization", "04_similarity")]
     assert ended == sorted(ended)
     assert commands.reproduce(cfg, books) == []
 
