@@ -44,7 +44,7 @@ TOP_COLOUR = "#e09f3e"
 GAP = 4
 
 
-def pipeline(stages: Sequence[tuple[str, str]], title: str = "") -> Figure:
+def pipeline(stages: Sequence[tuple[str, str]], **said: str) -> Figure:
     """Stages as boxes joined by arrows; each stage is (what it makes, which notebook makes it)."""
     figure, ((ax,),) = grid(1, 1, WIDTH, 1.5)
     box = {"boxstyle": "round,pad=0.45", "facecolor": "#eef3f7", "edgecolor": SIGNAL}
@@ -53,26 +53,23 @@ def pipeline(stages: Sequence[tuple[str, str]], title: str = "") -> Figure:
         ax.text(i, 0.12, notebook, ha="center", va="center", fontsize=9, color="#555555")
         if i:
             ax.annotate("", (i - 0.36, 0.6), (i - 0.64, 0.6), arrowprops={"arrowstyle": "->", "color": SIGNAL})
-    ax.set_xlim(-0.5, len(stages) - 0.5)
-    ax.set_ylim(0, 1)
+    ax.set(xlim=(-0.5, len(stages) - 0.5), ylim=(0, 1))
     ax.set_axis_off()
-    return finish(figure, "", title)
+    return finish(figure, **said)
 
 
 def amplitude_histogram(
-    counts: np.ndarray, edges_g: np.ndarray, threshold_g: float, paper_g: float | None = None, caveat: str = ""
+    counts: np.ndarray, edges_g: np.ndarray, threshold_g: float, paper_g: float | None = None, **said: str
 ) -> Figure:
     """Histogram of |acceleration| (``counts`` between ``edges_g``) with the line of mean + 2 std (claim C2)."""
-    figure, ((ax,),) = grid(1, 1, WIDTH * 0.75, 3.6)
+    figure, ((ax,),) = grid(1, 1, WIDTH * 0.75, 3.6, "|acceleration| [G]", "samples")
     ax.stairs(counts, edges_g, fill=True, color=MAP, edgecolor=SIGNAL)
     ax.set_yscale("log")
     ax.axvline(threshold_g, color=ACCENT, label=f"mean + 2 std = {threshold_g:.3f} G")
     if paper_g is not None:
         ax.axvline(paper_g, color="black", linestyle=":", label=f"paper: {paper_g:.2f} G")
-    ax.set_xlabel("|acceleration| [G]")
-    ax.set_ylabel("samples")
     ax.margins(x=0)
-    return finish(figure, caveat, legend=entries([ax]))
+    return finish(figure, entries([ax]), **said)
 
 
 # ---------------------------------------------------------------------------------------------------- atlas
@@ -85,8 +82,7 @@ def _by_activity(ax: Axes, positions: np.ndarray, activities: np.ndarray, names:
         name = names[a] if a >= 0 else "none"
         look = {"color": colours.get(name, "#999999"), "marker": markers.get(name, "X"), "label": name}
         ax.scatter(*positions[activities == a].T, **look, **style)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
 
 
 def atlas(
@@ -171,9 +167,8 @@ def sensitivity(
     seeds: Sequence[int],
     activities: Sequence[int],
     names: Sequence[str],
-    agreement: np.ndarray | None = None,
-    title: str = "",
-    caveat: str = "",
+    agreement: np.ndarray,
+    **said: str,
 ) -> Figure:
     """Maps of the same units for several perplexities (rows) and seeds (columns): (perplexity, seed, unit, 2).
 
@@ -183,13 +178,12 @@ def sensitivity(
     figure, axes = grid(n_rows, n_columns, min(WIDTH, 1.6 + 2.4 * n_columns), 1.0 + 2.2 * n_rows)
     for (i, j), ax in np.ndenumerate(axes):
         _by_activity(ax, positions[i, j], np.asarray(activities), names, s=16, linewidth=0.3)
-        share = "" if agreement is None else f": {100 * agreement[i, j]:.0f} % neighbours kept"
-        ax.set_title(f"seed {seeds[j]}{share}", fontsize=9)
+        ax.set_title(f"seed {seeds[j]}: {100 * agreement[i, j]:.0f} % neighbours kept", fontsize=9)
         ax.set_ylabel(f"perplexity {perplexities[i]:g}\nt-SNE 2 (no unit)" if j == 0 else "", fontsize=9)
         ax.set_xlabel("t-SNE 1 (no unit)" if i == n_rows - 1 else "", fontsize=9)
     shown = entries(axes.flat)
     figure.legend(shown.values(), shown.keys(), loc="outside right center", title="activity")
-    return finish(figure, caveat, title)
+    return finish(figure, **said)
 
 
 # ------------------------------------------------------------------------------------------ readings, ascents
@@ -201,9 +195,8 @@ def readings(
     score: Sequence[float],
     admissible: Sequence[bool],
     factors: Mapping[str, Sequence],
-    winner: int = 0,
-    title: str = "",
-    caveat: str = "",
+    winner: int,
+    **said: str,
 ) -> Figure:
     """All readings at a glance, one per column: what each is, which facts it meets, and its score.
 
@@ -214,7 +207,7 @@ def readings(
     n_facts, n = standing.shape
     heights = (1.1, 0.32 * n_facts, 0.28 * len(factors))
     ratios = {"height_ratios": heights, "hspace": 0.03}
-    figure, axes = grid(3, 1, WIDTH, 1.7 + sum(heights), sharex=True, gridspec_kw=ratios)
+    figure, axes = grid(3, 1, WIDTH, 1.7 + sum(heights), f"{n} readings, best first", sharex=True, gridspec_kw=ratios)
     top, middle, bottom = axes[:, 0]
     score, colours = np.asarray(score), np.where(admissible, GOOD, CONTROL_GREYS[3])
     top.bar(np.arange(n), score, width=1.0, color=colours)
@@ -227,7 +220,6 @@ def readings(
     levels = {name: sorted(set(values)) for name, values in factors.items()}
     shade = [[levels[f].index(v) / max(1, len(levels[f]) - 1) for v in values] for f, values in factors.items()]
     bottom.imshow(shade, cmap=ListedColormap(LEVEL_COLOURS), vmin=0, vmax=1, **pixels)
-    bottom.set_xlabel(f"{n} readings, best first")
     of_levels = [
         f"{k}: {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in vs)}" for k, vs in levels.items()
     ]
@@ -239,15 +231,14 @@ def readings(
     legend = {name: Patch(color=colour) for name, colour in STANDINGS.items()}
     legend["score: cannot be told apart from the best"] = Patch(color=GOOD)
     legend["winner: the nearest of these to the paper"] = Line2D([], [], color="black", marker="v", linestyle="")
-    return finish(figure, caveat, title, legend, 3)
+    return finish(figure, legend, 3, **said)
 
 
 def landscapes(
     surfaces: Mapping[str, tuple[np.ndarray, np.ndarray]],
     paths: Mapping[str, Mapping[str, np.ndarray]],
     tops: Mapping[str, Sequence[float]],
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Functions (columns) and the ascents on them, one row for each way to climb.
 
@@ -255,7 +246,8 @@ def landscapes(
     ``paths`` maps a way to climb to each function's paths, (step, point, dimension); ``tops`` says where the highest
     value is (star). A circle is where an ascent starts, a dot where it ends.
     """
-    figure, axes = grid(len(paths), len(surfaces), WIDTH, 0.4 + 2.5 * len(paths), sharex=True, sharey="col")
+    size = (WIDTH, 0.4 + 2.5 * len(paths))
+    figure, axes = grid(len(paths), len(surfaces), *size, "first input", sharex=True, sharey="col")
     for row, (way, by_name) in zip(axes, paths.items(), strict=True):
         for ax, (name, (ticks, values)) in zip(row, surfaces.items(), strict=True):
             path, top = by_name[name], tops[name]
@@ -277,9 +269,7 @@ def landscapes(
             ax.plot(*top, "*", color=TOP_COLOUR, markersize=12, markeredgecolor="black", clip_on=False)
             ax.set_ylabel("value" if values.ndim == 1 else "second input")
             ax.set_title(f"{name}: {way}")
-    for ax in axes[-1]:
-        ax.set_xlabel("first input")
-    return finish(figure, caveat, title)
+    return finish(figure, **said)
 
 
 # ----------------------------------------------------------------------------------------------------- card
@@ -327,7 +317,7 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
     said[0] += "" if of.status == "used" else f" ({of.status})"
     said += [] if np.isnan(of.activation) else [f"reaches {of.activation:.2f} of its threshold"]
     said += [] if np.isnan(of.nearness) else [f"nearness to real windows {of.nearness:.2f}"]
-    return finish(figure, caveat, ", ".join(said))
+    return finish(figure, title=", ".join(said), caveat=caveat)
 
 
 def largest(curves: Sequence[np.ndarray]) -> float:

@@ -97,10 +97,19 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or next(free) for name in names}
 
 
-def grid(n_rows: int, n_columns: int, width: float, height: float, **more) -> tuple[Figure, np.ndarray]:
-    """A figure that is closed for pyplot, so that a cell shows it once, and its axes, always two-dimensional."""
+def grid(
+    n_rows: int, n_columns: int, width: float, height: float, xlabel: str = "", ylabel: str = "", **more
+) -> tuple[Figure, np.ndarray]:
+    """A figure that is closed for pyplot, so that a cell shows it once, and its axes, always two-dimensional.
+
+    ``xlabel`` stands below the last row, ``ylabel`` beside the first column.
+    """
     figure, axes = plt.subplots(n_rows, n_columns, figsize=(width, height), squeeze=False, layout="constrained", **more)
     plt.close(figure)
+    for ax in axes[-1]:
+        ax.set_xlabel(xlabel)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
     return figure, axes
 
 
@@ -123,7 +132,9 @@ def entries(axes: Sequence[Axes]) -> dict:
     return found
 
 
-def finish(figure: Figure, caveat: str, title: str = "", legend: Mapping | None = None, columns: int = 4) -> Figure:
+def finish(
+    figure: Figure, legend: Mapping | None = None, columns: int = 4, title: str = "", caveat: str = ""
+) -> Figure:
     """Write title, legend and caveat outside the axes, so that none covers data or another.
 
     ``legend`` maps labels to artists; ``caveat`` says that data are made up or not verified, in the lower right corner.
