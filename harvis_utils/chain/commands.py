@@ -55,14 +55,13 @@ def alone(cfg: Settings, wait_s: float = 20.0):
         yield handle.fileno()
 
 
-def snakemake_command(cfg: Settings, folder: Path, force: list[str], *options: str) -> list[str]:
+def snakemake_command(cfg: Settings, folder: Path, force: list[str]) -> list[str]:
     """The Snakemake call of a run; its own lock is off, because a kill leaves it behind and :func:`alone` guards."""
     names = {"profile": cfg.profile, "dataset": cfg.dataset, "device": cfg.device or "auto"}
     names |= {"weights": cfg.weights, "notebooks": str(folder)}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", str(threads())]
     command += ["--directory", str(cfg.reports)]
     command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
-    command += options
     command += ["--forcerun", *(f"n{name}" for name in force)] if force else []
     # as they are: Snakemake does not undo escapes
     return [*command, "--config", *(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in names.items())]
@@ -116,8 +115,7 @@ def _stamped(cfg: Settings, jobs: list[Job]) -> dict[str, int]:
 
 def _why_it_stopped(logs: Path, code: int) -> str:
     """The failed notebooks' own messages; without one, the end of Snakemake's log."""
-    messages = [p.read_text(encoding="utf-8").strip() for p in sorted(logs.glob("*.error.txt"))]
-    if messages:
+    if messages := [p.read_text(encoding="utf-8").strip() for p in sorted(logs.glob("*.error.txt"))]:
         return "\n".join(messages)
     if code < 0:
         return f"Snakemake was stopped by signal {-code}; the same command goes on where it stopped"

@@ -88,18 +88,15 @@ def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, 
 
 def _failure(notebook: Path, log: Path, error) -> str:
     """What is said about a failed cell: where, its first line, the error, and where to see all of it."""
-    cells = json.loads(log.read_text(encoding="utf-8"))["cells"]
-    failed = next(
-        (i for i, c in enumerate(cells) if c["metadata"].get("papermill", {}).get("status") == "failed"),
-        error.cell_index,
-    )
     # papermill's own cells, the parameters it injects and its banners, are not in the reader's notebook
     own = {"injected-parameters", "papermill-error-cell-tag"}
-    added = sum(bool(own & set(c["metadata"].get("tags", []))) for c in cells[: failed + 1])
+    cells = [cell["metadata"] for cell in json.loads(log.read_text(encoding="utf-8"))["cells"]]
+    cells = [cell.get("papermill", {}) for cell in cells if not own & set(cell.get("tags", []))]
+    failed = next((i for i, cell in enumerate(cells, 1) if cell.get("status") == "failed"), error.cell_index)
     line = next((text for text in error.source.splitlines() if text.strip()), "")
     what = "\n  ".join(f"{error.ename}: {error.evalue}".strip().splitlines())
     return (
-        f"notebook {notebook.name} failed in cell {failed + 1 - added}: {line.strip()}\n  {what}\n"
+        f"notebook {notebook.name} failed in cell {failed}: {line.strip()}\n  {what}\n"
         f"  executed up to there, with the full traceback: {log}"
     )
 

@@ -133,19 +133,17 @@ def stable(value):
 
 
 def outdated(cfg: Settings, jobs: list[Job]) -> list[str]:
-    """Finished notebooks to execute again.
+    """Finished notebooks to execute again: what they made is missing, the archive is another, or earlier data differ.
 
-    Those for which something they made is missing, the raw archive is another one now, or an earlier one's data
-    differ. Snakemake sees none of it: stored results are kept by content and are not its outputs, an archive may be
-    downloaded while the chain runs, and a notebook that was executed again and made the same data is no reason to
-    execute those after it.
+    Snakemake sees none of it: stored results are kept by content and are not its outputs, an archive may be downloaded
+    while the chain runs, and a notebook that made the same data again is no reason to execute those after it.
     """
     store, archived = artifact_root() / "store", raw_data(cfg)
     names, claimed = [], set()
     for job in jobs:
-        if not stamp_of(cfg, job.name).exists():
+        if not (path := stamp_of(cfg, job.name)).exists():
             continue
-        stamp = read_json(stamp_of(cfg, job.name))
+        stamp = read_json(path)
         gone = {s for s in stamp["made"]["stored"] if not (store / s / "manifest.json").exists()} - claimed
         gone |= {f for f in stamp["made"]["files"] if not (cfg.reports / f).exists()}
         differ = any(_made_digest(cfg, other) not in (digest, None) for other, digest in stamp["after"].items())
