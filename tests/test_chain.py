@@ -202,7 +202,9 @@ def test_a_notebook_ends_with_its_chain_even_one_that_was_killed_before_it_began
     """A kill in the seconds in which a job starts: Snakemake lives on, and who was above can be asked no more."""
     gone = subprocess.Popen(["sleep", "60"])
     name = execution.named(psutil.Process(gone.pid))
+    began = psutil.Process(gone.pid).create_time()
     assert execution._this_process(name) and not execution._this_process(f"{gone.pid} 1.5")
+    assert execution._this_process(f"{gone.pid} {began + 1}"), "the clock was set right"
     gone.kill()
     gone.wait()
     assert not execution._this_process(name)
