@@ -35,6 +35,10 @@ from harvis_utils.figures.style import (
     wrapped,
 )
 
+#: panel to group to what is drawn of it, and the names of levels to compare with
+Panels = Mapping[str, Mapping]
+Levels = Mapping[str, float] | None
+
 #: a log axis shows at most this share of its largest value; what is smaller is written or hollow at its edge
 LOG_SPAN = 1e-6
 REFERENCE_STYLES = (":", "--", "-.")
@@ -56,14 +60,14 @@ def intervals(ax: Axes, at: Sequence[float], values: np.ndarray, horizontal: boo
         ax.errorbar(at, values[:, 0], yerr=ends, **style)
 
 
-def _references(ax: Axes, references: Mapping[str, float] | None, horizontal: bool = False) -> None:
-    """Lines across for levels to compare with, each with its name for the legend; grey solid at zero."""
+def _references(ax: Axes, references: Levels, horizontal: bool = False) -> None:
+    """Lines across for levels to compare with, each with its name for the legend."""
     for (name, level), style in zip((references or {}).items(), REFERENCE_STYLES, strict=False):
         line = ax.axvline if horizontal else ax.axhline
         line(level, color="black", linestyle=style, linewidth=1, label=name, zorder=1)
 
 
-def _groups(panels: Mapping[str, Mapping]) -> list[str]:
+def _groups(panels: Panels) -> list[str]:
     return list(dict.fromkeys(group for groups in panels.values() for group in groups))
 
 
@@ -72,9 +76,14 @@ def _shifts(n: int, width: float) -> np.ndarray:
     return width / n * (np.arange(n) - (n - 1) / 2)
 
 
+def _flat(values: Sequence[np.ndarray]) -> np.ndarray:
+    """All numbers of several arrays or tables."""
+    return np.concatenate([np.ravel(v) for v in values]).astype(float)
+
+
 def _log_limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
     """Limits of a log axis for these values: a value that is all but zero would stretch it over ten empty decades."""
-    flat = np.concatenate([np.ravel(np.asarray(v, dtype=float)) for v in values])
+    flat = _flat(values)
     positive = flat[np.isfinite(flat) & (flat > 0)]
     if not positive.size:
         return 0.1, 10.0
@@ -82,12 +91,7 @@ def _log_limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def points(
-    panels: Mapping[str, Mapping[str, pd.DataFrame]],
-    ylabel: str,
-    references: Mapping[str, float] | None = None,
-    log: bool = False,
-    columns: int = 4,
-    **said: str,
+    panels: Panels, ylabel: str, references: Levels = None, log: bool = False, columns: int = 4, **said: str
 ) -> Figure:
     """Values with intervals, one row for every name: a panel's name is the label of its axis.
 
@@ -132,7 +136,7 @@ def points_and_shares(
     shares: Mapping[str, pd.DataFrame],
     colours: Sequence[str],
     labels: tuple[str, str, str],
-    references: Mapping[str, float] | None = None,
+    references: Levels = None,
     crosses: Mapping[str, pd.Series] | None = None,
     **said: str,
 ) -> Figure:
@@ -165,11 +169,11 @@ def points_and_shares(
 
 
 def bars(
-    panels: Mapping[str, Mapping[str, np.ndarray]],
+    panels: Panels,
     names: Sequence[str],
     xlabel: str,
     ylabel: str,
-    references: Mapping[str, float] | None = None,
+    references: Levels = None,
     failed: Mapping[str, Sequence[int]] | None = None,
     log: bool = False,
     **said: str,
@@ -182,8 +186,7 @@ def bars(
     groups = _groups(panels)
     greys = itertools.cycle(zip(CONTROL_GREYS, CONTROL_HATCHES, strict=True))
     looks = {group: (COLOURS[group], None) if group in COLOURS else next(greys) for group in groups}
-    values = [np.asarray(v, dtype=float) for by in panels.values() for v in by.values()]
-    floor, top = _log_limits(values) if log else (0.0, None)
+    floor, top = _log_limits([v for by in panels.values() for v in by.values()]) if log else (0.0, None)
     height, width = 4.4 if len(groups) > 4 else 3.6, 0.92 * 0.86 / len(groups)
     figure, axes = grid(1, len(panels), WIDTH, height, xlabel, ylabel, sharey=True)
     for ax, (panel, by) in zip(axes[0], panels.items(), strict=True):
@@ -224,10 +227,10 @@ def stacked(table: pd.DataFrame, xlabel: str, ylabel: str, **said: str) -> Figur
 
 
 def dots(
-    panels: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    panels: Panels,
     xlabel: str,
     ylabel: str | None = None,
-    references: Mapping[str, float] | None = None,
+    references: Levels = None,
     horizontal: bool = False,
     middle: str = "mean",
     **said: str,
@@ -239,9 +242,8 @@ def dots(
     """
     groups, by = _groups(panels), next(iter(panels.values()))
     names = list(next(iter(by.values())))
-    size = (WIDTH, 1.5 + (0.2 + 0.06 * len(groups)) * len(names)) if horizontal else (WIDTH, 3.7)
-    if len(panels) == 1:
-        size = (0.8 * WIDTH, size[1])
+    height = 1.5 + (0.2 + 0.06 * len(groups)) * len(names) if horizontal else 3.7
+    size = (WIDTH if len(panels) > 1 else 0.8 * WIDTH, height)
     shared = {"sharex": horizontal, "sharey": ylabel is not None}
     figure, axes = grid(1, len(panels), *size, xlabel, ylabel or "", **shared)
     shifts, colours = _shifts(len(groups), 0.75), colours_of(groups)
@@ -280,11 +282,11 @@ def dots(
 
 
 def lines(
-    panels: Mapping[str, Mapping[str, np.ndarray]],
+    panels: Panels,
     x: Sequence[float] | Mapping[str, Sequence[float]],
     xlabel: str,
     ylabel: str | None = None,
-    references: Mapping[str, float] | None = None,
+    references: Levels = None,
     rings: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     each: bool = False,
     levels: bool = False,
@@ -303,21 +305,20 @@ def lines(
     """
     groups = _groups(panels)
     colours, shifts = colours_of(groups), _shifts(len(groups), 0.12 * len(groups))
-    width = WIDTH if len(panels) > 1 else 0.7 * WIDTH
-    height = 2.9 if len(panels) < 5 else 2.4
+    size = (WIDTH if len(panels) > 1 else 0.7 * WIDTH, 2.9 if len(panels) < 5 else 2.4)
     shared = ylabel is not None if sharey is None else sharey
-    figure, axes = wrapped(len(panels), columns, width, height, ylabel=ylabel or "", sharey=shared)
+    figure, axes = wrapped(len(panels), columns, *size, ylabel=ylabel or "", sharey=shared)
     for ax, (panel, by) in zip(axes.flat, panels.items(), strict=False):
         ticks = np.asarray(x[panel] if isinstance(x, Mapping) else x)
         places = np.arange(len(ticks)) if levels else ticks
         for k, group in enumerate(by):
             values, colour, marker = np.asarray(by[group], dtype=float), colours[group], MARKERS[k % len(MARKERS)]
-            style = {"color": colour, "marker": marker if len(ticks) < 16 else None, "markersize": 4}
             curve = values if values.ndim == 1 else values.mean(1) if each else values[:, 0]
             if values.ndim == 2 and levels and not each:
                 intervals(ax, places + shifts[groups.index(group)], values, fmt=marker + "-", color=colour, label=group)
             else:
-                ax.plot(places, curve, label=group or None, **style)
+                marked = marker if len(ticks) < 16 else None
+                ax.plot(places, curve, label=group or None, color=colour, marker=marked, markersize=4)
             if each:
                 ax.plot(places, values, color=colour, linewidth=0.8, alpha=0.4)
             elif values.ndim == 2 and not levels:
@@ -342,11 +343,11 @@ def lines(
 
 
 def plane(
-    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    panels: Panels,
     xlabel: str,
     ylabel: str,
     looks: Mapping[str, tuple[str, str]] | None = None,
-    across: Mapping[str, float] | None = None,
+    across: Levels = None,
     zero: bool = False,
     numbered: bool = False,
     title: str = "",
@@ -403,8 +404,8 @@ def heat(
     colours, whose ``limits`` are those of the numbers unless given.
     """
     tables = list(panels.values())
-    top = max(float(np.nanmax(np.abs(table.to_numpy(dtype=float)))) for table in tables)
-    signed = any(bool((table < 0).any(axis=None)) for table in tables)
+    every = _flat(tables)
+    top, signed = float(np.nanmax(np.abs(every))), (every < 0).any()
     low, high = limits or (-top if signed else 0.0, top)
     n_rows, n_columns = tables[0].shape
     width = WIDTH if len(panels) > 1 else min(WIDTH, 3.6 + 0.42 * max(n_columns, 14))

@@ -21,10 +21,10 @@ from harvis_utils.figures.style import (
     CONTROL_GREYS,
     GOOD,
     MAP,
+    MARKERS,
     SIGNAL,
     WIDTH,
     class_colours,
-    class_markers,
     entries,
     finish,
     grid,
@@ -72,15 +72,12 @@ def amplitude_histogram(
     return finish(figure, entries([ax]), **said)
 
 
-# ---------------------------------------------------------------------------------------------------- atlas
-
-
 def _by_activity(ax: Axes, positions: np.ndarray, activities: np.ndarray, names: Sequence[str], **style) -> None:
     """Units (unit, 2) on a map, in the colour and with the marker of their activity; negative: none."""
-    colours, markers = class_colours(names), class_markers(names)
+    colours = class_colours(names)
     for a in sorted(set(activities.tolist())):
-        name = names[a] if a >= 0 else "none"
-        look = {"color": colours.get(name, "#999999"), "marker": markers.get(name, "X"), "label": name}
+        name, marker = (names[a], MARKERS[a % len(MARKERS)]) if a >= 0 else ("none", "X")
+        look = {"color": colours.get(name, "#999999"), "marker": marker, "label": name}
         ax.scatter(*positions[activities == a].T, **look, **style)
     ax.set(xticks=[], yticks=[])
 
@@ -186,9 +183,6 @@ def sensitivity(
     return finish(figure, **said)
 
 
-# ------------------------------------------------------------------------------------------ readings, ascents
-
-
 def readings(
     standing: np.ndarray,
     facts: Sequence[str],
@@ -217,11 +211,11 @@ def readings(
     pixels = {"aspect": "auto", "interpolation": "nearest"}
     middle.imshow(code, cmap=ListedColormap(list(STANDINGS.values())), norm=norm, **pixels)
     # each factor on its own scale of levels
-    levels = {name: sorted(set(values)) for name, values in factors.items()}
-    shade = [[levels[f].index(v) / max(1, len(levels[f]) - 1) for v in values] for f, values in factors.items()]
+    levels = {name: np.unique(values, return_inverse=True) for name, values in factors.items()}
+    shade = [places / max(1, len(found) - 1) for found, places in levels.values()]
     bottom.imshow(shade, cmap=ListedColormap(LEVEL_COLOURS), vmin=0, vmax=1, **pixels)
     of_levels = [
-        f"{k}: {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in vs)}" for k, vs in levels.items()
+        f"{k}: {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in vs)}" for k, (vs, _) in levels.items()
     ]
     for ax, names in ((middle, [textwrap.fill(fact, 52) for fact in facts]), (bottom, of_levels)):
         ax.set_yticks(range(len(names)), names, fontsize=9)
@@ -272,9 +266,6 @@ def landscapes(
     return finish(figure, **said)
 
 
-# ----------------------------------------------------------------------------------------------------- card
-
-
 def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
     """One page about one unit, ``of`` a card (:class:`harvis_utils.lenses.cards.Card`, or what has its attributes).
 
@@ -294,9 +285,8 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
     for ax in above:
         ax.set(ylim=(-limit, limit), ylabel="acceleration [G]", xlabel="time [s]")
     time = np.arange(len(of.signal)) / rate_hz
-    nearest = f"nearest real window: {of.nearest_activity}" if of.nearest_activity else "no nearest real window"
     above[0].plot(time, of.signal, color=ACCENT)
-    above[0].set_title(textwrap.fill(f"its signal; {nearest}", 36))
+    above[0].set_title(textwrap.fill(f"its signal; {nearest(of)}", 36))
     match = "no match in another network"
     if of.twin:
         above[1].plot(time, of.twin.signal, color=SIGNAL)
@@ -313,11 +303,20 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
     middle[1].set(ylabel="projection [1]", xlabel="one window each: activity, axis, person, activation")
     _bars(below[0], of.iou, of.detects, "concepts in its strongest samples (red: detected)", "IoU")
     _bars(below[1], of.cost, of.matters_for, "silenced: who loses (red: it matters)", "drop of F1")
-    said = [f"{of.layer.capitalize()}, unit {of.unit} of network {of.seed}"]
-    said[0] += "" if of.status == "used" else f" ({of.status})"
-    said += [] if np.isnan(of.activation) else [f"reaches {of.activation:.2f} of its threshold"]
-    said += [] if np.isnan(of.nearness) else [f"nearness to real windows {of.nearness:.2f}"]
-    return finish(figure, title=", ".join(said), caveat=caveat)
+    who = f"{of.layer.capitalize()}, unit {of.unit} of network {of.seed}"
+    who += "" if of.status == "used" else f" ({of.status})"
+    return finish(figure, title=", ".join([who, *measured(of)]), caveat=caveat)
+
+
+def nearest(of) -> str:
+    """The activity of the real window nearest to a card's signal, in words."""
+    return f"nearest real window: {of.nearest_activity}" if of.nearest_activity else "no nearest real window"
+
+
+def measured(of) -> list[str]:
+    """How strong a card's signal is and how near to real windows, in words, where it is known."""
+    found = {"reaches {:.2f} of its threshold": of.activation, "nearness to real windows {:.2f}": of.nearness}
+    return [text.format(value) for text, value in found.items() if not np.isnan(value)]
 
 
 def largest(curves: Sequence[np.ndarray]) -> float:

@@ -86,11 +86,6 @@ def class_colours(names: Sequence[str]) -> dict[str, str]:
     return {name: shades[i % 2][i] for i, name in enumerate(names)}
 
 
-def class_markers(names: Sequence[str]) -> dict[str, str]:
-    """One marker per class, repeating: shape and colour together tell many classes apart."""
-    return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
-
-
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """The colour each name has in every figure, and for names that have none the next free one."""
     free = iter([c for c in COMPONENT_COLOURS if c not in {COLOURS.get(n) for n in names}] + [*CONTROL_GREYS] * 9)
