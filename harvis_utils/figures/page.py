@@ -47,8 +47,6 @@ def atlas(
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, **blocks)
     templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     templates.filters |= {"polyline": _polyline, "share": _share}
-    tags = {key: _tags(card) for key, card in by_key.items()}
-    groups = next(iter(tags.values()), {})
     content = {
         "names": list(names),
         "colours": [colours[name] for name in names],
@@ -56,7 +54,7 @@ def atlas(
         "piece": piece,
         "layers": [_layer_content(layer, len(names)) for layer in layers],
         "cards": {key: _card_html(templates, card, by_key, rate_hz) for key, card in by_key.items()},
-        "tags": {group: {key: list(of[group]) for key, of in tags.items()} for group in groups},
+        "tags": {key: _tags(card) for key, card in by_key.items()},
     }
     return templates.get_template("page.html").render(title=title, caveat=caveat, content=content)
 

@@ -31,11 +31,10 @@ METHOD_COLOURS = {
 #: greys for what methods are compared with, told apart by hatching too
 CONTROL_GREYS = ("#3d3d3d", "#6b6b6b", "#919191", "#b4b4b4", "#d5d5d5", "#7d7d7d")
 CONTROL_HATCHES = ("", "///", "...", "\\\\\\", "xxx", "|||")
-SPLIT_COLOURS = {"train": "#1b4965", "val": "#edae49", "test": "#d1495b"}
 #: what stands for the same thing in every figure
 COLOURS = {
     **METHOD_COLOURS,
-    **SPLIT_COLOURS,
+    **{"train": "#1b4965", "val": "#edae49", "test": "#d1495b"},
     **{"conv1": "#5fa8d3", "conv2": "#1b4965", "conv3": "#d1495b"},
     **{"trained": SIGNAL, "rotated": "#edae49", "random weights": GREY, "phase-scrambled": "#b5838d"},
 }
