@@ -17,12 +17,12 @@ def threads() -> int:
 
     Where the system cannot say which those are (macOS, Windows), all cores.
     """
-    text = os.environ.get("HARVIS_THREADS", "")
-    if text and (not text.isdecimal() or int(text) < 1):
+    text = os.environ.get("HARVIS_THREADS")
+    if not text:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
         raise SettingsError(f"HARVIS_THREADS={text!r} is not a number of threads (1, 2, ...)")
-    if text:
-        return int(text)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(text)
 
 
 def torch_device(device: str | None = None):
@@ -36,13 +36,12 @@ def progress(iterable=None, **options):
     Where ``HARVIS_PROGRESS`` names a file (the chain sets it for its kernels), the bar goes there instead, so that
     executed notebooks stay free of it and a person can still watch.
     """
-    from tqdm.auto import tqdm
+    from tqdm import auto, std
 
     if path := os.environ.get("HARVIS_PROGRESS"):
-        from tqdm.std import tqdm as plain
-
-        return plain(iterable, file=open(path, "a", encoding="utf-8"), mininterval=5, ascii=True, **options)  # noqa: SIM115
-    return tqdm(iterable, disable=None, **options)
+        watched = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        return std.tqdm(iterable, file=watched, mininterval=5, ascii=True, **options)
+    return auto.tqdm(iterable, disable=None, **options)
 
 
 @contextmanager

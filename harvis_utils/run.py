@@ -6,6 +6,7 @@ import types
 import typing
 from functools import cached_property
 
+import torch
 import xarray as xr
 
 from harvis_utils.data import archive, kinds, windowing
@@ -117,11 +118,10 @@ PASSED = "_harvis_parameters_passed"
 def check_parameters(namespace: dict, **declared) -> None:
     """Refuse unknown names and wrong types among a notebook's parameters.
 
-    ``namespace`` is the notebook's ``globals()``; ``declared`` maps each parameter to its type (``str``,
-    ``int``, ``str | None``). Call it before anything else is assigned: every plain value found that is not
-    declared was injected by mistake, because papermill only warns about those. Names that IPython's startup files
-    set are no parameters. Once a namespace has passed, its notebook assigns names of its own; when the cells are run
-    again in the same kernel, only the declared ones are looked at.
+    ``namespace`` is the notebook's ``globals()``; ``declared`` maps each parameter to its type (``str``, ``int``,
+    ``str | None``). Call it before anything else is assigned: any other plain value was injected by mistake, which
+    papermill only warns about, unless IPython's startup files set it. Once a namespace has passed, its notebook assigns
+    names of its own; when the cells are run again in the same kernel, only the declared ones are looked at.
     """
     plain = (str, int, float, bool, list, dict, tuple, types.NoneType)
     ipython = {"In", "Out", "PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
@@ -146,8 +146,6 @@ def check_parameters(namespace: dict, **declared) -> None:
 
 def begin(namespace: dict, **declared) -> Settings:
     """Check a notebook's parameters, set the threads, and return the settings of its PROFILE and DATASET."""
-    import torch
-
     check_parameters(namespace, **declared)
     torch.set_num_threads(threads())
     kinds.check_name(namespace["DATASET"])

@@ -97,7 +97,8 @@ def test_all_that_changed_is_executed_in_one_call(root):
     for name in ("04_similarity", "03_maximization", "01_data"):  # the last is written last
         write(books, name, "print(cfg.profile)", prose="Better prose.")
     assert commands.reproduce(cfg, books) == ["01_data", "03_maximization", "04_similarity"]
-    ended = [commands._changed_at(cfg, name) for name in ("02_model", "01_data", "03_maximization", "04_similarity")]
+    stamped = commands._stamped(cfg, stamps.plan(cfg, books))
+    ended = [stamped[name] for name in ("02_model", "01_data", "03_maximization", "04_similarity")]
     assert ended == sorted(ended)
     assert commands.reproduce(cfg, books) == []
 
@@ -201,7 +202,9 @@ def test_a_notebook_ends_with_its_chain_even_one_that_was_killed_before_it_began
     """A kill in the seconds in which a job starts: Snakemake lives on, and who was above can be asked no more."""
     gone = subprocess.Popen(["sleep", "60"])
     name = execution.named(psutil.Process(gone.pid))
+    began = psutil.Process(gone.pid).create_time()
     assert execution._this_process(name) and not execution._this_process(f"{gone.pid} 1.5")
+    assert execution._this_process(f"{gone.pid} {began + 1}"), "the clock was set right"
     gone.kill()
     gone.wait()
     assert not execution._this_process(name)

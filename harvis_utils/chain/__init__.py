@@ -6,10 +6,8 @@ executes one notebook per call with papermill, and says in a few lines what happ
     python -m harvis_utils.chain reproduce --profile quick --dataset synthetic
     python -m harvis_utils.chain run notebooks/02_model.ipynb --profile quick --dataset synthetic
 
-A run lives in ``<reports>/<profile>/<dataset>/``: executed notebooks, ``logs/`` (the same notebooks while they
-run and when they fail), ``stamps/`` (what each notebook made, by digest), figures, tables, ``results.json``.
-
-A notebook is executed again when its file, the package, a setting or a library version changed; when the
-archive of raw data was replaced; when something it made is missing; or when an earlier notebook's tables came out
-differently.
+A run lives in ``<reports>/<profile>/<dataset>/``: executed notebooks, ``logs/`` (the same notebooks while they run
+and when they fail), ``stamps/`` (what each notebook made, by digest), figures, tables, ``results.json``. A notebook is
+executed again when its file, the package, a setting or a library version changed; when the archive of raw data was
+replaced; when something it made is missing; or when an earlier notebook's tables came out differently.
 """

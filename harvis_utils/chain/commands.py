@@ -15,20 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from harvis_utils.chain.execution import (
-    CHAIN,
-    named,
-    notebook_seconds,
-    run_notebook,
-)
-from harvis_utils.chain.stamps import (
-    NOTEBOOKS,
-    ChainError,
-    find_notebooks,
-    outdated,
-    plan,
-    stamp_of,
-)
+from harvis_utils.chain.execution import CHAIN, named, notebook_seconds, run_notebook
+from harvis_utils.chain.stamps import NOTEBOOKS, ChainError, Job, find_notebooks, outdated, plan, stamp_of
 from harvis_utils.data import kinds
 from harvis_utils.parallel import threads
 from harvis_utils.settings import (
@@ -67,14 +55,13 @@ def alone(cfg: Settings, wait_s: float = 20.0):
         yield handle.fileno()
 
 
-def snakemake_command(cfg: Settings, folder: Path, force: list[str], *options: str) -> list[str]:
+def snakemake_command(cfg: Settings, folder: Path, force: list[str]) -> list[str]:
     """The Snakemake call of a run; its own lock is off, because a kill leaves it behind and :func:`alone` guards."""
     names = {"profile": cfg.profile, "dataset": cfg.dataset, "device": cfg.device or "auto"}
     names |= {"weights": cfg.weights, "notebooks": str(folder)}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", str(threads())]
     command += ["--directory", str(cfg.reports)]
     command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
-    command += options
     command += ["--forcerun", *(f"n{name}" for name in force)] if force else []
     # as they are: Snakemake does not undo escapes
     return [*command, "--config", *(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in names.items())]
@@ -90,13 +77,13 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS) -> list[str]:
     with alone(cfg) as lock:
         logs.mkdir(exist_ok=True)
         _sweep(cfg.reports)
-        before = {j.name: _changed_at(cfg, j.name) for j in jobs}
+        before = _stamped(cfg, jobs)
         for error in logs.glob("*.error.txt"):
             error.unlink()
         # one turn is not enough: an executed notebook can make later ones outdated
         for turn in range(2 * len(jobs) + 2):
             force = outdated(cfg, jobs)
-            at = {j.name: _changed_at(cfg, j.name) for j in jobs}
+            at = _stamped(cfg, jobs)
             with open(logs / "snakemake.log", "w" if turn == 0 else "a", encoding="utf-8") as log:
                 log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
                 log.flush()
@@ -105,11 +92,11 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS) -> list[str]:
                 code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
             if code:
                 raise ChainError(_why_it_stopped(logs, code))
-            if at == {j.name: _changed_at(cfg, j.name) for j in jobs} and not outdated(cfg, jobs):
+            if at == _stamped(cfg, jobs) and not outdated(cfg, jobs):
                 break
         else:
             raise ChainError("the notebooks' data keep changing from one execution to the next; see " + str(logs))
-    return [name for name, at in before.items() if _changed_at(cfg, name) != at]
+    return [name for name, at in _stamped(cfg, jobs).items() if before[name] != at]
 
 
 def _sweep(folder: Path) -> None:
@@ -120,15 +107,15 @@ def _sweep(folder: Path) -> None:
             part.unlink()
 
 
-def _changed_at(cfg: Settings, name: str) -> int:
-    path = stamp_of(cfg, name)
-    return path.stat().st_mtime_ns if path.exists() else 0
+def _stamped(cfg: Settings, jobs: list[Job]) -> dict[str, int]:
+    """When each notebook was stamped, 0 where it has no stamp."""
+    paths = {job.name: stamp_of(cfg, job.name) for job in jobs}
+    return {name: path.stat().st_mtime_ns if path.exists() else 0 for name, path in paths.items()}
 
 
 def _why_it_stopped(logs: Path, code: int) -> str:
     """The failed notebooks' own messages; without one, the end of Snakemake's log."""
-    messages = [p.read_text(encoding="utf-8").strip() for p in sorted(logs.glob("*.error.txt"))]
-    if messages:
+    if messages := [p.read_text(encoding="utf-8").strip() for p in sorted(logs.glob("*.error.txt"))]:
         return "\n".join(messages)
     if code < 0:
         return f"Snakemake was stopped by signal {-code}; the same command goes on where it stopped"
@@ -138,15 +125,11 @@ def _why_it_stopped(logs: Path, code: int) -> str:
 
 def summary(cfg: Settings, names: list[str], executed: list[str]) -> str:
     """What :func:`reproduce` did: notebooks with their times, and where to look."""
-    times = {name: notebook_seconds(cfg.reports / f"{name}.ipynb") or 0.0 for name in names}
+    times = {name: notebook_seconds(cfg.reports / f"{name}.ipynb") for name in names}
     rows = [f"  {n:<22}{t:8.1f} s   {'executed' if n in executed else 'up to date'}" for n, t in times.items()]
-    look = {
-        "results": cfg.reports / "results.json",
-        "figures": cfg.reports / "figures",
-        "tables": cfg.reports / "tables",
-    }
     rows += [f"  {'all':<22}{sum(times.values()):8.1f} s", ""]
-    rows += [f"  {what:<9}{near(path)}" for what, path in look.items() if path.exists()]
+    look = [cfg.reports / name for name in ("results.json", "figures", "tables")]
+    rows += [f"  {path.stem:<9}{near(path)}" for path in look if path.exists()]
     return "\n".join(["", f"profile {cfg.profile}, data set {cfg.dataset}", *rows])
 
 
@@ -185,32 +168,24 @@ def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
     print(f"  {notebook.stem:<22}{time.perf_counter() - started:8.1f} s", flush=True)
 
 
-def _reproduce_command(words: argparse.Namespace, cfg: Settings) -> None:
-    folder = Path(words.notebooks).resolve()
-    executed = reproduce(cfg, folder)
-    print(summary(cfg, [j.stem for j in find_notebooks(folder)], executed))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """``reproduce``, ``run`` or ``clean``; 0 when it worked."""
     parser = argparse.ArgumentParser(prog="python -m harvis_utils.chain", description="Execute the notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("reproduce", "run", "clean"):
-        command = commands.add_parser(name)
-        if name == "run":
-            command.add_argument("notebook")
-        if name in ("reproduce", "run"):
-            command.add_argument("--profile", default="quick")
-            command.add_argument("--dataset", default="synthetic")
-            command.add_argument("--device", default=None)
-            command.add_argument("--weights", default="trained")
-        if name == "reproduce":
-            command.add_argument("--notebooks", default=str(NOTEBOOKS))
+    of_run = argparse.ArgumentParser(add_help=False)
+    options = {"--profile": "quick", "--dataset": "synthetic", "--device": None, "--weights": "trained"}
+    for option, default in options.items():
+        of_run.add_argument(option, default=default)
+    commands.add_parser("reproduce", parents=[of_run]).add_argument("--notebooks", default=str(NOTEBOOKS))
+    commands.add_parser("run", parents=[of_run]).add_argument("notebook")
+    commands.add_parser("clean")
     words = parser.parse_args(arguments)
     try:
         cfg = load_settings(words.profile, words.dataset, words.device, words.weights) if "profile" in words else None
         if words.command == "reproduce":
-            _reproduce_command(words, cfg)
+            folder = Path(words.notebooks).resolve()
+            executed = reproduce(cfg, folder)
+            print(summary(cfg, [j.stem for j in find_notebooks(folder)], executed))
         elif words.command == "run":
             _run_command(words, cfg)
         else:

@@ -9,23 +9,12 @@ import re
 import sys
 import threading
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
-from harvis_utils.chain.stamps import (
-    ChainError,
-    describe,
-    made_files,
-    raw_data,
-    stamp_of,
-)
-from harvis_utils.settings import (
-    REPOSITORY,
-    Settings,
-    artifact_root,
-    data_folders,
-    report_root,
-)
+from harvis_utils.chain.stamps import ChainError, describe, made_files, raw_data, stamp_of
+from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, report_root
 from harvis_utils.store.files import read_json, write_json, write_text
 
 #: names the chain that the notebooks executed under it end with
@@ -50,22 +39,24 @@ def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, 
     import papermill
 
     log = cfg.reports / "logs" / f"{notebook.stem}.ipynb"
-    journal = log.with_suffix(".results.txt")
+    journal, progress = log.with_suffix(".results.txt"), log.with_suffix(".progress.txt")
     log.parent.mkdir(parents=True, exist_ok=True)
-    for old in (log, journal, log.with_suffix(".progress.txt")):
+    for old in (log, journal, progress):
         old.unlink(missing_ok=True)
     before, archived = made_files(cfg.reports), raw_data(cfg)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
     given |= {"WEIGHTS": cfg.weights} if cfg.weights != "trained" else {}
     place = {
+        **BEFORE_STARTING,
+        **os.environ,
         "HARVIS_JOURNAL": str(journal),
-        "HARVIS_PROGRESS": str(log.with_suffix(".progress.txt")),  # to be watched with tail -f
+        "HARVIS_PROGRESS": str(progress),  # to be watched with tail -f
         "JUPYTER_PREFER_ENV_PATH": "1",
-        **{name: os.environ.get(name, value) for name, value in BEFORE_STARTING.items()},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
-        with _environment(place), _stopping_with_the_chain():
+        # for the kernel, and put back afterwards
+        with mock.patch.dict(os.environ, place), _stopping_with_the_chain():
             papermill.execute_notebook(
                 notebook,
                 log,
@@ -87,10 +78,9 @@ def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, 
     finally:
         if log.exists():
             _write_portable(log, log)
-    made = made_files(cfg.reports)
-    changed = {name: stat for name, stat in made.items() if before.get(name) != stat}
+    changed = sorted(name for name, stat in made_files(cfg.reports).items() if before.get(name) != stat)
     executed = _write_portable(log, cfg.reports / f"{notebook.stem}.ipynb")
-    stamp = describe(cfg, notebook.stem, sorted(changed), journal, earlier)
+    stamp = describe(cfg, notebook.stem, changed, journal, earlier)
     stamp["archive"] = archived or raw_data(cfg)  # it may have been downloaded meanwhile
     write_json(stamp_of(cfg, notebook.stem), stamp)
     return executed
@@ -98,35 +88,17 @@ def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, 
 
 def _failure(notebook: Path, log: Path, error) -> str:
     """What is said about a failed cell: where, its first line, the error, and where to see all of it."""
-    cells = json.loads(log.read_text(encoding="utf-8"))["cells"]
-    failed = next(
-        (i for i, c in enumerate(cells) if c["metadata"].get("papermill", {}).get("status") == "failed"),
-        error.cell_index,
-    )
     # papermill's own cells, the parameters it injects and its banners, are not in the reader's notebook
     own = {"injected-parameters", "papermill-error-cell-tag"}
-    added = sum(bool(own & set(c["metadata"].get("tags", []))) for c in cells[: failed + 1])
+    cells = [cell["metadata"] for cell in json.loads(log.read_text(encoding="utf-8"))["cells"]]
+    cells = [cell.get("papermill", {}) for cell in cells if not own & set(cell.get("tags", []))]
+    failed = next((i for i, cell in enumerate(cells, 1) if cell.get("status") == "failed"), error.cell_index)
     line = next((text for text in error.source.splitlines() if text.strip()), "")
     what = "\n  ".join(f"{error.ename}: {error.evalue}".strip().splitlines())
     return (
-        f"notebook {notebook.name} failed in cell {failed + 1 - added}: {line.strip()}\n  {what}\n"
+        f"notebook {notebook.name} failed in cell {failed}: {line.strip()}\n  {what}\n"
         f"  executed up to there, with the full traceback: {log}"
     )
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]):
-    """Environment variables for the kernel started inside the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -163,10 +135,12 @@ def named(process: psutil.Process) -> str:
 
 
 def _this_process(name: str) -> bool:
-    """Whether the process that :func:`_named` called so still runs."""
+    """Whether the process that :func:`named` called so still runs."""
+    pid, began = name.split()
     try:
-        process = psutil.Process(int(name.split()[0]))
-        return named(process) == name and _alive(process)
+        process = psutil.Process(int(pid))
+        # a clock that is set right meanwhile moves the time at which it began
+        return abs(process.create_time() - float(began)) < 60 and _alive(process)
     except psutil.NoSuchProcess:
         return False
 
@@ -204,9 +178,8 @@ def _write_portable(source: Path, target: Path) -> Path:
     if "papermill" in book["metadata"]:
         book["metadata"]["papermill"] |= {"input_path": f"notebooks/{source.name}", "output_path": source.name}
     for cell in book["cells"]:
-        cell["outputs"] = [_portable_output(o) for o in cell["outputs"]] if "outputs" in cell else None
-        if cell["outputs"] is None:
-            del cell["outputs"]
+        if "outputs" in cell:
+            cell["outputs"] = _portable_output(cell["outputs"])
     return write_text(target, json.dumps(book, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -218,6 +191,6 @@ def _portable_output(value, kind: str = "text/plain"):
     return portable(value) if isinstance(value, str) and not kind.startswith("image/") else value
 
 
-def notebook_seconds(executed: Path) -> float | None:
-    """How long papermill took for an executed notebook."""
-    return read_json(executed)["metadata"].get("papermill", {}).get("duration")
+def notebook_seconds(executed: Path) -> float:
+    """How long papermill took for an executed notebook, 0 where it does not say."""
+    return read_json(executed)["metadata"].get("papermill", {}).get("duration") or 0.0

@@ -10,11 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harvis_utils.data import archive, kinds
-from harvis_utils.settings import (
-    REPOSITORY,
-    Settings,
-    artifact_root,
-)
+from harvis_utils.settings import REPOSITORY, Settings, artifact_root
 from harvis_utils.store.files import read_json
 from harvis_utils.store.results import versions
 
@@ -99,10 +95,9 @@ def stamp_of(cfg: Settings, name: str) -> Path:
 
 def made_files(folder: Path) -> dict[str, tuple[int, int]]:
     """Files of a run that notebooks made, with inode and time: an atomically replaced file gets a new inode."""
-    names = [p for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
-    own = [p for p in names if p.relative_to(folder).parts[0] not in OWN_FOLDERS and not p.name.startswith(".")]
-    kept = [p for p in own if not (p.parent == folder and p.suffix == ".ipynb")]
-    return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in sorted(kept)}
+    own = [p for p in sorted(folder.rglob("*")) if p.relative_to(folder).parts[0] not in OWN_FOLDERS and p.is_file()]
+    made = [p for p in own if not p.name.startswith(".") and (p.parent != folder or p.suffix != ".ipynb")]
+    return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in made}
 
 
 def describe(cfg: Settings, name: str, files: list[str], journal: Path, earlier: tuple[str, ...]) -> dict:
@@ -138,19 +133,17 @@ def stable(value):
 
 
 def outdated(cfg: Settings, jobs: list[Job]) -> list[str]:
-    """Finished notebooks to execute again.
+    """Finished notebooks to execute again: what they made is missing, the archive is another, or earlier data differ.
 
-    Those for which something they made is missing, the raw archive is another one now, or an earlier one's data
-    differ. Snakemake sees none of it: stored results are kept by content and are not its outputs, an archive may be
-    downloaded while the chain runs, and a notebook that was executed again and made the same data is no reason to
-    execute those after it.
+    Snakemake sees none of it: stored results are kept by content and are not its outputs, an archive may be downloaded
+    while the chain runs, and a notebook that made the same data again is no reason to execute those after it.
     """
     store, archived = artifact_root() / "store", raw_data(cfg)
     names, claimed = [], set()
     for job in jobs:
-        if not stamp_of(cfg, job.name).exists():
+        if not (path := stamp_of(cfg, job.name)).exists():
             continue
-        stamp = read_json(stamp_of(cfg, job.name))
+        stamp = read_json(path)
         gone = {s for s in stamp["made"]["stored"] if not (store / s / "manifest.json").exists()} - claimed
         gone |= {f for f in stamp["made"]["files"] if not (cfg.reports / f).exists()}
         differ = any(_made_digest(cfg, other) not in (digest, None) for other, digest in stamp["after"].items())

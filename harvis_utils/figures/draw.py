@@ -3,10 +3,12 @@
 Figures draw what they are given and compute nothing but means over what is drawn. ``panels`` maps the name of each
 panel to its groups, and each group's name to its numbers; a group has one colour in all panels. Where numbers have an
 interval they are (n, 3): value, low and high, NaN where there is none (:func:`three` takes them from a table).
+``said`` are title and caveat, for :func:`harvis_utils.figures.style.finish`.
 """
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -33,6 +35,10 @@ from harvis_utils.figures.style import (
     wrapped,
 )
 
+#: panel to group to what is drawn of it, and the names of levels to compare with
+Panels = Mapping[str, Mapping]
+Levels = Mapping[str, float] | None
+
 #: a log axis shows at most this share of its largest value; what is smaller is written or hollow at its edge
 LOG_SPAN = 1e-6
 REFERENCE_STYLES = (":", "--", "-.")
@@ -54,14 +60,14 @@ def intervals(ax: Axes, at: Sequence[float], values: np.ndarray, horizontal: boo
         ax.errorbar(at, values[:, 0], yerr=ends, **style)
 
 
-def _references(ax: Axes, references: Mapping[str, float] | None, horizontal: bool = False) -> None:
-    """Lines across for levels to compare with, each with its name for the legend; grey solid at zero."""
+def _references(ax: Axes, references: Levels, horizontal: bool = False) -> None:
+    """Lines across for levels to compare with, each with its name for the legend."""
     for (name, level), style in zip((references or {}).items(), REFERENCE_STYLES, strict=False):
         line = ax.axvline if horizontal else ax.axhline
         line(level, color="black", linestyle=style, linewidth=1, label=name, zorder=1)
 
 
-def _groups(panels: Mapping[str, Mapping]) -> list[str]:
+def _groups(panels: Panels) -> list[str]:
     return list(dict.fromkeys(group for groups in panels.values() for group in groups))
 
 
@@ -70,9 +76,14 @@ def _shifts(n: int, width: float) -> np.ndarray:
     return width / n * (np.arange(n) - (n - 1) / 2)
 
 
+def _flat(values: Sequence[np.ndarray]) -> np.ndarray:
+    """All numbers of several arrays or tables."""
+    return np.concatenate([np.ravel(v) for v in values]).astype(float)
+
+
 def _log_limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
     """Limits of a log axis for these values: a value that is all but zero would stretch it over ten empty decades."""
-    flat = np.concatenate([np.ravel(np.asarray(v, dtype=float)) for v in values])
+    flat = _flat(values)
     positive = flat[np.isfinite(flat) & (flat > 0)]
     if not positive.size:
         return 0.1, 10.0
@@ -80,13 +91,7 @@ def _log_limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def points(
-    panels: Mapping[str, Mapping[str, pd.DataFrame]],
-    ylabel: str,
-    references: Mapping[str, float] | None = None,
-    log: bool = False,
-    title: str = "",
-    caveat: str = "",
-    columns: int = 4,
+    panels: Panels, ylabel: str, references: Levels = None, log: bool = False, columns: int = 4, **said: str
 ) -> Figure:
     """Values with intervals, one row for every name: a panel's name is the label of its axis.
 
@@ -99,8 +104,8 @@ def points(
     n_beside = max(sum(rows[0] in table.index for table in by.values()) for by in panels.values())
     colours = colours_of(groups)
     shifts = dict(zip(groups, _shifts(len(groups), 0.66), strict=True))
-    height = (0.33 if n_beside > 1 else 0.25) * len(rows)
-    figure, axes = grid(1, len(panels), WIDTH if len(panels) > 1 else 0.85 * WIDTH, 1.6 + height, sharey=True)
+    size = (WIDTH if len(panels) > 1 else 0.85 * WIDTH, 1.6 + (0.33 if n_beside > 1 else 0.25) * len(rows))
+    figure, axes = grid(1, len(panels), *size, ylabel=ylabel, sharey=True)
     floor, top = _log_limits(tables) if log else (-np.inf, np.inf)
     for ax, (label, by) in zip(axes[0], panels.items(), strict=True):
         for k, (group, table) in enumerate(by.items()):
@@ -120,11 +125,10 @@ def points(
         ax.grid(axis="y", visible=False)
     axes[0, 0].set_yticks(range(len(rows)), rows)
     axes[0, 0].set_ylim(len(rows) - 0.4, -0.6)
-    axes[0, 0].set_ylabel(ylabel)
     legend = entries(axes[0])
     if log:
         legend["0 or none left"] = Line2D([], [], color="#555555", marker="<", markerfacecolor="none", linestyle="")
-    return finish(figure, caveat, title, legend, columns)
+    return finish(figure, legend, columns, **said)
 
 
 def points_and_shares(
@@ -132,10 +136,9 @@ def points_and_shares(
     shares: Mapping[str, pd.DataFrame],
     colours: Sequence[str],
     labels: tuple[str, str, str],
-    references: Mapping[str, float] | None = None,
+    references: Levels = None,
     crosses: Mapping[str, pd.Series] | None = None,
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Left as :func:`points` in one panel; right what each row is made of, as bars of ``colours`` from 0 to 1.
 
@@ -144,13 +147,13 @@ def points_and_shares(
     """
     rows = list(next(iter(values.values())).index)
     figure, ((left, right),) = grid(1, 2, WIDTH, 1.7 + 0.36 * len(rows), sharey=True)
-    shifts, palette = _shifts(len(values), 0.5), colours_of(list(values))
+    height, palette = 0.6 / len(values), colours_of(list(values))
     legend: dict = {}
-    for k, (group, table) in enumerate(values.items()):
-        intervals(left, np.arange(len(rows)) + shifts[k], table, horizontal=True, color=palette[group], label=group)
+    for k, (shift, (group, table)) in enumerate(zip(_shifts(len(values), 0.5), values.items(), strict=True)):
+        places = np.arange(len(rows)) + shift
+        intervals(left, places, table, horizontal=True, color=palette[group], label=group)
         before = np.zeros(len(rows))
         for (part, share), colour in zip(shares[group].loc[rows].items(), colours, strict=True):
-            places, height = np.arange(len(rows)) + shifts[k], 0.6 / len(values)
             right.barh(places, share, height, left=before, color=colour, alpha=0.45 if k else 1.0)
             before = before + share.to_numpy()
             legend[part] = Patch(color=colour)
@@ -159,23 +162,21 @@ def points_and_shares(
         right.plot(places.loc[rows], range(len(rows)), "kx", markersize=7, markeredgewidth=2, label=name)
     left.set_yticks(range(len(rows)), rows)
     left.set_ylim(len(rows) - 0.4, -0.6)
-    right.set_xlim(-0.02, 1.02)
+    left.set(ylabel=labels[0], xlabel=labels[1])
+    right.set(xlim=(-0.02, 1.02), xlabel=labels[2])
     right.grid(visible=False)
-    for setter, label in zip((left.set_ylabel, left.set_xlabel, right.set_xlabel), labels, strict=True):
-        setter(label)
-    return finish(figure, caveat, title, entries([left]) | legend | entries([right]), 7)
+    return finish(figure, entries([left]) | legend | entries([right]), 7, **said)
 
 
 def bars(
-    panels: Mapping[str, Mapping[str, np.ndarray]],
+    panels: Panels,
     names: Sequence[str],
     xlabel: str,
     ylabel: str,
-    references: Mapping[str, float] | None = None,
+    references: Levels = None,
     failed: Mapping[str, Sequence[int]] | None = None,
     log: bool = False,
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Bars with intervals, (name, 3) for each group; groups without a colour of their own are hatched greys.
 
@@ -183,25 +184,20 @@ def bars(
     any.
     """
     groups = _groups(panels)
-    controls = [group for group in groups if group not in COLOURS]
-    looks = {group: {"color": COLOURS.get(group)} for group in groups}
-    for i, group in enumerate(controls):
-        looks[group] = {
-            "color": CONTROL_GREYS[i % len(CONTROL_GREYS)],
-            "hatch": CONTROL_HATCHES[i % len(CONTROL_HATCHES)],
-        }
-    values = [np.asarray(v, dtype=float) for by in panels.values() for v in by.values()]
-    floor, top = _log_limits(values) if log else (0.0, None)
-    figure, axes = grid(1, len(panels), WIDTH, 4.4 if len(groups) > 4 else 3.6, sharey=True)
-    width = 0.86 / len(groups)
+    greys = itertools.cycle(zip(CONTROL_GREYS, CONTROL_HATCHES, strict=True))
+    looks = {group: (COLOURS[group], None) if group in COLOURS else next(greys) for group in groups}
+    floor, top = _log_limits([v for by in panels.values() for v in by.values()]) if log else (0.0, None)
+    height, width = 4.4 if len(groups) > 4 else 3.6, 0.92 * 0.86 / len(groups)
+    figure, axes = grid(1, len(panels), WIDTH, height, xlabel, ylabel, sharey=True)
     for ax, (panel, by) in zip(axes[0], panels.items(), strict=True):
         if log:
             ax.set_yscale("log")
             ax.set_ylim(floor, top * 6)
         for shift, (group, numbers) in zip(_shifts(len(by), 0.86), by.items(), strict=True):
             places, numbers = np.arange(len(names)) + shift, np.asarray(numbers, dtype=float)
-            heights = np.fmax(numbers[:, 0], floor)
-            ax.bar(places, heights, width * 0.92, edgecolor="white", linewidth=0.4, label=group, **looks[group])
+            heights, (colour, hatch) = np.fmax(numbers[:, 0], floor), looks[group]
+            style = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4}
+            ax.bar(places, heights, width, label=group, **style)
             intervals(ax, places, numbers, fmt="none", ecolor="black")
             counts = (failed or {}).get(group, np.zeros(len(names)))
             for place, (value, _, high), count in zip(places, numbers, counts, strict=True):
@@ -213,36 +209,31 @@ def bars(
                 ax.annotate(text, at, xytext=(0, 3), textcoords="offset points", fontsize=9, **style)
         _references(ax, references)
         ax.set_xticks(range(len(names)), names)
-        ax.set_xlabel(xlabel)
         ax.set_title(textwrap.fill(panel, 34))
         ax.grid(axis="x", visible=False)
     if not log:
-        axes[0, 0].margins(y=0.18 if failed else 0.05)
         axes[0, 0].set_ylim(bottom=0)
-    axes[0, 0].set_ylabel(ylabel)
-    return finish(figure, caveat, title, entries(axes[0]), 5)
+    return finish(figure, entries(axes[0]), 5, **said)
 
 
-def stacked(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "", caveat: str = "") -> Figure:
+def stacked(table: pd.DataFrame, xlabel: str, ylabel: str, **said: str) -> Figure:
     """One bar per row of a table, made of its columns."""
     figure, ((ax,),) = grid(1, 1, WIDTH * 0.8, 1.2 + 0.27 * len(table))
     table.plot.barh(stacked=True, ax=ax, color=colours_of(list(table)), width=0.75, legend=False)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    return finish(figure, caveat, title, entries([ax]))
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return finish(figure, entries([ax]), **said)
 
 
 def dots(
-    panels: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    panels: Panels,
     xlabel: str,
     ylabel: str | None = None,
-    references: Mapping[str, float] | None = None,
+    references: Levels = None,
     horizontal: bool = False,
     middle: str = "mean",
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Every number a dot, sorted, and a line at the ``middle`` ("mean" or "median"): panel, group, name to (n,).
 
@@ -251,11 +242,10 @@ def dots(
     """
     groups, by = _groups(panels), next(iter(panels.values()))
     names = list(next(iter(by.values())))
-    size = (WIDTH, 1.5 + (0.2 + 0.06 * len(groups)) * len(names)) if horizontal else (WIDTH, 3.7)
-    if len(panels) == 1:
-        size = (0.8 * WIDTH, size[1])
+    height = 1.5 + (0.2 + 0.06 * len(groups)) * len(names) if horizontal else 3.7
+    size = (WIDTH if len(panels) > 1 else 0.8 * WIDTH, height)
     shared = {"sharex": horizontal, "sharey": ylabel is not None}
-    figure, axes = grid(1, len(panels), *size, **shared)
+    figure, axes = grid(1, len(panels), *size, xlabel, ylabel or "", **shared)
     shifts, colours = _shifts(len(groups), 0.75), colours_of(groups)
     for ax, (panel, by) in zip(axes[0], panels.items(), strict=True):
         for k, (group, values) in enumerate(by.items()):
@@ -267,20 +257,14 @@ def dots(
                     continue
                 reach = 0.3 / len(groups)
                 across = at + (np.linspace(-reach, reach, len(own)) if len(own) > 1 else np.zeros(1))
-                style = {
-                    "color": colours[group],
-                    "markersize": 5 if len(own) < 12 else 3,
-                    "alpha": 0.7,
-                    "linestyle": "",
-                }
-                label, level = group if i == 0 and group else None, getattr(np, middle)(own)
+                colour, label = colours[group], group if i == 0 and group else None
+                style = {"color": colour, "markersize": 5 if len(own) < 12 else 3, "alpha": 0.7, "linestyle": ""}
                 line, xy = (ax.vlines, (own, across)) if horizontal else (ax.hlines, (across, own))
                 ax.plot(*xy, MARKERS[k % len(MARKERS)], label=label, **style)
-                line(level, at - 1.2 * reach, at + 1.2 * reach, color=colours[group], linewidth=2)
+                line(getattr(np, middle)(own), at - 1.2 * reach, at + 1.2 * reach, color=colour, linewidth=2)
         _references(ax, references, horizontal)
-        (ax.axvline if horizontal else ax.axhline)(
-            0, color="black", linewidth=0.8
-        )  # differences look as large as they are
+        zero = ax.axvline if horizontal else ax.axhline
+        zero(0, color="black", linewidth=0.8)  # differences look as large as they are
         if horizontal:
             ax.set_yticks(range(len(names)), names)
             ax.set_ylim(len(names) - 0.4, -0.6)
@@ -289,30 +273,27 @@ def dots(
             ax.set_xticks(range(len(names)), [textwrap.fill(str(name), 9, break_long_words=False) for name in names])
             ax.set_xlim(-0.6, len(names) - 0.4)
             ax.grid(axis="x", visible=False)
-        ax.set_xlabel(xlabel)
         if ylabel is None:
             ax.set_ylabel(panel)
         else:
             ax.set_title(panel)
-            axes[0, 0].set_ylabel(ylabel)
     legend = entries(axes[0]) | {middle: Line2D([], [], color=SIGNAL, linewidth=2)}
-    return finish(figure, caveat, title, legend, 6)
+    return finish(figure, legend, 6, **said)
 
 
 def lines(
-    panels: Mapping[str, Mapping[str, np.ndarray]],
+    panels: Panels,
     x: Sequence[float] | Mapping[str, Sequence[float]],
-    xlabel: str | Mapping[str, str],
+    xlabel: str,
     ylabel: str | None = None,
-    references: Mapping[str, float] | None = None,
+    references: Levels = None,
     rings: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     each: bool = False,
     levels: bool = False,
     scale: str = "linear",
     sharey: bool | str | None = None,
     columns: int = 4,
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Curves: each group is (x,), or (x, 3) with an interval.
 
@@ -324,26 +305,25 @@ def lines(
     """
     groups = _groups(panels)
     colours, shifts = colours_of(groups), _shifts(len(groups), 0.12 * len(groups))
-    width = WIDTH if len(panels) > 1 else 0.7 * WIDTH
-    height = 2.9 if len(panels) < 5 else 2.4
-    figure, axes = wrapped(len(panels), columns, width, height, sharey=ylabel is not None if sharey is None else sharey)
+    size = (WIDTH if len(panels) > 1 else 0.7 * WIDTH, 2.9 if len(panels) < 5 else 2.4)
+    shared = ylabel is not None if sharey is None else sharey
+    figure, axes = wrapped(len(panels), columns, *size, ylabel=ylabel or "", sharey=shared)
     for ax, (panel, by) in zip(axes.flat, panels.items(), strict=False):
         ticks = np.asarray(x[panel] if isinstance(x, Mapping) else x)
         places = np.arange(len(ticks)) if levels else ticks
         for k, group in enumerate(by):
             values, colour, marker = np.asarray(by[group], dtype=float), colours[group], MARKERS[k % len(MARKERS)]
-            style = {"color": colour, "marker": marker if len(ticks) < 16 else None, "markersize": 4}
             curve = values if values.ndim == 1 else values.mean(1) if each else values[:, 0]
             if values.ndim == 2 and levels and not each:
                 intervals(ax, places + shifts[groups.index(group)], values, fmt=marker + "-", color=colour, label=group)
             else:
-                ax.plot(places, curve, label=group or None, **style)
+                marked = marker if len(ticks) < 16 else None
+                ax.plot(places, curve, label=group or None, color=colour, marker=marked, markersize=4)
             if each:
                 ax.plot(places, values, color=colour, linewidth=0.8, alpha=0.4)
             elif values.ndim == 2 and not levels:
                 ax.fill_between(places, values[:, 1], values[:, 2], color=colour, alpha=0.15, linewidth=0)
-            ringed = (rings or {}).get(panel, {}).get(group, ())
-            for i, at in enumerate(ringed):
+            for i, at in enumerate((rings or {}).get(panel, {}).get(group, ())):
                 where = list(ticks).index(at)
                 height_at = values[where, i] if each else curve[where]
                 ax.plot(places[where], height_at, "o", color=colour, markersize=9, markerfacecolor="none")
@@ -354,27 +334,24 @@ def lines(
             ax.minorticks_off()
         elif scale == "symlog":
             ax.set_xlim(0, max(ticks))
-        ax.set_xlabel(xlabel[panel] if isinstance(xlabel, Mapping) else xlabel)
+        ax.set_xlabel(xlabel)
         if ylabel is None:
             ax.set_ylabel(textwrap.fill(panel, 24))
         else:
             ax.set_title(panel)
-    if ylabel is not None:
-        for ax in axes[:, 0]:
-            ax.set_ylabel(ylabel)
-    return finish(figure, caveat, title, entries(axes.flat), 6)
+    return finish(figure, entries(axes.flat), 6, **said)
 
 
 def plane(
-    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    panels: Panels,
     xlabel: str,
     ylabel: str,
     looks: Mapping[str, tuple[str, str]] | None = None,
-    across: Mapping[str, float] | None = None,
+    across: Levels = None,
     zero: bool = False,
     numbered: bool = False,
     title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Points in a plane: each group is its (x, y), (n,) each, or (n, 3) each with both intervals.
 
@@ -383,7 +360,8 @@ def plane(
     """
     groups = _groups(panels)
     looks = {g: CONTROL_LOOKS.get(g, (colour, "o")) for g, colour in colours_of(groups).items()} | dict(looks or {})
-    figure, axes = grid(1, len(panels), WIDTH, 5.2 if len(groups) > 3 else 3.6, sharex=True, sharey=True)
+    height = 5.2 if len(groups) > 3 else 3.6
+    figure, axes = grid(1, len(panels), WIDTH, height, xlabel, ylabel, sharex=True, sharey=True)
     for ax, (panel, by) in zip(axes[0], panels.items(), strict=True):
         _references(ax, across, horizontal=True)
         for level in (ax.axhline, ax.axvline) if zero else ():
@@ -402,14 +380,12 @@ def plane(
             if numbered:
                 ax.annotate(str(k), (x[0, 0], y[0, 0]), xytext=(5, 4), textcoords="offset points", fontsize=9)
         ax.set_title(panel)
-        ax.set_xlabel(xlabel)
-    axes[0, 0].set_ylabel(ylabel)
     legend = entries(axes[0])
     if not numbered:
-        return finish(figure, caveat, title, legend, 5)
+        return finish(figure, legend, 5, title, **said)
     figure.legend(legend.values(), legend.keys(), loc="outside right upper")
     axes[0, 0].set_title(textwrap.fill(title, 56))
-    return finish(figure, caveat)
+    return finish(figure, **said)
 
 
 def heat(
@@ -420,8 +396,7 @@ def heat(
     written: str = "",
     least: float = -np.inf,
     limits: tuple[float, float] | None = None,
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Tables as colours, rows downwards: blue from zero up, or with numbers on both sides of zero from blue to red.
 
@@ -429,8 +404,8 @@ def heat(
     colours, whose ``limits`` are those of the numbers unless given.
     """
     tables = list(panels.values())
-    top = max(float(np.nanmax(np.abs(table.to_numpy(dtype=float)))) for table in tables)
-    signed = any(bool((table < 0).any(axis=None)) for table in tables)
+    every = _flat(tables)
+    top, signed = float(np.nanmax(np.abs(every))), (every < 0).any()
     low, high = limits or (-top if signed else 0.0, top)
     n_rows, n_columns = tables[0].shape
     width = WIDTH if len(panels) > 1 else min(WIDTH, 3.6 + 0.42 * max(n_columns, 14))
@@ -441,10 +416,9 @@ def heat(
         sns.heatmap(table, ax=ax, annot=texts, fmt="", annot_kws={"fontsize": 9}, **style)
         turned = max(len(str(name)) for name in table.columns) * n_columns > 100 / len(panels)
         ax.set_xticklabels(ax.get_xticklabels(), rotation=45 if turned else 0, ha="right" if turned else "center")
-        ax.tick_params(axis="x", labelrotation=45 if turned else 0)
         ax.grid(visible=False)
         ax.set(title=panel, xlabel=xlabel, ylabel="")
     axes[0, 0].set_ylabel(ylabel)
     axes[0, 0].tick_params(axis="y", labelrotation=0)
     figure.colorbar(axes[0, 0].collections[0], ax=list(axes[0]), label=label)
-    return finish(figure, caveat, title)
+    return finish(figure, **said)

@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from harvis_utils.figures.special import largest
+from harvis_utils.figures.special import largest, measured, nearest
 from harvis_utils.figures.style import ACCENT, SIGNAL
 
 #: size of a small picture, in units of its own
@@ -41,9 +41,12 @@ def atlas(
     by_key = {card.key: card for card in cards}
     if strangers := sorted(set(by_key) - known):
         raise ValueError(f"cards of units that no layer of the page has: {', '.join(strangers[:5])}")
-    templates = _templates()
-    tags = {key: _tags(card) for key, card in by_key.items()}
-    groups = next(iter(tags.values()), {})
+    # escaped where they are put in; no "<" of the JSON can end its script
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    blocks = {"trim_blocks": True, "lstrip_blocks": True}
+    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, **blocks)
+    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    templates.filters |= {"polyline": _polyline, "share": _share}
     content = {
         "names": list(names),
         "colours": [colours[name] for name in names],
@@ -51,23 +54,9 @@ def atlas(
         "piece": piece,
         "layers": [_layer_content(layer, len(names)) for layer in layers],
         "cards": {key: _card_html(templates, card, by_key, rate_hz) for key, card in by_key.items()},
-        "tags": {group: {key: list(of[group]) for key, of in tags.items()} for group in groups},
+        "tags": {key: _tags(card) for key, card in by_key.items()},
     }
     return templates.get_template("page.html").render(title=title, caveat=caveat, content=content)
-
-
-def _templates() -> jinja2.Environment:
-    """Templates that escape what is put into them, and whose JSON has no "<" that could end a script."""
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    found.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    found.filters |= {"polyline": _polyline, "share": _share}
-    return found
 
 
 def _layer_content(layer, n_names: int) -> dict:
@@ -102,14 +91,12 @@ def _layer_content(layer, n_names: int) -> dict:
 def _card_html(templates: jinja2.Environment, card, by_key: Mapping, rate_hz: float) -> str:
     """The card as one ``<article>``."""
     neighbours = [by_key[f"{card.layer}-{u}"] for u in card.neighbours]
-    facts = [f"network {card.seed}"] + ([] if card.status == "used" else [card.status])
-    facts += [] if np.isnan(card.activation) else [f"reaches {card.activation:.2f} of its threshold"]
-    facts += [] if np.isnan(card.nearness) else [f"nearness to real windows {card.nearness:.2f}"]
+    facts = [f"network {card.seed}"] + ([] if card.status == "used" else [card.status]) + measured(card)
     return templates.get_template("card.html").render(
         card=card,
         neighbours=neighbours,
         facts=facts,
-        nearest=f"nearest real window: {card.nearest_activity}" if card.nearest_activity else "no nearest real window",
+        nearest=nearest(card),
         limit=largest([c.signal for c in (card, *([card.twin] if card.twin else []), *neighbours)]),
         strongest=largest([w.signal for w in card.windows]),
         back=largest([w.projection for w in card.windows]),

@@ -21,10 +21,10 @@ from harvis_utils.figures.style import (
     CONTROL_GREYS,
     GOOD,
     MAP,
+    MARKERS,
     SIGNAL,
     WIDTH,
     class_colours,
-    class_markers,
     entries,
     finish,
     grid,
@@ -44,7 +44,7 @@ TOP_COLOUR = "#e09f3e"
 GAP = 4
 
 
-def pipeline(stages: Sequence[tuple[str, str]], title: str = "") -> Figure:
+def pipeline(stages: Sequence[tuple[str, str]], **said: str) -> Figure:
     """Stages as boxes joined by arrows; each stage is (what it makes, which notebook makes it)."""
     figure, ((ax,),) = grid(1, 1, WIDTH, 1.5)
     box = {"boxstyle": "round,pad=0.45", "facecolor": "#eef3f7", "edgecolor": SIGNAL}
@@ -53,40 +53,33 @@ def pipeline(stages: Sequence[tuple[str, str]], title: str = "") -> Figure:
         ax.text(i, 0.12, notebook, ha="center", va="center", fontsize=9, color="#555555")
         if i:
             ax.annotate("", (i - 0.36, 0.6), (i - 0.64, 0.6), arrowprops={"arrowstyle": "->", "color": SIGNAL})
-    ax.set_xlim(-0.5, len(stages) - 0.5)
-    ax.set_ylim(0, 1)
+    ax.set(xlim=(-0.5, len(stages) - 0.5), ylim=(0, 1))
     ax.set_axis_off()
-    return finish(figure, "", title)
+    return finish(figure, **said)
 
 
 def amplitude_histogram(
-    counts: np.ndarray, edges_g: np.ndarray, threshold_g: float, paper_g: float | None = None, caveat: str = ""
+    counts: np.ndarray, edges_g: np.ndarray, threshold_g: float, paper_g: float | None = None, **said: str
 ) -> Figure:
     """Histogram of |acceleration| (``counts`` between ``edges_g``) with the line of mean + 2 std (claim C2)."""
-    figure, ((ax,),) = grid(1, 1, WIDTH * 0.75, 3.6)
+    figure, ((ax,),) = grid(1, 1, WIDTH * 0.75, 3.6, "|acceleration| [G]", "samples")
     ax.stairs(counts, edges_g, fill=True, color=MAP, edgecolor=SIGNAL)
     ax.set_yscale("log")
     ax.axvline(threshold_g, color=ACCENT, label=f"mean + 2 std = {threshold_g:.3f} G")
     if paper_g is not None:
         ax.axvline(paper_g, color="black", linestyle=":", label=f"paper: {paper_g:.2f} G")
-    ax.set_xlabel("|acceleration| [G]")
-    ax.set_ylabel("samples")
     ax.margins(x=0)
-    return finish(figure, caveat, legend=entries([ax]))
-
-
-# ---------------------------------------------------------------------------------------------------- atlas
+    return finish(figure, entries([ax]), **said)
 
 
 def _by_activity(ax: Axes, positions: np.ndarray, activities: np.ndarray, names: Sequence[str], **style) -> None:
     """Units (unit, 2) on a map, in the colour and with the marker of their activity; negative: none."""
-    colours, markers = class_colours(names), class_markers(names)
+    colours = class_colours(names)
     for a in sorted(set(activities.tolist())):
-        name = names[a] if a >= 0 else "none"
-        look = {"color": colours.get(name, "#999999"), "marker": markers.get(name, "X"), "label": name}
+        name, marker = (names[a], MARKERS[a % len(MARKERS)]) if a >= 0 else ("none", "X")
+        look = {"color": colours.get(name, "#999999"), "marker": marker, "label": name}
         ax.scatter(*positions[activities == a].T, **look, **style)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
 
 
 def atlas(
@@ -171,9 +164,8 @@ def sensitivity(
     seeds: Sequence[int],
     activities: Sequence[int],
     names: Sequence[str],
-    agreement: np.ndarray | None = None,
-    title: str = "",
-    caveat: str = "",
+    agreement: np.ndarray,
+    **said: str,
 ) -> Figure:
     """Maps of the same units for several perplexities (rows) and seeds (columns): (perplexity, seed, unit, 2).
 
@@ -183,16 +175,12 @@ def sensitivity(
     figure, axes = grid(n_rows, n_columns, min(WIDTH, 1.6 + 2.4 * n_columns), 1.0 + 2.2 * n_rows)
     for (i, j), ax in np.ndenumerate(axes):
         _by_activity(ax, positions[i, j], np.asarray(activities), names, s=16, linewidth=0.3)
-        share = "" if agreement is None else f": {100 * agreement[i, j]:.0f} % neighbours kept"
-        ax.set_title(f"seed {seeds[j]}{share}", fontsize=9)
+        ax.set_title(f"seed {seeds[j]}: {100 * agreement[i, j]:.0f} % neighbours kept", fontsize=9)
         ax.set_ylabel(f"perplexity {perplexities[i]:g}\nt-SNE 2 (no unit)" if j == 0 else "", fontsize=9)
         ax.set_xlabel("t-SNE 1 (no unit)" if i == n_rows - 1 else "", fontsize=9)
     shown = entries(axes.flat)
     figure.legend(shown.values(), shown.keys(), loc="outside right center", title="activity")
-    return finish(figure, caveat, title)
-
-
-# ------------------------------------------------------------------------------------------ readings, ascents
+    return finish(figure, **said)
 
 
 def readings(
@@ -201,9 +189,8 @@ def readings(
     score: Sequence[float],
     admissible: Sequence[bool],
     factors: Mapping[str, Sequence],
-    winner: int = 0,
-    title: str = "",
-    caveat: str = "",
+    winner: int,
+    **said: str,
 ) -> Figure:
     """All readings at a glance, one per column: what each is, which facts it meets, and its score.
 
@@ -214,7 +201,7 @@ def readings(
     n_facts, n = standing.shape
     heights = (1.1, 0.32 * n_facts, 0.28 * len(factors))
     ratios = {"height_ratios": heights, "hspace": 0.03}
-    figure, axes = grid(3, 1, WIDTH, 1.7 + sum(heights), sharex=True, gridspec_kw=ratios)
+    figure, axes = grid(3, 1, WIDTH, 1.7 + sum(heights), f"{n} readings, best first", sharex=True, gridspec_kw=ratios)
     top, middle, bottom = axes[:, 0]
     score, colours = np.asarray(score), np.where(admissible, GOOD, CONTROL_GREYS[3])
     top.bar(np.arange(n), score, width=1.0, color=colours)
@@ -224,12 +211,11 @@ def readings(
     pixels = {"aspect": "auto", "interpolation": "nearest"}
     middle.imshow(code, cmap=ListedColormap(list(STANDINGS.values())), norm=norm, **pixels)
     # each factor on its own scale of levels
-    levels = {name: sorted(set(values)) for name, values in factors.items()}
-    shade = [[levels[f].index(v) / max(1, len(levels[f]) - 1) for v in values] for f, values in factors.items()]
+    levels = {name: np.unique(values, return_inverse=True) for name, values in factors.items()}
+    shade = [places / max(1, len(found) - 1) for found, places in levels.values()]
     bottom.imshow(shade, cmap=ListedColormap(LEVEL_COLOURS), vmin=0, vmax=1, **pixels)
-    bottom.set_xlabel(f"{n} readings, best first")
     of_levels = [
-        f"{k}: {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in vs)}" for k, vs in levels.items()
+        f"{k}: {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in vs)}" for k, (vs, _) in levels.items()
     ]
     for ax, names in ((middle, [textwrap.fill(fact, 52) for fact in facts]), (bottom, of_levels)):
         ax.set_yticks(range(len(names)), names, fontsize=9)
@@ -239,15 +225,14 @@ def readings(
     legend = {name: Patch(color=colour) for name, colour in STANDINGS.items()}
     legend["score: cannot be told apart from the best"] = Patch(color=GOOD)
     legend["winner: the nearest of these to the paper"] = Line2D([], [], color="black", marker="v", linestyle="")
-    return finish(figure, caveat, title, legend, 3)
+    return finish(figure, legend, 3, **said)
 
 
 def landscapes(
     surfaces: Mapping[str, tuple[np.ndarray, np.ndarray]],
     paths: Mapping[str, Mapping[str, np.ndarray]],
     tops: Mapping[str, Sequence[float]],
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Functions (columns) and the ascents on them, one row for each way to climb.
 
@@ -255,7 +240,8 @@ def landscapes(
     ``paths`` maps a way to climb to each function's paths, (step, point, dimension); ``tops`` says where the highest
     value is (star). A circle is where an ascent starts, a dot where it ends.
     """
-    figure, axes = grid(len(paths), len(surfaces), WIDTH, 0.4 + 2.5 * len(paths), sharex=True, sharey="col")
+    size = (WIDTH, 0.4 + 2.5 * len(paths))
+    figure, axes = grid(len(paths), len(surfaces), *size, "first input", sharex=True, sharey="col")
     for row, (way, by_name) in zip(axes, paths.items(), strict=True):
         for ax, (name, (ticks, values)) in zip(row, surfaces.items(), strict=True):
             path, top = by_name[name], tops[name]
@@ -277,12 +263,7 @@ def landscapes(
             ax.plot(*top, "*", color=TOP_COLOUR, markersize=12, markeredgecolor="black", clip_on=False)
             ax.set_ylabel("value" if values.ndim == 1 else "second input")
             ax.set_title(f"{name}: {way}")
-    for ax in axes[-1]:
-        ax.set_xlabel("first input")
-    return finish(figure, caveat, title)
-
-
-# ----------------------------------------------------------------------------------------------------- card
+    return finish(figure, **said)
 
 
 def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
@@ -304,9 +285,8 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
     for ax in above:
         ax.set(ylim=(-limit, limit), ylabel="acceleration [G]", xlabel="time [s]")
     time = np.arange(len(of.signal)) / rate_hz
-    nearest = f"nearest real window: {of.nearest_activity}" if of.nearest_activity else "no nearest real window"
     above[0].plot(time, of.signal, color=ACCENT)
-    above[0].set_title(textwrap.fill(f"its signal; {nearest}", 36))
+    above[0].set_title(textwrap.fill(f"its signal; {nearest(of)}", 36))
     match = "no match in another network"
     if of.twin:
         above[1].plot(time, of.twin.signal, color=SIGNAL)
@@ -323,11 +303,20 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
     middle[1].set(ylabel="projection [1]", xlabel="one window each: activity, axis, person, activation")
     _bars(below[0], of.iou, of.detects, "concepts in its strongest samples (red: detected)", "IoU")
     _bars(below[1], of.cost, of.matters_for, "silenced: who loses (red: it matters)", "drop of F1")
-    said = [f"{of.layer.capitalize()}, unit {of.unit} of network {of.seed}"]
-    said[0] += "" if of.status == "used" else f" ({of.status})"
-    said += [] if np.isnan(of.activation) else [f"reaches {of.activation:.2f} of its threshold"]
-    said += [] if np.isnan(of.nearness) else [f"nearness to real windows {of.nearness:.2f}"]
-    return finish(figure, caveat, ", ".join(said))
+    who = f"{of.layer.capitalize()}, unit {of.unit} of network {of.seed}"
+    who += "" if of.status == "used" else f" ({of.status})"
+    return finish(figure, title=", ".join([who, *measured(of)]), caveat=caveat)
+
+
+def nearest(of) -> str:
+    """The activity of the real window nearest to a card's signal, in words."""
+    return f"nearest real window: {of.nearest_activity}" if of.nearest_activity else "no nearest real window"
+
+
+def measured(of) -> list[str]:
+    """How strong a card's signal is and how near to real windows, in words, where it is known."""
+    found = {"reaches {:.2f} of its threshold": of.activation, "nearness to real windows {:.2f}": of.nearness}
+    return [text.format(value) for text, value in found.items() if not np.isnan(value)]
 
 
 def largest(curves: Sequence[np.ndarray]) -> float:

@@ -31,11 +31,10 @@ METHOD_COLOURS = {
 #: greys for what methods are compared with, told apart by hatching too
 CONTROL_GREYS = ("#3d3d3d", "#6b6b6b", "#919191", "#b4b4b4", "#d5d5d5", "#7d7d7d")
 CONTROL_HATCHES = ("", "///", "...", "\\\\\\", "xxx", "|||")
-SPLIT_COLOURS = {"train": "#1b4965", "val": "#edae49", "test": "#d1495b"}
 #: what stands for the same thing in every figure
 COLOURS = {
     **METHOD_COLOURS,
-    **SPLIT_COLOURS,
+    **{"train": "#1b4965", "val": "#edae49", "test": "#d1495b"},
     **{"conv1": "#5fa8d3", "conv2": "#1b4965", "conv3": "#d1495b"},
     **{"trained": SIGNAL, "rotated": "#edae49", "random weights": GREY, "phase-scrambled": "#b5838d"},
 }
@@ -86,21 +85,25 @@ def class_colours(names: Sequence[str]) -> dict[str, str]:
     return {name: shades[i % 2][i] for i, name in enumerate(names)}
 
 
-def class_markers(names: Sequence[str]) -> dict[str, str]:
-    """One marker per class, repeating: shape and colour together tell many classes apart."""
-    return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
-
-
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """The colour each name has in every figure, and for names that have none the next free one."""
     free = iter([c for c in COMPONENT_COLOURS if c not in {COLOURS.get(n) for n in names}] + [*CONTROL_GREYS] * 9)
     return {name: COLOURS.get(name) or next(free) for name in names}
 
 
-def grid(n_rows: int, n_columns: int, width: float, height: float, **more) -> tuple[Figure, np.ndarray]:
-    """A figure that is closed for pyplot, so that a cell shows it once, and its axes, always two-dimensional."""
+def grid(
+    n_rows: int, n_columns: int, width: float, height: float, xlabel: str = "", ylabel: str = "", **more
+) -> tuple[Figure, np.ndarray]:
+    """A figure that is closed for pyplot, so that a cell shows it once, and its axes, always two-dimensional.
+
+    ``xlabel`` stands below the last row, ``ylabel`` beside the first column.
+    """
     figure, axes = plt.subplots(n_rows, n_columns, figsize=(width, height), squeeze=False, layout="constrained", **more)
     plt.close(figure)
+    for ax in axes[-1]:
+        ax.set_xlabel(xlabel)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
     return figure, axes
 
 
@@ -123,7 +126,9 @@ def entries(axes: Sequence[Axes]) -> dict:
     return found
 
 
-def finish(figure: Figure, caveat: str, title: str = "", legend: Mapping | None = None, columns: int = 4) -> Figure:
+def finish(
+    figure: Figure, legend: Mapping | None = None, columns: int = 4, title: str = "", caveat: str = ""
+) -> Figure:
     """Write title, legend and caveat outside the axes, so that none covers data or another.
 
     ``legend`` maps labels to artists; ``caveat`` says that data are made up or not verified, in the lower right corner.

@@ -34,8 +34,8 @@ def recordings(
     titles: Sequence[str],
     axis_names: Sequence[str],
     rate_hz: float,
-    caveat: str = "",
     columns: int = 5,
+    **said: str,
 ) -> Figure:
     """One example per activity: ``signals`` are (time, axis) in G; sensors stacked, their components in colour.
 
@@ -61,7 +61,7 @@ def recordings(
         if i + columns >= len(signals):
             stacks[i, -1].set_xlabel("time [s]")
             stacks[i, -1].tick_params(labelbottom=True)
-    return finish(figure, caveat, legend=entries(stacks[0]))
+    return finish(figure, entries(stacks[0]), **said)
 
 
 def signal_with_map(
@@ -106,23 +106,21 @@ def unit_methods(
     th: float | None = None,
     p95: float | None = None,
     rate_hz: float = 30.0,
-    title: str = "",
-    caveat: str = "",
     columns: int = 4,
+    **said: str,
 ) -> Figure:
     """The same unit under several methods (Figs. 1, 6, 7): signal and output (time,) of each, th and 95 % point."""
     n = len(signals)
     columns = min(columns, n)
-    figure, axes = wrapped(n, columns, max(4.0, WIDTH * columns / 4), 2.3)
+    figure, axes = wrapped(n, columns, max(4.0, WIDTH * columns / 4), 2.3, ylabel="signal [G]")
     legend = {"signal": Line2D([], [], color=SIGNAL)}
     for i, (ax, (name, signal)) in enumerate(zip(axes.flat, signals.items(), strict=False)):
         twin = signal_with_map(ax, signal, maps[name], rate_hz, th, p95, METHOD_COLOURS.get(name, SIGNAL))
         ax.set_title(name)
-        ax.set_ylabel("signal [G]" if i % columns == 0 else "")
         ax.set_xlabel("time [s]" if i + columns >= n else "")
         twin.set_ylabel("output" if i % columns == columns - 1 or i == n - 1 else "")
         legend |= entries([twin])
-    return finish(figure, caveat, title, legend)
+    return finish(figure, legend, **said)
 
 
 def nearest_pairs(
@@ -134,8 +132,7 @@ def nearest_pairs(
     maps: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
     titles: tuple[Sequence[str], Sequence[str]] = ((), ()),
     rate_hz: float = 30.0,
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Signals (above) and their nearest training windows (below), the compared samples shaded (Fig. 5).
 
@@ -144,7 +141,7 @@ def nearest_pairs(
     scale, because d(u, i) is a difference of values, not of shapes.
     """
     n = len(signals)
-    figure, axes = grid(2, n, min(WIDTH, 1.2 + 2.2 * n), 4.8, sharex=True, sharey="col")
+    figure, axes = grid(2, n, min(WIDTH, 1.2 + 2.2 * n), 4.8, "time [s]", sharex=True, sharey="col")
     legend = {"acceleration": Line2D([], [], color=SIGNAL), "samples compared": Patch(color=COMPARED, alpha=0.45)}
     sides = zip(axes, (signals, windows), (starts, offsets), maps, titles, strict=True)
     for row, curves, begins, outputs, names in sides:
@@ -156,11 +153,9 @@ def nearest_pairs(
             if twin is not None:
                 legend |= entries([twin])
                 twin.set_ylabel("output" if i == n - 1 else "")
-    for ax, label in zip(axes[:, 0], ("generated signal [G]", "training window [G]"), strict=True):
-        ax.set_ylabel(label)
-    for ax in axes[-1]:
-        ax.set_xlabel("time [s]")
-    return finish(figure, caveat, title, legend)
+    axes[0, 0].set_ylabel("generated signal [G]")
+    axes[1, 0].set_ylabel("training window [G]")
+    return finish(figure, legend, **said)
 
 
 def gallery(
@@ -169,9 +164,9 @@ def gallery(
     maps: np.ndarray | None = None,
     rate_hz: float = 30.0,
     title: str = "",
-    caveat: str = "",
     columns: int = 8,
     colours: Sequence[str] | None = None,
+    **said: str,
 ) -> Figure:
     """Small pictures of many units: ``signals`` (unit, time) in G on one common scale, ``maps`` as shaded background.
 
@@ -193,7 +188,7 @@ def gallery(
     axes[-1, 0].set_xlabel("time [s]")
     figure.supylabel("signal [G]", fontsize=10)
     note = "shaded: the unit's output, each on its own scale" if maps is not None else ""
-    return finish(figure, caveat, "\n".join(part for part in (title, note) if part))
+    return finish(figure, title="\n".join(part for part in (title, note) if part), **said)
 
 
 def waves(
@@ -204,8 +199,7 @@ def waves(
     own_scale: bool = False,
     beside: bool = False,
     label: str = "signal [G]",
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """A grid of signals: each kind is (row, column, time), drawn over the others or ``beside`` them, in its colour.
 
@@ -231,7 +225,7 @@ def waves(
             ax.set_yticks([])
     axes[-1, n_columns // 2].set_xlabel("time [s]")
     figure.supylabel(label + (", own scales" if own_scale else ""), fontsize=10)
-    return finish(figure, caveat, title, legend)
+    return finish(figure, legend, **said)
 
 
 def windows(
@@ -242,8 +236,7 @@ def windows(
     rate_hz: float,
     spans: np.ndarray | None = None,
     peaks: Mapping[str, Sequence[tuple[int, int]]] | None = None,
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Windows, and beside each what every lens says of it: one row per window.
 
@@ -252,7 +245,7 @@ def windows(
     known to be there; ``peaks`` marks (axis, time) per lens and window.
     """
     n, n_axes, length = signals.shape
-    figure, axes = grid(n, 1 + len(maps), WIDTH, 0.9 + 1.75 * n, sharex=True)
+    figure, axes = grid(n, 1 + len(maps), WIDTH, 0.9 + 1.75 * n, "time [s]", sharex=True)
     time = np.arange(length) / rate_hz
     extent = (-0.5 / rate_hz, (length - 0.5) / rate_hz, n_axes - 0.5, -0.5)
     step = 1.6 * max(1e-9, float(np.quantile(np.abs(signals), 0.995)))
@@ -278,9 +271,7 @@ def windows(
             ax.grid(visible=False)
     for ax, name in zip(axes[0], ("window", *maps), strict=True):
         ax.set_title(name)
-    for ax in axes[-1]:
-        ax.set_xlabel("time [s]")
-    return finish(figure, caveat, title)
+    return finish(figure, **said)
 
 
 def concepts(
@@ -289,13 +280,11 @@ def concepts(
     names: Sequence[str],
     titles: Sequence[str],
     rate_hz: float = 30.0,
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Examples beside each other: a signal (time,) in G, and below it when which concept holds, (concept, time)."""
-    heights = {"height_ratios": (1.5, 0.26 * len(names))}
-    size = (WIDTH, 3.1 + 0.22 * len(names))
-    figure, axes = grid(2, len(signals), *size, sharex=True, sharey="row", gridspec_kw=heights)
+    size, heights = (WIDTH, 3.1 + 0.22 * len(names)), {"height_ratios": (1.5, 0.26 * len(names))}
+    figure, axes = grid(2, len(signals), *size, "time [s]", sharex=True, sharey="row", gridspec_kw=heights)
     for (top, bottom), signal, mask, name in zip(axes.T, signals, masks, titles, strict=True):
         top.plot(np.arange(len(signal)) / rate_hz, signal, color=SIGNAL)
         top.set_title(name)
@@ -303,11 +292,10 @@ def concepts(
         bottom.imshow(mask, aspect="auto", cmap="Greens", vmin=0, vmax=1.4, extent=extent, interpolation="nearest")
         bottom.set_yticks(np.arange(len(names)), names)
         bottom.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
-        bottom.set_xlabel("time [s]")
         bottom.grid(visible=False)
         bottom.grid(axis="y", which="minor")
     axes[0, 0].set_ylabel("signal [G]")
-    return finish(figure, caveat, title)
+    return finish(figure, **said)
 
 
 def detections(
@@ -316,12 +304,10 @@ def detections(
     held: Sequence[np.ndarray],
     titles: Sequence[str],
     rate_hz: float = 30.0,
-    columns: int = 4,
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """Signals (time,) in G, a unit's mask as a band above and a concept's below, bool (time,) both."""
-    figure, axes = wrapped(len(signals), columns, WIDTH, 1.75, sharex=True)
+    figure, axes = wrapped(len(signals), 4, WIDTH, 1.75, xlabel="time [s]", ylabel="signal [G]", sharex=True)
     bands = {"among the unit's strongest 0.5 %": (0.9, ACCENT), "the concept holds": (0.0, CONCEPT)}
     for ax, signal, *masks, name in zip(axes.flat, signals, units, held, titles, strict=False):
         seconds = np.arange(len(signal)) / rate_hz
@@ -333,11 +319,7 @@ def detections(
         ax.set_xlim(-0.6 / rate_hz, (len(signal) - 0.4) / rate_hz)
         ax.set_title(name, fontsize=9)
         ax.grid(visible=False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("signal [G]")
-    for ax in axes[-1]:
-        ax.set_xlabel("time [s]")
-    return finish(figure, caveat, title, {name: Patch(color=colour) for name, (_, colour) in bands.items()})
+    return finish(figure, {name: Patch(color=colour) for name, (_, colour) in bands.items()}, **said)
 
 
 def planted(
@@ -346,15 +328,14 @@ def planted(
     places: Sequence[tuple[int, int, int, str]],
     rate_hz: float,
     first_sample: int = 0,
-    title: str = "",
-    caveat: str = "",
+    **said: str,
 ) -> Figure:
     """A recording with its planted motifs shaded: ``signal`` (time, axis) in G, one row per axis.
 
     ``places`` are (axis, first sample, length, motif) with samples counted as in ``signal``; ``first_sample`` is
     where ``signal`` begins in its recording, for the time scale.
     """
-    figure, axes = grid(len(axis_names), 1, WIDTH, 0.9 + 0.95 * len(axis_names), sharex=True)
+    figure, axes = grid(len(axis_names), 1, WIDTH, 0.9 + 0.95 * len(axis_names), "time [s]", sharex=True)
     colours = class_colours(sorted({motif for *_, motif in places}))
     seconds = (first_sample + np.arange(len(signal))) / rate_hz
     for values, ax, name in zip(signal.T, axes[:, 0], axis_names, strict=True):
@@ -365,6 +346,5 @@ def planted(
         part, ax = slice(begin, begin + length), axes[axis, 0]
         ax.axvspan(*seconds[part][[0, -1]], color=colours[motif], alpha=0.2, linewidth=0)
         ax.plot(seconds[part], signal[part, axis], color=colours[motif], linewidth=1.8)
-    axes[-1, 0].set_xlabel("time [s]")
     legend = {motif: Line2D([], [], color=c, linewidth=4, alpha=0.8) for motif, c in colours.items()}
-    return finish(figure, caveat, title, legend, 6)
+    return finish(figure, legend, 6, **said)
