@@ -88,10 +88,10 @@ class Facts:
         found = self.points(network, unit)
         return (found >= low) & (found <= high)  # NaN compares as False
 
-    def draws(self, n_units: int, n: int = N_DRAWS, seed: int = 0) -> np.ndarray:
+    def draws(self, n_units: int, n: int = N_DRAWS) -> np.ndarray:
         """Bootstrap of what is met: (draw, reading, fact). All readings are drawn alike: networks, then units."""
         n_networks, n_layers = self.values[0].shape[1], max(v.shape[2] for v in self.values) // n_units
-        drawn = resampled((n_networks,), (n_networks, n_layers, n_units), n=n, seed=seed)
+        drawn = resampled((n_networks,), (n_networks, n_layers, n_units), n=n)
         return np.stack([self.met(network, unit) for network, unit in drawn])
 
     def score(self, met: np.ndarray, without: str = "") -> np.ndarray:

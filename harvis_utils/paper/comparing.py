@@ -126,7 +126,7 @@ def measures(
     return by_seed(networks, found)
 
 
-def gains(measured: xr.Dataset, against: str = PAPERS) -> pd.DataFrame:
+def gains(measured: xr.Dataset) -> pd.DataFrame:
     """Every variant beside the paper's method on the two axes: means, and paired differences with effect sizes.
 
     ``measured`` has dims (seed, recipe, layer, unit). Also the mean realism p and spectral distance and the share of
@@ -138,7 +138,7 @@ def gains(measured: xr.Dataset, against: str = PAPERS) -> pd.DataFrame:
     for name in measured["recipe"].values.tolist():
         row, some, sure = {"recipe": name}, measured.sel(recipe=name), []
         for axis, values in axes.items():
-            ours, theirs = (by_network(values.sel(recipe=n)) for n in (name, against))
+            ours, theirs = (by_network(values.sel(recipe=n)) for n in (name, PAPERS))
             difference, found = _difference(f"{axis} difference", ours, theirs)
             row |= with_interval(axis, ours) | difference | {f"{axis} dominance": found.dominance}
             low, high = found.interval or (0.0, 0.0)
@@ -199,9 +199,7 @@ def beside(
     return xr.concat([made[["signal", "map"]], by_seed(networks, found).assign_coords(names)], "recipe")
 
 
-def motif_table(
-    truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArray, against: str = PAPERS
-) -> pd.DataFrame:
+def motif_table(truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArray) -> pd.DataFrame:
     """Matches of planted motifs per variant: trained, random weights, their difference, and that minus the paper's.
 
     ``trained`` and ``random`` are signals (seed, recipe, layer, unit, time) of the same variants, networks paired in
@@ -217,5 +215,5 @@ def motif_table(
     for k, name in enumerate(names):
         row = {"recipe": name, "trained": ours[k].mean(), "random weights": theirs[k].mean()}
         row |= _difference("above random", ours[k], theirs[k])[0]
-        rows.append(row | _difference("more than the paper's", gain[k], gain[names.index(against)])[0])
+        rows.append(row | _difference("more than the paper's", gain[k], gain[names.index(PAPERS)])[0])
     return pd.DataFrame(rows).set_index("recipe")
