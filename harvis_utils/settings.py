@@ -240,40 +240,35 @@ class Settings:
 
     profile: str
     dataset: str
-    windows: WindowSettings = field(default_factory=WindowSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    maximization: MaximizationSettings = field(default_factory=MaximizationSettings)
-    similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
-    atlas: AtlasSettings = field(default_factory=AtlasSettings)
-    readings: ReadingSettings = field(default_factory=ReadingSettings)
-    prior: PriorSettings = field(default_factory=PriorSettings)
-    dreams: DreamSettings = field(default_factory=DreamSettings)
-    evolution: EvolutionSettings = field(default_factory=EvolutionSettings)
-    architecture: ArchitectureSettings = field(default_factory=ArchitectureSettings)
-    transfer: TransferSettings = field(default_factory=TransferSettings)
-    slopes: SlopeSettings = field(default_factory=SlopeSettings)
-    recovery: RecoverySettings = field(default_factory=RecoverySettings)
-    dissection: DissectionSettings = field(default_factory=DissectionSettings)
-    locating: LocatingSettings = field(default_factory=LocatingSettings)
-    visual: VisualSettings = field(default_factory=VisualSettings)
+    windows: WindowSettings = WindowSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    maximization: MaximizationSettings = MaximizationSettings()
+    similarity: SimilaritySettings = SimilaritySettings()
+    atlas: AtlasSettings = AtlasSettings()
+    readings: ReadingSettings = ReadingSettings()
+    prior: PriorSettings = PriorSettings()
+    dreams: DreamSettings = DreamSettings()
+    evolution: EvolutionSettings = EvolutionSettings()
+    architecture: ArchitectureSettings = ArchitectureSettings()
+    transfer: TransferSettings = TransferSettings()
+    slopes: SlopeSettings = SlopeSettings()
+    recovery: RecoverySettings = RecoverySettings()
+    dissection: DissectionSettings = DissectionSettings()
+    locating: LocatingSettings = LocatingSettings()
+    visual: VisualSettings = VisualSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
-
-    @property
-    def derived(self) -> Path:
-        """Folder of this run's artifacts."""
-        return artifact_root() / self.profile / self.dataset
 
     @property
     def reports(self) -> Path:
         """Folder of this run's executed notebooks, figures and tables."""
         return report_root() / self.profile / self.dataset
 
-    def digest(self, *sections: str) -> str:
-        """Short digest of the named sections (all without names); equal settings give equal digests."""
-        chosen = sections or tuple(f.name for f in dataclasses.fields(self) if f.name != "device")
-        values = {name: as_json(getattr(self, name)) for name in chosen}
+    def digest(self) -> str:
+        """Short digest of all but the device; equal settings give equal digests."""
+        values = as_json(self)
+        del values["device"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -286,7 +281,6 @@ PROFILES: dict[str, dict] = {
         "model": SMALL_MODEL,
         "training": SMALL_TRAINING,
         "maximization": MaximizationSettings(n_steps=400),
-        "similarity": SimilaritySettings(),
         "readings": ReadingSettings(seeds=(100,), n_units=4),
         "prior": PriorSettings(n_steps=1500),
         "dreams": DreamSettings(n_windows=12, n_steps=50),
@@ -303,13 +297,9 @@ PROFILES: dict[str, dict] = {
         "visual": VisualSettings(
             n_steps=60, only=("time", "frequency", "spectral penalty", "best of 3, diverse", "neuron, prior")
         ),
+        # of the widths the base alone: each further one needs its own networks with random weights
         "recovery": RecoverySettings(
-            n_noise=400,
-            seeds=(0,),
-            noise_g=(0.0, 0.1, 0.2),
-            prevalence=(0.3, 0.6, 1.0),
-            n_units=(),  # the base alone: each further width needs its own networks with random weights
-            epochs=(1, 3, 6),
+            n_noise=400, seeds=(0,), noise_g=(0.0, 0.1, 0.2), prevalence=(0.3, 0.6, 1.0), n_units=(), epochs=(1, 3, 6)
         ),
         "dissection": DissectionSettings(
             thinning=6,
@@ -333,11 +323,7 @@ PROFILES: dict[str, dict] = {
         "prior": PriorSettings(n_steps=20_000),
         "architecture": ArchitectureSettings(n_windows=6000),
         "slopes": SlopeSettings(
-            n_steps=1000,
-            trained=(0.0, 0.01, 0.1, 0.3, 0.5, 1.0),
-            rates=(1e-4, 5e-4, 2e-3),
-            epochs=12,
-            n_windows=12_000,
+            1000, trained=(0.0, 0.01, 0.1, 0.3, 0.5, 1.0), rates=(1e-4, 5e-4, 2e-3), epochs=12, n_windows=12_000
         ),
         "dissection": DissectionSettings(thinning=10, ablation_thinning=5),
         "locating": LocatingSettings(n_val=100, n_test=400, n_covered=190),
@@ -391,9 +377,10 @@ def from_json(values: dict, kind: type = Settings) -> Settings:
 # --------------------------------------------------------------------------------------------------- paths
 
 
-def _anchored(variable: str, default: str) -> Path:
+def _anchored(variable: str, default: str = "") -> Path | None:
     """A path from the environment; a relative one counts from the repository wherever the kernel runs."""
-    return (REPOSITORY / (os.environ.get(variable) or default)).resolve()
+    path = os.environ.get(variable) or default
+    return (REPOSITORY / path).resolve() if path else None
 
 
 def artifact_root() -> Path:
@@ -408,13 +395,12 @@ def report_root() -> Path:
 
 def keys_file() -> Path | None:
     """The ``keys.json`` of the bundle that this is: ``HARVIS_KEYS``, else none (see ``workflow.gpu``)."""
-    return _anchored("HARVIS_KEYS", "") if os.environ.get("HARVIS_KEYS") else None
+    return _anchored("HARVIS_KEYS")
 
 
 def data_folders() -> list[Path]:
     """Where archives are looked for, in order: ``HARVIS_DATA`` if set, then ``data/raw``."""
-    folders = [_anchored("HARVIS_DATA", "")] if os.environ.get("HARVIS_DATA") else []
-    return [*folders, REPOSITORY / "data" / "raw"]
+    return [folder for folder in (_anchored("HARVIS_DATA"), REPOSITORY / "data" / "raw") if folder]
 
 
 @dataclass(frozen=True)

@@ -219,13 +219,13 @@ def test_a_notebook_ends_with_its_chain_even_one_that_was_killed_before_it_began
 @pytest.mark.parametrize("victim", ["snakemake", "chain", "group"])
 def test_a_kill_leaves_no_process_and_no_lock(root, victim):
     books = root / "books"
-    signs = 'import os, time\n(cfg.derived / "pid").write_text(str(os.getpid()))\ntime.sleep(120)'
-    write(books, "01_data", "cfg.derived.mkdir(parents=True)", signs)
+    signs = 'import os, time\n(cfg.reports / "pid").write_text(str(os.getpid()))\ntime.sleep(120)'
+    write(books, "01_data", "cfg.reports.mkdir(parents=True, exist_ok=True)", signs)
     command = [sys.executable, "-m", "harvis_utils.chain", "reproduce", "--notebooks", str(books)]
     process = subprocess.Popen(
         command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    sign = root / "derived/quick/synthetic/pid"
+    sign = root / "reports/quick/synthetic/pid"
     try:
         wait_for(lambda: sign.exists() and sign.read_text(), 100)
         kernel = psutil.Process(int(sign.read_text()))

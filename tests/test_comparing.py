@@ -90,12 +90,11 @@ def test_dependence_is_drawn_by_level_and_network():
         for s in (3, 5)
     ]
     curves = comparing.dependence_curves(pd.DataFrame(rows))
-    assert list(curves) == ["noise_g", "epochs"] and curves["noise_g"]["level"].tolist() == [0.0, 0.2]
+    assert list(curves) == ["noise_g", "epochs"] and curves["noise_g"]["level"].values.tolist() == [0.0, 0.2]
     for row in rows:
         of = curves[row["factor"]]
-        at = of["level"].tolist().index(row["level"]), (3, 5).index(row["seed"])
         for name, column in (("recall", "recall"), ("random weights", "random_recall"), ("macro F1", "macro_f1")):
-            assert of[name][at] == row[column]
+            assert of[name].sel(level=row["level"], seed=row["seed"]) == row[column]
 
 
 def test_two_groups_are_joined_by_what_both_have():

@@ -31,7 +31,7 @@ from harvis_utils.settings import (
     repository,
 )
 
-SECTIONS = tuple(f.name for f in dataclasses.fields(Settings) if dataclasses.is_dataclass(f.default_factory))
+SECTIONS = tuple(f.name for f in dataclasses.fields(Settings) if dataclasses.is_dataclass(f.default))
 FIELDS = [(s, f.name) for s in SECTIONS for f in dataclasses.fields(getattr(Settings("p", "d"), s))]
 
 
@@ -121,8 +121,6 @@ def test_the_digest_changes_with_every_value(section, field):
     part = getattr(cfg, section)
     changed = dataclasses.replace(cfg, **{section: dataclasses.replace(part, **{field: another(getattr(part, field))})})
     assert changed.digest() != cfg.digest()
-    for name in SECTIONS:
-        assert (changed.digest(name) != cfg.digest(name)) == (name == section)
 
 
 def test_the_digest_knows_profile_and_data_set_but_not_the_device():
@@ -130,7 +128,6 @@ def test_the_digest_knows_profile_and_data_set_but_not_the_device():
     assert cfg.digest() == load_settings("desk", "dsads", "cuda").digest()
     assert cfg.digest() != dataclasses.replace(cfg, profile="paper").digest()
     assert cfg.digest() != dataclasses.replace(cfg, dataset="mhealth").digest()
-    assert cfg.digest("model", "windows") == cfg.digest("windows", "model") != cfg.digest("windows")
     assert re.fullmatch(r"[0-9a-f]{16}", cfg.digest())
 
 
@@ -153,7 +150,7 @@ def test_paths_are_anchored_at_the_repository_whatever_the_working_directory(tmp
     root = Path(__file__).resolve().parents[1]
     cfg = load_settings("desk", "dsads")
     assert root == REPOSITORY
-    assert cfg.derived == root / "data" / "derived" / "desk" / "dsads"
+    assert artifact_root() == root / "data" / "derived"
     assert cfg.reports == root / "reports" / "desk" / "dsads"
     assert data_folders() == [root / "data" / "raw"]
 

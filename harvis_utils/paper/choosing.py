@@ -20,7 +20,7 @@ use had been tried on those that judge:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import pandas as pd
@@ -88,10 +88,10 @@ class Facts:
         found = self.points(network, unit)
         return (found >= low) & (found <= high)  # NaN compares as False
 
-    def draws(self, n_units: int, n: int = N_DRAWS, seed: int = 0) -> np.ndarray:
+    def draws(self, n_units: int, n: int = N_DRAWS) -> np.ndarray:
         """Bootstrap of what is met: (draw, reading, fact). All readings are drawn alike: networks, then units."""
         n_networks, n_layers = self.values[0].shape[1], max(v.shape[2] for v in self.values) // n_units
-        drawn = resampled((n_networks,), (n_networks, n_layers, n_units), n=n, seed=seed)
+        drawn = resampled((n_networks,), (n_networks, n_layers, n_units), n=n)
         return np.stack([self.met(network, unit) for network, unit in drawn])
 
     def score(self, met: np.ndarray, without: str = "") -> np.ndarray:
@@ -142,25 +142,15 @@ def table(readings: Sequence[Variant], found: Facts, drawn: np.ndarray) -> pd.Da
     total = found.score(found.met())
     top = best(total, readings)
     alike, bounds = admissible(total, found.score(drawn), top)
-    values = {
-        "optimizer": [r.step.optimizer for r in readings],
-        "step size": [r.step.step_size for r in readings],
-        "decay": [r.step.decay for r in readings],
-        "L2 and TV": [r.reduction for r in readings],
-        "weight": [r.weight for r in readings],
-        "periods": [r.periods for r in readings],
-        "departures": [departures(r) for r in readings],
-        "score": total,
-        "difference low": bounds[:, 0],
-        "difference high": bounds[:, 1],
-        "admissible": alike,
-    }
+    what = ["optimizer", "step size", "decay", "L2 and TV", "weight", "periods", "departures"]
+    own = [(*astuple(r.step), r.reduction, r.weight, r.periods, departures(r)) for r in readings]
+    low, high = bounds.T
+    values = {"score": total, "difference low": low, "difference high": high, "admissible": alike}
     values |= {f"{c.claim} {c.what}": of for c, of in zip(found.criteria, found.points().T, strict=True)}
-    rows = pd.DataFrame(values, index=pd.Index([r.name for r in readings], name="reading"))
-    rows["place"] = np.arange(len(readings)) != top
-    rows = rows.sort_values(["place", "score", "departures"], ascending=[True, False, True], kind="stable")
+    rows = pd.DataFrame(own, pd.Index([r.name for r in readings], name="reading"), what).assign(**values)
     rows.attrs["winner"] = readings[winner(total, alike, readings)].name
-    return rows.drop(columns="place")
+    order = sorted(range(len(readings)), key=lambda i: (i != top, -total[i], departures(readings[i])))
+    return rows.iloc[order]
 
 
 def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others: Facts | None = None) -> pd.DataFrame:
@@ -169,10 +159,8 @@ def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others:
     ``others`` are facts of claims that took no part in choosing.
     """
     met, rows = found.met(), []
-    each = [(name, met[:, found.claims == name]) for name in dict.fromkeys(found.claims)]
-    if others is not None:
-        each += [(name, others.met()[:, others.claims == name]) for name in dict.fromkeys(others.claims)]
-    for name, own in each:
+    both = [found] if others is None else [found, others]
+    for name, own in [(n, of.met()[:, of.claims == n]) for of in both for n in dict.fromkeys(of.claims)]:
         total = found.score(met, without=name)
         alike, _ = admissible(total, found.score(drawn, without=name), best(total, readings))
         rows.append(

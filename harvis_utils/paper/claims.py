@@ -419,16 +419,10 @@ def beliefs(results: dict, shares: dict[str, dict]) -> pd.DataFrame:
 
     ``results`` is a ``results.json``, ``shares`` the entry of that name in notebook 07's ``readings.json``.
     """
+    columns = ["claim", "the paper says", "verdict", "readings under which it is met", "what to believe"]
     rows = []
     for claim in results["claims"]:
-        share = shares.get(claim["id"], {}).get("all facts met in")
-        rows.append(
-            {
-                "claim": claim["id"],
-                "the paper says": claim["paper"],
-                "verdict": claim["verdict"],
-                "readings under which it is met": "" if share is None else f"{share:.0%}",
-                "what to believe": belief(claim["verdict"], share),
-            }
-        )
-    return pd.DataFrame(rows).set_index("claim")
+        share, verdict = shares.get(claim["id"], {}).get("all facts met in"), claim["verdict"]
+        said = "" if share is None else f"{share:.0%}"
+        rows.append((claim["id"], claim["paper"], verdict, said, belief(verdict, share)))
+    return pd.DataFrame(rows, columns=columns).set_index("claim")

@@ -31,9 +31,11 @@ from harvis_utils.training.supervised import Network
 #: training segments from which quantiles of outputs are taken, drawn at random
 N_PROBED = 30_000
 #: what of a reading's scores is kept: all that a claim asks of single units
-SCORES = ("failed", "dead", "silent", "peak_amplitude_g", "displacement_g", "max_output", "total_variation_g")
-SCORES += ("high_frequency_share", "n_frequencies", "s_u", "shape_match", "shape", "nearest_share")
-SCORES += ("activation_ratio", "activation_ratio_p95")
+SCORES = (
+    "failed", "dead", "silent", "peak_amplitude_g", "displacement_g", "max_output", "total_variation_g",
+    "high_frequency_share", "n_frequencies", "s_u", "shape_match", "shape", "nearest_share", "activation_ratio",
+    "activation_ratio_p95",
+)  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------ the paper's ascent
 

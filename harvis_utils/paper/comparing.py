@@ -8,6 +8,7 @@ easily won, by amplitude or by doing nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import motifs, realism, similarity
-from harvis_utils.metrics.intervals import Difference, interval, paired
+from harvis_utils.metrics.intervals import Difference, paired, with_interval
 from harvis_utils.paper.climbing import by_seed, noise_starts
 from harvis_utils.paper.variants import PAPERS
 from harvis_utils.settings import Settings
@@ -37,15 +38,9 @@ MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
 MORE_IS_BETTER = ("activation", "nearness", "realism p")
 
 
-def by_network(values: xr.DataArray, layer: str | None = None) -> np.ndarray:
-    """(seed, unit) values of one layer, or of all layers side by side."""
-    values = values.sel(layer=layer) if layer else values.stack(each=("layer", "unit"))
-    return values.transpose("seed", ...).values.astype(float)
-
-
-def _mean(column: str, values: np.ndarray) -> dict[str, float]:
-    point, bounds = interval(values)
-    return dict(zip((column, f"{column} low", f"{column} high"), (point, *(bounds or [np.nan] * 2)), strict=True))
+def by_network(values: xr.DataArray) -> np.ndarray:
+    """(seed, unit) values of all layers side by side."""
+    return values.stack(each=("layer", "unit")).transpose("seed", ...).values.astype(float)
 
 
 def _difference(column: str, first: np.ndarray, second: np.ndarray) -> tuple[dict[str, float], Difference]:
@@ -61,14 +56,12 @@ def table(measured: xr.Dataset, dimension: str) -> pd.DataFrame:
     means leave out what a measure does not exist for.
     """
     rows = []
-    for name in measured[dimension].values:
-        some = measured.sel({dimension: name})
-        for layer in [str(la) for la in measured["layer"].values]:
-            row = {"name": str(name), "layer": layer, "networks": measured.sizes["seed"]}
-            row["failed"] = _failed(some.sel(layer=layer))
-            for column, of in MEASURES.items():
-                row |= _mean(column, by_network(of(some), layer))
-            rows.append(row)
+    for name, layer in product(*(measured[d].values.tolist() for d in (dimension, "layer"))):
+        some = measured.sel({dimension: name, "layer": [layer]})
+        row = {"name": name, "layer": layer, "networks": measured.sizes["seed"], "failed": _failed(some)}
+        for column, of in MEASURES.items():
+            row |= with_interval(column, by_network(of(some)))
+        rows.append(row)
     return pd.DataFrame(rows).set_index(["name", "layer"])
 
 
@@ -84,16 +77,13 @@ def differences(measured: xr.Dataset, dimension: str, pairs: Sequence[tuple[str,
     the interval reaches zero or the measure has no better side.
     """
     rows = []
-    for first, second in pairs:
-        for layer in [str(la) for la in measured["layer"].values]:
-            for column, of in MEASURES.items():
-                a, b = (by_network(of(measured.sel({dimension: name})), layer) for name in (first, second))
-                found = paired(a, b)
-                low, high = found.interval or (np.nan, np.nan)
-                up = column in MORE_IS_BETTER
-                better = "" if not found.clear or column.startswith("moved") else (first, second)[(low > 0) != up]
-                row = (first, second, layer, column, found.mean, low, high, found.dominance, better)
-                rows.append((*row, found.n_networks, found.n_pairs))
+    for (first, second), layer, (column, of) in product(pairs, measured["layer"].values.tolist(), MEASURES.items()):
+        found = paired(*(by_network(of(measured.sel({dimension: n, "layer": [layer]}))) for n in (first, second)))
+        low, high = found.interval or (np.nan, np.nan)
+        up = column in MORE_IS_BETTER
+        better = "" if not found.clear or column.startswith("moved") else (first, second)[(low > 0) != up]
+        row = (first, second, layer, column, found.mean, low, high, found.dominance, better)
+        rows.append((*row, found.n_networks, found.n_pairs))
     names = ["first", "second", "layer", "measure", "difference", "low", "high", "dominance", "better"]
     return pd.DataFrame(rows, columns=[*names, "networks", "units"])
 
@@ -101,20 +91,15 @@ def differences(measured: xr.Dataset, dimension: str, pairs: Sequence[tuple[str,
 def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
     """Signals, or measures of them, of two groups under one dimension, so that they can be paired: what both have."""
     names = [name for name in first.data_vars if name in second and dimension in first[name].dims]
-    shared = {name: first[name] for name in ("dead",) if name in first}
     both = xr.concat([first[names], second[names]], dimension, coords="minimal", compat="override")
-    return both.assign(shared)
+    return both.assign(dead=first["dead"]) if "dead" in first else both
 
 
-def dependence_curves(depends: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
-    """:func:`recovery.dependence` by factor: its levels, and (level, seed) arrays of what depends on them."""
-    names = {"recall": "recall", "random_recall": "random weights", "macro_f1": "macro F1"}
-    curves = {}
-    for factor, part in depends.groupby("factor", sort=False):
-        by_level = part.pivot(index="level", columns="seed", values=list(names))
-        curves[str(factor)] = {"level": by_level.index.to_numpy()}
-        curves[str(factor)] |= {name: by_level[column].to_numpy() for column, name in names.items()}
-    return curves
+def dependence_curves(depends: pd.DataFrame) -> dict[str, xr.Dataset]:
+    """:func:`recovery.dependence` by factor: (level, seed) arrays of what depends on it."""
+    named = depends.rename(columns={"random_recall": "random weights", "macro_f1": "macro F1"})
+    parts = named.set_index(["level", "seed"]).groupby("factor", sort=False)[["recall", "random weights", "macro F1"]]
+    return {str(factor): part.to_xarray().sortby(["level", "seed"]) for factor, part in parts}
 
 
 def without_nan(values):
@@ -141,7 +126,7 @@ def measures(
     return by_seed(networks, found)
 
 
-def gains(measured: xr.Dataset, against: str = PAPERS) -> pd.DataFrame:
+def gains(measured: xr.Dataset) -> pd.DataFrame:
     """Every variant beside the paper's method on the two axes: means, and paired differences with effect sizes.
 
     ``measured`` has dims (seed, recipe, layer, unit). Also the mean realism p and spectral distance and the share of
@@ -150,12 +135,12 @@ def gains(measured: xr.Dataset, against: str = PAPERS) -> pd.DataFrame:
     """
     axes = {axis: of(measured) for axis, of in realism.AXES.items()}
     rows = []
-    for name in measured["recipe"].values:
-        row, some, sure = {"recipe": str(name)}, measured.sel(recipe=name), []
+    for name in measured["recipe"].values.tolist():
+        row, some, sure = {"recipe": name}, measured.sel(recipe=name), []
         for axis, values in axes.items():
-            ours, theirs = (by_network(values.sel(recipe=n)) for n in (name, against))
+            ours, theirs = (by_network(values.sel(recipe=n)) for n in (name, PAPERS))
             difference, found = _difference(f"{axis} difference", ours, theirs)
-            row |= _mean(axis, ours) | difference | {f"{axis} dominance": found.dominance}
+            row |= with_interval(axis, ours) | difference | {f"{axis} dominance": found.dominance}
             low, high = found.interval or (0.0, 0.0)
             sure.append(found.mean / ((high - low) / 2) if high > low else 0.0)
         row |= {n: float(some[n.replace(" ", "_")].mean()) for n in ("realism p", "spectral distance")}
@@ -172,7 +157,7 @@ def above_random(measured: xr.Dataset) -> pd.DataFrame:
     """
     axes = {axis: of(measured) for axis, of in realism.AXES.items()}
     rows = []
-    for random in [str(n) for n in measured["recipe"].values if str(n).startswith(RANDOM_PREFIX)]:
+    for random in [n for n in measured["recipe"].values.tolist() if n.startswith(RANDOM_PREFIX)]:
         row = {"recipe": random.removeprefix(RANDOM_PREFIX)}
         for axis, values in axes.items():
             pair = (by_network(values.sel(recipe=n)) for n in (row["recipe"], random))
@@ -214,16 +199,14 @@ def beside(
     return xr.concat([made[["signal", "map"]], by_seed(networks, found).assign_coords(names)], "recipe")
 
 
-def motif_table(
-    truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArray, against: str = PAPERS
-) -> pd.DataFrame:
+def motif_table(truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArray) -> pd.DataFrame:
     """Matches of planted motifs per variant: trained, random weights, their difference, and that minus the paper's.
 
     ``trained`` and ``random`` are signals (seed, recipe, layer, unit, time) of the same variants, networks paired in
     their order. A match is the best one among the units of the layers that can hold the motif; differences are paired
     by network and motif and have intervals. Raises ``ValueError`` where the variants differ.
     """
-    names = [str(name) for name in trained["recipe"].values]
+    names = trained["recipe"].values.tolist()
     if names != random["recipe"].values.tolist():
         raise ValueError("the random networks' signals are of other variants than the trained networks'")
     found = (motifs.matches(truth, some)["best"].sel(layer=motifs.ANY) for some in (trained, random))
@@ -232,5 +215,5 @@ def motif_table(
     for k, name in enumerate(names):
         row = {"recipe": name, "trained": ours[k].mean(), "random weights": theirs[k].mean()}
         row |= _difference("above random", ours[k], theirs[k])[0]
-        rows.append(row | _difference("more than the paper's", gain[k], gain[names.index(against)])[0])
+        rows.append(row | _difference("more than the paper's", gain[k], gain[names.index(PAPERS)])[0])
     return pd.DataFrame(rows).set_index("recipe")

@@ -7,8 +7,6 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from harvis_utils.metrics import similarity
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.paper import claims
 from harvis_utils.settings import Settings, as_json
+from harvis_utils.store.files import read_json
 from harvis_utils.store.results import provenance, seconds_by_stage
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
@@ -32,19 +31,14 @@ class ResultsError(ValueError):
     """``results.json`` does not follow its schema; the message names the place and what is wrong there."""
 
 
-@lru_cache
-def schema() -> dict:
-    """The JSON Schema that defines ``results.json``."""
-    return json.loads(resources.files("harvis_utils.paper").joinpath("results.schema.json").read_text(encoding="utf-8"))
-
-
 def validate(results: dict) -> None:
-    """Raise :class:`ResultsError` unless ``results`` follows the schema and holds no NaN."""
+    """Raise :class:`ResultsError` unless ``results`` follows ``results.schema.json`` and holds no NaN."""
     import jsonschema
 
     try:
         json.dumps(results, allow_nan=False)
-        jsonschema.validate(results, schema(), cls=jsonschema.Draft202012Validator)
+        schema = read_json(Path(__file__).with_name("results.schema.json"))
+        jsonschema.validate(results, schema, cls=jsonschema.Draft202012Validator)
     except jsonschema.ValidationError as error:
         where = "/".join(map(str, error.absolute_path)) or "the top level"
         said = error.message if len(error.message) <= 300 else f"{error.message[:120]} ... {error.message[-160:]}"
@@ -68,11 +62,8 @@ def over_seeds(values) -> dict:
 
 def test_f1(windows: Windows, networks: list[Network]) -> tuple[list[float], list[float]]:
     """Macro F1 on the test subjects per network: at the epoch chosen on validation, and at the last epoch."""
-    split = windows.test
-    return (
-        [supervised.macro_f1(split, n.predicted["test"]) for n in networks],
-        [supervised.macro_f1(split, n.predicted_last["test"]) for n in networks],
-    )
+    at = ("predicted", "predicted_last")
+    return tuple([supervised.macro_f1(windows.test, getattr(n, which)["test"]) for n in networks] for which in at)
 
 
 def assemble(

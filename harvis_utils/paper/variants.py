@@ -89,10 +89,7 @@ READINGS = tuple(
 
 def by_step(readings: Sequence[Variant]) -> dict[Step, list[Variant]]:
     """The readings that share a step: they are climbed together and stored as one result."""
-    found: dict[Step, list[Variant]] = {}
-    for one in readings:
-        found.setdefault(one.step, []).append(one)
-    return found
+    return {step: [one for one in readings if one.step == step] for step in dict.fromkeys(r.step for r in readings)}
 
 
 _PRIOR = Method(prior=True, eap=True, clip=True)

@@ -28,7 +28,7 @@ from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import REPOSITORY, ModelSettings, Settings, as_json
 from harvis_utils.store.files import file_digest, read_json, replacing, write_dataset, write_json
 from harvis_utils.store.results import provenance
-from harvis_utils.training.supervised import HISTORY, Network, new_model
+from harvis_utils.training.supervised import HISTORY, Network, new_model, part_of
 
 #: files of a published run's folder beside networks.json
 FILES = ("trunks.safetensors", "network.safetensors", "statistics.nc", "signals.nc")
@@ -133,12 +133,10 @@ def load(folder: Path, windows: Windows, model: ModelSettings, seeds: Sequence[i
 
 
 def _network(folder: Path, about: dict, tensors: dict, windows: Windows, model: ModelSettings, seed: int) -> Network:
-    own = {k.removeprefix(f"{seed}."): v for k, v in tensors.items() if k.startswith(f"{seed}.")}
-
-    def predicted(name: str) -> dict[str, np.ndarray]:
-        return {k.removeprefix(name): v.long().numpy() for k, v in own.items() if k.startswith(name)}
-
-    layers = range(sum(name.startswith("weights.") for name in own))
+    own = part_of(tensors, f"{seed}.")
+    predicted = (part_of(own, name) for name in ("predicted.", "last_predicted."))
+    best, last = ({split: classes.long().numpy() for split, classes in of.items()} for of in predicted)
+    layers = range(len(part_of(own, "weights.")))
     whole: nn.Module = NotPublished(seed)
     place = about["seeds"].index(seed)
     if place == 0:
@@ -150,8 +148,8 @@ def _network(folder: Path, about: dict, tensors: dict, windows: Windows, model: 
         model=whole,
         history={name: own[name].numpy() for name in HISTORY},
         best_epoch=about["best_epochs"][place],
-        predicted=predicted("predicted."),
-        predicted_last=predicted("last_predicted."),
+        predicted=best,
+        predicted_last=last,
         key=hashlib.sha256(content.encode()).hexdigest()[:20],
         wall_s=about["wall_s"][place],
         folded=Trunk(tuple(own[f"weights.{i}"] for i in layers), tuple(own[f"biases.{i}"] for i in layers)),

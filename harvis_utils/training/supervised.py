@@ -404,5 +404,4 @@ def subject_f1(split: Split, predicted: np.ndarray) -> dict[int, float]:
 
 def confusion(split: Split, predicted: np.ndarray, n_classes: int) -> np.ndarray:
     """Share of each true class (row) predicted as each class (column)."""
-    counts = confusion_matrix(split.activity, predicted, labels=np.arange(n_classes))
-    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return confusion_matrix(split.activity, predicted, labels=np.arange(n_classes), normalize="true")
