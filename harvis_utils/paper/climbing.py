@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 
@@ -177,9 +176,10 @@ def reading_scores(
     """Scores of readings, dims (seed, reading, technique, layer, unit[, activity]), on units spread over the layers."""
     units = chosen_units(statistics.sizes["unit"], cfg.readings.n_units)
     decides = (windows, list(readings), units, cfg.maximization, cfg.similarity)
-    each = [(net, statistics.sel(seed=net.seed, drop=True)) for net in networks]
-    found = [scores_of(net, own, *decides, device=cfg.device) for net, own in each]
-    return similarity.with_activities(by_seed(networks, found), windows)
+    found = similarity.of_networks(
+        networks, lambda net, own: scores_of(net, own, *decides, device=cfg.device), statistics
+    )
+    return similarity.with_activities(found, windows)
 
 
 @kept("reading_scores", apart=("device",))
@@ -193,7 +193,7 @@ def strongest_share(network: Network, windows: Windows, *, device: str | None = 
 
 def real_windows(cfg: Settings, windows: Windows, networks: Sequence[Network]) -> xr.Dataset:
     """The control that claim C3 asks for, for units as in :func:`reading_scores`: (seed, control, layer, unit)."""
-    found = by_seed(networks, [strongest_share(net, windows, device=cfg.device) for net in networks])
+    found = similarity.of_networks(networks, lambda net: strongest_share(net, windows, device=cfg.device))
     units = chosen_units(found.sizes["unit"], cfg.readings.n_units)
     return found.sel(unit=units).expand_dims(control=["held-out-strongest"], axis=1)
 
@@ -319,14 +319,10 @@ def signals(
         made = recipe_signals(net, th_eap, *how, device=cfg.device)
         return made.isel(variant=0, technique=0, drop=True)[["signal", "map"]]
 
-    names, found = xr.DataArray([variant.name for variant in chosen], dims="recipe", name="recipe"), []
-    for net in networks:
-        th_eap = statistics["th_eap"].sel(seed=net.seed, drop=True)
+    names = xr.DataArray([variant.name for variant in chosen], dims="recipe", name="recipe")
+
+    def every(net: Network, th_eap: xr.DataArray) -> xr.Dataset:
         bar = progress(chosen, desc=f"variants, network {net.seed}", leave=False)
-        found.append(xr.concat([one(net, th_eap, variant) for variant in bar], names))
-    return by_seed(networks, found)
+        return xr.concat([one(net, th_eap, variant) for variant in bar], names)
 
-
-def by_seed(networks: Sequence[Network], found: Sequence[xr.Dataset]) -> xr.Dataset:
-    """What was found of each network, under the dimension seed."""
-    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
+    return similarity.of_networks(networks, every, statistics["th_eap"])

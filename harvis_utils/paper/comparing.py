@@ -19,7 +19,7 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import motifs, realism, similarity
 from harvis_utils.metrics.intervals import Difference, paired, with_interval
-from harvis_utils.paper.climbing import by_seed, noise_starts
+from harvis_utils.paper.climbing import noise_starts
 from harvis_utils.paper.variants import PAPERS
 from harvis_utils.settings import Settings
 from harvis_utils.training.supervised import Network
@@ -118,12 +118,13 @@ def measures(
     cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, made: xr.Dataset
 ) -> xr.Dataset:
     """Measures of notebook 08 of all variants' signals: dims (seed, recipe, layer, unit)."""
-    start, found = starting_signal(cfg.maximization, windows.train.length), []
-    for net in networks:
-        signal, own = (of.sel(seed=net.seed, drop=True) for of in (made[["signal", "map"]], statistics))
+    start = starting_signal(cfg.maximization, windows.train.length)
+
+    def one(net: Network, signal: xr.Dataset, own: xr.Dataset) -> xr.Dataset:
         reference = realism.references_of(net, windows, own["th_eap"], cfg.similarity, device=cfg.device)
-        found.append(realism.measure(signal, own, net.trunk, windows.train, cfg.similarity, start, reference))
-    return by_seed(networks, found)
+        return realism.measure(signal, own, net.trunk, windows.train, cfg.similarity, start, reference)
+
+    return similarity.of_networks(networks, one, made[["signal", "map"]], statistics)
 
 
 def gains(measured: xr.Dataset) -> pd.DataFrame:
@@ -187,16 +188,18 @@ def beside(
     dims, units = ("seed", "recipe", "layer", "unit", "time"), made["unit"].values.tolist()
     others = random["signal"].transpose(*dims)
     others = others.assign_coords(recipe=[f"{RANDOM_PREFIX}{name}" for name in others["recipe"].values])
-    found = []
-    for net in networks:
-        shape = (made.sizes["layer"], len(units), made.sizes["time"])
+    shape = (made.sizes["layer"], len(units), made.sizes["time"])
+
+    def one(net: Network, th_eap: xr.DataArray, other: xr.DataArray) -> xr.Dataset:
         start = noise_starts(windows, shape[0] * shape[1], 1, net.seed).reshape(shape)
-        real = realism.held_out_strong(net.trunk, statistics["th_eap"].sel(seed=net.seed), windows.test, net.seed)
-        signals = np.stack([start, real[:, units], *others.sel(seed=net.seed).values]).astype(np.float32)
+        real = realism.held_out_strong(net.trunk, th_eap, windows.test, net.seed)
+        signals = np.stack([start, real[:, units], *other.values]).astype(np.float32)
         maps = np.stack([similarity.own_maps(net.trunk, x, units) for x in signals])
-        found.append(xr.Dataset({"signal": (dims[1:], signals), "map": (dims[1:], maps)}))
+        return xr.Dataset({"signal": (dims[1:], signals), "map": (dims[1:], maps)})
+
+    found = similarity.of_networks(networks, one, statistics["th_eap"], others)
     names = {"recipe": [*CONTROLS, *others["recipe"].values], "layer": made["layer"], "unit": units}
-    return xr.concat([made[["signal", "map"]], by_seed(networks, found).assign_coords(names)], "recipe")
+    return xr.concat([made[["signal", "map"]], found.assign_coords(names)], "recipe")
 
 
 def motif_table(truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArray) -> pd.DataFrame:
