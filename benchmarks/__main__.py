@@ -53,13 +53,12 @@ def collect(cfg: Settings, device: str, rounds: int) -> tuple[dict, Path]:
         "floors": lambda: climbing.floors(result["maximization"], cfg.model.n_units, cfg.model.kernel, machine),
         "training": lambda: training.compare(cfg, data, rounds, machine),
         "ideas": lambda: climbing.ideas(first, mine, rounds),
-        "scaling": lambda: climbing.scaling(first, mine),
         "full_runs": lambda: climbing.full_runs(first, mine),
         "grid": lambda: climbing.grid(networks, th),
     }
     path = target(data.caveat, device)
     for name, run in parts.items():
-        if device == "cpu" or name not in ("ideas", "scaling"):
+        if device == "cpu" or name != "ideas":
             print(f"{name} ...", flush=True)
             result[name] = run()
             write_json(path, result)

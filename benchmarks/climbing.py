@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
-import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
@@ -407,30 +406,6 @@ def ideas(network: Network, th: xr.DataArray, rounds: int) -> dict:
         "us_per_signal_step": {name: s / n * 1e6 for name, s in measure.alternate(variants, rounds).items()},
         "share_of_steps_taken": {name: taken / SETTINGS.n_steps for name, taken in steps.items()},
     }
-
-
-def scaling(network: Network, th: xr.DataArray) -> dict:
-    """Seconds over the number of units, of networks and of steps at Conv3, with the fitted exponents."""
-    layer = network.trunk.layers[-1]
-    every = th.sel(layer=layer).values
-
-    def seconds(n_units: int = min(16, len(every)), n_networks: int = 1, n_steps: int = 60) -> float:
-        settings = replace(SETTINGS, n_steps=n_steps)
-        run = partial(paper_methods.maximize, network.trunk, layer, every, units=range(n_units), settings=settings)
-        return measure.seconds(lambda: [run() for _ in range(n_networks)])
-
-    seconds(8, n_steps=10)
-    sizes = {
-        "units": [n for n in (8, 16, 32, 64) if n <= len(every)],
-        "networks": [1, 2, 3, 5],
-        "steps": [50, 100, 200, 400],
-    }
-    found = {}
-    for name, numbers in sizes.items():
-        times = [seconds(**{f"n_{name}": n}) for n in numbers]
-        slope, _ = np.polyfit(np.log(numbers), np.log(times), 1)
-        found[name] = {"sizes": numbers, "seconds": times, "exponent": float(slope)}
-    return found
 
 
 def grid(networks: list[Network], th: xr.DataArray) -> dict:

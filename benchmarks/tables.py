@@ -98,12 +98,6 @@ def _training(part: dict) -> str:
         f"Side by side is {part['side_by_side_is_faster_by']:.2f} times as fast as one after the other. At the rate of "
         f"its convolutions alone, all else free, it could be {part['ceiling_is_faster_by']:.2f} times as fast.",
     ]
-    if account := part.get("account"):
-        texts += [
-            rows(account["shares"], "training on one thread", {"share of the time": "{it:.0%}"}),
-            "Convolutions and dense products are the same work in any schedule; at their rate, all else free, training "
-            f"would be {account['products_alone_are_faster_by']:.2f} times as fast.",
-        ]
     return "\n\n".join(texts)
 
 
@@ -168,5 +162,4 @@ PARTS = {
     "agreement_by_method": _by_method,
     "full_runs": lambda part: rows(part, "full runs, float32", FULL_RUNS),
     "ideas": _ideas,
-    "scaling": lambda part: rows(part, "time of ascent grows with the number of", {"to the power": "{exponent:.2f}"}),
 }

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
 from harvis_utils.data.windowing import Windows
 from harvis_utils.networks.sfhf import SFHF
-from harvis_utils.parallel import side_by_side, threads_inside
+from harvis_utils.parallel import side_by_side
 from harvis_utils.settings import Settings
 from harvis_utils.training import supervised
 
@@ -23,40 +20,6 @@ def operations_per_window(model: SFHF, n_axes: int, length: int) -> int:
         model(window).sum().backward()
     model.zero_grad()
     return counter.get_total_flops()
-
-
-#: kinds of work by what torch calls them; the first that fits. Everything else is "the rest": copies, sums, the loss
-KINDS = {
-    "convolutions": ("conv",),
-    "dense products": ("addmm", "aten::mm", "matmul"),
-    "ReLU": ("relu", "threshold", "clamp_min"),
-    "batch norm": ("batch_norm",),
-    "Adam": ("_foreach", "Optimizer", "addcdiv", "addcmul", "lerp"),
-}
-
-
-def account(cfg: Settings, windows: Windows, n_batches: int = 12) -> dict:
-    """Share of the time on one thread that each of :data:`KINDS` takes while one network trains.
-
-    Convolutions and dense products are the same work in any schedule. If they kept their rate and everything else
-    were free, training would be faster by ``products_alone_are_faster_by``.
-    """
-    seed, n = cfg.training.seeds[0], n_batches * cfg.training.batch_size
-    x, y = torch.as_tensor(windows.train.x[:n]), torch.as_tensor(windows.train.activity[:n])
-    with threads_inside(1):
-        model = supervised.new_model(windows, cfg.model, seed)
-        supervised.fit(model, x, y, cfg.training, seed, epochs=1)
-        with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            supervised.fit(model, x, y, cfg.training, seed, epochs=1)
-    spent: Counter = Counter()
-    for event in profiled.key_averages():
-        kind = next((k for k, parts in KINDS.items() if any(p in event.key for p in parts)), "the rest")
-        spent[kind] += event.self_cpu_time_total
-    shares = {kind: spent[kind] / spent.total() for kind in (*KINDS, "the rest")}
-    return {
-        "shares": shares,
-        "products_alone_are_faster_by": 1 / (shares["convolutions"] + shares["dense products"]),
-    }
 
 
 def compare(cfg: Settings, windows: Windows, rounds: int, machine: dict, n_batches: int = 24) -> dict:
@@ -91,5 +54,4 @@ def compare(cfg: Settings, windows: Windows, rounds: int, machine: dict, n_batch
         "side_by_side_is_faster_by": seconds["one after the other"] / seconds["side by side"],
         # no schedule of the same work can be faster than the ceiling, so this bounds the gain of any
         "ceiling_is_faster_by": machine["convolution_gflops"] / rates["one after the other"],
-        **({"account": account(cfg, windows)} if device == "cpu" else {}),
     }

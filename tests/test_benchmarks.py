@@ -11,7 +11,7 @@ import xarray as xr
 from benchmarks import climbing, tables, training
 from harvis_utils.maximization import paper_methods
 from harvis_utils.networks.sfhf import SFHF, folded_trunk
-from harvis_utils.settings import PRESETS, REPOSITORY, MaximizationSettings, ModelSettings, Settings
+from harvis_utils.settings import PRESETS, REPOSITORY, MaximizationSettings, ModelSettings
 from harvis_utils.store.files import read_json
 
 N_AXES = 3
@@ -122,16 +122,6 @@ def test_operations_of_one_window():
     macs = 2 * 10 * 5 * 2 + 2 * (2 * 10 * 5 * 2 * 2) + (2 * 10 * 2) * 3 + 3 * 4
     assert training.operations_per_window(model, 2, 10) == 2 * 3 * macs
     assert all(p.grad is None for p in model.parameters()), "nothing is left behind"
-
-
-def test_the_account_of_training_names_the_products(tiny_windows):
-    cfg = Settings("quick", "synthetic", model=ModelSettings(n_units=8, n_dense=8))
-    found = training.account(cfg, tiny_windows, n_batches=2)
-    shares = found["shares"]
-    assert sum(shares.values()) == pytest.approx(1) and all(v >= 0 for v in shares.values())
-    assert min(shares[k] for k in ("convolutions", "dense products", "ReLU", "Adam")) > 0
-    products = shares["convolutions"] + shares["dense products"]
-    assert found["products_alone_are_faster_by"] == pytest.approx(1 / products)
 
 
 def test_who_does_not_install_is_left_out_and_says_so(monkeypatch):
