@@ -8,10 +8,13 @@ All profiles and every number that one may tune stand here, each with what fixes
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import sys
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +31,30 @@ REPOSITORY = repository(Path(__file__).resolve().parent)
 APPROXIMATE = "-approximate"
 
 
-class SettingsError(ValueError):
+class HarvisError(Exception):
+    """What a person can put right; the message says what is wrong and what to do."""
+
+
+class SettingsError(HarvisError, ValueError):
     """An unknown profile, data set or notebook parameter; the message lists the valid ones."""
+
+
+def command_line(main: Callable[[list[str] | None], object]) -> Callable[[list[str] | None], int]:
+    """``main`` with an exit code: 0, or 1 after a :class:`HarvisError`, 130 after an interrupt, both told in words."""
+
+    @functools.wraps(main)
+    def coded(arguments: list[str] | None = None) -> int:
+        try:
+            main(arguments)
+        except HarvisError as error:
+            print(f"\n{error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+            return 130
+        return 0
+
+    return coded
 
 
 # ------------------------------------------------------------------------------------------------ settings

@@ -42,7 +42,7 @@ from harvis_utils.maximization import starting
 from harvis_utils.paper import climbing, variants
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.run import Run
-from harvis_utils.settings import Settings, SettingsError, artifact_root, as_json, from_json, load_settings
+from harvis_utils.settings import Settings, artifact_root, as_json, command_line, from_json, load_settings
 from harvis_utils.store import results
 from harvis_utils.store.code import code_digest
 from harvis_utils.store.files import ArtifactError, replacing, write_json
@@ -344,7 +344,8 @@ def _numbers(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> None:
     """``pack``, ``run`` or ``unpack``; 0 when it worked, 75 when there is more to run, 1 with a message otherwise."""
     parser = argparse.ArgumentParser(prog="python -m workflow.gpu", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
@@ -369,15 +370,7 @@ def main(arguments: list[str] | None = None) -> int:
     unpacking.set_defaults(command=_unpack_command)
     unpacking.add_argument("parts", nargs="+", type=Path, help="folders with parts and their manifest, or files there")
     words = parser.parse_args(arguments)
-    try:
-        words.command(words)
-    except (ArtifactError, SettingsError, kinds.DataError, supervised.TrainingError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    words.command(words)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from nbconvert import HTMLExporter
 
 from harvis_utils.chain import commands
 from harvis_utils.data import kinds
-from harvis_utils.settings import APPROXIMATE, PROFILES, SettingsError, load_settings, report_root
-from harvis_utils.store.files import ArtifactError, read_json, write_text
+from harvis_utils.settings import APPROXIMATE, PROFILES, command_line, load_settings, report_root
+from harvis_utils.store.files import read_json, write_text
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -140,30 +140,26 @@ def build_index() -> Path:
     return write_text(root / "index.html", environment.get_template("runs.html.j2").render(groups=groups))
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> None:
     """Make the pages of one run, or of all, and the index; says where it is, and the one run's main result."""
     parser = argparse.ArgumentParser(prog="python -m workflow.pages", description="Executed notebooks as pages.")
     parser.add_argument("--profile", help="only the pages of one run, and the index; default: of all runs")
     parser.add_argument("--dataset", default="synthetic")
     words = parser.parse_args(arguments)
-    try:
-        kinds.check_name(words.dataset)
-        if words.profile:
-            runs = [describe(load_settings(words.profile, words.dataset).reports)]
-        else:
-            runs = [*find_runs(report_root()), *find_runs(report_root() / "published")]
-        for run in runs:
-            build_run(run)
-        print(f"  {'pages':<9}{commands.near(build_index())}")
-        if words.profile:
-            score = runs[0].facts["macro F1"]
-            said = (f"macro F1 {score} on test subjects" if score else "", runs[0].caveat)
-            for line in filter(None, said):
-                print(f"  {line}")
-    except (SettingsError, ArtifactError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
+    kinds.check_name(words.dataset)
+    if words.profile:
+        runs = [describe(load_settings(words.profile, words.dataset).reports)]
+    else:
+        runs = [*find_runs(report_root()), *find_runs(report_root() / "published")]
+    for run in runs:
+        build_run(run)
+    print(f"  {'pages':<9}{commands.near(build_index())}")
+    if words.profile:
+        score = runs[0].facts["macro F1"]
+        said = (f"macro F1 {score} on test subjects" if score else "", runs[0].caveat)
+        for line in filter(None, said):
+            print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from harvis_utils.run import Run
 from harvis_utils.settings import (
     REPOSITORY,
     Settings,
-    SettingsError,
     artifact_root,
+    command_line,
     data_folders,
     load_settings,
     report_root,
@@ -181,21 +181,17 @@ def light_png(content: bytes) -> bytes:
     return min(content, out.getvalue(), key=len)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> None:
     """Publish a run; 0 when it worked."""
     parser = argparse.ArgumentParser(prog="python -m workflow.publish", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--notebooks", type=Path, default=stamps.NOTEBOOKS, help="a folder; only these are published")
     words = parser.parse_args(arguments)
-    try:
-        kinds.check_name(words.dataset)
-        cfg = load_settings(words.profile, words.dataset)
-        print(f"published: {commands.near(publish(cfg, stamps.find_notebooks(words.notebooks)))}")
-    except (stamps.ChainError, SettingsError, ArtifactError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
+    kinds.check_name(words.dataset)
+    cfg = load_settings(words.profile, words.dataset)
+    print(f"published: {commands.near(publish(cfg, stamps.find_notebooks(words.notebooks)))}")
 
 
 if __name__ == "__main__":

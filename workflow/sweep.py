@@ -29,16 +29,26 @@ import torch
 import xarray as xr
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from harvis_utils.chain import commands, stamps
+from harvis_utils.chain import commands
 from harvis_utils.data import archive, kinds
 from harvis_utils.maximization import paper_methods
 from harvis_utils.metrics import similarity
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.parallel import threads
 from harvis_utils.run import Run
-from harvis_utils.settings import APPROXIMATE, PRESETS, PROFILES, REPOSITORY, Settings, artifact_root, load_settings
+from harvis_utils.settings import (
+    APPROXIMATE,
+    PRESETS,
+    PROFILES,
+    REPOSITORY,
+    HarvisError,
+    Settings,
+    artifact_root,
+    command_line,
+    load_settings,
+)
 from harvis_utils.store import results
-from harvis_utils.store.files import ArtifactError, read_json, write_text
+from harvis_utils.store.files import read_json, write_text
 from harvis_utils.training import supervised
 
 T = TypeVar("T")
@@ -49,7 +59,7 @@ KINDS = ("networks", "signals", "scores")
 STAGES = ("networks", "statistics", "signals", "scores")
 
 
-class SweepError(ValueError):
+class SweepError(HarvisError, ValueError):
     """A sweep file that is wrong or a job that cannot be done; the message names the file and the key."""
 
 
@@ -334,7 +344,8 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
     return folder / "sweep.csv"
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> None:
     """``start`` (with options for Snakemake), ``run``, ``collect`` or ``cost``; 0 when it worked."""
     parser = argparse.ArgumentParser(prog="python -m workflow.sweep", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -348,22 +359,14 @@ def main(arguments: list[str] | None = None) -> int:
     words, options = parser.parse_known_args(arguments)
     if options and words.command != "start":
         parser.error(f"only start passes options on to Snakemake: {' '.join(options)}")
-    try:
-        sweep = load(words.sweep)
-        if words.command == "start":
-            print(start(sweep, words.workflow_profile, *options))
-        elif words.command == "cost":
-            print(cost(sweep))
-        else:
-            torch.set_num_threads(threads())
-            run(sweep, *words.job) if words.command == "run" else print(collect(sweep))
-    except (SweepError, supervised.TrainingError, ArtifactError, kinds.DataError, stamps.ChainError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    sweep = load(words.sweep)
+    if words.command == "start":
+        print(start(sweep, words.workflow_profile, *options))
+    elif words.command == "cost":
+        print(cost(sweep))
+    else:
+        torch.set_num_threads(threads())
+        run(sweep, *words.job) if words.command == "run" else print(collect(sweep))
 
 
 if __name__ == "__main__":

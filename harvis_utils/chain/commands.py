@@ -17,18 +17,17 @@ import psutil
 
 from harvis_utils.chain.execution import CHAIN, named, notebook_seconds, run_notebook
 from harvis_utils.chain.stamps import NOTEBOOKS, ChainError, Job, find_notebooks, outdated, plan, stamp_of
-from harvis_utils.data import kinds
 from harvis_utils.parallel import threads
 from harvis_utils.settings import (
     PROFILES,
     REPOSITORY,
     Settings,
-    SettingsError,
     artifact_root,
+    command_line,
     load_settings,
     report_root,
 )
-from harvis_utils.store.files import ArtifactError, write_text
+from harvis_utils.store.files import write_text
 
 SNAKEFILE = REPOSITORY / "Snakefile"
 
@@ -168,7 +167,8 @@ def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
     print(f"  {notebook.stem:<22}{time.perf_counter() - started:8.1f} s", flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> None:
     """``reproduce``, ``run`` or ``clean``; 0 when it worked."""
     parser = argparse.ArgumentParser(prog="python -m harvis_utils.chain", description="Execute the notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -180,21 +180,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("run", parents=[of_run]).add_argument("notebook")
     commands.add_parser("clean")
     words = parser.parse_args(arguments)
-    try:
-        cfg = load_settings(words.profile, words.dataset, words.device, words.weights) if "profile" in words else None
-        if words.command == "reproduce":
-            folder = Path(words.notebooks).resolve()
-            executed = reproduce(cfg, folder)
-            print(summary(cfg, [j.stem for j in find_notebooks(folder)], executed))
-        elif words.command == "run":
-            _run_command(words, cfg)
-        else:
-            for path in clean() or [None]:
-                print(f"removed {near(path)}" if path else "nothing to remove")
-    except (ChainError, SettingsError, ArtifactError, kinds.DataError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    cfg = load_settings(words.profile, words.dataset, words.device, words.weights) if "profile" in words else None
+    if words.command == "reproduce":
+        folder = Path(words.notebooks).resolve()
+        executed = reproduce(cfg, folder)
+        print(summary(cfg, [j.stem for j in find_notebooks(folder)], executed))
+    elif words.command == "run":
+        _run_command(words, cfg)
+    else:
+        for path in clean() or [None]:
+            print(f"removed {near(path)}" if path else "nothing to remove")

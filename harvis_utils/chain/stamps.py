@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harvis_utils.data import archive, kinds
-from harvis_utils.settings import REPOSITORY, Settings, artifact_root
+from harvis_utils.settings import REPOSITORY, HarvisError, Settings, artifact_root
 from harvis_utils.store.files import read_json
 from harvis_utils.store.results import versions
 
@@ -25,7 +25,7 @@ UNSTABLE = frozenset({"provenance", "timings_s", "wall_s", "seconds", "date"})
 OWN_FOLDERS = ("logs", "stamps", "html", ".snakemake")
 
 
-class ChainError(RuntimeError):
+class ChainError(HarvisError, RuntimeError):
     """A notebook failed or cannot be run; the message names it, the cell, and the file to look into."""
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harvis_utils.settings import APPROXIMATE, SettingsError
+from harvis_utils.settings import HarvisError, APPROXIMATE, SettingsError
 
 #: standard gravity; dividing m/s^2 by it gives G
 STANDARD_GRAVITY = 9.80665
 
 
-class DataError(RuntimeError):
+class DataError(HarvisError, RuntimeError):
     """An archive that is missing, damaged or not what it should be; the message names archive and member."""
 
 

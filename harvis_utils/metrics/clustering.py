@@ -17,6 +17,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from harvis_utils.metrics import intervals
 from harvis_utils.metrics.similarity import CONSTANT_G, unit_norm
+from harvis_utils.settings import HarvisError
 from harvis_utils.store.results import kept
 
 #: Choice: a signal that ranges over less than this, in G, says nothing that a sensor could tell from rest
@@ -25,7 +26,7 @@ FLAT_G = 0.05
 FEWEST_UNITS = 5
 
 
-class AtlasError(ValueError):
+class AtlasError(HarvisError, ValueError):
     """Too few units, or arrays that do not belong together; the message says which and what to do."""
 
 

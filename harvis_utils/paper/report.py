@@ -17,7 +17,7 @@ from harvis_utils.data.windowing import Windows, amplitude_threshold
 from harvis_utils.metrics import similarity
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.paper import claims
-from harvis_utils.settings import Settings, as_json
+from harvis_utils.settings import HarvisError, Settings, as_json
 from harvis_utils.store.files import read_json
 from harvis_utils.store.results import provenance, seconds_by_stage
 from harvis_utils.training import supervised
@@ -27,7 +27,7 @@ from harvis_utils.training.supervised import Network
 TIMED = ("networks", "statistics", "signals", "scores", "atlas")
 
 
-class ResultsError(ValueError):
+class ResultsError(HarvisError, ValueError):
     """``results.json`` does not follow its schema; the message names the place and what is wrong there."""
 
 

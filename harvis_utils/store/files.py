@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 from safetensors import SafetensorError
 
-from harvis_utils.settings import Settings, as_json
+from harvis_utils.settings import HarvisError, Settings, as_json
 
 
-class ArtifactError(RuntimeError):
+class ArtifactError(HarvisError, RuntimeError):
     """A missing or damaged artifact; the message names the file and what to do."""
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from harvis_utils.data.windowing import Windows
 from harvis_utils.networks.sfhf import Trunk
-from harvis_utils.settings import REPOSITORY, ModelSettings, Settings, as_json
+from harvis_utils.settings import REPOSITORY, HarvisError, ModelSettings, Settings, as_json
 from harvis_utils.store.files import file_digest, read_json, replacing, write_dataset, write_json
 from harvis_utils.store.results import provenance
 from harvis_utils.training.supervised import HISTORY, Network, new_model, part_of
@@ -34,7 +34,7 @@ from harvis_utils.training.supervised import HISTORY, Network, new_model, part_o
 FILES = ("trunks.safetensors", "network.safetensors", "statistics.nc", "signals.nc")
 
 
-class PublishedError(RuntimeError):
+class PublishedError(HarvisError, RuntimeError):
     """Published networks that are missing, damaged or of other windows; the message says what to do."""
 
 

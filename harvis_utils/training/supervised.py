@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.networks.sfhf import SFHF, Dropout, Trunk, folded_trunk
 from harvis_utils.parallel import progress, threads_inside, torch_device, workers
-from harvis_utils.settings import ModelSettings, Settings, TrainingSettings
+from harvis_utils.settings import HarvisError, ModelSettings, Settings, TrainingSettings
 from harvis_utils.store import results
 from harvis_utils.store.files import read_json, replacing
 from harvis_utils.store.results import kept
@@ -37,7 +37,7 @@ CHECKPOINT = "training.safetensors"
 HISTORY = ("loss", "val_f1", "test_f1")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(HarvisError, RuntimeError):
     """Training diverged or its checkpoint is damaged; the message says what to do."""
 
 
