@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import sys
 import typing
@@ -376,14 +377,17 @@ def for_choosing(cfg: Settings) -> Settings:
     return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=cfg.readings.seeds))
 
 
-def as_json(value):
+def as_json(value, nan_as_null: bool = False):
     """Dataclasses, tuples and paths as plain JSON values."""
+    plain = functools.partial(as_json, nan_as_null=nan_as_null)
     if dataclasses.is_dataclass(value):
-        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
-        return [as_json(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, dict):
-        return {str(k): as_json(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
+    if nan_as_null and isinstance(value, float) and math.isnan(value):
+        return None
     return str(value) if isinstance(value, Path) else value
 
 

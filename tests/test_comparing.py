@@ -116,13 +116,6 @@ def test_our_method_is_the_one_that_was_chosen_and_judged():
     assert winner["calibrated_wins"], "notebook 07 chose another reading than the preset"
 
 
-def test_json_has_no_nan():
-    assert comparing.without_nan({"a": [1.5, float("nan")], "b": {"c": float("nan"), "d": "x"}}) == {
-        "a": [1.5, None],
-        "b": {"c": None, "d": "x"},
-    }
-
-
 # ------------------------------------------------------------------------------------------------ gains on both axes
 
 

@@ -156,6 +156,11 @@ def test_json_round_trip(tmp_path_factory, value):
     assert read_json(path) == value
 
 
+def test_nan_becomes_null_where_that_is_asked_for(tmp_path):
+    path = write_json(tmp_path / "a.json", {"a": [1.5, np.nan], "b": {"c": np.nan, "d": "x"}}, nan_as_null=True)
+    assert read_json(path) == {"a": [1.5, None], "b": {"c": None, "d": "x"}}
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_is_refused_in_json(tmp_path, bad):
     with pytest.raises(ValueError, match="JSON"):

@@ -379,7 +379,7 @@ def test_a_full_disk_is_one_clear_error(monkeypatch):
     def full(path, dataset):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results, "write_dataset", full)
+    monkeypatch.setattr(results.files, "write_dataset", full)
     with pytest.raises(ArtifactError, match="could not be written .No space left on device.; nothing was left behind"):
         counted(Made(7))
     assert not results.folder_of("counted", counted.key(Made(7))).exists()

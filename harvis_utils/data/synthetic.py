@@ -193,8 +193,6 @@ DATASET = Dataset(
 )
 
 
-# ------------------------------------------------------------------------------------------------- harder versions
-
 
 def changed_body(subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0) -> Body:
     """:func:`body` with more sensor noise and fewer events; everything else stays as it is, bit for bit.

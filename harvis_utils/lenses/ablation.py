@@ -80,9 +80,6 @@ def ablate(cfg: Settings, windows: Windows, networks: Sequence[Network]) -> xr.D
     return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
 
 
-# --------------------------------------------------------------------------------------------------- explained?
-
-
 @dataclass(frozen=True)
 class Explained:
     """Rank correlation of concept and effect over units: ``value``, and its permutation ``null`` (draw,)."""

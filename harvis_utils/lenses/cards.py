@@ -83,9 +83,6 @@ class Card:
         return f"{self.layer}-{self.unit}"
 
 
-# ------------------------------------------------------------------------------------------------------ gathering
-
-
 @dataclass(frozen=True)
 class Lenses:
     """Stored results of one run that cards are made of, all with dims (seed, layer, unit, ...).
@@ -208,8 +205,6 @@ def _strong_windows(
         if value > 0
     )
 
-
-# ------------------------------------------------------------------------------------------------ lens against lens
 
 #: what lenses say of a unit, as a number
 NUMBERS = ("activation", "nearness", "IoU", "cost", "match")

@@ -65,9 +65,6 @@ class Concepts:
         return [name for name, k in zip(self.names, self.kinds, strict=True) if k == kind]
 
 
-# ------------------------------------------------------------------------------------------------ waveforms
-
-
 def rising_edge(x: np.ndarray) -> np.ndarray:
     """The sample ``EDGE_REACH`` later is at least ``EDGE_G`` above the one ``EDGE_REACH`` earlier."""
     span = 2 * EDGE_REACH
@@ -185,9 +182,6 @@ def waveforms(x: np.ndarray, rate_hz: float) -> tuple[dict[str, np.ndarray], dic
         return found | {"near free fall": free_fall(x)}, {}
     except ValueError as reason:
         return found, {"near free fall": str(reason)}
-
-
-# --------------------------------------------------------------------------------- activities, motifs, all
 
 
 def of_windows(windows: Windows, split: Split) -> Concepts:

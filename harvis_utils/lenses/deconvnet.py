@@ -39,8 +39,6 @@ N_TOP = 9
 #: Choice: at most so many training windows are searched for the strongest activations
 N_SEARCHED = 8000
 
-# ---------------------------------------------------------------------------------------------- what goes back
-
 
 def strongest(n: int = 1) -> Keep:
     """Keep the ``n`` strongest activations of the whole layer in each window, with their values."""
@@ -94,9 +92,6 @@ def project(network: nn.Module, tap: str | Tap, x: np.ndarray | Tensor, keep: Ke
     return torch.cat(found)
 
 
-# ------------------------------------------------------------------------------------------ strongest activations
-
-
 def top_of_layers(
     network: nn.Module, layers: Sequence[str | Tap], split: Split, n: int = N_TOP
 ) -> dict[str, xr.Dataset]:
@@ -139,9 +134,6 @@ def project_top(
     ]
     projection = np.reshape(back, (len(rules), *signal.shape))
     return top.assign(signal=(dims, signal), projection=(("rule", *dims), projection)).assign_coords(rule=list(rules))
-
-
-# ------------------------------------------------------------------------------------------------- stored results
 
 
 def searched(split: Split, at_most: int = N_SEARCHED) -> Split:

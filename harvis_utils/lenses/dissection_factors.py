@@ -21,8 +21,6 @@ from harvis_utils.settings import DissectionSettings, Settings, load_settings
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
 
-# ------------------------------------------------------------------------------------------ a task without labels
-
 #: pieces into which a window is cut to be scrambled
 N_PIECES = 5
 TRANSFORMATIONS = ("as it is", "turned over", "reversed in time", "scrambled")
@@ -60,8 +58,6 @@ def without_labels(windows: Windows, seed: int = 0) -> Windows:
         splits[name] = dataclasses.replace(split, series=series, start=start, activity=which)
     return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS)
 
-
-# ------------------------------------------------------------------------------------------------ small networks
 
 #: what the small networks differ from: the quick profile's model and training, whatever the run's own are
 BASE = "16 units, batch norm, labels"

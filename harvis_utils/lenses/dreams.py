@@ -149,8 +149,6 @@ def random_change(shape: tuple[int, ...], rms_g: np.ndarray, seed: int) -> np.nd
     return noise * (rms_g / rms(noise))[:, None, None].astype(np.float32)
 
 
-# -------------------------------------------------------------------------------- windows and what becomes of them
-
 #: what becomes of a window
 VARIANTS = {
     "window": "the real window",

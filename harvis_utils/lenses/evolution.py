@@ -107,9 +107,6 @@ def train(cfg: Settings, windows: Windows) -> list[Moment]:
     return moments
 
 
-# ------------------------------------------------------------------------------------------------------- features
-
-
 @kept("evolution_features")
 def features_of(moment: Moment, windows: Windows) -> xr.Dataset:
     """Every unit at one kept epoch, dims (layer, unit[, ...]); see :func:`features`."""
@@ -138,9 +135,6 @@ def features(windows: Windows, moments: Sequence[Moment]) -> xr.Dataset:
     """
     found = [features_of(moment, windows) for moment in progress(moments, desc="features", leave=False)]
     return xr.concat(found, pd.Index([moment.epoch for moment in moments], name="epoch"))
-
-
-# ------------------------------------------------------------------------------------------------------- settling
 
 
 def likeness(found: xr.Dataset) -> xr.Dataset:

@@ -38,8 +38,6 @@ OCCLUDERS = tuple(Occluder(width, fill) for fill in ("mean", "line") for width i
 #: Choice: how many of a layer's strongest activations are projected together; 1 and the nine of the paper's figures
 KEPT = (1, deconvnet.N_TOP)
 
-# ------------------------------------------------------------------------------------------------- what is there
-
 
 def spans(split: Split, truth: PlantedMotifs) -> np.ndarray:
     """Where any motif is in each window, bool (window, axis, time); see :func:`concepts.of_motifs`."""
@@ -74,9 +72,6 @@ def longest_run(flags: np.ndarray) -> tuple[int, int]:
     lengths = np.diff(ends) - 1
     best = lengths.argmax()
     return int(ends[best]), int(lengths[best])
-
-
-# ------------------------------------------------------------------------------------------------------ the lenses
 
 
 def candidates(network: Network) -> dict[str, Lens]:
@@ -142,9 +137,6 @@ def pointings(
         },
         coords={"lens": list(named), "planting": list(PLANTINGS), "window": chosen},
     )
-
-
-# -------------------------------------------------------------------------------------------------------- rates
 
 
 def hits(found: xr.Dataset, what: str = "motif", tolerance: int = 0) -> xr.DataArray:

@@ -156,9 +156,6 @@ def peaks(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unravel_index(maps.reshape(len(maps), -1).argmax(1), maps.shape[1:])
 
 
-# ------------------------------------------------------------------------------------------------- stored results
-
-
 def classified(judge: Network, windows: Windows, name: str, n: int) -> tuple[np.ndarray, Split]:
     """At most ``n`` windows of a split that ``judge`` classifies correctly, spread evenly: indices, and the split."""
     split = getattr(windows, name)

@@ -74,9 +74,6 @@ def ascend(field: Field, start: Tensor, step: Step, n_steps: int, bound: float |
     return Ascent(torch.stack(curve, 1), best, x)
 
 
-# --------------------------------------------------------------------------------------------- any network
-
-
 def sloped(slope: float | None) -> AbstractContextManager:
     """While the block runs, every rectifier that is called passes ``slope`` times the gradient back where it is closed.
 
@@ -131,9 +128,6 @@ def ascend_units(
         rows = unit.repeat_interleave(len(start))
         x = start.repeat(len(unit), *[1] * (start.ndim - 1))
         return ascend(unit_field(network, place, rows, slope), x, step, n_steps, bound)
-
-
-# ------------------------------------------------------------------------------------------------ measures
 
 
 def steps_until(curve: np.ndarray, target: np.ndarray) -> np.ndarray:

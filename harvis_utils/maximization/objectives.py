@@ -117,9 +117,6 @@ def of_units(
     return torch.minimum(chosen, torch.as_tensor(at_most, dtype=maps.dtype, device=maps.device).view(-1, 1, 1))
 
 
-# ------------------------------------------------------------------------------------------------ units and layers
-
-
 def neuron(
     place: str | Tap, unit: int | Sequence[int], time: int | None = None, axis: int | None = None, at_most: Limit = None
 ) -> Objective:
@@ -196,9 +193,6 @@ def direction(place: str | Tap, vector: Sequence[float] | Tensor) -> Objective:
     return Objective(f"a direction in {_name(place)}", (place,), of)
 
 
-# --------------------------------------------------------------------------------------------------------- classes
-
-
 def _of_class(scores: Tensor, which: int | Sequence[int]) -> Tensor:
     if scores.ndim != 2:
         shape = tuple(scores.shape)
@@ -215,9 +209,6 @@ def class_probability(which: int | Sequence[int]) -> Objective:
     """Probability of a class after softmax. It rises too by lowering the others, and saturates (Olah et al. 2017)."""
     name = f"class {_numbers(which)} after softmax"
     return Objective(name, (), lambda seen: _of_class(seen.scores.softmax(1), which))
-
-
-# ------------------------------------------------------------------- what is to stay small, as objectives to subtract
 
 
 def spectrum(power: Tensor) -> Objective:

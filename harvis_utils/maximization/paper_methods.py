@@ -28,8 +28,6 @@ from harvis_utils.settings import PRESETS, MaximizationSettings, Settings, Step
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 
-# ------------------------------------------------------------------------------------------------- methods
-
 
 @dataclass(frozen=True)
 class Method:
@@ -63,9 +61,6 @@ METHODS: dict[str, Method] = {
 PROPOSED, BASELINE = "L2+TV+EAP+clip", "L2+TV"
 #: methods run on untrained networks, as a control
 CONTROL_METHODS = (PROPOSED,)
-
-
-# ------------------------------------------------------------------------------------------------- the ascent
 
 
 def lowpass_matrix(length: int, cutoff_hz: float, order: int, rate_hz: float) -> np.ndarray:
@@ -210,9 +205,6 @@ def climbing_rows(
 def recorded_steps(n_steps: int, n: int = 60) -> list[int]:
     """Steps whose history is kept: 0, the last one, and about ``n`` between them, evenly spaced in log time."""
     return sorted({0, n_steps, *np.unique(np.geomspace(1, max(n_steps, 1), n).astype(int)).tolist()})
-
-
-# -------------------------------------------------------------------------------------------- stored signals
 
 
 @kept("signals", apart=("device",))

@@ -94,9 +94,6 @@ def errors(model: Denoiser, train: np.ndarray, held_out: np.ndarray, noise_g: fl
     return {name: float(np.sqrt(((values - held_out) ** 2).mean())) for name, values in found.items()}
 
 
-# -------------------------------------------------------------------------------------------------- stored results
-
-
 @kept("priors")
 def weights(windows: Windows, settings: PriorSettings) -> dict[str, Tensor]:
     """Weights of the prior learned from the training windows."""

@@ -136,9 +136,6 @@ def _scored(network: nn.Module, objective: Objective, x: Tensor, step: int) -> n
     return score.numpy()
 
 
-# --------------------------------------------------------------------------------------- what windows show beside it
-
-
 @torch.no_grad()
 def scores(network: nn.Module, objective: Objective, x: np.ndarray) -> np.ndarray:
     """The objective of many windows (window, axis, time): (window,)."""

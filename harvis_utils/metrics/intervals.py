@@ -125,9 +125,6 @@ def paired(first, second) -> Difference:
     return Difference(*interval(difference), *interval(np.sign(difference)), *counts)
 
 
-# ------------------------------------------------------------------------------------------------ tables in words
-
-
 def shown(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     """The table for reading: each column "x" with its "x low" and "x high" as one text, "x (low to high)".
 

@@ -102,18 +102,6 @@ def dependence_curves(depends: pd.DataFrame) -> dict[str, xr.Dataset]:
     return {str(factor): part.to_xarray().sortby(["level", "seed"]) for factor, part in parts}
 
 
-def without_nan(values):
-    """The same nested lists and dictionaries with None for NaN, as JSON wants it."""
-    if isinstance(values, dict):
-        return {key: without_nan(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [without_nan(value) for value in values]
-    return None if isinstance(values, float) and np.isnan(values) else values
-
-
-# ------------------------------------------------------------------------------------------- variants and the paper's
-
-
 def measures(
     cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, made: xr.Dataset
 ) -> xr.Dataset:

@@ -150,9 +150,6 @@ def _with_tuning(claim: dict, cfg: Settings) -> dict:
     return claim | {"why": f"{claim['why']}; not stated by the paper and chosen on validation: {tuned}"}
 
 
-# ------------------------------------------------------------------------------------------------- the tables
-
-
 def claims_table(results: dict) -> pd.DataFrame:
     """Paper, ours, interval, verdict and why, one row per claim."""
     table = pd.DataFrame(results["claims"])[["id", "paper", "ours", "interval", "verdict", "why"]]

@@ -23,8 +23,6 @@ PAPERS = "the paper's method"
 OUR_RECIPE = "means"
 OURS = "ours (means)"
 
-# ------------------------------------------------------------------------------------------------ the paper's ascent
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -120,8 +118,6 @@ RECIPES = (
     Variant("prior per unit 0.03, best of 5, jitter 2", "together", _PRIOR, 0.03, "sum", True, None, 5, 2),
     Variant("prior per unit 0.03, best of 5, 90 %", "together", _PRIOR, 0.03, "sum", True, 0.9, 5),
 )
-
-# --------------------------------------------------------------------------------------------- feature visualization
 
 
 @dataclass(frozen=True)

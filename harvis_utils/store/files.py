@@ -22,9 +22,6 @@ class ArtifactError(HarvisError, RuntimeError):
     """A missing or damaged artifact; the message names the file and what to do."""
 
 
-# ------------------------------------------------------------------------------------------- atomic writing
-
-
 @contextmanager
 def writing(path: Path):
     """Turn what a failed write raises into one error that names the file; safetensors has an error of its own."""
@@ -84,9 +81,9 @@ def write_text(path: Path, text: str) -> Path:
     return Path(path)
 
 
-def write_json(path: Path, value) -> Path:
-    """Write ``value`` as JSON; NaN is refused, because JSON has none."""
-    return write_text(path, json.dumps(as_json(value), indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, value, nan_as_null: bool = False) -> Path:
+    """Write ``value`` as JSON; NaN, which JSON has not, is refused, or becomes null where that is asked for."""
+    return write_text(path, json.dumps(as_json(value, nan_as_null), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path):
@@ -120,9 +117,6 @@ def read_dataset(path: Path):
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.file_digest(Path(path).open("rb"), "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------------------------------- figures and tables
 
 
 def save_figure(cfg: Settings, figure, name: str) -> Path:

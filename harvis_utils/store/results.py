@@ -30,17 +30,8 @@ from pathlib import Path
 
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.settings import REPOSITORY, artifact_root, keys_file
+from harvis_utils.store import files
 from harvis_utils.store.code import code_digest
-from harvis_utils.store.files import (
-    file_digest,
-    read_dataset,
-    read_json,
-    scratch,
-    write_dataset,
-    write_json,
-    write_text,
-    writing,
-)
 
 #: libraries whose version can change a number
 VERSIONED = ("numpy", "scipy", "torch", "scikit-learn")
@@ -78,7 +69,7 @@ def provenance(device: str | None = None, **more) -> dict:
     }
 
 
-_read_keys = lru_cache(read_json)
+_read_keys = lru_cache(files.read_json)
 
 
 def packed() -> dict:
@@ -104,7 +95,8 @@ def _code(module: str, name: str) -> str:
 def package_digest() -> str:
     """SHA-256 over all Python files of the package."""
     folder = Path(__file__).parents[1]
-    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(folder.rglob("*.py"))]
+    sources = sorted(folder.rglob("*.py"))
+    lines = [f"{files.file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in sources]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -202,7 +194,7 @@ def damage(folder: Path) -> str | None:
     if expected.keys() != {path.name for path in folder.iterdir()} - {"manifest.json"}:
         return "files are missing, or do not belong to it"
     for name, digest in expected.items():
-        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+        if not (folder / name).is_file() or files.file_digest(folder / name) != digest:
             return f"{name} is damaged"
     return None
 
@@ -222,19 +214,19 @@ def obtain(stage: str, key: str, build: Callable[[Path], object], about: Mapping
         shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
     if not folder.exists():
         _fill(folder, build, about)
-    _opened[stage, key] = read_json(folder / "manifest.json")["wall_s"]
+    _opened[stage, key] = files.read_json(folder / "manifest.json")["wall_s"]
     return folder
 
 
 def _fill(folder: Path, build: Callable[[Path], object], about: Mapping) -> None:
-    with scratch(folder) as part, writing(folder):
+    with files.scratch(folder) as part, files.writing(folder):
         started, _cost.seconds = time.perf_counter(), None
         with _around(folder.parent.name, folder.name):
             build(part)
         seconds = time.perf_counter() - started if _cost.seconds is None else _cost.seconds
         manifest = {"stage": folder.parent.name, "key": folder.name, "wall_s": round(seconds, 3)}
-        files = {path.name: file_digest(path) for path in sorted(part.iterdir())}
-        write_json(part / "manifest.json", manifest | {"files": files, "provenance": about})
+        digests = {path.name: files.file_digest(path) for path in sorted(part.iterdir())}
+        files.write_json(part / "manifest.json", manifest | {"files": digests, "provenance": about})
         try:
             os.replace(part, folder)
         except OSError:
@@ -310,9 +302,9 @@ def kept(stage: str, *, apart: Sequence[str] = (), version: int | None = None) -
 def write_result(folder: Path, result) -> None:
     """Write what a kept function returned: ``result`` with the ending of its kind."""
     if hasattr(result, "to_netcdf"):
-        write_dataset(folder / "result.nc", result)
+        files.write_dataset(folder / "result.nc", result)
     elif hasattr(result, "to_csv"):
-        write_text(folder / "result.csv", result.to_csv(index=False))
+        files.write_text(folder / "result.csv", result.to_csv(index=False))
     elif isinstance(result, dict) and result and all(hasattr(value, "detach") for value in result.values()):
         import torch
         from safetensors.torch import save_file
@@ -321,7 +313,7 @@ def write_result(folder: Path, result) -> None:
         tensors = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in result.items()}
         save_file(tensors, folder / "result.safetensors")
     else:
-        write_json(folder / "result.json", result)
+        files.write_json(folder / "result.json", result)
 
 
 def read_result(folder: Path):
@@ -330,10 +322,10 @@ def read_result(folder: Path):
     from safetensors.torch import load_file
 
     readers = {
-        "result.nc": read_dataset,
+        "result.nc": files.read_dataset,
         "result.csv": lambda path: pd.read_csv(path, float_precision="round_trip"),
         "result.safetensors": load_file,
-        "result.json": read_json,
+        "result.json": files.read_json,
     }
     (name,) = readers.keys() & {path.name for path in folder.iterdir()}
     return readers[name](folder / name)
