@@ -1,5 +1,6 @@
 """The chain on tiny notebooks: what they depend on, what is executed again, how failures and kills end."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -237,7 +238,8 @@ def test_a_kill_leaves_no_process_and_no_lock(root, victim):
             process.wait(60)
             wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 60)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # all of them are gone already
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 60)
     with commands.alone(load_settings(), wait_s=5):
