@@ -1,15 +1,17 @@
-"""Work turned into threads: how many there are, the device, work side by side, and bars that show how far it is."""
+"""How work runs: threads, the device, work side by side, bars that show how far it is, and how a command ends."""
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
-from harvis_utils.settings import Settings, SettingsError
+from harvis_utils.settings import HarvisError, Settings, SettingsError
 
 
 def threads() -> int:
@@ -78,3 +80,21 @@ def side_by_side(cfg: Settings, job: Callable, things: Sequence, title: str | No
     with workers(None if torch_device(cfg.device).type == "cpu" else 1) as pool:
         done = pool.map(job, things)
         return list(progress(done, total=len(things), desc=title, leave=False) if title else done)
+
+
+def command_line(main: Callable[[list[str] | None], object]) -> Callable[[list[str] | None], int]:
+    """``main`` with an exit code: 0, or 1 after a :class:`HarvisError`, 130 after an interrupt, both told in words."""
+
+    @functools.wraps(main)
+    def coded(arguments: list[str] | None = None) -> int:
+        try:
+            main(arguments)
+        except HarvisError as error:
+            print(f"\n{error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+            return 130
+        return 0
+
+    return coded

@@ -13,9 +13,7 @@ import hashlib
 import json
 import math
 import os
-import sys
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,24 +36,6 @@ class HarvisError(Exception):
 
 class SettingsError(HarvisError, ValueError):
     """An unknown profile, data set or notebook parameter; the message lists the valid ones."""
-
-
-def command_line(main: Callable[[list[str] | None], object]) -> Callable[[list[str] | None], int]:
-    """``main`` with an exit code: 0, or 1 after a :class:`HarvisError`, 130 after an interrupt, both told in words."""
-
-    @functools.wraps(main)
-    def coded(arguments: list[str] | None = None) -> int:
-        try:
-            main(arguments)
-        except HarvisError as error:
-            print(f"\n{error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
-            return 130
-        return 0
-
-    return coded
 
 
 # ------------------------------------------------------------------------------------------------ settings

@@ -40,9 +40,9 @@ from harvis_utils.data import archive, kinds
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import starting
 from harvis_utils.paper import climbing, variants
-from harvis_utils.parallel import threads, torch_device
+from harvis_utils.parallel import command_line, threads, torch_device
 from harvis_utils.run import Run
-from harvis_utils.settings import Settings, artifact_root, as_json, command_line, from_json, load_settings
+from harvis_utils.settings import Settings, artifact_root, as_json, from_json, load_settings
 from harvis_utils.store import results
 from harvis_utils.store.code import code_digest
 from harvis_utils.store.files import ArtifactError, replacing, write_json

@@ -23,7 +23,8 @@ from nbconvert import HTMLExporter
 
 from harvis_utils.chain import commands
 from harvis_utils.data import kinds
-from harvis_utils.settings import APPROXIMATE, PROFILES, command_line, load_settings, report_root
+from harvis_utils.parallel import command_line
+from harvis_utils.settings import APPROXIMATE, PROFILES, load_settings, report_root
 from harvis_utils.store.files import read_json, write_text
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"

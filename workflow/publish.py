@@ -22,12 +22,12 @@ from PIL import Image
 from harvis_utils.chain import commands, stamps
 from harvis_utils.data import kinds
 from harvis_utils.paper import report
+from harvis_utils.parallel import command_line
 from harvis_utils.run import Run
 from harvis_utils.settings import (
     REPOSITORY,
     Settings,
     artifact_root,
-    command_line,
     data_folders,
     load_settings,
     report_root,

@@ -34,7 +34,7 @@ from harvis_utils.data import archive, kinds
 from harvis_utils.maximization import paper_methods
 from harvis_utils.metrics import similarity
 from harvis_utils.networks.sfhf import SFHF
-from harvis_utils.parallel import threads
+from harvis_utils.parallel import command_line, threads
 from harvis_utils.run import Run
 from harvis_utils.settings import (
     APPROXIMATE,
@@ -44,7 +44,6 @@ from harvis_utils.settings import (
     HarvisError,
     Settings,
     artifact_root,
-    command_line,
     load_settings,
 )
 from harvis_utils.store import results

@@ -17,13 +17,12 @@ import psutil
 
 from harvis_utils.chain.execution import CHAIN, named, notebook_seconds, run_notebook
 from harvis_utils.chain.stamps import NOTEBOOKS, ChainError, Job, find_notebooks, outdated, plan, stamp_of
-from harvis_utils.parallel import threads
+from harvis_utils.parallel import command_line, threads
 from harvis_utils.settings import (
     PROFILES,
     REPOSITORY,
     Settings,
     artifact_root,
-    command_line,
     load_settings,
     report_root,
 )
