@@ -9,6 +9,7 @@ import xarray as xr
 
 from harvis_utils.networks import taps
 from harvis_utils.settings import ModelSettings, TrainingSettings, load_settings
+from harvis_utils.store.files import read_json
 from harvis_utils.training import published, supervised
 
 SMALL = ModelSettings(n_units=4, n_dense=8)
@@ -27,7 +28,7 @@ def made(cfg, tiny_windows, tmp_path):
     statistics = xr.Dataset({"th_eap": (("seed", "unit"), np.ones((2, 4)))}, {"seed": [3, 5]})
     dims = ("seed", "technique", "time")
     signals = xr.Dataset({"signal": (dims, np.ones((2, 1, 30))), "map": (dims, np.ones((2, 1, 30)))})
-    return published.save(tmp_path / "networks", cfg, tiny_windows, networks, statistics, signals), networks
+    return published.save(tmp_path / "networks", tiny_windows, networks, statistics, signals), networks
 
 
 def test_what_comes_back_is_what_was_trained(cfg, made, tiny_windows):
@@ -48,6 +49,12 @@ def test_keys_tell_networks_and_their_origin_apart(made, tiny_windows):
     folder, networks = made
     keys = {net.key for net in (*networks, *published.load(folder, tiny_windows, SMALL, (3, 5)))}
     assert len(keys) == 4 and {n.key for n in published.load(folder, tiny_windows, SMALL, (5, 3))} <= keys
+
+
+def test_each_says_how_it_was_trained(made):
+    about = read_json(made[0] / "networks.json")
+    assert [one["arguments"]["seed"] for one in about["provenance"]] == about["seeds"] == [3, 5]
+    assert all(one["device"].startswith("cpu") and one["git"] for one in about["provenance"])
 
 
 def test_signals_and_statistics_lie_beside_them(made):

@@ -6,7 +6,7 @@ A published run carries, in ``reports/published/<profile>/<data set>/networks/``
   predicted classes;
 * ``network.safetensors``: all weights of the network of the first seed, float32;
 * ``statistics.nc`` and ``signals.nc``: what its units did in training, and the signals of all methods;
-* ``networks.json``: digests of these files, of the windows trained on, and provenance.
+* ``networks.json``: digests of these files, of the windows trained on, and how each network was trained.
 
 With ``WEIGHTS=published`` a run takes these networks instead of training.
 """
@@ -25,10 +25,10 @@ from torch import nn
 
 from harvis_utils.data.windowing import Windows
 from harvis_utils.networks.sfhf import Trunk
-from harvis_utils.settings import REPOSITORY, HarvisError, ModelSettings, Settings, as_json
+from harvis_utils.settings import REPOSITORY, HarvisError, ModelSettings
+from harvis_utils.store import results
 from harvis_utils.store.files import file_digest, read_json, replacing, write_dataset, write_json
-from harvis_utils.store.results import provenance
-from harvis_utils.training.supervised import HISTORY, Network, new_model, part_of
+from harvis_utils.training.supervised import HISTORY, Network, new_model, part_of, trained
 
 #: files of a published run's folder beside networks.json
 FILES = ("trunks.safetensors", "network.safetensors", "statistics.nc", "signals.nc")
@@ -66,7 +66,6 @@ def folder_of(profile: str, dataset: str) -> Path:
 
 def save(
     folder: Path,
-    cfg: Settings,
     windows: Windows,
     networks: Sequence[Network],
     statistics: xr.Dataset,
@@ -92,16 +91,20 @@ def save(
         save_file({k: v.contiguous() for k, v in whole.items()}, part)
     write_dataset(folder / "statistics.nc", statistics)
     write_dataset(folder / "signals.nc", signals[["signal"]].astype(np.float32))
+    trainings = [read_json(results.folder_of(trained.stage, net.key) / "manifest.json") for net in networks]
     about = {
         "files": {name: file_digest(folder / name) for name in FILES},
         "windows": windows.digest,
         "caveat": windows.caveat,
         "seeds": [net.seed for net in networks],
         "best_epochs": [net.best_epoch for net in networks],
-        "wall_s": [net.wall_s for net in networks],
+        "wall_s": [one["wall_s"] for one in trainings],
         "axes": list(windows.axes),
         "activities": list(windows.activities),
-        "provenance": provenance(cfg.device, settings=as_json([cfg.windows, cfg.model, cfg.training])),
+        # of the training, which may have been done on another machine than this
+        "provenance": [
+            read_json(results.folder_of(trained.stage, net.key) / "manifest.json")["provenance"] for net in networks
+        ],
     }
     write_json(folder / "networks.json", about)
     return folder
