@@ -97,7 +97,7 @@ def _networks(cfg: Settings, folder: Path, again: str) -> dict[Path, Path]:
 
     run = Run(cfg)
     with around_builds(missing):
-        published.save(folder, run.data, run.networks, run.statistics, run.signals)
+        published.save(folder, run.data, [*run.networks, *run.choosing.networks], run.statistics, run.signals)
     return {path: path.relative_to(folder.parent) for path in sorted(folder.iterdir())}
 
 

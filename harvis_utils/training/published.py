@@ -1,9 +1,9 @@
-"""Trained networks that travel with the repository: trunks of all seeds, the whole network of the first.
+"""Trained networks that travel with the repository: trunks of all, the whole network of the first seed.
 
 A published run carries, in ``reports/published/<profile>/<data set>/networks/``:
 
-* ``trunks.safetensors``: of every seed the folded trunk (:class:`harvis_utils.networks.sfhf.Trunk`), history and
-  predicted classes;
+* ``trunks.safetensors``: of every network, those for choosing too, the folded trunk
+  (:class:`harvis_utils.networks.sfhf.Trunk`), history and predicted classes;
 * ``network.safetensors``: all weights of the network of the first seed, float32;
 * ``statistics.nc`` and ``signals.nc``: what its units did in training, and the signals of all methods;
 * ``networks.json``: digests of these files, of the windows trained on, and how each network was trained.
