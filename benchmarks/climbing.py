@@ -7,18 +7,21 @@ steps, none stops early, and what they find is compared before they are timed.
 from __future__ import annotations
 
 import copy
+import importlib
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
+from types import ModuleType
 
 import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from benchmarks import by_lucent, measure
+from benchmarks import measure
 from harvis_utils.fast import ascent, gradients
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.starting import starting_signal
@@ -174,6 +177,22 @@ def one_at_a_time(whole: OnAllAxes, task: Task) -> Tensor:
     return torch.cat([batch_of_whole_networks(whole, one) for one in task.alone()])
 
 
+@cache
+def lucent_render() -> ModuleType:
+    """``lucent.optvis.render``; ``ImportError`` where it does not install."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hundreds, of functions for images that are not used here
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:
+            # lucent imports torchvision, whose builds on PyPI are for CUDA: beside a CPU build of torch its operators
+            # do not load, and it fails where it needs these two. They belong to object detection; lucent has no use
+            # for them
+            for name in ("nms", "qnms"):
+                torch.library.define(f"torchvision::{name}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        return importlib.import_module("lucent.optvis.render")
+
+
 def lucent_itself(whole: OnAllAxes, task: Task) -> Tensor:
     """The library lucent on the same network; ``ImportError`` where it does not install."""
 
@@ -183,7 +202,7 @@ def lucent_itself(whole: OnAllAxes, task: Task) -> Tensor:
         def loss(hooked: Callable[[str], Tensor]) -> Tensor:
             return objective(image[0, 0], maps_of_units(hooked(f"model_norm_{one.layer}"), one.units), one)
 
-        (found,) = by_lucent.render().render_vis(
+        (found,) = lucent_render().render_vis(
             copy.deepcopy(whole),  # its hooks stay on the modules
             loss,
             lambda: ([image], lambda: image),

@@ -48,6 +48,11 @@ class Run:
             return published.load(folder, self.data, self.cfg.model, self.cfg.training.seeds)
         return supervised.networks(self.cfg, self.data)
 
+    @property
+    def whole(self) -> list[Network]:
+        """Those networks of which all weights are there: all that were trained here, of published ones the first."""
+        return [net for net in self.networks if not isinstance(net.model, published.NotPublished)]
+
     @cached_property
     def untrained(self) -> list[Network]:
         """As many networks with random weights."""

@@ -49,7 +49,7 @@ def render_vis(model, objective_f, param_f, optimizer, *, thresholds, fixed_imag
 def test_all_climbers_find_the_same_signals(layer, monkeypatch):
     """In float64, where nothing is folded and so nothing rounded, after some steps; in float32 after one."""
     if not importlib.util.find_spec("lucent"):
-        monkeypatch.setattr(climbing.by_lucent, "render", lambda: SimpleNamespace(render_vis=render_vis))
+        monkeypatch.setattr(climbing, "lucent_render", lambda: SimpleNamespace(render_vis=render_vis))
     units, th = torch.tensor([0, 2, 5]), torch.tensor([0.2, np.nan, 0.3, 0.2, 0.2, 0.1])
     for dtype, n_steps, within in ((torch.float64, 20, 1e-9), (torch.float32, 1, 1e-5)):
         model = made_model(batch_norm=dtype == torch.float32).to(dtype)
@@ -128,7 +128,7 @@ def test_who_does_not_install_is_left_out_and_says_so(monkeypatch):
     def missing():
         raise ImportError("no module named lucent")
 
-    monkeypatch.setattr(climbing.by_lucent, "render", missing)
+    monkeypatch.setattr(climbing, "lucent_render", missing)
     monkeypatch.setattr(climbing.measure, "peak_mib", lambda run: 0.0)
     model = made_model(batch_norm=False)
     network = SimpleNamespace(model=model, trunk=folded_trunk(model))
