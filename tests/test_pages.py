@@ -1,5 +1,6 @@
 """Pages of executed notebooks, their index, and what is published of a run."""
 
+import dataclasses
 import base64
 import io
 import json
@@ -221,14 +222,18 @@ def test_networks_that_the_run_made_are_published_with_it(finished, cfg, tiny_wi
     write_json(stamp, about)
     with pytest.raises(publish.PublishError, match="its networks are stored no more; run `make reproduce"):
         publish.publish(finished.cfg, finished.books)
-    networks = supervised.networks(cfg, tiny_windows)
+    networks, for_choosing = (
+        supervised.networks(some, tiny_windows)
+        for some in (cfg, dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=(7,))))
+    )
     signals = xr.Dataset({"signal": (("seed", "time"), np.ones((2, 30)))})
     made = {"data": tiny_windows, "networks": networks, "statistics": signals, "signals": signals}
+    made["choosing"] = SimpleNamespace(networks=for_choosing)
     monkeypatch.setattr(publish, "Run", lambda _: SimpleNamespace(**made))
     folder = publish.publish(finished.cfg, finished.books) / "networks"
     assert {p.name for p in folder.iterdir()} == {*published.FILES, "networks.json"}
-    found = published.load(folder, tiny_windows, cfg.model, cfg.training.seeds)
-    assert [net.best_epoch for net in found] == [net.best_epoch for net in networks]
+    found = published.load(folder, tiny_windows, cfg.model, (*cfg.training.seeds, 7))
+    assert [net.best_epoch for net in found] == [net.best_epoch for net in (*networks, *for_choosing)]
 
 
 def test_unknown_data_sets_are_said(capsys):
