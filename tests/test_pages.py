@@ -1,7 +1,7 @@
 """Pages of executed notebooks, their index, and what is published of a run."""
 
-import dataclasses
 import base64
+import dataclasses
 import io
 import json
 import os
