@@ -182,7 +182,7 @@ def test_covering_is_stored_with_its_projection(tiny_windows, one_thread):
     plain = occlusion.drops(network.model, x, found["activity_class"].values, groups, Occluder(3), "conv3")
     assert np.allclose(found["log_odds"], plain["log_odds"], atol=1e-5)
     maps = network.model.feature_maps(torch.as_tensor(x))["conv3"]
-    kept = deconvnet.places(found["unit"].values)(maps)
+    kept = deconvnet.places(found["unit"].values)(maps, torch.ones(len(maps), dtype=torch.bool))
     rows = torch.arange(len(x))
     assert torch.equal(kept[rows, found["unit"].values], maps[rows, found["unit"].values])
     assert torch.count_nonzero(kept.detach()) == torch.count_nonzero(maps[rows, found["unit"].values].detach())
