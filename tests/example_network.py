@@ -39,11 +39,11 @@ class TwoD(nn.Module):
 
 def through_every_lens(network: nn.Module, layer: str, data, split) -> dict:
     """What each lens says of a layer, from windows ``split`` of ``data`` (:mod:`harvis_utils.data.windowing`)."""
-    x, y, known = split.x, split.activity, concepts.of_windows(data, split)
+    x, y, rec, known = split.x, split.activity, split.recording, concepts.of_windows(data, split)
     each_axis, start = occlusion.by_axis(len(data.axes)), torch.as_tensor(split.x[:2])
     return {
         "visualization": visualization.visualize(network, objectives.channel(layer, unit=3), start),
-        "dissection": dissection.dissect(taps.outputs(network, layer, x), known.masks, known.names, 19, y),
+        "dissection": dissection.dissect(taps.outputs(network, layer, x), known.masks, known.names, 19, y, rec),
         "ablation": ablation.drops(network, [layer], split, len(data.activities)),
         "deconvnet": deconvnet.project(network, layer, x[:9], deconvnet.strongest()),
         "occlusion": occlusion.drops(network, x[:9], y[:9], each_axis, occlusion.Occluder(width=3), layer),

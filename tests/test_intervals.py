@@ -175,3 +175,63 @@ def test_columns_are_shown_with_their_intervals():
     assert (
         list(shown) == ["y", "x"] and shown.loc["row", "x"] == "0.23 (0.11 to 0.36)" and shown.loc["row", "y"] == -1.5
     )
+
+
+# --------------------------------------------------------------------------------------------- recordings that trade
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=8, max_size=12), n_groups=st.integers(1, 2), seed=st.integers(0, 99)
+)
+@settings(max_examples=60, deadline=None)
+def test_a_recording_gets_the_windows_of_another_of_its_group_in_order(lengths, n_groups, seed):
+    rng, end_to_end = np.random.default_rng(seed), np.repeat(10 * np.arange(len(lengths)), lengths)
+    for recording in (end_to_end, rng.permutation(end_to_end)):
+        groups, partners = recording // 10 % n_groups, []
+        (other,) = intervals.traded(recording, 1, rng, groups)
+        for one in np.unique(recording):
+            mine, (whose,) = np.flatnonzero(recording == one), np.unique(recording[other[recording == one]])
+            theirs = np.flatnonzero(recording == whose)
+            assert other[mine].tolist() == [theirs[k % len(theirs)] for k in range(len(mine))]
+            assert groups[mine[0]] == groups[theirs[0]]
+            partners.append(whose)
+        assert sorted(partners) == np.unique(recording).tolist()
+
+
+def test_every_way_to_trade_is_as_frequent():
+    recording = np.repeat(np.arange(4), 2)
+    seen = pd.Series([tuple(other[::2] // 2) for other in intervals.traded(recording, 2400, np.random.default_rng(0))])
+    assert seen.nunique() == 24 and seen.value_counts().between(60, 140).all()
+
+
+@pytest.mark.parametrize("lengths", [[20] * 40, [8, 120, 8, 8, 30] * 6], ids=["equal", "unequal"])
+@pytest.mark.parametrize("n_groups", [1, 4])
+def test_unrelated_things_exceed_chance_as_often_as_they_may(lengths, n_groups):
+    """Both have a value for each recording, and one for each group, which draws within groups keep."""
+    recording, above = np.repeat(np.arange(len(lengths)), lengths), 0
+    groups = recording % n_groups
+    for repetition in range(400):
+        rng = np.random.default_rng(repetition)
+        a, b = (rng.normal(size=len(lengths))[recording] + rng.normal(size=len(recording)) for _ in range(2))
+        a, b = a + 3 * groups, b + 3 * groups
+        drawn = [np.corrcoef(a, b[other])[0, 1] for other in intervals.traded(recording, 39, rng, groups)]
+        above += np.corrcoef(a, b)[0, 1] > np.sort(drawn)[37]
+    assert 8 <= above <= 34  # 5 % of 400 is 20, with a standard deviation of 4.4
+
+
+def test_a_relation_in_time_is_found():
+    rng, recording = np.random.default_rng(0), np.repeat(np.arange(24), 20)
+    groups = recording % 4
+    a = rng.normal(size=len(recording))
+    b = a + 2 * rng.normal(size=len(recording))
+    drawn = [np.corrcoef(a, b[other])[0, 1] for other in intervals.traded(recording, 99, rng, groups)]
+    assert np.corrcoef(a, b)[0, 1] > max(drawn)
+
+
+def test_too_few_recordings_are_refused_before_anything_is_drawn():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="1 recordings can trade places in 1 ways only"):
+        intervals.traded(np.zeros(50), 19, rng)
+    with pytest.raises(ValueError, match="8 recordings can trade places within 4 groups in 16 ways only"):
+        intervals.traded(np.arange(80) // 10, 19, rng, np.arange(80) // 20)
+    assert len(list(intervals.traded(np.arange(100) // 10, 19, rng, np.arange(100) // 20))) == 19

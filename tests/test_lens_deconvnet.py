@@ -15,6 +15,8 @@ from harvis_utils.networks.sfhf import folded_trunk
 
 seeds = st.integers(0, 10_000)
 few = settings(max_examples=15, deadline=None)
+#: which windows are seen: for what does not depend on it
+EVERY = torch.ones(0, dtype=torch.bool)
 
 
 # ------------------------------------------------------------------------------------------------- identities
@@ -72,7 +74,7 @@ def test_pooling_is_undone_by_its_switches(seed):
     with torch.no_grad():
         pooled, switches = F.max_pool1d(F.relu(model.first(x)), 2, return_indices=True)
         maps = F.relu(model.second(pooled))
-        kept = deconvnet.strongest(2)(maps[:, :, None])[:, :, 0]
+        kept = deconvnet.strongest(2)(maps[:, :, None], EVERY)[:, :, 0]
         back = F.conv_transpose1d(kept, model.second.weight, padding=1)
         back = F.relu(F.max_unpool1d(back, switches, 2))
         expected = F.conv_transpose1d(back, model.first.weight, padding=1)
@@ -90,7 +92,7 @@ def test_without_non_linearities_deconvnet_is_the_gradient(seed, layer):
     assert torch.equal(by_rule[0], by_rule[2]) and torch.equal(by_rule[1], by_rule[2])
     x.requires_grad_(True)
     maps = taps.maps_of(model.eval(), layer, x)
-    (expected,) = torch.autograd.grad(maps, x, deconvnet.strongest(3)(maps.detach()))
+    (expected,) = torch.autograd.grad(maps, x, deconvnet.strongest(3)(maps.detach(), EVERY))
     assert torch.equal(by_rule[0], expected)
 
 
@@ -131,7 +133,7 @@ def test_any_network_is_projected_and_left_as_it_was(name):
         found = deconvnet.project(model, LAYERS[name], x, deconvnet.strongest(), rule)
         assert found.shape == x.shape and found.abs().max() > 0
 
-    def broken(maps):
+    def broken(maps, seen):
         raise RuntimeError("on purpose")
 
     with pytest.raises(RuntimeError, match="on purpose"):
@@ -150,7 +152,7 @@ def test_bad_requests_are_named():
     with pytest.raises(ValueError, match="unknown layer"):
         deconvnet.project(model, "conv7", x, deconvnet.strongest())
     with pytest.raises(ValueError, match=r"keep returned \(5, 6\), but conv1 has maps \(5, 6, 3, 30\)"):
-        deconvnet.project(model, "conv1", x, lambda maps: maps[:, :, 0, 0])
+        deconvnet.project(model, "conv1", x, lambda maps, seen: maps[:, :, 0, 0])
 
 
 # ------------------------------------------------------------------------------------------------ what is kept
@@ -160,7 +162,7 @@ def test_bad_requests_are_named():
 @given(seeds, st.integers(1, 12))
 def test_strongest_keeps_the_largest_values(seed, n):
     maps = torch.randn(3, 2, 3, 4, generator=torch.Generator().manual_seed(seed))
-    kept = deconvnet.strongest(n)(maps)
+    kept = deconvnet.strongest(n)(maps, EVERY)
     for one, of in zip(kept, maps, strict=True):
         largest = sorted(of.flatten().tolist(), reverse=True)[:n]
         assert sorted(one[one != 0].tolist(), reverse=True) == largest
@@ -168,8 +170,34 @@ def test_strongest_keeps_the_largest_values(seed, n):
 
 
 def test_classes_keeps_one_whatever_the_score():
-    kept = deconvnet.classes([2, 0])(torch.full((2, 3, 1, 1), -7.0))
+    kept = deconvnet.classes([2, 0])(torch.full((2, 3, 1, 1), -7.0), torch.tensor([True, True]))
     assert kept[:, :, 0, 0].tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+KEPT = {
+    "classes": ("classes", lambda n: deconvnet.classes(n % 3)),
+    "whole maps": ("conv2", lambda n: deconvnet.places(n % 6)),
+    "single activations": ("conv2", lambda n: deconvnet.places(n % 6, n % 3, 3 + n)),
+    "a function of one's own": ("conv2", lambda n: lambda maps, seen: maps * torch.tensor(n)[seen, None, None, None]),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_what_is_kept_of_each_window_does_not_depend_on_how_many_are_seen_at_once(kept, monkeypatch):
+    model, x, (layer, keep), number = sfhf(), windows(11), KEPT[kept], np.arange(11)
+    at_once = deconvnet.project(model, layer, x, keep(number), "gradient")
+    monkeypatch.setattr(deconvnet, "CHUNK", 4)
+    assert torch.allclose(deconvnet.project(model, layer, x, keep(number), "gradient"), at_once, atol=1e-6)
+    alone = [deconvnet.project(model, layer, x[i : i + 1], keep(number[i : i + 1]), "gradient") for i in number]
+    assert torch.allclose(torch.cat(alone), at_once, atol=1e-6) and at_once.abs().max() > 0
+
+
+@pytest.mark.parametrize("keep", [deconvnet.classes, deconvnet.places], ids=["classes", "places"])
+@pytest.mark.parametrize("n", [1, 4, 12])
+def test_values_for_other_windows_are_refused(keep, n, monkeypatch):
+    monkeypatch.setattr(deconvnet, "CHUNK", 4)
+    with pytest.raises(ValueError, match=f"said for {n} windows, but 11 are projected"):
+        deconvnet.project(sfhf(), "classes", windows(11), keep([0] * n))
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv3"])

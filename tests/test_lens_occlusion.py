@@ -153,12 +153,14 @@ def test_agreement_is_high_where_a_unit_loses_what_its_projection_shows():
         {"projection": (("window", "axis", "time"), projection), "activity": (("window", "group", "time"), activity)},
         coords={"group": ["arm x", "arm y", "arm", "leg"]},
     )
-    alike = occlusion.agreement(found, ["arm x", "arm y"], 1)
+    alike = occlusion.agreement(found, ["arm x", "arm y"], 1, np.array([7, 7, 3, 3]))
     assert np.allclose(alike["own"], 1)
     size = np.abs(projection).reshape(4, -1)
-    expected = [np.corrcoef(size[i], size[i - 1])[0, 1] for i in range(4)]
+    expected = [np.corrcoef(size[i], size[j])[0, 1] for i, j in enumerate([2, 3, 0, 1])]  # of the other recording
     assert np.allclose(alike["other"], expected)
-    wide = occlusion.agreement(found, ["arm x", "arm y"], 3)["own"].values
+    uneven = occlusion.agreement(found, ["arm x", "arm y"], 1, np.array([7, 3, 7, 7]))["other"].values
+    assert np.isnan(uneven).tolist() == [True, False, True, False]  # three windows of one cannot all get another
+    wide = occlusion.agreement(found, ["arm x", "arm y"], 3, np.arange(4))["own"].values
     summed = np.stack([np.convolve(row, np.ones(3), "same") for row in np.abs(projection).reshape(8, 12)])
     expected = [np.corrcoef(size[i], summed.reshape(4, -1)[i])[0, 1] for i in range(4)]
     assert np.allclose(wide, expected)
@@ -180,7 +182,7 @@ def test_covering_is_stored_with_its_projection(tiny_windows, one_thread):
     plain = occlusion.drops(network.model, x, found["activity_class"].values, groups, Occluder(3), "conv3")
     assert np.allclose(found["log_odds"], plain["log_odds"], atol=1e-5)
     maps = network.model.feature_maps(torch.as_tensor(x))["conv3"]
-    kept = deconvnet.places(found["unit"].values)(maps)
+    kept = deconvnet.places(found["unit"].values)(maps, torch.ones(len(maps), dtype=torch.bool))
     rows = torch.arange(len(x))
     assert torch.equal(kept[rows, found["unit"].values], maps[rows, found["unit"].values])
     assert torch.count_nonzero(kept.detach()) == torch.count_nonzero(maps[rows, found["unit"].values].detach())

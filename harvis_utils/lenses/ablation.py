@@ -99,8 +99,9 @@ def explained(iou: np.ndarray, drop: np.ndarray, n_draws: int, rng: np.random.Ge
     """Do the units whose masks overlap a class most cost that class most? Both (unit, class).
 
     Spearman's correlation over units, averaged over the classes in which neither is constant (NaN where there is none).
-    In a draw of the null units trade their effects, all classes together. Raises ``ValueError`` for arrays of different
-    shapes.
+    In a draw of the null units trade their effects, all classes together. Choice: units, not recordings, because the
+    null hypothesis is about the units of one network on given windows: whose overlap goes with whose effect. Raises
+    ``ValueError`` for arrays of different shapes.
     """
     iou, drop = np.asarray(iou, float), np.asarray(drop, float)
     if iou.shape != drop.shape or iou.ndim != 2:

@@ -31,8 +31,9 @@ from harvis_utils.training.supervised import Network
 #: what a projection does at a rectifier on its way back; None leaves the gradient as it is
 RULES: dict[str, backward.Rule | None] = {"deconvnet": backward.deconvnet, "guided": backward.guided, "gradient": None}
 
-#: maps (window, unit, axis, time) -> what goes back: the same shape, zero wherever nothing is to be projected
-Keep = Callable[[Tensor], Tensor]
+#: maps (window, unit, axis, time) of some windows, and which of all these are, bool (window,) -> what goes back: the
+#: maps' shape, zero wherever nothing is to be projected
+Keep = Callable[[Tensor, Tensor], Tensor]
 
 #: strongest activations shown of a unit; Paper: nine (Fig. 2)
 N_TOP = 9
@@ -43,7 +44,7 @@ N_SEARCHED = 8000
 def strongest(n: int = 1) -> Keep:
     """Keep the ``n`` strongest activations of the whole layer in each window, with their values."""
 
-    def keep(maps: Tensor) -> Tensor:
+    def keep(maps: Tensor, seen: Tensor) -> Tensor:
         flat = maps.flatten(1)
         found = flat.topk(min(n, flat.shape[1]), dim=1)
         return torch.zeros_like(flat).scatter(1, found.indices, found.values).view_as(maps)
@@ -54,8 +55,8 @@ def strongest(n: int = 1) -> Keep:
 def places(units: Sequence[int], *axes_and_times: Sequence[int]) -> Keep:
     """Keep one activation per window: of the given unit, axis and time step; of units alone, their whole maps."""
 
-    def keep(maps: Tensor) -> Tensor:
-        at = (torch.arange(len(maps)), *(torch.as_tensor(np.asarray(i)) for i in (units, *axes_and_times)))
+    def keep(maps: Tensor, seen: Tensor) -> Tensor:
+        at = (torch.arange(len(maps)), *(_own(i, seen) for i in (units, *axes_and_times)))
         return torch.zeros_like(maps).index_put(at, maps[at])
 
     return keep
@@ -64,27 +65,35 @@ def places(units: Sequence[int], *axes_and_times: Sequence[int]) -> Keep:
 def classes(index: Sequence[int]) -> Keep:
     """Keep 1 at one class per window: projects the score itself, whatever its sign."""
 
-    def keep(maps: Tensor) -> Tensor:
-        return torch.zeros_like(maps).index_put((torch.arange(len(maps)), torch.as_tensor(index)), maps.new_ones(()))
+    def keep(maps: Tensor, seen: Tensor) -> Tensor:
+        return torch.zeros_like(maps).index_put((torch.arange(len(maps)), _own(index, seen)), maps.new_ones(()))
 
     return keep
+
+
+def _own(of_all: Sequence[int], seen: Tensor) -> Tensor:
+    """What the windows that are ``seen`` have of one value for each window; ``ValueError`` for more or fewer values."""
+    if len(of_all) != len(seen):
+        raise ValueError(f"what is kept is said for {len(of_all)} windows, but {len(seen)} are projected")
+    return torch.as_tensor(of_all if isinstance(of_all, Tensor) else np.asarray(of_all)).cpu()[seen]
 
 
 def project(network: nn.Module, tap: str | Tap, x: np.ndarray | Tensor, keep: Keep, rule: str = "deconvnet") -> Tensor:
     """What of the input the kept outputs of a layer speak of, (window, axis, time), for windows of that shape in G.
 
-    ``keep`` gets the layer's maps and returns what goes back; ``rule`` is one of ``RULES``. The network is used in
-    evaluation mode and left as it was. Raises ``ValueError`` for an unknown layer or rule, listing the valid ones, for
-    a ``keep`` of another shape, and where nothing leads from the layer back to the input.
+    ``keep`` gets the layer's maps, ``CHUNK`` windows at once, and which windows these are, and returns what goes back;
+    ``rule`` is one of ``RULES``. The network is used in evaluation mode and left as it was. Raises ``ValueError`` for
+    an unknown layer or rule, listing the valid ones, for a ``keep`` of another shape or of other windows, and where
+    nothing leads from the layer back to the input.
     """
     place, rectify = taps.find(network, tap), RULES[known("rule", rule, RULES)]
-    device, found = taps.device_of(network), []
+    device, found, which = taps.device_of(network), [], torch.arange(len(x)) // CHUNK
     with taps.evaluating(network), backward.rectifiers(rectify) if rectify else nullcontext():
-        for batch in torch.as_tensor(x).split(CHUNK):
+        for chunk, batch in enumerate(torch.as_tensor(x).split(CHUNK)):
             batch = batch.to(device).clone().requires_grad_(True)
             with torch.enable_grad():
                 maps = taps.maps_of(network, place, batch)
-            back = keep(maps.detach())
+            back = keep(maps.detach(), which == chunk)
             if back.shape != maps.shape:
                 raise ValueError(f"keep returned {tuple(back.shape)}, but {place.name} has maps {tuple(maps.shape)}")
             (gradient,) = torch.autograd.grad(maps, batch, back)
@@ -127,11 +136,7 @@ def project_top(
     signal, dims = split.x[top["window"].values], ("unit", "rank", "input_axis", "sample")
     x, units = signal.reshape(-1, *signal.shape[2:]), np.arange(len(signal)).repeat(signal.shape[1])
     axis, time = (top[name].values.reshape(-1) for name in ("axis", "time"))
-    begun = [slice(begin, begin + CHUNK) for begin in range(0, len(x), CHUNK)]
-    back = [
-        np.concatenate([project(network, tap, x[s], places(units[s], axis[s], time[s]), rule).numpy() for s in begun])
-        for rule in rules
-    ]
+    back = [project(network, tap, x, places(units, axis, time), rule).numpy() for rule in rules]
     projection = np.reshape(back, (len(rules), *signal.shape))
     return top.assign(signal=(dims, signal), projection=(("rule", *dims), projection)).assign_coords(rule=list(rules))
 

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses.concepts import Concepts
-from harvis_utils.metrics.intervals import ENOUGH_SEEDS, with_interval
+from harvis_utils.metrics.intervals import ENOUGH_SEEDS, traded, with_interval
 from harvis_utils.metrics.recovery import chance_point
 from harvis_utils.networks import taps
 from harvis_utils.parallel import side_by_side, torch_device
@@ -115,33 +115,33 @@ def _ratio(both: np.ndarray, units: sparse.csr_matrix, size: np.ndarray) -> np.n
 
 
 def chance(
-    units: sparse.csr_matrix, concepts: np.ndarray, n: int, rng: np.random.Generator, groups: np.ndarray | None = None
+    units: sparse.csr_matrix,
+    concepts: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+    recording: np.ndarray,
+    groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Largest IoU over all concepts when these belong to other windows: (unit, draw).
+    """Largest IoU over all concepts when these belong to other recordings: (unit, draw).
 
-    In each draw all concepts trade windows in the same way, within ``groups`` (window,) where given: each keeps its
-    share, its shape in time, its axes and its company. Choice: the maximum over concepts, because a unit's concept is
-    the best of all of them too; a point per concept would let most units detect something.
+    In each draw all concepts trade whole recordings in the same way (:func:`intervals.traded`), within ``groups``
+    (window,) where given: each keeps its shape and its course in time, its axes and its company, and among recordings
+    of one length its share. Choice: the maximum over concepts, because a unit's concept is the best of all of them
+    too; a point per concept would let most units detect something. Raises ``ValueError`` where ``recording`` (window,)
+    is not of the same windows, or recordings are too few.
     """
     flat = np.ascontiguousarray(concepts.reshape(len(concepts), -1).T.astype(np.float64))
-    n_windows, size = concepts.shape[1], flat.sum(0)
+    n_windows = concepts.shape[1]
+    if len(recording) != n_windows:
+        raise ValueError(f"{len(recording)} windows have a recording, but there are masks of {n_windows}")
     block = len(flat) // n_windows
     window, within = np.divmod(units.indices, block)
+    size = flat.reshape(n_windows, block, -1).sum(1)
     found = np.zeros((units.shape[0], n))
-    for draw in range(n):
-        # the units' masks trade windows, which counts the same and moves less
-        moved = _permutation(n_windows, groups, rng)[window] * block + within
-        both = sparse.csr_matrix((units.data, moved, units.indptr), units.shape) @ flat
-        found[:, draw] = _ratio(both, units, size).max(1)
-    return found
-
-
-def _permutation(n: int, groups: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """A random permutation of n windows, within groups where there are any."""
-    if groups is None:
-        return rng.permutation(n)
-    order, found = np.argsort(groups, kind="stable"), np.empty(n, np.int64)
-    found[order] = np.lexsort((rng.random(n), groups))
+    for draw, other in enumerate(traded(recording, n, rng, groups)):
+        # it is the units' masks that go to other windows, which counts the same and moves less
+        both = sparse.csr_matrix((units.data, other[window] * block + within, units.indptr), units.shape) @ flat
+        found[:, draw] = _ratio(both, units, size[other].sum(0)).max(1)
     return found
 
 
@@ -204,14 +204,21 @@ def rotated(maps: Tensor, rotation: np.ndarray) -> Tensor:
 
 
 def dissect(
-    maps: Tensor, masks: np.ndarray, names: Sequence[str], n_draws: int, groups: np.ndarray, share: float = SHARE
+    maps: Tensor,
+    masks: np.ndarray,
+    names: Sequence[str],
+    n_draws: int,
+    groups: np.ndarray | None,
+    recording: np.ndarray,
+    share: float = SHARE,
 ) -> xr.Dataset:
     """One layer dissected: ``iou`` (unit, concept), its nulls (unit, draw), and ``t_k``, ``seldom``, ``on`` (unit).
 
     ``maps`` are the layer's (:func:`networks.taps.outputs`), ``masks`` bool (concept, window, axis, time) for the same
-    windows, ``names`` the concepts'. The nulls are ``chance``, and ``chance_within`` ``groups`` (window,), the windows'
-    activities. ``on`` is the share of samples in a unit's mask, ``seldom`` as in :class:`Thresholds`. Raises
-    ``ValueError`` where maps and masks are not of the same windows.
+    windows, ``names`` the concepts', ``recording`` (window,) says which windows come from one. The nulls are
+    ``chance``, and ``chance_within`` ``groups`` (window,), the windows' activities; without groups there is none such.
+    ``on`` is the share of samples in a unit's mask, ``seldom`` as in :class:`Thresholds`. Raises ``ValueError`` where
+    maps, masks and recordings are not of the same windows, or recordings are too few to trade places.
     """
     limits = thresholds(maps, share)
     units = unit_masks(maps, limits, *masks.shape[2:])
@@ -219,11 +226,12 @@ def dissect(
     if units.shape[1] != own[0].size:
         raise ValueError(f"maps of {units.shape[1]} samples and masks of {own[0].size} are not of the same windows")
     rng = np.random.default_rng(0)
+    within = {"chance": None} if groups is None else {"chance": None, "chance_within": groups}
+    nulls = {name: (("unit", "draw"), chance(units, own, n_draws, rng, recording, of)) for name, of in within.items()}
     return xr.Dataset(
         {
             "iou": (("unit", "concept"), iou(units, own)),
-            "chance": (("unit", "draw"), chance(units, own, n_draws, rng)),
-            "chance_within": (("unit", "draw"), chance(units, own, n_draws, rng, groups)),
+            **nulls,
             "t_k": ("unit", limits.t_k.astype(np.float64)),
             "seldom": ("unit", limits.seldom),
             "on": ("unit", np.diff(units.indptr) / units.shape[1]),
@@ -260,7 +268,7 @@ def dissect_network(
         if alpha:
             q = random_rotation(maps.shape[1], np.random.default_rng((network.seed, depth)))
             maps = rotated(maps, power(q, alpha))
-        parts.append(dissect(maps, concepts.masks, concepts.names, n_draws, split.activity))
+        parts.append(dissect(maps, concepts.masks, concepts.names, n_draws, split.activity, split.recording))
     return xr.concat(parts, pd.Index(model.layers, name="layer"))
 
 
@@ -285,8 +293,8 @@ def curve(cfg: Settings, windows: Windows, networks: Sequence[Network], concepts
 
 # ---------------------------------------------------------------------------------------------------- detectors
 
-#: how a unit becomes a detector: its IoU exceeds the source's threshold, what it reaches when windows trade places, or
-#: when only windows of one activity do. The last leaves nothing but waveforms to be detected
+#: how a unit becomes a detector: its IoU exceeds the source's threshold, what it reaches when recordings trade places,
+#: or when only those of one activity do. The last leaves nothing but waveforms to be detected
 RULES = ("IoU > 0.04", "above chance", "above chance within an activity")
 
 
@@ -294,14 +302,14 @@ def detectors(found: xr.Dataset) -> xr.Dataset:
     """Each unit's best concept and whether it detects it, from :func:`dissect`'s result; other dims are kept.
 
     ``concept`` (name) and ``best`` (its IoU) over (..., unit), ``limit`` (the IoU to be exceeded) and ``detector`` over
-    (..., unit, rule), rules as in ``RULES``.
+    (..., unit, rule), rules as in ``RULES``; without groups the last is missing.
     """
     ordered = found["iou"].transpose(..., "concept")
     best = ordered.max("concept")
-    nulls = [found["chance"], found["chance_within"]]
+    nulls = [found[name] for name in ("chance", "chance_within") if name in found]
     of_chance = [xr.apply_ufunc(chance_point, null, input_core_dims=[["draw"]]) for null in nulls]
     limits = [xr.full_like(best, DETECTOR_IOU), *of_chance]
-    limit = xr.concat(limits, "rule").assign_coords(rule=list(RULES)).transpose(..., "rule")
+    limit = xr.concat(limits, "rule").assign_coords(rule=list(RULES[: len(limits)])).transpose(..., "rule")
     concept = found["concept"][ordered.argmax("concept")].drop_vars("concept")
     return xr.Dataset({"concept": concept, "best": best, "limit": limit, "detector": best > limit})
 

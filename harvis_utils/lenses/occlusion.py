@@ -180,15 +180,20 @@ def covering(judge: Network, network: Network, windows: Windows, occluder: Occlu
     return found.assign_coords(window=chosen, activity_class=("window", y))
 
 
-def agreement(found: xr.Dataset, axes: Sequence[str], width: int) -> xr.Dataset:
+def agreement(found: xr.Dataset, axes: Sequence[str], width: int, recording: np.ndarray) -> xr.Dataset:
     """Does covering cost the strongest unit most where its projection is large? Correlations per window, (window,).
 
     ``own``: Pearson correlation over axes and time of the drop of the unit's activity with its projection (absolute,
-    summed over what the occluder of ``width`` covers); ``other``: with that of another window, which tells how much is
-    the same in every window. NaN where one of them is constant.
+    summed over what the occluder of ``width`` covers); ``other``: with that of a window of another recording, which
+    tells how much is the same in every window. Choice: another recording, as ``recording`` (window,) names it, because
+    neighbours in one overlap and are alike; windows are shifted by as many as the longest recording has. NaN where one
+    of them is constant, or no other recording is left.
     """
     padded = np.pad(np.abs(found["projection"].values), ((0, 0), (0, 0), (width // 2, width // 2)))
     size = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2).sum(-1)
     lost = found["activity"].sel(group=list(axes)).transpose("window", "group", "time").values
-    lost, own, other = (v.reshape(len(v), -1) for v in (lost, size, np.roll(size, 1, axis=0)))
-    return xr.Dataset({"own": ("window", correlation(lost, own)), "other": ("window", correlation(lost, other))})
+    lost, size = lost.reshape(len(lost), -1), size.reshape(len(size), -1)
+    order, other = np.argsort(recording, kind="stable"), np.empty(len(recording), int)
+    other[order] = np.roll(order, np.unique(recording, return_counts=True)[1].max())
+    of_others = np.where(recording[other] != recording, correlation(lost, size[other]), np.nan)
+    return xr.Dataset({"own": ("window", correlation(lost, size)), "other": ("window", of_others)})

@@ -110,7 +110,9 @@ def agreement(
     networks are :func:`matched`. ``agreement`` is the mean over the matched, ``share_above`` the share of them above
     ``threshold``. That is the larger of two nulls' 95 % points (``threshold_from``), over ``n_matchings`` draws in both
     directions: one network matched with equally many units of networks with random weights, and with the other
-    network's phase-scrambled signals. Columns that begin with "random" and "scrambled" are theirs.
+    network's phase-scrambled signals. Columns that begin with "random" and "scrambled" are theirs. Choice: units are
+    drawn one by one from all networks with random weights, and scrambled one by one: the weights of each were drawn for
+    itself, so these units are exchangeable. No window enters, so there is no recording to keep together.
 
     Units that are dead, failed, silent or flat are left out: ``n_used_a``, ``n_used_b`` and ``left_out_a``,
     ``left_out_b`` count them. A layer with none left has no agreement (NaN). Where fewer units with random weights are

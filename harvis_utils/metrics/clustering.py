@@ -142,6 +142,7 @@ def clusters_and_activities(
     activity) numbers of units; ``majority``, the commonest activity of each cluster, and whether they are
     ``clusters_all_different``; ``purity``, the share of units that have their cluster's majority activity;
     ``purity_chance``, its mean over shuffles of the activities; ``clusters_p``, the share of shuffles at least as pure.
+    Choice: units trade their activities, one each, because the null hypothesis is about units: no window is drawn.
     """
     points, activities = np.asarray(points, np.float64), np.asarray(activities)
     if activities.shape != points.shape[:1]:
