@@ -24,7 +24,7 @@ from harvis_utils.maximization.ascent import path, uphill
 from harvis_utils.maximization.coordinates import Parametrization
 from harvis_utils.maximization.objectives import Objective
 from harvis_utils.maximization.transforms import Transform
-from harvis_utils.networks import backward, taps
+from harvis_utils.networks import backward, taps, trunks
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.networks.taps import Tap
 from harvis_utils.settings import Step
@@ -95,7 +95,7 @@ def visualize(
     The network computes in evaluation mode and is left as it was. Raises ``ValueError`` for windows of another shape
     and where the objective is not finite.
     """
-    x = torch.as_tensor(start, dtype=torch.float32)
+    x = trunks.as_windows(network, start)
     if x.ndim != 3:
         raise ValueError(f"start should be (window, axis, time), not an array of shape {tuple(x.shape)}")
     generator = torch.Generator().manual_seed(seed)
@@ -117,7 +117,7 @@ def visualize(
             if number in record:
                 history.append(_scored(network, objective, seen, number))
     scores = np.stack(history, 1)
-    return Visualization(seen.numpy(), scores[:, -1], scores, np.array(record), objective.name)
+    return Visualization(seen.cpu().numpy(), scores[:, -1], scores, np.array(record), objective.name)
 
 
 def _waking(x: Tensor, slope: float, gradient: Tensor) -> Tensor:
@@ -129,15 +129,15 @@ def _scored(network: nn.Module, objective: Objective, x: Tensor, step: int) -> n
     score = objective(network, x)
     if score.shape != x.shape[:1] or not torch.isfinite(score).all():
         raise ValueError(f"{objective.name}: one finite number per window is wanted, not {score} (step {step})")
-    return score.numpy()
+    return score.cpu().numpy()
 
 
 @torch.no_grad()
 def scores(network: nn.Module, objective: Objective, x: np.ndarray) -> np.ndarray:
     """The objective of many windows (window, axis, time): (window,)."""
-    parts = torch.tensor(np.ascontiguousarray(x)).split(1024)
+    parts = torch.as_tensor(np.ascontiguousarray(x)).split(1024)
     with taps.evaluating(network):
-        return torch.cat([objective(network, part) for part in parts]).numpy()
+        return torch.cat([objective(network, trunks.as_windows(network, part)) for part in parts]).cpu().numpy()
 
 
 def extremes(values: np.ndarray, recording: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
