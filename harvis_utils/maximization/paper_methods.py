@@ -87,8 +87,8 @@ def unit_maps(trunk: Trunk, layer: str, unit: Tensor, x: Tensor) -> Tensor:
     w, b = trunk.weights[depth - 1], trunk.biases[depth - 1]
     kernel = w.shape[2]
     padded = F.pad(h, (kernel // 2, kernel // 2))
-    taps = torch.bmm(w[unit].transpose(1, 2), padded)  # (signal, tap, time): each tap's product before shifting
-    shifted = torch.stack([taps[:, k, k : k + x.shape[1]] for k in range(kernel)])
+    products = torch.bmm(w[unit].transpose(1, 2), padded)  # (signal, tap, time): each tap's product before shifting
+    shifted = torch.stack([products[:, k, k : k + x.shape[1]] for k in range(kernel)])
     return F.relu(shifted.sum(0) + b[unit][:, None])
 
 
