@@ -212,6 +212,32 @@ def test_starts_transforms_coordinates_and_rules_are_arguments():
     )
 
 
+@pytest.mark.parametrize("layer", ["dense", "classes", "norm_conv3"])
+def test_dense_layers_and_places_below_zero_climb_too(layer):
+    """All eight methods, with the thresholds of their own statistics; the objective rises."""
+    network, x = sfhf(), real(60).numpy()
+    th = unit_statistics.collect(network, x, place=layer)["th_eap"].values
+    about = {"n_axes": N_AXES, "preset": Step("adam", 1e-3, 1.0), "settings": MaximizationSettings(n_steps=20)}
+    found = paper_methods.maximize(network, layer, th, **about)
+    assert ("axis" in found["signal"].dims) == (layer != "norm_conv3")
+    assert found["map"].sizes.get("map_time", LENGTH) == (LENGTH if layer == "norm_conv3" else 1)
+    rise = (found["objective"].isel(step=-1) - found["objective"].isel(step=0)).drop_sel(technique="lowpass")
+    assert float(rise.min()) > -1e-4 and float((rise > 0).mean()) > 0.8
+
+
+def test_what_is_missing_is_said():
+    with pytest.raises(ValueError, match="needs n_axes"):
+        paper_methods.maximize(Mixing(), "second", np.ones(4))
+    with pytest.raises(ValueError, match="unknown layer 'conv9'; valid layers: first, pool, second, out"):
+        paper_methods.maximize(Mixing(), "conv9", np.ones(4), n_axes=N_AXES)
+    with pytest.raises(ValueError, match="no prior matrix"):
+        prior = paper_methods.Method(prior=True)
+        rows = paper_methods.climbing_rows([prior], [0], np.ones(1), dict.fromkeys(paper_methods.PENALTIES, 0.1))
+        climb(lambda x: x[:, None], rows, torch.zeros(1, 1, LENGTH), PRESETS["literal"], n_steps=1)
+    with pytest.raises(ValueError, match=r"a place and windows \(window, axis, time\), not \(5, 30\)"):
+        unit_statistics.collect(Mixing(), np.zeros((5, LENGTH)), place="second")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_networks_of_any_precision_climb(dtype):
     about = {"n_axes": N_AXES, "settings": MaximizationSettings(n_steps=5), "methods": ["naive", "L2+TV+EAP+clip"]}

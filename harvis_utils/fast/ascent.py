@@ -291,7 +291,7 @@ def climb(
                 done = 0
         tick(done)
 
-    with _exact_products(device), parallel.threads_inside(1 if workers > 1 else None):
+    with exact_products(device), parallel.threads_inside(1 if workers > 1 else None):
         if len(chunks) == 1:
             run(chunks[0])
         else:
@@ -312,7 +312,7 @@ def block_rows(trunk: Trunk, layer: str, length: int, dtype: torch.dtype, budget
 
 
 @contextmanager
-def _exact_products(device: torch.device):
+def exact_products(device: torch.device):
     """No TF32 on CUDA: its 10 bits of mantissa would be seen in every signal."""
     if device.type != "cuda":
         yield

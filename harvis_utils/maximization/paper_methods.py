@@ -105,8 +105,12 @@ class Place:
     scale: Scale
 
 
-def place_of(network: Trunk | nn.Module, layer: str | Tap, n_axes: int, length: int, scale: Scale | None) -> Place:
-    """The units of a layer. A place that treats all axes of a network alike is shown the same signal on each of them.
+def place_of(
+    network: Trunk | nn.Module, layer: str | Tap, n_axes: int | None, length: int, scale: Scale | None = None
+) -> Place:
+    """The units of a layer, for windows of ``n_axes`` axes (a trunk's have one).
+
+    A place that treats all axes of a network alike is shown the same signal on each of them.
 
     Raises ``ValueError`` for an unknown layer and for axes that are treated alike but have different scales.
     """
@@ -135,7 +139,7 @@ def maximize(
     units: Sequence[int] | None = None,
     preset: str | Step = "calibrated",
     settings: MaximizationSettings | None = None,
-    n_axes: int = 1,
+    n_axes: int | None = None,
     length: int = 30,
     rate_hz: float = 30.0,
     start: np.ndarray | None = None,
@@ -169,6 +173,8 @@ def maximize(
     settings = settings or MaximizationSettings()
     if isinstance(network, Trunk):
         network = network.to(device, dtype)
+    elif n_axes is None:
+        raise ValueError("a network other than a trunk needs n_axes, how many axes its windows have")
     else:
         device = taps.device_of(network)
     place = place_of(network, layer, n_axes, length, scale)
@@ -209,7 +215,8 @@ def maximize(
             found = ascent.climb(network, layer, rows, x, preset, **how)
         else:
             begin = torch.tensor(x.reshape(len(rows), place.axes, length), device=device, dtype=dtype)
-            with nullcontext() if isinstance(network, Trunk) else taps.evaluating(network):
+            evaluating = nullcontext() if isinstance(network, Trunk) else taps.evaluating(network)
+            with evaluating, ascent.exact_products(begin.device):
                 found = climb(place.maps, rows, begin, preset, **how, **aids)
     signal, outputs = found.signal, found.map
     if scale is not None:

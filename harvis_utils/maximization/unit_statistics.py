@@ -145,8 +145,9 @@ def collect(
             for layer, maps in zip(layers, trunk.feature_maps(x), strict=True):
                 layer.add(begin, maps)
         return xr.concat([layer.found() for layer in layers], pd.Index(trunk.layers, name="layer"))
-    if place is None:
-        raise ValueError("a network other than a trunk needs a place: the name of a layer")
+    if place is None or windows.ndim != 3:
+        shape = tuple(windows.shape)
+        raise ValueError(f"a network other than a trunk needs a place and windows (window, axis, time), not {shape}")
     tap, (n_windows, n_axes, length) = taps.find(network, place), windows.shape
     alone, layer = trunks.by_axis(network, tap, n_axes, length), None
     with taps.evaluating(network):
