@@ -203,7 +203,7 @@ def test_starts_transforms_coordinates_and_rules_are_arguments():
     assert not any(np.allclose(plain["signal"], other["signal"]) for other in others)
     assert np.abs(others[1]["signal"]).max() <= 2 and np.abs(others[2]["signal"]).max() <= 0.5
     network = nn.Sequential(nn.Conv1d(N_AXES, 1, 1), nn.ReLU())
-    network[0].bias.data.fill_(-10.0)
+    network[0].bias.data.fill_(-3.0)
     closed, leaking = (
         paper_methods.maximize(network, "1", np.ones(1), **about, rule=rule) for rule in (None, backward.sloped(0.1))
     )

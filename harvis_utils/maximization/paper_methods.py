@@ -93,7 +93,7 @@ def unit_maps(trunk: Trunk, layer: str, unit: Tensor, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """Units as a function of signals: ``maps`` turns signals (row, axis, time) in s into (row, unit, axis, time).
 
     ``axes`` is how many a signal has: one where units see single axes. ``scale`` says what s is.
@@ -105,9 +105,9 @@ class Place:
     scale: Scale
 
 
-def place_of(
+def target_of(
     network: Trunk | nn.Module, layer: str | Tap, n_axes: int | None, length: int, scale: Scale | None = None
-) -> Place:
+) -> Target:
     """The units of a layer, for windows of ``n_axes`` axes (a trunk's have one).
 
     A place that treats all axes of a network alike is shown the same signal on each of them.
@@ -117,7 +117,7 @@ def place_of(
     scale = scale or Scale()
     if isinstance(network, Trunk):
         scale, n_units = scale.shared(), len(network.biases[network.depth(layer) - 1])
-        return Place(lambda x: network.feature_map(scale.windows(x)[:, 0], layer)[:, :, None], n_units, 1, scale)
+        return Target(lambda x: network.feature_map(scale.windows(x)[:, 0], layer)[:, :, None], n_units, 1, scale)
     tap, alone = taps.find(network, layer), trunks.by_axis(network, layer, n_axes, length)
     axes, scale = (1, scale.shared()) if alone else (n_axes, scale)
 
@@ -127,7 +127,7 @@ def place_of(
 
     with torch.no_grad(), taps.evaluating(network):
         n_units = maps(torch.zeros(1, axes, length, device=taps.device_of(network))).shape[1]
-    return Place(maps, n_units, axes, scale)
+    return Target(maps, n_units, axes, scale)
 
 
 def maximize(
@@ -177,16 +177,16 @@ def maximize(
         raise ValueError("a network other than a trunk needs n_axes, how many axes its windows have")
     else:
         device = taps.device_of(network)
-    place = place_of(network, layer, n_axes, length, scale)
-    units = range(place.n_units) if units is None else [known("unit", u, range(place.n_units)) for u in units]
+    target = target_of(network, layer, n_axes, length, scale)
+    units = range(target.n_units) if units is None else [known("unit", u, range(target.n_units)) for u in units]
     recipes = [METHODS[known("method", m, METHODS)] for m in methods]
     if isinstance(preset, str):
         preset = PRESETS[known("preset", preset, PRESETS)]
-    inner = (length,) if place.axes == 1 else (place.axes, length)
+    inner = (length,) if target.axes == 1 else (target.axes, length)
     if start is None:
         start = starting_signal(settings, length)
     elif scale is not None:
-        start = place.scale.signals(start).numpy()
+        start = target.scale.signals(start).numpy()
     start = np.asarray(start)
     starts = (len(start),) if start.ndim == len(inner) + 3 else ()
     shape = (*starts, len(recipes), len(units), *inner)
@@ -214,18 +214,18 @@ def maximize(
             how |= {"device": device, "dtype": dtype, "block_bytes": block_bytes, "workers": workers}
             found = ascent.climb(network, layer, rows, x, preset, **how)
         else:
-            begin = torch.tensor(x.reshape(len(rows), place.axes, length), device=device, dtype=dtype)
+            begin = torch.tensor(x.reshape(len(rows), target.axes, length), device=device, dtype=dtype)
             evaluating = nullcontext() if isinstance(network, Trunk) else taps.evaluating(network)
             with evaluating, ascent.exact_products(begin.device):
-                found = climb(place.maps, rows, begin, preset, **how, **aids)
+                found = climb(target.maps, rows, begin, preset, **how, **aids)
     signal, outputs = found.signal, found.map
     if scale is not None:
-        signal = place.scale.windows(torch.as_tensor(signal)).numpy()
+        signal = target.scale.windows(torch.as_tensor(signal)).numpy()
     dims = (*(("start",) if starts else ()), "technique", "unit")
     time = "time" if outputs.shape[-1] == length else "map_time"
     seen = (time,) if outputs.ndim == 2 or outputs.shape[1] == 1 else ("map_axis", time)
     arrays = {
-        "signal": (("time",) if place.axes == 1 else ("axis", "time"), signal.reshape(shape)),
+        "signal": (("time",) if target.axes == 1 else ("axis", "time"), signal.reshape(shape)),
         "map": (seen, outputs.reshape(*shape[: len(dims)], *outputs.shape[-len(seen) :])),
     }
     arrays |= {n: (("step",), values.reshape(*shape[: len(dims)], -1)) for n, values in found.history.items()}
