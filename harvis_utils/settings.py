@@ -83,7 +83,10 @@ SMALL_TRAINING = TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3)
 
 @dataclass(frozen=True)
 class MaximizationSettings:
-    """Activation Maximization (paper sections 3 and 4.3)."""
+    """Activation Maximization (paper sections 3 and 4.3).
+
+    Amplitudes are in G; where windows have another unit, in s (:class:`harvis_utils.maximization.coordinates.Scale`).
+    """
 
     n_steps: int = 5000  # Paper
     tolerance_g: float = 1e-6  # Choice: a signal stops once its remaining steps cannot move it by more; 0: never
@@ -98,7 +101,7 @@ class MaximizationSettings:
 
 @dataclass(frozen=True)
 class SimilaritySettings:
-    """Ssim (paper section 4.5)."""
+    """Ssim (paper section 4.5); amplitudes as in :class:`MaximizationSettings`."""
 
     piece: int = 10  # Paper: s_w, samples cut from a signal
     n_similar: int = 50  # Paper: N_sim

@@ -352,10 +352,11 @@ def test_no_step_is_longer_than_its_bound(seed, step):
 
 def reach_of(trunk, layer, rows, step):
     """Smallest tolerance at which one remaining step, a late one, is no longer taken."""
+    gradient = ascent.steepest(trunk, layer, rows, LENGTH)
     low, high = 1e-9, 1e9
     for _ in range(100):
         middle = (low * high) ** 0.5
-        taken = ascent.stopping_step(trunk, layer, rows, step, 1, LENGTH, middle)[0]
+        taken = ascent.stopping_step(rows, step, 1, LENGTH, middle, gradient)[0]
         low, high = (middle, high) if taken else (low, middle)
     return high
 

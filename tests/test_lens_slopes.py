@@ -263,7 +263,9 @@ def test_nothing_is_left_behind_also_after_an_error(name, monkeypatch):
     keeps = [p.requires_grad for p in model.parameters()]
     forwards = {m: m.forward.__func__ for m in model.modules()}
     climbed(model, layer, 0.5)
-    monkeypatch.setattr(slopes.ascent, "move", lambda *_: (_ for _ in ()).throw(RuntimeError("on purpose")))
+    monkeypatch.setattr(
+        "harvis_utils.maximization.ascent.move", lambda *_: (_ for _ in ()).throw(RuntimeError("on purpose"))
+    )
     with pytest.raises(RuntimeError, match="on purpose"):
         climbed(model, layer, 0.5)
     with pytest.raises(RuntimeError, match="on purpose"), slopes.sloped(0.5):

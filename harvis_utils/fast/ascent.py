@@ -15,14 +15,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harvis_utils import parallel
-from harvis_utils.fast.gradients import UnitMaps, aap, clipped, eap, l2_norm, rectified, total_variation, weighted_norm
+from harvis_utils.fast.gradients import TERMS, Rows, UnitMaps, l2_norm, rectified, terms, weighted_norm
 from harvis_utils.networks.sfhf import Trunk, known
 from harvis_utils.settings import OPTIMIZERS, Step
 
@@ -33,41 +33,6 @@ CUDA_BLOCK_BYTES = 4 * 2**30
 #: torch.optim.Adam's own values
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 MOMENTUM = 0.9
-
-# --------------------------------------------------------------------------------------------------- the rows
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What belongs to each signal; every field's first dimension is the row.
-
-    ``l2``, ``tv``, ``aap``, ``eap``, ``prior`` are the weights of the penalties in its objective (0: not used),
-    ``clips``, ``filtered`` and ``normed`` are booleans, ``threshold`` is th_eap of its unit (inf: none).
-    """
-
-    unit: Tensor
-    threshold: Tensor
-    l2: Tensor
-    tv: Tensor
-    aap: Tensor
-    eap: Tensor
-    prior: Tensor
-    clips: Tensor
-    filtered: Tensor
-    normed: Tensor
-
-    def __len__(self) -> int:
-        return len(self.unit)
-
-    def take(self, chosen) -> Rows:
-        """The rows that an index, a mask or a slice chooses."""
-        return Rows(*(getattr(self, f.name)[chosen] for f in fields(self)))
-
-    def to(self, device, dtype) -> Rows:
-        """On another device, real numbers in another precision."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return Rows(*(v.to(device, dtype if v.is_floating_point() else v.dtype) for v in values))
-
 
 # -------------------------------------------------------------------------------------------- one chunk of rows
 
@@ -178,69 +143,54 @@ class Chunk:
 
     def terms(self) -> dict[str, Tensor]:
         """The objective and its parts as they are now, each (row,)."""
-        x, rows = self.x, self.rows
-        maps = self.outputs()
-        counted = torch.where(rows.clips[:, None], clipped(maps, rows.threshold), maps)
-        found = {
-            "activation": counted.mean(1),
-            "l2": l2_norm(x),
-            "tv": total_variation(x),
-            "aap": aap(x, self.th_aap_g),
-            "eap": eap(maps, rows.threshold),  # Paper: on the unclipped map
-        }
-        # Paper: R is the plain sum of the penalties in use
-        penalty = sum(getattr(rows, name) * found[name] for name in ("l2", "tv", "aap", "eap"))
-        if len(self.expected):
-            penalty = penalty + rows.prior * weighted_norm(x, self.prior)
-        return found | {"objective": found["activation"] - penalty, "amplitude_g": x.abs().amax(1)}
+        return terms(self.x[:, None], self.outputs(), self.rows, self.th_aap_g, self.prior)
 
-
-TERMS = ("activation", "l2", "tv", "aap", "eap", "objective", "amplitude_g")
 
 # ------------------------------------------------------------------------------------- when a row may stop
 
 
-def stopping_step(
-    trunk: Trunk,
-    layer: str,
-    rows: Rows,
-    step: Step,
-    n_steps: int,
-    length: int,
-    tolerance_g: float,
-    prior: np.ndarray | None = None,
-) -> np.ndarray:
-    """First step of each row from which on all remaining ones together move no sample by ``tolerance_g``, (row,).
+def steepest(trunk: Trunk, layer: str, rows: Rows, length: int, prior: np.ndarray | None = None) -> np.ndarray:
+    """The largest that each row's gradient can be at any sample of any signal, (row,).
 
-    What is left is the sum of the remaining step sizes eta gamma^t times the most that the optimizer can do per eta:
-
-    * ascent: the largest gradient, bounded by the absolute weights along every path of the network plus what the
-      penalties can add; momentum: 1 / (1 - mu) times that.
-    * Adam: m / sqrt(v) is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) = 7.27 (Cauchy and Schwarz).
-
-    Normalizing at most doubles the length of a move. Filtered rows take all steps, because the filter itself goes on
-    moving them. ``tolerance_g = 0`` switches stopping off.
+    Bounded by the absolute weights along every path of the network, plus what the penalties can add.
     """
-    if tolerance_g <= 0:
-        return np.full(len(rows), n_steps)
     # response to one impulse with all weights taken positive: the most that a sample can change each output
     positive = Trunk(tuple(w.abs() for w in trunk.weights), tuple(torch.zeros_like(b) for b in trunk.biases))
     positive = positive.to("cpu", torch.float64)
     impulse = torch.zeros(1, 2 * positive.receptive_field(layer) + 1, dtype=torch.float64)
     impulse[0, impulse.shape[1] // 2] = 1
     response = positive.feature_map(impulse, layer)[0].numpy()[rows.unit.cpu().numpy()]
-    l2, tv, aap_, eap_ = (getattr(rows, name).double().cpu().numpy() for name in ("l2", "tv", "aap", "eap"))
-    steepest = response.sum(1) / length + l2 + 2 * tv + aap_ + eap_ * response.max(1)
+    l2, tv, aap, eap = (getattr(rows, name).double().cpu().numpy() for name in ("l2", "tv", "aap", "eap"))
+    found = response.sum(1) / length + l2 + 2 * tv + aap + eap * response.max(1)
     if prior is not None:  # the steepest slope of sqrt(x' P x) is the root of P's largest eigenvalue
-        steepest = steepest + rows.prior.double().cpu().numpy() * np.linalg.eigvalsh(prior)[-1] ** 0.5
+        found = found + rows.prior.double().cpu().numpy() * np.linalg.eigvalsh(prior)[-1] ** 0.5
+    return found
+
+
+def stopping_step(
+    rows: Rows, step: Step, n_steps: int, n_samples: int, tolerance_g: float, gradient: np.ndarray | float = np.inf
+) -> np.ndarray:
+    """First step of each row from which on all remaining ones together move no sample by ``tolerance_g``, (row,).
+
+    What is left is the sum of the remaining step sizes eta gamma^t times the most that the optimizer can do per eta:
+
+    * ascent: the largest ``gradient`` (:func:`steepest`; inf where it is not known: then all steps are taken);
+      momentum: 1 / (1 - mu) times that.
+    * Adam: m / sqrt(v) is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) = 7.27 (Cauchy and Schwarz).
+
+    Normalizing at most doubles the length of a move, whose signal has ``n_samples``. Filtered rows take all steps,
+    because the filter itself goes on moving them. ``tolerance_g = 0`` switches stopping off.
+    """
+    if tolerance_g <= 0:
+        return np.full(len(rows), n_steps)
     number = np.arange(n_steps)
     if step.optimizer == "adam":
         most = (1 - BETA1) / np.sqrt((1 - BETA2) * (1 - BETA1**2 / BETA2)) / (1 - BETA1 ** (number + 1))
         reach = np.ones(len(rows))
     else:
         most = np.ones(n_steps)
-        reach = steepest if step.optimizer == "ascent" else steepest / (1 - MOMENTUM)
-    reach = np.where(rows.normed.cpu().numpy(), 2 * np.sqrt(length) * reach, reach)
+        reach = np.broadcast_to(gradient, len(rows)) / (1 if step.optimizer == "ascent" else 1 - MOMENTUM)
+    reach = np.where(rows.normed.cpu().numpy(), 2 * np.sqrt(n_samples) * reach, reach)
     reach = np.where(rows.filtered.cpu().numpy(), np.inf, reach)
     left = np.cumsum((step.step_size * step.decay**number * most)[::-1])[::-1]  # falls with the step
     return n_steps - np.searchsorted(left[::-1], tolerance_g / reach, side="left")
@@ -297,7 +247,7 @@ def climb(
     trunk, rows = trunk.to(device, dtype), rows.to(device, dtype)
     x = torch.tensor(np.ascontiguousarray(start), device=device).to(dtype)
     filtering = torch.tensor(np.eye(length) if lowpass is None else lowpass.copy()).to(device, dtype)
-    until = stopping_step(trunk, layer, rows, step, n_steps, length, tolerance_g, prior)
+    until = stopping_step(rows, step, n_steps, length, tolerance_g, steepest(trunk, layer, rows, length, prior))
     expected = None if prior is None else torch.tensor(np.array(prior)).to(device, dtype)
     shifts = np.random.default_rng(0).integers(-jitter, jitter + 1, n_steps).tolist() if jitter else None
     record = np.asarray(sorted(record), dtype=int)
@@ -341,7 +291,7 @@ def climb(
                 done = 0
         tick(done)
 
-    with _exact_products(device), parallel.threads_inside(1 if workers > 1 else None):
+    with exact_products(device), parallel.threads_inside(1 if workers > 1 else None):
         if len(chunks) == 1:
             run(chunks[0])
         else:
@@ -362,7 +312,7 @@ def block_rows(trunk: Trunk, layer: str, length: int, dtype: torch.dtype, budget
 
 
 @contextmanager
-def _exact_products(device: torch.device):
+def exact_products(device: torch.device):
     """No TF32 on CUDA: its 10 bits of mantissa would be seen in every signal."""
     if device.type != "cuda":
         yield

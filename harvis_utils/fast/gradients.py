@@ -1,12 +1,46 @@
-"""What is climbed: the penalties, and the map of one unit per signal with its gradient written out."""
+"""What is climbed: rows, their objective with its penalties, and the map of a unit per row with its gradient."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from harvis_utils.networks.sfhf import Trunk
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What belongs to each signal; every field's first dimension is the row.
+
+    ``l2``, ``tv``, ``aap``, ``eap``, ``prior`` are the weights of the penalties in its objective (0: not used),
+    ``clips``, ``filtered`` and ``normed`` are booleans, ``threshold`` is th_eap of its unit (inf: none).
+    """
+
+    unit: Tensor
+    threshold: Tensor
+    l2: Tensor
+    tv: Tensor
+    aap: Tensor
+    eap: Tensor
+    prior: Tensor
+    clips: Tensor
+    filtered: Tensor
+    normed: Tensor
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+    def take(self, chosen) -> Rows:
+        """The rows that an index, a mask or a slice chooses."""
+        return Rows(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def to(self, device, dtype) -> Rows:
+        """On another device, real numbers in another precision."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return Rows(*(v.to(device, dtype if v.is_floating_point() else v.dtype) for v in values))
 
 
 def l2_norm(x: Tensor) -> Tensor:
@@ -24,7 +58,8 @@ def weighted_norm(x: Tensor, matrix: Tensor) -> Tensor:
 
     With P the inverse covariance of real windows it is large for what they seldom do.
     """
-    return ((x @ matrix) * x).sum(-1).clamp(min=0).sqrt()
+    # not 0: there the root has no derivative
+    return ((x @ matrix) * x).sum(-1).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
 
 def _mean_excess(values: Tensor, threshold: Tensor | float) -> Tensor:
@@ -54,6 +89,30 @@ def clipped(maps: Tensor, th_eap: Tensor) -> Tensor:
     Choice: the paper's th_max and th_eap are taken as equal.
     """
     return torch.where(maps > th_eap[:, None], th_eap[:, None], maps)
+
+
+TERMS = ("activation", "l2", "tv", "aap", "eap", "objective", "amplitude_g")
+
+
+def terms(x: Tensor, maps: Tensor, rows: Rows, th_aap_g: float, prior: Tensor | None = None) -> dict[str, Tensor]:
+    """The objective and its parts, each (row,), of signals ``x`` (row, axis, time) and ``maps`` (row, output).
+
+    Choice: where a unit mixes the sensor axes, every penalty on the signal is the sum over its axes of the paper's, so
+    that at one axis it is the paper's, and the weight w means the same for each sample of each axis.
+    """
+    counted = torch.where(rows.clips[:, None], clipped(maps, rows.threshold), maps)
+    found = {
+        "activation": counted.mean(1),
+        "l2": l2_norm(x).sum(1),
+        "tv": total_variation(x).sum(1),
+        "aap": aap(x, th_aap_g).sum(1),
+        "eap": eap(maps, rows.threshold),  # Paper: on the unclipped map
+    }
+    # Paper: R is the plain sum of the penalties in use
+    penalty = sum(getattr(rows, name) * found[name] for name in ("l2", "tv", "aap", "eap"))
+    if prior is not None:
+        penalty = penalty + rows.prior * weighted_norm(x, prior).sum(1)
+    return found | {"objective": found["activation"] - penalty, "amplitude_g": x.abs().amax((1, 2))}
 
 
 class UnitMaps:

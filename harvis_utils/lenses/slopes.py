@@ -9,6 +9,7 @@ the same for a network of ReLUs.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harvis_utils.fast import ascent
+from harvis_utils.maximization.ascent import path
 from harvis_utils.networks import backward, taps
 from harvis_utils.networks.taps import Tap
-from harvis_utils.settings import OPTIMIZERS, Step
+from harvis_utils.settings import Step
 
 #: plain ascent first; then what is compared with it
 SLOPES = (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)
@@ -56,22 +57,22 @@ def ascend(field: Field, start: Tensor, step: Step, n_steps: int, bound: float |
     """
     if n_steps < 0 or (bound is not None and not bound > 0):
         raise ValueError(f"an ascent needs 0 or more steps and a positive bound, not {n_steps} steps and bound {bound}")
-    if step.optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {step.optimizer!r}; valid optimizers: {', '.join(OPTIMIZERS)}")
-    x = start.detach().clone() if bound is None else start.detach().clamp(-bound, bound)
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    x = start.detach() if bound is None else start.detach().clamp(-bound, bound)
     curve, best = [], x.clone()
-    for number in range(n_steps + 1):
+
+    def noted(x: Tensor, *_) -> Tensor:
+        nonlocal best
         value, direction = field(x)
         value = value.detach()
         higher = value > curve[-1] if curve else torch.ones_like(value, dtype=torch.bool)
         curve.append(torch.where(higher, value, curve[-1]) if curve else value)
         best = torch.where(higher.view(-1, *[1] * (x.ndim - 1)), x, best)
-        if number < n_steps:
-            ascent.move(x, direction, first, second, step, number)
-            if bound is not None:
-                x.clamp_(-bound, bound)
-    return Ascent(torch.stack(curve, 1), best, x)
+        return direction
+
+    after = None if bound is None else lambda x, rows: x.clamp(-bound, bound)
+    ((_, _, last),) = deque(path(noted, x, step, n_steps, after=after), maxlen=1)
+    noted(last)
+    return Ascent(torch.stack(curve, 1), best, last)
 
 
 def sloped(slope: float | None) -> AbstractContextManager:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,3 +62,44 @@ def bounded(inner: Parametrization, bound_g: float | None) -> Parametrization:
         lambda x: inner.parameters(bound_g * torch.atanh((x / bound_g).clamp(-REACH, REACH))),
         lambda p: bound_g * torch.tanh(inner.signal(p) / bound_g),
     )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What stands for 0 G and 1 G on each axis where windows are in another unit: both (axis, 1), by default G itself.
+
+    Choice: 1 G becomes s = 2 sigma of the training data, 0 G their mean, axis by axis (:meth:`of`). The paper's 0.3,
+    1.5 and 10 G (start, AAP, failure) and our 0.05 G (flat) are then 0.3, 1.5, 10 and 0.05 s, and steps and penalties
+    are those of signals in s. So a network gets the same signals whether its inputs were standardized or not. Where
+    windows are in G, nothing is scaled: the paper's numbers hold as they are.
+    """
+
+    zero: Tensor = torch.zeros(1, 1, dtype=torch.float64)
+    one: Tensor = torch.ones(1, 1, dtype=torch.float64)
+
+    @classmethod
+    def of(cls, series: np.ndarray) -> Scale:
+        """The scale of training data (sample, axis). Raises ``ValueError`` for an axis that is constant."""
+        data = torch.as_tensor(np.asarray(series, np.float64))
+        sigma = data.std(0, correction=0)
+        if data.ndim != 2 or not (sigma > 0).all():
+            raise ValueError(f"a scale needs data (sample, axis), none of them constant; shape {tuple(data.shape)}")
+        return cls(data.mean(0)[:, None], 2 * sigma[:, None])
+
+    def windows(self, signals: Tensor) -> Tensor:
+        """Signals in s as windows in the data's unit: (..., axis, time)."""
+        return self.zero.to(signals) + self.one.to(signals) * signals
+
+    def signals(self, windows: np.ndarray | Tensor) -> Tensor:
+        """Windows in the data's unit as signals in s: (..., axis, time)."""
+        windows = torch.as_tensor(windows)
+        return (windows - self.zero.to(windows)) / self.one.to(windows)
+
+    def shared(self) -> Scale:
+        """The one scale of all axes, (1, 1), for what treats them alike. Raises ``ValueError`` where they differ."""
+        if not (torch.allclose(self.zero, self.zero[:1]) and torch.allclose(self.one, self.one[:1])):
+            raise ValueError(
+                "this place treats all axes alike, but their scales differ; "
+                "give one scale for all, as Scale.of(series.reshape(-1, 1))"
+            )
+        return Scale(self.zero[:1], self.one[:1])

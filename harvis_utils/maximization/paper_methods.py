@@ -2,27 +2,35 @@
 
     X* = argmax f(X) - w R(X),    X <- X + eta d/dX (f - w R),    eta <- gamma eta
 
-``f`` is the mean of the unit's feature map, ``R`` the sum of the penalties a method uses. A signal is one sensor axis,
-because SF-HF treats the axes separately. :mod:`harvis_utils.fast.ascent` climbs all signals at once.
+``f`` is the mean of the unit's feature map, ``R`` the sum of the penalties a method uses. A signal is one sensor axis
+where a unit sees them one by one, as in SF-HF's convolutions. :mod:`harvis_utils.maximization.ascent` climbs signals of
+any place in any network, and says what this means for units that mix axes; :mod:`harvis_utils.fast.ascent` those of
+per-axis trunks, sooner.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.signal
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harvis_utils.fast import ascent
+from harvis_utils.fast.gradients import Rows
+from harvis_utils.maximization.ascent import climb
+from harvis_utils.maximization.coordinates import Scale
 from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.networks import taps, trunks
 from harvis_utils.networks.sfhf import Trunk, known
+from harvis_utils.networks.taps import Tap
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import PRESETS, MaximizationSettings, Settings, Step
 from harvis_utils.store.results import kept
@@ -44,7 +52,7 @@ class Method:
 
 #: L2 and TV as they are written, or over the number of their terms
 REDUCTIONS = ("sum", "mean")
-#: the terms of R, as fields of :class:`Method` and of :class:`ascent.Rows`
+#: the terms of R, as fields of :class:`Method` and of :class:`Rows`
 PENALTIES = ("l2", "tv", "aap", "eap", "prior")
 
 #: Paper: sections 3.2, 3.3 and 4.4; the names are the paper's
@@ -79,53 +87,113 @@ def unit_maps(trunk: Trunk, layer: str, unit: Tensor, x: Tensor) -> Tensor:
     w, b = trunk.weights[depth - 1], trunk.biases[depth - 1]
     kernel = w.shape[2]
     padded = F.pad(h, (kernel // 2, kernel // 2))
-    taps = torch.bmm(w[unit].transpose(1, 2), padded)  # (signal, tap, time): each tap's product before shifting
-    shifted = torch.stack([taps[:, k, k : k + x.shape[1]] for k in range(kernel)])
+    products = torch.bmm(w[unit].transpose(1, 2), padded)  # (signal, tap, time): each tap's product before shifting
+    shifted = torch.stack([products[:, k, k : k + x.shape[1]] for k in range(kernel)])
     return F.relu(shifted.sum(0) + b[unit][:, None])
 
 
+@dataclass(frozen=True)
+class Target:
+    """Units as a function of signals: ``maps`` turns signals (row, axis, time) in s into (row, unit, axis, time).
+
+    ``axes`` is how many a signal has: one where units see single axes. ``scale`` says what s is.
+    """
+
+    maps: Callable[[Tensor], Tensor]
+    n_units: int
+    axes: int
+    scale: Scale
+
+
+def target_of(
+    network: Trunk | nn.Module, layer: str | Tap, n_axes: int | None, length: int, scale: Scale | None = None
+) -> Target:
+    """The units of a layer, for windows of ``n_axes`` axes (a trunk's have one).
+
+    A place that treats all axes of a network alike is shown the same signal on each of them.
+
+    Raises ``ValueError`` for an unknown layer and for axes that are treated alike but have different scales.
+    """
+    scale = scale or Scale()
+    if isinstance(network, Trunk):
+        scale, n_units = scale.shared(), len(network.biases[network.depth(layer) - 1])
+        return Target(lambda x: network.feature_map(scale.windows(x)[:, 0], layer)[:, :, None], n_units, 1, scale)
+    tap, alone = taps.find(network, layer), trunks.by_axis(network, layer, n_axes, length)
+    axes, scale = (1, scale.shared()) if alone else (n_axes, scale)
+
+    def maps(x: Tensor) -> Tensor:
+        windows = trunks.as_windows(network, scale.windows(x).expand(-1, n_axes, -1))
+        return taps.maps_of(network, tap, windows)[:, :, : 1 if alone else None].to(x.dtype)
+
+    with torch.no_grad(), taps.evaluating(network):
+        n_units = maps(torch.zeros(1, axes, length, device=taps.device_of(network))).shape[1]
+    return Target(maps, n_units, axes, scale)
+
+
 def maximize(
-    trunk: Trunk,
-    layer: str,
+    network: Trunk | nn.Module,
+    layer: str | Tap,
     th_eap: np.ndarray,
     *,
     methods: Sequence[str] = tuple(METHODS),
     units: Sequence[int] | None = None,
     preset: str | Step = "calibrated",
     settings: MaximizationSettings | None = None,
+    n_axes: int | None = None,
     length: int = 30,
     rate_hz: float = 30.0,
     start: np.ndarray | None = None,
+    scale: Scale | None = None,
+    fast: bool = True,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     block_bytes: int | None = None,
     workers: int | None = None,
+    **aids,
 ) -> xr.Dataset:
-    """Signals that excite units of ``layer`` most, all methods and units in one batch.
+    """Signals that excite units of ``layer`` most, all methods, units and starts in one batch.
 
-    ``th_eap`` is (unit,) over all units of the layer; NaN (a dead unit) means no threshold. ``start`` is (time,),
-    (technique, unit, time) or, for several starting points, (start, technique, unit, time), in G; by default the
-    paper's sine. Returns a Dataset with ``signal`` and ``map`` over (technique, unit, time), the history of
-    :data:`ascent.TERMS` over (technique, unit, step) and ``steps``, those taken before nothing could move by
-    ``settings.tolerance_g`` any more; several starting points give a leading dimension ``start``. Unknown layers,
-    methods, units, presets and optimizers raise ``ValueError`` listing the valid ones.
+    ``network`` is a trunk, or any module that takes windows (window, ``n_axes``, ``length``); ``layer`` any of its
+    places. ``th_eap`` is (unit,) over all units of the layer; NaN (a dead unit) means no threshold. ``start`` is, or
+    broadcasts to, (technique, unit, time) or, for several starting points, (start, technique, unit, time), in the
+    windows' unit; by default the paper's sine. ``scale`` says what 1 G is where that unit is another one.
 
-    ``workers`` shares are computed at once, by default one on each of torch's threads; ``block_bytes`` bounds the
-    memory of each (see :func:`harvis_utils.fast.ascent.climb`).
+    Returns a Dataset with ``signal`` and ``map`` over (technique, unit, time), the history of :data:`gradients.TERMS`
+    (of signals in ``scale``) over (technique, unit, step) and ``steps``, those taken before nothing could move by
+    ``settings.tolerance_g`` any more; several starting points give a leading dimension ``start``. A unit that mixes
+    ``n_axes`` axes has an ``axis`` before the time of ``start`` and ``signal``; a map of several axes has ``map_axis``,
+    one of another length ``map_time``. Unknown layers, methods, units, presets and optimizers raise ``ValueError``
+    listing the valid ones.
+
+    A trunk is climbed by :mod:`harvis_utils.fast.ascent`: in ``workers`` shares at once, by default one on each of
+    torch's threads; ``block_bytes`` bounds the memory of each. Everything else, a trunk with a ``scale``, with ``aids``
+    (arguments of :func:`harvis_utils.maximization.ascent.climb`) or not ``fast`` too, is climbed by that. Signals are
+    computed in ``device`` and ``dtype``, what a module computes where it is and in its own precision.
     """
     settings = settings or MaximizationSettings()
-    n_units = len(trunk.biases[trunk.depth(layer) - 1])
-    units = range(n_units) if units is None else [known("unit", u, range(n_units)) for u in units]
+    if isinstance(network, Trunk):
+        network = network.to(device, dtype)
+    elif n_axes is None:
+        raise ValueError("a network other than a trunk needs n_axes, how many axes its windows have")
+    else:
+        device = taps.device_of(network)
+    target = target_of(network, layer, n_axes, length, scale)
+    units = range(target.n_units) if units is None else [known("unit", u, range(target.n_units)) for u in units]
     recipes = [METHODS[known("method", m, METHODS)] for m in methods]
     if isinstance(preset, str):
         preset = PRESETS[known("preset", preset, PRESETS)]
-    start = starting_signal(settings, length) if start is None else np.asarray(start)
-    starts = (len(start),) if start.ndim == 4 else ()
-    shape = (*starts, len(recipes), len(units), length)
+    inner = (length,) if target.axes == 1 else (target.axes, length)
+    if start is None:
+        start = starting_signal(settings, length)
+    elif scale is not None:
+        start = target.scale.signals(start).numpy()
+    start = np.asarray(start)
+    starts = (len(start),) if start.ndim == len(inner) + 3 else ()
+    shape = (*starts, len(recipes), len(units), *inner)
     weights = penalty_weights(settings.weight, settings.reduction, length)
     rows = climbing_rows(recipes, list(units), np.asarray(th_eap), weights, math.prod(starts))
+    x = np.broadcast_to(start, shape).reshape(len(rows), *inner)
     record = recorded_steps(settings.n_steps)
-    workers = workers or (torch.get_num_threads() if torch.device(device).type == "cpu" else 1)
     lock, total, title = threading.Lock(), len(rows) * settings.n_steps, f"maximizing {layer}"
     with progress(total=total, desc=title, leave=False, unit="step", unit_scale=True) as bar:
 
@@ -133,29 +201,37 @@ def maximize(
             with lock:
                 bar.update(n)
 
-        found = ascent.climb(
-            trunk,
-            layer,
-            rows,
-            np.broadcast_to(start, shape).reshape(-1, length),
-            preset,
-            n_steps=settings.n_steps,
-            record=record,
-            tolerance_g=settings.tolerance_g,
-            th_aap_g=settings.th_aap_g,
-            lowpass=lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, rate_hz),
-            device=device,
-            dtype=dtype,
-            block_bytes=block_bytes,
-            workers=workers,
-            tick=tick,
-        )
+        how = {
+            "n_steps": settings.n_steps,
+            "record": record,
+            "tolerance_g": settings.tolerance_g,
+            "th_aap_g": settings.th_aap_g,
+            "lowpass": lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, rate_hz),
+            "tick": tick,
+        }
+        if isinstance(network, Trunk) and fast and scale is None and not aids:
+            workers = workers or (torch.get_num_threads() if torch.device(device).type == "cpu" else 1)
+            how |= {"device": device, "dtype": dtype, "block_bytes": block_bytes, "workers": workers}
+            found = ascent.climb(network, layer, rows, x, preset, **how)
+        else:
+            begin = torch.tensor(x.reshape(len(rows), target.axes, length), device=device, dtype=dtype)
+            evaluating = nullcontext() if isinstance(network, Trunk) else taps.evaluating(network)
+            with evaluating, ascent.exact_products(begin.device):
+                found = climb(target.maps, rows, begin, preset, **how, **aids)
+    signal, outputs = found.signal, found.map
+    if scale is not None:
+        signal = target.scale.windows(torch.as_tensor(signal)).numpy()
     dims = (*(("start",) if starts else ()), "technique", "unit")
-    arrays = {"signal": ("time", found.signal), "map": ("time", found.map)}
-    arrays |= {name: ("step", values) for name, values in found.history.items()}
+    time = "time" if outputs.shape[-1] == length else "map_time"
+    seen = (time,) if outputs.ndim == 2 or outputs.shape[1] == 1 else ("map_axis", time)
+    arrays = {
+        "signal": (("time",) if target.axes == 1 else ("axis", "time"), signal.reshape(shape)),
+        "map": (seen, outputs.reshape(*shape[: len(dims)], *outputs.shape[-len(seen) :])),
+    }
+    arrays |= {n: (("step",), values.reshape(*shape[: len(dims)], -1)) for n, values in found.history.items()}
     return xr.Dataset(
-        {name: ((*dims, dim), values.reshape(*shape[:-1], -1)) for name, (dim, values) in arrays.items()}
-        | {"steps": (dims, found.steps.reshape(shape[:-1]))},
+        {name: ((*dims, *own), values) for name, (own, values) in arrays.items()}
+        | {"steps": (dims, found.steps.reshape(shape[: len(dims)]))},
         coords={"technique": list(methods), "unit": list(units), "step": record, "time": np.arange(length)},
     )
 
@@ -177,7 +253,7 @@ def climbing_rows(
     thresholds: np.ndarray,
     weights: Mapping[str, np.ndarray | float],
     n_starts: int = 1,
-) -> ascent.Rows:
+) -> Rows:
     """One row per starting point, method and unit, in this order.
 
     ``thresholds`` is (all units of the layer,) or (method, all units); NaN (a dead unit) means none. ``weights`` maps
@@ -192,7 +268,7 @@ def climbing_rows(
         return np.array([getattr(m, name) for m in recipes])[:, None]
 
     limits = np.where(np.isnan(thresholds), np.inf, thresholds)[..., list(units)]
-    return ascent.Rows(
+    return Rows(
         unit=flat(np.asarray(units)),
         threshold=flat(limits.astype(np.float64)),
         **{name: flat(flags(name) * np.asarray(weights[name], np.float64)) for name in PENALTIES},

@@ -2,6 +2,10 @@
 
 The threshold ``th_eap`` is the mean plus two standard deviations of a unit's non-zero outputs over all training
 windows, axes and time steps; the 95 % point is that of all its outputs, zeros included.
+
+Choice: zero says that a unit is silent where its outputs are never negative. A unit that goes below zero (tanh, LSTM, a
+linear layer, GELU) has no such value: its mean, deviation and threshold are those of all its outputs, and it is dead if
+they are all the same.
 """
 
 from __future__ import annotations
@@ -12,9 +16,12 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from torch import nn
 
 from harvis_utils.data.windowing import Windows
+from harvis_utils.networks import taps, trunks
 from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.networks.taps import Tap
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import Settings
 from harvis_utils.store.results import kept
@@ -57,16 +64,20 @@ class Largest:
 
 
 class _Layer:
-    """What is known of the units of one layer after some of the chunks of ``n_outputs`` outputs in all."""
+    """What is known of the units of one layer after some of the chunks of ``n_outputs`` outputs in all.
 
-    def __init__(self, n_units: int, n_outputs: int, n_top: int, device: torch.device | str):
+    Outputs are at least ``floor``.
+    """
+
+    def __init__(self, n_units: int, n_outputs: int, n_top: int, device: torch.device | str, floor: float = 0.0):
         self.n_outputs, self.n_top = n_outputs, n_top
         self.moments = torch.zeros((3, n_units), dtype=torch.float64, device=device)  # count, sum, sum of squares
-        self.maximum = torch.zeros(n_units, device=device)
-        self.top = torch.full((n_units, 0), -1.0, device=device)
+        self.maximum = torch.full((n_units,), floor, device=device)
+        self.minimum = torch.full((n_units,), torch.inf, device=device)
+        self.top = torch.zeros((n_units, 0), device=device)
         self.who = torch.zeros((n_units, 0), dtype=torch.int64, device=device)
         self.at = 0.95 * (n_outputs - 1)  # the 95 % point's place among the sorted outputs
-        self.largest = Largest(n_units, n_outputs - int(self.at), floor=0.0)
+        self.largest = Largest(n_units, n_outputs - int(self.at), floor)
 
     def add(self, begin: int, maps: torch.Tensor) -> None:
         """The maps of the segments from ``begin`` on, (segment, unit, time)."""
@@ -74,6 +85,7 @@ class _Layer:
         norm = torch.linalg.vector_norm(each, dim=1, dtype=torch.float64)
         self.moments += torch.stack([(each > 0).sum(1).double(), each.sum(1, dtype=torch.float64), norm.square()])
         self.maximum = torch.maximum(self.maximum, each.amax(1))
+        self.minimum = torch.minimum(self.minimum, each.amin(1))
         self.largest.add(each.cpu().numpy())
         mean = maps.mean(2).T
         index = torch.arange(begin, begin + len(maps), device=maps.device).expand(len(mean), -1)
@@ -81,10 +93,13 @@ class _Layer:
         self.top, order = both.topk(min(self.n_top, both.shape[1]), dim=1)
         self.who = torch.cat([self.who, index], 1).gather(1, order)
 
-    def found(self) -> xr.Dataset:
+    def found(self, of: str = "segment") -> xr.Dataset:
         """The statistics; see :func:`collect`."""
         count, total, square = self.moments.cpu().numpy()
-        alive = np.where(count == 0, np.nan, count)
+        minimum, maximum = self.minimum.cpu().numpy(), self.maximum.cpu().numpy()
+        count = np.where(minimum < 0, self.n_outputs, count)
+        dead = np.where(minimum < 0, minimum == maximum, count == 0)
+        alive = np.where(dead, np.nan, count)
         mean = total / alive
         std = np.sqrt(np.maximum(square / alive - mean**2, 0))
         around = self.largest.smallest(min(2, self.largest.k)).astype(np.float64)
@@ -94,9 +109,9 @@ class _Layer:
             "nonzero": count / self.n_outputs,
             "th_eap": mean + 2 * std,  # Paper: mean + 2 std of the non-zero outputs
             "p95": around[:, 0] + (around[:, -1] - around[:, 0]) * (self.at - int(self.at)),
-            "maximum": self.maximum.cpu().numpy(),
-            "dead": count == 0,
-            "top_segment": self.who.cpu().numpy(),
+            "maximum": maximum,
+            "dead": dead,
+            f"top_{of}": self.who.cpu().numpy(),
             "top_output": self.top.cpu().numpy(),
         }
         dims = ("unit", "rank")
@@ -105,20 +120,49 @@ class _Layer:
 
 
 @torch.no_grad()
-def collect(trunk: Trunk, segments: np.ndarray, device: torch.device | str = "cpu", n_top: int = N_TOP) -> xr.Dataset:
-    """Statistics of every unit of every layer over single-axis segments, streamed in chunks.
+def collect(
+    network: Trunk | nn.Module,
+    windows: np.ndarray,
+    device: torch.device | str = "cpu",
+    n_top: int = N_TOP,
+    place: str | Tap | None = None,
+) -> xr.Dataset:
+    """Statistics of every unit of a place, or of every layer of a trunk, streamed in chunks.
 
-    ``segments`` is (segment, time) in G. Returns a Dataset with dims (layer, unit[, rank]): ``mean`` and ``std`` of
-    the non-zero outputs, ``nonzero`` (their share), ``th_eap``, ``p95``, ``maximum``, ``dead`` (never non-zero;
-    ``th_eap`` is NaN then), and ``top_segment``, ``top_output``: the segments with the largest mean output.
+    A trunk is given single-axis segments (segment, time) in G, and computes on ``device``; any other network windows
+    (window, axis, time) and a ``place``, and computes where it is. Returns a Dataset with dims (unit[, rank]), for a
+    trunk (layer, unit[, rank]): ``mean`` and ``std`` of the non-zero outputs, ``nonzero`` (their share), ``th_eap``,
+    ``p95``, ``maximum``, ``dead`` (never non-zero; ``th_eap`` is NaN then), and ``top_segment``, ``top_output``: the
+    segments with the largest mean output. Where units see single axes, segment i is axis i % n of window i // n, of n
+    axes; where they mix them, ``top_window`` are whole windows, and outputs of all axes of a map count as one unit's.
+    Raises ``ValueError`` for an unknown place.
     """
-    trunk = trunk.to(device)
-    layers = [_Layer(len(b), segments.size, n_top, device) for b in trunk.biases]
-    for begin in progress(range(0, len(segments), CHUNK), desc="statistics", leave=False):
-        x = torch.as_tensor(segments[begin : begin + CHUNK], device=device)
-        for layer, maps in zip(layers, trunk.feature_maps(x), strict=True):
-            layer.add(begin, maps)
-    return xr.concat([layer.found() for layer in layers], pd.Index(trunk.layers, name="layer"))
+    if isinstance(network, Trunk):
+        trunk = network.to(device)
+        layers = [_Layer(len(b), windows.size, n_top, device) for b in trunk.biases]
+        for begin in progress(range(0, len(windows), CHUNK), desc="statistics", leave=False):
+            x = torch.as_tensor(windows[begin : begin + CHUNK], device=device)
+            for layer, maps in zip(layers, trunk.feature_maps(x), strict=True):
+                layer.add(begin, maps)
+        return xr.concat([layer.found() for layer in layers], pd.Index(trunk.layers, name="layer"))
+    if place is None or windows.ndim != 3:
+        shape = tuple(windows.shape)
+        raise ValueError(f"a network other than a trunk needs a place and windows (window, axis, time), not {shape}")
+    tap, (n_windows, n_axes, length) = taps.find(network, place), windows.shape
+    alone, layer = trunks.by_axis(network, tap, n_axes, length), None
+    with taps.evaluating(network):
+        for begin in progress(range(0, n_windows, taps.CHUNK), desc="statistics", leave=False):
+            x = trunks.as_windows(network, windows[begin : begin + taps.CHUNK])
+            maps = taps.maps_of(network, tap, x)
+            maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # a half has too few digits for a mean
+            if layer is None:
+                n_outputs, floor = n_windows * maps[0, 0].numel(), 0.0 if tap.rectified else -np.inf
+                layer = _Layer(maps.shape[1], n_outputs, n_top, maps.device, floor)
+            if alone:
+                layer.add(begin * n_axes, maps.transpose(1, 2).flatten(0, 1))
+            else:
+                layer.add(begin, maps.flatten(2))
+    return layer.found("segment" if alone else "window").assign_coords(layer=tap.name)
 
 
 @kept("statistics", apart=("device",))

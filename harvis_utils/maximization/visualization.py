@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from harvis_utils.data.windowing import Split
 from harvis_utils.maximization import paper_methods
-from harvis_utils.maximization.coordinates import Parametrization, in_time
+from harvis_utils.maximization.ascent import path, uphill
+from harvis_utils.maximization.coordinates import Parametrization
 from harvis_utils.maximization.objectives import Objective
 from harvis_utils.maximization.transforms import Transform
-from harvis_utils.networks import backward, taps
+from harvis_utils.networks import backward, taps, trunks
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.networks.taps import Tap
+from harvis_utils.settings import Step
 
 #: share of the gradient that closed rectifiers let through while a silent unit is woken. Choice
 WAKING_SLOPE = 0.1
@@ -93,35 +95,29 @@ def visualize(
     The network computes in evaluation mode and is left as it was. Raises ``ValueError`` for windows of another shape
     and where the objective is not finite.
     """
-    x = torch.as_tensor(start, dtype=torch.float32).clone()
+    x = trunks.as_windows(network, start)
     if x.ndim != 3:
         raise ValueError(f"start should be (window, axis, time), not an array of shape {tuple(x.shape)}")
-    parametrization = parametrization or in_time()
     generator = torch.Generator().manual_seed(seed)
     record = paper_methods.recorded_steps(n_steps, 30)
     history = []
-    with taps.evaluating(network):
-        parameters = parametrization.parameters(x).detach().requires_grad_()
-        optimizer = torch.optim.Adam([parameters], step_size)
-        for step in range(n_steps + 1):
-            seen = parametrization.signal(parameters)
-            if step in record:
-                history.append(_scored(network, objective, seen, step))
-            if step == n_steps:
-                break
-            for transform in transforms:
-                seen = transform(seen, generator)
-            with backward.rectifiers(_waking) if step < waking_steps else nullcontext():
-                score = objective(network, seen)
-            optimizer.zero_grad()
-            (-score.sum()).backward()
-            optimizer.step()
-            if prior is not None:
-                with torch.no_grad():
-                    seen = parametrization.signal(parameters)
-                    parameters.copy_(parametrization.parameters(seen + prior_rate * (prior(seen) - seen)))
+
+    def score(seen: Tensor, rows: Tensor, number: int) -> Tensor:
+        for transform in transforms:
+            seen = transform(seen, generator)
+        with backward.rectifiers(_waking) if number < waking_steps else nullcontext():
+            return objective(network, seen)
+
+    def denoised(seen: Tensor, rows: Tensor) -> Tensor:
+        return seen + prior_rate * (prior(seen) - seen)
+
+    how = {"after": prior and denoised, "coordinates": parametrization}
+    with taps.evaluating(network), torch.no_grad():
+        for number, _, seen in path(uphill(score), x, Step("adam", step_size, 1.0), n_steps, **how):
+            if number in record:
+                history.append(_scored(network, objective, seen, number))
     scores = np.stack(history, 1)
-    return Visualization(seen.detach().numpy(), scores[:, -1], scores, np.array(record), objective.name)
+    return Visualization(seen.cpu().numpy(), scores[:, -1], scores, np.array(record), objective.name)
 
 
 def _waking(x: Tensor, slope: float, gradient: Tensor) -> Tensor:
@@ -133,15 +129,15 @@ def _scored(network: nn.Module, objective: Objective, x: Tensor, step: int) -> n
     score = objective(network, x)
     if score.shape != x.shape[:1] or not torch.isfinite(score).all():
         raise ValueError(f"{objective.name}: one finite number per window is wanted, not {score} (step {step})")
-    return score.numpy()
+    return score.cpu().numpy()
 
 
 @torch.no_grad()
 def scores(network: nn.Module, objective: Objective, x: np.ndarray) -> np.ndarray:
     """The objective of many windows (window, axis, time): (window,)."""
-    parts = torch.tensor(np.ascontiguousarray(x)).split(1024)
+    parts = torch.as_tensor(np.ascontiguousarray(x)).split(1024)
     with taps.evaluating(network):
-        return torch.cat([objective(network, part) for part in parts]).numpy()
+        return torch.cat([objective(network, trunks.as_windows(network, part)) for part in parts]).cpu().numpy()
 
 
 def extremes(values: np.ndarray, recording: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

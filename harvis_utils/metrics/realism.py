@@ -108,7 +108,7 @@ def largest_outputs(
     trunk, layers = trunk.to(device), list(trunk.layers if layers is None else layers)
     depth = {layer: trunk.depth(layer) for layer in layers}
     found = {layer: np.empty((len(trunk.biases[d - 1]), len(segments)), np.float32) for layer, d in depth.items()}
-    with ascent._exact_products(torch.device(device)):
+    with ascent.exact_products(torch.device(device)):
         for begin in range(0, len(segments), CHUNK):
             x = torch.as_tensor(segments[begin : begin + CHUNK], device=device)
             for layer, maps in zip(trunk.layers[: max(depth.values())], trunk.feature_maps(x), strict=False):

@@ -140,15 +140,19 @@ class Trunk:
         return next(islice(self.feature_maps(x), self.depth(layer) - 1, None))
 
 
+def folded(conv: nn.Conv1d | nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weights and biases, in double precision, of a convolution and the batch norm behind it (evaluation mode)."""
+    w = conv.weight.detach().double()
+    b = w.new_zeros(len(w)) if conv.bias is None else conv.bias.detach().double()
+    if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        spread = torch.sqrt(norm.running_var.double() + norm.eps)
+        scale = (1 if norm.weight is None else norm.weight.detach().double()) / spread
+        w, b = w * scale.view(-1, *[1] * (w.ndim - 1)), (b - norm.running_mean.double()) * scale
+        b = b if norm.bias is None else b + norm.bias.detach().double()
+    return w, b
+
+
 def folded_trunk(model: SFHF) -> Trunk:
     """The trunk of a trained network with its batch norms folded into the convolutions (evaluation mode)."""
-    weights, biases = [], []
-    for name in model.layers:
-        conv, norm = getattr(model, name), getattr(model, f"norm_{name}")
-        w, b = conv.weight.detach()[:, :, 0, :].double(), conv.bias.detach().double()
-        if isinstance(norm, nn.BatchNorm2d):
-            scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-            w, b = w * scale[:, None, None], (b - norm.running_mean.double()) * scale + norm.bias.detach().double()
-        weights.append(w.float().contiguous())
-        biases.append(b.float())
-    return Trunk(tuple(weights), tuple(biases))
+    pairs = [folded(getattr(model, name), getattr(model, f"norm_{name}")) for name in model.layers]
+    return Trunk(tuple(w[:, :, 0].float().contiguous() for w, _ in pairs), tuple(b.float() for _, b in pairs))

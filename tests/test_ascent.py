@@ -1,0 +1,468 @@
+"""The one ascent: equal to the fast one on per-axis trunks, and right on networks that mix the sensor axes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_trunks import made_trunk
+from torch import nn
+from torch.nn import functional as F
+
+from harvis_utils.fast import ascent
+from harvis_utils.fast.gradients import TERMS
+from harvis_utils.maximization import coordinates, paper_methods, transforms, unit_statistics
+from harvis_utils.maximization.ascent import climb
+from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.networks import backward, taps, trunks
+from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
+from harvis_utils.settings import PRESETS, MaximizationSettings, ModelSettings, Step
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LENGTH = 30
+FEW = MaximizationSettings(n_steps=120)
+STEPS = PRESETS | {"momentum": Step("momentum", 0.02, 0.995)}
+
+
+def both(trunk, layer, recipes, start, step, *, prior=None, **how):
+    """What the fast ascent and this one find for units 0 to 2, each from ``start`` (time,)."""
+    th = np.linspace(0.2, 0.8, len(trunk.biases[0]))
+    weights = dict.fromkeys(paper_methods.PENALTIES, FEW.weight)
+    rows = paper_methods.climbing_rows(recipes, [0, 1, 2], th, weights)
+    x = np.tile(start, (len(rows), 1))
+    how = {"n_steps": 120, "record": (0, 7, 120), "prior": prior} | how
+    how["lowpass"] = paper_methods.lowpass_matrix(LENGTH, FEW.lowpass_hz, FEW.lowpass_order, 30.0)
+    fast = ascent.climb(trunk, layer, rows, x, step, dtype=torch.float64, **how)
+    plain = climb(
+        lambda seen: trunk.feature_map(seen[:, 0], layer)[:, :, None],
+        rows,
+        torch.tensor(x, dtype=torch.float64)[:, None],
+        step,
+        gradient=ascent.steepest(trunk, layer, rows, LENGTH, prior),
+        chunk=10,
+        **how,
+    )
+    return fast, plain
+
+
+@pytest.mark.parametrize("preset", STEPS)
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
+def test_it_ends_where_the_fast_ascent_ends(layer, preset):
+    """All eight methods in float64, also for a unit that is silent, at every recorded step."""
+    trunk = made_trunk(dtype=torch.float64)
+    trunk.biases[2][1] = -100.0
+    recipes = list(paper_methods.METHODS.values())
+    fast, plain = both(trunk, layer, recipes, starting_signal(FEW, LENGTH), STEPS[preset])
+    assert np.abs(plain.signal[:, 0] - fast.signal).max() < 1e-12
+    assert np.abs(plain.map[:, 0] - fast.map).max() < 1e-11
+    assert all(np.abs(plain.history[name] - fast.history[name]).max() < 1e-11 for name in TERMS)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    layer=st.sampled_from(["conv1", "conv2", "conv3"]),
+    step=st.sampled_from(list(STEPS)),
+    tolerance_g=st.sampled_from([0.0, 1e-2]),
+)
+def test_any_trunk_start_and_prior_climb_as_in_the_fast_ascent(seed, layer, step, tolerance_g):
+    trunk, random = made_trunk(3, seed, torch.float64), np.random.default_rng(seed)
+    mixed = random.normal(size=(LENGTH, LENGTH))
+    prior = mixed @ mixed.T / LENGTH + np.eye(LENGTH)
+    recipes = [*paper_methods.METHODS.values(), paper_methods.Method(tv=True, clip=True, prior=True)]
+    quick = dataclasses.replace(STEPS[step], decay=0.9)
+    start = random.normal(size=LENGTH)
+    fast, plain = both(trunk, layer, recipes, start, quick, n_steps=40, prior=prior, tolerance_g=tolerance_g)
+    assert np.array_equal(fast.steps, plain.steps)
+    assert np.abs(plain.signal[:, 0] - fast.signal).max() < 1e-11
+    assert all(np.abs(plain.history[name] - fast.history[name]).max() < 1e-10 for name in TERMS)
+
+
+# ------------------------------------------------------------------------------------- any network, any place
+
+
+N_AXES = 3
+
+
+class Mixing(nn.Module):
+    """Convolutions that see all axes at once, pooled and rectified by a function."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.pool, self.second = nn.Conv1d(N_AXES, 5, 5), nn.MaxPool1d(2), nn.Conv1d(5, 4, 3)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(F.relu(self.second(self.pool(torch.tanh(self.first(x))))).mean(2))
+
+
+def sfhf(**changes):
+    torch.manual_seed(0)
+    model = SFHF(N_AXES, LENGTH, 4, ModelSettings(n_units=6, n_dense=8, **changes))
+    for _ in range(3):
+        model(torch.randn(32, N_AXES, LENGTH))
+    return model.eval()
+
+
+def naive(f, th, recipe, step, few, start):
+    """One unit and method by a plain loop; ``f`` turns a signal (axis, time) into all outputs of its unit's map."""
+    lowpass = torch.tensor(paper_methods.lowpass_matrix(LENGTH, few.lowpass_hz, few.lowpass_order, 30.0).copy())
+
+    def project(x):
+        x = torch.stack([lowpass @ axis for axis in x]) if recipe.after == "lowpass" else x
+        return x * len(x) ** 0.5 / x.square().sum().sqrt() if recipe.after == "unit-norm" else x
+
+    x = project(start)
+    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    for number in range(1, few.n_steps + 1):
+        x = x.detach().requires_grad_()
+        outputs = f(x)
+        objective = torch.minimum(outputs, torch.tensor(th)).mean() if recipe.clip else outputs.mean()
+        for axis in x:
+            beyond = axis.abs()[axis.abs() > few.th_aap_g]
+            objective = objective - few.weight * recipe.l2 * axis.norm()
+            objective = objective - few.weight * recipe.tv * axis.diff().abs().sum()
+            if recipe.aap and len(beyond):
+                objective = objective - few.weight * (beyond - few.th_aap_g).mean()
+        if recipe.eap and (outputs > th).any():
+            objective = objective - few.weight * (outputs[outputs > th] - th).mean()
+        (g,) = torch.autograd.grad(objective, x)
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        adam = first / (1 - 0.9**number) / ((second / (1 - 0.999**number)).sqrt() + 1e-8)
+        x = project(
+            x.detach() + step.step_size * step.decay ** (number - 1) * (adam if step.optimizer == "adam" else g)
+        )
+    return x
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_unit_that_mixes_axes_climbs_as_in_a_plain_loop(preset):
+    network, few = Mixing().double(), MaximizationSettings(n_steps=60, th_aap_g=0.5)
+    tap, th = taps.find(network, "second", rectified=True), np.array([0.2, 0.1, np.nan, 0.3])
+    start = 0.4 * torch.randn(N_AXES, LENGTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    about = {"units": [1, 3], "n_axes": N_AXES, "preset": preset, "settings": few, "dtype": torch.float64}
+    network.train()
+    found = paper_methods.maximize(network, tap, th, start=start.numpy(), **about)
+    assert network.training and all(p.requires_grad for p in network.parameters())
+
+    def maps(x):
+        return taps.maps_of(network, tap, x[None])[0]
+
+    assert dict(found["signal"].sizes) == {"technique": 8, "unit": 2, "axis": N_AXES, "time": LENGTH}
+    assert dict(found["map"].sizes) == {"technique": 8, "unit": 2, "map_time": 11}
+    for name, recipe in paper_methods.METHODS.items():
+        for unit in (1, 3):
+            one = naive(lambda x, unit=unit: maps(x)[unit], th[unit], recipe, PRESETS[preset], few, start)
+            assert np.abs(found["signal"].sel(technique=name, unit=unit).values - one.numpy()).max() < 1e-9
+    last = found.isel(step=-1)
+    assert np.allclose(last["amplitude_g"], np.abs(found["signal"]).max(("axis", "time")))
+    assert np.allclose(last["l2"], np.linalg.norm(found["signal"], axis=-1).sum(-1))
+
+
+def test_rows_of_any_network_stop_when_nothing_can_move_them():
+    made = [
+        paper_methods.maximize(
+            Mixing(), "second", np.full(4, 0.2), n_axes=N_AXES, preset=Step("adam", 0.3, 0.95), chunk=20,
+            settings=MaximizationSettings(n_steps=400, tolerance_g=tolerance),
+        )
+        for tolerance in (1e-3, 0.0)
+    ]  # fmt: skip
+    assert (made[1]["steps"] == 400).all() and (made[0]["steps"].sel(technique="lowpass") == 400).all()
+    assert int(made[0]["steps"].drop_sel(technique="lowpass").max()) < 350
+    assert np.abs(made[0]["signal"] - made[1]["signal"]).max() < 1e-3
+
+
+def test_a_place_that_sees_single_axes_climbs_as_its_trunk():
+    network = sfhf()
+    trunk, th = folded_trunk(network), np.linspace(0.2, 1, 6)
+    about = {"settings": dataclasses.replace(FEW, n_steps=30), "preset": "literal"}
+    whole = paper_methods.maximize(network, "conv2", th, n_axes=N_AXES, **about)
+    alone = paper_methods.maximize(trunk, "conv2", th, **about)
+    assert whole.sizes == alone.sizes and whole["steps"].equals(alone["steps"])
+    assert all(np.allclose(whole[name], alone[name], atol=1e-4) for name in alone.data_vars)
+
+
+def test_starts_transforms_coordinates_and_rules_are_arguments():
+    network, start = Mixing(), 0.3 * np.random.default_rng(0).normal(size=(2, 1, 1, N_AXES, LENGTH))
+    about = {"methods": ["naive"], "n_axes": N_AXES, "settings": MaximizationSettings(n_steps=30), "start": start}
+    plain, *others = (
+        paper_methods.maximize(network, "second", np.ones(4), **about, **aids)
+        for aids in (
+            {},
+            {"transforms": [transforms.shift(3)]},
+            {"coordinates": coordinates.in_frequency(LENGTH, 2.0)},
+            {"after": lambda x: x.clamp(-0.5, 0.5)},
+        )
+    )
+    assert dict(plain["signal"].sizes) == {"start": 2, "technique": 1, "unit": 4, "axis": N_AXES, "time": LENGTH}
+    assert not any(np.allclose(plain["signal"], other["signal"]) for other in others)
+    assert np.abs(others[1]["signal"]).max() <= 2 and np.abs(others[2]["signal"]).max() <= 0.5
+    network = nn.Sequential(nn.Conv1d(N_AXES, 1, 1), nn.ReLU())
+    network[0].bias.data.fill_(-3.0)
+    closed, leaking = (
+        paper_methods.maximize(network, "1", np.ones(1), **about, rule=rule) for rule in (None, backward.sloped(0.1))
+    )
+    assert np.allclose(closed["signal"][:, 0, 0], start[:, 0, 0]) and not np.allclose(
+        leaking["signal"], closed["signal"]
+    )
+
+
+@pytest.mark.parametrize("layer", ["dense", "classes", "norm_conv3"])
+def test_dense_layers_and_places_below_zero_climb_too(layer):
+    """All eight methods, with the thresholds of their own statistics; the objective rises."""
+    network, x = sfhf(), real(60).numpy()
+    th = unit_statistics.collect(network, x, place=layer)["th_eap"].values
+    about = {"n_axes": N_AXES, "preset": Step("adam", 1e-3, 1.0), "settings": MaximizationSettings(n_steps=20)}
+    found = paper_methods.maximize(network, layer, th, **about)
+    assert ("axis" in found["signal"].dims) == (layer != "norm_conv3")
+    assert found["map"].sizes.get("map_time", LENGTH) == (LENGTH if layer == "norm_conv3" else 1)
+    rise = (found["objective"].isel(step=-1) - found["objective"].isel(step=0)).drop_sel(technique="lowpass")
+    assert float(rise.min()) > -1e-4 and float((rise > 0).mean()) > 0.8
+
+
+def test_what_is_missing_is_said():
+    with pytest.raises(ValueError, match="needs n_axes"):
+        paper_methods.maximize(Mixing(), "second", np.ones(4))
+    with pytest.raises(ValueError, match="unknown layer 'conv9'; valid layers: first, pool, second, out"):
+        paper_methods.maximize(Mixing(), "conv9", np.ones(4), n_axes=N_AXES)
+    with pytest.raises(ValueError, match="no prior matrix"):
+        prior = paper_methods.Method(prior=True)
+        rows = paper_methods.climbing_rows([prior], [0], np.ones(1), dict.fromkeys(paper_methods.PENALTIES, 0.1))
+        climb(lambda x: x[:, None], rows, torch.zeros(1, 1, LENGTH), PRESETS["literal"], n_steps=1)
+    with pytest.raises(ValueError, match=r"a place and windows \(window, axis, time\), not \(5, 30\)"):
+        unit_statistics.collect(Mixing(), np.zeros((5, LENGTH)), place="second")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_any_precision_climb(dtype):
+    about = {"n_axes": N_AXES, "settings": MaximizationSettings(n_steps=5), "methods": ["naive", "L2+TV+EAP+clip"]}
+    found = paper_methods.maximize(Mixing().to(dtype), "second", np.ones(4), **about)
+    single = paper_methods.maximize(Mixing(), "second", np.ones(4), **about)
+    assert found["signal"].dtype == np.float32 and np.isfinite(found["signal"]).all()
+    assert float(np.abs(found["map"] - single["map"]).median()) < 0.05
+
+
+# ---------------------------------------------------------------------------------------- standardized inputs
+
+
+class Raw(nn.Module):
+    """The network that standardized inputs would be given, given raw ones."""
+
+    def __init__(self, network, mean, sigma):
+        super().__init__()
+        self.network, self.mean, self.sigma = network, mean[:, None], sigma[:, None]
+
+    def forward(self, x):
+        return self.network((x - self.mean) / self.sigma)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_standardized_data_and_network_give_the_same_signals(preset):
+    """First with the mean taken away too, then by weights of the first convolution alone."""
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(400, N_AXES)) * [2.0, 30.0, 0.1] + [9.8, -5.0, 1.0]
+    mean, sigma = (torch.tensor(v) for v in (data.mean(0), data.std(0)))
+    network, few = Mixing().double(), MaximizationSettings(n_steps=120)
+    about = {"n_axes": N_AXES, "preset": preset, "settings": few, "dtype": torch.float64}
+    th, layer = np.full(4, 0.2), taps.find(network, "second", rectified=True)
+    z = paper_methods.maximize(
+        network, layer, th, scale=coordinates.Scale.of((data - data.mean(0)) / data.std(0)), **about
+    )
+    tap = taps.find(Raw(network, mean, sigma), "network.second", rectified=True)
+    raw = paper_methods.maximize(Raw(network, mean, sigma), tap, th, scale=coordinates.Scale.of(data), **about)
+    back = z["signal"] * xr.DataArray(data.std(0), dims="axis") + xr.DataArray(data.mean(0), dims="axis")
+    assert np.abs((raw["signal"] - back) / xr.DataArray(data.std(0), dims="axis")).max() < 1e-9
+    assert np.abs(raw["map"] - z["map"]).max() < 1e-9
+    begin = starting_signal(few, LENGTH)
+    literal = np.abs(z["signal"].sel(technique="naive") / 2 - begin).max()  # s is 2 sigma, and sigma is 1
+    assert preset != "literal" or 0 < literal < 0.02
+    resting = data - data.mean(0)
+    copy = Mixing().double()
+    copy.first.weight.data /= torch.tensor(resting.std(0))[:, None]
+    moved = paper_methods.maximize(copy, layer, th, scale=coordinates.Scale.of(resting), **about)
+    assert np.abs(moved["signal"] / xr.DataArray(data.std(0), dims="axis") - z["signal"]).max() < 1e-9
+
+
+def test_a_trunk_of_another_unit_and_one_in_g():
+    trunk, th = made_trunk(dtype=torch.float64), np.full(4, 0.5)
+    other = Trunk((trunk.weights[0] / 9.81, *trunk.weights[1:]), trunk.biases)
+    about = {"settings": FEW, "dtype": torch.float64}
+    scale = coordinates.Scale(torch.zeros(1, 1), torch.full((1, 1), 9.81, dtype=torch.float64))
+    plain, scaled = (
+        paper_methods.maximize(t, "conv3", th, **about, **s) for t, s in ((trunk, {}), (other, {"scale": scale}))
+    )
+    assert np.abs(scaled["signal"] / 9.81 - plain["signal"]).max() < 1e-9
+    same = paper_methods.maximize(trunk, "conv3", th, fast=False, scale=coordinates.Scale(), **about)
+    assert np.abs(same["signal"] - plain["signal"]).max() < 1e-11
+
+
+def test_scales_come_back_and_bad_ones_are_refused():
+    data = np.random.default_rng(0).normal(size=(50, N_AXES)) * [1, 2, 3] + 5
+    scale = coordinates.Scale.of(data)
+    assert np.allclose(scale.windows(scale.signals(data.T)), data.T)
+    assert np.allclose(scale.signals(data.T).std(1, correction=0), 0.5)
+    with pytest.raises(ValueError, match="none of them constant"):
+        coordinates.Scale.of(np.ones((5, 2)))
+    with pytest.raises(ValueError, match="treats all axes alike, but their scales differ"):
+        paper_methods.maximize(sfhf(), "conv1", np.ones(6), n_axes=N_AXES, scale=scale)
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def test_statistics_of_a_place_are_those_of_its_trunk():
+    network, x = sfhf(), np.random.default_rng(0).normal(size=(700, N_AXES, LENGTH)).astype(np.float32)
+    trunk = unit_statistics.collect(folded_trunk(network), x.reshape(-1, LENGTH))
+    for layer in network.layers:
+        found, expected = unit_statistics.collect(network, x, place=layer), trunk.sel(layer=layer)
+        for name in expected.data_vars:
+            assert np.allclose(found[name], expected[name], atol=1e-4, equal_nan=True), name
+        assert (found["top_segment"] == expected["top_segment"]).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "rectified"), [("first", False), ("second", False), ("second", True), ("out", False)]
+)
+def test_statistics_of_units_that_mix_axes_equal_plain_numpy(layer, rectified):
+    network = Mixing()
+    network.second.bias.data[2] = -100.0
+    x = np.random.default_rng(0).normal(size=(600, N_AXES, LENGTH))
+    tap = taps.find(network, layer, rectified)
+    found = unit_statistics.collect(network, x, place=tap, n_top=3)
+    maps = taps.outputs(network, tap, x.astype(np.float32)).double().flatten(2).numpy()
+    for unit in range(maps.shape[1]):
+        values, one = maps[:, unit].ravel(), found.sel(unit=unit)
+        counted = values if (values < 0).any() else values[values > 0]
+        assert bool(one["dead"]) == (len(counted) == 0)
+        if len(counted):
+            assert np.isclose(one["th_eap"], counted.mean() + 2 * counted.std(), rtol=1e-4)
+        assert np.isclose(one["maximum"], values.max(), rtol=1e-5)
+        assert np.isclose(one["p95"], np.quantile(values, 0.95), rtol=1e-4, atol=1e-6)
+        top = maps[one["top_window"].values, unit].mean(1)
+        assert np.allclose(top, np.sort(maps[:, unit].mean(1))[::-1][:3], atol=1e-5)
+
+
+def test_a_unit_that_always_says_the_same_below_zero_is_dead():
+    network = nn.Sequential(nn.Conv1d(N_AXES, 2, 1))
+    network[0].weight.data[1] = 0.0
+    network[0].bias.data[1] = -1.0
+    found = unit_statistics.collect(network, np.random.default_rng(0).normal(size=(20, N_AXES, LENGTH)), place="0")
+    assert found["dead"].values.tolist() == [False, True] and np.isnan(found["th_eap"].values[1])
+    with pytest.raises(ValueError, match="needs a place"):
+        unit_statistics.collect(network, np.zeros((1, N_AXES, LENGTH)))
+
+
+# -------------------------------------------------------------------------------------- a front part as a trunk
+
+
+class Front(nn.Module):
+    """The convolutions of DeepConvLSTM: along time, for each axis, with what an LSTM would see behind them."""
+
+    def __init__(self, padding="same", kernel=5, stride=1):
+        super().__init__()
+        torch.manual_seed(0)
+        parts = [
+            part
+            for i, o in [(1, 6), (6, 6), (6, 4)]
+            for part in (nn.Conv2d(i, o, (1, kernel), stride, padding), nn.BatchNorm2d(o), nn.ReLU())
+        ]
+        self.convs, self.out = nn.Sequential(*parts, nn.Dropout()), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.convs(x[:, None]).mean((2, 3)))
+
+
+def real(n=8, dtype=torch.float32):
+    return torch.randn(n, N_AXES, LENGTH, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.mark.parametrize("place", ["convs.2", "convs.5", "convs"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_front_part_becomes_a_trunk(place, dtype):
+    network = Front().to(dtype)
+    for _ in range(3):
+        network(real(dtype=dtype))
+    trunk, x = trunks.trunk_of(network, place, real(dtype=dtype)), real(5, dtype)
+    assert network.training and not [m for m in network.modules() if m._forward_hooks]
+    with taps.evaluating(network):
+        maps = taps.maps_of(network, place, x)
+    found = trunk.feature_map(x.flatten(0, 1), trunk.layers[-1]).unflatten(0, (5, N_AXES)).transpose(1, 2)
+    assert torch.allclose(found, maps, atol=1e-5)
+
+
+def test_functional_rectifiers_and_unpadded_convolutions_become_trunks_when_said():
+    network = sfhf()
+    trunk = trunks.trunk_of(network, "conv3", real())
+    assert all(torch.equal(a, b) for a, b in zip(trunk.weights, folded_trunk(network).weights, strict=True))
+    bare = Front(padding=0)
+    with pytest.raises(ValueError, match="convs.0 has no padding"):
+        trunks.trunk_of(bare, "convs.5", real())
+    trunk = trunks.trunk_of(bare, "convs.5", real(), unpadded=True)
+    with taps.evaluating(bare):
+        inner = trunk.feature_map(real().flatten(0, 1), "conv2")[:, :, 4:-4].unflatten(0, (8, N_AXES)).transpose(1, 2)
+        assert torch.allclose(inner, taps.maps_of(bare, "convs.5", real()), atol=1e-5)
+
+
+def changed(at, module):
+    network = Front()
+    network.convs[at] = module
+    return network
+
+
+class Stacked(taps.WithChannel):
+    """Each axis and its negative, as two channels."""
+
+    def __init__(self):
+        super().__init__(nn.Sequential(nn.Conv2d(2, 4, (1, 5), padding="same")))
+
+    def forward(self, x):
+        return self.network(torch.stack([x, -x], 1))
+
+
+REFUSED = {
+    r"convs.0 has the kernel \(1, 4\)": (Front(kernel=4), "convs.2"),
+    r"convs.0 has the kernel \(3, 5\)": (changed(0, nn.Conv2d(1, 6, (3, 5), padding="same")), "convs.2"),
+    "convs.0 has a stride": (Front(stride=(1, 2), padding=(0, 2)), "convs.2"),
+    r"convs.0 has a padding of \(0, 1\)": (Front(padding=(0, 1)), "convs.2"),
+    "name the rectifier": (Front(), "convs.1"),
+    "its maps have 1 axes, the windows 3": (Mixing(), "second"),
+    "convs.2 is a GELU": (changed(2, nn.GELU()), "convs.5"),
+    "the norm convs.0.0 does not follow a convolution": (
+        changed(0, nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 6, (1, 5), padding="same"))),
+        "convs.2",
+    ),
+    "no convolution comes before it": (taps.WithChannel(nn.Sequential(nn.Identity())), "network.0"),
+    "its maps are not those of its convolutions": (changed(2, nn.Identity()), "convs.5"),
+    "network.0 takes 2 channels, not the 1": (Stacked(), "network.0"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_no_trunk_is_refused_with_the_reason(reason):
+    network, place = REFUSED[reason]
+    with pytest.raises(ValueError, match=reason):
+        trunks.trunk_of(network, place, real())
+
+
+class Own(nn.Module):
+    """Each axis by itself, but not all in the same way."""
+
+    def __init__(self):
+        super().__init__()
+        self.here = nn.Identity()
+
+    def forward(self, x):
+        return self.here(x[:, None] * torch.arange(1.0, N_AXES + 1)[:, None])
+
+
+def test_who_treats_axes_one_by_one():
+    assert trunks.by_axis(sfhf(), "conv3", N_AXES, LENGTH) and not trunks.by_axis(sfhf(), "dense", N_AXES, LENGTH)
+    over = nn.Sequential(nn.Conv2d(1, 4, (3, 5), padding=(1, 2)))
+    assert not trunks.by_axis(taps.WithChannel(over), "network.0", N_AXES, LENGTH)
+    assert not trunks.by_axis(Mixing(), "first", N_AXES, LENGTH)
+    assert not trunks.by_axis(Own(), "here", N_AXES, LENGTH)
