@@ -36,7 +36,7 @@ class Case:
     class scores (window, class), in float64. Sample i of a map is about sample ``first + stride * i`` of the window.
     ``silence`` edits the weights of a copy so that what follows sees zeros of one unit. ``stages`` are the steps from
     one rectifier to the next, up to the place, for networks that are such a chain. In ``smooth`` ones other functions
-    than rectifiers bend what comes to the place.
+    than rectifiers bend what comes to the place. Units that see each axis by itself are ``by_axis``.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Case:
     stride: float = 1.0
     stages: tuple[Callable[[Tensor], Tensor], ...] = ()
     smooth: bool = False
+    by_axis: bool = False
     trunk: Trunk | None = None
 
     @property
@@ -240,6 +241,7 @@ def sf_hf() -> Case:
         silence,
         rectified=True,
         stages=stages,
+        by_axis=True,
         trunk=folded_trunk(network),
     )
 
@@ -332,6 +334,7 @@ def deep_conv_lstm() -> Case:
         rectified=True,
         first=8,
         stages=stages,
+        by_axis=True,
     )
 
 
