@@ -39,7 +39,6 @@ class Case:
     than rectifiers bend what comes to the place. Units that see each axis by itself are ``by_axis``.
     """
 
-    name: str
     network: nn.Module
     module: str
     layout: str
@@ -52,6 +51,7 @@ class Case:
     smooth: bool = False
     by_axis: bool = False
     trunk: Trunk | None = None
+    name: str = ""
 
     @property
     def tap(self) -> Tap:
@@ -123,6 +123,7 @@ def fitted(network: nn.Module, n_steps: int = 30, rate: float = 0.01) -> nn.Modu
         optimizer.zero_grad()
         F.cross_entropy(network(x), y).backward()
         optimizer.step()
+    optimizer.zero_grad()
     return network.eval()
 
 
@@ -233,7 +234,6 @@ def sf_hf() -> Case:
 
     stages = (lambda x: network.norm_conv1(network.conv1(x[:, None])), lambda h: network.norm_conv2(network.conv2(h)))
     return Case(
-        "SF-HF",
         network,
         "norm_conv2",
         "window unit axis time",
@@ -265,7 +265,7 @@ def cnn() -> Case:
 
     stages = (body[0], lambda h: body[3](body[2](h)))
     # the pooled pairs of unpadded outputs: 2 to either side, half a sample, then one pooled sample
-    return Case("1-D CNN", network, "0.4", "window unit time", by_hand, silence, first=4.5, stride=2, stages=stages)
+    return Case(network, "0.4", "window unit time", by_hand, silence, first=4.5, stride=2, stages=stages)
 
 
 class DeepConvLSTM(nn.Module):
@@ -325,7 +325,6 @@ def deep_conv_lstm() -> Case:
         return maps, scores
 
     return Case(
-        "DeepConvLSTM (B, 1, T, S)",
         network,
         "network.conv4",
         "window unit time axis",
@@ -350,7 +349,7 @@ def deep_conv_lstm_folded() -> Case:
     def silence(other: DeepConvLSTM, unit: int) -> None:
         other.classes.weight[:, unit] = 0
 
-    return Case("DeepConvLSTM (B, S, T)", network, "lstm", "window time unit", by_hand, silence, smooth=True)
+    return Case(network, "lstm", "window time unit", by_hand, silence, smooth=True)
 
 
 class Recurrent(nn.Module):
@@ -378,7 +377,7 @@ def gru() -> Case:
     def silence(other: Taking, unit: int) -> None:
         other.network.classes.weight[:, unit] = 0
 
-    return Case("GRU (B, T, C)", network, "network.gru", "window time unit", by_hand, silence, smooth=True)
+    return Case(network, "network.gru", "window time unit", by_hand, silence, smooth=True)
 
 
 class Inception(nn.Module):
@@ -436,7 +435,7 @@ def inception_time() -> Case:
         other.second.norm.weight[unit] = other.second.norm.bias[unit] = 0
 
     stages = (network.first.joined, network.second.joined)
-    return Case("InceptionTime block", network, "second", "window unit time", by_hand, silence, stages=stages)
+    return Case(network, "second", "window unit time", by_hand, silence, stages=stages)
 
 
 class Block(nn.Module):
@@ -489,7 +488,7 @@ def resnet() -> Case:
     def silence(other: ResNet, unit: int) -> None:
         other.block2.conv1.weight[:, unit] = other.block2.down.weight[:, unit] = 0
 
-    return Case("ResNet with pooling", network, "block1", "window unit time", by_hand, silence, stride=4)
+    return Case(network, "block1", "window unit time", by_hand, silence, stride=4)
 
 
 class Encoder(nn.Module):
@@ -526,7 +525,6 @@ def transformer() -> Case:
         dense.weight[unit] = dense.bias[unit] = 0
 
     return Case(
-        "Transformer encoder",
         network,
         f"{layers[1]}.linear1",
         "window time unit",
@@ -585,7 +583,7 @@ def sa_har() -> Case:
         out = other.network.attention.out_proj
         out.weight[unit] = out.bias[unit] = 0
 
-    return Case("SA-HAR-like block", network, "network.attention", "window time unit", by_hand, silence, smooth=True)
+    return Case(network, "network.attention", "window time unit", by_hand, silence, smooth=True)
 
 
 class Mixer(nn.Module):
@@ -630,9 +628,7 @@ def mixer() -> Case:
         dense = other.network.over_channels[0]
         dense.weight[unit] = dense.bias[unit] = 0
 
-    return Case(
-        "MLP-Mixer-like block", network, "network.over_channels.1", "window time unit", by_hand, silence, smooth=True
-    )
+    return Case(network, "network.over_channels.1", "window time unit", by_hand, silence, smooth=True)
 
 
 class FullyConvolutional(nn.Module):
@@ -665,7 +661,6 @@ def conv_norm_relu() -> Case:
 
     stages = (lambda x: network.norm1(network.conv1(x)), lambda h: network.norm2(network.conv2(h)))
     return Case(
-        "conv, norm, functional ReLU",
         network,
         "conv2",
         "window unit time",
@@ -676,32 +671,20 @@ def conv_norm_relu() -> Case:
     )
 
 
-MAKERS = (
-    sf_hf,
-    cnn,
-    deep_conv_lstm,
-    deep_conv_lstm_folded,
-    gru,
-    inception_time,
-    resnet,
-    transformer,
-    sa_har,
-    mixer,
-    conv_norm_relu,
-)
-NAMES = (
-    "SF-HF",
-    "1-D CNN",
-    "DeepConvLSTM (B, 1, T, S)",
-    "DeepConvLSTM (B, S, T)",
-    "GRU (B, T, C)",
-    "InceptionTime block",
-    "ResNet with pooling",
-    "Transformer encoder",
-    "SA-HAR-like block",
-    "MLP-Mixer-like block",
-    "conv, norm, functional ReLU",
-)
+MAKERS: dict[str, Callable[[], Case]] = {
+    "SF-HF": sf_hf,
+    "1-D CNN": cnn,
+    "DeepConvLSTM (B, 1, T, S)": deep_conv_lstm,
+    "DeepConvLSTM (B, S, T)": deep_conv_lstm_folded,
+    "GRU (B, T, C)": gru,
+    "InceptionTime block": inception_time,
+    "ResNet with pooling": resnet,
+    "Transformer encoder": transformer,
+    "SA-HAR-like block": sa_har,
+    "MLP-Mixer-like block": mixer,
+    "conv, norm, functional ReLU": conv_norm_relu,
+}
+NAMES = tuple(MAKERS)
 
 
 @cache
@@ -709,4 +692,4 @@ def case(name: str, seed: int = 0) -> Case:
     """The network of that name with its place, from weights that depend on the seed alone; made once."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(NAMES.index(name) + 100 * seed)
-        return MAKERS[NAMES.index(name)]()
+        return dataclasses.replace(MAKERS[name](), name=name)

