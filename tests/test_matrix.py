@@ -151,6 +151,8 @@ def check_found(of: Case) -> None:
     tap = taps.located(of.network, taps.Tap(of.module, of.module, of.rectified), torch.tensor(X[:4]))
     found, maps = taps.outputs(of.network, tap, X).numpy(), by_hand(of.name).maps
     assert tap.layout == of.layout and found.shape == maps.shape and found == pytest.approx(maps, rel=1e-3, abs=1e-4)
+    positions = taps.positions(of.network, tap, torch.tensor(X[:4]))
+    assert np.asarray(positions) == pytest.approx(of.first + of.stride * np.arange(maps.shape[3]))
 
 
 def check_statistics(of: Case) -> None:
@@ -456,7 +458,10 @@ CONCEPTS = ("high", "low")
 
 def dissected_place(of: Case) -> xr.Dataset:
     masks = np.stack([X > 0.7, X < -0.2])
-    return dissection.dissect(taps.outputs(of.network, of.tap, X), masks, CONCEPTS, 19, SPLIT.activity, share=0.05)
+    maps, about = taps.outputs(of.network, of.tap, X), {"share": 0.05}
+    if maps.shape[3] != LENGTH:
+        about["positions"] = taps.positions(of.network, of.tap, X)
+    return dissection.dissect(maps, masks, CONCEPTS, 19, SPLIT.activity, **about)
 
 
 def check_dissection(of: Case) -> None:
