@@ -75,15 +75,18 @@ def project(network: nn.Module, tap: str | Tap, x: np.ndarray | Tensor, keep: Ke
 
     ``keep`` gets the layer's maps and returns what goes back; ``rule`` is one of ``RULES``. The network is used in
     evaluation mode and left as it was. Raises ``ValueError`` for an unknown layer or rule, listing the valid ones, for
-    a ``keep`` of another shape, and where nothing leads from the layer back to the input.
+    a ``keep`` of another shape, where nothing leads from the layer back to the input, and for a rule other than
+    "gradient" where more than rectifiers and linear layers lies between them.
     """
     place, rectify = taps.find(network, tap), RULES[known("rule", rule, RULES)]
-    device, found = taps.device_of(network), []
+    x, found = torch.as_tensor(x), []
     with taps.evaluating(network), backward.rectifiers(rectify) if rectify else nullcontext():
-        for batch in torch.as_tensor(x).split(CHUNK):
-            batch = batch.to(device).clone().requires_grad_(True)
+        for batch in (x if x.is_floating_point() else x.float()).split(CHUNK):
+            batch = batch.clone().requires_grad_(True)
             with torch.enable_grad():
                 maps = taps.maps_of(network, place, batch)
+            if rectify:
+                backward.refuse_others(maps, place.name)
             back = keep(maps.detach())
             if back.shape != maps.shape:
                 raise ValueError(f"keep returned {tuple(back.shape)}, but {place.name} has maps {tuple(maps.shape)}")

@@ -81,7 +81,7 @@ def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 3
 
 @torch.no_grad()
 def _class(network: nn.Module, x: Tensor) -> Tensor:
-    return network(x).argmax(1)
+    return taps.scores_of(network, x).argmax(1)
 
 
 def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tens
     One backward pass per class.
     """
     x = x.detach().requires_grad_()
-    scores = network(x)
+    scores = taps.scores_of(network, x)
     own = scores.gather(1, before[:, None])
     lead = own - scores  # (window, class)
     slopes = torch.stack([torch.autograd.grad(lead[:, k].sum(), x, retain_graph=True)[0] for k in range(lead.shape[1])])

@@ -96,7 +96,10 @@ def unit_field(network: nn.Module, tap: str | Tap, unit: Tensor, slope: float | 
     def field(x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_(True)
         with torch.enable_grad(), sloped(slope):
-            value = taps.maps_of(network, place, x)[torch.arange(len(x)), unit].mean((1, 2))
+            maps = taps.maps_of(network, place, x)
+            if slope is not None:
+                backward.refuse_others(maps, place.name)
+            value = maps[torch.arange(len(x)), unit].mean((1, 2))
         (gradient,) = torch.autograd.grad(value.sum(), x)
         return value, gradient
 
@@ -116,7 +119,8 @@ def ascend_units(
     """All ``units`` of a layer of any network from all starting points in one batch; rows are (unit, start).
 
     ``start`` is (start, ...): windows as the network takes them; it climbs in evaluation mode and is as it was
-    afterwards. Raises ``ValueError`` for an unknown layer and for units that it does not have.
+    afterwards. Raises ``ValueError`` for an unknown layer, for units that it does not have, and for a slope where more
+    than rectifiers and linear layers lies between the layer and the input.
     """
     place = taps.find(network, tap)
     unit = torch.as_tensor(list(units), dtype=torch.int64)

@@ -49,7 +49,8 @@ class PerAxis(nn.Module):
             fault = f"only {', '.join(seen)} are seen axis by axis here, not {layer}; other layers need all axes"
             raise ValueError(fault)
         name = f"{layer} before ReLU" if before_relu else layer
-        return Tap(name, f"network.{taps.find(self.network, layer).module}", not before_relu)
+        tap = taps.find(self.network, layer)
+        return Tap(name, f"network.{tap.module}", not before_relu, tap.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(window, axis, time) in G -> maps of the layer (window, unit, axis, time)."""
@@ -111,7 +112,7 @@ def visualize(
                 break
             for transform in transforms:
                 seen = transform(seen, generator)
-            with backward.rectifiers(_waking) if step < waking_steps else nullcontext():
+            with backward.rectifiers(backward.waking(WAKING_SLOPE)) if step < waking_steps else nullcontext():
                 score = objective(network, seen)
             optimizer.zero_grad()
             (-score.sum()).backward()
@@ -124,16 +125,12 @@ def visualize(
     return Visualization(seen.detach().numpy(), scores[:, -1], scores, np.array(record), objective.name)
 
 
-def _waking(x: Tensor, slope: float, gradient: Tensor) -> Tensor:
-    return torch.where(x > 0, gradient, gradient * max(slope, WAKING_SLOPE))
-
-
 @torch.no_grad()
 def _scored(network: nn.Module, objective: Objective, x: Tensor, step: int) -> np.ndarray:
     score = objective(network, x)
     if score.shape != x.shape[:1] or not torch.isfinite(score).all():
         raise ValueError(f"{objective.name}: one finite number per window is wanted, not {score} (step {step})")
-    return score.numpy()
+    return score.float().cpu().numpy()
 
 
 @torch.no_grad()
@@ -141,7 +138,7 @@ def scores(network: nn.Module, objective: Objective, x: np.ndarray) -> np.ndarra
     """The objective of many windows (window, axis, time): (window,)."""
     parts = torch.tensor(np.ascontiguousarray(x)).split(1024)
     with taps.evaluating(network):
-        return torch.cat([objective(network, part) for part in parts]).numpy()
+        return torch.cat([objective(network, part) for part in parts]).float().cpu().numpy()
 
 
 def extremes(values: np.ndarray, recording: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

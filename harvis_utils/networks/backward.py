@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
-#: what the gradient before a rectifier is, out of its input, its forward slope below and the gradient after it. Where
-#: the rectifier is closed, below its range or above, the input that a rule gets is not positive
+#: what the gradient before a rectifier is, out of a tensor that is positive where it is open, its forward slope below
+#: and the gradient after it
 Rule = Callable[[Tensor, float | Tensor, Tensor], Tensor]
 
 #: names of functions that bend what they get, besides those of rectifiers
@@ -67,7 +67,7 @@ def _mask_of(mask, x) -> bool:
 def rectifier(func, args, kwargs) -> Rectifier | None:
     """What a call of a torch function rectifies, and how; None for a call that does not rectify."""
     name = getattr(func, "__name__", "")
-    kind, values = name.rstrip("_"), dict(kwargs)
+    kind, values = name.strip("_"), dict(kwargs)
     names = _ARGUMENTS.get(kind)
     if names is None:
         return None
@@ -142,13 +142,13 @@ class _Rectified(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, call: Callable[[], Tensor], of: Rectifier, rule: Rule) -> Tensor:
         """The plain rectifier, by the very call of the network."""
-        opened = of.opened
-        ctx.save_for_backward(opened.clone() if of.in_place and opened is of.x else opened)
         ctx.slope, ctx.rule = of.slope, rule
+        # of a ReLU the output is kept, as torch does: what it got may be changed in place later
+        opened = None if of.plain else of.opened.clone() if of.in_place and of.opened is of.x else of.opened
         out = call()
         if of.in_place:
             ctx.mark_dirty(x)
-            return x
+        ctx.save_for_backward(out if opened is None else opened)
         return out
 
     @staticmethod

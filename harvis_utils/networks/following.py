@@ -65,7 +65,8 @@ class Follower(TorchFunctionMode):
             return out
         if bent is last:
             of = args[0] if func is backward.ruled else backward.rectifier(func, args, kwargs)
-            self.activation = "relu" if of is not None and of.plain else name
+            ends_at_zero = of is not None and not isinstance(of.slope, Tensor) and of.slope == 0
+            self.activation = ("relu" if of.plain else "bounded") if ends_at_zero else name
             return self._changed(out, last, True)
         if name in _MOVING:
             sizes = (2, 3, 5, 7, 11, 13)[: last.ndim]

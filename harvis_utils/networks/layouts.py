@@ -129,7 +129,7 @@ HANDING_ON = (*HANDING_ON, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBa
 def made_windows(example: Tensor, n: int, seed: int = 0) -> Tensor:
     """Random windows about as large as those of ``example`` (window, axis, time), always the same."""
     x = example.detach().to("cpu", torch.float32)
-    level, spread = x.mean((0, 2), keepdim=True).nan_to_num(0, 0, 0), float(x.std())
+    level, spread = x.mean([d for d in range(x.ndim) if d != 1], keepdim=True).nan_to_num(0, 0, 0), float(x.std())
     spread = spread if 0 < spread < float("inf") else 1.0
     noise = torch.randn(n, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
     return (level + spread * noise).to(example)
@@ -158,6 +158,10 @@ class Windows:
         return view.movedim(self.dim if self.first else self.dim + 1, 0)
 
 
+def _row(x: Tensor, row: int) -> Tensor:
+    return (torch.arange(len(x)) == row).view(-1, *[1] * (x.ndim - 1))
+
+
 def of_windows(answer: Answer, example: Tensor) -> Windows:
     """Which dimension of an output belongs to the windows.
 
@@ -171,13 +175,13 @@ def of_windows(answer: Answer, example: Tensor) -> Windows:
             "it gives other values each time, also in evaluation mode (a functional dropout without "
             "training=self.training?); make the network deterministic there"
         )
-    changed = []
-    for j in range(N_WINDOWS):
-        x = base.clone()
-        x[j] = other[j]
-        changed.append(differs(before, answer(x)))
-    changed = torch.stack(changed)
-    if not changed.any():
+    nothing = torch.full_like(other, torch.nan)  # which also gets through units that are silent in all these windows
+    for others in (other, nothing):
+        each = [torch.where(_row(base, j), others, base) for j in range(N_WINDOWS)]
+        changed = torch.stack([differs(before, answer(x)) for x in each])
+        if changed.any():
+            break
+    else:
         raise PlaceError("it does not depend on the windows, or gives the same for all that were tried")
     if (changed.sum(0) > 1).any():
         raise PlaceError(
@@ -294,7 +298,7 @@ def _along(values: Tensor, dim: int) -> Tensor:
 def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, given: Answer | None = None) -> str:
     """The layout of a layer's output by watching what moves it; ``unit`` is what :func:`declared` says of the layer.
 
-    ``given`` is what the layer gets, for one of a kind that hands on all dimensions but its units' (:data:`HANDING_ON`).
+    ``given`` is what it gets, for a kind of layer that hands on all dimensions but its units' (:data:`HANDING_ON`).
     Raises ``ValueError`` that says what was seen and what to declare where roles are missing or stand against the
     declaration.
     """
@@ -355,6 +359,8 @@ def _moving(watched: Watched, sizes: dict[int, int], alone: Sequence[int]) -> di
     What single samples reach decides; where it is everything, how far they change it does. ``alone`` are dimensions
     that can only be one or the other.
     """
+    if watched.base.ndim != 3:  # points instead of windows, without time
+        return {"time": [], "axis": []}
     n_axes, length = watched.base.shape[1:]
     parts = {"time": [(slice(None), t) for t in times(length)], "axis": [(a, slice(None)) for a in range(n_axes)]}
     parts = {role: of for role, of in parts.items() if len(of) > 1}
@@ -394,7 +400,7 @@ def _own_axis(change: Tensor, alone: bool) -> bool:
 
 def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: dict[int, str]) -> bool:
     """Whether a dimension that is left for units holds times as well, unit by unit, as flattening makes it."""
-    if "time" in roles.values() or example.shape[2] < 2:
+    if "time" in roles.values() or example.ndim != 3 or example.shape[2] < 2:
         return False
     watched = Watched(answer, windows, example)
     change = _along(watched.sizes([(slice(None), t) for t in times(example.shape[2])]), dim)
@@ -422,7 +428,7 @@ def _said(shape, example: Tensor, windows: Windows, own: Sequence[int], roles: d
     free = iter([role for role in ("unit", "time", "axis") if role not in roles.values()])
     guess = re.sub(r"\?", lambda _: next(free, "1"), seen)
     guess = guess if "unit" in guess else "window unit time" if len(shape) == 3 else guess.replace("time", "unit")
-    size = f"{N_WINDOWS} windows of {example.shape[1]} axes x {example.shape[2]} samples"
+    size = f"{N_WINDOWS} windows of {' x '.join(map(str, example.shape[1:]))} (axis, time)"
     return (
         f"for {size} its output is {shape}, in which {seen!r} was found: {fault}; say what its dimensions are, "
         f"e.g. taps.find(network, name, layout={guess!r}), or name another layer"

@@ -29,7 +29,8 @@ class Tap:
 
     ``layout`` says what the output's dimensions are (:mod:`harvis_utils.networks.layouts`), None where it is to be
     found; ``call`` which call of a module that runs more than once, counted from 0; ``part`` which of the tensors that
-    it returns. A ``rectified`` place is behind the activation that its output goes to, and behind a norm before that.
+    it returns. A ``rectified`` place is behind the activation that its output goes to, and behind a norm before that;
+    where it goes to none, it is rectified by a ReLU that the network does not have.
     """
 
     name: str
@@ -122,9 +123,9 @@ def _known_layout(network: nn.Module, module: str) -> str | None:
 
 
 def _is_known(network: nn.Module, tap: Tap) -> bool:
-    """Whether a place needs no look at the network: SF-HF's own, also in a view of it that declares them."""
-    owner = network.get_submodule(tap.module.rpartition(".")[0])
-    return tap.layout is not None and isinstance(owner, SFHF)
+    """Whether a place needs no look at the network: SF-HF's convolutions, also in a view of it that declares them."""
+    owner, _, name = tap.module.rpartition(".")
+    return tap.layout is not None and name.startswith("norm_conv") and isinstance(network.get_submodule(owner), SFHF)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -172,6 +173,9 @@ class Place:
     normed: bool = False  # whether a norm lies before it
     normed_only: bool = False  # whether the rest of the network sees the units through a norm alone
 
+
+#: activations that give out nothing below zero: ReLU itself, and those with an upper end or another threshold
+RECTIFYING = ("relu", "bounded")
 
 #: what was found, by network and then by place and shape of the windows
 FOUND: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
@@ -272,7 +276,7 @@ def which_call(tap: Tap, n_calls: int) -> int:
 def place_of(network: nn.Module, tap: Tap, x: Tensor) -> Place:
     """What there is to know of a tap; found out with windows like ``x`` where it is new."""
     if _is_known(network, tap):
-        return Place(tap.layout, tap.part, "relu" if tap.rectified else "")
+        return Place(tap.layout, tap.part, "relu")
     # what was found holds for this module; another one in its place is looked at anew
     key = (tap.module, tap.call, tap.part, tap.layout, id(network.get_submodule(tap.module)), tuple(x.shape[1:]))
     cache = FOUND.setdefault(network, {})
@@ -282,12 +286,7 @@ def place_of(network: nn.Module, tap: Tap, x: Tensor) -> Place:
                 cache[key] = _looked(watched, tap, as_windows(watched, x.detach()))
             except PlaceError as error:
                 raise PlaceError(f"{tap.name} ({type(network.get_submodule(tap.module)).__name__}): {error}") from error
-    place = cache[key]
-    if tap.rectified and not place.activation:
-        raise PlaceError(
-            f"{tap.name} is said to be rectified, but its output goes to no activation, nor to a norm before one"
-        )
-    return place
+    return cache[key]
 
 
 def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
@@ -341,6 +340,9 @@ def located(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) 
 
 
 def behind(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) -> Tap:
-    """The same units behind the activation that the layer's output goes to, and behind a norm before that, if any."""
+    """The same units behind the ReLU that the layer's output goes to, and a norm before that, where there is one.
+
+    Other activations, which let negative outputs through, leave the place where it is.
+    """
     tap = located(network, layer, example)
-    return replace(tap, rectified=bool(place_of(network, tap, torch.as_tensor(example)).activation))
+    return replace(tap, rectified=place_of(network, tap, torch.as_tensor(example)).activation in RECTIFYING)

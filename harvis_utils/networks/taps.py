@@ -46,7 +46,7 @@ from harvis_utils.networks.positions import positions
 from harvis_utils.networks.sfhf import SFHF
 
 __all__ = ["Tap", "WithChannel", "WithLayout", "as_windows", "behind", "device_of", "evaluating", "find", "located"]
-__all__ += ["positions"]
+__all__ += ["positions", "run", "tensors_of"]
 
 #: windows pushed through a network at once, which bounds the memory
 CHUNK = 512
@@ -147,7 +147,7 @@ def record(network: nn.Module, taps: Sequence[str | Tap]) -> Iterator[dict[str, 
         for tap in [find(network, tap) for tap in taps]:
 
             def follows(place: Place, tap=tap) -> bool:
-                return tap.rectified and (place.normed or place.activation != "relu")
+                return tap.rectified and bool(place.activation) and (place.normed or place.activation != "relu")
 
             hooks.enter_context(_at(network, tap, keep(tap), follows))
         yield found
@@ -231,7 +231,7 @@ def outputs(network: nn.Module, layer: str | Tap, x: np.ndarray | Tensor) -> Ten
 def as_scores(output) -> Tensor:
     """Class scores (window, class) out of what a network returned: the first tensor; probabilities as their logarithm.
 
-    Raises ``ValueError`` for other shapes.
+    Half precision is made float32. Raises ``ValueError`` for other shapes.
     """
     scores = next(iter(tensors_of(output)), None)
     if scores is None or scores.ndim != 2 or scores.shape[1] < 2:
@@ -241,6 +241,7 @@ def as_scores(output) -> Tensor:
         total = scores.double().sum(1)
         near = 1e-4 if scores.dtype in (torch.float32, torch.float64) else 2e-2
         probabilities = bool(len(scores)) and bool((scores >= 0).all()) and bool(((total - 1).abs() < near).all())
+    scores = scores.float() if scores.element_size() < 4 else scores
     return scores.clamp(min=torch.finfo(scores.dtype).tiny).log() if probabilities else scores
 
 
