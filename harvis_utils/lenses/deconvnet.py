@@ -80,8 +80,9 @@ def project(network: nn.Module, tap: str | Tap, x: np.ndarray | Tensor, keep: Ke
     """
     place, rectify = taps.find(network, tap), RULES[known("rule", rule, RULES)]
     x, found = torch.as_tensor(x), []
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     with taps.evaluating(network), backward.rectifiers(rectify) if rectify else nullcontext():
-        for batch in (x if x.is_floating_point() else x.float()).split(CHUNK):
+        for batch in x.split(CHUNK):
             batch = batch.clone().requires_grad_(True)
             with torch.enable_grad():
                 maps = taps.maps_of(network, place, batch)

@@ -295,22 +295,24 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
     every = answer_of(network, tap)(windows)
     if not every:
         raise PlaceError("it returns no tensor (window, unit, ...) of floating type")
-    if tap.layout is not None:
-        answer = answer_of(network, tap, tap.part)
-        layouts.of_windows(answer, example)
-        layouts.apart(answer(windows), layouts.parsed(tap.layout), sizes_of(windows), tap.name)
-        part, layout = tap.part, tap.layout
-    else:
-        faults = []
-        for part in range(tap.part, len(every)):
-            try:
-                given = answer_of(network, tap, 0, given=True) if isinstance(module, layouts.HANDING_ON) else None
-                layout = layouts.found(answer_of(network, tap, part), example, layouts.declared(module), given)
+    given = answer_of(network, tap, 0, given=True) if isinstance(module, layouts.HANDING_ON) else None
+    faults: list[PlaceError] = []
+    for part in range(tap.part, len(every)):
+        answer = answer_of(network, tap, part)
+        try:
+            layout = None
+            if tap.layout is None or len(every) > 1:
+                layout = layouts.found(answer, example, layouts.declared(module), given)
+            if tap.layout in (None, layout):
                 break
-            except PlaceError as error:
-                faults.append(error)
-        else:
+        except PlaceError as error:
+            faults.append(error)
+    else:  # then what is declared holds for the first one, whatever is found
+        if tap.layout is None:
             raise faults[0]
+        part, layout, answer = tap.part, tap.layout, answer_of(network, tap, tap.part)
+        layouts.of_windows(answer, example)
+        layouts.apart(answer(windows), layouts.parsed(layout), sizes_of(windows), tap.name)
     follower, number = Follower(layouts.parsed(layout)), count()
 
     def met(module, args, output) -> None:
