@@ -255,7 +255,8 @@ def _settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
         with watching(network) as watched:
             example = as_windows(watched, torch.as_tensor(x)).detach()
             try:
-                layouts.of_windows(lambda windows: as_scores(run(watched, windows)), example)
+                as_scores(run(watched, example[:1]))  # refuses what is none
+                layouts.of_windows(lambda windows: tensors_of(run(watched, windows))[0], example)
             except PlaceError as error:
                 raise PlaceError(f"the network's class scores: {error}") from error
         cache[key] = True
