@@ -236,7 +236,9 @@ def as_scores(output) -> Tensor:
     scores = next(iter(tensors_of(output)), None)
     if scores is None or scores.ndim != 2 or scores.shape[1] < 2:
         got = type(output).__name__ if scores is None else f"{tuple(scores.shape)}"
-        raise PlaceError(f"class scores (window, class) of two classes or more are wanted from the network, not {got}")
+        raise PlaceError(
+            f"class scores (window, class) from the whole network are wanted, of two classes or more, not {got}"
+        )
     with torch.no_grad():
         total = scores.double().sum(1)
         near = 1e-4 if scores.dtype in (torch.float32, torch.float64) else 2e-2
