@@ -606,7 +606,7 @@ def test_windows_of_any_number_type_go_into_networks_of_any(network_type, window
     for name, look in found.items():
         one, two = (np.asarray(look(net, of)) for net, of in ((network, x), (plain, full)))
         assert np.allclose(one, two, **near), (name, abs(one - two).max())
-    climbed = slopes.ascend_units(network, "c2", [0, 1], full, Step("adam", 0.1, 1.0), 3, 0.3)
+    climbed = slopes.ascend_units(network, "c2", [0, 1], x, Step("adam", 0.1, 1.0), 3, 0.3)
     assert (climbed.maximum > climbed.curve[:, 0]).any()
 
 

@@ -110,7 +110,7 @@ def ascend_units(
     network: nn.Module,
     tap: str | Tap,
     units: Sequence[int],
-    start: Tensor,
+    start: np.ndarray | Tensor,
     step: Step,
     n_steps: int,
     slope: float | None = None,
@@ -124,6 +124,8 @@ def ascend_units(
     """
     place = taps.find(network, tap)
     unit = torch.as_tensor(list(units), dtype=torch.int64)
+    start = torch.as_tensor(start).to(taps.device_of(network))
+    start = start if start.dtype in (torch.float32, torch.float64) else start.float()
     with taps.evaluating(network):
         with torch.no_grad():
             n_units = taps.maps_of(network, place, start[:1]).shape[1]
