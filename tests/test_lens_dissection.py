@@ -381,15 +381,18 @@ def test_nothing_is_left_behind_when_chunks_are_given_up():
     assert not hooks_of(model) and model.training and all(p.requires_grad for p in model.parameters())
 
 
-def test_shorter_maps_are_stretched_and_dense_layers_hold_for_whole_windows():
+def test_shorter_maps_are_put_where_they_look_and_dense_layers_hold_for_whole_windows():
     model, x = MODELS["one"]().eval(), windows_like(60)
     pooled = taps.maps_of(model, "pool", torch.as_tensor(x)).detach()
     limits = dissection.thresholds(pooled, 0.05)
-    units = dissection.unit_masks(pooled, limits, N_AXES, LENGTH)
+    positions = taps.positions(model, "pool", x)
+    assert np.array_equal(positions, np.arange(15) * 2 + 0.5)
+    units = dissection.unit_masks(pooled, limits, N_AXES, LENGTH, positions).toarray().reshape(-1, 60, LENGTH) > 0
     stretched = torch.nn.functional.interpolate(pooled[:, :, 0], LENGTH, mode="linear").numpy()
-    assert np.array_equal(
-        units.toarray().reshape(-1, 60, LENGTH) > 0, (stretched >= limits.t_k[:, None]).swapaxes(0, 1)
-    )
+    on = (stretched >= limits.t_k[:, None]).swapaxes(0, 1)
+    assert np.array_equal(units[..., 1:-1], on[..., 1:-1]) and not units[..., [0, -1]].any()
+    with pytest.raises(ValueError, match="maps have 15 samples, the windows 30: say where"):
+        dissection.unit_masks(pooled, limits, N_AXES, LENGTH)
     scores = taps.outputs(model, "out", x)
     dense = dissection.unit_masks(scores, dissection.thresholds(scores, 0.05), N_AXES, LENGTH)
     whole = dense.toarray().reshape(CLASSES, 60, LENGTH)

@@ -48,7 +48,7 @@ def test_drops_are_those_of_covering_one_place_after_another(name, seed, width, 
     def answers(one):
         with torch.no_grad():
             scores = model(one[None])[0].double()
-            maps = taps.maps_of(model, layer, one[None])[0].double().sum((1, 2))
+            maps = taps.maps_of(model, taps.behind(model, layer, x), one[None])[0].double().sum((1, 2))
         return torch.softmax(scores, 0), maps
 
     for i in range(2):

@@ -57,8 +57,8 @@ def drops(
 
 def _measured(network: nn.Module, split: Split, n_classes: int) -> np.ndarray:
     """F1 and mean probability of the own windows, (measure, class)."""
-    device = taps.device_of(network)
-    scores = torch.cat([network(batch.to(device)).cpu() for batch in torch.as_tensor(split.x).split(CHUNK)])
+    batches = torch.as_tensor(split.x).split(CHUNK)
+    scores = torch.cat([taps.scores_of(network, batch).cpu() for batch in batches])
     own = scores.softmax(1).numpy()[np.arange(len(split)), split.activity]
     there = np.bincount(split.activity, minlength=n_classes)
     f1 = class_f1(split, scores.argmax(1).numpy(), n_classes)

@@ -83,16 +83,20 @@ def project(network: nn.Module, tap: str | Tap, x: np.ndarray | Tensor, keep: Ke
 
     ``keep`` gets the layer's maps, ``CHUNK`` windows at once, and which windows these are, and returns what goes back;
     ``rule`` is one of ``RULES``. The network is used in evaluation mode and left as it was. Raises ``ValueError`` for
-    an unknown layer or rule, listing the valid ones, for a ``keep`` of another shape or of other windows, and where
-    nothing leads from the layer back to the input.
+    an unknown layer or rule, listing the valid ones, for a ``keep`` of another shape or of other windows, where nothing
+    leads from the layer back to the input, and for a rule other than "gradient" where more than rectifiers and linear
+    layers lies between them.
     """
     place, rectify = taps.find(network, tap), RULES[known("rule", rule, RULES)]
-    device, found, which = taps.device_of(network), [], torch.arange(len(x)) // CHUNK
+    found, which, x = [], torch.arange(len(x)) // CHUNK, torch.as_tensor(x)
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     with taps.evaluating(network), backward.rectifiers(rectify) if rectify else nullcontext():
-        for chunk, batch in enumerate(torch.as_tensor(x).split(CHUNK)):
-            batch = batch.to(device).clone().requires_grad_(True)
+        for chunk, batch in enumerate(x.split(CHUNK)):
+            batch = batch.clone().requires_grad_(True)
             with torch.enable_grad():
                 maps = taps.maps_of(network, place, batch)
+            if rectify:
+                backward.refuse_others(maps, place.name)
             back = keep(maps.detach(), which == chunk)
             if back.shape != maps.shape:
                 raise ValueError(f"keep returned {tuple(back.shape)}, but {place.name} has maps {tuple(maps.shape)}")

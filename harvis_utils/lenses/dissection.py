@@ -26,7 +26,6 @@ import torch
 import xarray as xr
 from scipy import linalg, sparse
 from torch import Tensor
-from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses.concepts import Concepts
@@ -75,12 +74,16 @@ def thresholds(maps: Tensor, share: float = SHARE) -> Thresholds:
     return Thresholds(t_k.cpu().numpy(), maps.amin((0, 2, 3)).cpu().numpy())
 
 
-def unit_masks(maps: Tensor, limits: Thresholds, n_axes: int, n_time: int) -> sparse.csr_matrix:
+def unit_masks(
+    maps: Tensor, limits: Thresholds, n_axes: int, n_time: int, positions: np.ndarray | None = None
+) -> sparse.csr_matrix:
     """Where each unit's output is T_k or more: (unit, sample), samples being (window, axis, time) in that order.
 
-    Maps of another length than the windows' are interpolated linearly to it (the source: bilinear), after T_k was
-    taken. Where T_k is the unit's output at rest, the mask are all outputs above that. Raises ``ValueError`` for maps
-    that have neither the windows' axes nor a single one.
+    ``positions`` (map sample,) are the samples of the window that those of the maps are about
+    (:func:`networks.taps.positions`); maps as long as the windows need none. Between them maps are interpolated
+    linearly (the source: bilinear), after T_k was taken; before the first and behind the last a unit sees no sample, so
+    none is in its mask. Where T_k is the unit's output at rest, the mask are all outputs above that. Raises
+    ``ValueError`` for maps that have neither the windows' axes nor one, and for shorter ones without positions.
     """
     n_windows, n_units, axes, time = maps.shape
     if axes not in (1, n_axes):
@@ -90,11 +93,26 @@ def unit_masks(maps: Tensor, limits: Thresholds, n_axes: int, n_time: int) -> sp
         )
     if time == 1:  # interpolating a single value would round it
         maps = maps.expand(-1, -1, -1, n_time)
+    elif positions is not None and not np.array_equal(positions, np.arange(n_time)):
+        maps = _placed(maps, np.asarray(positions, float), n_time)
     elif time != n_time:
-        maps = F.interpolate(maps.flatten(0, 1), n_time, mode="linear").view(n_windows, n_units, axes, n_time)
+        raise ValueError(
+            f"these maps have {time} samples, the windows {n_time}: say where in a window they are, "
+            "positions=taps.positions(network, layer, windows)"
+        )
     t_k, rest = (torch.as_tensor(v, device=maps.device)[:, None, None] for v in (limits.t_k, limits.rest))
     on = (maps >= t_k) & ((t_k > rest) | (maps > rest))
     return sparse.csr_matrix(on.transpose(0, 1).flatten(1).cpu().numpy()).astype(np.float64)
+
+
+def _placed(maps: Tensor, positions: np.ndarray, n_time: int) -> Tensor:
+    """Maps (..., map sample) at the windows' samples; NaN, which is in no mask, where there are none."""
+    if len(positions) != maps.shape[-1] or (np.diff(positions) <= 0).any():
+        raise ValueError(f"maps of {maps.shape[-1]} samples need as many positions, each later than the one before")
+    at = np.interp(np.arange(n_time), positions, np.arange(len(positions)), left=np.nan, right=np.nan)
+    before = np.clip(np.nan_to_num(at).astype(int), 0, len(positions) - 2)
+    share = torch.as_tensor(at - before, dtype=maps.dtype, device=maps.device)
+    return torch.lerp(maps[..., before], maps[..., before + 1], share)
 
 
 # --------------------------------------------------------------------------------------------------------- IoU
@@ -211,17 +229,19 @@ def dissect(
     groups: np.ndarray | None,
     recording: np.ndarray,
     share: float = SHARE,
+    positions: np.ndarray | None = None,
 ) -> xr.Dataset:
     """One layer dissected: ``iou`` (unit, concept), its nulls (unit, draw), and ``t_k``, ``seldom``, ``on`` (unit).
 
-    ``maps`` are the layer's (:func:`networks.taps.outputs`), ``masks`` bool (concept, window, axis, time) for the same
-    windows, ``names`` the concepts', ``recording`` (window,) says which windows come from one. The nulls are
-    ``chance``, and ``chance_within`` ``groups`` (window,), the windows' activities; without groups there is none such.
-    ``on`` is the share of samples in a unit's mask, ``seldom`` as in :class:`Thresholds`. Raises ``ValueError`` where
-    maps, masks and recordings are not of the same windows, or recordings are too few to trade places.
+    ``maps`` are the layer's (:func:`networks.taps.outputs`) at ``positions`` (:func:`networks.taps.positions`), not
+    needed for maps as long as the windows; ``masks`` bool (concept, window, axis, time) for the same windows, ``names``
+    the concepts', ``recording`` (window,) says which windows come from one. The nulls are ``chance``, and
+    ``chance_within`` ``groups`` (window,), the windows' activities; without groups there is none such. ``on`` is the
+    share of samples in a unit's mask, ``seldom`` as in :class:`Thresholds`. Raises ``ValueError`` where maps, masks and
+    recordings are not of the same windows, or recordings are too few to trade places.
     """
     limits = thresholds(maps, share)
-    units = unit_masks(maps, limits, *masks.shape[2:])
+    units = unit_masks(maps, limits, *masks.shape[2:], positions)
     own = masks if units.shape[1] == masks[0].size else masks.any(2, keepdims=True)
     if units.shape[1] != own[0].size:
         raise ValueError(f"maps of {units.shape[1]} samples and masks of {own[0].size} are not of the same windows")

@@ -60,7 +60,7 @@ def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 3
     where DeepFool met no slope, bisection on the lines to the batch's windows of other classes; then ``n_along`` times
     a search along the border's normal at the point found, kept where it is nearer.
     """
-    x = torch.as_tensor(x, dtype=torch.float32).clone()
+    x = torch.as_tensor(x, dtype=torch.float32, device=taps.device_of(network)).clone()
     with taps.evaluating(network):
         before = _class(network, x)
         beyond = _deepfool(network, x, before, n_steps)
@@ -74,6 +74,7 @@ def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 3
             nearer = (rms(tried - x) < rms(best - x)) & (_class(network, tried) != before)
             best = torch.where(nearer[:, None, None], tried, best)
         after = _class(network, best)
+    x, best, before, after = (of.cpu() for of in (x, best, before, after))
     flipped = after != before
     signal = torch.where(flipped[:, None, None], best, x)
     return Flips(signal.numpy(), before.numpy(), after.numpy(), rms(signal - x).where(flipped, torch.nan).numpy())
@@ -81,7 +82,7 @@ def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 3
 
 @torch.no_grad()
 def _class(network: nn.Module, x: Tensor) -> Tensor:
-    return network(x).argmax(1)
+    return taps.scores_of(network, x).argmax(1)
 
 
 def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,7 @@ def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tens
     One backward pass per class.
     """
     x = x.detach().requires_grad_()
-    scores = network(x)
+    scores = taps.scores_of(network, x)
     own = scores.gather(1, before[:, None])
     lead = own - scores  # (window, class)
     slopes = torch.stack([torch.autograd.grad(lead[:, k].sum(), x, retain_graph=True)[0] for k in range(lead.shape[1])])

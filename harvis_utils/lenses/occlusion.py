@@ -104,11 +104,13 @@ def drops(
     """What is lost as the occluder's centre moves over every time step and group of axes: dims (window, group, time).
 
     ``log_odds`` and ``probability`` of each window's class in ``classes``; with a ``tap`` also ``unit`` (window,), the
-    strongest in the whole window, and its ``activity``: the sum of its map, as a share of what it was (Paper: that of
-    the strongest map of the top convolution; NaN where it was 0). The network is used in evaluation mode and left as it
-    was. Raises ``ValueError`` for an unknown layer, listing the valid ones, or a class that there is not.
+    strongest in the whole window, and its ``activity``: the sum of its map, behind the ReLU where one follows, as a
+    share of what it was (Paper: that of the strongest map of the top convolution; NaN where it was 0). The network is
+    used in evaluation mode and left as it was. Raises ``ValueError`` for an unknown layer, listing the valid ones, a
+    class that there is not, and a network that gives no class scores.
     """
-    x = torch.as_tensor(x).to(taps.device_of(network))
+    x = taps.as_windows(network, x)
+    tap = None if tap is None else taps.behind(network, tap, x)
     classes = torch.as_tensor(np.asarray(classes), dtype=torch.int64, device=x.device)
     with taps.evaluating(network), torch.no_grad():
         parts = [
@@ -145,7 +147,7 @@ def _drops(network, x: Tensor, classes: Tensor, groups, occluder: Occluder, tap)
 def _answers(network: nn.Module, x: Tensor, classes: Tensor, tap: str | Tap | None) -> tuple[Tensor, Tensor | None]:
     """Log odds (window,) and, with a tap, the activity of every unit: the sum of its map, (window, unit)."""
     with taps.record(network, [] if tap is None else [tap]) as maps:
-        scores = network(x)
+        scores = taps.scores_of(network, x)
     if not 0 <= int(classes.min()) <= int(classes.max()) < scores.shape[1]:
         raise ValueError(f"the network has classes 0 to {scores.shape[1] - 1}, not {sorted(set(classes.tolist()))}")
     return log_odds(scores, classes), next((m.double().sum((2, 3)) for m in maps.values()), None)

@@ -97,7 +97,10 @@ def unit_field(network: nn.Module, tap: str | Tap, unit: Tensor, slope: float | 
     def field(x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_(True)
         with torch.enable_grad(), sloped(slope):
-            value = taps.maps_of(network, place, x)[torch.arange(len(x)), unit].mean((1, 2))
+            maps = taps.maps_of(network, place, x)
+            if slope is not None:
+                backward.refuse_others(maps, place.name)
+            value = maps[torch.arange(len(x)), unit].mean((1, 2))
         (gradient,) = torch.autograd.grad(value.sum(), x)
         return value, gradient
 
@@ -108,7 +111,7 @@ def ascend_units(
     network: nn.Module,
     tap: str | Tap,
     units: Sequence[int],
-    start: Tensor,
+    start: np.ndarray | Tensor,
     step: Step,
     n_steps: int,
     slope: float | None = None,
@@ -117,10 +120,13 @@ def ascend_units(
     """All ``units`` of a layer of any network from all starting points in one batch; rows are (unit, start).
 
     ``start`` is (start, ...): windows as the network takes them; it climbs in evaluation mode and is as it was
-    afterwards. Raises ``ValueError`` for an unknown layer and for units that it does not have.
+    afterwards. Raises ``ValueError`` for an unknown layer, for units that it does not have, and for a slope where more
+    than rectifiers and linear layers lies between the layer and the input.
     """
     place = taps.find(network, tap)
     unit = torch.as_tensor(list(units), dtype=torch.int64)
+    start = torch.as_tensor(start).to(taps.device_of(network))
+    start = start if start.dtype in (torch.float32, torch.float64) else start.float()
     with taps.evaluating(network):
         with torch.no_grad():
             n_units = taps.maps_of(network, place, start[:1]).shape[1]

@@ -28,7 +28,7 @@ from harvis_utils.fast.ascent import Climbed, move, stopping_step
 from harvis_utils.fast.gradients import TERMS, Rows, l2_norm, terms
 from harvis_utils.maximization.coordinates import Parametrization
 from harvis_utils.maximization.transforms import Transform
-from harvis_utils.networks.backward import Rule, rectifiers
+from harvis_utils.networks.backward import Rule, rectifiers, refuse_others
 from harvis_utils.networks.sfhf import known
 from harvis_utils.settings import OPTIMIZERS, Step
 
@@ -149,6 +149,8 @@ def climb(
                 seen = transform(seen, generator)
             with nullcontext() if rule is None else rectifiers(rule):
                 outputs = own(seen, part)
+            if rule is not None:
+                refuse_others(outputs, "the place")
             return terms(x, outputs.flatten(1), part, th_aap_g, expected)["objective"]
 
         def project(x: Tensor, at: Tensor, every=every) -> Tensor:

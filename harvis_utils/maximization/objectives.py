@@ -10,8 +10,6 @@ An objective turns (network, windows) into one number per window. What it listen
 They are those of Olah et al. (2017), "Feature Visualization": neuron, channel, layer (DeepDream), class before and
 after softmax, direction. ``-objective`` is the same minimized; rectified units cannot fall below zero, so a unit is
 minimized on its output *before* the ReLU (``norm_conv2`` of SF-HF), as in the source.
-
-A layer whose output the network rectifies in place (``nn.ReLU(inplace=True)`` after it) is seen rectified.
 """
 
 from __future__ import annotations
@@ -51,7 +49,8 @@ class Objective:
             if found.setdefault(tap.name, tap) != tap:
                 raise ValueError(f"two different taps are called {tap.name!r}; name them apart")
         with taps.record(network, list(found.values())) as maps:
-            scores = network(x)
+            output = taps.run(network, taps.as_windows(network, x))
+        scores = next(iter(taps.tensors_of(output)), x.new_zeros(len(x), 0))
         return self.of(Seen(x, maps, scores))
 
     def __add__(self, other: Objective) -> Objective:
@@ -194,21 +193,20 @@ def direction(place: str | Tap, vector: Sequence[float] | Tensor) -> Objective:
 
 
 def _of_class(scores: Tensor, which: int | Sequence[int]) -> Tensor:
-    if scores.ndim != 2:
-        shape = tuple(scores.shape)
-        raise ValueError(f"a class objective needs scores (window, class) from the whole network, not {shape}")
     return of_units(scores[:, :, None, None], which, "the class layer")[:, 0, 0]
 
 
 def class_score(which: int | Sequence[int]) -> Objective:
     """Score of a class before softmax; ``which`` may be a sequence: one class per window. Windows need all axes."""
-    return Objective(f"class {_numbers(which)} before softmax", (), lambda seen: _of_class(seen.scores, which))
+    return Objective(
+        f"class {_numbers(which)} before softmax", (), lambda seen: _of_class(taps.as_scores(seen.scores), which)
+    )
 
 
 def class_probability(which: int | Sequence[int]) -> Objective:
     """Probability of a class after softmax. It rises too by lowering the others, and saturates (Olah et al. 2017)."""
     name = f"class {_numbers(which)} after softmax"
-    return Objective(name, (), lambda seen: _of_class(seen.scores.softmax(1), which))
+    return Objective(name, (), lambda seen: _of_class(taps.as_scores(seen.scores).softmax(1), which))
 
 
 def spectrum(power: Tensor) -> Objective:

@@ -118,11 +118,12 @@ def target_of(
     if isinstance(network, Trunk):
         scale, n_units = scale.shared(), len(network.biases[network.depth(layer) - 1])
         return Target(lambda x: network.feature_map(scale.windows(x)[:, 0], layer)[:, :, None], n_units, 1, scale)
-    tap, alone = taps.find(network, layer), trunks.by_axis(network, layer, n_axes, length)
+    tap = taps.located(network, layer, trunks.noise(n_axes, length))
+    alone = trunks.by_axis(network, tap, n_axes, length)
     axes, scale = (1, scale.shared()) if alone else (n_axes, scale)
 
     def maps(x: Tensor) -> Tensor:
-        windows = trunks.as_windows(network, scale.windows(x).expand(-1, n_axes, -1))
+        windows = taps.as_windows(network, scale.windows(x).expand(-1, n_axes, -1))
         return taps.maps_of(network, tap, windows)[:, :, : 1 if alone else None].to(x.dtype)
 
     with torch.no_grad(), taps.evaluating(network):

@@ -148,11 +148,11 @@ def collect(
     if place is None or windows.ndim != 3:
         shape = tuple(windows.shape)
         raise ValueError(f"a network other than a trunk needs a place and windows (window, axis, time), not {shape}")
-    tap, (n_windows, n_axes, length) = taps.find(network, place), windows.shape
+    (n_windows, n_axes, length), tap = windows.shape, taps.located(network, place, windows[:3])
     alone, layer = trunks.by_axis(network, tap, n_axes, length), None
     with taps.evaluating(network):
         for begin in progress(range(0, n_windows, taps.CHUNK), desc="statistics", leave=False):
-            x = trunks.as_windows(network, windows[begin : begin + taps.CHUNK])
+            x = taps.as_windows(network, windows[begin : begin + taps.CHUNK])
             maps = taps.maps_of(network, tap, x)
             maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # a half has too few digits for a mean
             if layer is None:

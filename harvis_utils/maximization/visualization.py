@@ -24,7 +24,7 @@ from harvis_utils.maximization.ascent import path, uphill
 from harvis_utils.maximization.coordinates import Parametrization
 from harvis_utils.maximization.objectives import Objective
 from harvis_utils.maximization.transforms import Transform
-from harvis_utils.networks import backward, taps, trunks
+from harvis_utils.networks import backward, taps
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.networks.taps import Tap
 from harvis_utils.settings import Step
@@ -51,7 +51,8 @@ class PerAxis(nn.Module):
             fault = f"only {', '.join(seen)} are seen axis by axis here, not {layer}; other layers need all axes"
             raise ValueError(fault)
         name = f"{layer} before ReLU" if before_relu else layer
-        return Tap(name, f"network.{taps.find(self.network, layer).module}", not before_relu)
+        tap = taps.find(self.network, layer)
+        return Tap(name, f"network.{tap.module}", not before_relu, tap.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(window, axis, time) in G -> maps of the layer (window, unit, axis, time)."""
@@ -95,7 +96,7 @@ def visualize(
     The network computes in evaluation mode and is left as it was. Raises ``ValueError`` for windows of another shape
     and where the objective is not finite.
     """
-    x = trunks.as_windows(network, start)
+    x = taps.as_windows(network, start)
     if x.ndim != 3:
         raise ValueError(f"start should be (window, axis, time), not an array of shape {tuple(x.shape)}")
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +106,7 @@ def visualize(
     def score(seen: Tensor, rows: Tensor, number: int) -> Tensor:
         for transform in transforms:
             seen = transform(seen, generator)
-        with backward.rectifiers(_waking) if number < waking_steps else nullcontext():
+        with backward.rectifiers(backward.waking(WAKING_SLOPE)) if number < waking_steps else nullcontext():
             return objective(network, seen)
 
     def denoised(seen: Tensor, rows: Tensor) -> Tensor:
@@ -120,16 +121,12 @@ def visualize(
     return Visualization(seen.cpu().numpy(), scores[:, -1], scores, np.array(record), objective.name)
 
 
-def _waking(x: Tensor, slope: float, gradient: Tensor) -> Tensor:
-    return torch.where(x > 0, gradient, gradient * max(slope, WAKING_SLOPE))
-
-
 @torch.no_grad()
 def _scored(network: nn.Module, objective: Objective, x: Tensor, step: int) -> np.ndarray:
     score = objective(network, x)
     if score.shape != x.shape[:1] or not torch.isfinite(score).all():
         raise ValueError(f"{objective.name}: one finite number per window is wanted, not {score} (step {step})")
-    return score.cpu().numpy()
+    return score.float().cpu().numpy()
 
 
 @torch.no_grad()
@@ -137,7 +134,7 @@ def scores(network: nn.Module, objective: Objective, x: np.ndarray) -> np.ndarra
     """The objective of many windows (window, axis, time): (window,)."""
     parts = torch.as_tensor(np.ascontiguousarray(x)).split(1024)
     with taps.evaluating(network):
-        return torch.cat([objective(network, trunks.as_windows(network, part)) for part in parts]).cpu().numpy()
+        return torch.cat([objective(network, part) for part in parts]).float().cpu().numpy()
 
 
 def extremes(values: np.ndarray, recording: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,132 +2,222 @@
 
 A *tap* is a place in a network where units can be listened to or silenced. Windows are (window, axis, time) in G for
 every network; maps are (window, unit, axis, time) for every layer, with one axis where it mixes the sensor axes (1-D).
+
+Which dimension of a layer's output is which is declared (``find(network, "lstm", layout="window time unit")``), known
+(SF-HF) or found by watching what moves it (:mod:`harvis_utils.networks.layouts`), once for a network and a layer.
+What cannot be told is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from harvis_utils.networks.sfhf import SFHF, known
+from harvis_utils.networks import backward, layouts
+from harvis_utils.networks.following import Follower
+from harvis_utils.networks.layouts import PlaceError
+from harvis_utils.networks.places import (
+    FOUND,
+    WATCHING,
+    Place,
+    Tap,
+    WithChannel,
+    WithLayout,
+    as_windows,
+    behind,
+    device_of,
+    evaluating,
+    find,
+    located,
+    place_of,
+    refuse_compiled,
+    run,
+    sizes_of,
+    tensors_of,
+    watching,
+    which_call,
+)
+from harvis_utils.networks.positions import positions
+from harvis_utils.networks.sfhf import SFHF
+
+__all__ = ["Tap", "WithChannel", "WithLayout", "as_windows", "behind", "device_of", "evaluating", "find", "located"]
+__all__ += ["positions", "run", "tensors_of"]
 
 #: windows pushed through a network at once, which bounds the memory
 CHUNK = 512
 
 
-@dataclass(frozen=True)
-class Tap:
-    """Units of the layer ``name``: outputs of the submodule ``module``, rectified where the network does it later."""
+# ------------------------------------------------------------------------------------------- listening and silencing
 
-    name: str
-    module: str
-    rectified: bool = False
+#: a place's output with its layout, sizes of the windows, and where it is: at the "place" itself, behind a "norm" or
+#: behind the "activation" -> what to put in its place
+_Act = Callable[[Tensor, layouts.Groups, dict[str, int], str], Tensor | None]
 
 
-class WithChannel(nn.Module):
-    """A network that wants (window, 1, axis, time), given windows of (window, axis, time)."""
+@contextmanager
+def _at(network: nn.Module, tap: Tap, act: _Act, follows: Callable[[Place], bool]) -> Iterator[None]:
+    """While the block runs, ``act`` gets the output of a place in each call of the network.
 
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the network says of windows (window, axis, time)."""
-        return self.network(x.unsqueeze(1))
-
-
-def find(network: nn.Module, layer: str | Tap, rectified: bool = False) -> Tap:
-    """The tap of a layer by name: ``conv1`` ... of SF-HF after batch norm and ReLU, else the submodule of that name.
-
-    ``rectified`` says that the network rectifies this submodule's output by a function of its own, not by a submodule
-    that could be named instead. Raises ``ValueError`` listing the valid names for an unknown one.
+    Where it ``follows`` the output, it gets what comes out of norms and of the activation instead.
     """
-    if isinstance(layer, Tap):
-        return find(network, layer.module, layer.rectified) and layer
-    if isinstance(network, SFHF) and layer in network.layers:
-        return Tap(layer, f"norm_{layer}", True)
-    return Tap(known("layer", layer, [name for name, _ in network.named_modules() if name]), layer, rectified)
+    place = sizes = follower = None
+    n_calls = 0
 
+    def asleep() -> bool:
+        return getattr(WATCHING, "on", False)
 
-def device_of(network: nn.Module) -> torch.device:
-    """Where a network's parameters are, and windows have to be; the CPU for one without any."""
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
+    def begin(module, args, kwargs) -> None:
+        nonlocal place, sizes, follower, n_calls
+        if asleep():
+            return
+        x = args[0] if args else next(iter(kwargs.values()))
+        place, sizes, n_calls = place_of(network, tap, x), sizes_of(x), 0
+        if follows(place):
+            follower = Follower(
+                layouts.parsed(place.layout),
+                lambda out, groups, last: act(out, groups, sizes, "activation" if last else "norm"),
+            )
+            follower.__enter__()
+
+    def met(module, args, output):
+        nonlocal n_calls
+        if asleep():
+            return None
+        if sizes is None:
+            raise PlaceError(f"{tap.name} can be seen while the network itself is called, not a part of it")
+        number, n_calls = n_calls, n_calls + 1
+        if number != (tap.call or 0):
+            if tap.call is None:
+                which_call(tap, n_calls)  # refuses a second call
+            return None
+        own = tensors_of(output)[place.part]
+        if follower is not None:
+            follower.start(own)
+            return None
+        changed = act(own, layouts.parsed(place.layout), sizes, "place")
+        return None if changed is None else _exchanged(output, own, changed)
+
+    def end(module, args, output) -> None:
+        nonlocal sizes, follower
+        if asleep() or sizes is None:
+            return
+        if follower is not None:
+            follower.__exit__(None, None, None)
+        sizes = follower = None
+        if output is not None:  # it is where the network raised an error
+            which_call(tap, n_calls)
+
+    with ExitStack() as hooks:
+        hooks.enter_context(network.register_forward_pre_hook(begin, with_kwargs=True))
+        hooks.enter_context(network.get_submodule(tap.module).register_forward_hook(met))
+        hooks.enter_context(network.register_forward_hook(end, always_call=True))
+        yield
 
 
 @contextmanager
 def record(network: nn.Module, taps: Sequence[str | Tap]) -> Iterator[dict[str, Tensor]]:
     """While the block runs, each call of ``network`` puts the maps of the ``taps`` into the dictionary it yields.
 
-    Maps are (window, unit, axis, time), with their gradients, by the taps' names; the last call's count. Nothing is
-    left on the network afterwards, also after an error::
+    Maps are (window, unit, axis, time), with their gradients, by the taps' names; the last call's count, and later
+    steps in place do not change them. Nothing is left on the network afterwards, also after an error::
 
         with record(network, ["conv1"]) as maps:
             network(windows)
         maps["conv1"].amax((2, 3))  # (window, unit)
+
+    Calls raise ``ValueError`` as :func:`located` does.
     """
     found: dict[str, Tensor] = {}
+
+    def keep(tap: Tap) -> _Act:
+        def act(output: Tensor, groups: layouts.Groups, sizes: dict[str, int], where: str) -> None:
+            if where == "norm":
+                return
+            maps = layouts.as_maps(*layouts.apart(output, groups, sizes, tap.name))
+            found[tap.name] = maps.relu() if tap.rectified and where == "place" else maps.clone()
+
+        return act
+
     with ExitStack() as hooks:
-        for tap in (find(network, tap) for tap in taps):
+        for tap in [find(network, tap) for tap in taps]:
 
-            def hook(module, args, output, tap=tap) -> None:
-                found[tap.name] = as_maps(output.relu() if tap.rectified else output)
+            def follows(place: Place, tap=tap) -> bool:
+                return tap.rectified and bool(place.activation) and (place.normed or place.activation != "relu")
 
-            hooks.enter_context(network.get_submodule(tap.module).register_forward_hook(hook))
+            hooks.enter_context(_at(network, tap, keep(tap), follows))
         yield found
 
 
 @contextmanager
 def silenced(network: nn.Module, tap: str | Tap, units: Sequence[int]) -> Iterator[None]:
-    """While the block runs, the outputs of ``units`` (before a later ReLU) are zero; nothing else changes.
+    """While the block runs, the outputs of ``units`` are zero for all that follows; nothing else changes.
 
-    Raises ``ValueError`` in the first call for a unit that the layer does not have.
+    Where the rest of the network sees them through a norm alone, they are zero behind the norm, and behind the
+    activation after that. Of recurrent layers the last states are silent too. Calls raise ``ValueError`` as
+    :func:`located` does, and for a unit that the layer does not have.
     """
     place = find(network, tap)
     index = torch.as_tensor(list(units), dtype=torch.int64)
 
-    def hook(module, args, output: Tensor) -> Tensor:
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < output.shape[1]:
-            raise ValueError(f"{place.name} has units 0 to {output.shape[1] - 1}, not {sorted(index.tolist())}")
-        return output.index_fill(1, index.to(output.device), 0.0)
+    def act(output: Tensor, groups: layouts.Groups, sizes: dict[str, int], where: str) -> Tensor:
+        view, words = layouts.apart(output, groups, sizes, place.name)
+        dim = words.index("unit")
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < view.shape[dim]:
+            raise PlaceError(f"{place.name} has units 0 to {view.shape[dim] - 1}, not {sorted(index.tolist())}")
+        return view.index_fill(dim, index.to(view.device), 0.0).reshape(output.shape)
 
-    with network.get_submodule(place.module).register_forward_hook(hook):
+    def states(module: nn.RNNBase, args, output):
+        state = output[1]
+        h = state[0] if isinstance(state, tuple) else state
+        n_directions, size = 1 + module.bidirectional, h.shape[-1]
+        h = h.clone()
+        for unit in index.tolist():
+            h[unit // size - n_directions, ..., unit % size] = 0.0
+        return output[0], (h, state[1]) if isinstance(state, tuple) else h
+
+    module = network.get_submodule(place.module)
+    with ExitStack() as hooks:
+        hooks.enter_context(_at(network, place, act, lambda of: of.normed_only))
+        if isinstance(module, nn.RNNBase) and len(index):
+            hooks.enter_context(module.register_forward_hook(states))
         yield
 
 
-def as_maps(output: Tensor) -> Tensor:
-    """A layer's output as (window, unit, axis, time): 1-D layers get one axis, dense ones one axis and one sample.
-
-    Raises ``ValueError`` for an output of another number of dimensions.
-    """
-    if output.ndim not in (2, 3, 4):
-        raise ValueError(f"maps need an output (window, unit[, axis][, time]), not one of shape {tuple(output.shape)}")
-    if output.ndim == 3:
-        return output[:, :, None, :]
-    return output if output.ndim == 4 else output[:, :, None, None]
+def _exchanged(output, old: Tensor, new: Tensor):
+    """What a module returned, with ``new`` for ``old``."""
+    if output is old:
+        return new
+    if isinstance(output, dict):
+        return type(output)({key: _exchanged(value, old, new) for key, value in output.items()})
+    if isinstance(output, list | tuple):
+        parts = [_exchanged(one, old, new) for one in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    return output
 
 
 def maps_of(network: nn.Module, tap: str | Tap, x: Tensor) -> Tensor:
     """Maps of one tap for windows (window, axis, time): (window, unit, axis, time), with gradient."""
     with record(network, [tap]) as found:
-        network(x)
+        run(network, as_windows(network, x))
     return next(iter(found.values()))
 
 
 def chunks(network: nn.Module, layers: Sequence[str | Tap], x: np.ndarray | Tensor) -> Iterator[dict[str, Tensor]]:
     """Maps of several layers by name, for windows (window, axis, time), ``CHUNK`` windows at once, without gradients.
 
-    The network computes in evaluation mode, and is as it was whenever a chunk is handed over.
+    The network computes in evaluation mode, and is as it was whenever a chunk is handed over. Half precision is made
+    float32, which holds the same numbers.
     """
     places = [find(network, layer) for layer in layers]
     for batch in torch.as_tensor(x).split(CHUNK):
         with evaluating(network), torch.no_grad(), record(network, places) as maps:
-            network(batch.to(device_of(network)))
-        yield maps
+            run(network, as_windows(network, batch))
+        yield {name: of.float() if of.element_size() < 4 else of for name, of in maps.items()}
 
 
 def outputs(network: nn.Module, layer: str | Tap, x: np.ndarray | Tensor) -> Tensor:
@@ -135,18 +225,119 @@ def outputs(network: nn.Module, layer: str | Tap, x: np.ndarray | Tensor) -> Ten
     return torch.cat([maps for chunk in chunks(network, [layer], x) for maps in chunk.values()])
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[nn.Module]:
-    """The network in evaluation mode without gradients for its weights; as it was afterwards, module by module."""
-    modes = {module: module.training for module in network.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in network.parameters()}
+# ------------------------------------------------------------------------------------------------------ class scores
+
+
+def as_scores(output) -> Tensor:
+    """Class scores (window, class) out of what a network returned: the first tensor; probabilities as their logarithm.
+
+    Half precision is made float32. Raises ``ValueError`` for other shapes.
+    """
+    scores = next(iter(tensors_of(output)), None)
+    if scores is None or scores.ndim != 2 or scores.shape[1] < 2:
+        got = type(output).__name__ if scores is None else f"{tuple(scores.shape)}"
+        raise PlaceError(
+            f"class scores (window, class) from the whole network are wanted, of two classes or more, not {got}"
+        )
+    with torch.no_grad():
+        total = scores.double().sum(1)
+        near = 1e-4 if scores.dtype in (torch.float32, torch.float64) else 2e-2
+        probabilities = bool(len(scores)) and bool((scores >= 0).all()) and bool(((total - 1).abs() < near).all())
+    scores = scores.float() if scores.element_size() < 4 else scores
+    return scores.clamp(min=torch.finfo(scores.dtype).tiny).log() if probabilities else scores
+
+
+def _settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
+    """Raise ``ValueError`` where what the network says of a window depends on chance or on the other windows."""
+    if isinstance(network, SFHF):
+        return
+    cache, key = FOUND.setdefault(network, {}), tuple(x.shape[1:])
+    if key not in cache:
+        refuse_compiled(network)
+        with watching(network) as watched:
+            example = as_windows(watched, torch.as_tensor(x)).detach()
+            try:
+                as_scores(run(watched, example[:1]))  # refuses what is none
+                layouts.of_windows(lambda windows: tensors_of(run(watched, windows))[0], example)
+            except PlaceError as error:
+                raise PlaceError(f"the network's class scores: {error}") from error
+        cache[key] = True
+
+
+def scores_of(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
+    """Class scores (window, class) of windows (window, axis, time), from whatever the network returns.
+
+    Of a tuple the first tensor counts; probabilities are turned into their logarithm. Raises ``ValueError`` for a
+    network that gives none, whose windows depend on each other, or that gives other scores each time.
+    """
+    _settle(network, x)
+    return as_scores(run(network, as_windows(network, x)))
+
+
+# ------------------------------------------------------------------------------------------------ what places there are
+
+
+def places(network: nn.Module, example: np.ndarray | Tensor) -> pd.DataFrame:
+    """What can be looked at in a network, one row per place, with windows like ``example`` (window, axis, time).
+
+    ``layer`` and ``call`` name it (``find(network, layer, call=call)``); ``output`` is the shape of what it gives for
+    ``example``, ``layout`` what its dimensions are, with ``units``, ``axes`` and ``samples``; ``begin`` and ``end`` are
+    the samples of the window that its first and last ones are about. ``refused`` says why a place cannot be looked at.
+    What the lenses can do there is "yes" or a reason: ``climb`` (visualization and the paper's methods), ``backward``
+    (deconvnet, guided, slopes), ``ablation``, ``occlusion``, ``dissection``.
+    """
+    refuse_compiled(network)
+    x = as_windows(network, example).detach()
+    ran: dict[str, list[tuple[int, ...]]] = {name: [] for name, _ in network.named_modules() if name}
+    with watching(network) as watched, ExitStack() as hooks:
+        for name, module in watched.named_modules():
+
+            def met(module, args, output, name=name) -> None:
+                ran[name].append(next((tuple(of.shape) for of in tensors_of(output)), ()))
+
+            if name:
+                hooks.enter_context(module.register_forward_hook(met))
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):  # they never run
+                ran.pop(name)
+        run(watched, as_windows(watched, x))
+    scored = _why_not(lambda: scores_of(network, x), network)
+    rows = []
+    for name, shapes in ran.items():
+        for call, shape in enumerate(shapes or [()]):
+            tap = find(network, name, call=call if len(shapes) > 1 else None)
+            rows.append({"layer": name, "call": tap.call, "output": shape, **_described(network, tap, x, scored)})
+    return pd.DataFrame(rows)
+
+
+def _described(network: nn.Module, tap: Tap, x: Tensor, scored: str) -> dict:
+    kind = type(network.get_submodule(tap.module)).__name__
     try:
-        network.eval()
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        yield network
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, keeps in wanted.items():
-            parameter.requires_grad_(keeps)
+        tap = located(network, tap, x)
+    except PlaceError as error:
+        return {"type": kind, "refused": str(error)}
+    with evaluating(network), torch.no_grad():
+        _, units, axes, samples = maps_of(network, tap, x).shape
+    found = {"type": kind, "layout": tap.layout, "units": units, "axes": axes, "samples": samples, "refused": ""}
+    dissection = "yes" if axes in (1, x.shape[1]) else f"{axes} axes are neither 1 nor the window's {x.shape[1]}"
+    try:
+        at = positions(network, tap, x)
+        found |= {"begin": at[0], "end": at[-1]}
+    except PlaceError as error:
+        dissection = str(error)
+
+    def back() -> None:
+        with backward.rectifiers(backward.deconvnet), torch.enable_grad():
+            maps = maps_of(network, tap, x.clone().requires_grad_())
+        backward.refuse_others(maps, tap.name)
+
+    lenses = {"climb": "yes", "backward": _why_not(back, network), "ablation": scored, "occlusion": scored}
+    return found | lenses | {"dissection": dissection}
+
+
+def _why_not(look: Callable[[], object], network: nn.Module) -> str:
+    try:
+        with evaluating(network):
+            look()
+    except ValueError as error:
+        return str(error)
+    return "yes"

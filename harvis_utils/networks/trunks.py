@@ -19,12 +19,6 @@ _PASSED = (nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def as_windows(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
-    """Windows on the network's device and of its floating type."""
-    kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    return torch.as_tensor(x).to(taps.device_of(network), kind)
-
-
 def noise(n_axes: int, length: int, n: int = 4) -> Tensor:
     """Windows of noise of several amplitudes, the same in every call: (window, axis, time)."""
     made = torch.randn(len(AMPLITUDES), n, n_axes, length, generator=torch.Generator().manual_seed(0))
@@ -39,7 +33,7 @@ def by_axis(network: nn.Module, place: str | Tap, n_axes: int, length: int) -> b
     trade maps.
     """
     with taps.evaluating(network):
-        x = as_windows(network, noise(n_axes, length))
+        x = taps.as_windows(network, noise(n_axes, length))
         maps = taps.maps_of(network, place, x)
         if maps.shape[2] != n_axes:
             return False
@@ -62,8 +56,9 @@ def trunk_of(network: nn.Module, place: str | Tap, x: np.ndarray | Tensor, unpad
     convolutions without padding are taken too; their maps are the trunk's without its ends, where it sees zeros beyond
     the signal. Raises ``ValueError`` with the reason where the network's maps are not those of a trunk.
     """
-    tap, x = taps.find(network, place), as_windows(network, x)
-    x = torch.cat([x, as_windows(network, noise(*x.shape[1:]))])
+    x = taps.as_windows(network, x)
+    tap = taps.located(network, place, x)
+    x = torch.cat([x, taps.as_windows(network, noise(*x.shape[1:]))])
     names = {module: name for name, module in network.named_modules()}
     ran: list[nn.Module] = []
     with taps.evaluating(network), ExitStack() as hooks:

@@ -1,0 +1,435 @@
+"""What each dimension of a layer's output is: said in words, or found by watching which parts of a window move it.
+
+A *layout* names the dimensions in order: ``"window unit time"``, ``"window time unit"``, ``"window unit axis time"``;
+dimensions that hold two roles stand in brackets, the slower one first: ``"(window axis) unit time"``. A dimension of
+size 1 without a role is ``1``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harvis_utils.settings import HarvisError
+
+
+class PlaceError(HarvisError, ValueError):
+    """A place in a network that cannot be looked at as it was named; says what to name or declare."""
+
+
+ROLES = ("window", "unit", "axis", "time")
+
+#: windows (window, axis, time) -> a layer's output, of any shape
+Answer = Callable[[Tensor], Tensor]
+#: what each dimension of an output holds, the slower one first
+Groups = tuple[tuple[str, ...], ...]
+
+#: windows that are watched for what belongs to which, and times at which they are changed
+N_WINDOWS, N_TIMES, N_AVERAGED = 3, 16, 6
+#: Choice: how many standard deviations of a random order a dimension follows time by, to be that of time; from how many
+#: samples on a random order can tell; and the correlation that is enough where one dimension alone is left
+CLEAR, N_CLEAR, ENOUGH = 4.0, 6, 0.4
+#: Choice: a dimension turns with time where that leaves less than this share of the difference that turning makes
+TURNED = 0.5
+#: changes below this share of an output's largest value are rounding errors
+ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def parsed(layout: str, needed: Sequence[str] = ("window", "unit")) -> Groups:
+    """The words of a layout, dimension by dimension. Raises ``ValueError`` for others and for missing ones."""
+    parts = re.findall(r"\([^()]*\)|[^\s()]+", layout)
+    groups = tuple(tuple(part.strip("()").split()) for part in parts)
+    words = [word for group in groups for word in group if word != "1"]
+    whole = "".join(parts).replace(" ", "") == "".join(layout.split())
+    if not whole or len(set(words)) < len(words) or not set(needed) <= set(words) <= set(ROLES):
+        raise PlaceError(
+            f"layout {layout!r} should name each dimension of the output once, out of {', '.join(ROLES)}, with "
+            f"{' and '.join(needed)} among them: 'window unit time', 'window time unit', '(window axis) unit time'"
+        )
+    return groups
+
+
+def apart(output: Tensor, groups: Groups, sizes: dict[str, int], where: str) -> tuple[Tensor, list[str]]:
+    """A view of ``output`` with a dimension for every word of its layout, and those words.
+
+    ``sizes`` says how many windows and sensor axes there are. Raises ``ValueError`` where the layout does not fit.
+    """
+    if output.ndim == len(groups):
+        view = output
+        for dim in reversed(range(len(groups))):
+            if len(groups[dim]) > 1:
+                unknown = [word for word in groups[dim] if word not in sizes]
+                known = torch.Size(sizes[word] for word in groups[dim] if word in sizes).numel()
+                if len(unknown) > 1 or output.shape[dim] % known:
+                    break
+                each = [sizes.get(word, output.shape[dim] // known) for word in groups[dim]]
+                view = view.unflatten(dim, each) if torch.Size(each).numel() == output.shape[dim] else view
+        words = [word for group in groups for word in group]
+        wanted = {"window": sizes["window"], "1": 1}
+        if view.ndim == len(words) and all(wanted.get(w, n) == n for w, n in zip(words, view.shape, strict=True)):
+            return view, words
+    said = " ".join(group[0] if len(group) == 1 else f"({' '.join(group)})" for group in groups)
+    shape = tuple(output.shape)
+    raise PlaceError(
+        f"{where}: the layout {said!r} does not fit an output of shape {shape} for {sizes['window']} windows"
+    )
+
+
+def as_maps(view: Tensor, words: Sequence[str]) -> Tensor:
+    """What :func:`apart` gave as (window, unit, axis, time), with one axis or one sample where there are none."""
+    kept = [dim for dim, word in enumerate(words) if word != "1"]
+    named = [words[dim] for dim in kept]
+    maps = view[tuple(slice(None) if dim in kept else 0 for dim in range(view.ndim))]
+    maps = maps.permute([named.index(role) for role in ROLES if role in named])
+    for dim, role in enumerate(ROLES):
+        if role not in named:
+            maps = maps.unsqueeze(dim)
+    return maps
+
+
+# ----------------------------------------------------------------------------------------- what a module's kind says
+
+
+def declared(module: nn.Module) -> tuple[int, int] | None:
+    """Which dimension of a module's output holds units (1 or -1), and how many, by what kind of module it is."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return 1, module.out_channels
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return 1, module.num_features
+    if isinstance(module, nn.GroupNorm):
+        return 1, module.num_channels
+    if isinstance(module, nn.Linear | nn.Bilinear):
+        return -1, module.out_features
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1:
+        return -1, module.normalized_shape[0]
+    if isinstance(module, nn.RNNBase):
+        return -1, (module.proj_size or module.hidden_size) * (1 + module.bidirectional)
+    if isinstance(module, nn.MultiheadAttention):
+        return -1, module.embed_dim
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        return -1, module.linear2.out_features
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
+        return declared(module.layers[0])
+    return None
+
+
+#: kinds of modules whose output has the dimensions of their input, but for that of the units
+HANDING_ON = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.MultiheadAttention, nn.GroupNorm)
+HANDING_ON = (*HANDING_ON, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+HANDING_ON = (*HANDING_ON, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+
+
+# ------------------------------------------------------------------------------------------------ found by watching
+
+
+def made_windows(example: Tensor, n: int, seed: int = 0) -> Tensor:
+    """Random windows about as large as those of ``example`` (window, axis, time), always the same."""
+    x = example.detach().to("cpu", torch.float32)
+    level, spread = x.mean([d for d in range(x.ndim) if d != 1], keepdim=True).nan_to_num(0, 0, 0), float(x.std())
+    spread = spread if 0 < spread < float("inf") else 1.0
+    noise = torch.randn(n, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
+    return (level + spread * noise).to(example)
+
+
+def differs(first: Tensor, second: Tensor) -> Tensor:
+    """Where two outputs differ by more than rounding; NaN differs from everything but NaN."""
+    scale = torch.cat([first.flatten(), second.flatten()]).nan_to_num(0, 0, 0).abs().max()
+    far = (first - second).abs() > ROUNDING.get(first.dtype, 1e-5) * scale
+    return far | (first.isnan() != second.isnan())
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows are in an output: dimension ``dim``, which holds ``among`` others, before (slower) or after."""
+
+    dim: int
+    among: int = 1
+    first: bool = True
+
+    def apart(self, output: Tensor, n: int) -> Tensor:
+        """The output with windows first, then its other dimensions in their order."""
+        if self.among == 1:
+            return output.movedim(self.dim, 0)
+        view = output.unflatten(self.dim, (n, self.among) if self.first else (self.among, n))
+        return view.movedim(self.dim if self.first else self.dim + 1, 0)
+
+
+def _row(x: Tensor, row: int) -> Tensor:
+    return (torch.arange(len(x)) == row).view(-1, *[1] * (x.ndim - 1))
+
+
+def of_windows(answer: Answer, example: Tensor) -> Windows:
+    """Which dimension of an output belongs to the windows.
+
+    Raises ``ValueError`` where the output depends on chance or not on the windows, where windows depend on each other,
+    and where no dimension is theirs.
+    """
+    base, other = made_windows(example, N_WINDOWS), made_windows(example, N_WINDOWS, seed=1)
+    before = answer(base)
+    if differs(before, answer(base)).any():
+        raise PlaceError(
+            "it gives other values each time, also in evaluation mode (a functional dropout without "
+            "training=self.training?); make the network deterministic there"
+        )
+    nothing = torch.full_like(other, torch.nan)  # which also gets through units that are silent in all these windows
+    for others in (other, nothing):
+        each = [torch.where(_row(base, j), others, base) for j in range(N_WINDOWS)]
+        changed = torch.stack([differs(before, answer(x)) for x in each])
+        if changed.any():
+            break
+    else:
+        raise PlaceError("it does not depend on the windows, or gives the same for all that were tried")
+    if (changed.sum(0) > 1).any():
+        raise PlaceError(
+            "what it gives for a window depends on the other windows of the batch (a norm without running statistics, "
+            "or a recurrent or attention layer without batch_first that takes the windows for times)"
+        )
+    found = []
+    for dim in range(before.ndim):
+        size = before.shape[dim]
+        each = changed.movedim(dim + 1, 1).flatten(2).any(2)  # (window, index)
+        if size % N_WINDOWS or (each.sum(0) > 1).any():
+            continue
+        owner = torch.arange(N_WINDOWS)[:, None]
+        index = torch.arange(size)
+        if not (each & (index // (size // N_WINDOWS) != owner)).any():
+            found.append(Windows(dim, size // N_WINDOWS))
+        elif not (each & (index % N_WINDOWS != owner)).any():
+            found.append(Windows(dim, size // N_WINDOWS, first=False))
+    if len(found) != 1:
+        raise PlaceError(
+            f"no dimension of its output, {tuple(before.shape)} for {N_WINDOWS} windows, is that of the windows"
+        )
+    return found[0]
+
+
+def _moves(touched: Tensor) -> bool:
+    """Whether what a change touches, (change, index), moves on as the change does."""
+    rows = touched[touched.any(1)]
+    if len(rows) < 2 or rows.shape[1] < 2:
+        return False
+    index = torch.arange(rows.shape[1])
+    low = torch.where(rows, index, rows.shape[1]).amin(1)
+    high = torch.where(rows, index, -1).amax(1)
+    centre = (rows * index).sum(1) / rows.sum(1)
+    return bool((low.diff() >= 0).all() and (high.diff() >= 0).all() and centre[-1] > centre[0])
+
+
+def _followed(change: Tensor, near: Tensor) -> tuple[float, float]:
+    """How far sizes of changes (change, index) agree with ``near`` likewise: standard deviations above a random order
+    of the indices, and the correlation of both without what rows and columns have in common."""
+
+    def centred(values: Tensor) -> Tensor:
+        return values - values.mean(0) - values.mean(1, keepdim=True) + values.mean()
+
+    change = change.double()
+    change = change / change.mean(1, keepdim=True).clamp(min=1e-300)
+    change = centred(change / change.mean(0).clamp(min=1e-300))
+    near = centred(near.double())
+    size = float(change.norm() * near.norm())
+    if not size > 0 or change.shape[1] < 2:
+        return 0.0, 0.0
+    generator = torch.Generator().manual_seed(0)
+    orders = torch.stack([torch.randperm(change.shape[1], generator=generator) for _ in range(400)])
+    random = torch.einsum("pdi,pi->d", change[:, orders], near)
+    own = float((change * near).sum())
+    return (own - float(random.mean())) / max(float(random.std()), 1e-300), own / size
+
+
+class Watched:
+    """Outputs of windows of which single stretches were changed, without the windows' dimension."""
+
+    def __init__(self, answer: Answer, windows: Windows, example: Tensor):
+        self.answer, self.windows = answer, windows
+        self.base, self.other = made_windows(example, N_AVERAGED), made_windows(example, N_AVERAGED, seed=1)
+
+    def touched(self, parts: Sequence[tuple]) -> Tensor:
+        """Which entries see each part of a window: (part, ...), found by what NaN reaches, else by other values."""
+        x = self.base[:1].repeat(len(parts), 1, 1)
+        for row, part in enumerate(parts):
+            x[row][part] = torch.nan
+        try:
+            reached = self.windows.apart(self.answer(x), len(x)).isnan()
+        except Exception:  # a network may refuse such windows in whatever way
+            reached = torch.zeros(1, dtype=torch.bool)
+        return reached if reached.any() else self.sizes(parts) > 0
+
+    def sizes(self, parts: Sequence[tuple]) -> Tensor:
+        """How much each part of a window changes every entry, averaged over windows: (part, ...)."""
+        found = []
+        for base, other in zip(self.base, self.other, strict=True):
+            x = base.repeat(len(parts) + 1, 1, 1)
+            for row, part in enumerate(parts):
+                x[row][part] = other[part]
+            out = self.windows.apart(self.answer(x), len(x))
+            found.append(torch.where(differs(out[:-1], out[-1:]), (out[:-1] - out[-1:]).abs().float(), 0.0))
+        return torch.stack(found).mean(0)
+
+    def turns(self, of: int, dim: int, size: int) -> bool:
+        """Whether dimension ``dim`` of the output, of this ``size``, turns round as dimension ``of`` of windows does.
+
+        Layers with the same weights at all times do that, but for what lies at the windows' ends.
+        """
+        length = self.base.shape[of]
+        step = max(round(length / size), 1)
+        by = max(length // (3 * step), 1) * step
+        before, after = (
+            self.windows.apart(self.answer(x), len(x)).float() for x in (self.base, self.base.roll(by, of))
+        )
+        moved = min(float((after - before.roll(shift, dim + 1)).norm()) for shift in {by // step, by})
+        return moved < TURNED * float((after - before).norm())
+
+
+def times(length: int, n: int = N_TIMES) -> list[int]:
+    """At most ``n`` samples of a window, spread evenly from the first to the last."""
+    return sorted({round(i) for i in torch.linspace(0, length - 1, n).tolist()})
+
+
+def _along(values: Tensor, dim: int) -> Tensor:
+    """(part, ...) reduced to (part, index of a dimension): whether any is, or the mean."""
+    flat = values.movedim(dim + 1, 1).unsqueeze(-1).flatten(2)
+    return flat.any(2) if values.dtype == torch.bool else flat.mean(2)
+
+
+def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, given: Answer | None = None) -> str:
+    """The layout of a layer's output by watching what moves it; ``unit`` is what :func:`declared` says of the layer.
+
+    ``given`` is what it gets, for a kind of layer that hands on all dimensions but its units' (:data:`HANDING_ON`).
+    Raises ``ValueError`` that says what was seen and what to declare where roles are missing or stand against the
+    declaration.
+    """
+    windows = of_windows(answer, example)
+    shape = tuple(answer(made_windows(example, N_WINDOWS)).shape)
+    at = unit and (len(shape) + unit[0]) % len(shape)
+    # the dimensions beside the windows' own, in order; one that shares a dimension with the windows counts too
+    own = [dim for dim in range(len(shape)) if dim != windows.dim or windows.among > 1]
+    sizes = [windows.among if dim == windows.dim else shape[dim] for dim in own]
+    roles: dict[int, str] = {}
+    if at in own and at != windows.dim and shape[at] == unit[1]:
+        roles[own.index(at)] = "unit"
+    elif unit is not None:
+        same = [i for i, n in enumerate(sizes) if n == unit[1] and own[i] != windows.dim]
+        if len(same) == 1:
+            roles[same[0]] = "unit"
+        else:
+            raise PlaceError(_said(shape, example, windows, own, roles, "no dimension has the width of the module"))
+    open_dims = [i for i, n in enumerate(sizes) if n > 1]
+    left = [i for i in open_dims if i not in roles]
+    if left:
+        alone = len(left) == 1 and "unit" in roles.values()
+        moving = _moving(Watched(answer, windows, example), {i: sizes[i] for i in open_dims}, left if alone else [])
+        unclear = [i for i in left if not any(i in of for of in moving.values())]
+        if unclear and given is not None:
+            # what moves a dimension of the input, in the same place, moves that of the output
+            before = tuple(given(made_windows(example, N_WINDOWS)).shape)
+            own_before = {i: before[own[i]] for i in unclear if len(before) == len(shape) and own[i] != windows.dim}
+            told = _moving(Watched(given, windows, example), own_before, unclear if alone else [])
+            moving = {role: dims or told[role] for role, dims in moving.items()}
+        for role, dims in moving.items():
+            # channels that each see one axis, as those of a depthwise convolution, are units by their declaration
+            dims = [i for i in dims if not (role == "axis" and roles.get(i) == "unit")]
+            taken = [i for i in dims if i in roles]
+            if len(dims) > 1 or taken:
+                fault = f"{len(dims)} dimensions follow {role}" if len(dims) > 1 else f"one follows {role} too"
+                raise PlaceError(_said(shape, example, windows, own, roles | dict.fromkeys(dims, role), fault))
+            roles |= dict.fromkeys(dims, role)
+    rest = [i for i in open_dims if i not in roles]
+    if "unit" not in roles.values():
+        # what is left holds the units; a dimension of size 1 where no larger one is left
+        rest = rest or [i for i, n in enumerate(sizes) if n == 1 and i not in roles][:1]
+        if len(rest) == 1 and own[rest[0]] != windows.dim and not _folded(answer, windows, example, rest[0], roles):
+            roles[rest.pop()] = "unit"
+    if rest or "unit" not in roles.values():
+        fault = "no dimension is left for the units" if not rest else "more than one dimension may be that of the units"
+        fault = fault if "unit" not in roles.values() else "a dimension follows neither time nor the sensor axes"
+        raise PlaceError(_said(shape, example, windows, own, roles, fault))
+    for i in range(len(own)):
+        free = [role for role in (("axis", "time") if len(own) > 2 else ("time",)) if role not in roles.values()]
+        roles.setdefault(i, free[0] if free else "1")
+    return _layout(shape, windows, own, roles)
+
+
+def _moving(watched: Watched, sizes: dict[int, int], alone: Sequence[int]) -> dict[str, list[int]]:
+    """Which dimensions, out of those with their sizes, follow time and which the sensor axes.
+
+    What single samples reach decides; where it is everything, how far they change it does. ``alone`` are dimensions
+    that can only be one or the other.
+    """
+    if watched.base.ndim != 3:  # points instead of windows, without time
+        return {"time": [], "axis": []}
+    n_axes, length = watched.base.shape[1:]
+    parts = {"time": [(slice(None), t) for t in times(length)], "axis": [(a, slice(None)) for a in range(n_axes)]}
+    parts = {role: of for role, of in parts.items() if len(of) > 1}
+    moving: dict[str, list[int]] = {"time": [], "axis": []}
+    for role, of in parts.items():
+        touched = watched.touched(of)
+        moving[role] = [i for i in sizes if _moves(_along(touched, i))]
+    for role, of in parts.items():
+        if moving[role]:
+            continue
+        change = watched.sizes(of)
+        for i in (i for i in sizes if not any(i in dims for dims in moving.values())):
+            by = _along(change, i)
+            if role == "time" and (_in_time(by, i in alone, length) or watched.turns(2, i, sizes[i])):
+                moving[role].append(i)
+            if role == "axis" and sizes[i] == n_axes and (_own_axis(by, i in alone) or watched.turns(1, i, n_axes)):
+                moving[role].append(i)
+    return moving
+
+
+def _in_time(change: Tensor, alone: bool, length: int) -> bool:
+    where = torch.tensor(times(length)) / max(length - 1, 1)
+    near = -(where[:, None] - torch.linspace(0, 1, change.shape[1])).abs()
+    clear, correlation = _followed(change, near)
+    return (clear > CLEAR and change.shape[1] >= N_CLEAR) or (alone and correlation > ENOUGH)
+
+
+def _own_axis(change: Tensor, alone: bool) -> bool:
+    n = len(change)
+    clear, _ = _followed(change, torch.eye(n))
+    inside = torch.eye(n, dtype=torch.bool)
+    scaled = change / change.mean(0).clamp(min=1e-30)
+    first = (scaled.argmax(1) == torch.arange(n)).all() and (scaled.argmax(0) == torch.arange(n)).all()
+    apart_by = scaled[inside].min() > 1.5 * scaled[~inside].max()
+    return (clear > CLEAR and n >= N_CLEAR) or bool(first and apart_by and (alone or n > 3))
+
+
+def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: dict[int, str]) -> bool:
+    """Whether a dimension that is left for units holds times as well, unit by unit, as flattening makes it."""
+    if "time" in roles.values() or example.ndim != 3 or example.shape[2] < 2:
+        return False
+    watched = Watched(answer, windows, example)
+    change = _along(watched.sizes([(slice(None), t) for t in times(example.shape[2])]), dim)
+    size = change.shape[1]
+    steps = [n for n in range(N_CLEAR, size // 2 + 1) if size % n == 0 and n <= example.shape[2]]
+    near = [(n, -(torch.linspace(0, 1, len(change))[:, None] - torch.linspace(0, 1, n)).abs()) for n in steps]
+    return any(_followed(change.unflatten(1, (-1, n)).mean(1), of)[0] > CLEAR + 1 for n, of in near)
+
+
+def _layout(shape: tuple[int, ...], windows: Windows, own: Sequence[int], roles: dict[int, str]) -> str:
+    words = []
+    for dim in range(len(shape)):
+        role = roles.get(own.index(dim), "?") if dim in own else None
+        if dim != windows.dim:
+            words.append(role)
+        elif role is None:
+            words.append("window")
+        else:
+            words.append(f"(window {role})" if windows.first else f"({role} window)")
+    return " ".join(words)
+
+
+def _said(shape, example: Tensor, windows: Windows, own: Sequence[int], roles: dict[int, str], fault: str) -> str:
+    seen = _layout(shape, windows, own, roles)
+    free = iter([role for role in ("unit", "time", "axis") if role not in roles.values()])
+    guess = re.sub(r"\?", lambda _: next(free, "1"), seen)
+    guess = guess if "unit" in guess else "window unit time" if len(shape) == 3 else guess.replace("time", "unit")
+    size = f"{N_WINDOWS} windows of {' x '.join(map(str, example.shape[1:]))} (axis, time)"
+    return (
+        f"for {size} its output is {shape}, in which {seen!r} was found: {fault}; say what its dimensions are, "
+        f"e.g. taps.find(network, name, layout={guess!r}), or name another layer"
+    )

@@ -1,0 +1,350 @@
+"""Places in a network: their names, and what each is, found out once by watching a few small forward passes."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harvis_utils.networks import layouts
+from harvis_utils.networks.following import Follower
+from harvis_utils.networks.layouts import PlaceError
+from harvis_utils.networks.sfhf import SFHF, known
+
+#: layouts that a network may want its windows in
+WANTED = ("window time axis", "window 1 axis time", "window 1 time axis")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Units of the layer ``name``: outputs of the submodule ``module``, rectified where the network does it later.
+
+    ``layout`` says what the output's dimensions are (:mod:`harvis_utils.networks.layouts`), None where it is to be
+    found; ``call`` which call of a module that runs more than once, counted from 0; ``part`` which of the tensors that
+    it returns. A ``rectified`` place is behind the activation that its output goes to, and behind a norm before that;
+    where it goes to none, it is rectified by a ReLU that the network does not have.
+    """
+
+    name: str
+    module: str
+    rectified: bool = False
+    layout: str | None = None
+    call: int | None = None
+    part: int = 0
+
+
+class WithLayout(nn.Module):
+    """A network that wants its windows in another layout, given windows of (window, axis, time).
+
+    ``layout`` is e.g. ``"window time axis"`` (recurrent layers, Keras) or ``"window 1 time axis"``. Raises
+    ``ValueError`` for one that does not name window, axis and time once.
+    """
+
+    def __init__(self, network: nn.Module, layout: str):
+        super().__init__()
+        words = [word for group in layouts.parsed(layout, ("window", "axis", "time")) for word in group]
+        if "unit" in words or "(" in layout:
+            raise PlaceError(f"windows have no such layout as {layout!r}; those that are often wanted: {WANTED}")
+        self.network, self.words = network, words
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the network says of windows (window, axis, time)."""
+        x = x.permute([("window", "axis", "time").index(word) for word in self.words if word != "1"])
+        for dim, word in enumerate(self.words):
+            x = x.unsqueeze(dim) if word == "1" else x
+        return self.network(x)
+
+
+class WithChannel(WithLayout):
+    """A network that wants (window, 1, axis, time), given windows of (window, axis, time)."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__(network, "window 1 axis time")
+
+
+# ------------------------------------------------------------------------------------------------ names and windows
+
+
+def refuse_compiled(network: nn.Module) -> None:
+    """Raise ``ValueError`` for a network in which hooks would not be called."""
+    for name, module in network.named_modules():
+        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or hasattr(getattr(module, "forward", None), "_torchdynamo_orig_callable"):
+            how = "compiled (torch.compile)"
+        elif isinstance(module, torch.jit.ScriptModule):
+            how = "a TorchScript module"
+        else:
+            continue
+        what = f"its part {name!r}" if name else "it"
+        raise PlaceError(
+            f"the network cannot be looked into, because {what} is {how}, whose layers are not called one by one: pass "
+            "the network as it was before"
+        )
+
+
+def find(
+    network: nn.Module,
+    layer: str | Tap,
+    rectified: bool = False,
+    layout: str | None = None,
+    call: int | None = None,
+) -> Tap:
+    """The tap of a layer by name: ``conv1`` ... of SF-HF after batch norm and ReLU, else the submodule of that name.
+
+    ``rectified`` says that the network rectifies this submodule's output by a function of its own, not by a submodule
+    that could be named instead; ``layout`` and ``call`` are as in :class:`Tap`. Raises ``ValueError`` listing the valid
+    names for an unknown one, and for a network that is compiled.
+    """
+    refuse_compiled(network)
+    if isinstance(layer, Tap):
+        find(network, layer.module, layout=layer.layout)
+        return layer
+    if layout is not None:
+        layouts.parsed(layout)
+    if isinstance(network, SFHF) and layer in network.layers and call is None:
+        return Tap(layer, f"norm_{layer}", True, _known_layout(network, layer))
+    known("layer", layer, [name for name, _ in network.named_modules() if name])
+    name = layer if call is None else f"{layer}, call {call}"
+    return Tap(name, layer, rectified, layout or _known_layout(network, layer), call)
+
+
+def _known_layout(network: nn.Module, module: str) -> str | None:
+    if not isinstance(network, SFHF):
+        return None
+    return "window unit axis time" if module.startswith(("conv", "norm_", "mix")) else "window unit"
+
+
+def _is_known(network: nn.Module, tap: Tap) -> bool:
+    """Whether a place needs no look at the network: SF-HF's convolutions, also in a view of it that declares them."""
+    owner, _, name = tap.module.rpartition(".")
+    return tap.layout is not None and name.startswith("norm_conv") and isinstance(network.get_submodule(owner), SFHF)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's parameters are, and windows have to be; the CPU for one without any."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+def as_windows(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
+    """Windows on the network's device and of its floating type; float32 for a network without numbers of its own."""
+    own = (t for of in (network.parameters(), network.buffers()) for t in of if t.is_floating_point())
+    first = next(own, None)
+    x = torch.as_tensor(x)
+    if first is None:
+        return x if x.is_floating_point() else x.float()
+    return x.to(first.device, first.dtype)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network in evaluation mode without gradients for its weights; as it was afterwards, module by module."""
+    modes = {module: module.training for module in network.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    try:
+        network.eval()
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield network
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, keeps in wanted.items():
+            parameter.requires_grad_(keeps)
+
+
+# ------------------------------------------------------------------------------------------------- what is found once
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known of a tap: its layout, which tensor, what its output goes to."""
+
+    layout: str
+    part: int = 0
+    activation: str = ""  # that its units go through, by name
+    normed: bool = False  # whether a norm lies before it
+    normed_only: bool = False  # whether the rest of the network sees the units through a norm alone
+
+
+#: activations that give out nothing below zero: ReLU itself, and those with an upper end or another threshold
+RECTIFYING = ("relu", "bounded")
+
+#: what was found, by network and then by place and shape of the windows
+FOUND: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+#: whether this thread is watching a network, so that listeners do not take that for use
+WATCHING = threading.local()
+
+
+def tensors_of(output) -> list[Tensor]:
+    """All tensors of floating type with two or more dimensions in what a module returned, in their order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() and output.ndim > 1 else []
+    if isinstance(output, dict):
+        output = list(output.values())
+    return [tensor for one in output for tensor in tensors_of(one)] if isinstance(output, list | tuple) else []
+
+
+@contextmanager
+def watching(network: nn.Module) -> Iterator[nn.Module]:
+    """The network to be watched, with nothing left of that: its buffers, its mode, the state of chance."""
+    if device_of(network).type != "cpu":  # where convolutions may spread what they read over a block
+        network = copy.deepcopy(network).cpu()
+    before, buffers = getattr(WATCHING, "on", False), [(b, b.clone()) for b in network.buffers()]
+    WATCHING.on = True
+    try:
+        with torch.random.fork_rng(devices=[]), evaluating(network), torch.no_grad():
+            yield network
+    finally:
+        WATCHING.on = before
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def run(network: nn.Module, x: Tensor):
+    """What the network returns for windows; raises ``ValueError`` with the wrapper that fits where it refuses them."""
+    try:
+        return network(x)
+    except PlaceError:
+        raise
+    except Exception as error:
+        fitting = [f"taps.WithLayout(network, {layout!r})" for layout in WANTED if _takes(network, x[:2], layout)]
+        if not fitting and not getattr(WATCHING, "on", False):
+            raise
+        tip = " or ".join(fitting) or f"taps.WithLayout(network, layout), with a layout such as {', '.join(WANTED)}"
+        shape = tuple(x.shape)
+        told = f"the network does not take windows (window, axis, time) of shape {shape} ({error}); wrap it: {tip}"
+        raise PlaceError(told) from error
+
+
+def _takes(network: nn.Module, x: Tensor, layout: str) -> bool:
+    before = getattr(WATCHING, "on", False)
+    WATCHING.on = True
+    try:
+        WithLayout(network, layout)(x)
+    except Exception:  # whatever a network raises for windows that it does not take
+        return False
+    finally:
+        WATCHING.on = before
+    return True
+
+
+def answer_of(
+    network: nn.Module, tap: Tap, part: int | None = None, given: bool = False
+) -> Callable[[Tensor], Tensor | list[Tensor]]:
+    """What a module gives for windows, or what it is ``given``, as it is: one tensor of that, or all."""
+
+    def answer(x: Tensor):
+        calls = []
+
+        def met(module, args, kwargs, output) -> None:
+            calls.append([tensor.clone() for tensor in tensors_of([args, kwargs] if given else output)])
+
+        with network.get_submodule(tap.module).register_forward_hook(met, with_kwargs=True):
+            run(network, x)
+        out = calls[which_call(tap, len(calls))]
+        return out if part is None else out[part]
+
+    return answer
+
+
+def which_call(tap: Tap, n_calls: int) -> int:
+    """Which of ``n_calls`` of a module is meant. Raises ``ValueError`` where that cannot be told."""
+    if not n_calls:
+        raise PlaceError(
+            f"layer {tap.name} did not run: the network does not call {tap.module!r}, or only uses its weights; "
+            "name a layer that it calls"
+        )
+    if tap.call is None and n_calls > 1:
+        raise PlaceError(
+            f"layer {tap.name} runs {n_calls} times for a window; say which: "
+            f"taps.find(network, {tap.module!r}, call=0), ..., call={n_calls - 1}"
+        )
+    if not 0 <= (tap.call or 0) < n_calls:
+        raise PlaceError(f"layer {tap.name} runs {n_calls} times, so there is no call {tap.call}; they count from 0")
+    return tap.call or 0
+
+
+def place_of(network: nn.Module, tap: Tap, x: Tensor) -> Place:
+    """What there is to know of a tap; found out with windows like ``x`` where it is new."""
+    if _is_known(network, tap):
+        return Place(tap.layout, tap.part, "relu")
+    # what was found holds for this module; another one in its place is looked at anew
+    key = (tap.module, tap.call, tap.part, tap.layout, id(network.get_submodule(tap.module)), tuple(x.shape[1:]))
+    cache = FOUND.setdefault(network, {})
+    if key not in cache:
+        with watching(network) as watched:
+            try:
+                cache[key] = _looked(watched, tap, as_windows(watched, x.detach()))
+            except PlaceError as error:
+                raise PlaceError(f"{tap.name} ({type(network.get_submodule(tap.module)).__name__}): {error}") from error
+    return cache[key]
+
+
+def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
+    module = network.get_submodule(tap.module)
+    windows = layouts.made_windows(example, layouts.N_WINDOWS)
+    every = answer_of(network, tap)(windows)
+    if not every:
+        raise PlaceError("it returns no tensor (window, unit, ...) of floating type")
+    given = answer_of(network, tap, 0, given=True) if isinstance(module, layouts.HANDING_ON) else None
+    faults: list[PlaceError] = []
+    for part in range(tap.part, len(every)):
+        answer = answer_of(network, tap, part)
+        try:
+            layout = None
+            if tap.layout is None or len(every) > 1:
+                layout = layouts.found(answer, example, layouts.declared(module), given)
+            if tap.layout in (None, layout):
+                break
+        except PlaceError as error:
+            faults.append(error)
+    else:  # then what is declared holds for the first one, whatever is found
+        if tap.layout is None:
+            raise faults[0]
+        part, layout, answer = tap.part, tap.layout, answer_of(network, tap, tap.part)
+        layouts.of_windows(answer, example)
+        layouts.apart(answer(windows), layouts.parsed(layout), sizes_of(windows), tap.name)
+    follower, number = Follower(layouts.parsed(layout)), count()
+
+    def met(module, args, output) -> None:
+        if next(number) == (tap.call or 0):
+            follower.start(tensors_of(output)[part])
+
+    with module.register_forward_hook(met), follower:
+        network(windows)
+    return Place(layout, part, follower.activation, follower.normed, follower.normed_only)
+
+
+def sizes_of(x: Tensor) -> dict[str, int]:
+    """How many windows and sensor axes there are."""
+    return {"window": x.shape[0], "axis": x.shape[1]}
+
+
+def located(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) -> Tap:
+    """As :func:`find`, with the layout declared, known or found by watching windows like ``example``.
+
+    Raises ``ValueError`` that says what was seen and what to do where the roles of the output's dimensions cannot be
+    told, where the layer does not run or runs more than once, where its output depends on chance or a window's on
+    other windows, and where the network does not take windows (window, axis, time).
+    """
+    tap = find(network, layer)
+    place = place_of(network, tap, torch.as_tensor(example))
+    return replace(tap, layout=place.layout, part=place.part)
+
+
+def behind(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) -> Tap:
+    """The same units behind the ReLU that the layer's output goes to, and a norm before that, where there is one.
+
+    Other activations, which let negative outputs through, leave the place where it is.
+    """
+    tap = located(network, layer, example)
+    return replace(tap, rectified=place_of(network, tap, torch.as_tensor(example)).activation in RECTIFYING)

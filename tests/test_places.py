@@ -1,0 +1,843 @@
+"""Places in networks of all kinds: their dimensions, what is refused of them, where in time their samples lie."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from harvis_utils.lenses import ablation, deconvnet, dissection, dreams, occlusion, slopes
+from harvis_utils.maximization import objectives, visualization
+from harvis_utils.networks import backward, layouts, taps
+from harvis_utils.settings import Step
+
+N_AXES, LENGTH, CLASSES = 3, 16, 4
+
+
+def windows(n=4, length=LENGTH, seed=0):
+    return torch.randn(n, N_AXES, length, generator=torch.Generator().manual_seed(seed))
+
+
+class Of(nn.Module):
+    """A network out of its parts and a function of them and the windows."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.answer = forward
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x):
+        return self.answer(self, x)
+
+
+def of(forward, **parts):
+    torch.manual_seed(0)
+    return Of(forward, **{name: make() for name, make in parts.items()}).eval()
+
+
+def conv(n_in=N_AXES, n_out=5, kernel=3, **how):
+    return lambda: nn.Conv1d(n_in, n_out, kernel, **{"padding": kernel // 2} | how)
+
+
+def two_convs(act):
+    """conv, activation, conv, activation, mean, classes."""
+    parts = {"c1": conv(), "c2": conv(5, 6), "out": lambda: nn.Linear(6, CLASSES)}
+    return of(lambda m, x: m.out(act(m.c2(act(m.c1(x)))).mean(2)), **parts)
+
+
+# ------------------------------------------------------------------------------------------ what the dimensions are
+
+
+def first(h):
+    return h.transpose(1, 2)
+
+
+class Pooling(nn.Module):
+    """Attention pooling: weights (window, time), and what they weight (window, unit)."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Linear(7, 1)
+
+    def forward(self, h):
+        weights = self.score(h)[..., 0].softmax(1)
+        return weights, (h * weights[..., None]).sum(1)
+
+
+def folded(m, x, slow):
+    h = x.flatten(0, 1) if slow == "window" else x.transpose(0, 1).flatten(0, 1)
+    return F.relu(m.look(h[:, None]))
+
+
+#: name: network, its layer "look", the layout, the maps by hand out of what the layer gives
+KINDS = {
+    "Conv1d": (lambda: of(lambda m, x: m.look(x), look=conv()), "window unit time", lambda o: o[:, :, None]),
+    "Conv1d of as many units as samples": (
+        lambda: of(lambda m, x: m.look(x), look=conv(N_AXES, LENGTH)),
+        "window unit time",
+        lambda o: o[:, :, None],
+    ),
+    "Conv2d": (
+        lambda: of(lambda m, x: m.look(x[:, None]), look=lambda: nn.Conv2d(1, 4, (1, 5))),
+        "window unit axis time",
+        lambda o: o,
+    ),
+    "Conv2d, time first": (
+        lambda: of(lambda m, x: m.look(first(x)[:, None]), look=lambda: nn.Conv2d(1, 4, (5, 1))),
+        "window unit time axis",
+        lambda o: o.transpose(2, 3),
+    ),
+    "Linear, features last": (
+        lambda: of(lambda m, x: m.look(first(x)), look=lambda: nn.Linear(N_AXES, 9)),
+        "window time unit",
+        lambda o: o.transpose(1, 2)[:, :, None],
+    ),
+    "Linear of as many units as samples": (
+        lambda: of(lambda m, x: m.look(first(x)), look=lambda: nn.Linear(N_AXES, LENGTH)),
+        "window time unit",
+        lambda o: o.transpose(1, 2)[:, :, None],
+    ),
+    "ReLU behind features last": (
+        lambda: of(lambda m, x: m.look(m.dense(first(x))), dense=lambda: nn.Linear(N_AXES, 9), look=nn.ReLU),
+        "window time unit",
+        lambda o: o.transpose(1, 2)[:, :, None],
+    ),
+    "LayerNorm": (
+        lambda: of(
+            lambda m, x: m.look(m.dense(first(x))),
+            dense=lambda: nn.Linear(N_AXES, 9),
+            look=lambda: nn.LayerNorm(9),
+        ),
+        "window time unit",
+        lambda o: o.transpose(1, 2)[:, :, None],
+    ),
+    "LSTM": (
+        lambda: of(lambda m, x: m.look(first(x)), look=lambda: nn.LSTM(N_AXES, 7, batch_first=True)),
+        "window time unit",
+        lambda o: o[0].transpose(1, 2)[:, :, None],
+    ),
+    "GRU of both directions, time first": (
+        lambda: of(lambda m, x: m.look(x.permute(2, 0, 1)), look=lambda: nn.GRU(N_AXES, 4, bidirectional=True)),
+        "time window unit",
+        lambda o: o[0].permute(1, 2, 0)[:, :, None],
+    ),
+    "attention": (
+        lambda: of(
+            lambda m, x: m.look(*[F.relu(m.dense(first(x)))] * 3),
+            dense=lambda: nn.Linear(N_AXES, 8),
+            look=lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+        ),
+        "window time unit",
+        lambda o: o[0].transpose(1, 2)[:, :, None],
+    ),
+    "Transformer layer": (
+        lambda: of(
+            lambda m, x: m.look(m.dense(first(x))),
+            dense=lambda: nn.Linear(N_AXES, 8),
+            look=lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True),
+        ),
+        "window time unit",
+        lambda o: o.transpose(1, 2)[:, :, None],
+    ),
+    "attention over sensors": (
+        lambda: of(
+            lambda m, x: m.look(*[m.dense(first(x).reshape(-1, N_AXES, 1))] * 3)[0],
+            dense=lambda: nn.Linear(1, 8),
+            look=lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+        ),
+        "(window time) axis unit",
+        lambda o: o[0].view(-1, LENGTH, N_AXES, 8).permute(0, 3, 2, 1),
+    ),
+    "pooling that returns weights too": (
+        lambda: of(lambda m, x: m.look(m.dense(first(x)))[1], dense=lambda: nn.Linear(N_AXES, 7), look=Pooling),
+        "window unit",
+        lambda o: o[1][:, :, None, None],
+    ),
+    "axes in the batch": (
+        lambda: of(lambda m, x: folded(m, x, "window"), look=conv(1, 6)),
+        "(window axis) unit time",
+        lambda o: o.view(-1, N_AXES, 6, LENGTH).transpose(1, 2),
+    ),
+    "axes in the batch, axis by axis": (
+        lambda: of(lambda m, x: folded(m, x, "axis"), look=conv(1, 6)),
+        "(axis window) unit time",
+        lambda o: o.view(N_AXES, -1, 6, LENGTH).permute(1, 2, 0, 3),
+    ),
+    "times in the batch": (
+        lambda: of(lambda m, x: m.look(first(x).flatten(0, 1)), look=lambda: nn.Linear(N_AXES, 6)),
+        "(window time) unit",
+        lambda o: o.view(-1, LENGTH, 6).transpose(1, 2)[:, :, None],
+    ),
+    "GroupNorm": (
+        lambda: of(lambda m, x: m.look(m.c(x)), c=conv(N_AXES, 6), look=lambda: nn.GroupNorm(2, 6)),
+        "window unit time",
+        lambda o: o[:, :, None],
+    ),
+    "pooled to one sample": (
+        lambda: of(lambda m, x: m.look(m.c(x)), c=conv(), look=lambda: nn.AdaptiveAvgPool1d(1)),
+        "window unit time",
+        lambda o: o[:, :, None],
+    ),
+    "depthwise": (
+        lambda: of(lambda m, x: m.look(x), look=conv(N_AXES, 2 * N_AXES, groups=N_AXES)),
+        "window unit time",
+        lambda o: o[:, :, None],
+    ),
+    "dense": (
+        lambda: of(lambda m, x: m.look(x.flatten(1)), look=lambda: nn.Linear(N_AXES * LENGTH, 7)),
+        "window unit",
+        lambda o: o[:, :, None, None],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_dimensions_are_told_apart_and_silenced(name):
+    make, layout, by_hand = KINDS[name]
+    network, x = make(), windows()
+    given = []
+    with network.look.register_forward_hook(lambda m, a, out: given.append(out)), torch.no_grad():
+        network(x)
+    expected = by_hand(given[0]).detach()
+    assert taps.located(network, "look", x).layout == layout
+    assert torch.allclose(taps.outputs(network, "look", x.double().numpy()), expected, atol=1e-5)
+    with taps.silenced(network, "look", [1]), torch.no_grad():
+        silent = taps.maps_of(network, "look", x)
+    assert silent[:, 1].abs().max() == 0
+    others = [u for u in range(expected.shape[1]) if u != 1]
+    assert torch.allclose(silent[:, others], expected[:, others], atol=1e-5)
+    with (
+        pytest.raises(ValueError, match=f"has units 0 to {expected.shape[1] - 1}"),
+        taps.silenced(network, "look", [99]),
+    ):
+        network(x)
+    declared = taps.find(network, "look", layout=layout)
+    assert torch.equal(taps.outputs(network, taps.located(network, declared, x), x), taps.outputs(network, "look", x))
+
+
+def test_units_that_a_layer_with_features_last_does_not_have_are_refused():
+    network = KINDS["Linear, features last"][0]()
+    with pytest.raises(ValueError, match="units 0 to 8"):
+        slopes.ascend_units(network, "look", [12], windows(1), Step("adam", 0.1, 1.0), 1)
+
+
+class TwiceNormed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.n = nn.Conv1d(N_AXES, 5, 3), nn.BatchNorm1d(5, track_running_stats=False)
+
+    def forward(self, x):
+        return self.n(self.c(x))
+
+
+REFUSED = {
+    "flattened": (
+        lambda: of(lambda m, x: m.out(m.look(m.c(x))), c=conv(), look=nn.Flatten, out=lambda: nn.Linear(80, 4)),
+        "no dimension is left for the units.*layout='window unit'",
+    ),
+    "recurrent and flattened": (
+        lambda: of(
+            lambda m, x: m.out(m.look(m.r(first(x))[0])),
+            r=lambda: nn.LSTM(N_AXES, 5, batch_first=True),
+            look=nn.Flatten,
+            out=lambda: nn.Linear(80, 4),
+        ),
+        "no dimension is left for the units",
+    ),
+    "the windows themselves": (
+        lambda: of(lambda m, x: m.c(m.look(x)), c=conv(), look=nn.Dropout),
+        "no dimension is left for the units.*layout='window unit time'",
+    ),
+    "dense over time": (
+        lambda: of(lambda m, x: m.look(m.c(x)), c=conv(), look=lambda: nn.Linear(LENGTH, 8)),
+        "follows neither time nor the sensor axes.*layout='window time unit'",
+    ),
+    "a recurrent layer that takes windows for times": (
+        lambda: of(lambda m, x: m.look(first(x)), look=lambda: nn.LSTM(N_AXES, 5)),
+        "depends on the other windows of the batch.*batch_first",
+    ),
+    "a norm without running statistics": (
+        lambda: of(lambda m, x: m.n(m.look(x)), look=TwiceNormed, n=nn.ReLU),
+        "depends on the other windows of the batch.*running statistics",
+    ),
+    "functional dropout": (
+        lambda: of(lambda m, x: m.look(F.dropout(m.c(x))), c=conv(), look=nn.ReLU),
+        "other values each time.*training=self.training",
+    ),
+    "a layer without windows": (
+        lambda: of(lambda m, x: m.c(x) + m.look(torch.ones(3, 5))[0, :, None], c=conv(), look=lambda: nn.Linear(5, 5)),
+        "does not depend on the windows",
+    ),
+    "a layer that never runs": (lambda: of(lambda m, x: m.c(x), c=conv(), look=conv()), "layer look did not run"),
+    "a layer used by its weight": (
+        lambda: of(lambda m, x: F.conv1d(x, m.look.weight), look=conv()),
+        "layer look did not run",
+    ),
+    "a layer that runs twice": (
+        lambda: of(lambda m, x: m.look(m.c2(m.look(m.c(x)))), c=conv(), c2=conv(5, 6), look=nn.ReLU),
+        r"runs 2 times.*call=0",
+    ),
+    "a cell that runs at every time": (
+        lambda: of(lambda m, x: [m.look(x[:, :, t]) for t in range(LENGTH)][-1], look=lambda: nn.GRUCell(N_AXES, 5)),
+        "runs 16 times",
+    ),
+    "one window at a time": (
+        lambda: of(lambda m, x: torch.stack([m.look(one) for one in x]), look=conv()),
+        "runs 3 times",
+    ),
+    "no tensor": (lambda: of(lambda m, x: m.c(x), c=conv(), look=nn.Identity), "did not run"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_told_is_refused_in_words(name):
+    make, words = REFUSED[name]
+    network, x = make(), windows()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    chance = torch.random.get_rng_state()
+    for look in (taps.located, taps.maps_of):
+        with pytest.raises(ValueError, match="(?s)" + words):
+            look(network, "look", x)
+    with pytest.raises(ValueError, match="(?s)" + words), taps.silenced(network, "look", [0]):
+        network(x)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    if "dropout" not in name:
+        assert torch.equal(torch.random.get_rng_state(), chance)
+    assert not [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+def test_layouts_are_checked():
+    network, x = KINDS["Conv1d"][0](), windows()
+    for layout in ("unit time", "window unit unit", "window units", "window (unit time", ""):
+        with pytest.raises(ValueError, match="should name each dimension"):
+            taps.find(network, "look", layout=layout)
+    with pytest.raises(ValueError, match="does not fit an output of shape"):
+        taps.maps_of(network, taps.find(network, "look", layout="window unit axis time"), x)
+    with pytest.raises(ValueError, match="windows have no such layout"):
+        taps.WithLayout(network, "window unit axis time")
+    flattened, x = REFUSED["flattened"][0](), windows()
+    declared = taps.find(flattened, "look", layout="window unit")
+    assert taps.outputs(flattened, declared, x).shape == (4, 80, 1, 1)
+    view, words = layouts.apart(torch.zeros(12, 5), layouts.parsed("(time window) unit"), {"window": 4, "axis": 3}, "x")
+    assert view.shape == (3, 4, 5) and layouts.as_maps(view, words).shape == (4, 5, 1, 3)
+
+
+def test_a_module_that_runs_twice_is_two_places():
+    network, x = REFUSED["a layer that runs twice"][0](), windows()
+    early, late = (taps.find(network, "look", call=i) for i in (0, 1))
+    with taps.record(network, [early, late]) as maps, torch.no_grad():
+        network(x)
+    h = F.relu(network.c(x))
+    assert torch.equal(maps[early.name][:, :, 0], h) and torch.equal(maps[late.name][:, :, 0], F.relu(network.c2(h)))
+    with taps.silenced(network, early, [2]), taps.record(network, [late]) as maps, torch.no_grad():
+        network(x)
+    h[:, 2] = 0
+    assert torch.allclose(maps[late.name][:, :, 0], F.relu(network.c2(h)), atol=1e-6)
+    with pytest.raises(ValueError, match="no call 2"):
+        taps.maps_of(network, taps.find(network, "look", call=2), x)
+
+
+def net_with_compiled_forward():
+    network = two_convs(F.relu)
+    network.forward = torch.compile(network.forward, backend="eager")
+    return network
+
+
+def compiled_inside():
+    network = two_convs(F.relu)
+    network.c2.compile(backend="eager")
+    return network
+
+
+def compiled_in_place():
+    network = two_convs(F.relu)
+    network.compile(backend="eager")
+    return network
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c1 = nn.Conv1d(N_AXES, 5, 3)
+
+    def forward(self, x):
+        return F.relu(self.c1(x)).mean(2)
+
+
+COMPILED = {
+    "torch.compile": lambda: torch.compile(two_convs(F.relu), backend="eager"),
+    "its compile method": compiled_in_place,
+    "a compiled part": compiled_inside,
+    "a compiled forward": net_with_compiled_forward,
+    "traced": lambda: torch.jit.trace(Plain(), windows()),
+    "scripted": lambda: torch.jit.script(Plain()),
+    "a scripted part": lambda: nn.Sequential(torch.jit.script(Plain()), nn.Linear(5, CLASSES)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_networks_are_refused(name):
+    network = COMPILED[name]()
+    layer = next(n for n, m in network.named_modules() if n.endswith("c1"))
+    for use in (
+        lambda: taps.find(network, layer),
+        lambda: taps.maps_of(network, layer, windows()),
+        lambda: taps.silenced(network, layer, [0]).__enter__(),
+        lambda: taps.places(network, windows()),
+        lambda: taps.scores_of(network, windows()),
+    ):
+        with pytest.raises(ValueError, match="compiled|TorchScript.*pass the network as it was before"):
+            use()
+
+
+# ---------------------------------------------------------------------------------------------------------- in place
+
+
+@pytest.mark.parametrize("act", [lambda h: F.relu(h, inplace=True), lambda h: h.relu_(), lambda h: h.clamp_(min=0)])
+def test_what_follows_in_place_does_not_change_a_place(act):
+    network, plain, x = two_convs(act), two_convs(F.relu), windows()
+    assert torch.equal(taps.maps_of(network, "c2", x), taps.maps_of(plain, "c2", x)), "conv(x), as it was"
+    with backward.rectifiers(backward.deconvnet):
+        inside = taps.maps_of(network, "c2", x)
+    assert torch.equal(inside, taps.maps_of(plain, "c2", x))
+    for slope in (None, 0.0, 0.3):
+        step, start = Step("adam", 0.1, 1.0), windows(2)
+        one, two = (slopes.ascend_units(net, "c2", range(6), start, step, 5, slope) for net in (network, plain))
+        assert torch.equal(one.curve, two.curve) and torch.equal(one.last, two.last)
+    for rule in deconvnet.RULES:
+        one, two = (deconvnet.project(net, "c2", x, deconvnet.strongest(), rule) for net in (network, plain))
+        assert torch.equal(one, two)
+    made = [visualization.visualize(net, -objectives.channel("c2", 1), x, n_steps=40) for net in (network, plain)]
+    assert np.array_equal(made[0].score, made[1].score) and made[0].score.max() > 0
+
+
+def test_a_residual_beside_an_activation_in_place_is_the_same_under_a_rule():
+    def forward(m, x):
+        h = m.c1(x)
+        out = F.relu(h, inplace=True)
+        return out + h  # h is rectified by now
+
+    network, x = of(forward, c1=conv()), windows()
+    with backward.rectifiers(backward.guided):
+        inside = network(x)
+    assert torch.equal(inside, network(x)) and torch.equal(inside, 2 * F.relu(network.c1(x)))
+
+
+# -------------------------------------------------------------------------------------------------- norm, then ReLU
+
+
+class ByModules(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv1d(N_AXES, 6, 3, padding=1), norm(), nn.ReLU(inplace=True))
+        self.out = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.out(self.body(x).mean(2))
+
+
+def functional_norm(m, x):
+    c, n = m.body[0], m.body[1]
+    h = F.batch_norm(c(x), n.running_mean, n.running_var, n.weight, n.bias)
+    return m.out(torch.clamp(h, min=0).mean(2))
+
+
+NORMED = {
+    "modules": lambda m, x: m.out(m.body(x).mean(2)),
+    "functional ReLU": lambda m, x: m.out(F.relu(m.body[1](m.body[0](x))).mean(2)),
+    "functions alone": functional_norm,
+    "dropout between": lambda m, x: m.out(F.dropout(m.body[1](m.body[0](x)), 0.3, m.training).relu().mean(2)),
+    "transposed between": lambda m, x: m.out(
+        F.relu(m.body[1](m.body[0](x)).transpose(1, 2).contiguous()).mean(1),
+    ),
+}
+
+
+def normed(name, norm=lambda: nn.BatchNorm1d(6)):
+    body = lambda: nn.Sequential(nn.Conv1d(N_AXES, 6, 3, padding=1), norm(), nn.ReLU(inplace=True))  # noqa: E731
+    network = of(NORMED[name], body=body, out=lambda: nn.Linear(6, CLASSES)).train()
+    for seed in range(3):
+        network(2 * windows(16, seed=seed) + 0.5)
+    with torch.no_grad():
+        network.body[1].bias += 0.4
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_silenced_unit_is_silent_behind_norm_and_rectifier(name):
+    network, x = normed(name), windows()
+    rectified = F.relu(network.body[1](network.body[0](x)))
+    rectified[:, 2] = 0
+    with taps.silenced(network, "body.0", [2]), torch.no_grad():
+        found = network(x)
+    assert torch.allclose(found, network.out(rectified.mean(2)), atol=1e-6)
+    behind = taps.behind(network, "body.0", x)
+    maps = taps.maps_of(network, behind, x)[:, :, 0].detach()
+    assert behind.rectified and torch.allclose(maps, F.relu(network.body[1](network.body[0](x))), atol=1e-6)
+    classes = [0] * len(x)
+    drops = occlusion.drops(network, x, classes, occlusion.by_axis(N_AXES), occlusion.Occluder(3), "body.0")
+    assert drops["unit"].values.tolist() == maps.sum(2).argmax(1).tolist()
+
+
+def test_a_norm_over_units_keeps_the_others_as_they_were():
+    network, x = normed("functional ReLU", lambda: nn.GroupNorm(2, 6)), windows()
+    rectified = F.relu(network.body[1](network.body[0](x))).detach()
+    rectified[:, 2] = 0
+    with taps.silenced(network, "body.0", [2]), torch.no_grad():
+        assert torch.allclose(network(x), network.out(rectified.mean(2)), atol=1e-6)
+
+
+def test_a_unit_that_goes_two_ways_is_silent_on_both():
+    def forward(m, x):
+        h = m.c(x)
+        return F.relu(m.n(h)) + h
+
+    network, x = of(forward, c=conv(), n=lambda: nn.BatchNorm1d(5)), windows()
+    h = network.c(x).detach()
+    h[:, 1] = 0
+    with taps.silenced(network, "c", [1]), torch.no_grad():
+        assert torch.allclose(network(x), F.relu(network.n(h)) + h, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_recurrent_unit_is_silent_in_the_last_state_too(kind, both):
+    def forward(m, x):
+        _, state = m.r(first(x))
+        h = state[0] if isinstance(state, tuple) else state
+        return m.out(h[-2:].transpose(0, 1).flatten(1) if both else h[-1])
+
+    width = 10 if both else 5
+    make = lambda: kind(N_AXES, 5, 2, batch_first=True, bidirectional=both)  # noqa: E731
+    network, x = of(forward, r=make, out=lambda: nn.Linear(width, CLASSES)), windows()
+    unit = width - 1
+    with taps.silenced(network, "r", [unit]), torch.no_grad():
+        found = network(x)
+    with torch.no_grad():
+        network.out.weight[:, unit] = 0
+        assert torch.allclose(found, network(x), atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ scores and windows
+
+
+class Split:
+    """What :func:`ablation.drops` takes of a split."""
+
+    def __init__(self, x, activity):
+        self.x, self.activity = x, activity
+
+    def __len__(self):
+        return len(self.x)
+
+
+ENDS = {
+    "scores": lambda h: h,
+    "probabilities": lambda h: h.softmax(1),
+    "log probabilities": lambda h: h.log_softmax(1),
+    "tuple": lambda h: (h, h.sum(1)),
+    "dictionary": lambda h: {"logits": h, "features": h},
+    "probabilities in a list": lambda h: [h.softmax(1), h],
+}
+
+
+def ending(name):
+    parts = {"c1": conv(), "out": lambda: nn.Linear(5, CLASSES)}
+    return of(lambda m, x: ENDS[name](m.out(F.relu(m.c1(x)).mean(2))), **parts)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_class_scores_are_read_from_whatever_a_network_returns(name):
+    network, plain, x = ending(name), ending("scores"), windows(8)
+    y, axes = np.arange(8) % CLASSES, occlusion.by_axis(N_AXES)
+    assert torch.allclose(taps.scores_of(network, x).softmax(1), plain(x).softmax(1), atol=1e-6)
+    one, two = (occlusion.drops(net, x.numpy(), y, axes, occlusion.Occluder(3), "c1") for net in (network, plain))
+    for value in one:
+        assert np.allclose(one[value], two[value], atol=1e-5), value
+    one, two = (ablation.drops(net, ["c1"], Split(x.numpy(), y), CLASSES) for net in (network, plain))
+    assert np.allclose(one["probability"], two["probability"], atol=1e-6) and (one["probability"] != 0).any()
+    one, two = (dreams.smallest_change(net, x, 3, 0) for net in (network, plain))
+    assert np.array_equal(one.before, two.before)
+    for objective in (objectives.channel("c1", 1), objectives.class_probability(2)):
+        assert torch.allclose(objective(network, x), objective(plain, x), atol=1e-6)
+    made = visualization.visualize(network, objectives.class_score(1), x.numpy(), n_steps=3)
+    assert np.isfinite(made.score).all()
+
+
+@pytest.mark.parametrize("end", [lambda h: None, lambda h: h[:, 0], lambda h: h[:, :1], lambda h: h[:, :, None], str])
+def test_no_class_scores_are_said_so(end):
+    network = of(lambda m, x: end(m.c1(x).mean(2)), c1=conv())
+    with pytest.raises(ValueError, match="class scores .* are wanted"):
+        taps.scores_of(network, windows())
+    assert objectives.channel("c1", 1)(network, windows()).shape == (4,)
+
+
+def test_scores_that_depend_on_chance_or_on_other_windows_are_refused():
+    noisy = of(lambda m, x: F.dropout(m.c1(x)).mean(2), c1=conv())
+    mixed = of(lambda m, x: m.n(m.c1(x)).mean(2), c1=conv(), n=lambda: nn.BatchNorm1d(5, track_running_stats=False))
+    for network, words in ((noisy, "other values each time"), (mixed, "other windows of the batch")):
+        assert taps.located(network, "c1", windows()).layout == "window unit time", "before that all is well"
+        for tap in (None, "c1"):
+            with pytest.raises(ValueError, match=words):
+                occlusion.drops(network, windows(), [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3), tap)
+        with pytest.raises(ValueError, match=words):
+            ablation.drops(network, ["c1"], Split(windows().numpy(), np.zeros(4, int)), 5)
+
+
+@pytest.mark.parametrize("network_type", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("window_type", [np.float64, np.float32, np.float16, np.int64])
+def test_windows_of_any_number_type_go_into_networks_of_any(network_type, window_type):
+    network, plain = two_convs(F.relu).to(network_type), two_convs(F.relu)
+    x, y, axes = (10 * windows()).numpy().round().astype(window_type), [0, 1, 2, 3], occlusion.by_axis(N_AXES)
+    near = {"rtol": 0.1, "atol": 0.3} if network_type in (torch.float16, torch.bfloat16) else {"atol": 1e-4}
+    full = torch.tensor(x, dtype=torch.float32)
+    assert taps.as_windows(network, x).dtype == network_type
+    found = {
+        "maps": lambda net, x: taps.outputs(net, "c2", x).float(),
+        "project": lambda net, x: deconvnet.project(net, "c2", x, deconvnet.places([1] * 4)).float(),
+        "occlusion": lambda net, x: occlusion.drops(net, x, y, axes, occlusion.Occluder(3), "c2")["log_odds"].values,
+        "ablation": lambda net, x: ablation.drops(net, ["c2"], Split(x, np.array(y)), 4)["probability"].values,
+        "dream": lambda net, x: visualization.visualize(net, objectives.channel("c2", 1), x, n_steps=2).score,
+    }
+    for name, look in found.items():
+        one, two = (np.asarray(look(net, of)) for net, of in ((network, x), (plain, full)))
+        assert np.allclose(one, two, **near), (name, abs(one - two).max())
+    climbed = slopes.ascend_units(network, "c2", [0, 1], x, Step("adam", 0.1, 1.0), 3, 0.3)
+    assert (climbed.maximum > climbed.curve[:, 0]).any()
+
+
+# --------------------------------------------------------------------------------------------------- foreign layouts
+
+FOREIGN = {
+    "window time axis": lambda: nn.Sequential(nn.Linear(N_AXES, 6), nn.ReLU()),
+    "window 1 axis time": lambda: nn.Sequential(nn.Conv2d(1, 6, (1, 3)), nn.ReLU(), nn.Conv2d(6, 6, (N_AXES, 1))),
+    "window 1 time axis": lambda: nn.Sequential(nn.Conv2d(1, 6, (5, 1)), nn.ReLU(), nn.Conv2d(6, 6, (1, N_AXES))),
+}
+
+
+@pytest.mark.parametrize("layout", FOREIGN)
+def test_networks_for_other_layouts_are_told_which_wrapper_fits(layout):
+    bare, x = FOREIGN[layout](), windows()
+    needs = of(lambda m, x: m.body(_checked(x, layout)), body=lambda: bare)
+    wrapped = taps.WithLayout(needs, layout)
+    for use in (taps.maps_of, taps.located, deconvnet_of):
+        with pytest.raises(ValueError, match=re.escape(f"taps.WithLayout(network, {layout!r})")):
+            use(needs, "body.1", x)
+    maps = taps.maps_of(wrapped, "network.body.1", x)
+    h = F.relu(bare[0](_checked(wrapped_windows(x, layout), layout)))
+    expected = {
+        "window time axis": lambda: h.transpose(1, 2)[:, :, None],
+        "window 1 axis time": lambda: h,
+        "window 1 time axis": lambda: h.transpose(2, 3),
+    }[layout]()
+    assert torch.equal(maps, expected)
+
+
+def deconvnet_of(network, layer, x):
+    return deconvnet.project(network, layer, x, deconvnet.strongest())
+
+
+def wrapped_windows(x, layout):
+    x = x if layout == "window 1 axis time" else x.transpose(1, 2)
+    return x if layout == "window time axis" else x[:, None]
+
+
+def _checked(x, layout):
+    wanted = {"window time axis": (LENGTH, N_AXES), "window 1 axis time": (1, N_AXES, LENGTH)}
+    wanted["window 1 time axis"] = (1, LENGTH, N_AXES)
+    if tuple(x.shape[1:]) != wanted[layout]:
+        raise RuntimeError(f"expected {wanted[layout]}")
+    return x
+
+
+def test_a_channel_first_wrapper_is_what_it_was():
+    network, x = FOREIGN["window 1 axis time"](), windows()
+    assert torch.equal(taps.WithChannel(network)(x), network(x[:, None]))
+
+
+# --------------------------------------------------------------------------------------------------------- in time
+
+
+def net_of(*layers):
+    return lambda: nn.Sequential(*layers)
+
+
+T = 30
+PLACED = {
+    "padded": (net_of(nn.Conv1d(3, 4, 5, padding=2)), np.arange(T)),
+    "unpadded, three times": (
+        net_of(nn.Conv1d(3, 4, 5), nn.ReLU(), nn.Conv1d(4, 4, 5), nn.Conv1d(4, 4, 5)),
+        np.arange(18) + 6,
+    ),
+    "strided": (net_of(nn.Conv1d(3, 4, 5, stride=2)), np.arange(13) * 2 + 2),
+    "strided, padded": (net_of(nn.Conv1d(3, 4, 7, 2, 3), nn.MaxPool1d(3, 2, 1)), np.arange(8) * 4),
+    "dilated": (net_of(nn.Conv1d(3, 4, 3, dilation=3)), np.arange(24) + 3),
+    "dilated, padded": (net_of(nn.Conv1d(3, 4, 3, dilation=4, padding=4)), np.arange(T)),
+    "pooled": (net_of(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2)), np.arange(15) * 2 + 0.5),
+    "pooled by means": (net_of(nn.Conv1d(3, 4, 3, padding=1), nn.AvgPool1d(5)), np.arange(6) * 5 + 2.0),
+    "a wide kernel": (net_of(nn.Conv1d(3, 4, 21, padding=10)), np.arange(T)),
+    "over groups and time": (
+        net_of(nn.Conv1d(3, 4, 3, stride=2), nn.GroupNorm(2, 4), nn.ReLU()),
+        np.arange(14) * 2 + 1,
+    ),
+    "to one sample": (net_of(nn.Conv1d(3, 4, 3), nn.AdaptiveAvgPool1d(1)), np.array([14.5])),
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_samples_of_maps_are_where_they_look(name):
+    torch.manual_seed(0)
+    make, expected = PLACED[name]
+    network = make()
+    found = taps.positions(network, str(len(network) - 1), windows(4, T))
+    assert np.allclose(found, expected)
+
+
+def test_layers_that_see_everything_are_about_the_samples_of_what_they_get():
+    x = windows(4, T)
+    padded = of(
+        lambda m, x: m.r(first(m.c(x))), c=conv(), r=lambda: nn.LSTM(5, 6, 1, batch_first=True, bidirectional=True)
+    )
+    unpadded = of(
+        lambda m, x: m.d(m.r(first(m.c(x)))[0]),
+        c=conv(padding=0, kernel=5),
+        r=lambda: nn.LSTM(5, 6, batch_first=True),
+        d=nn.Dropout,
+    )
+    assert np.array_equal(taps.positions(padded, "r", x), np.arange(T))
+    for layer in "rd":
+        assert np.array_equal(taps.positions(unpadded, layer, x), np.arange(T - 4) + 2)
+    mixed = of(lambda m, x: m.c(m.d(x)), d=lambda: nn.Linear(T, 12), c=conv())
+    with pytest.raises(ValueError, match="follows neither time|sees the whole window"):
+        taps.positions(mixed, "c", x)
+
+
+def test_unpadded_layers_are_dissected_where_they_look():
+    """Three unpadded layers that pass the middle sample of their kernels; the concept is that very sample."""
+    network = nn.Sequential(*(nn.Conv1d(1, 1, 5, bias=False) for _ in range(3)))
+    for layer in network:
+        nn.init.dirac_(layer.weight)
+    x = torch.randn(400, 1, 30, generator=torch.Generator().manual_seed(0)).numpy()
+    maps, positions = taps.outputs(network, "2", x), taps.positions(network, "2", x)
+    limits = dissection.thresholds(maps, 0.03)
+    masks = (x >= limits.t_k[0])[None]
+    with pytest.raises(ValueError, match="say where in a window they are"):
+        dissection.unit_masks(maps, limits, 1, 30)
+    units = dissection.unit_masks(maps, limits, 1, 30, positions)
+    inside = masks[..., 6:24].sum() / masks.sum()
+    assert dissection.iou(units, masks)[0, 0] == pytest.approx(inside) and 0.5 < inside < 0.7
+
+
+# ------------------------------------------------------------------------------------------------------- rectifiers
+
+SPELLINGS = {
+    "torch.relu": torch.relu,
+    "relu_": lambda h: h.relu_(),
+    "clamp": lambda h: h.clamp(min=0),
+    "clamp_": lambda h: h.clamp_(min=0.0),
+    "clip": lambda h: torch.clip(h, 0),
+    "clamp_min": lambda h: h.clamp_min(0),
+    "maximum": lambda h: torch.maximum(h, torch.zeros(())),
+    "maximum, zero first": lambda h: torch.maximum(torch.zeros_like(h), h),
+    "max": lambda h: torch.max(h, torch.zeros_like(h)),
+    "threshold": lambda h: F.threshold(h, 0, 0),
+    "nn.Threshold": lambda h: nn.Threshold(0.0, 0.0)(h),
+    "ReLU6": lambda h: nn.ReLU6()(h),
+    "hardtanh": lambda h: F.hardtanh(h, 0, 9),
+    "clamp of two ends": lambda h: h.clamp(0, 9),
+    "leaky of slope 0": lambda h: F.leaky_relu(h, 0.0),
+    "PReLU of slope 0": lambda h: F.prelu(h, torch.zeros(1)),
+    "where": lambda h: torch.where(h > 0, h, 0.0),
+    "product": lambda h: h * (h > 0),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_rectifiers_of_every_spelling_follow_the_rules(name):
+    network, plain, x = two_convs(SPELLINGS[name]), two_convs(F.relu), windows()
+    for rule in deconvnet.RULES:
+        one, two = (deconvnet.project(net, "c2", x, deconvnet.strongest(), rule) for net in (network, plain))
+        assert torch.allclose(one, two, atol=1e-7), rule
+    step = Step("adam", 0.1, 1.0)
+    for slope in (0.0, 0.3):
+        one, two = (slopes.ascend_units(net, "c2", range(3), x, step, 3, slope).last for net in (network, plain))
+        assert torch.allclose(one, two, atol=1e-5)
+    assert not torch.equal(one, slopes.ascend_units(network, "c2", range(3), x, step, 3).last)
+    made = [visualization.visualize(net, objectives.channel("c2", 1), x, n_steps=4).signal for net in (network, plain)]
+    assert np.allclose(*made, atol=1e-5)
+
+
+@pytest.mark.parametrize("slope", [nn.PReLU(5, 0.2), lambda h: F.rrelu(h, 0.1, 0.3), nn.LeakyReLU(0.2, inplace=True)])
+def test_leaky_rectifiers_have_rules(slope):
+    network = of(lambda m, x: m.c2(slope(m.c1(x))), c1=conv(), c2=conv(5, 6))
+    plain = of(lambda m, x: m.c2(F.leaky_relu(m.c1(x), 0.2)), c1=conv(), c2=conv(5, 6))
+    for rule in deconvnet.RULES:
+        one, two = (deconvnet.project(net, "c2", windows(), deconvnet.strongest(), rule) for net in (network, plain))
+        assert torch.allclose(one, two, atol=1e-6)
+    x = torch.tensor([[-1.0] * 5], requires_grad=True)
+    with backward.rectifiers(backward.waking(0.5)):
+        slope(x * 1.0).sum().backward()
+    assert torch.allclose(x.grad, torch.full((1, 5), 0.5))
+
+
+OTHERS = {
+    **{f.__name__: f for f in (F.gelu, F.elu, F.silu, torch.tanh, torch.sigmoid, F.softplus, F.mish, F.hardswish)},
+    **{f.__name__: f for f in (F.selu, F.celu, F.hardtanh, F.softsign, F.hardsigmoid, torch.exp, torch.sin)},
+    "softmax": lambda h: h.softmax(1),
+    "a gate": lambda h: h * torch.sigmoid(h),
+    "square": lambda h: h**2,
+    "clamp on both sides": lambda h: h.clamp(-1, 1),
+    "half of x and its size": lambda h: (h + h.abs()) / 2,
+    "beside a rectifier": lambda h: F.relu(h) + F.gelu(h),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_rules_are_refused_where_they_are_not_defined(name):
+    network, x, step = two_convs(OTHERS[name]), windows(), Step("adam", 0.1, 1.0)
+    for rule in ("deconvnet", "guided"):
+        with pytest.raises(ValueError, match=r"c2 and the input .*rectifier.*plain gradient"):
+            deconvnet.project(network, "c2", x, deconvnet.strongest(), rule)
+    for slope in (0.0, 0.3):
+        with pytest.raises(ValueError, match="c2 and the input .*rectifier"):
+            slopes.ascend_units(network, "c2", [0], x, step, 2, slope)
+    assert deconvnet.project(network, "c2", x, deconvnet.strongest(), "gradient").abs().max() > 0
+    assert slopes.ascend_units(network, "c2", [0], x, step, 2).curve.shape == (4, 3)
+    # what lies behind the place does not matter, and without anything but linear layers all rules are the gradient
+    found = [deconvnet.project(network, "c1", x, deconvnet.strongest(), rule) for rule in deconvnet.RULES]
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[2])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k)])
+def test_rules_are_refused_for_recurrent_layers(kind):
+    network = of(lambda m, x: m.r(first(F.relu(m.c(x)))), c=conv(), r=lambda: kind(5, 6, batch_first=True))
+    with pytest.raises(ValueError, match="no rectifier that a backward rule is defined for"):
+        deconvnet.project(network, "r", windows(), deconvnet.strongest())
+
+
+# ------------------------------------------------------------------------------------------------------------ table
+
+
+def test_places_lists_what_can_be_looked_at_and_why_not():
+    def forward(m, x):
+        h = m.act(m.c2(m.act(m.c1(x))))
+        steps, _ = m.lstm(first(h))
+        return m.out(m.flat(steps[:, -1:]))
+
+    parts = {"c1": conv(padding=0), "c2": conv(5, 6), "act": nn.ReLU, "never": conv(), "flat": nn.Flatten}
+    network = of(forward, **parts, lstm=lambda: nn.LSTM(6, 7, batch_first=True), out=lambda: nn.Linear(7, CLASSES))
+    table = taps.places(network, windows())
+    rows = {(row.layer, row.call): row for row in table.itertuples() if row.call == row.call and row.call is not None}
+    single = table.set_index("layer")
+    assert {call for layer, call in rows if layer == "act"} == {0, 1}
+    assert single.loc["c1", "layout"] == "window unit time" and single.loc["c1", "units"] == 5
+    assert (single.loc["c1", "begin"], single.loc["c1", "end"]) == (1, 14)
+    assert single.loc["lstm", "layout"] == "window time unit" and single.loc["lstm", "samples"] == 14
+    assert "no rectifier" in single.loc["lstm", "backward"] and single.loc["c2", "backward"] == "yes"
+    assert "did not run" in single.loc["never", "refused"] and single.loc["out", "dissection"] == "yes"
+    assert (table[table["refused"] == ""][["ablation", "occlusion", "dissection", "climb"]] == "yes").all(None)
+    assert not [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks]
