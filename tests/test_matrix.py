@@ -52,21 +52,11 @@ MISREAD = (*IN_TUPLES, *UNITS_LAST, *BEHIND_NORM)
 AXES_LAST = ("DeepConvLSTM (B, 1, T, S)",)
 NOT_OF_THE_WINDOWS_LENGTH = ("1-D CNN", "ResNet with pooling")
 NOT_YET: dict[str, tuple[str, ...]] = {
-    "maps": (*MISREAD, *AXES_LAST),
-    "found": NAMES,
-    "statistics": OTHERS,
-    "eight methods": OTHERS,
     "Ssim": OTHERS,
     "card": OTHERS,
-    "visualize": MISREAD,
-    "occlusion": MISREAD,
-    "ablation": MISREAD,
-    "dissection": (*MISREAD, *AXES_LAST, *NOT_OF_THE_WINDOWS_LENGTH),
-    "slopes": MISREAD,
     "evolution": OTHERS,
     "architecture": NAMES,
     "atlas": tuple(name for name in OTHERS if name not in AXES_LAST),
-    "deconvnet": MISREAD,
 }
 
 SPLIT = made_windows().train
@@ -458,7 +448,7 @@ CONCEPTS = ("high", "low")
 
 def dissected_place(of: Case) -> xr.Dataset:
     masks = np.stack([X > 0.7, X < -0.2])
-    maps, about = taps.outputs(of.network, of.tap, X), {"share": 0.05}
+    maps, about = taps.outputs(of.network, of.tap, X), {"share": 0.05, "recording": SPLIT.recording}
     if maps.shape[3] != LENGTH:
         about["positions"] = taps.positions(of.network, of.tap, X)
     return dissection.dissect(maps, masks, CONCEPTS, 19, SPLIT.activity, **about)
