@@ -96,7 +96,9 @@ def visualize(
     The network computes in evaluation mode and is left as it was. Raises ``ValueError`` for windows of another shape
     and where the objective is not finite.
     """
+    # a half has too few digits for small steps
     x = taps.as_windows(network, start)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if x.ndim != 3:
         raise ValueError(f"start should be (window, axis, time), not an array of shape {tuple(x.shape)}")
     generator = torch.Generator().manual_seed(seed)
