@@ -56,7 +56,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
     "found": NAMES,
     "statistics": OTHERS,
     "eight methods": OTHERS,
-    "Ssim": OTHERS,
     "card": OTHERS,
     "visualize": MISREAD,
     "occlusion": MISREAD,
@@ -65,7 +64,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
     "slopes": MISREAD,
     "evolution": OTHERS,
     "architecture": NAMES,
-    "atlas": tuple(name for name in OTHERS if name not in AXES_LAST),
     "deconvnet": MISREAD,
 }
 
