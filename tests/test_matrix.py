@@ -56,7 +56,7 @@ NOT_YET: dict[str, tuple[str, ...]] = {
     "found": NAMES,
     "statistics": OTHERS,
     "eight methods": OTHERS,
-    "card": OTHERS,
+    "card": (*IN_TUPLES, *UNITS_LAST, *AXES_LAST, *NOT_OF_THE_WINDOWS_LENGTH),
     "visualize": MISREAD,
     "occlusion": MISREAD,
     "ablation": MISREAD,
@@ -459,7 +459,7 @@ def dissected_place(of: Case) -> xr.Dataset:
     maps, about = taps.outputs(of.network, of.tap, X), {"share": 0.05}
     if maps.shape[3] != LENGTH:
         about["positions"] = taps.positions(of.network, of.tap, X)
-    return dissection.dissect(maps, masks, CONCEPTS, 19, SPLIT.activity, **about)
+    return dissection.dissect(maps, masks, CONCEPTS, 19, SPLIT.activity, SPLIT.recording, **about)
 
 
 def check_dissection(of: Case) -> None:

@@ -15,7 +15,7 @@ import xarray as xr
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.metrics.clustering import CONSTANT_G, AtlasError, measure, shaped, usable
-from harvis_utils.metrics.similarity import rows
+from harvis_utils.metrics.similarity import in_rows
 from harvis_utils.settings import AtlasSettings, Settings
 from harvis_utils.store.results import kept
 
@@ -92,7 +92,7 @@ def _of(made: xr.Dataset | xr.DataArray, seed: int, layer: str) -> xr.Dataset | 
 def kept_signals(signals: xr.Dataset, scores: xr.Dataset, seed: int, layer: str) -> np.ndarray:
     """The proposed method's signals of one network's layer; failed and dead units are NaN."""
     chosen, judged = _of(signals["signal"], seed, layer), _of(scores, seed, layer)
-    return rows(chosen.where(~judged["failed"] & ~judged["dead"]), ["unit"]).astype(np.float64)
+    return in_rows(chosen.where(~judged["failed"] & ~judged["dead"]), ["unit"]).astype(np.float64)
 
 
 def activities_of(scores: xr.Dataset, train: Split, seed: int, layer: str, mixed: bool = False) -> np.ndarray:

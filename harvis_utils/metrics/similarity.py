@@ -55,7 +55,7 @@ def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.n
     return start, cut(signals, start, length)
 
 
-def rows(values: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
+def in_rows(values: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
     """Signals or maps one below the other: (row[, axis], time), a row for each place in ``dims``."""
     inner = [d for d in ("axis", "time") if d in values.dims]
     ordered = values.transpose(*dims, *inner)
@@ -194,10 +194,10 @@ def score(
     or the window where signals have axes.
     """
     dims = [d for d in signals["signal"].dims if d not in ("axis", "time")]
-    x, length = rows(signals["signal"], dims), signals.sizes["time"]
+    x, length = in_rows(signals["signal"], dims), signals.sizes["time"]
     n, mixed = len(x), x.ndim == 3
     maps, (top, at_start) = (
-        rows(in_time(signals["map"], length), dims),
+        in_rows(in_time(signals["map"], length), dims),
         (largest(signals[v], dims) for v in ("map", "start_map")),
     )
     each = signals["signal"].isel(axis=0, time=0, missing_dims="ignore").transpose(*dims)
