@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from harvis_utils.data.windowing import Split
 from harvis_utils.lenses.dissection import DETECTOR_IOU, over_networks
 from harvis_utils.metrics import agreement, embedding, recovery
-from harvis_utils.metrics.similarity import in_rows
+from harvis_utils.metrics.signal_measures import in_rows
 from harvis_utils.settings import SimilaritySettings
 
 #: Choice: windows, concepts, activities and neighbours that a card shows

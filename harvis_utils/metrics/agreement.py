@@ -16,7 +16,7 @@ import pandas as pd
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
-from harvis_utils.metrics import similarity
+from harvis_utils.metrics import signal_measures, similarity
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.metrics.recovery import scrambled
 from harvis_utils.settings import RecoverySettings, SimilaritySettings
@@ -85,13 +85,13 @@ def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
     piece that is constant on every axis.
     """
     dims = [d for d in signals["signal"].dims if d not in ("axis", "time", "unit")] + ["unit"]
-    dead, x = signals["dead"].transpose(*dims), similarity.in_rows(signals["signal"], dims)
-    maps = similarity.in_rows(similarity.in_time(signals["map"], x.shape[-1]), dims)
+    dead, x = signals["dead"].transpose(*dims), signal_measures.in_rows(signals["signal"], dims)
+    maps = signal_measures.in_rows(signal_measures.in_time(signals["map"], x.shape[-1]), dims)
     first, pieces = similarity.best_piece(x, maps, settings.piece)
     why = {
         "dead": dead.values.reshape(-1),
         "failed": ~(np.abs(x).reshape(len(x), -1).max(1) <= settings.fail_amplitude_g),  # NaN too
-        "silent": similarity.largest(signals["map"], dims) <= 0,
+        "silent": signal_measures.largest(signals["map"], dims) <= 0,
         "flat": (np.ptp(pieces, axis=-1) <= similarity.CONSTANT_G).reshape(len(x), -1).all(1),
     }
     named = np.select([why[name] for name in LEFT_OUT], LEFT_OUT, "used")
@@ -152,7 +152,7 @@ def _usable(network: xr.Dataset, settings: SimilaritySettings) -> tuple[np.ndarr
     """Signals (unit[, axis], time) of one network's usable units of a layer, and where their pieces begin (unit,)."""
     found = status(network, settings)
     used = (found["status"] == "used").values
-    return similarity.in_rows(network["signal"], ["unit"])[used], found["first"].values[used]
+    return signal_measures.in_rows(network["signal"], ["unit"])[used], found["first"].values[used]
 
 
 def _pair(

@@ -15,7 +15,7 @@ import xarray as xr
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.metrics.clustering import CONSTANT_G, AtlasError, measure, shaped, usable
-from harvis_utils.metrics.similarity import in_rows
+from harvis_utils.metrics.signal_measures import in_rows
 from harvis_utils.settings import AtlasSettings, Settings
 from harvis_utils.store.results import kept
 

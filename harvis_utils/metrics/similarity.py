@@ -12,6 +12,7 @@ Power, variation and squares add up over axes. With one axis all this is what th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,11 @@ import xarray as xr
 
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.coordinates import Scale
+from harvis_utils.maximization.paper_methods import Target
 from harvis_utils.maximization.starting import spectrum_noise, starting_signal
 from harvis_utils.metrics import nearest
+from harvis_utils.metrics.signal_measures import in_rows, in_time, largest
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import Settings, SimilaritySettings
 from harvis_utils.store.results import kept
@@ -53,46 +57,6 @@ def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.n
     sums = np.lib.stride_tricks.sliding_window_view(maps.astype(np.float64), length, axis=1).sum(-1)
     start = sums.argmax(1)
     return start, cut(signals, start, length)
-
-
-def in_rows(values: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
-    """Signals or maps one below the other: (row[, axis], time), a row for each place in ``dims``."""
-    inner = [d for d in ("axis", "time") if d in values.dims]
-    ordered = values.transpose(*dims, *inner)
-    return ordered.values.reshape(-1, *ordered.shape[len(dims) :])
-
-
-def in_time(maps: xr.DataArray, length: int) -> xr.DataArray:
-    """Maps on the samples of windows of ``length``, (..., time): summed over ``map_axis`` where they have it.
-
-    Where they have ``map_time``, its values say which sample of the window each sample of a map is about. Choice: a map
-    is a straight line between these, and zero where it does not look. Raises ``ValueError`` for maps of another length
-    that do not say where they look.
-    """
-    maps = maps.sum("map_axis") if "map_axis" in maps.dims else maps
-    if "map_time" not in maps.dims and maps.sizes["time"] == length:
-        return maps
-    if "map_time" not in maps.coords:
-        raise ValueError(
-            f"maps with dims {dict(maps.sizes)} do not say which of a window's {length} samples they are about: "
-            f"give them the coordinate map_time, the place of each of their samples in the window"
-        )
-    at = maps["map_time"].values
-
-    def placed(own: np.ndarray) -> np.ndarray:
-        known = ~np.isnan(own)  # layers that look elsewhere may stand beside this one
-        return np.interp(np.arange(length), at[known], own[known], 0, 0) if known.any() else np.zeros(length)
-
-    return xr.apply_ufunc(placed, maps, input_core_dims=[["map_time"]], output_core_dims=[["time"]], vectorize=True)
-
-
-def largest(maps: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
-    """The largest output of each map, (row,)."""
-    return (
-        maps.transpose(*dims, ...)
-        .max([d for d in maps.dims if d not in dims], skipna="map_time" in maps.dims)
-        .values.reshape(-1)
-    )
 
 
 # ------------------------------------------------------------------------------------ measures of one signal
@@ -183,7 +147,12 @@ def shape_names(pieces: np.ndarray) -> np.ndarray:
 
 
 def score(
-    signals: xr.Dataset, statistics: xr.Dataset, start: np.ndarray, windows: Windows, settings: SimilaritySettings
+    signals: xr.Dataset,
+    statistics: xr.Dataset,
+    start: np.ndarray,
+    windows: Windows,
+    settings: SimilaritySettings,
+    scale: Scale | None = None,
 ) -> xr.Dataset:
     """Everything that is measured of signals, dims (..., layer, unit[, neighbour | activity]).
 
@@ -191,11 +160,16 @@ def score(
     ``map_axis`` and ``map_time`` (:func:`in_time`); ``statistics`` holds ``th_eap``, ``p95`` and ``dead`` over
     ([control,] layer, unit); ``start`` is ([axis,] time) in G. Amplitudes are in G, distances in G^2. Failed signals
     (amplitude above 10 G) and dead units are not searched and have NaN distances. ``segment`` is window * axes + axis,
-    or the window where signals have axes.
+    or the window where signals have axes. Where windows have another unit than G, ``scale`` says what s is, and
+    everything is measured in s: 10 G are 10 s, distances are in s^2.
     """
     dims = [d for d in signals["signal"].dims if d not in ("axis", "time")]
     x, length = in_rows(signals["signal"], dims), signals.sizes["time"]
     n, mixed = len(x), x.ndim == 3
+    if scale is not None:
+        scale = scale if mixed else scale.shared()
+        x, start = (scale.signals(of).numpy() for of in (x, start))
+        windows = replace(windows, train=scale.split(windows.train))
     maps, (top, at_start) = (
         in_rows(in_time(signals["map"], length), dims),
         (largest(signals[v], dims) for v in ("map", "start_map")),
@@ -312,13 +286,15 @@ def _start_maps(trunk: Trunk, start: np.ndarray, like: xr.Dataset) -> xr.DataArr
     return xr.DataArray(np.stack(maps), dims=("layer", "unit", "time"))
 
 
-def own_maps(trunk: Trunk, signals: np.ndarray, units: Sequence[int] | None = None) -> np.ndarray:
-    """Every unit's map for its own signal: (layer, unit, time) in G to (layer, unit, time); by default all units'."""
-    unit = torch.as_tensor(range(signals.shape[1]) if units is None else list(units))
-    x = torch.tensor(np.ascontiguousarray(signals), dtype=torch.float32)
-    with torch.no_grad():
-        maps = [paper_methods.unit_maps(trunk, la, unit, one) for la, one in zip(trunk.layers, x, strict=True)]
-    return torch.stack(maps).numpy()
+def own_maps(place: Trunk | Target, signals: np.ndarray, units: Sequence[int] | None = None) -> xr.DataArray:
+    """Every unit's map for its own signal, (layer, unit, ...), of signals (layer, unit[, axis], time) in their unit.
+
+    By default all units', of all layers of a trunk, or of one place (:func:`paper_methods.own_maps`).
+    """
+    unit = range(signals.shape[1]) if units is None else list(units)
+    layers = place.layers if isinstance(place, Trunk) else [str(place.place)]
+    maps = [paper_methods.own_maps(place, la, unit, one) for la, one in zip(layers, signals, strict=True)]
+    return xr.concat(maps, "layer").rename(row="unit")
 
 
 @kept("scores")
@@ -327,29 +303,44 @@ def control_signals(network: Network, windows: Windows, random_signals: xr.Datas
 
     ``random_signals`` are the proposed method's signals on the untrained network, (layer, unit, time).
     """
-    trunk, rng = network.trunk, np.random.default_rng((0, network.seed))
-    shape = (len(trunk.layers), random_signals.sizes["unit"], len(start))
-    held_out = windows.test.segments
-    strongest = unit_statistics.collect(trunk, held_out, n_top=1)["top_segment"].isel(rank=0).values
+    return controls_at(network.trunk, windows, random_signals, start, network.seed)
+
+
+def controls_at(
+    place: Trunk | Target, windows: Windows, random_signals: xr.Dataset, start: np.ndarray, seed: int = 0
+) -> xr.Dataset:
+    """:func:`control_signals` of all layers of a trunk, or of one place of any network, drawn by ``seed``.
+
+    ``random_signals`` are (layer, unit[, axis], time), and ``start`` is ([axis,] time), in the windows' unit.
+    """
+    rng, mixed = np.random.default_rng((0, seed)), "axis" in random_signals["signal"].dims
+    random, random_maps = (random_signals[v].transpose("layer", "unit", ...) for v in ("signal", "map"))
+    shape, held_out = random.shape, windows.test.of_units(mixed)
+    if isinstance(place, Trunk):
+        layers, scale = list(place.layers), Scale()
+        strongest = unit_statistics.collect(place, held_out, n_top=1)["top_segment"].isel(rank=0).values
+    else:
+        layers, scale = random["layer"].values, place.scale
+        top = unit_statistics.collect(place.network, windows.test.x, n_top=1, place=place.place)
+        strongest = top["top_window" if mixed else "top_segment"].values[None, :, 0]
+    drawn = held_out[rng.integers(len(held_out), size=shape[:2])]
+    real = scale.split(windows.train).of_units(mixed)
+    noise = [spectrum_noise(of, shape[0] * shape[1], rng) for of in (np.moveaxis(real, 1, 0) if mixed else [real])]
     x = {
         "starting-sine": np.broadcast_to(start, shape),
-        "flat-zero": np.zeros(shape, np.float32),
-        "random-weights": random_signals["signal"].transpose("layer", "unit", "time").values,
-        "held-out-windows": held_out[rng.integers(len(held_out), size=shape[:2])],
+        "flat-zero": np.broadcast_to(scale.zero, shape),
+        "random-weights": random.values,
+        "held-out-windows": drawn,
         "held-out-strongest": held_out[strongest],
-        "spectrum-noise": spectrum_noise(windows.train.segments, shape[0] * shape[1], rng).reshape(shape),
+        "spectrum-noise": scale.windows(torch.as_tensor(np.stack(noise, 1).reshape(shape))).numpy(),
     }
-    maps = {name: own_maps(trunk, v) for name, v in x.items()}
-    maps["random-weights"] = random_signals["map"].transpose("layer", "unit", "time").values  # its own network's
-    dims = ("control", "layer", "unit", "time")
-    return xr.Dataset(
-        {
-            "signal": (dims, np.stack(list(x.values())).astype(np.float32)),
-            "map": (dims, np.stack(list(maps.values()))),
-            "start_map": (dims, np.stack([maps["starting-sine"]] * len(x))),
-        },
-        coords={"control": list(x), "layer": list(trunk.layers), "unit": np.arange(shape[1])},
-    )
+    x = {name: of.astype(np.float32) for name, of in x.items()}
+    maps = {name: own_maps(place, of) for name, of in x.items()}
+    maps["random-weights"] = maps["random-weights"].copy(data=random_maps.values)  # its own network's
+    found = xr.Dataset({"signal": (("control", *random.dims), np.stack(list(x.values())))})
+    found["map"] = xr.concat(list(maps.values()), "control")
+    found["start_map"] = xr.concat([maps["starting-sine"]] * len(x), "control")
+    return found.assign_coords(control=list(x), layer=layers, unit=np.arange(shape[1]))
 
 
 def controls(
