@@ -55,19 +55,22 @@ def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape, 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(nearest, "QUERIES", 1 + shape % 7)
         patched.setattr(nearest, "KEPT", 1 + shape % 3)
+        patched.setattr(nearest, "BLOCK", 40 + shape)
         found = nearest.PieceIndex(split, 6, mixed).nearest(pieces, 5)
     expected = list(naive_search(pieces, segments, 5))
     assert np.allclose(found[0], expected[0], rtol=1e-12, atol=1e-15)
     assert np.array_equal(found[1], expected[1]) and np.array_equal(found[2], expected[2])
 
 
-def test_search_is_exact_where_products_cancel():
-    """Large norms, tiny differences: what float32 loses in |q|^2 + |w|^2 - 2 q.w, the margins give back."""
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("level", [9, 3e4])
+def test_search_is_exact_where_products_cancel(mixed, level):
+    """Large norms, tiny differences: what |q|^2 + |w|^2 - 2 q.w loses, the margins give back."""
     rng = np.random.default_rng(0)
-    split = split_of(9 + 0.001 * rng.normal(size=(600, 2)), np.arange(0, 570, 7), 30)
-    pieces = (9 + 0.001 * rng.normal(size=(20, 10))).astype(np.float32)
-    found = nearest.PieceIndex(split, 10).nearest(pieces, 12)
-    expected = list(naive_search(pieces, split.segments, 12))
+    split = split_of(level + 1e-4 * level * rng.normal(size=(600, 2)), np.arange(0, 570, 7), 30)
+    pieces = (level + 1e-4 * level * rng.normal(size=(20, 2, 10) if mixed else (20, 10))).astype(np.float32)
+    found = nearest.PieceIndex(split, 10, mixed).nearest(pieces, 12)
+    expected = list(naive_search(pieces, split.of_units(mixed), 12))
     assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-9, atol=0)
 
 

@@ -2,8 +2,8 @@
 
 A segment is one axis of one window, or a whole window where units mix its axes, and its distance to a query is that of
 its best piece. Windows overlap, so pieces are taken from the series once and not once per window, and a piece that
-equals the one before it counts once. SciPy's tree finds the pieces among which the best segments must be; the distances
-of those are computed in float64.
+equals the one before it counts once. SciPy's tree finds the pieces among which the best segments must be, or products
+of matrices where pieces have all axes, too many numbers for a tree; the distances of those are computed in float64.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from harvis_utils.parallel import progress, threads
 QUERIES = 512
 #: as many times n pieces are looked at first, and more where they are of fewer than n segments. Choice: by measurement
 KEPT = 4
+#: pieces of all axes compared with the queries at once, which bounds the memory
+BLOCK = 20_000
 #: share by which a distance is enlarged before what lies within it is asked for: rounding must lose no candidate
 MARGIN = 1e-9
 
@@ -49,7 +51,8 @@ class PieceIndex:
         axis, position = np.divmod(self.piece, self.n_samples)
         # one of the segments that hold each piece: enough to count different ones
         self._segment = (self._begun[position + 1] - 1) * self.n_axes + axis
-        self._tree = cKDTree(self._samples(self.piece).double().numpy(), balanced_tree=False, compact_nodes=False)
+        if not mixed:
+            self._tree = cKDTree(self._samples(self.piece).double().numpy(), balanced_tree=False, compact_nodes=False)
 
     def _samples(self, piece: np.ndarray) -> torch.Tensor:
         """What is measured in the pieces, (piece, axes * width) in G; torch gathers rows faster than NumPy."""
@@ -97,18 +100,35 @@ class PieceIndex:
                 array[block] = part
         return tuple(array[back.reshape(-1)] for array in found)
 
+    def _ranked(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """The ``k`` nearest pieces of each query: distances, places in ``piece``, by how much rounding may mislead."""
+        if not self.mixed:
+            return *self._tree.query(queries, np.arange(1, k + 1), workers=threads()), 0.0
+        x, largest = torch.from_numpy(queries), 0.0
+        norm, best, where = x.square().sum(1, keepdim=True), x[:, :0], torch.empty((len(x), 0), dtype=torch.int64)
+        for begin in range(0, len(self.piece), BLOCK):
+            some = self._samples(self.piece[begin : begin + BLOCK]).double()
+            squares = some.square().sum(1)
+            both = torch.cat([best, norm + squares - 2 * x @ some.T], 1)
+            index = torch.cat([where, torch.arange(begin, begin + len(some)).expand(len(x), -1)], 1)
+            best, order = both.topk(min(k, both.shape[1]), largest=False)
+            where, largest = index.gather(1, order), max(largest, float(squares.max()))
+        # what the sums of squares may be wrong by; a root is most wrong near 0, and two are compared
+        wrong = 2 * np.finfo(np.float64).eps * x.shape[1] * (largest + float(norm.max()))
+        rounding = 2 * np.sqrt(wrong)
+        return best.clamp(min=0).sqrt().numpy(), where.numpy(), rounding
+
     def _candidates(self, queries: np.ndarray, n: int) -> list[np.ndarray]:
         """For each query the pieces, in order, that are no farther than its ``n``-th different segment."""
         found: list[np.ndarray] = [np.empty(0, np.int64)] * len(queries)
         rest, kept = np.arange(len(queries)), KEPT * n
         while len(rest):
             every = kept >= len(self.piece)
-            asked = np.arange(1, min(kept, len(self.piece)) + 1)
-            distances, places = self._tree.query(queries[rest], asked, workers=threads())
+            distances, places, rounding = self._ranked(queries[rest], min(kept, len(self.piece)))
             undecided = []
             for query, distance, place in zip(rest, distances, places, strict=True):
                 first = np.sort(np.unique(self._segment[place], return_index=True)[1])  # of each segment the best piece
-                reach = distance[first[n - 1]] * (1 + MARGIN) if len(first) >= n else np.inf
+                reach = distance[first[n - 1]] * (1 + MARGIN) + rounding if len(first) >= n else np.inf
                 if every or reach < distance[-1]:
                     found[query] = np.sort(self.piece[place[distance <= reach]])
                 else:  # too few segments, or as many pieces at the same distance
