@@ -54,8 +54,8 @@ NOT_OF_THE_WINDOWS_LENGTH = ("1-D CNN", "ResNet with pooling")
 NOT_YET: dict[str, tuple[str, ...]] = {
     "maps": (*MISREAD, *AXES_LAST),
     "found": NAMES,
-    "statistics": OTHERS,
-    "eight methods": OTHERS,
+    "statistics": (*MISREAD, *AXES_LAST),
+    "eight methods": (*MISREAD, *AXES_LAST),
     "card": (*IN_TUPLES, *UNITS_LAST, *AXES_LAST, *NOT_OF_THE_WINDOWS_LENGTH),
     "visualize": MISREAD,
     "occlusion": MISREAD,
