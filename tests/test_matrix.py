@@ -52,11 +52,8 @@ MISREAD = (*IN_TUPLES, *UNITS_LAST, *BEHIND_NORM)
 AXES_LAST = ("DeepConvLSTM (B, 1, T, S)",)
 NOT_OF_THE_WINDOWS_LENGTH = ("1-D CNN", "ResNet with pooling")
 NOT_YET: dict[str, tuple[str, ...]] = {
-    "Ssim": OTHERS,
-    "card": OTHERS,
     "evolution": OTHERS,
     "architecture": NAMES,
-    "atlas": tuple(name for name in OTHERS if name not in AXES_LAST),
 }
 
 SPLIT = made_windows().train
@@ -448,10 +445,10 @@ CONCEPTS = ("high", "low")
 
 def dissected_place(of: Case) -> xr.Dataset:
     masks = np.stack([X > 0.7, X < -0.2])
-    maps, about = taps.outputs(of.network, of.tap, X), {"share": 0.05, "recording": SPLIT.recording}
+    maps, about = taps.outputs(of.network, of.tap, X), {"share": 0.05}
     if maps.shape[3] != LENGTH:
         about["positions"] = taps.positions(of.network, of.tap, X)
-    return dissection.dissect(maps, masks, CONCEPTS, 19, SPLIT.activity, **about)
+    return dissection.dissect(maps, masks, CONCEPTS, 19, SPLIT.activity, SPLIT.recording, **about)
 
 
 def check_dissection(of: Case) -> None:

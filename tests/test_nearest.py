@@ -17,9 +17,9 @@ def split_of(series: np.ndarray, start, length: int) -> Split:
 
 @settings(max_examples=150, deadline=None)
 # still signals, whose distances differ by rounding alone
-@example(seed=0, n_windows=22, n_axes=2, kind="still", scale=0.01, shape=20, apart=1e-3)
-@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=30.0, shape=19, apart=1e-3)
-@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=0.01, shape=19, apart=1e-3)
+@example(seed=0, n_windows=22, n_axes=2, kind="still", scale=0.01, shape=20, apart=1e-3, mixed=False)
+@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=30.0, shape=19, apart=1e-3, mixed=False)
+@example(seed=0, n_windows=18, n_axes=2, kind="still", scale=0.01, shape=19, apart=1e-3, mixed=False)
 @given(
     seed=st.integers(0, 10_000),
     n_windows=st.integers(5, 40),
@@ -28,11 +28,12 @@ def split_of(series: np.ndarray, start, length: int) -> Split:
     scale=st.sampled_from([0.01, 1.0, 30.0]),
     shape=st.integers(0, 20),
     apart=st.sampled_from([1e-6, 1e-3, 0.05, 0.5]),
+    mixed=st.booleans(),
 )
-def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape, apart):
+def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape, apart, mixed):
     """Coarse values and still signals make many distances equal: ties go to the earlier segment and offset.
 
-    Some pieces are so near to others, by ``apart``, that one search serves several.
+    Some pieces are so near to others, by ``apart``, that one search serves several. Pieces are of one axis or of all.
     """
     rng = np.random.default_rng(seed)
     series = rng.normal(size=(150, n_axes))
@@ -44,26 +45,32 @@ def test_search_equals_three_loops(seed, n_windows, n_axes, kind, scale, shape, 
     }[kind]
     # windows overlap as they like, in any order, and leave gaps
     split = split_of(series, rng.integers(0, 150 - 14, n_windows), 14)
-    real = split.segments[rng.integers(0, n_windows * n_axes, 3), 3:9]
-    pieces = np.concatenate([rng.normal(size=(3, 6)) * scale, real, real + 1e-3, np.zeros((1, 6)), np.ones((1, 6))])
-    pieces = np.concatenate([pieces, pieces[:6] + apart * rng.normal(size=(6, 6)), pieces[:4] + apart])
+    segments = split.of_units(mixed)
+    real = segments[rng.integers(0, len(segments), 3), ..., 3:9]
+    size = real.shape[1:]
+    pieces = [rng.normal(size=(3, *size)) * scale, real, real + 1e-3, np.zeros((1, *size)), np.ones((1, *size))]
+    pieces = np.concatenate(pieces)
+    pieces = np.concatenate([pieces, pieces[:6] + apart * rng.normal(size=(6, *size)), pieces[:4] + apart])
     pieces = (pieces.round() if kind == "grid" else pieces).astype(np.float32)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(nearest, "QUERIES", 1 + shape % 7)
         patched.setattr(nearest, "KEPT", 1 + shape % 3)
-        found = nearest.PieceIndex(split, 6).nearest(pieces, 5)
-    expected = list(naive_search(pieces, split.segments, 5))
+        patched.setattr(nearest, "BLOCK", 40 + shape)
+        found = nearest.PieceIndex(split, 6, mixed).nearest(pieces, 5)
+    expected = list(naive_search(pieces, segments, 5))
     assert np.allclose(found[0], expected[0], rtol=1e-12, atol=1e-15)
     assert np.array_equal(found[1], expected[1]) and np.array_equal(found[2], expected[2])
 
 
-def test_search_is_exact_where_products_cancel():
-    """Large norms, tiny differences: what float32 loses in |q|^2 + |w|^2 - 2 q.w, the margins give back."""
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("level", [9, 3e4])
+def test_search_is_exact_where_products_cancel(mixed, level):
+    """Large norms, tiny differences: what |q|^2 + |w|^2 - 2 q.w loses, the margins give back."""
     rng = np.random.default_rng(0)
-    split = split_of(9 + 0.001 * rng.normal(size=(600, 2)), np.arange(0, 570, 7), 30)
-    pieces = (9 + 0.001 * rng.normal(size=(20, 10))).astype(np.float32)
-    found = nearest.PieceIndex(split, 10).nearest(pieces, 12)
-    expected = list(naive_search(pieces, split.segments, 12))
+    split = split_of(level + 1e-4 * level * rng.normal(size=(600, 2)), np.arange(0, 570, 7), 30)
+    pieces = (level + 1e-4 * level * rng.normal(size=(20, 2, 10) if mixed else (20, 10))).astype(np.float32)
+    found = nearest.PieceIndex(split, 10, mixed).nearest(pieces, 12)
+    expected = list(naive_search(pieces, split.of_units(mixed), 12))
     assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-9, atol=0)
 
 

@@ -1,14 +1,21 @@
 """Ssim, its search, its controls and its summaries against readable twins."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
+import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_search import naive_search
+from other_networks import case, made_windows
 
 from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.coordinates import Scale
 from harvis_utils.maximization.starting import spectrum_noise
-from harvis_utils.metrics import similarity
+from harvis_utils.metrics import realism, signal_measures, similarity
 from harvis_utils.settings import SimilaritySettings
 
 # ----------------------------------------------------------------------------------------------- the piece
@@ -154,3 +161,109 @@ def test_best_examples_and_lift():
     found = found.assign(activity_share=("activity", np.array([0.5, 0.25, 0.25])))
     lift = similarity.activity_lift(found)
     assert np.allclose(lift.values, found["nearest_share"].values / [0.5, 0.25, 0.25])
+
+
+# ---------------------------------------------------------------------------------------- any place in any network
+
+
+def test_maps_of_another_length_must_say_where_they_look():
+    maps = xr.DataArray(np.ones((2, 3, 4)), dims=("unit", "map_axis", "map_time"))
+    with pytest.raises(ValueError, match="the coordinate map_time"):
+        signal_measures.in_time(maps, 9)
+    found = signal_measures.in_time(maps.assign_coords(map_time=[1.5, 3.5, 5.5, 7.5]), 9)
+    assert found.dims == ("unit", "time") and found.values.tolist() == [[0, 0, 3, 3, 3, 3, 3, 3, 0]] * 2
+
+
+class Standardized(torch.nn.Module):
+    """A network that takes windows in another unit: that of ``scale``."""
+
+    def __init__(self, network: torch.nn.Module, scale: Scale):
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the network says of windows (window, axis, time)."""
+        return self.network(self.scale.signals(x))
+
+
+SETTINGS = SimilaritySettings(n_similar=4)
+
+
+def judged(of, network, tap, windows: Windows, scale: Scale | None) -> tuple[xr.Dataset, ...]:
+    """Controls of one place, their scores and how real they are."""
+    positions = of.first + of.stride * np.arange(of.by_hand(made_windows().train.x[:1])[0].shape[3])
+    target = paper_methods.target_of(network, tap, 3, 30, scale, positions)
+    statistics = unit_statistics.collect(network, windows.train.x, place=tap).expand_dims("layer")
+    rng = np.random.default_rng(4)
+    random = windows.train.x[rng.integers(40, size=target.n_units)][None]
+    made = {"signal": (("layer", "unit", "axis", "time"), random)}
+    own = similarity.own_maps(target, random).drop_vars("map_time", errors="ignore")
+    made["map"] = (own.dims, own.values)
+    start = target.scale.windows(torch.linspace(-0.3, 0.3, 30).expand(3, 30)).numpy()
+    controls = similarity.controls_at(target, windows, xr.Dataset(made, {"layer": statistics["layer"]}), start)
+    scores = similarity.score(controls, statistics, start, windows, SETTINGS, scale)
+    every = realism.with_held_out_strong(target, controls, statistics["th_eap"], windows.test)
+    references = realism.references(target, statistics["th_eap"], windows.train, SETTINGS)
+    measured = realism.measure(every, statistics, target, windows.train, SETTINGS, start, references)
+    return controls, scores, every, measured, references
+
+
+@pytest.mark.parametrize("name", ["InceptionTime block", "1-D CNN"])
+def test_controls_scores_and_realism_of_units_that_mix_axes(name):
+    of, windows = case(name), made_windows()
+    controls, scores, every, measured, references = judged(of, of.network, of.tap, windows, None)
+    hand, n_units = of.by_hand(windows.test.x.astype(np.float64))[0][:, :, 0], controls.sizes["unit"]
+    where = of.first + of.stride * np.arange(hand.shape[-1])
+    unit = int(np.flatnonzero(~scores["dead"].isel(control=0, layer=0))[0])
+    strongest = controls["signal"].sel(control="held-out-strongest", unit=unit)[0].values
+    assert np.array_equal(strongest, windows.test.x[hand[:, unit].mean(1).argmax()])
+    assert not controls["signal"].sel(control="flat-zero").any()
+    for control in ("spectrum-noise", "held-out-windows"):
+        x = controls["signal"].sel(control=control)[0].values
+        expected = of.by_hand(x.astype(np.float64))[0][np.arange(n_units), np.arange(n_units), 0]
+        assert controls["map"].sel(control=control)[0].values == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    strong = every["map"].sel(control="held-out-strong", unit=unit).max()
+    largest = hand[:, unit].max(1)
+    th_eap = unit_statistics.collect(of.network, windows.train.x, place=of.tap)["th_eap"].values[unit]
+    assert strong >= th_eap if (largest >= th_eap).any() else strong == pytest.approx(largest.max())
+    # realism by hand: references of one unit, and what noise gets among them
+    one = references.isel(layer=0).sel(unit=unit)
+    chosen = one["segment"].values[: int(one["n_reference"])]
+    begins = [int(np.argmax(sums(np.interp(np.arange(30), where, hand[w, unit], 0, 0)))) for w in chosen]
+    assert list(one["piece_start"].values[: len(chosen)]) == begins
+    real = np.stack([windows.train.x[w, :, b : b + 10] for w, b in zip(chosen, begins, strict=True)]).astype(float)
+    x = controls["signal"].sel(control="spectrum-noise", unit=unit)[0].values.astype(float)
+    own = controls["map"].sel(control="spectrum-noise", unit=unit)[0].values
+    begin = int(np.argmax(sums(np.interp(np.arange(30), where, own, 0, 0))))
+    piece = x[:, begin : begin + 10]
+    moves = np.maximum((piece.var(1).mean() + real.var(2).mean(1)) / 2, signal_measures.REST_G**2)
+    distance = ((piece - real) ** 2).mean((1, 2)) / moves
+    got = measured.sel(control="spectrum-noise", unit=unit).isel(layer=0)
+    assert float(got["scaled_distance"]) == pytest.approx(np.sort(distance)[: signal_measures.N_NEAREST].mean())
+    offsets = [((piece - windows.train.x[chosen][:, :, j : j + 10]) ** 2).mean((1, 2)) for j in range(21)]
+    nearest = np.sort(np.min(offsets, 0))[: signal_measures.N_NEAREST].mean()
+    assert float(got["matched_ssim"]) == pytest.approx(nearest, rel=1e-5)
+    assert scores["segment"].max() < len(windows.train)
+
+
+def sums(placed: np.ndarray) -> list[float]:
+    return [placed[j : j + 10].sum() for j in range(len(placed) - 9)]
+
+
+@pytest.mark.parametrize("name", ["InceptionTime block", "1-D CNN"])
+def test_another_unit_changes_nothing_that_is_measured_in_s(name):
+    of, windows = case(name), made_windows()
+    scale = Scale(*torch.tensor([[[300.0], [-70.0], [5.0]], [[40.0], [300.0], [0.2]]], dtype=torch.float64))
+    series = scale.windows(torch.tensor(windows.train.series.T)).numpy().T
+    other = replace(windows, **{s: replace(windows.train, series=series) for s in ("train", "val", "test")})
+    tap = replace(of.tap, module=f"network.{of.tap.module}")
+    _, scores, _, measured, _ = judged(of, of.network, of.tap, windows, None)
+    _, again, _, measured_again, _ = judged(of, Standardized(of.network, scale), tap, other, scale)
+    assert (
+        int(scores["failed"].sum()) == int(again["failed"].sum()) and (scores["shape"] == again["shape"].values).all()
+    )
+    for found, expected in ((again, scores), (measured_again, measured)):
+        for name in ("s_u", "peak_amplitude_g", "displacement_g", "realism_p", "distance_ratio", "matched_ssim"):
+            if name in expected:
+                close = pytest.approx(expected[name].values, rel=5e-3, abs=1e-4, nan_ok=True)
+                assert found[name].values == close, name

@@ -50,6 +50,10 @@ class Split:
         """(window * axis, time): every axis of every window as one single-axis segment; window-major."""
         return self.x.reshape(-1, self.length)
 
+    def of_units(self, mixed: bool) -> np.ndarray:
+        """What units see that mix the axes: ``x``; and others: ``segments``."""
+        return self.x if mixed else self.segments
+
     def every(self, n: int) -> Split:
         """Every ``n``-th window, from the first; the series stays whole."""
         columns = ("start", "activity", "subject", "recording", "offset")

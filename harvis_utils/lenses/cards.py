@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from harvis_utils.data.windowing import Split
 from harvis_utils.lenses.dissection import DETECTOR_IOU, over_networks
 from harvis_utils.metrics import agreement, embedding, recovery
+from harvis_utils.metrics.signal_measures import in_rows
 from harvis_utils.settings import SimilaritySettings
 
 #: Choice: windows, concepts, activities and neighbours that a card shows
@@ -28,7 +29,11 @@ N_SCRAMBLED = 20
 
 @dataclass(frozen=True)
 class StrongWindow:
-    """A real window that excites the unit: its own axis (time,) in G, and the projection of the activation."""
+    """A real window that excites the unit: its own axis (time,) in G, and the projection of the activation.
+
+    Of a unit that mixes axes all of them, (axis, time), and ``axis`` is "all axes". A projection is the deconvnet's,
+    or the gradient where that one is refused.
+    """
 
     signal: np.ndarray
     projection: np.ndarray
@@ -40,7 +45,7 @@ class StrongWindow:
 
 @dataclass(frozen=True)
 class Twin:
-    """The unit of another network that matches best one to one: its signal (time,) in G, their ``similarity``
+    """The unit of another network that matches best one to one: its signal ([axis,] time) in G, their ``similarity``
     (:func:`agreement.unit_similarity`), and what 95 % of matches with phase-scrambled signals stay below (``chance``).
     """
 
@@ -55,10 +60,11 @@ class Twin:
 class Card:
     """Everything known of one unit; what there is none of is NaN, ``None`` or empty, and ``status`` says why.
 
-    ``signal`` (time,) in G is the proposed method's, ``activation`` the share of the unit's threshold it reaches,
-    ``nearness`` to real exciting windows (notebook 08). ``iou`` maps the ``N_CONCEPTS`` concepts that overlap the unit
-    most to their IoU, ``cost`` the ``N_ACTIVITIES`` that lose most when it is silenced to that F1; ``detects`` and
-    ``matters_for`` are all above the thresholds, strongest first. ``neighbours`` are the nearest units on the atlas.
+    ``signal`` ([axis,] time) in G is the proposed method's, ``activation`` the share of its threshold that the unit
+    reaches, ``nearness`` to real exciting windows (notebook 08). ``iou`` maps the ``N_CONCEPTS`` concepts that overlap
+    the unit most to their IoU, ``cost`` the ``N_ACTIVITIES`` that lose most when it is silenced to that F1;
+    ``detects`` and ``matters_for`` are all above the thresholds, strongest first. ``neighbours`` are the nearest units
+    on the atlas.
     """
 
     seed: int
@@ -118,7 +124,7 @@ def collect(
     found = []
     for layer in map(str, lenses.signals["layer"].values):
         own, measured = (of.sel(seed=seed, layer=layer) for of in (lenses.signals, lenses.measured))
-        signals, status = own["signal"].transpose("unit", "time").values, agreement.status(own, similarity)["status"]
+        signals, status = in_rows(own["signal"], ["unit"]), agreement.status(own, similarity)["status"]
         matches, view = twins(lenses, seed, layer, similarity), lenses.views[layer]
         iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept").values
         cost, matters = (of.sel(layer=layer).values for of in (effects, important))
@@ -165,7 +171,7 @@ def twins(lenses: Lenses, seed: int, layer: str, similarity: SimilaritySettings)
         network = lenses.signals.sel(seed=s, layer=layer)
         found = agreement.status(network, similarity)
         index = np.flatnonzero(found["status"].values == "used")
-        signals = network["signal"].transpose("unit", "time").values[index]
+        signals = in_rows(network["signal"], ["unit"])[index]
         usable.append((index, signals, found["first"].values[index]))
     (mine, signals, first), (yours, others, begins) = usable
     if other == seed or not len(mine) or not len(yours):
@@ -196,14 +202,17 @@ def _strong_windows(
     lenses: Lenses, layer: str, unit: int, activities: Sequence[str], axes: Sequence[str]
 ) -> tuple[StrongWindow, ...]:
     """The unit's strongest windows; without those that leave it silent."""
-    top = lenses.projected.sel(layer=layer, unit=unit, rule="deconvnet").isel(rank=slice(N_WINDOWS))
+    rule = "deconvnet" if "deconvnet" in lenses.projected["rule"] else "gradient"
+    top = lenses.projected.sel(layer=layer, unit=unit, rule=rule).isel(rank=slice(N_WINDOWS))
     columns = [top[name].values for name in ("signal", "projection", "window", "axis", "value")]
     activity, subject = lenses.searched.activity, lenses.searched.subject
-    return tuple(
-        StrongWindow(x[axis], back[axis], activities[activity[window]], axes[axis], int(subject[window]), float(value))
-        for x, back, window, axis, value in zip(*columns, strict=True)
-        if value > 0
-    )
+    mixed, found = "axis" in lenses.signals["signal"].dims, []
+    for x, back, window, axis, value in zip(*columns, strict=True):
+        if value > 0:
+            own, named = (slice(None), "all axes") if mixed else (axis, axes[axis])
+            about = activities[activity[window]], named, int(subject[window]), float(value)
+            found.append(StrongWindow(x[own], back[own], *about))
+    return tuple(found)
 
 
 #: what lenses say of a unit, as a number

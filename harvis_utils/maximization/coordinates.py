@@ -7,11 +7,13 @@ noise; with 1/f scaling a step changes most where natural signals have most powe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from harvis_utils.data.windowing import Split
 
 #: windows are taken to reach this share of the bound at most: at the bound itself the inverse is infinite
 REACH = 0.999
@@ -94,6 +96,12 @@ class Scale:
         """Windows in the data's unit as signals in s: (..., axis, time)."""
         windows = torch.as_tensor(windows)
         return (windows - self.zero.to(windows)) / self.one.to(windows)
+
+    def split(self, split: Split) -> Split:
+        """The same windows in s; themselves where s is 1 G."""
+        if bool((self.zero == 0).all() and (self.one == 1).all()):
+            return split
+        return replace(split, series=np.ascontiguousarray(self.signals(split.series.T).numpy().T))
 
     def shared(self) -> Scale:
         """The one scale of all axes, (1, 1), for what treats them alike. Raises ``ValueError`` where they differ."""

@@ -96,28 +96,77 @@ def unit_maps(trunk: Trunk, layer: str, unit: Tensor, x: Tensor) -> Tensor:
 class Target:
     """Units as a function of signals: ``maps`` turns signals (row, axis, time) in s into (row, unit, axis, time).
 
-    ``axes`` is how many a signal has: one where units see single axes. ``scale`` says what s is.
+    ``axes`` is how many a signal has: one where units see single axes. ``scale`` says what s is. Where maps are not as
+    long as signals, ``at`` is the sample of the signal that each of their samples is about. ``network`` and ``place``
+    are what the target was made of.
     """
 
     maps: Callable[[Tensor], Tensor]
     n_units: int
     axes: int
     scale: Scale
+    network: Trunk | nn.Module
+    place: str | Tap
+    at: np.ndarray | None = None
+
+    @torch.no_grad()
+    def seen(self, signals: np.ndarray, keep: Callable[[Tensor, slice], Tensor]) -> np.ndarray:
+        """What ``keep`` takes of the maps of some rows, and which rows they are, for all of ``signals``.
+
+        These are (row[, axis], time) in the windows' unit.
+        """
+        trunk = isinstance(self.network, Trunk)
+        device = self.network.weights[0].device if trunk else taps.device_of(self.network)
+        x, found = self.scale.signals(signals.reshape(len(signals), self.axes, -1)), []
+        with nullcontext() if trunk else taps.evaluating(self.network), ascent.exact_products(device):
+            for begin in range(0, len(x), taps.CHUNK):
+                rows = slice(begin, begin + taps.CHUNK)
+                found.append(keep(self.maps(x[rows].to(device)), rows).cpu())
+        return torch.cat(found).numpy()
+
+
+@torch.no_grad()
+def own_maps(place: Trunk | Target, layer: str, unit: np.ndarray, signals: np.ndarray) -> xr.DataArray:
+    """The map that each signal's own unit has for it: (row[, map_axis], time or map_time).
+
+    ``signals`` are (row[, axis], time) in the windows' unit, ``unit`` is (row,).
+    """
+    unit, length = torch.as_tensor(unit), signals.shape[-1]
+    if isinstance(place, Trunk):
+        x = torch.tensor(np.ascontiguousarray(signals), dtype=torch.float32)
+        return xr.DataArray(unit_maps(place, layer, unit, x).numpy(), dims=("row", "time"))
+    maps = place.seen(signals, lambda of, rows: of[torch.arange(len(of)), unit[rows]])
+    seen, coords = map_dims(place, maps.shape, length)
+    return xr.DataArray(maps.reshape(len(maps), *maps.shape[-len(seen) :]), coords, ("row", *seen))
+
+
+def map_dims(target: Target, shape: tuple[int, ...], length: int) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Names and coordinates of the last dimensions of maps (row[, axis], time) of signals of ``length`` samples."""
+    time = "time" if shape[-1] == length else "map_time"
+    seen = (time,) if len(shape) == 2 or shape[1] == 1 else ("map_axis", time)
+    return seen, {} if time == "time" or target.at is None else {time: target.at}
 
 
 def target_of(
-    network: Trunk | nn.Module, layer: str | Tap, n_axes: int | None, length: int, scale: Scale | None = None
+    network: Trunk | nn.Module,
+    layer: str | Tap,
+    n_axes: int | None,
+    length: int,
+    scale: Scale | None = None,
+    at: np.ndarray | None = None,
 ) -> Target:
     """The units of a layer, for windows of ``n_axes`` axes (a trunk's have one).
 
-    A place that treats all axes of a network alike is shown the same signal on each of them.
+    A place that treats all axes of a network alike is shown the same signal on each of them. ``at`` is said where maps
+    are not as long as windows.
 
     Raises ``ValueError`` for an unknown layer and for axes that are treated alike but have different scales.
     """
     scale = scale or Scale()
     if isinstance(network, Trunk):
         scale, n_units = scale.shared(), len(network.biases[network.depth(layer) - 1])
-        return Target(lambda x: network.feature_map(scale.windows(x)[:, 0], layer)[:, :, None], n_units, 1, scale)
+        about = (n_units, 1, scale, network, layer)
+        return Target(lambda x: network.feature_map(scale.windows(x)[:, 0], layer)[:, :, None], *about)
     tap = taps.located(network, layer, trunks.noise(n_axes, length))
     alone = trunks.by_axis(network, tap, n_axes, length)
     axes, scale = (1, scale.shared()) if alone else (n_axes, scale)
@@ -128,7 +177,7 @@ def target_of(
 
     with torch.no_grad(), taps.evaluating(network):
         n_units = maps(torch.zeros(1, axes, length, device=taps.device_of(network))).shape[1]
-    return Target(maps, n_units, axes, scale)
+    return Target(maps, n_units, axes, scale, network, layer, at)
 
 
 def maximize(
@@ -145,6 +194,7 @@ def maximize(
     rate_hz: float = 30.0,
     start: np.ndarray | None = None,
     scale: Scale | None = None,
+    at: np.ndarray | None = None,
     fast: bool = True,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -163,8 +213,8 @@ def maximize(
     (of signals in ``scale``) over (technique, unit, step) and ``steps``, those taken before nothing could move by
     ``settings.tolerance_g`` any more; several starting points give a leading dimension ``start``. A unit that mixes
     ``n_axes`` axes has an ``axis`` before the time of ``start`` and ``signal``; a map of several axes has ``map_axis``,
-    one of another length ``map_time``. Unknown layers, methods, units, presets and optimizers raise ``ValueError``
-    listing the valid ones.
+    one of another length ``map_time``: ``at``, the samples of a window that its samples are about, if given. Unknown
+    layers, methods, units, presets and optimizers raise ``ValueError`` listing the valid ones.
 
     A trunk is climbed by :mod:`harvis_utils.fast.ascent`: in ``workers`` shares at once, by default one on each of
     torch's threads; ``block_bytes`` bounds the memory of each. Everything else, a trunk with a ``scale``, with ``aids``
@@ -178,7 +228,7 @@ def maximize(
         raise ValueError("a network other than a trunk needs n_axes, how many axes its windows have")
     else:
         device = taps.device_of(network)
-    target = target_of(network, layer, n_axes, length, scale)
+    target = target_of(network, layer, n_axes, length, scale, at)
     units = range(target.n_units) if units is None else [known("unit", u, range(target.n_units)) for u in units]
     recipes = [METHODS[known("method", m, METHODS)] for m in methods]
     if isinstance(preset, str):
@@ -223,8 +273,7 @@ def maximize(
     if scale is not None:
         signal = target.scale.windows(torch.as_tensor(signal)).numpy()
     dims = (*(("start",) if starts else ()), "technique", "unit")
-    time = "time" if outputs.shape[-1] == length else "map_time"
-    seen = (time,) if outputs.ndim == 2 or outputs.shape[1] == 1 else ("map_axis", time)
+    seen, places = map_dims(target, outputs.shape, length)
     arrays = {
         "signal": (("time",) if target.axes == 1 else ("axis", "time"), signal.reshape(shape)),
         "map": (seen, outputs.reshape(*shape[: len(dims)], *outputs.shape[-len(seen) :])),
@@ -233,7 +282,7 @@ def maximize(
     return xr.Dataset(
         {name: ((*dims, *own), values) for name, (own, values) in arrays.items()}
         | {"steps": (dims, found.steps.reshape(shape[: len(dims)]))},
-        coords={"technique": list(methods), "unit": list(units), "step": record, "time": np.arange(length)},
+        coords={"technique": list(methods), "unit": list(units), "step": record, "time": np.arange(length)} | places,
     )
 
 

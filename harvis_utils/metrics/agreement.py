@@ -7,6 +7,7 @@ the data, not sufficient. The paper measures none of this; everything here is a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,7 +16,7 @@ import pandas as pd
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
-from harvis_utils.metrics import similarity
+from harvis_utils.metrics import signal_measures, similarity
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.metrics.recovery import scrambled
 from harvis_utils.settings import RecoverySettings, SimilaritySettings
@@ -43,9 +44,13 @@ class Units:
 
 
 def units_of(signals: np.ndarray, first: np.ndarray, length: int) -> Units:
-    """The units with ``signals`` (unit, time) and pieces of ``length`` samples that begin at ``first`` (unit,)."""
-    pieces = np.lib.stride_tricks.sliding_window_view(np.asarray(signals, dtype=np.float64), length, axis=1)
-    every = similarity.unit_norm(pieces)
+    """The units with ``signals`` (unit[, axis], time) and pieces of ``length`` samples that begin at ``first`` (unit,).
+
+    Choice: several axes shift together; each is without its own mean, and all together have a norm of 1.
+    """
+    pieces = np.lib.stride_tricks.sliding_window_view(np.asarray(signals, dtype=np.float64), length, axis=-1)
+    every = similarity.unit_norm(np.moveaxis(pieces, -2, 1), mixed=pieces.ndim == 4)
+    every = every.reshape(*every.shape[:2], math.prod(every.shape[2:]))
     return Units(every[np.arange(len(every)), first], every)
 
 
@@ -75,18 +80,19 @@ def matched(a: Units, b: Units) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
     """Which units can be matched: ``status`` ("used" or one of ``LEFT_OUT``) and ``first``, where the piece begins.
 
-    ``signals`` has ``signal`` and ``map`` (..., unit, time) and ``dead`` (..., unit); returns dims (..., unit). Failed:
-    an amplitude above ``fail_amplitude_g`` or not finite; silent: no output anywhere; flat: a constant piece.
+    ``signals`` has ``signal`` and ``map`` as :func:`similarity.score` takes them and ``dead`` (..., unit); returns dims
+    (..., unit). Failed: an amplitude above ``fail_amplitude_g`` or not finite; silent: no output anywhere; flat: a
+    piece that is constant on every axis.
     """
-    ordered = signals.transpose(..., "unit", "time")
-    dead = ordered["dead"].transpose(*ordered["signal"].dims[:-1])
-    x, maps = (ordered[v].values.reshape(-1, ordered.sizes["time"]) for v in ("signal", "map"))
+    dims = [d for d in signals["signal"].dims if d not in ("axis", "time", "unit")] + ["unit"]
+    dead, x = signals["dead"].transpose(*dims), signal_measures.in_rows(signals["signal"], dims)
+    maps = signal_measures.in_rows(signal_measures.in_time(signals["map"], x.shape[-1]), dims)
     first, pieces = similarity.best_piece(x, maps, settings.piece)
     why = {
         "dead": dead.values.reshape(-1),
-        "failed": ~(np.abs(x).max(1) <= settings.fail_amplitude_g),  # NaN too
-        "silent": maps.max(1) <= 0,
-        "flat": np.ptp(pieces, axis=1) <= similarity.CONSTANT_G,
+        "failed": ~(np.abs(x).reshape(len(x), -1).max(1) <= settings.fail_amplitude_g),  # NaN too
+        "silent": signal_measures.largest(signals["map"], dims) <= 0,
+        "flat": (np.ptp(pieces, axis=-1) <= similarity.CONSTANT_G).reshape(len(x), -1).all(1),
     }
     named = np.select([why[name] for name in LEFT_OUT], LEFT_OUT, "used")
     return xr.Dataset(
@@ -143,10 +149,10 @@ def agreement(
 
 
 def _usable(network: xr.Dataset, settings: SimilaritySettings) -> tuple[np.ndarray, np.ndarray]:
-    """Signals (unit, time) of one network's usable units of a layer, and where their pieces begin (unit,)."""
+    """Signals (unit[, axis], time) of one network's usable units of a layer, and where their pieces begin (unit,)."""
     found = status(network, settings)
     used = (found["status"] == "used").values
-    return network["signal"].transpose("unit", "time").values[used], found["first"].values[used]
+    return signal_measures.in_rows(network["signal"], ["unit"])[used], found["first"].values[used]
 
 
 def _pair(

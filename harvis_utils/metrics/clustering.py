@@ -1,12 +1,14 @@
 """Signals turned into numbers about their structure, where a picture could be read in many ways (paper section 6).
 
 The claims about the map (C10 to C12): is there more clustering than in noise with the same covariance, how far apart
-do units lie, how many say the same. Everywhere ``signals`` is (unit, time) in G. A unit whose signal is not finite or
-constant has no shape; it is left out, and results say how many were.
+do units lie, how many say the same. Everywhere ``signals`` is (unit, time) in G, or (unit, axis, time) where units mix
+axes. A unit whose signal is not finite or constant (on every axis) has no shape; it is left out, and results say how
+many were.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -32,22 +34,37 @@ class AtlasError(HarvisError, ValueError):
 
 def usable(signals: np.ndarray) -> np.ndarray:
     """Which units have a shape: finite and not constant; bool (unit,)."""
+    if np.ndim(signals) not in (2, 3) or np.shape(signals)[-1] < 2:
+        raise AtlasError(
+            f"signals should be (unit, time) or (unit, axis, time) with at least two samples, "
+            f"not of shape {np.shape(signals)}"
+        )
+    return np.nan_to_num(ranges(signals), nan=0.0, posinf=0.0) > CONSTANT_G
+
+
+def ranges(signals: np.ndarray) -> np.ndarray:
+    """From the lowest to the highest value of the axis that moves most, (unit,); NaN where a signal is not finite."""
     signals = np.asarray(signals, dtype=np.float64)
-    if signals.ndim != 2 or signals.shape[1] < 2:
-        raise AtlasError(f"signals should be (unit, time) with at least two samples, not of shape {signals.shape}")
-    finite = np.isfinite(signals).all(1)
-    return finite & (np.ptp(np.where(finite[:, None], signals, 0), axis=1) > CONSTANT_G)
+    finite = np.isfinite(signals).reshape(len(signals), -1).all(1)
+    found = np.full(len(signals), np.nan)
+    found[finite] = np.ptp(signals[finite], axis=-1).reshape(finite.sum(), -1).max(1, initial=0)
+    return found
+
+
+def only(which: np.ndarray, signals: np.ndarray) -> np.ndarray:
+    """Signals with NaN for the units that are not among ``which``, bool (unit,)."""
+    return np.where(which.reshape(-1, *[1] * (np.ndim(signals) - 1)), signals, np.nan)
 
 
 def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
-    """The :func:`usable` signals as float64; fewer than ``fewest`` raise :class:`AtlasError`."""
+    """The :func:`usable` signals, (unit, all samples) as float64; fewer than ``fewest`` raise :class:`AtlasError`."""
     keep = usable(signals)
     if keep.sum() < fewest:
         raise AtlasError(
             f"{keep.sum()} of {len(keep)} units have a signal that is finite and not constant; at least {fewest} are "
             f"needed; take a layer, method or preset with more of them"
         )
-    return np.asarray(signals, np.float64)[keep]
+    return np.asarray(signals, np.float64)[keep].reshape(keep.sum(), -1)
 
 
 def gaussian_null(points: np.ndarray, seed: int) -> np.ndarray:
@@ -206,15 +223,19 @@ def best_correlation(signals: np.ndarray, max_shift: int = 10) -> np.ndarray:
     """Largest correlation of every two signals under a time shift of up to ``max_shift`` samples: (unit, unit).
 
     Correlation (-1 to 1, mean and size removed) over the samples that overlap; 0 where an overlapping piece is
-    constant. Units without a shape have NaN.
+    constant. Several axes shift together, and their products add up. Units without a shape have NaN.
     """
-    keep, length = usable(signals), np.shape(signals)[1]
+    keep, length = usable(signals), np.shape(signals)[-1]
     if not 0 <= max_shift <= length - 2:
         raise AtlasError(f"max_shift = {max_shift} leaves fewer than two samples of {length} to compare")
-    used = shaped(signals, fewest=0)
+    used = np.asarray(signals, np.float64)[keep]
     best = np.full((len(used), len(used)), -1.0)
+
+    def normed(pieces: np.ndarray) -> np.ndarray:
+        return unit_norm(pieces, mixed=pieces.ndim == 3).reshape(len(pieces), math.prod(pieces.shape[1:]))
+
     for shift in range(max_shift + 1):
-        correlation = unit_norm(used[:, shift:]) @ unit_norm(used[:, : length - shift]).T
+        correlation = normed(used[..., shift:]) @ normed(used[..., : length - shift]).T
         best = np.maximum(best, np.maximum(correlation, correlation.T))  # the transpose is the shift the other way
     everything = np.full((len(signals), len(signals)), np.nan)
     everything[np.ix_(keep, keep)] = best.clip(-1, 1)
@@ -234,11 +255,11 @@ def near_duplicates(
     """
     keep = usable(signals)
     used = shaped(signals, fewest=2)
-    linked = _with_others(used, max_shift) > threshold
+    linked = _with_others(used.reshape(-1, *np.shape(signals)[1:]), max_shift) > threshold
     n_groups, labels = connected_components(linked, directed=False)
     groups = np.full(len(keep), -1)
     groups[keep] = _by_size(labels)
-    draws = (gaussian_null(used, seed + i) for i in range(n_null))
+    draws = (gaussian_null(used, seed + i).reshape(-1, *np.shape(signals)[1:]) for i in range(n_null))
     return {
         "near_duplicates": float(linked.any(1).mean()),
         "near_duplicates_null": [(_with_others(draw, max_shift) > threshold).any(1).mean() for draw in draws],
@@ -266,15 +287,14 @@ MEASURES = (
 
 @kept("atlas")
 def measure(signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarray) -> dict[str, float | str | None]:
-    """Every number about one layer's (unit, time) signals, NaN for units left out; null and a reason where none.
+    """Every number about one layer's signals, NaN for units left out; null and a reason where there is none.
 
     ``activities`` (unit,) are those of the nearest real windows, ``n_frequencies`` (unit,) effective numbers of
     frequencies. What ends in ``_moving`` leaves out units that are all but flat (less than 0.05 G), which lie
     together whatever the others do. Nulls are means over their draws.
     """
     has_shape = usable(signals)
-    moving = has_shape.copy()
-    moving[has_shape] = np.ptp(signals[has_shape], axis=1) >= FLAT_G
+    moving = has_shape & (ranges(signals) >= FLAT_G)
     found, reasons = {}, []
 
     def attempt(call: Callable, *arguments):
@@ -285,11 +305,11 @@ def measure(signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarr
             return {}
 
     for call in (cluster_tendency, near_duplicates):
-        for ending, of in (("", signals), ("_moving", np.where(moving[:, None], signals, np.nan))):
+        for ending, of in (("", signals), ("_moving", only(moving, signals))):
             for name, value in attempt(call, of).items():
                 plain = name.removesuffix("_null")
                 found[plain + ending + name[len(plain) :]] = float(np.mean(value)) if plain != name else value
-    found |= attempt(clusters_and_activities, np.where(has_shape[:, None], signals, np.nan), activities)
+    found |= attempt(clusters_and_activities, only(has_shape, signals).reshape(len(signals), -1), activities)
     found |= attempt(lambda every: {"effective_rank": effective_rank(every)}, signals)
     found["n_frequencies"] = float(np.mean(n_frequencies[has_shape])) if has_shape.any() else None
     found |= {"n_units": int(has_shape.sum()), "n_flat": int((has_shape & ~moving).sum())}

@@ -1,7 +1,8 @@
 """Signals turned into a 2-D map (paper section 6, Fig. 8), and the map's units beside their nearest real windows.
 
 What a picture seems to show is asked in numbers by :mod:`harvis_utils.metrics.clustering`. Everywhere ``signals`` is
-(unit, time) in G. A unit whose signal is not finite or constant has no place on the map.
+(unit, time) in G, or (unit, axis, time) where units mix axes. A unit whose signal is not finite or constant (on every
+axis) has no place on the map.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import xarray as xr
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.metrics.clustering import CONSTANT_G, AtlasError, measure, shaped, usable
+from harvis_utils.metrics.signal_measures import in_rows
 from harvis_utils.settings import AtlasSettings, Settings
 from harvis_utils.store.results import kept
 
@@ -30,12 +32,13 @@ def effective_perplexity(perplexity: float, n_units: int) -> float:
 
 
 def embed(signals: np.ndarray, perplexity: float = 15.0, seed: int = 0, init: str = "pca") -> np.ndarray:
-    """t-SNE map of the units (paper section 6): (unit, time) in G to (unit, 2), NaN for units without a shape.
+    """t-SNE map of the units (paper section 6): signals in G to (unit, 2), NaN for units without a shape.
 
     Choice: distances are Euclidean between the signals as they are, in G, neither shifted nor scaled, because the
-    paper embeds the generated signals themselves. Choice: ``init="pca"`` makes the map a function of the signals
-    alone, whatever the seed; ``init="random"`` shows what another seed would have drawn. ``perplexity`` is limited
-    by :func:`effective_perplexity`. Raises :class:`AtlasError` for fewer than five usable or for identical signals.
+    paper embeds the generated signals themselves; where units mix axes, over all of them. Choice: ``init="pca"`` makes
+    the map a function of the signals alone, whatever the seed; ``init="random"`` shows what another seed would have
+    drawn. ``perplexity`` is limited by :func:`effective_perplexity`. Raises :class:`AtlasError` for fewer than five
+    usable or for identical signals.
     """
     from sklearn.manifold import TSNE
 
@@ -87,15 +90,18 @@ def _of(made: xr.Dataset | xr.DataArray, seed: int, layer: str) -> xr.Dataset | 
 
 
 def kept_signals(signals: xr.Dataset, scores: xr.Dataset, seed: int, layer: str) -> np.ndarray:
-    """The proposed method's signals of one network's layer, (unit, time) in G; failed and dead units are NaN."""
+    """The proposed method's signals of one network's layer; failed and dead units are NaN."""
     chosen, judged = _of(signals["signal"], seed, layer), _of(scores, seed, layer)
-    return chosen.where(~judged["failed"] & ~judged["dead"]).transpose("unit", "time").values.astype(np.float64)
+    return in_rows(chosen.where(~judged["failed"] & ~judged["dead"]), ["unit"]).astype(np.float64)
 
 
-def activities_of(scores: xr.Dataset, train: Split, seed: int, layer: str) -> np.ndarray:
-    """Activity of each unit's nearest training window, as in the paper's Fig. 8; (unit,), -1 for none."""
+def activities_of(scores: xr.Dataset, train: Split, seed: int, layer: str, mixed: bool = False) -> np.ndarray:
+    """Activity of each unit's nearest training window, as in the paper's Fig. 8; (unit,), -1 for none.
+
+    ``mixed`` says that units mix axes, so that the nearest are whole windows.
+    """
     segment = _of(scores["segment"], seed, layer).isel(neighbour=0).values
-    return np.where(segment < 0, -1, train.activity[segment // train.series.shape[1]])
+    return np.where(segment < 0, -1, train.activity[segment // (1 if mixed else train.series.shape[1])])
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,9 @@ class AtlasLayer:
 
     name: str
     positions: np.ndarray  # (unit, 2), NaN for a unit left out
-    signals: np.ndarray  # (unit, time), G
+    signals: np.ndarray  # (unit[, axis], time), G
     activities: np.ndarray  # (unit,) activity of the nearest real window, negative for none
-    windows: np.ndarray  # (unit, time), G: the nearest real window
+    windows: np.ndarray  # (unit[, axis], time), G: the nearest real window
     starts: np.ndarray  # (unit,) where the compared piece begins in the signal
     offsets: np.ndarray  # (unit,) where it begins in the window
     distances: np.ndarray  # (unit,) d(u, i) of that window, G^2
@@ -120,15 +126,15 @@ def view(
     ``places`` are what :func:`positions` returns.
     """
     nearest = _of(scores, seed, layer).isel(neighbour=0)
-    segment = nearest["segment"].values
+    segment, mixed = nearest["segment"].values, "axis" in signals["signal"].dims
     n_axes = train.series.shape[1]
-    real = train.x[segment // n_axes, segment % n_axes].astype(np.float64)
+    real = (train.x[segment] if mixed else train.x[segment // n_axes, segment % n_axes]).astype(np.float64)
     real[segment < 0] = np.nan
     return AtlasLayer(
         name=layer,
         positions=places.sel(seed=seed, layer=layer).transpose("unit", "coordinate").values,
         signals=kept_signals(signals, scores, seed, layer),
-        activities=activities_of(scores, train, seed, layer),
+        activities=activities_of(scores, train, seed, layer, mixed),
         windows=real,
         starts=nearest["piece_start"].values,
         offsets=nearest["offset"].values,
@@ -162,7 +168,7 @@ def measures(windows: Windows, scores: xr.Dataset, signals: xr.Dataset) -> dict[
     for layer in map(str, signals["layer"].values):
         rows = []
         for seed in signals["seed"].values:
-            activities = activities_of(scores, windows.train, seed, layer)
+            activities = activities_of(scores, windows.train, seed, layer, "axis" in signals["signal"].dims)
             n_frequencies = _of(scores["n_frequencies"], seed, layer).values
             rows.append(measure(kept_signals(signals, scores, seed, layer), activities, n_frequencies))
         found[layer] = {name: [row[name] for row in rows] for name in rows[0]}

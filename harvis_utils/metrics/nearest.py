@@ -1,11 +1,14 @@
 """The training segments nearest to a piece of signal, exactly, out of millions of pieces (paper section 4.5, eq. 8).
 
-A segment is one axis of one window, and its distance to a query is that of its best piece. Windows overlap, so pieces
-are taken from the series once and not once per window, and a piece that equals the one before it counts once. SciPy's
-tree finds the pieces among which the best segments must be; the distances of those are computed in float64.
+A segment is one axis of one window, or a whole window where units mix its axes, and its distance to a query is that of
+its best piece. Windows overlap, so pieces are taken from the series once and not once per window, and a piece that
+equals the one before it counts once. SciPy's tree finds the pieces among which the best segments must be, or products
+of matrices where pieces have all axes, too many numbers for a tree; the distances of those are computed in float64.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ from harvis_utils.parallel import progress, threads
 QUERIES = 512
 #: as many times n pieces are looked at first, and more where they are of fewer than n segments. Choice: by measurement
 KEPT = 4
+#: pieces of all axes compared with the queries at once, which bounds the memory
+BLOCK = 20_000
 #: share by which a distance is enlarged before what lies within it is asked for: rounding must lose no candidate
 MARGIN = 1e-9
 
@@ -25,30 +30,33 @@ MARGIN = 1e-9
 class PieceIndex:
     """All pieces of ``width`` samples in the windows of ``split``, ready to be searched.
 
-    Raises ``ValueError`` where ``width`` is longer than a window or there is no window.
+    Pieces are of one axis each or, ``mixed``, of all axes together. Raises ``ValueError`` where ``width`` is longer
+    than a window or there is no window.
     """
 
-    def __init__(self, split: Split, width: int):
+    def __init__(self, split: Split, width: int, mixed: bool = False):
         if not 0 < width <= split.length:
             raise ValueError(f"a piece of {width} samples does not fit windows of {split.length}")
         if not len(split):
             raise ValueError("there is no window to search")
-        self.split, self.width = split, width
-        self.n_samples, self.n_axes = split.series.shape
+        self.split, self.width, self.mixed = split, width, mixed
+        self.n_samples, self.n_axes = len(split.series), 1 if mixed else split.series.shape[1]
         self.n_segments = len(split) * self.n_axes
         self._by_start = np.argsort(split.start, kind="stable")
         self._begun = np.append(0, np.cumsum(np.bincount(split.start, minlength=self.n_samples)))
-        flat = np.ascontiguousarray(split.series.T).ravel()
-        self._views = torch.from_numpy(flat).unfold(0, width, 1)  # (axis * samples + position, width)
+        # (axes of a piece, axis * samples + position)
+        flat = np.ascontiguousarray(split.series.T).reshape(-1, self.n_axes * self.n_samples)
+        self._views = torch.from_numpy(flat).unfold(1, width, 1).transpose(0, 1)  # a piece in each row
         self.piece = self._distinct_pieces(flat)
         axis, position = np.divmod(self.piece, self.n_samples)
         # one of the segments that hold each piece: enough to count different ones
         self._segment = (self._begun[position + 1] - 1) * self.n_axes + axis
-        self._tree = cKDTree(self._samples(self.piece).double().numpy(), balanced_tree=False, compact_nodes=False)
+        if not mixed:
+            self._tree = cKDTree(self._samples(self.piece).double().numpy(), balanced_tree=False, compact_nodes=False)
 
     def _samples(self, piece: np.ndarray) -> torch.Tensor:
-        """What is measured in the pieces, (piece, width) in G; torch gathers rows faster than NumPy."""
-        return self._views.index_select(0, torch.from_numpy(piece))
+        """What is measured in the pieces, (piece, axes * width) in G; torch gathers rows faster than NumPy."""
+        return self._views.index_select(0, torch.from_numpy(piece)).flatten(1)
 
     def _distinct_pieces(self, flat: np.ndarray) -> np.ndarray:
         """Pieces that some window holds, without those that equal an earlier piece of the same windows."""
@@ -56,9 +64,9 @@ class PieceIndex:
         piece = (np.arange(self.n_axes)[:, None] * self.n_samples + at).ravel()
         # Where no window starts, all windows that hold a piece also hold the piece one sample before it. If nothing
         # moved, that one is equal and earlier.
-        moves = np.zeros(len(flat), np.int32)
-        np.cumsum(flat[1:] != flat[:-1], dtype=np.int32, out=moves[1:])
-        moved = np.ones(len(flat), bool)
+        moves = np.zeros(flat.shape[1], np.int32)
+        np.cumsum((flat[:, 1:] != flat[:, :-1]).any(0), dtype=np.int32, out=moves[1:])
+        moved = np.ones(flat.shape[1], bool)
         moved[1 : len(self._views)] = moves[self.width :] != moves[: -self.width]
         starts = np.diff(self._begun) > 0
         return piece[moved[piece] | np.tile(starts[at], self.n_axes)]
@@ -69,13 +77,14 @@ class PieceIndex:
         return self._begun[first], self._begun[position + 1]
 
     def nearest(self, pieces: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The ``n`` segments nearest to each of ``pieces`` (piece, width) in G, exactly.
+        """The ``n`` segments nearest to each of ``pieces`` (piece[, axis], width) in G, exactly.
 
-        Returns distances d(u, i) (mean squared error in G^2, float64), segment indices (window * axes + axis) and
-        offsets of the matching piece in its window, each (piece, n), sorted by distance, then by segment; of equal
-        offsets the earliest. Raises ``ValueError`` for fewer segments than ``n`` and for non-finite pieces.
+        Returns distances d(u, i) (mean squared error in G^2, float64), segment indices (window * axes + axis, or the
+        window) and offsets of the matching piece in its window, each (piece, n), sorted by distance, then by segment;
+        of equal offsets the earliest. Raises ``ValueError`` for fewer segments than ``n`` and for non-finite pieces.
         """
         pieces = np.ascontiguousarray(pieces, dtype=np.float32)
+        pieces = pieces.reshape(len(pieces), math.prod(pieces.shape[1:]))
         if self.n_segments < n:
             raise ValueError(f"{self.n_segments} training segments are fewer than the {n} neighbours wanted")
         if not np.isfinite(pieces).all():
@@ -91,18 +100,35 @@ class PieceIndex:
                 array[block] = part
         return tuple(array[back.reshape(-1)] for array in found)
 
+    def _ranked(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """The ``k`` nearest pieces of each query: distances, places in ``piece``, by how much rounding may mislead."""
+        if not self.mixed:
+            return *self._tree.query(queries, np.arange(1, k + 1), workers=threads()), 0.0
+        x, largest = torch.from_numpy(queries), 0.0
+        norm, best, where = x.square().sum(1, keepdim=True), x[:, :0], torch.empty((len(x), 0), dtype=torch.int64)
+        for begin in range(0, len(self.piece), BLOCK):
+            some = self._samples(self.piece[begin : begin + BLOCK]).double()
+            squares = some.square().sum(1)
+            both = torch.cat([best, norm + squares - 2 * x @ some.T], 1)
+            index = torch.cat([where, torch.arange(begin, begin + len(some)).expand(len(x), -1)], 1)
+            best, order = both.topk(min(k, both.shape[1]), largest=False)
+            where, largest = index.gather(1, order), max(largest, float(squares.max()))
+        # what the sums of squares may be wrong by; a root is most wrong near 0, and two are compared
+        wrong = 2 * np.finfo(np.float64).eps * x.shape[1] * (largest + float(norm.max()))
+        rounding = 2 * np.sqrt(wrong)
+        return best.clamp(min=0).sqrt().numpy(), where.numpy(), rounding
+
     def _candidates(self, queries: np.ndarray, n: int) -> list[np.ndarray]:
         """For each query the pieces, in order, that are no farther than its ``n``-th different segment."""
         found: list[np.ndarray] = [np.empty(0, np.int64)] * len(queries)
         rest, kept = np.arange(len(queries)), KEPT * n
         while len(rest):
             every = kept >= len(self.piece)
-            asked = np.arange(1, min(kept, len(self.piece)) + 1)
-            distances, places = self._tree.query(queries[rest], asked, workers=threads())
+            distances, places, rounding = self._ranked(queries[rest], min(kept, len(self.piece)))
             undecided = []
             for query, distance, place in zip(rest, distances, places, strict=True):
                 first = np.sort(np.unique(self._segment[place], return_index=True)[1])  # of each segment the best piece
-                reach = distance[first[n - 1]] * (1 + MARGIN) if len(first) >= n else np.inf
+                reach = distance[first[n - 1]] * (1 + MARGIN) + rounding if len(first) >= n else np.inf
                 if every or reach < distance[-1]:
                     found[query] = np.sort(self.piece[place[distance <= reach]])
                 else:  # too few segments, or as many pieces at the same distance
@@ -114,7 +140,7 @@ class PieceIndex:
         """Mean squared error of pairs of query and piece, in float64."""
         difference = self._samples(piece).double().numpy()
         difference -= queries.take(query, axis=0)
-        return np.einsum("ij,ij->i", difference, difference) / self.width
+        return np.einsum("ij,ij->i", difference, difference) / difference.shape[1]
 
     def _best_segments(self, query: np.ndarray, piece: np.ndarray, distance: np.ndarray, n_queries: int, n: int):
         """Of all candidates: for each segment its best piece, for each query its ``n`` best segments.
@@ -149,10 +175,10 @@ class PieceIndex:
 _latest: PieceIndex | None = None
 
 
-def piece_index(split: Split, width: int) -> PieceIndex:
+def piece_index(split: Split, width: int, mixed: bool = False) -> PieceIndex:
     """The index of ``split``; the latest one is kept, because all searches of a run are in the same windows."""
     global _latest
-    if _latest is None or _latest.split is not split or _latest.width != width:
+    if _latest is None or _latest.split is not split or (_latest.width, _latest.mixed) != (width, mixed):
         _latest = None  # before the next one takes its memory
-        _latest = PieceIndex(split, width)
+        _latest = PieceIndex(split, width, mixed)
     return _latest

@@ -1,8 +1,9 @@
 """Signals turned into measures that doing nothing cannot win, each beside what real windows get.
 
 Ssim (paper section 4.5) asks whether a signal is near *any* training window, and most windows are quiet. Here a
-unit's signal is compared with its *reference windows* only: training segments (one axis of one window) that bring
-the unit to its own threshold ``th_eap``. What they get against those of other people says how near real signals are.
+unit's signal is compared with its *reference windows* only: training segments (one axis of one window, or all axes
+where units mix them) that bring the unit to its own threshold ``th_eap``. What they get against those of other people
+says how near real signals are.
 
 A window that excites a unit may be calm elsewhere, so ``matched_ssim`` is still won by a flat line, and kept to show
 it. ``realism_p`` and ``distance_ratio`` compare only the pieces that excite the unit, relative to how much they move.
@@ -18,6 +19,7 @@ import xarray as xr
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.fast import ascent
 from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.paper_methods import Target
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import signal_measures, similarity
 from harvis_utils.networks.sfhf import Trunk
@@ -46,16 +48,21 @@ CONTROLS = similarity.CONTROLS | {
 
 @torch.no_grad()
 def references(
-    trunk: Trunk, th_eap: xr.DataArray, split: Split, settings: SimilaritySettings, device: torch.device | str = "cpu"
+    place: Trunk | Target,
+    th_eap: xr.DataArray,
+    split: Split,
+    settings: SimilaritySettings,
+    device: torch.device | str = "cpu",
 ) -> xr.Dataset:
     """Reference windows of every unit and what they get among themselves, dims (layer, unit[, reference]).
 
-    ``th_eap`` is (layer, unit), NaN for a dead unit. A unit's references are a random sample of the segments whose
-    largest output reaches its threshold, spread over the subjects as evenly as they allow; where few do, the
-    strongest segments. ``segment`` is their index, -1 beyond ``n_reference``; ``piece_start`` is where the piece
-    begins that excites the unit most. ``distance`` (scaled) is that of each reference window to the ones *of other
-    people*: neighbours in its own recording overlap or repeat it, and would make real windows look nearer to real ones
-    than anything new can be. Raises ``ValueError`` for pieces longer than windows and where there is one subject only.
+    ``place`` is a trunk, or one place of any network; ``th_eap`` is (layer, unit), NaN for a dead unit. A unit's
+    references are a random sample of the segments whose largest output reaches its threshold, spread over the subjects
+    as evenly as they allow; where few do, the strongest segments. ``segment`` is their index, -1 beyond
+    ``n_reference``; ``piece_start`` is where the piece begins that excites the unit most. ``distance`` (scaled) is that
+    of each reference window to the ones *of other people*: neighbours in its own recording overlap or repeat it, and
+    would make real windows look nearer to real ones than anything new can be. Raises ``ValueError`` for pieces longer
+    than windows and where there is one subject only.
     """
     if settings.piece > split.length:
         raise ValueError(f"a piece of {settings.piece} samples does not fit windows of {split.length}")
@@ -65,22 +72,23 @@ def references(
             f"realism compares real windows with those of other people, but all training windows are of subject(s) "
             f"{', '.join(map(str, subjects)) or 'none'}; it needs a split with at least two training subjects"
         )
-    segments, subject = split.segments, _subjects(split)
+    segments, in_s, subject = _segments(place, split)
     layers, units = [str(layer) for layer in th_eap["layer"].values], th_eap["unit"].values
-    outputs = largest_outputs(trunk, segments, layers, device)
+    outputs = largest_outputs(place, segments, layers, device)
     order = np.random.default_rng(SEED).permutation(len(segments))
     shape = (len(layers), len(units), N_REFERENCES + signal_measures.N_NEAREST)
     segment, begin = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
-    distance, on_cpu = np.full(shape, np.nan), trunk.to("cpu")
+    distance, on_cpu = np.full(shape, np.nan), place.to("cpu") if isinstance(place, Trunk) else place
     for i, j in np.ndindex(shape[:2]):
         layer, unit = layers[i], int(units[j])
         threshold = th_eap.sel(layer=layer, unit=unit).values
         if np.isnan(threshold):
             continue
         chosen = _chosen(outputs[layer][unit], threshold, subject, order)
-        x, at = segments[chosen], slice(len(chosen))
-        maps = paper_methods.unit_maps(on_cpu, layer, torch.full((len(x),), unit), torch.tensor(x)).numpy()
-        begin[i, j, at], pieces = similarity.best_piece(x, maps, settings.piece)
+        at = slice(len(chosen))
+        maps = paper_methods.own_maps(on_cpu, layer, np.full(len(chosen), unit), segments[chosen])
+        maps = signal_measures.in_time(maps, split.length).values
+        begin[i, j, at], pieces = similarity.best_piece(in_s[chosen], maps, settings.piece)
         segment[i, j, at] = chosen
         distance[i, j, at] = np.diag(
             signal_measures.to_others(signal_measures.scaled_distance(pieces, pieces), subject[chosen])
@@ -99,13 +107,15 @@ def references(
 
 @torch.no_grad()
 def largest_outputs(
-    trunk: Trunk, segments: np.ndarray, layers: list[str] | None = None, device: torch.device | str = "cpu"
+    place: Trunk | Target, segments: np.ndarray, layers: list[str] | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Largest output of every unit for every segment, (unit, segment) by layer, in one pass through the trunk.
+    """Largest output of every unit for every segment, (unit, segment) by layer, in one pass.
 
-    ``segments`` is (segment, time) in G. No map is kept.
+    ``segments`` is (segment[, axis], time) in its unit. No map is kept.
     """
-    trunk, layers = trunk.to(device), list(trunk.layers if layers is None else layers)
+    if isinstance(place, Target):
+        return {(layers or [str(place.place)])[0]: place.seen(segments, lambda maps, _: maps.amax((2, 3)).float()).T}
+    trunk, layers = place.to(device), list(place.layers if layers is None else layers)
     depth = {layer: trunk.depth(layer) for layer in layers}
     found = {layer: np.empty((len(trunk.biases[d - 1]), len(segments)), np.float32) for layer, d in depth.items()}
     with ascent.exact_products(torch.device(device)):
@@ -139,9 +149,14 @@ def _strongest(output: np.ndarray, among: np.ndarray, n: int) -> np.ndarray:
     return among[np.argsort(-output[among], kind="stable")[:n]]
 
 
-def _subjects(split: Split) -> np.ndarray:
-    """Subject of every segment, as small numbers from 0: (segment,)."""
-    return np.repeat(np.unique(split.subject, return_inverse=True)[1], split.series.shape[1])
+def _segments(place: Trunk | Target, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What units see of windows, (segment[, axis], time), the same in s, and whose it is, as small numbers from 0."""
+    subject = np.unique(split.subject, return_inverse=True)[1]
+    if isinstance(place, Trunk):
+        return split.segments, split.segments, np.repeat(subject, split.series.shape[1])
+    mixed = place.axes > 1
+    segments, in_s = (of.of_units(mixed) for of in (split, place.scale.split(split)))
+    return segments, in_s, np.repeat(subject, len(segments) // len(split))
 
 
 # ---------------------------------------------------------------------------------------------- all measures
@@ -150,7 +165,7 @@ def _subjects(split: Split) -> np.ndarray:
 def measure(
     signals: xr.Dataset,
     statistics: xr.Dataset,
-    trunk: Trunk,
+    place: Trunk | Target,
     split: Split,
     settings: SimilaritySettings,
     start: np.ndarray,
@@ -158,9 +173,10 @@ def measure(
 ) -> xr.Dataset:
     """All measures of signals of one network, dims (..., layer, unit).
 
-    ``signals`` holds ``signal`` (G) and ``map`` over (..., layer, unit, time), maps of ``trunk``; ``statistics``
-    holds ``th_eap`` and ``dead`` over (layer, unit), of the training windows ``split``. ``start`` is (time,) or
-    broadcasts to (..., layer, unit, time); ``found`` are the :func:`references`, made where not given.
+    ``signals`` holds ``signal`` and ``map`` as :func:`similarity.score` takes them, maps of ``place``: a trunk, or one
+    place of any network (:func:`paper_methods.target_of`), whose scale says what stands for 1 G. ``statistics`` holds
+    ``th_eap`` and ``dead`` over (layer, unit), of the training windows ``split``. ``start`` is ([axis,] time) or
+    broadcasts to (..., layer, unit[, axis], time); ``found`` are the :func:`references`, made where not given.
 
     :mod:`harvis_utils.metrics.signal_measures` explains ``reached``, ``matched_ssim`` (G^2), ``scaled_distance`` (mean
     of the nearest), ``spectral_distance`` and ``displacement_g``. ``realism_p`` and ``distance_ratio`` are the rank of
@@ -170,29 +186,34 @@ def measure(
     Failed signals (beyond 10 G) have NaN distances but the smallest possible p: they are as unrealistic as can be,
     and must not drop out when methods are compared. Dead units have NaN everywhere.
     """
-    dims = [*(d for d in signals["signal"].dims if d not in ("layer", "unit", "time")), "layer", "unit"]
-    ordered = signals[["signal", "map"]].transpose(*dims, "time")
-    coords = {d: ordered[d] for d in dims}
+    dims = [*(d for d in signals["signal"].dims if d not in ("layer", "unit", "axis", "time")), "layer", "unit"]
+    coords = {d: signals[d] for d in dims}
     which = {d: coords[d] for d in ("layer", "unit")}
     th_eap, dead = (statistics[name].sel(which).transpose("layer", "unit") for name in ("th_eap", "dead"))
     if found is None:
-        found = references(trunk, th_eap, split, settings)
+        found = references(place, th_eap, split, settings)
     found = found.sel(which).transpose("layer", "unit", "reference")
-    segments, subject = split.segments, _subjects(split)
-    x, maps = (ordered[name].values.reshape(-1, *dead.shape, ordered.sizes["time"]) for name in ("signal", "map"))
-    failed = ~(np.abs(x).max(-1) <= settings.fail_amplitude_g)  # NaN counts as failed
+    _, segments, subject = _segments(place, split)
+    every, start = signal_measures.in_rows(signals["signal"], dims), np.asarray(start)
+    if isinstance(place, Target):
+        every, start = (place.scale.signals(of).numpy() for of in (every, start))
+    maps = signal_measures.in_rows(signal_measures.in_time(signals["map"], split.length), dims)
+    x, maps = (of.reshape(-1, *dead.shape, *of.shape[1:]) for of in (every, maps))
+    top, mixed = signal_measures.largest(signals["map"], dims).reshape(x.shape[:3]), every.ndim == 3
+    amplitude = np.abs(every).reshape(len(every), -1).max(1).reshape(x.shape[:3])
+    failed = ~(amplitude <= settings.fail_amplitude_g)  # NaN counts as failed
     names = ("realism_p", "distance_ratio", "scaled_distance", "matched_ssim", "spectral_distance")
     values = np.full((len(names), *failed.shape), np.nan)
     for i, j in np.argwhere(~dead.values):
         one = found.isel(layer=i, unit=j, reference=slice(int(found["n_reference"][i, j])))
         who, real, own = subject[one["segment"].values], segments[one["segment"].values], one["distance"].values
-        excites = np.take_along_axis(real, one["piece_start"].values[:, None] + np.arange(settings.piece), axis=1)
+        excites = similarity.cut(real, one["piece_start"].values, settings.piece)
         at = np.flatnonzero(~failed[:, i, j])
         _, pieces = similarity.best_piece(x[at, i, j], maps[at, i, j], settings.piece)
         far, median = signal_measures.scaled_distance(pieces, excites), np.median(own)
         of_others, mean = (
             signal_measures.to_others(far, who),
-            signal_measures.mean_spectrum(similarity.power_spectrum(real)),
+            signal_measures.mean_spectrum(similarity.power_spectrum(real, mixed)),
         )
         values[0, :, i, j] = 1 / (1 + len(own))  # what a failed signal gets
         values[:, at, i, j] = [
@@ -200,13 +221,15 @@ def measure(
             of_others.mean(1) / (median if median > 0 else np.nan),
             signal_measures.mean_nearest(far),
             signal_measures.mean_nearest(signal_measures.distances(pieces, real)),
-            signal_measures.spectral_distance(similarity.power_spectrum(x[at, i, j]), mean),
+            signal_measures.spectral_distance(similarity.power_spectrum(x[at, i, j], mixed), mean),
         ]
-    every = dict(zip(names, values, strict=True)) | {"failed": failed}
-    every["reached"] = signal_measures.reached(maps.max(-1), th_eap.where(~dead).values)
-    every["displacement_g"] = signal_measures.displacement(ordered["signal"].values, np.asarray(start))
-    shape = [ordered.sizes[d] for d in dims]
-    result = xr.Dataset({name: (dims, of.reshape(shape)) for name, of in every.items()}, coords)
+    measures = dict(zip(names, values, strict=True)) | {"failed": failed}
+    measures["reached"] = signal_measures.reached(top, th_eap.where(~dead).values)
+    shape = [signals.sizes[d] for d in dims]
+    x = every.reshape(*shape, *every.shape[1:])
+    x, start = (of.reshape(*shape, -1) for of in (x, np.broadcast_to(start, x.shape)))
+    measures["displacement_g"] = signal_measures.displacement(x, start)
+    result = xr.Dataset({name: (dims, of.reshape(shape)) for name, of in measures.items()}, coords)
     return result.assign(dead=(("layer", "unit"), dead.values))
 
 
@@ -302,21 +325,30 @@ def control_signals(
     Those of :func:`similarity.control_signals`, all with maps of the trained trunk, and "held-out-strong".
     """
     made = similarity.control_signals(network, windows, random_signals, start)[["signal", "map"]]
+    return with_held_out_strong(network.trunk, made, th_eap, windows.test, network.seed)
+
+
+def with_held_out_strong(
+    place: Trunk | Target, made: xr.Dataset, th_eap: xr.DataArray, split: Split, seed: int = 0
+) -> xr.Dataset:
+    """The controls that :func:`similarity.controls_at` made with maps of this ``place``, and "held-out-strong"."""
     random = {"control": "random-weights"}
-    made["map"].loc[random] = similarity.own_maps(network.trunk, made["signal"].sel(random).values)
-    own = held_out_strong(network.trunk, th_eap, windows.test, network.seed)
-    strong = made.sel(random).copy(data={"signal": own, "map": similarity.own_maps(network.trunk, own)})
+    made = made[["signal", "map"]].copy(deep=True)
+    made["map"].loc[random] = similarity.own_maps(place, made["signal"].sel(random).values).values
+    own = held_out_strong(place, th_eap, split, seed)
+    strong = made.sel(random).copy(data={"signal": own, "map": similarity.own_maps(place, own).values})
     return xr.concat([made, strong.assign_coords(control="held-out-strong")], "control")
 
 
-def held_out_strong(trunk: Trunk, th_eap: xr.DataArray, split: Split, seed: int) -> np.ndarray:
-    """A segment that reaches each unit's threshold, drawn at random: (layer, unit, time) float32 in G.
+def held_out_strong(place: Trunk | Target, th_eap: xr.DataArray, split: Split, seed: int) -> np.ndarray:
+    """A segment that reaches each unit's threshold, drawn at random: (layer, unit[, axis], time) float32 in its unit.
 
     Each unit's own draw from :data:`N_PROBED` random segments; where none reaches it, the strongest of them.
     """
-    segments, rng = split.segments, np.random.default_rng((SEED, seed))
+    segments = split.of_units(isinstance(place, Target) and place.axes > 1)
+    rng = np.random.default_rng((SEED, seed))
     segments = segments[rng.permutation(len(segments))[:N_PROBED]]
-    outputs = largest_outputs(trunk, segments, [str(layer) for layer in th_eap["layer"].values])
+    outputs = largest_outputs(place, segments, [str(layer) for layer in th_eap["layer"].values])
     output = np.stack([outputs[layer][th_eap["unit"].values] for layer in outputs])
     strong = output >= th_eap.transpose("layer", "unit").values[:, :, None]
     drawn = np.where(strong, rng.random(strong.shape, np.float32), -1).argmax(-1)

@@ -1,17 +1,66 @@
 """One function for each measure of signals that doing nothing should not win, with what it can still be won by.
 
+Before them stands how signals and maps of any place are put one below the other: signals are (row, time), or (row,
+axis, time) of units that mix axes. Choice: a distance is a mean over axes and samples, a spectrum a sum over axes.
 :mod:`harvis_utils.metrics.realism` chooses the real windows that they are compared with, and reads them together.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
+import xarray as xr
 from scipy.special import rel_entr
 
 #: nearest reference windows whose distances are averaged. Choice: few, because the windows are few too
 N_NEAREST = 5
 #: pieces that move less than this (standard deviation in G) count as moving this much. Choice: a sensor's noise
 REST_G = 0.01
+
+
+def in_rows(values: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
+    """Signals or maps one below the other: (row[, axis], time), a row for each place in ``dims``."""
+    inner = [d for d in ("axis", "time") if d in values.dims]
+    ordered = values.transpose(*dims, *inner)
+    return ordered.values.reshape(-1, *ordered.shape[len(dims) :])
+
+
+def in_time(maps: xr.DataArray, length: int) -> xr.DataArray:
+    """Maps on the samples of windows of ``length``, (..., time): summed over ``map_axis`` where they have it.
+
+    Where they have ``map_time``, its values say which sample of the window each sample of a map is about. Choice: a map
+    is a straight line between these, and zero where it does not look. Raises ``ValueError`` for maps of another length
+    that do not say where they look.
+    """
+    maps = maps.sum("map_axis") if "map_axis" in maps.dims else maps
+    if "map_time" not in maps.dims and maps.sizes["time"] == length:
+        return maps
+    if "map_time" not in maps.coords:
+        raise ValueError(
+            f"maps with dims {dict(maps.sizes)} do not say which of a window's {length} samples they are about: "
+            f"give them the coordinate map_time, the place of each of their samples in the window"
+        )
+    at = maps["map_time"].values
+
+    def placed(own: np.ndarray) -> np.ndarray:
+        known = ~np.isnan(own)  # layers that look elsewhere may stand beside this one
+        return np.interp(np.arange(length), at[known], own[known], 0, 0) if known.any() else np.zeros(length)
+
+    return xr.apply_ufunc(placed, maps, input_core_dims=[["map_time"]], output_core_dims=[["time"]], vectorize=True)
+
+
+def largest(maps: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
+    """The largest output of each map, (row,)."""
+    return (
+        maps.transpose(*dims, ...)
+        .max([d for d in maps.dims if d not in dims], skipna="map_time" in maps.dims)
+        .values.reshape(-1)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the measures
 
 
 def reached(top: np.ndarray, th_eap: np.ndarray) -> np.ndarray:
@@ -54,7 +103,7 @@ def _pairwise_rms(signals: np.ndarray) -> np.ndarray:
 
 
 def distances(pieces: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """d(u, i) of paper eq. 8, all pairs: (piece, w) in G, (segment, time) in G -> (piece, segment) in G^2.
+    """d(u, i) of paper eq. 8, all pairs: (piece[, axis], w), (segment[, axis], time) in G -> (piece, segment) in G^2.
 
     The mean squared error at the best offset, in float64. Its mean over the nearest reference windows is
     ``matched_ssim``: Ssim at matched activation. Quiet windows are no reference, so noise or amplitude cannot win.
@@ -62,19 +111,20 @@ def distances(pieces: np.ndarray, segments: np.ndarray) -> np.ndarray:
     which is nearer to real signals than they are to one another.
     """
     pieces, segments = pieces.astype(np.float64), segments.astype(np.float64)
-    width = pieces.shape[1]
+    width = pieces.shape[-1]
+    pieces = pieces.reshape(len(pieces), math.prod(pieces.shape[1:]))
     best = np.full((len(pieces), len(segments)), np.inf)
-    for offset in range(segments.shape[1] - width + 1):
-        view = segments[:, offset : offset + width]
+    for offset in range(segments.shape[-1] - width + 1):
+        view = segments[..., offset : offset + width].reshape(len(segments), pieces.shape[1])
         error = pieces @ (-2 * view.T)
         error += (view**2).sum(1)
         np.minimum(best, error, out=best)
     best += (pieces**2).sum(1)[:, None]
-    return np.maximum(best, 0) / width  # rounding may leave equal pieces a little below 0
+    return np.maximum(best, 0) / pieces.shape[1]  # rounding may leave equal pieces a little below 0
 
 
 def scaled_distance(pieces: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Mean squared error over the mean variance of the two: (piece, w), (window, w) in G -> (piece, window).
+    """Mean squared error over the mean variance of the two: (piece[, axis], w), (window[, axis], w) -> (piece, window).
 
     Between the piece of a signal and those of real windows, each the one that excites the unit most. 0 is equal,
     about 2 is unrelated, a constant is at 2 or more from all that moves; shape, amplitude and level count.
@@ -84,8 +134,11 @@ def scaled_distance(pieces: np.ndarray, real: np.ndarray) -> np.ndarray:
     the unit hardly answers, so read it beside ``reached``, and by a signal that is real in these samples only.
     """
     pieces, real = pieces.astype(np.float64), real.astype(np.float64)
+    # in time: that axes have different levels is no movement
+    moving, moved = (of.var(-1).reshape(len(of), -1 if of.size else 1).mean(1) for of in (pieces, real))
+    pieces, real = (of.reshape(len(of), math.prod(of.shape[1:])) for of in (pieces, real))
     error = (pieces**2).mean(1)[:, None] + (real**2).mean(1) - 2 * pieces @ real.T / pieces.shape[1]
-    scale = (pieces.var(1)[:, None] + real.var(1)) / 2
+    scale = (moving[:, None] + moved) / 2
     return np.maximum(error, 0) / np.maximum(scale, REST_G**2)
 
 

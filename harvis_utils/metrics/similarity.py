@@ -3,11 +3,16 @@
 For each unit the piece of its signal with the largest output is compared with every piece of every training
 segment (one axis of one window). ``S_u`` is the mean of the 50 smallest distances; Ssim is its mean over a layer's
 units that have not failed. Ssim can be won by doing nothing, so every score stands beside its controls.
+
+Choice: where units mix the axes of a window, a signal is (axis, time), a piece has all its axes, and it is compared
+with whole windows: a distance is the mean squared error over axes and samples, an amplitude the largest of any axis.
+Power, variation and squares add up over axes. With one axis all this is what the paper says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,8 +21,11 @@ import xarray as xr
 
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.coordinates import Scale
+from harvis_utils.maximization.paper_methods import Target
 from harvis_utils.maximization.starting import spectrum_noise, starting_signal
 from harvis_utils.metrics import nearest
+from harvis_utils.metrics.signal_measures import in_rows, in_time, largest
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import Settings, SimilaritySettings
 from harvis_utils.store.results import kept
@@ -34,14 +42,21 @@ CONTROLS = {
 }
 
 
+def cut(signals: np.ndarray, begin: np.ndarray, length: int) -> np.ndarray:
+    """``length`` samples of each signal (signal[, axis], time) from its first one in ``begin`` (signal,) on."""
+    at = begin[:, None] + np.arange(length)
+    return np.take_along_axis(signals, np.expand_dims(at, tuple(range(1, signals.ndim - 1))), axis=-1)
+
+
 def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The piece under which the unit's output sums highest, the earliest of equals.
 
-    ``signals`` and ``maps`` are (signal, time); returns first samples (signal,) and pieces (signal, length).
+    ``signals`` are (signal[, axis], time), ``maps`` (signal, time); returns first samples (signal,) and pieces
+    (signal[, axis], length).
     """
     sums = np.lib.stride_tricks.sliding_window_view(maps.astype(np.float64), length, axis=1).sum(-1)
     start = sums.argmax(1)
-    return start, np.take_along_axis(signals, start[:, None] + np.arange(length), axis=1)
+    return start, cut(signals, start, length)
 
 
 # ------------------------------------------------------------------------------------ measures of one signal
@@ -54,30 +69,38 @@ CONSTANT_G = 1e-6
 SHAPE_CORRELATION = 0.8
 
 
-def power_spectrum(signals: np.ndarray) -> np.ndarray:
-    """Share of each frequency above zero in the power of (..., time) signals; all NaN for a constant one."""
+def power_spectrum(signals: np.ndarray, mixed: bool = False) -> np.ndarray:
+    """Share of each frequency above zero in the power of (..., time) signals; all NaN for a constant one.
+
+    ``mixed`` ones are (..., axis, time), and their axes' powers add up.
+    """
     power = np.abs(np.fft.rfft(signals.astype(np.float64), axis=-1)[..., 1:]) ** 2
+    power = power.sum(-2) if mixed else power
     total = power.sum(-1, keepdims=True)
     return np.where(total > 1e-18, power / np.where(total > 1e-18, total, 1), np.nan)
 
 
-def effective_frequencies(signals: np.ndarray) -> np.ndarray:
-    """Effective number of frequencies: exponential of the entropy of the power spectrum without its mean, (...,)."""
-    share = power_spectrum(signals)
+def effective_frequencies(signals: np.ndarray, mixed: bool = False) -> np.ndarray:
+    """Effective number of frequencies: exponential of the entropy of the :func:`power_spectrum`, (...,)."""
+    share = power_spectrum(signals, mixed)
     return np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(-1))
 
 
-def high_frequency_share(signals: np.ndarray, rate_hz: float) -> np.ndarray:
-    """Share of power above 5 Hz, without the mean, (...,)."""
+def high_frequency_share(signals: np.ndarray, rate_hz: float, mixed: bool = False) -> np.ndarray:
+    """Share of power above 5 Hz in the :func:`power_spectrum`, (...,)."""
     frequency = np.fft.rfftfreq(signals.shape[-1], 1 / rate_hz)[1:]
-    return power_spectrum(signals)[..., frequency > HIGH_FREQUENCY_HZ].sum(-1)
+    return power_spectrum(signals, mixed)[..., frequency > HIGH_FREQUENCY_HZ].sum(-1)
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation along the last axis, NaN where either is constant; shapes broadcast."""
+def correlation(a: np.ndarray, b: np.ndarray, mixed: bool = False) -> np.ndarray:
+    """Pearson correlation along the last axis, NaN where either is constant; shapes broadcast.
+
+    ``mixed`` ones are (..., axis, time): each axis is without its mean, and products add up over axes.
+    """
     a, b = (v - v.mean(-1, keepdims=True) for v in (np.asarray(v, dtype=np.float64) for v in (a, b)))
-    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    product = (a * b).sum(-1)
+    over = (-2, -1) if mixed else -1
+    scale = np.sqrt((a**2).sum(over) * (b**2).sum(over))
+    product = (a * b).sum(over)
     return np.divide(product, scale, out=np.full(product.shape, np.nan), where=scale > 1e-12)
 
 
@@ -92,14 +115,25 @@ def centred(values: np.ndarray, constant: float = CONSTANT_G) -> tuple[np.ndarra
     return without, np.where(flat, 1.0, np.linalg.norm(without, axis=-1))
 
 
-def unit_norm(values: np.ndarray, constant: float = CONSTANT_G) -> np.ndarray:
-    """:func:`centred` values of norm 1, so that products of two are Pearson correlations; zeros where constant."""
+def unit_norm(values: np.ndarray, constant: float = CONSTANT_G, mixed: bool = False) -> np.ndarray:
+    """:func:`centred` values of norm 1, so that products of two are Pearson correlations; zeros where constant.
+
+    ``mixed`` ones are (..., axis, time), and all axes together have a norm of 1.
+    """
     without, norm = centred(values, constant)
+    if mixed:
+        norm = np.linalg.norm(without, axis=(-2, -1), keepdims=True)[..., 0]
+        norm = np.where(norm > 0, norm, 1.0)
     return without / norm[..., None]
 
 
 def shape_names(pieces: np.ndarray) -> np.ndarray:
-    """ "rising edge", "falling edge", "peak", "valley" or "other" for each of (piece, time)."""
+    """ "rising edge", "falling edge", "peak", "valley" or "other" for each of (piece[, axis], time).
+
+    Choice: of several axes the one that moves most gives the name.
+    """
+    if pieces.ndim == 3:
+        pieces = pieces[np.arange(len(pieces)), pieces.std(-1).argmax(1)]
     time = np.linspace(-1, 1, pieces.shape[-1])
     bump = np.cos(np.pi * time / 2) ** 2
     shapes = {"rising edge": time, "falling edge": -time, "peak": bump, "valley": -bump}
@@ -113,36 +147,51 @@ def shape_names(pieces: np.ndarray) -> np.ndarray:
 
 
 def score(
-    signals: xr.Dataset, statistics: xr.Dataset, start: np.ndarray, windows: Windows, settings: SimilaritySettings
+    signals: xr.Dataset,
+    statistics: xr.Dataset,
+    start: np.ndarray,
+    windows: Windows,
+    settings: SimilaritySettings,
+    scale: Scale | None = None,
 ) -> xr.Dataset:
     """Everything that is measured of signals, dims (..., layer, unit[, neighbour | activity]).
 
-    ``signals`` holds ``signal``, ``map`` and ``start_map`` over (..., layer, unit, time); ``statistics`` holds
-    ``th_eap``, ``p95`` and ``dead`` over ([control,] layer, unit); ``start`` is (time,) in G. Amplitudes are in G,
-    distances in G^2. Failed signals (amplitude above 10 G) and dead units are not searched and have NaN distances.
+    ``signals`` holds ``signal`` (..., layer, unit[, axis], time), ``map`` and ``start_map``, which may have
+    ``map_axis`` and ``map_time`` (:func:`in_time`); ``statistics`` holds ``th_eap``, ``p95`` and ``dead`` over
+    ([control,] layer, unit); ``start`` is ([axis,] time) in G. Amplitudes are in G, distances in G^2. Failed signals
+    (amplitude above 10 G) and dead units are not searched and have NaN distances. ``segment`` is window * axes + axis,
+    or the window where signals have axes. Where windows have another unit than G, ``scale`` says what s is, and
+    everything is measured in s: 10 G are 10 s, distances are in s^2.
     """
-    dims = [d for d in signals["signal"].dims if d != "time"]
-    ordered = signals.transpose(*dims, "time")
-    shape = tuple(ordered.sizes[d] for d in dims)
-    x, maps, at_start = (ordered[v].values.reshape(-1, ordered.sizes["time"]) for v in ("signal", "map", "start_map"))
-    dead = statistics["dead"].broadcast_like(ordered["signal"].isel(time=0)).transpose(*dims).values.reshape(-1)
-    amplitude = np.abs(x).max(1)
+    dims = [d for d in signals["signal"].dims if d not in ("axis", "time")]
+    x, length = in_rows(signals["signal"], dims), signals.sizes["time"]
+    n, mixed = len(x), x.ndim == 3
+    if scale is not None:
+        scale = scale if mixed else scale.shared()
+        x, start = (scale.signals(of).numpy() for of in (x, start))
+        windows = replace(windows, train=scale.split(windows.train))
+    maps, (top, at_start) = (
+        in_rows(in_time(signals["map"], length), dims),
+        (largest(signals[v], dims) for v in ("map", "start_map")),
+    )
+    each = signals["signal"].isel(axis=0, time=0, missing_dims="ignore").transpose(*dims)
+    dead = statistics["dead"].broadcast_like(each).transpose(*dims).values.reshape(-1)
+    amplitude = np.abs(x).reshape(n, -1).max(1)
     failed = amplitude > settings.fail_amplitude_g
     begin, pieces = best_piece(x, maps, settings.piece)
     searched = ~failed & ~dead
     found = _searched(pieces[searched], searched, windows, settings)
-    top = maps.max(1)
     flat = {
         "failed": failed,
         "dead": dead,
         "peak_amplitude_g": amplitude,
-        "displacement_g": np.sqrt(((x - start) ** 2).mean(1)),
+        "displacement_g": np.sqrt(((x - start) ** 2).reshape(n, -1).mean(1)),
         "max_output": top,
-        "inactive_at_start": at_start.max(1) <= 0,
+        "inactive_at_start": at_start <= 0,
         "silent": top <= 0,
-        "total_variation_g": np.abs(np.diff(x, axis=1)).sum(1),
-        "high_frequency_share": high_frequency_share(x, windows.rate_hz),
-        "n_frequencies": effective_frequencies(x),
+        "total_variation_g": np.abs(np.diff(x, axis=-1)).reshape(n, -1).sum(1),
+        "high_frequency_share": high_frequency_share(x, windows.rate_hz, mixed),
+        "n_frequencies": effective_frequencies(x, mixed),
         "piece_start": begin,
         "shape": shape_names(pieces),
         **found,
@@ -150,8 +199,8 @@ def score(
     variables = {}
     for name, values in flat.items():
         tail = () if values.ndim == 1 else ("activity",) if name == "nearest_share" else ("neighbour",)
-        variables[name] = ((*dims, *tail), values.reshape(*shape, *values.shape[1:]))
-    result = xr.Dataset(variables, coords={d: ordered[d] for d in dims})
+        variables[name] = ((*dims, *tail), values.reshape(*each.shape, *values.shape[1:]))
+    result = xr.Dataset(variables, coords={d: signals[d] for d in dims})
     for name, reference in (("activation_ratio", "th_eap"), ("activation_ratio_p95", "p95")):
         below = statistics[reference].where(statistics[reference] > 0)
         result[name] = (result["max_output"] / below).transpose(*dims)
@@ -164,12 +213,11 @@ def _searched(pieces, searched, windows: Windows, settings: SimilaritySettings) 
     distance, segment, offset = np.full((n, k), np.nan), np.full((n, k), -1), np.full((n, k), -1)
     match, share = np.full(n, np.nan), np.zeros((n, n_classes))
     if len(pieces):
-        index = nearest.piece_index(train, settings.piece)
+        index, mixed = nearest.piece_index(train, settings.piece, pieces.ndim == 3), pieces.ndim == 3
         distance[searched], segment[searched], offset[searched] = index.nearest(pieces, k)
-        at = offset[searched, :1] + np.arange(settings.piece)
-        match[searched] = correlation(pieces, np.take_along_axis(train.segments[segment[searched, 0]], at, axis=1))
-        n_axes = train.series.shape[1]
-        activity = train.activity[segment[searched] // n_axes]
+        real = train.of_units(mixed)[segment[searched, 0]]
+        match[searched] = correlation(pieces, cut(real, offset[searched, 0], settings.piece), mixed)
+        activity = train.activity[segment[searched] // index.n_axes]
         share[searched] = (activity[:, :, None] == np.arange(n_classes)).mean(1)
     return {
         "s_u": distance.mean(1),  # Paper: mean of the N_sim smallest d(u, i)
@@ -238,13 +286,15 @@ def _start_maps(trunk: Trunk, start: np.ndarray, like: xr.Dataset) -> xr.DataArr
     return xr.DataArray(np.stack(maps), dims=("layer", "unit", "time"))
 
 
-def own_maps(trunk: Trunk, signals: np.ndarray, units: Sequence[int] | None = None) -> np.ndarray:
-    """Every unit's map for its own signal: (layer, unit, time) in G to (layer, unit, time); by default all units'."""
-    unit = torch.as_tensor(range(signals.shape[1]) if units is None else list(units))
-    x = torch.tensor(np.ascontiguousarray(signals), dtype=torch.float32)
-    with torch.no_grad():
-        maps = [paper_methods.unit_maps(trunk, la, unit, one) for la, one in zip(trunk.layers, x, strict=True)]
-    return torch.stack(maps).numpy()
+def own_maps(place: Trunk | Target, signals: np.ndarray, units: Sequence[int] | None = None) -> xr.DataArray:
+    """Every unit's map for its own signal, (layer, unit, ...), of signals (layer, unit[, axis], time) in their unit.
+
+    By default all units', of all layers of a trunk, or of one place (:func:`paper_methods.own_maps`).
+    """
+    unit = range(signals.shape[1]) if units is None else list(units)
+    layers = place.layers if isinstance(place, Trunk) else [str(place.place)]
+    maps = [paper_methods.own_maps(place, la, unit, one) for la, one in zip(layers, signals, strict=True)]
+    return xr.concat(maps, "layer").rename(row="unit")
 
 
 @kept("scores")
@@ -253,29 +303,44 @@ def control_signals(network: Network, windows: Windows, random_signals: xr.Datas
 
     ``random_signals`` are the proposed method's signals on the untrained network, (layer, unit, time).
     """
-    trunk, rng = network.trunk, np.random.default_rng((0, network.seed))
-    shape = (len(trunk.layers), random_signals.sizes["unit"], len(start))
-    held_out = windows.test.segments
-    strongest = unit_statistics.collect(trunk, held_out, n_top=1)["top_segment"].isel(rank=0).values
+    return controls_at(network.trunk, windows, random_signals, start, network.seed)
+
+
+def controls_at(
+    place: Trunk | Target, windows: Windows, random_signals: xr.Dataset, start: np.ndarray, seed: int = 0
+) -> xr.Dataset:
+    """:func:`control_signals` of all layers of a trunk, or of one place of any network, drawn by ``seed``.
+
+    ``random_signals`` are (layer, unit[, axis], time), and ``start`` is ([axis,] time), in the windows' unit.
+    """
+    rng, mixed = np.random.default_rng((0, seed)), "axis" in random_signals["signal"].dims
+    random, random_maps = (random_signals[v].transpose("layer", "unit", ...) for v in ("signal", "map"))
+    shape, held_out = random.shape, windows.test.of_units(mixed)
+    if isinstance(place, Trunk):
+        layers, scale = list(place.layers), Scale()
+        strongest = unit_statistics.collect(place, held_out, n_top=1)["top_segment"].isel(rank=0).values
+    else:
+        layers, scale = random["layer"].values, place.scale
+        top = unit_statistics.collect(place.network, windows.test.x, n_top=1, place=place.place)
+        strongest = top["top_window" if mixed else "top_segment"].values[None, :, 0]
+    drawn = held_out[rng.integers(len(held_out), size=shape[:2])]
+    real = scale.split(windows.train).of_units(mixed)
+    noise = [spectrum_noise(of, shape[0] * shape[1], rng) for of in (np.moveaxis(real, 1, 0) if mixed else [real])]
     x = {
         "starting-sine": np.broadcast_to(start, shape),
-        "flat-zero": np.zeros(shape, np.float32),
-        "random-weights": random_signals["signal"].transpose("layer", "unit", "time").values,
-        "held-out-windows": held_out[rng.integers(len(held_out), size=shape[:2])],
+        "flat-zero": np.broadcast_to(scale.zero, shape),
+        "random-weights": random.values,
+        "held-out-windows": drawn,
         "held-out-strongest": held_out[strongest],
-        "spectrum-noise": spectrum_noise(windows.train.segments, shape[0] * shape[1], rng).reshape(shape),
+        "spectrum-noise": scale.windows(torch.as_tensor(np.stack(noise, 1).reshape(shape))).numpy(),
     }
-    maps = {name: own_maps(trunk, v) for name, v in x.items()}
-    maps["random-weights"] = random_signals["map"].transpose("layer", "unit", "time").values  # its own network's
-    dims = ("control", "layer", "unit", "time")
-    return xr.Dataset(
-        {
-            "signal": (dims, np.stack(list(x.values())).astype(np.float32)),
-            "map": (dims, np.stack(list(maps.values()))),
-            "start_map": (dims, np.stack([maps["starting-sine"]] * len(x))),
-        },
-        coords={"control": list(x), "layer": list(trunk.layers), "unit": np.arange(shape[1])},
-    )
+    x = {name: of.astype(np.float32) for name, of in x.items()}
+    maps = {name: own_maps(place, of) for name, of in x.items()}
+    maps["random-weights"] = maps["random-weights"].copy(data=random_maps.values)  # its own network's
+    found = xr.Dataset({"signal": (("control", *random.dims), np.stack(list(x.values())))})
+    found["map"] = xr.concat(list(maps.values()), "control")
+    found["start_map"] = xr.concat([maps["starting-sine"]] * len(x), "control")
+    return found.assign_coords(control=list(x), layer=layers, unit=np.arange(shape[1]))
 
 
 def controls(

@@ -256,7 +256,7 @@ def visual_signals(
     signal = np.take_along_axis(made.signal[:, 0].reshape(*shape, length), best[:, :, None, None], 2)[:, :, 0]
     dims = ("layer", "unit", "time")
     return xr.Dataset(
-        {"signal": (dims, signal), "map": (dims, similarity.own_maps(network.trunk, signal, units))},
+        {"signal": (dims, signal), "map": (dims, similarity.own_maps(network.trunk, signal, units).values)},
         coords={"layer": layers, "unit": list(units)},
     )
 
