@@ -408,7 +408,7 @@ def test_errors_say_what_is_wrong():
         dissection.dissect(
             taps.outputs(model, "network.body.0", x), np.zeros((1, 9, 3, 30), bool), ["a"], 19, np.zeros(9), range(9)
         )
-    alone = merged[:, :, :1], np.zeros((1, 10, 1, 30), bool), ["a"], 19
+    alone = merged[:, :, :1], np.zeros((1, 10, 1, merged.shape[3]), bool), ["a"], 19
     with pytest.raises(ValueError, match="9 windows have a recording, but there are masks of 10"):
         dissection.dissect(*alone, None, range(9))
     with pytest.raises(ValueError, match="2 recordings can trade places in 2 ways only"):
