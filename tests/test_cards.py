@@ -310,18 +310,24 @@ def test_every_card_opens_by_a_click(browser, tmp_path):
 
 
 def test_a_real_click_opens_a_card_and_lists_search_as_a_loop_does(browser, tmp_path):
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import Select
+    from selenium.webdriver.support.ui import Select, WebDriverWait
 
+    def shows(card: str) -> bool:
+        return browser.find_element(By.CSS_SELECTOR, "#card article").get_attribute("id") == card
+
+    # the page changes its card after the click, not during it
+    wait = WebDriverWait(browser, 20, ignored_exceptions=[StaleElementReferenceException])
     path = tmp_path / "cards.html"
     path.write_text(page_of(made_lenses(), DECK), encoding="utf-8")
     browser.get(path.as_uri())
     browser.find_element(By.ID, "unit-conv2-5").click()  # refused by the driver where something covers it
-    assert browser.find_element(By.CSS_SELECTOR, "#card article").get_attribute("id") == "card-conv2-5"
+    wait.until(lambda _: shows("card-conv2-5"))
     neighbour = browser.find_element(By.CSS_SELECTOR, '#card a[href^="#conv2-"]')
     wanted = neighbour.get_attribute("href").split("#")[1]
     neighbour.click()
-    assert browser.find_element(By.CSS_SELECTOR, "#card article").get_attribute("id") == f"card-{wanted}"
+    wait.until(lambda _: shows(f"card-{wanted}"))
     Select(browser.find_element(By.ID, "by-detects")).select_by_value("peak")
     Select(browser.find_element(By.ID, "by-matters-for")).select_by_value("treadmill running")
     links = browser.find_elements(By.CSS_SELECTOR, "#matches a")
