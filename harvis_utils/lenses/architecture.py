@@ -26,6 +26,7 @@ from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses.dissection import over_networks
 from harvis_utils.networks import taps
 from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.networks.taps import Tap
 from harvis_utils.parallel import side_by_side, threads_inside
 from harvis_utils.settings import ArchitectureSettings, ModelSettings, Settings, TrainingSettings, TransferSettings
 from harvis_utils.store.results import kept
@@ -279,11 +280,14 @@ def carried(windows: Windows, small: ArchitectureSettings, settings: TransferSet
     return pd.DataFrame(rows)
 
 
-def last_inputs(model: SFHF, x: np.ndarray | Tensor) -> Tensor:
-    """What the last layer gets, (window, feature), in evaluation mode, for windows (window, axis, time) in G."""
+def last_inputs(model: nn.Module, x: np.ndarray | Tensor, layer: str | Tap = "dropout") -> Tensor:
+    """What the last layer gets, (window, feature), in evaluation mode, for windows (window, axis, time) in G.
+
+    Of another network than SF-HF what ``layer`` gives out, unit by unit, so that a new last layer goes behind it.
+    """
     with taps.evaluating(model), torch.no_grad():
         batches = torch.as_tensor(x).split(supervised.EVALUATION_BATCH)
-        return torch.cat([taps.maps_of(model, "dropout", batch) for batch in batches]).flatten(1)
+        return torch.cat([taps.maps_of(model, layer, batch).float().cpu() for batch in batches]).flatten(1)
 
 
 def new_last_layer(x: Tensor, y: Tensor, test: Tensor, n_classes: int, settings: TransferSettings) -> np.ndarray:
