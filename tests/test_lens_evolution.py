@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from other_networks import LENGTH, N_AXES, case, made_windows
 
 from harvis_utils.lenses import evolution
+from harvis_utils.networks import taps
 from harvis_utils.settings import EvolutionSettings, ModelSettings, TrainingSettings, load_settings
 from harvis_utils.training import supervised
 
@@ -84,6 +86,44 @@ def test_features_end_like_themselves(cfg, tiny_windows, one_thread):
     table = evolution.settling(alike)
     assert set(table.index.get_level_values("measure")) == set(evolution.MEASURES)
     assert (table["epoch low"] <= table["epoch"]).all() and (table["epoch"] <= table["last epoch"]).all()
+
+
+def moments_of(name):
+    return [evolution.Moment(epoch, case(name, seed).network, f"{name} {epoch}") for epoch, seed in ((1, 1), (2, 0))]
+
+
+def test_layers_of_any_width_length_and_mixing_stand_side_by_side(one_thread):
+    moments, layers = moments_of("DeepConvLSTM (B, 1, T, S)"), ["network.conv4", "network.classes", "network.conv1"]
+    layers = [taps.find(moments[0].model, layer) for layer in [*layers, "network.lstm"]]
+    together = evolution.features(made_windows(), moments, layers)
+    assert together["rule"].values.tolist() == 2 * [["deconvnet", "gradient", "deconvnet", "gradient"]]
+    found = evolution.likeness(together)
+    assert evolution.settling(found).loc[("network.classes", "maps"), "units"] == 3
+    for layer in layers:
+        alone = evolution.features(made_windows(), moments, [layer])
+        assert ("input_axis" in alone["projection"].dims) == (layer.name in ("network.lstm", "network.classes"))
+        for name, values in evolution.likeness(alone).items():
+            n = values.sizes["unit"]
+            own = found[name].sel(layer=layer.name).values
+            assert own[:, :n] == pytest.approx(values.values[:, 0], nan_ok=True) and np.isnan(own[:, n:]).all()
+            assert not np.isnan(own).all() and n == (3 if layer.name == "network.classes" else 8)
+
+
+@pytest.mark.parametrize(("name", "reach"), [("1-D CNN", (5, 4)), ("DeepConvLSTM (B, 1, T, S)", (8, 8))])
+def test_projections_lie_around_where_the_maps_sample_looks(name, reach, one_thread):
+    of = case(name)
+    found = evolution.features_of(evolution.Moment(1, of.network, name), made_windows(), [of.tap])
+    seen = np.abs(found["projection"].values[0]).reshape(found.sizes["unit"], -1, 2 * LENGTH - 1)
+    assert seen.shape[1] == (1 if of.by_axis else N_AXES)
+    before, after = reach
+    lit = seen.max((0, 1)) > 0
+    assert lit[LENGTH - 1 - before : LENGTH + after].all(), "what units see"
+    assert not lit[: LENGTH - 1 - before].any() and not lit[LENGTH + after :].any()
+
+
+def test_of_other_networks_layers_must_be_named():
+    with pytest.raises(ValueError, match="say which layers"):
+        evolution.features(made_windows(), moments_of("1-D CNN"))
 
 
 def test_marks_go_as_far_as_the_training():

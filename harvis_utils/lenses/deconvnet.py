@@ -158,18 +158,21 @@ def projections(network: Network, windows: Windows) -> xr.Dataset:
     return xr.concat([project_top(model, la, split, of) for la, of in top.items()], pd.Index(top, name="layer"))
 
 
-def around(values: np.ndarray, top: xr.Dataset) -> np.ndarray:
+def around(values: np.ndarray, top: xr.Dataset, mixed: bool = False) -> np.ndarray:
     """Each activation's own axis, moved so that the activation's time step is in the middle: (..., sample).
 
-    ``values`` is (..., axis, sample), ``top`` has ``time`` of the leading dimensions; samples beyond the window are 0.
-    For layers of the input's length that keep axes apart, so that the largest value lies on the activation's axis.
+    ``values`` is (..., axis, sample), ``top`` has ``time`` of the leading dimensions, in samples of the window; samples
+    beyond the window are 0. The largest value lies on the activation's axis where the layer keeps axes apart; for
+    ``mixed`` ones all axes are moved: (..., axis, sample).
     """
     length = values.shape[-1]
-    axis = np.abs(values).max(-1).argmax(-1)
-    moved = np.zeros((*axis.shape, 2 * length - 1), values.dtype)
-    at = length - 1 - top["time"].values[..., None] + np.arange(length)
-    np.put_along_axis(moved, at, np.take_along_axis(values, axis[..., None, None], -2)[..., 0, :], -1)
-    return moved
+    if not mixed:
+        axis = np.abs(values).max(-1, keepdims=True).argmax(-2, keepdims=True)
+        values = np.take_along_axis(values, axis, -2)
+    moved = np.zeros((*values.shape[:-1], 2 * length - 1), values.dtype)
+    at = length - 1 - top["time"].values[..., None, None] + np.arange(length)
+    np.put_along_axis(moved, at, values, -1)
+    return moved if mixed else moved[..., 0, :]
 
 
 def likeness(values: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
 from harvis_utils.data.windowing import Windows
 from harvis_utils.lenses import deconvnet
@@ -25,6 +25,7 @@ from harvis_utils.metrics.intervals import LEVEL, N_DRAWS, interval, resampled
 from harvis_utils.metrics.similarity import correlation
 from harvis_utils.networks import taps
 from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.networks.taps import Tap
 from harvis_utils.parallel import progress, threads_inside, torch_device
 from harvis_utils.settings import ModelSettings, Settings, TrainingSettings
 from harvis_utils.store.results import kept
@@ -46,10 +47,10 @@ MEASURES = ("maps", "projections")
 
 @dataclass(frozen=True)
 class Moment:
-    """The network after ``epoch`` epochs (0: before any), and the address of its weights."""
+    """Any network after ``epoch`` epochs (0: before any), and the address of its weights, which no others have."""
 
     epoch: int
-    model: SFHF
+    model: nn.Module
     key: str
 
 
@@ -108,32 +109,52 @@ def train(cfg: Settings, windows: Windows) -> list[Moment]:
 
 
 @kept("evolution_features")
-def features_of(moment: Moment, windows: Windows) -> xr.Dataset:
+def features_of(moment: Moment, windows: Windows, layers: Sequence[str | Tap] | None = None) -> xr.Dataset:
     """Every unit at one kept epoch, dims (layer, unit[, ...]); see :func:`features`."""
     model, split = moment.model, deconvnet.searched(windows.train, N_SEARCHED)
+    if layers is None and not isinstance(model, SFHF):
+        raise ValueError("say which layers of the network: layers=[...]; taps.places(network, windows) lists them")
+    places = [taps.find(model, layer) for layer in (model.layers if layers is None else layers)]
     fixed = windows.val.x[np.linspace(0, len(windows.val) - 1, min(N_FIXED, len(windows.val))).astype(int)]
-    with taps.evaluating(model), torch.no_grad(), taps.record(model, model.layers) as maps:
-        model(torch.as_tensor(fixed))
-    layers = []
-    for layer, top in deconvnet.top_of_layers(model, model.layers, split, n=1).items():
-        found = deconvnet.project_top(model, layer, split, top, rules=("deconvnet",)).isel(rank=0)
+    maps, top = next(taps.chunks(model, places, fixed)), deconvnet.top_of_layers(model, places, split, n=1)
+    parts = []
+    for place in places:
+        own = maps[place.name]
+        try:
+            found = deconvnet.project_top(model, place, split, top[place.name], ("deconvnet",)).isel(rank=0)
+        except ValueError:  # Choice: where that rule is not defined, the gradient, and ``rule`` says so
+            found = deconvnet.project_top(model, place, split, top[place.name], ("gradient",)).isel(rank=0)
+        if own.shape[3] != split.length:
+            at = (taps.positions(model, place, fixed) + 0.5).clip(0, split.length - 1).astype(int)
+            found = found.assign(time=("unit", at[found["time"].values]))
+        mixed = own.shape[2] != fixed.shape[1]
+        flat = own.transpose(0, 1).flatten(1)[:, ::PLACES].cpu().numpy()
+        projection = deconvnet.around(found["projection"].isel(rule=0).values, found, mixed)
         columns = {
-            "maps": (("unit", "place"), maps[layer].transpose(0, 1).flatten(1)[:, ::PLACES].numpy()),
-            "projection": (("unit", "sample"), deconvnet.around(found["projection"].isel(rule=0).values, found)),
+            "maps": (("unit", "place"), flat),
+            "projection": (("unit", *(("input_axis",) if mixed else ()), "sample"), projection),
             "window": ("unit", found["window"].values),
+            "rule": found["rule"].values[0],
         }
-        layers.append(xr.Dataset(columns).expand_dims(layer=[layer]))
-    f1 = supervised.macro_f1(windows.test, supervised.predict(model, windows.test))
-    return xr.concat(layers, "layer").assign(test_f1=f1)
+        # layers with fewer units or places than others end in NaN
+        coords = {"unit": found["unit"].values, "place": np.arange(flat.shape[1])}
+        parts.append(xr.Dataset(columns, coords).expand_dims(layer=[place.name]))
+    batches = torch.as_tensor(windows.test.x).split(supervised.EVALUATION_BATCH)
+    with taps.evaluating(model), torch.no_grad():
+        predicted = torch.cat([taps.scores_of(model, batch).argmax(1).cpu() for batch in batches]).numpy()
+    found = xr.concat(parts, "layer", join="outer", fill_value={"window": -1})
+    return found.assign(test_f1=supervised.macro_f1(windows.test, predicted))
 
 
-def features(windows: Windows, moments: Sequence[Moment]) -> xr.Dataset:
-    """Every unit at every kept epoch: dims (epoch, layer, unit[, ...]).
+def features(windows: Windows, moments: Sequence[Moment], layers: Sequence[str | Tap] | None = None) -> xr.Dataset:
+    """Every unit at every kept epoch: dims (epoch, layer, unit[, ...]), of ``layers``, or of SF-HF's convolutions.
 
-    ``maps`` (..., place) on fixed validation windows; ``projection`` (..., sample), that of the strongest activation
-    over (every n-th of) the training windows, on its own axis around it (Paper: Fig. 4); its ``window``; ``test_f1``.
+    ``maps`` (..., place) on fixed validation windows; ``projection`` ([..., input_axis], sample), that of the strongest
+    activation over (every n-th of) the training windows around it (Paper: Fig. 4), on its own axis, on all of them for
+    units that mix the axes; the ``rule`` by which it was projected; its ``window``; ``test_f1``. Raises ``ValueError``
+    for another network than SF-HF without ``layers``, and as :func:`taps.located` and :func:`taps.positions` do.
     """
-    found = [features_of(moment, windows) for moment in progress(moments, desc="features", leave=False)]
+    found = [features_of(moment, windows, layers) for moment in progress(moments, desc="features", leave=False)]
     return xr.concat(found, pd.Index([moment.epoch for moment in moments], name="epoch"))
 
 
@@ -141,17 +162,22 @@ def likeness(found: xr.Dataset) -> xr.Dataset:
     """How much every unit is like its last state: Pearson correlations, dims (epoch, layer, unit).
 
     ``maps`` on fixed windows; ``projections`` around the strongest activation; ``same_window``, whether that comes from
-    the window it comes from in the end. Units silent at either epoch have NaN.
+    the window it comes from in the end. Units silent at either epoch have NaN, and those that a layer does not have.
     """
-    dims = ("epoch", "layer", "unit")
-    return xr.Dataset(
-        {
-            "maps": (dims, correlation(found["maps"].values, found["maps"].values[-1])),
-            "projections": (dims, correlation(found["projection"].values, found["projection"].values[-1])),
-            "same_window": (dims, (found["window"].values == found["window"].values[-1]).astype(float)),
-        },
-        coords={d: found[d].values for d in ("epoch", "layer")},
-    )
+    parts = []
+    for layer in found["layer"].values:
+        own = found.sel(layer=layer).dropna("place", how="all")
+        # in one order, so that sums do not depend on what was dropped
+        maps, window = np.ascontiguousarray(own["maps"]), own["window"].values
+        projection = own["projection"].transpose(..., "sample").values
+        measured = {
+            "maps": correlation(maps, maps[-1]),
+            "projections": correlation(projection, projection[-1], mixed=projection.ndim > 3),
+            "same_window": np.where(window < 0, np.nan, window == window[-1]),
+        }
+        parts.append(xr.Dataset({name: (("epoch", "unit"), values) for name, values in measured.items()}))
+    alike = xr.concat(parts, found["layer"]).transpose("epoch", "layer", "unit")
+    return alike.assign_coords(epoch=found["epoch"].values)
 
 
 def settled(epochs: Sequence[int], values: np.ndarray) -> int:
