@@ -43,19 +43,6 @@ MATRIX = pd.read_csv(Path(__file__).with_name("matrix.csv"), index_col="network"
 #: lenses that must work on every network; the others may refuse some, with a reason
 EVERYWHERE = ("maps", "found", "statistics", "eight methods", "Ssim", "card", "occlusion", "ablation", "dissection")
 
-# what the package cannot do yet, by lens: to be emptied by whoever makes an entry pass, and removed when it is empty
-OTHERS = NAMES[1:]
-IN_TUPLES = ("DeepConvLSTM (B, S, T)", "GRU (B, T, C)", "SA-HAR-like block")
-UNITS_LAST = ("Transformer encoder", "MLP-Mixer-like block")
-BEHIND_NORM = ("conv, norm, functional ReLU",)
-MISREAD = (*IN_TUPLES, *UNITS_LAST, *BEHIND_NORM)
-AXES_LAST = ("DeepConvLSTM (B, 1, T, S)",)
-NOT_OF_THE_WINDOWS_LENGTH = ("1-D CNN", "ResNet with pooling")
-NOT_YET: dict[str, tuple[str, ...]] = {
-    "evolution": OTHERS,
-    "architecture": NAMES,
-}
-
 SPLIT = made_windows().train
 X = SPLIT.x
 OCCLUDER = occlusion.Occluder(3, "mean")
@@ -623,7 +610,6 @@ def test_the_table_covers_every_lens_and_network_and_refuses_little():
     assert (refused | (MATRIX == "works")).all(axis=None)
     assert not refused[list(EVERYWHERE)].any(axis=None) and refused.sum(axis=None) <= 15
     assert set(MATRIX.columns[refused.any()]) <= {"deconvnet", "atlas"}
-    assert set(NOT_YET) <= set(CHECKS) and {name for names in NOT_YET.values() for name in names} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -635,12 +621,8 @@ def test_numpy_says_what_the_network_says(name):
     assert (said.argmax(1) == SPLIT.activity).mean() > 0.8
 
 
-def cell(lens: str, name: str):
-    late = [pytest.mark.xfail(strict=True, reason="not yet")] if name in NOT_YET.get(lens, ()) else []
-    return pytest.param(lens, name, marks=late, id=f"{lens}-{name}")
-
-
-@pytest.mark.parametrize(("lens", "name"), [cell(*both) for both in product(CHECKS, NAMES)])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lens", CHECKS)
 def test_cell(lens, name):
     said, of = MATRIX.loc[name, lens], case(name)
     before = {key: value.clone() for key, value in of.network.state_dict().items()}
