@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -215,7 +216,9 @@ class Balanced(html.parser.HTMLParser):
 
 def test_a_card_as_html_is_whole_and_escapes_names():
     named = [DECK[0], DECK[1], replace(DECK[2], nearest_activity="<b>&"), *DECK[3:]]
-    shown = json.loads(Page(page_of(made_lenses(), named)).scripts[0])["cards"]
+    whole = page_of(made_lenses(), named)
+    shown = dict(re.findall(r'<template id="of-(.*?)">(.*?)</template>', whole, re.DOTALL))
+    assert json.loads(Page(whole).scripts[0])["cards"] == list(shown) == [card.key for card in named]
     for card in named:
         text = shown[card.key]
         Balanced(text.replace("/>", ">"))
@@ -238,7 +241,7 @@ def test_cards_of_units_that_the_page_lacks_are_refused():
 
 def test_without_cards_the_page_has_no_search():
     content = Page(page.atlas([a_layer()], NAMES, COLOURS)).scripts[0]
-    assert '"cards":{}' in content and '"tags":{}' in content
+    assert '"cards":[]' in content and '"tags":{}' in content
 
 
 @pytest.mark.parametrize("which", [0, 1, N_UNITS])

@@ -47,16 +47,17 @@ def atlas(
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, **blocks)
     templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     templates.filters |= {"polyline": _polyline, "share": _share}
+    made = [{"key": key, "html": _card_html(templates, card, by_key, rate_hz)} for key, card in by_key.items()]
     content = {
         "names": list(names),
         "colours": [colours[name] for name in names],
         "rate": rate_hz,
         "piece": piece,
         "layers": [_layer_content(layer, len(names)) for layer in layers],
-        "cards": {key: _card_html(templates, card, by_key, rate_hz) for key, card in by_key.items()},
+        "cards": list(by_key),
         "tags": {key: _tags(card) for key, card in by_key.items()},
     }
-    return templates.get_template("page.html").render(title=title, caveat=caveat, content=content)
+    return templates.get_template("page.html").render(title=title, caveat=caveat, content=content, cards=made)
 
 
 def _layer_content(layer, n_names: int) -> dict:
@@ -120,10 +121,10 @@ def _tags(card) -> dict[str, Sequence[str]]:
 
 
 def _polyline(curve: np.ndarray, limit: float) -> str:
-    """Points of a curve (time,) between -limit and limit in a small picture."""
-    x, middle = np.linspace(0, _WIDTH, len(curve)), _HEIGHT / 2 - 6
+    """Points of a curve (time,) between -limit and limit in a small picture, one unit wide a sample."""
+    middle = _HEIGHT / 2 - 6
     y = middle - (middle - 6) / limit * np.asarray(curve)
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True) if np.isfinite(b))
+    return " ".join(f"{t},{value:.1f}" for t, value in enumerate(y) if np.isfinite(value))
 
 
 def _share(value: float, values: Mapping[str, float]) -> str:

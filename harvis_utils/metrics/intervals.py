@@ -32,14 +32,16 @@ def interval(values, summary: str = "mean", n: int = N_DRAWS, seed: int = 0) -> 
     pooled. Returns ``(nan, None)`` when nothing is left; a plain number is its own interval.
     """
     values = np.asarray(values, dtype=float)
-    measure = {"mean": np.nanmean, "median": np.nanmedian}[summary]
+    measure = {"mean": np.mean, "median": np.median}[summary]
     if values.ndim == 0:
         return (float(values), None if np.isnan(values) else [float(values)] * 2)
     rows = [row[~np.isnan(row)] for row in values.reshape(len(values), -1)]
     rows = [row for row in rows if len(row)]
     if not rows:
         return float("nan"), None
-    return float(measure(np.concatenate(rows))), bounds(measure(_draws(rows, n, np.random.default_rng(seed)), axis=1))
+    draws = _draws(rows, n, np.random.default_rng(seed))
+    found = np.nanmean(draws, axis=1) if summary == "mean" else np.nanmedian(draws, axis=1)
+    return float(measure(np.concatenate(rows))), bounds(found)
 
 
 def bounds(draws) -> list[float]:

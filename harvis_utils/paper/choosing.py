@@ -32,8 +32,6 @@ from harvis_utils.paper.variants import PAPERS, Variant, departures
 
 #: claims that a reading has to meet; the step sizes have no part in the others
 CHOOSING = ("C3", "C4", "C5", "C6", "C7", "C8")
-#: claims that are only judged under the admissible readings
-JUDGED = (*CHOOSING, "C9", "C11")
 
 #: Paper section 5 speaks of a few failed units of the baseline; the claims' criteria do not
 SOME_FAIL = Criterion(

@@ -47,11 +47,6 @@ def validate(results: dict) -> None:
         raise ResultsError(f"results.json holds a value that JSON has not ({error}); use null and a reason") from None
 
 
-def results_path(cfg: Settings) -> Path:
-    """Where a run's ``results.json`` is."""
-    return cfg.reports / "results.json"
-
-
 def over_seeds(values) -> dict:
     """Per-seed values with their mean and standard deviation (n - 1)."""
     values = [float(v) for v in values]
