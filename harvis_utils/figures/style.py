@@ -91,6 +91,21 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or next(free) for name in names}
 
 
+def axis_colours(signal: np.ndarray, names: Sequence[str] = ()) -> dict[str, str]:
+    """The colour of each axis of a signal (axis, time), by ``names`` or counted; none for one of a single axis (time,).
+
+    Raises ``ValueError`` for other than one name for each axis.
+    """
+    counted = [f"axis {i}" for i in range(len(signal))] if np.ndim(signal) > 1 else []
+    return dict(zip(names if counted and len(names) else counted, colours_of(counted).values(), strict=True))
+
+
+def plot_axes(ax: Axes, x: np.ndarray, signal: np.ndarray, colour: str, **look) -> None:
+    """Draw a signal (time,) in ``colour``, or every axis of one (axis, time) in its own."""
+    for curve, own in zip(np.atleast_2d(signal), axis_colours(signal).values() or [colour], strict=True):
+        ax.plot(x, curve, color=own, **look)
+
+
 def grid(
     n_rows: int, n_columns: int, width: float, height: float, xlabel: str = "", ylabel: str = "", **more
 ) -> tuple[Figure, np.ndarray]:
