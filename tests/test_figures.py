@@ -36,6 +36,11 @@ def signals(n=UNITS):
     return np.random.default_rng(0).normal(size=(n, 30)).cumsum(1) / 4
 
 
+def all_axes(n=UNITS):
+    """Signals of units that mix six axes, (unit, axis, time)."""
+    return signals(6 * n).reshape(n, 6, 30)
+
+
 def ends(n):
     """(n, 3): values and the ends of their intervals."""
     return random(n, 1) + np.array([0.3, 0.1, 0.5])
@@ -170,6 +175,9 @@ FIGURES = {
         *np.histogram(signals(), 20, (0, 2)), 1.2, 1.37, **CAVEAT
     ),
     "atlas": lambda: special.atlas(signals()[:, :2], signals(), np.arange(UNITS) % 20 - 1, ACTIVITIES, **SAID),
+    "atlas, all axes": lambda: special.atlas(
+        signals()[:, :2], all_axes(), np.arange(UNITS) % 20 - 1, ACTIVITIES, axis_names=SIX, **SAID
+    ),
     "sensitivity": lambda: special.sensitivity(
         random(2, 3, UNITS, 2), [5, 15], [0, 1, 2], np.arange(UNITS) % 19, ACTIVITIES, np.ones((2, 3)), **SAID
     ),
@@ -401,6 +409,24 @@ def test_atlas_lines_end_at_their_units():
     tips = np.array([figure.transFigure.transform(line.get_xydata()[1]) for line in figure.artists])
     assert len(tips) == 8 == len(figure.axes) - 1
     assert np.linalg.norm(tips[:, None] - places, axis=-1).min(1) == pytest.approx(np.zeros(8), abs=0.5)
+
+
+def test_atlas_draws_all_axes_of_units_that_mix_them():
+    positions = signals()[:, :2].copy()
+    positions[3] = np.nan
+    about = positions, all_axes(), np.zeros(UNITS, int), ACTIVITIES[:1]
+    figure = special.atlas(*about, n_thumbnails=8, axis_names=SIX)
+    assert [t.get_text() for t in figure.legends[1].get_texts()] == SIX
+    colours = [line.get_color() for line in figure.legends[1].get_lines()]
+    assert colours == list(style.COMPONENT_COLOURS)
+    for small in figure.axes[1:]:
+        unit = int(small.get_title(loc="left").split()[0])
+        curves = [line for line in small.lines if len(line.get_ydata()) == 30]
+        assert np.array_equal([line.get_ydata() for line in curves], all_axes()[unit])
+        assert [line.get_color() for line in curves] == colours
+    assert [t.get_text() for t in special.atlas(*about).legends[1].get_texts()] == [f"axis {i}" for i in range(6)]
+    with pytest.raises(ValueError, match="6 axes need 6 different names"):
+        special.atlas(*about, axis_names=SIX[:5])
 
 
 def test_atlas_counts_units_without_a_place():

@@ -11,6 +11,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 #: widest figure in inches: a notebook page shows it unscaled, so that 9 pt stay 9 pt
 WIDTH = 10.0
@@ -96,8 +97,16 @@ def axis_colours(signal: np.ndarray, names: Sequence[str] = ()) -> dict[str, str
 
     Raises ``ValueError`` for other than one name for each axis.
     """
-    counted = [f"axis {i}" for i in range(len(signal))] if np.ndim(signal) > 1 else []
-    return dict(zip(names if counted and len(names) else counted, colours_of(counted).values(), strict=True))
+    n = len(signal) if np.ndim(signal) > 1 else 0
+    if n and len(set(names)) not in (0, n):
+        raise ValueError(f"{n} axes need {n} different names, not {', '.join(names)}")
+    counted = [f"axis {i}" for i in range(n)]
+    return dict(zip(names if n and len(names) else counted, colours_of(counted).values(), strict=True))
+
+
+def axis_entries(signal: np.ndarray, names: Sequence[str] = ()) -> dict[str, Line2D]:
+    """:func:`axis_colours` for a legend."""
+    return {name: Line2D([], [], color=colour) for name, colour in axis_colours(signal, names).items()}
 
 
 def plot_axes(ax: Axes, x: np.ndarray, signal: np.ndarray, colour: str, **look) -> None:

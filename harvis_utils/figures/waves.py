@@ -19,7 +19,7 @@ from harvis_utils.figures.style import (
     METHOD_COLOURS,
     SIGNAL,
     WIDTH,
-    axis_colours,
+    axis_entries,
     class_colours,
     entries,
     finish,
@@ -135,8 +135,7 @@ def unit_methods(
     names = [str(name) for name in signals["technique"].values]
     columns = min(columns, len(names))
     figure, axes = wrapped(len(names), columns, max(4.0, WIDTH * columns / 4), 2.3, ylabel=label)
-    colours = axis_colours(signals.values[0]) or {"signal": SIGNAL}
-    legend = {name: Line2D([], [], color=colour) for name, colour in colours.items()}
+    legend = axis_entries(signals.values[0]) or {"signal": Line2D([], [], color=SIGNAL)}
     for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
         colour, seen = METHOD_COLOURS.get(name, SIGNAL), maps.isel(technique=i).values
         twin = signal_with_map(ax, signals.values[i], seen, rate_hz, th, p95, colour, at)
