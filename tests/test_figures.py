@@ -347,6 +347,7 @@ def test_signal_is_the_line_and_map_the_bars():
     assert [bar.get_height() for bar in twin.patches] == pytest.approx(unit_map)
     assert {line.get_label(): line.get_ydata()[0] for line in twin.lines} == {"95 % point": 0.5, "th": 0.4}
     assert waves.signal_with_map(axes, signal) is None
+    assert twin.get_ylim()[0] == 0 and waves.signal_with_map(axes, signal, -unit_map).get_ylim()[0] < -unit_map.max()
     with pytest.raises(ValueError, match="a map of 9 samples does not say which of the signal's 30 they are"):
         waves.signal_with_map(axes, signal, unit_map[:9])
 

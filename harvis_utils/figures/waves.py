@@ -97,8 +97,9 @@ def signal_with_map(
         for level, style, name in ((p95, ":", "95 % point"), (th, "--", "th")):
             if level is not None:
                 twin.axhline(level, color="black", linestyle=style, linewidth=1.0, label=name)
-        levels = [v for v in (float(np.max(unit_map)), th, p95) if v is not None and np.isfinite(v)]
-        twin.set_ylim(0, 1.08 * max([*levels, 1e-9]))
+        ends = (float(np.max(unit_map)), float(np.min(unit_map)), th, p95)
+        levels = [v for v in ends if v is not None and np.isfinite(v)]
+        twin.set_ylim(1.08 * min([*levels, 0]), 1.08 * max([*levels, 1e-9]))
         twin.spines["right"].set_visible(True)
         twin.grid(visible=False)
         twin.set_zorder(0)
