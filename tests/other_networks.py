@@ -276,15 +276,15 @@ class DeepConvLSTM(nn.Module):
     The published network wants (window, 1, time, axis) and does not pad.
     """
 
-    def __init__(self, folded: bool, n_units: int = 8):
+    def __init__(self, folded: bool, n_units: int = 8, n_axes: int = N_AXES, n_classes: int = 3):
         super().__init__()
-        self.folded = folded
+        self.folded, self.n_axes = folded, n_axes
         for i in range(4):
             n_in = n_units if i else 1
             conv = nn.Conv1d(n_in, n_units, 5, padding=2) if folded else nn.Conv2d(n_in, n_units, (5, 1))
             setattr(self, f"conv{i + 1}", conv)
-        self.lstm = nn.LSTM(n_units * N_AXES, n_units, 2, batch_first=True)
-        self.dropout, self.classes = nn.Dropout(0.1), nn.Linear(n_units, 3)
+        self.lstm = nn.LSTM(n_units * n_axes, n_units, 2, batch_first=True)
+        self.dropout, self.classes = nn.Dropout(0.1), nn.Linear(n_units, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (window, class)."""
@@ -292,17 +292,17 @@ class DeepConvLSTM(nn.Module):
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             h = F.relu(conv(h))
         # (window, time, axis, unit)
-        h = h.unflatten(0, (-1, N_AXES)).permute(0, 3, 1, 2) if self.folded else h.permute(0, 2, 3, 1)
+        h = h.unflatten(0, (-1, self.n_axes)).permute(0, 3, 1, 2) if self.folded else h.permute(0, 2, 3, 1)
         steps, _ = self.lstm(h.flatten(2))
         return self.classes(self.dropout(steps[:, -1]))
 
 
-def _deep_conv_lstm(w: Weights, x: np.ndarray, padding: int, prefix: str = "") -> tuple[np.ndarray, ...]:
+def np_deep_conv_lstm(w: Weights, x: np.ndarray, padding: int, prefix: str = "") -> tuple[np.ndarray, ...]:
     """Maps of the last convolution, the LSTM's steps (window, time, unit), class scores."""
     h = x.reshape(-1, 1, LENGTH)
     for i in range(4):
         h = np_relu(np_conv(h, w, f"{prefix}conv{i + 1}", padding=padding))
-    maps = h.reshape(len(x), N_AXES, *h.shape[1:]).transpose(0, 2, 1, 3)
+    maps = h.reshape(*x.shape[:2], *h.shape[1:]).transpose(0, 2, 1, 3)
     steps = maps.transpose(0, 3, 2, 1).reshape(len(x), maps.shape[3], -1)
     for layer in (0, 1):
         steps = np_lstm(steps, w, f"{prefix}lstm", layer)
@@ -321,7 +321,7 @@ def deep_conv_lstm() -> Case:
     stages = (*stages, lambda h: inner.conv4(h).transpose(2, 3))
 
     def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        maps, _, scores = _deep_conv_lstm(w, x, 0, "network.")
+        maps, _, scores = np_deep_conv_lstm(w, x, 0, "network.")
         return maps, scores
 
     return Case(
@@ -343,7 +343,7 @@ def deep_conv_lstm_folded() -> Case:
     w = weights_of(network)
 
     def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _, steps, scores = _deep_conv_lstm(w, x, 2)
+        _, steps, scores = np_deep_conv_lstm(w, x, 2)
         return units_last(steps), scores
 
     def silence(other: DeepConvLSTM, unit: int) -> None:

@@ -17,6 +17,7 @@ from harvis_utils.fast.gradients import TERMS
 from harvis_utils.maximization import coordinates, paper_methods, transforms, unit_statistics
 from harvis_utils.maximization.ascent import climb
 from harvis_utils.maximization.starting import starting_signal
+from harvis_utils.metrics import signal_measures
 from harvis_utils.networks import backward, taps, trunks
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.settings import PRESETS, MaximizationSettings, ModelSettings, Step
@@ -210,6 +211,40 @@ def test_starts_transforms_coordinates_and_rules_are_arguments():
     assert np.allclose(closed["signal"][:, 0, 0], start[:, 0, 0]) and not np.allclose(
         leaking["signal"], closed["signal"]
     )
+
+
+class Placed(nn.Module):
+    """Layers whose maps look elsewhere than at the sample of the same number, and one that no layer before it tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.early, self.padded = nn.Conv1d(N_AXES, 4, 5), nn.Conv1d(N_AXES, 4, 5, padding=2)
+        self.strided, self.mixed = nn.Conv1d(4, 4, 3, stride=2), nn.Linear(LENGTH, 7)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        causal = self.early(F.pad(x, (4, 0)))
+        return self.out(self.strided(causal).mean(2) + self.mixed(self.padded(x)).mean(2))
+
+
+def test_maps_say_which_samples_they_are_about():
+    """Receptive fields' centres by hand: the early layer sees samples t - 4 to t, the strided one three of its maps."""
+    network, about = Placed(), {"n_axes": N_AXES, "settings": MaximizationSettings(n_steps=2), "methods": ["naive"]}
+    expected = {"early": np.arange(LENGTH) - 2.0, "strided": 2.0 * np.arange(14) - 1}
+    for layer, at in expected.items():
+        found = paper_methods.maximize(network, layer, np.ones(4), **about)["map"]
+        assert found.dims == ("technique", "unit", "map_time") and np.array_equal(found["map_time"], at), layer
+        target = paper_methods.target_of(network, layer, N_AXES, LENGTH)
+        own = paper_methods.own_maps(target, layer, np.arange(4), np.zeros((4, N_AXES, LENGTH), np.float32))
+        assert np.array_equal(own["map_time"], at)
+    assert paper_methods.maximize(network, "padded", np.ones(4), **about)["map"].dims[-1] == "time"
+    said = paper_methods.maximize(network, "strided", np.ones(4), at=np.arange(14) + 8, **about)
+    assert np.array_equal(said["map_time"], np.arange(14) + 8)
+    tap = taps.find(network, "mixed", layout="window unit time")
+    unknown = paper_methods.maximize(network, tap, np.ones(4), **about)["map"]
+    assert unknown.sizes["map_time"] == 7 and "map_time" not in unknown.coords
+    with pytest.raises(ValueError, match="do not say which of a window's 30 samples"):
+        signal_measures.in_time(unknown, LENGTH)
 
 
 @pytest.mark.parametrize("layer", ["dense", "classes", "norm_conv3"])

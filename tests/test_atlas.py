@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harvis_utils.figures import page
+from harvis_utils.figures import page, style
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import clustering, embedding, similarity
 from harvis_utils.paper import claims
@@ -373,6 +373,25 @@ def test_the_page_holds_everything_and_loads_nothing():
     assert (third["unit"], third["activity"], third["start"], third["offset"]) == (2, 1, 2, 4)
     assert third["signal"] == pytest.approx(sines(7)[2], abs=1e-4)
     assert len(text) < 500_000
+
+
+def test_the_page_holds_all_axes_of_units_that_mix_them():
+    both = np.stack([sines(7), -sines(7)], axis=1)
+    lost = both.copy()
+    lost[2, 1, 5] = np.nan
+    windows = np.where(np.arange(7)[:, None, None] == 4, np.nan, both / 2)
+    layers = [a_layer(), a_layer("lstm", signals=lost, windows=windows)]
+    text = page.atlas(layers, NAMES, COLOURS, axis_names=("arm x", "<i>"))
+    content = json.loads(Page(text).scripts[0])
+    assert content["axes"] == list(style.COMPONENT_COLOURS[:2])
+    assert f'<b style="color: {content["axes"][1]}">&lt;i&gt;</b>' in text and "<i>" not in text
+    alone, mixed = content["layers"]
+    assert np.shape(alone["units"][0]["signal"]) == (30,) and mixed["left_out"] == [2]
+    for unit in mixed["units"]:
+        assert unit["signal"] == [pytest.approx(axis, abs=1e-4) for axis in both[unit["unit"]]]
+        expected = None if unit["unit"] == 4 else pytest.approx(both[unit["unit"], 1, 3] / 2, abs=1e-4)
+        assert unit["window"][1][3] == expected
+    assert '"axes":[]' in page.atlas([a_layer()], NAMES, COLOURS) and 'id="axes"' not in page.atlas([], NAMES, COLOURS)
 
 
 def test_a_page_for_two_full_layers_stays_small():

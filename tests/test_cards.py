@@ -12,7 +12,7 @@ import xarray as xr
 from test_atlas import COLOURS, NAMES, Page, a_layer
 
 from harvis_utils.data.windowing import Split
-from harvis_utils.figures import page, special
+from harvis_utils.figures import page, special, style
 from harvis_utils.lenses import cards
 from harvis_utils.settings import SimilaritySettings, load_settings, report_root
 
@@ -23,18 +23,23 @@ CONCEPTS = ("rising edge", "falling edge", "peak", "gravity up", "treadmill runn
 SIMILARITY = SimilaritySettings()
 
 
-def made_lenses(seeds=SEEDS, scale=0.3) -> cards.Lenses:
-    """Made-up results of two networks; in the second, units are those of the first in reverse order."""
+def made_lenses(seeds=SEEDS, scale=0.3, mixed=False) -> cards.Lenses:
+    """Made-up results of two networks; in the second, units are those of the first in reverse order.
+
+    Units that are ``mixed`` see all axes.
+    """
     rng = np.random.default_rng(0)
     dims, shape = ("seed", "layer", "unit"), (len(seeds), len(LAYERS), N_UNITS)
     coords = {"seed": list(seeds), "layer": list(LAYERS), "unit": np.arange(N_UNITS)}
-    signal = scale * rng.normal(size=(1, len(LAYERS), N_UNITS, TIME)).cumsum(3)
+    axes = ("axis",) if mixed else ()
+    inner = (len(AXES), TIME) if mixed else (TIME,)
+    signal = scale * rng.normal(size=(1, len(LAYERS), N_UNITS, *inner)).cumsum(-1)
     signal = np.concatenate([signal, signal[:, :, ::-1]])[: len(seeds)]
     dead = np.zeros(shape, bool)
     dead[:, 0, 0] = True
+    unit_map = np.abs(signal[..., 0, :] if mixed else signal) + 0.1
     signals = xr.Dataset(
-        {"signal": ((*dims, "time"), signal), "map": ((*dims, "time"), np.abs(signal) + 0.1), "dead": (dims, dead)},
-        coords,
+        {"signal": ((*dims, *axes, "time"), signal), "map": ((*dims, "time"), unit_map), "dead": (dims, dead)}, coords
     )
     measured = {name: (dims, rng.random(shape)) for name in ("activation", "nearness")}
     iou = rng.random((*shape, len(CONCEPTS))) * 0.1
@@ -59,9 +64,10 @@ def made_lenses(seeds=SEEDS, scale=0.3) -> cards.Lenses:
     for depth, layer in enumerate(LAYERS):
         positions = rng.normal(size=(N_UNITS, 2))
         positions[0] = np.nan if depth == 0 else 0.0
-        views[layer] = a_layer(
-            layer, N_UNITS, positions=positions, signals=signal[0, depth], activities=np.arange(N_UNITS) % 3 - 1
-        )
+        more = {"positions": positions, "signals": signal[0, depth], "activities": np.arange(N_UNITS) % 3 - 1}
+        if mixed:
+            more["windows"] = signal[0, depth] / 2 + 0.1
+        views[layer] = a_layer(layer, N_UNITS, **more)
     return cards.Lenses(
         signals=signals,
         measured=xr.Dataset(measured, coords),
@@ -185,7 +191,7 @@ def test_the_overview_says_what_the_cards_say_and_counts_are_those_of_a_loop():
         }
 
 
-DECK = deck()
+DECK, MIXED = deck(), deck(mixed=True)
 
 
 # ------------------------------------------------------------------------------------------------ figures and pages
@@ -214,10 +220,15 @@ class Balanced(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+def cards_in(text: str) -> dict[str, str]:
+    """Every card's HTML by its key."""
+    return dict(re.findall(r'<template id="of-(.*?)">(.*?)</template>', text, re.DOTALL))
+
+
 def test_a_card_as_html_is_whole_and_escapes_names():
     named = [DECK[0], DECK[1], replace(DECK[2], nearest_activity="<b>&"), *DECK[3:]]
     whole = page_of(made_lenses(), named)
-    shown = dict(re.findall(r'<template id="of-(.*?)">(.*?)</template>', whole, re.DOTALL))
+    shown = cards_in(whole)
     assert json.loads(Page(whole).scripts[0])["cards"] == list(shown) == [card.key for card in named]
     for card in named:
         text = shown[card.key]
@@ -251,6 +262,37 @@ def test_the_figure_of_a_card_draws(which):
     figure.draw_without_rendering()
     title = figure.get_suptitle()
     assert f"unit {card.unit}" in title and ("dead" in title) == (card.status == "dead")
+
+
+def curves(ax) -> list[np.ndarray]:
+    return [line.get_ydata() for line in ax.lines if len(line.get_ydata()) == TIME]
+
+
+def test_the_figure_of_a_card_has_all_axes_of_a_unit_that_mixes_them():
+    card, by_key = MIXED[N_UNITS + 1], {c.key: c for c in MIXED}
+    figure = special.card(card, by_key, 30.0, "made-up data", AXES)
+    figure.draw_without_rendering()
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(AXES)
+    own, twin, near, real, back = figure.axes[:5]
+    assert np.array_equal(curves(own), card.signal) and np.array_equal(curves(twin), card.twin.signal)
+    assert np.array_equal(curves(near), np.concatenate([by_key[f"conv2-{u}"].signal for u in card.neighbours]))
+    assert np.array_equal(curves(real), np.concatenate([w.signal for w in card.windows]))
+    assert np.array_equal(curves(back), np.concatenate([w.projection for w in card.windows]))
+    for ax in figure.axes[:5]:
+        seen = [line.get_color() for line in ax.lines if len(line.get_ydata()) == TIME]
+        assert seen == list(style.COMPONENT_COLOURS[:2]) * (len(seen) // 2)
+    assert special.card(DECK[N_UNITS + 1], {c.key: c for c in DECK}, 30.0).legends == []
+
+
+def test_a_card_as_html_has_all_axes_of_a_unit_that_mixes_them():
+    shown = cards_in(page_of(made_lenses(mixed=True), MIXED))
+    for card in MIXED:
+        text = shown[card.key]
+        Balanced(text.replace("/>", ">"))
+        pictures = 1 + bool(card.twin) + 2 * len(card.windows) + len(card.neighbours)
+        assert text.count("<figure>") == pictures and text.count("<polyline") == 2 * pictures
+        for colour in style.COMPONENT_COLOURS[:2]:
+            assert text.count(f'stroke="{colour}"') == pictures
 
 
 # -------------------------------------------------------------------------------------------------- in a browser
@@ -310,6 +352,21 @@ def test_every_card_opens_by_a_click(browser, tmp_path):
     path = tmp_path / "cards.html"
     path.write_text(page_of(made_lenses(), DECK), encoding="utf-8")
     check_page(browser, path, [c.key for c in DECK])
+
+
+def test_a_unit_that_mixes_axes_has_a_line_for_each(browser, tmp_path):
+    from selenium.webdriver.common.by import By
+
+    path = tmp_path / "mixed.html"
+    lenses = made_lenses(mixed=True)
+    views = list(lenses.views.values())
+    path.write_text(page.atlas(views, NAMES, COLOURS, cards=MIXED, axis_names=AXES), encoding="utf-8")
+    check_page(browser, path, ["conv2-5"])
+    for frame in ("signal", "window"):
+        lines = browser.find_elements(By.CSS_SELECTOR, f"#{frame} polyline")
+        assert [line.get_attribute("stroke") for line in lines] == list(style.COMPONENT_COLOURS[:2])
+        assert all(len(line.get_attribute("points").split()) == TIME for line in lines)
+    assert browser.find_element(By.ID, "axes").text == "A line for each axis: wrist x wrist y"
 
 
 def test_a_real_click_opens_a_card_and_lists_search_as_a_loop_does(browser, tmp_path):

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 matplotlib.use("Agg")
 
@@ -35,6 +36,11 @@ def signals(n=UNITS):
     return np.random.default_rng(0).normal(size=(n, 30)).cumsum(1) / 4
 
 
+def all_axes(n=UNITS):
+    """Signals of units that mix six axes, (unit, axis, time)."""
+    return signals(6 * n).reshape(n, 6, 30)
+
+
 def ends(n):
     """(n, 3): values and the ends of their intervals."""
     return random(n, 1) + np.array([0.3, 0.1, 0.5])
@@ -44,8 +50,17 @@ def table(rows):
     return pd.DataFrame(ends(len(rows)), index=rows, columns=["x", "x low", "x high"])
 
 
-def by_method():
-    return dict(zip(METHODS, signals(len(METHODS)), strict=True))
+def by_method(n_axes=None, at=None):
+    """One unit under all methods, of a single axis, or of several with maps that look at the samples ``at``."""
+    n, mixed = len(METHODS), () if n_axes is None else (n_axes,)
+    signal = np.random.default_rng(0).normal(size=(n, *mixed, 30)).cumsum(-1) / 4
+    time, coords = ("time", {}) if at is None else ("map_time", {"map_time": at})
+    dims = ("technique", *(() if n_axes is None else ("axis",)), "time")
+    made = {"signal": (dims, signal), "map": (("technique", time), random(n, 30 if at is None else len(at)))}
+    return xr.Dataset(made, {"technique": METHODS} | coords)
+
+
+LEVELS = xr.Dataset({"th_eap": 0.4, "p95": 0.5})
 
 
 def shares(rows):
@@ -127,7 +142,8 @@ FIGURES = {
         "activity", "drop of the log odds", **SAID,
     ),
     "recordings": lambda: waves.recordings([random(90, 6)] * 7, ACTIVITIES[:7], SIX, 30, **CAVEAT),
-    "unit_methods": lambda: waves.unit_methods(by_method(), by_method(), 0.4, 0.5, **SAID),
+    "unit_methods": lambda: waves.unit_methods(by_method(), LEVELS, **SAID),
+    "unit_methods, all axes": lambda: waves.unit_methods(by_method(6, 4.5 + 2 * np.arange(11)), LEVELS, **SAID),
     "nearest_pairs": lambda: waves.nearest_pairs(
         signals(3), signals(3), [0, 5, 20], [1, 2, 3], 10, (signals(3), signals(3)), ("abc", "def"), **SAID
     ),
@@ -159,6 +175,9 @@ FIGURES = {
         *np.histogram(signals(), 20, (0, 2)), 1.2, 1.37, **CAVEAT
     ),
     "atlas": lambda: special.atlas(signals()[:, :2], signals(), np.arange(UNITS) % 20 - 1, ACTIVITIES, **SAID),
+    "atlas, all axes": lambda: special.atlas(
+        signals()[:, :2], all_axes(), np.arange(UNITS) % 20 - 1, ACTIVITIES, axis_names=SIX, **SAID
+    ),
     "sensitivity": lambda: special.sensitivity(
         random(2, 3, UNITS, 2), [5, 15], [0, 1, 2], np.arange(UNITS) % 19, ACTIVITIES, np.ones((2, 3)), **SAID
     ),
@@ -328,6 +347,29 @@ def test_signal_is_the_line_and_map_the_bars():
     assert [bar.get_height() for bar in twin.patches] == pytest.approx(unit_map)
     assert {line.get_label(): line.get_ydata()[0] for line in twin.lines} == {"95 % point": 0.5, "th": 0.4}
     assert waves.signal_with_map(axes, signal) is None
+    assert twin.get_ylim()[0] == 0 and waves.signal_with_map(axes, signal, -unit_map).get_ylim()[0] < -unit_map.max()
+    with pytest.raises(ValueError, match="a map of 9 samples does not say which of the signal's 30 they are"):
+        waves.signal_with_map(axes, signal, unit_map[:9])
+
+
+def test_methods_are_drawn_with_all_axes_and_maps_where_they_look():
+    at = 4.5 + 2 * np.arange(11)
+    made = by_method(3, at)
+    figure = rendered(waves.unit_methods(made, LEVELS, 15.0))
+    said = {t.get_text() for t in figure.legends[0].get_texts()}
+    assert said == {"axis 0", "axis 1", "axis 2", "unit's output", "95 % point", "th"}
+    left, right = figure.axes[: len(METHODS)], figure.axes[-len(METHODS) :]
+    for i, (ax, twin) in enumerate(zip(left, right, strict=True)):
+        curves = ax.lines[1:]  # behind the line at zero
+        assert np.array_equal([line.get_ydata() for line in curves], made["signal"][i])
+        assert [line.get_color() for line in curves] == list(style.COMPONENT_COLOURS[:3])
+        assert [bar.get_x() + bar.get_width() / 2 for bar in twin.patches] == pytest.approx(at / 15)
+        assert [bar.get_height() for bar in twin.patches] == pytest.approx(made["map"].values[i])
+        assert {line.get_label(): line.get_ydata()[0] for line in twin.lines} == {"95 % point": 0.5, "th": 0.4}
+    single = waves.unit_methods(by_method()).axes[METHODS.index("naive")]
+    assert [line.get_color() for line in single.lines[1:]] == [style.METHOD_COLOURS["naive"]]
+    with pytest.raises(ValueError, match="select one of each seed, unit"):
+        waves.unit_methods(made.expand_dims(seed=[0, 1], unit=[3]))
 
 
 def test_gallery_says_the_peak_of_a_signal_it_cuts():
@@ -368,6 +410,24 @@ def test_atlas_lines_end_at_their_units():
     tips = np.array([figure.transFigure.transform(line.get_xydata()[1]) for line in figure.artists])
     assert len(tips) == 8 == len(figure.axes) - 1
     assert np.linalg.norm(tips[:, None] - places, axis=-1).min(1) == pytest.approx(np.zeros(8), abs=0.5)
+
+
+def test_atlas_draws_all_axes_of_units_that_mix_them():
+    positions = signals()[:, :2].copy()
+    positions[3] = np.nan
+    about = positions, all_axes(), np.zeros(UNITS, int), ACTIVITIES[:1]
+    figure = special.atlas(*about, n_thumbnails=8, axis_names=SIX)
+    assert [t.get_text() for t in figure.legends[1].get_texts()] == SIX
+    colours = [line.get_color() for line in figure.legends[1].get_lines()]
+    assert colours == list(style.COMPONENT_COLOURS)
+    for small in figure.axes[1:]:
+        unit = int(small.get_title(loc="left").split()[0])
+        curves = [line for line in small.lines if len(line.get_ydata()) == 30]
+        assert np.array_equal([line.get_ydata() for line in curves], all_axes()[unit])
+        assert [line.get_color() for line in curves] == colours
+    assert [t.get_text() for t in special.atlas(*about).legends[1].get_texts()] == [f"axis {i}" for i in range(6)]
+    with pytest.raises(ValueError, match="6 axes need 6 different names"):
+        special.atlas(*about, axis_names=SIX[:5])
 
 
 def test_atlas_counts_units_without_a_place():

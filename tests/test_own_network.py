@@ -1,18 +1,22 @@
-"""Every lens works on a user's network, by a layer's name; README shows how, with the code that is run here."""
+"""Every lens works on a user's network, by a layer's name, and README's code draws the paper's figure of one."""
 
+import ast
 import copy
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from example_network import OneD, TwoD, through_every_lens
+from other_networks import DeepConvLSTM, np_deep_conv_lstm, weights_of
+from torch.nn import functional as F
 
+from harvis_utils.data import archive, windowing
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.networks import taps
-from harvis_utils.settings import REPOSITORY
+from harvis_utils.settings import REPOSITORY, load_settings
 
+README = REPOSITORY / "README.md"
 N_AXES, LENGTH, CLASSES = 6, 30, ("still", "slow", "fast")
 
 
@@ -72,11 +76,48 @@ def test_an_unknown_layer_is_refused_with_the_valid_names(name):
         through_every_lens(make(), "conv9", data, data.train)
 
 
-def test_readme_shows_this_code():
-    source = Path(__file__).with_name("example_network.py").read_text(encoding="utf-8")
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"## Your own network.*?```python\n(.*?)```", readme, re.S)
-    lines = [line.strip() for line in source.splitlines()]
-    for line in shown.splitlines():
-        if line.strip() and not line.startswith("#"):
-            assert line.strip() in lines, f"README shows {line!r}, which is not in example_network.py"
+def trained_deep_conv_lstm(windows: Windows) -> DeepConvLSTM:
+    """As its owner has it: for windows (window, 1, time, axis), convolutions without padding."""
+    torch.manual_seed(0)
+    network = DeepConvLSTM(folded=False, n_axes=len(windows.axes), n_classes=len(windows.activities))
+    x, y = torch.tensor(windows.train.x).transpose(1, 2)[:, None], torch.as_tensor(windows.train.activity)
+    optimizer = torch.optim.Adam(network.parameters(), 0.003)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    return network
+
+
+def test_readme_draws_the_papers_figure_for_a_deep_conv_lstm():
+    windows = windowing.cut(archive.load_recordings("synthetic"), load_settings("quick", "synthetic").windows)
+    windows = windows.thinned(300)
+    x, network = windows.train.x, trained_deep_conv_lstm(windows)
+    (shown,) = re.findall(r"## Your own network.*?```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    assert len(shown.splitlines()) <= 10
+    *before, drawn = ast.parse(shown).body  # a notebook shows what the last line gives
+    names = {"network": network, "x": x}
+    exec(compile(ast.Module(before, []), "README.md", "exec"), names)
+    figure = eval(compile(ast.Expression(drawn.value), "README.md", "eval"), names)
+
+    def outputs(signals: np.ndarray) -> np.ndarray:
+        """Maps of unit 3 (window, axis, time), computed in NumPy."""
+        return np_deep_conv_lstm(weights_of(network), signals.astype(np.float64), 0)[0][:, 3]
+
+    seen = outputs(x)
+    th = seen[seen > 0].mean() + 2 * seen[seen > 0].std()
+    found = {}
+    for ax, twin in zip(figure.axes[:2], figure.axes[2:], strict=True):
+        signal = ax.lines[1].get_ydata()  # behind the line at zero
+        bars = np.array([bar.get_height() for bar in twin.patches])
+        expected = outputs(np.tile(signal, (1, len(windows.axes), 1)))[0, 0]
+        assert bars == pytest.approx(expected, rel=1e-3, abs=1e-3 * th)
+        # four convolutions of five samples without padding: the first output is about sample 8
+        middles = [bar.get_x() + bar.get_width() / 2 for bar in twin.patches]
+        assert middles == pytest.approx(np.arange(8, 22) / 30)
+        levels = {line.get_label(): line.get_ydata()[0] for line in twin.lines}
+        assert levels == pytest.approx({"95 % point": np.quantile(seen, 0.95), "th": th}, rel=1e-3)
+        found[ax.get_title()] = np.abs(signal).max(), bars.max() / th
+    naive, proposed = found["naive"], found["L2+TV+EAP+clip"]
+    assert naive[0] > 10 and naive[1] > 5, "naive ascent explodes, as in the paper's Fig. 1"
+    assert proposed[0] < 3 and 0.5 < proposed[1] < 1.5

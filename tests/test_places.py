@@ -688,11 +688,12 @@ PLACED = {
 }
 
 
+@pytest.mark.parametrize("network_type", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PLACED)
-def test_samples_of_maps_are_where_they_look(name):
+def test_samples_of_maps_are_where_they_look(name, network_type):
     torch.manual_seed(0)
     make, expected = PLACED[name]
-    network = make()
+    network = make().to(network_type)
     found = taps.positions(network, str(len(network) - 1), windows(4, T))
     assert np.allclose(found, expected)
 

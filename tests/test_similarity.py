@@ -191,8 +191,7 @@ SETTINGS = SimilaritySettings(n_similar=4)
 
 def judged(of, network, tap, windows: Windows, scale: Scale | None) -> tuple[xr.Dataset, ...]:
     """Controls of one place, their scores and how real they are."""
-    positions = of.first + of.stride * np.arange(of.by_hand(made_windows().train.x[:1])[0].shape[3])
-    target = paper_methods.target_of(network, tap, 3, 30, scale, positions)
+    target = paper_methods.target_of(network, tap, 3, 30, scale)
     statistics = unit_statistics.collect(network, windows.train.x, place=tap).expand_dims("layer")
     rng = np.random.default_rng(4)
     random = windows.train.x[rng.integers(40, size=target.n_units)][None]

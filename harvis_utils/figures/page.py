@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 
 from harvis_utils.figures.special import largest, measured, nearest
-from harvis_utils.figures.style import ACCENT, SIGNAL
+from harvis_utils.figures.style import ACCENT, SIGNAL, axis_colours
 
 #: size of a small picture, in units of its own
 _WIDTH, _HEIGHT = 200, 90
@@ -27,6 +27,7 @@ def atlas(
     title: str = "Atlas of what the units respond to",
     caveat: str = "",
     cards: Sequence = (),
+    axis_names: Sequence[str] = (),
 ) -> str:
     """The page's HTML: pointing at a unit shows its waveform and its nearest real window.
 
@@ -34,8 +35,9 @@ def atlas(
     :class:`harvis_utils.lenses.cards.Card`; ``colours`` maps each of the activity ``names`` to a colour.
     ``page.html#conv1-3`` opens with unit 3 of conv1. Units with NaN positions are left out and counted on the page.
     With ``cards`` a click opens the unit's card, units without a position get a button below the map, and what cards
-    can be found by becomes lists to search by. Raises ``ValueError`` when a layer's arrays do not fit together, and for
-    the card of a unit that no layer has.
+    can be found by becomes lists to search by. Units that mix axes have a line for each, by ``axis_names``. Raises
+    ``ValueError`` when a layer's arrays do not fit together, for the card of a unit that no layer has, and for other
+    than one name for each axis.
     """
     known = {f"{layer.name}-{u}" for layer in layers for u in range(len(layer.positions))}
     by_key = {card.key: card for card in cards}
@@ -46,18 +48,22 @@ def atlas(
     blocks = {"trim_blocks": True, "lstrip_blocks": True}
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, **blocks)
     templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    templates.filters |= {"polyline": _polyline, "share": _share}
+    templates.filters |= {"lines": _lines, "polyline": _polyline, "share": _share}
+    mixed = [layer.signals[0] for layer in layers if np.ndim(layer.signals) > 2 and len(layer.signals)]
+    axes = axis_colours(mixed[0], axis_names) if mixed else {}
     made = [{"key": key, "html": _card_html(templates, card, by_key, rate_hz)} for key, card in by_key.items()]
     content = {
         "names": list(names),
         "colours": [colours[name] for name in names],
         "rate": rate_hz,
         "piece": piece,
+        "axes": list(axes.values()),
         "layers": [_layer_content(layer, len(names)) for layer in layers],
         "cards": list(by_key),
         "tags": {key: _tags(card) for key, card in by_key.items()},
     }
-    return templates.get_template("page.html").render(title=title, caveat=caveat, content=content, cards=made)
+    page = templates.get_template("page.html")
+    return page.render(title=title, caveat=caveat, axes=axes, content=content, cards=made)
 
 
 def _layer_content(layer, n_names: int) -> dict:
@@ -67,7 +73,8 @@ def _layer_content(layer, n_names: int) -> dict:
             raise ValueError(f"layer {layer.name}: {name} has {len(getattr(layer, name))} units, positions has {n}")
     if np.max(layer.activities, initial=-1) >= n_names:
         raise ValueError(f"layer {layer.name}: activity {np.max(layer.activities)} has no name ({n_names} names)")
-    shown = np.isfinite(layer.positions).all(1) & np.isfinite(layer.signals).all(1)
+    inner = tuple(range(1, np.ndim(layer.signals)))
+    shown = np.isfinite(layer.positions).all(1) & np.isfinite(layer.signals).all(inner)
 
     def numbers(values, digits: int = 4) -> list:
         rounded = np.round(np.asarray(values, np.float64), digits)
@@ -118,6 +125,11 @@ def _tags(card) -> dict[str, Sequence[str]]:
         "in": (card.layer,),
         "looks like": (card.nearest_activity,) if card.nearest_activity else (),
     }
+
+
+def _lines(curve: np.ndarray, colour: str) -> list[tuple[np.ndarray, str]]:
+    """A curve (time,) with its colour, or every axis of one (axis, time) with its own."""
+    return list(zip(np.atleast_2d(curve), axis_colours(curve).values() or [colour], strict=True))
 
 
 def _polyline(curve: np.ndarray, limit: float) -> str:

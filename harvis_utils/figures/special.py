@@ -24,10 +24,12 @@ from harvis_utils.figures.style import (
     MARKERS,
     SIGNAL,
     WIDTH,
+    axis_entries,
     class_colours,
     entries,
     finish,
     grid,
+    plot_axes,
 )
 
 #: a fact of a reading: below the paper's range, in it, above it, not measured
@@ -90,12 +92,13 @@ def atlas(
     title: str = "",
     caveat: str = "",
     n_thumbnails: int = 20,
+    axis_names: Sequence[str] = (),
 ) -> Figure:
     """Map of the units (Fig. 8): colour = activity of the nearest real window, waveforms around it.
 
-    ``positions`` (unit, 2) of a t-SNE map, ``signals`` (unit, time) in G, ``activities`` (unit,) indices into
+    ``positions`` (unit, 2) of a t-SNE map, ``signals`` (unit[, axis], time) in G, ``activities`` (unit,) indices into
     ``names`` (negative: none). Units with NaN positions are left out and counted. Thin lines lead from a waveform to
-    its unit.
+    its unit. A waveform has the colour of its unit's activity, or of several axes each its own, by ``axis_names``.
     """
     activities, shown = np.asarray(activities), np.flatnonzero(np.isfinite(positions).all(1))
     n_lost = len(positions) - len(shown)
@@ -121,13 +124,13 @@ def atlas(
     ax.scatter(*positions[chosen].T, s=70, facecolor="none", edgecolor="#555555", linewidth=0.8)
     cost = ((np.array(slots)[:, None] - in_figure[None]) ** 2).sum(-1)
     width, height = min(0.1, side / per_side * 0.9), min(0.1, tall / per_side * 0.82)
-    limit = float(np.quantile(np.abs(signals[chosen]).max(1), 0.9)) * 1.1 or 1.0
+    limit = float(np.quantile(np.abs(signals[chosen]).reshape(len(chosen), -1).max(1), 0.9)) * 1.1 or 1.0
     colours = class_colours(names)
     for s, c in zip(*linear_sum_assignment(cost), strict=True):
         unit, (x, y) = chosen[c], slots[s]
         name = names[activities[unit]] if activities[unit] >= 0 else "none"
         small = figure.add_axes((x - width / 2, y - height / 2, width, height))
-        small.plot(signals[unit], color=colours.get(name, "#999999"))
+        plot_axes(small, np.arange(signals.shape[-1]), signals[unit], colours.get(name, "#999999"))
         small.axhline(0, color="#cccccc", linewidth=0.6, zorder=0)
         small.set(ylim=(-limit, limit), xticks=[], yticks=[])
         peak = float(np.abs(signals[unit]).max())
@@ -139,6 +142,9 @@ def atlas(
     ax.patch.set_visible(False)
     beside = {"loc": "center left", "bbox_to_anchor": (0.785, 0.5), "alignment": "left"}
     figure.legend(*ax.get_legend_handles_labels(), title="activity of the\nnearest real window", **beside)
+    if several := axis_entries(signals[0], axis_names):
+        above = {"loc": "upper left", "bbox_to_anchor": (0.785, 0.998), "ncols": -(-len(several) // 6)}
+        figure.legend(several.values(), several.keys(), handlelength=1, columnspacing=1, **above)
     lost = f"; {n_lost} units without a place" if n_lost else ""
     note = f"small frames: signal over time, ±{limit:.2g} G, number = unit{lost}"
     figure.text(0.01, 0.012, note, fontsize=9, color="#555555")
@@ -266,12 +272,12 @@ def landscapes(
     return finish(figure, **said)
 
 
-def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
+def card(of, cards: Mapping, rate_hz: float, caveat: str = "", axis_names: Sequence[str] = ()) -> Figure:
     """One page about one unit, ``of`` a card (:class:`harvis_utils.lenses.cards.Card`, or what has its attributes).
 
     Above: its signal, its twin's in another network, and those of its neighbours on the atlas, by name in ``cards``.
     Below: the real windows that excite it most, with the projections of these activations; the concepts its mask
-    overlaps; what activities lose when it is silenced.
+    overlaps; what activities lose when it is silenced. A unit that mixes axes has a line for each, by ``axis_names``.
     """
     figure = plt.figure(figsize=(WIDTH, 8.4), layout="constrained")
     plt.close(figure)
@@ -284,12 +290,12 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
     limit = 1.1 * largest(curves)
     for ax in above:
         ax.set(ylim=(-limit, limit), ylabel="acceleration [G]", xlabel="time [s]")
-    time = np.arange(len(of.signal)) / rate_hz
-    above[0].plot(time, of.signal, color=ACCENT)
+    time = np.arange(of.signal.shape[-1]) / rate_hz
+    plot_axes(above[0], time, of.signal, ACCENT)
     above[0].set_title(textwrap.fill(f"its signal; {nearest(of)}", 36))
     match = "no match in another network"
     if of.twin:
-        above[1].plot(time, of.twin.signal, color=SIGNAL)
+        plot_axes(above[1], time, of.twin.signal, SIGNAL)
         alike = f"alike {of.twin.similarity:.2f} (chance {of.twin.chance:.2f})"
         match = f"its match: unit {of.twin.unit} of network {of.twin.seed}, {alike}"
     above[1].set_title(textwrap.fill(match, 36))
@@ -305,7 +311,7 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "") -> Figure:
     _bars(below[1], of.cost, of.matters_for, "silenced: who loses (red: it matters)", "drop of F1")
     who = f"{of.layer.capitalize()}, unit {of.unit} of network {of.seed}"
     who += "" if of.status == "used" else f" ({of.status})"
-    return finish(figure, title=", ".join([who, *measured(of)]), caveat=caveat)
+    return finish(figure, axis_entries(of.signal, axis_names), 6, title=", ".join([who, *measured(of)]), caveat=caveat)
 
 
 def nearest(of) -> str:
@@ -329,11 +335,11 @@ def _short(name: str, width: int) -> str:
 
 
 def _side_by_side(ax: Axes, curves: Sequence[np.ndarray], names: Sequence[str], rate_hz: float, colour: str) -> None:
-    """Curves one after the other; their names below, where a time axis would say little."""
-    width = len(curves[0]) if len(curves) else 1
+    """Curves ([axis,] time) one after the other; their names below, where a time axis would say little."""
+    width = curves[0].shape[-1] if len(curves) else 1
     starts = np.arange(len(curves)) * (width + GAP)
     for start, curve in zip(starts, curves, strict=True):
-        ax.plot(np.arange(width) + start, curve, color=colour, linewidth=1.2)
+        plot_axes(ax, np.arange(width) + start, curve, colour, linewidth=1.2)
     for start in starts[1:]:
         ax.axvline(start - GAP / 2 - 0.5, color=MAP, linewidth=0.8)
     ax.set_xticks(starts + width / 2, names, fontsize=9)

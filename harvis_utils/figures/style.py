@@ -11,6 +11,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 #: widest figure in inches: a notebook page shows it unscaled, so that 9 pt stay 9 pt
 WIDTH = 10.0
@@ -89,6 +90,29 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
     """The colour each name has in every figure, and for names that have none the next free one."""
     free = iter([c for c in COMPONENT_COLOURS if c not in {COLOURS.get(n) for n in names}] + [*CONTROL_GREYS] * 9)
     return {name: COLOURS.get(name) or next(free) for name in names}
+
+
+def axis_colours(signal: np.ndarray, names: Sequence[str] = ()) -> dict[str, str]:
+    """The colour of each axis of a signal (axis, time), by ``names`` or counted; none for one of a single axis (time,).
+
+    Raises ``ValueError`` for other than one name for each axis.
+    """
+    n = len(signal) if np.ndim(signal) > 1 else 0
+    if n and len(set(names)) not in (0, n):
+        raise ValueError(f"{n} axes need {n} different names, not {', '.join(names)}")
+    counted = [f"axis {i}" for i in range(n)]
+    return dict(zip(names if n and len(names) else counted, colours_of(counted).values(), strict=True))
+
+
+def axis_entries(signal: np.ndarray, names: Sequence[str] = ()) -> dict[str, Line2D]:
+    """:func:`axis_colours` for a legend."""
+    return {name: Line2D([], [], color=colour) for name, colour in axis_colours(signal, names).items()}
+
+
+def plot_axes(ax: Axes, x: np.ndarray, signal: np.ndarray, colour: str, **look) -> None:
+    """Draw a signal (time,) in ``colour``, or every axis of one (axis, time) in its own."""
+    for curve, own in zip(np.atleast_2d(signal), axis_colours(signal).values() or [colour], strict=True):
+        ax.plot(x, curve, color=own, **look)
 
 
 def grid(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,10 +19,12 @@ from harvis_utils.figures.style import (
     METHOD_COLOURS,
     SIGNAL,
     WIDTH,
+    axis_entries,
     class_colours,
     entries,
     finish,
     grid,
+    plot_axes,
     wrapped,
 )
 
@@ -72,22 +75,31 @@ def signal_with_map(
     th: float | None = None,
     p95: float | None = None,
     colour: str = SIGNAL,
+    at: np.ndarray | None = None,
 ) -> Axes | None:
     """One signal as the paper's Figs. 1, 6 and 7 draw it: line in G (left), the unit's output as bars (right).
 
-    ``signal`` and ``unit_map`` are (time,); the dotted line is the 95 % point of the unit's training outputs, the
-    dashed one its threshold. Returns the right axes, or ``None`` without a map.
+    ``signal`` is (time,) in ``colour``, or (axis, time), each axis in its own. ``unit_map`` (time,) is about each
+    sample of the signal, or about the samples ``at``; the dotted line is the 95 % point of the unit's training outputs,
+    the dashed one its threshold. Returns the right axes, or ``None`` without a map. Raises ``ValueError`` for a map of
+    another length without ``at``.
     """
-    seconds = np.arange(len(signal)) / rate_hz
+    length = np.shape(signal)[-1]
+    seconds = np.arange(length) / rate_hz
     twin = None
     if unit_map is not None:
+        if at is None and len(unit_map) != length:
+            raise ValueError(f"a map of {len(unit_map)} samples does not say which of the signal's {length} they are")
+        at = np.arange(length) if at is None else at
+        width = 0.9 * (at[1] - at[0] if len(at) > 1 else 1) / rate_hz
         twin = ax.twinx()
-        twin.bar(seconds, unit_map, width=0.9 / rate_hz, color=MAP, label="unit's output")
+        twin.bar(at / rate_hz, unit_map, width=width, color=MAP, label="unit's output")
         for level, style, name in ((p95, ":", "95 % point"), (th, "--", "th")):
             if level is not None:
                 twin.axhline(level, color="black", linestyle=style, linewidth=1.0, label=name)
-        levels = [v for v in (float(np.max(unit_map)), th, p95) if v is not None and np.isfinite(v)]
-        twin.set_ylim(0, 1.08 * max([*levels, 1e-9]))
+        ends = (float(np.max(unit_map)), float(np.min(unit_map)), th, p95)
+        levels = [v for v in ends if v is not None and np.isfinite(v)]
+        twin.set_ylim(1.08 * min([*levels, 0]), 1.08 * max([*levels, 1e-9]))
         twin.spines["right"].set_visible(True)
         twin.grid(visible=False)
         twin.set_zorder(0)
@@ -95,30 +107,42 @@ def signal_with_map(
         ax.patch.set_visible(False)
         ax.grid(visible=False)
     ax.axhline(0, color="#bbbbbb", linewidth=0.7)
-    ax.plot(seconds, signal, color=colour)
-    ax.set_xlim(-0.6 / rate_hz, (len(signal) - 0.4) / rate_hz)
+    plot_axes(ax, seconds, signal, colour)
+    ax.set_xlim(-0.6 / rate_hz, (length - 0.4) / rate_hz)
     return twin
 
 
 def unit_methods(
-    signals: Mapping[str, np.ndarray],
-    maps: Mapping[str, np.ndarray],
-    th: float | None = None,
-    p95: float | None = None,
+    made: xr.Dataset,
+    levels: xr.Dataset | None = None,
     rate_hz: float = 30.0,
     columns: int = 4,
+    label: str = "signal [G]",
     **said: str,
 ) -> Figure:
-    """The same unit under several methods (Figs. 1, 6, 7): signal and output (time,) of each, th and 95 % point."""
-    n = len(signals)
-    columns = min(columns, n)
-    figure, axes = wrapped(n, columns, max(4.0, WIDTH * columns / 4), 2.3, ylabel="signal [G]")
-    legend = {"signal": Line2D([], [], color=SIGNAL)}
-    for i, (ax, (name, signal)) in enumerate(zip(axes.flat, signals.items(), strict=False)):
-        twin = signal_with_map(ax, signal, maps[name], rate_hz, th, p95, METHOD_COLOURS.get(name, SIGNAL))
+    """One unit under several methods (Figs. 1, 6, 7), a panel for each ``technique`` of ``made``.
+
+    ``made`` holds the unit's ``signal`` and ``map`` as :func:`harvis_utils.maximization.paper_methods.maximize` gives
+    them, (technique, [axis,] time), maps at their ``map_time`` where they have it; of several axes of a map the largest
+    output is drawn. ``levels`` are the unit's statistics: ``th_eap`` and ``p95``. ``label`` names what signals are in.
+    Raises ``ValueError`` for more than one unit.
+    """
+    if others := set(made["signal"].dims) - {"technique", "axis", "time"}:
+        raise ValueError(f"one unit's signals are drawn; select one of each {', '.join(sorted(others))}")
+    signals, maps = made["signal"].transpose("technique", ..., "time"), made["map"]
+    maps = maps.max("map_axis") if "map_axis" in maps.dims else maps
+    at = maps["map_time"].values if "map_time" in maps.coords else None
+    th, p95 = (None if levels is None else float(levels[name]) for name in ("th_eap", "p95"))
+    names = [str(name) for name in signals["technique"].values]
+    columns = min(columns, len(names))
+    figure, axes = wrapped(len(names), columns, max(4.0, WIDTH * columns / 4), 2.3, ylabel=label)
+    legend = axis_entries(signals.values[0]) or {"signal": Line2D([], [], color=SIGNAL)}
+    for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+        colour, seen = METHOD_COLOURS.get(name, SIGNAL), maps.isel(technique=i).values
+        twin = signal_with_map(ax, signals.values[i], seen, rate_hz, th, p95, colour, at)
         ax.set_title(name)
-        ax.set_xlabel("time [s]" if i + columns >= n else "")
-        twin.set_ylabel("output" if i % columns == columns - 1 or i == n - 1 else "")
+        ax.set_xlabel("time [s]" if i + columns >= len(names) else "")
+        twin.set_ylabel("output" if i % columns == columns - 1 or i == len(names) - 1 else "")
         legend |= entries([twin])
     return finish(figure, legend, **said)
 

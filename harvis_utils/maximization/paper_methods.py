@@ -29,6 +29,7 @@ from harvis_utils.maximization.ascent import climb
 from harvis_utils.maximization.coordinates import Scale
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.networks import taps, trunks
+from harvis_utils.networks.layouts import PlaceError
 from harvis_utils.networks.sfhf import Trunk, known
 from harvis_utils.networks.taps import Tap
 from harvis_utils.parallel import progress, torch_device
@@ -96,9 +97,9 @@ def unit_maps(trunk: Trunk, layer: str, unit: Tensor, x: Tensor) -> Tensor:
 class Target:
     """Units as a function of signals: ``maps`` turns signals (row, axis, time) in s into (row, unit, axis, time).
 
-    ``axes`` is how many a signal has: one where units see single axes. ``scale`` says what s is. Where maps are not as
-    long as signals, ``at`` is the sample of the signal that each of their samples is about. ``network`` and ``place``
-    are what the target was made of.
+    ``axes`` is how many a signal has: one where units see single axes. ``scale`` says what s is. ``at`` is the sample
+    of the signal that each of the maps' samples is about, None where it is the sample of the same number or cannot be
+    told. ``network`` and ``place`` are what the target was made of.
     """
 
     maps: Callable[[Tensor], Tensor]
@@ -142,9 +143,9 @@ def own_maps(place: Trunk | Target, layer: str, unit: np.ndarray, signals: np.nd
 
 def map_dims(target: Target, shape: tuple[int, ...], length: int) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Names and coordinates of the last dimensions of maps (row[, axis], time) of signals of ``length`` samples."""
-    time = "time" if shape[-1] == length else "map_time"
+    time = "time" if target.at is None and shape[-1] == length else "map_time"
     seen = (time,) if len(shape) == 2 or shape[1] == 1 else ("map_axis", time)
-    return seen, {} if time == "time" or target.at is None else {time: target.at}
+    return seen, {} if target.at is None else {time: target.at}
 
 
 def target_of(
@@ -157,8 +158,9 @@ def target_of(
 ) -> Target:
     """The units of a layer, for windows of ``n_axes`` axes (a trunk's have one).
 
-    A place that treats all axes of a network alike is shown the same signal on each of them. ``at`` is said where maps
-    are not as long as windows.
+    A place that treats all axes of a network alike is shown the same signal on each of them. ``at`` is the sample of
+    the window that each of its maps' samples is about, by default what :func:`taps.positions` finds, None where it
+    cannot tell.
 
     Raises ``ValueError`` for an unknown layer and for axes that are treated alike but have different scales.
     """
@@ -167,7 +169,14 @@ def target_of(
         scale, n_units = scale.shared(), len(network.biases[network.depth(layer) - 1])
         about = (n_units, 1, scale, network, layer)
         return Target(lambda x: network.feature_map(scale.windows(x)[:, 0], layer)[:, :, None], *about)
-    tap = taps.located(network, layer, trunks.noise(n_axes, length))
+    example = trunks.noise(n_axes, length)
+    tap = taps.located(network, layer, example)
+    if at is None:
+        try:
+            at = taps.positions(network, tap, example)
+        except PlaceError:  # signals need it not, and what does (in_time of measures) says that it is missing
+            at = None
+    at = None if np.array_equal(at, np.arange(length)) else at
     alone = trunks.by_axis(network, tap, n_axes, length)
     axes, scale = (1, scale.shared()) if alone else (n_axes, scale)
 
@@ -213,7 +222,7 @@ def maximize(
     (of signals in ``scale``) over (technique, unit, step) and ``steps``, those taken before nothing could move by
     ``settings.tolerance_g`` any more; several starting points give a leading dimension ``start``. A unit that mixes
     ``n_axes`` axes has an ``axis`` before the time of ``start`` and ``signal``; a map of several axes has ``map_axis``,
-    one of another length ``map_time``: ``at``, the samples of a window that its samples are about, if given. Unknown
+    one that looks elsewhere than at the sample of the same number ``map_time``, ``at`` (:func:`target_of`). Unknown
     layers, methods, units, presets and optimizers raise ``ValueError`` listing the valid ones.
 
     A trunk is climbed by :mod:`harvis_utils.fast.ascent`: in ``workers`` shares at once, by default one on each of

@@ -195,8 +195,10 @@ def tensors_of(output) -> list[Tensor]:
 @contextmanager
 def watching(network: nn.Module) -> Iterator[nn.Module]:
     """The network to be watched, with nothing left of that: its buffers, its mode, the state of chance."""
-    if device_of(network).type != "cpu":  # where convolutions may spread what they read over a block
+    half = any(parameter.element_size() < 4 for parameter in network.parameters())
+    if half or device_of(network).type != "cpu":  # where convolutions may spread what they read over a block
         network = copy.deepcopy(network).cpu()
+        network = network.float() if half else network
     before, buffers = getattr(WATCHING, "on", False), [(b, b.clone()) for b in network.buffers()]
     WATCHING.on = True
     try:
