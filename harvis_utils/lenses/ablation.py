@@ -22,10 +22,10 @@ from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.metrics.intervals import bounds
 from harvis_utils.networks import taps
 from harvis_utils.networks.taps import CHUNK, Tap
-from harvis_utils.parallel import progress, side_by_side, torch_device
+from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import Settings
 from harvis_utils.store.results import kept
-from harvis_utils.training.supervised import Network, class_f1
+from harvis_utils.training.supervised import Network, class_f1, of_networks
 
 
 def drops(
@@ -76,8 +76,7 @@ def ablate_network(network: Network, windows: Windows, thinning: int, *, device:
 def ablate(cfg: Settings, windows: Windows, networks: Sequence[Network]) -> xr.Dataset:
     """:func:`ablate_network` of all networks, dims (seed, layer, unit, class)."""
     thinning = cfg.dissection.ablation_thinning
-    found = side_by_side(cfg, lambda net: ablate_network(net, windows, thinning, device=cfg.device), networks)
-    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
+    return of_networks(networks, lambda net: ablate_network(net, windows, thinning, device=cfg.device), cfg=cfg)
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ from harvis_utils.lenses.concepts import Concepts
 from harvis_utils.metrics.intervals import ENOUGH_SEEDS, traded, with_interval
 from harvis_utils.metrics.recovery import chance_point
 from harvis_utils.networks import taps
-from harvis_utils.parallel import side_by_side, torch_device
+from harvis_utils.parallel import torch_device
 from harvis_utils.settings import Settings
 from harvis_utils.store.results import kept
-from harvis_utils.training.supervised import Network
+from harvis_utils.training.supervised import Network, of_networks
 
 #: Paper (Bau, Zhou et al. 2017, section 2.3): share of outputs above T_k, and the IoU from which a unit is a detector
 SHARE, DETECTOR_IOU = 0.005, 0.04
@@ -301,7 +301,7 @@ def dissect_networks(
     def one(network: Network) -> xr.Dataset:
         return dissect_network(network, windows, few.thinning, concepts, few.n_draws, alpha, device=cfg.device)
 
-    return xr.concat(side_by_side(cfg, one, networks), pd.Index([net.seed for net in networks], name="seed"))
+    return of_networks(networks, one, cfg=cfg)
 
 
 def curve(cfg: Settings, windows: Windows, networks: Sequence[Network], concepts: Concepts) -> xr.Dataset:

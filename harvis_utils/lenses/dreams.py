@@ -25,10 +25,9 @@ from harvis_utils.maximization import coordinates, objectives, visualization
 from harvis_utils.maximization.priors import Denoiser
 from harvis_utils.metrics.intervals import tabulated
 from harvis_utils.networks import taps
-from harvis_utils.parallel import progress
 from harvis_utils.settings import DreamSettings, Settings
 from harvis_utils.store.results import kept
-from harvis_utils.training.supervised import Network
+from harvis_utils.training.supervised import Network, of_networks
 
 #: DeepFool goes a little beyond the linearized border
 OVERSHOOT = 0.02
@@ -209,9 +208,7 @@ def dreams(
     cfg: Settings, windows: Windows, networks: Sequence[Network], chosen: np.ndarray, denoiser: Denoiser
 ) -> xr.Dataset:
     """:func:`dream` of chosen test windows for all networks, dims (seed, variant, window, axis, time)."""
-    bar = progress(networks, desc="dreams", leave=False)
-    found = [dream(net, windows, chosen, cfg.dreams, denoiser) for net in bar]
-    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
+    return of_networks(networks, lambda net: dream(net, windows, chosen, cfg.dreams, denoiser), title="dreams")
 
 
 @kept("flips")

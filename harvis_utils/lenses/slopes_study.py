@@ -27,6 +27,7 @@ from harvis_utils.fast import ascent, gradients
 from harvis_utils.lenses import slopes
 from harvis_utils.lenses.slopes import SLOPES, Ascent
 from harvis_utils.maximization import unit_statistics
+from harvis_utils.maximization.paper_methods import recorded_steps
 from harvis_utils.maximization.starting import chosen_units, starting_points
 from harvis_utils.metrics.intervals import Difference, paired, tabulated, with_interval
 from harvis_utils.metrics.similarity import correlation
@@ -35,7 +36,7 @@ from harvis_utils.parallel import side_by_side, threads_inside, torch_device
 from harvis_utils.settings import ModelSettings, Settings, Step, TrainingSettings
 from harvis_utils.store.results import kept
 from harvis_utils.training import supervised
-from harvis_utils.training.supervised import Network
+from harvis_utils.training.supervised import Network, of_networks
 
 #: step sizes tried: from clearly too small to clearly too large in G
 STEP_SIZES = {"ascent": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "adam": (0.01, 0.03, 0.1, 0.3, 1.0)}
@@ -123,8 +124,8 @@ def climb_all(
 def climbs_of(
     network: Network, starts: np.ndarray, steps: Mapping[float, Step], n_steps: int, bound: float | None
 ) -> xr.Dataset:
-    """:func:`climb_all` of one network and all its units; of the curve only :func:`kept_steps`."""
-    few = kept_steps(n_steps)
+    """:func:`climb_all` of one network and all its units; of the curve only some steps."""
+    few = recorded_steps(n_steps, 30)
     return climb_all(network.trunk, steps, starts, n_steps, bound).isel(step=few).assign_coords(step=few)
 
 
@@ -137,13 +138,7 @@ def climbs(
     def one(network: Network) -> xr.Dataset:
         return climbs_of(network, starts, steps, cfg.slopes.n_steps, bound)
 
-    found = side_by_side(dataclasses.replace(cfg, device="cpu"), one, networks, "slopes")
-    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
-
-
-def kept_steps(n_steps: int) -> list[int]:
-    """The start, the end and about 30 steps between, evenly spaced in log time."""
-    return sorted({0, n_steps, *np.geomspace(1, max(n_steps, 1), 30).astype(int).tolist()})
+    return of_networks(networks, one, cfg=dataclasses.replace(cfg, device="cpu"), title="slopes")
 
 
 # --------------------------------------------------------------------------------------------- choosing the steps

@@ -25,7 +25,7 @@ from harvis_utils.networks.taps import Tap
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import Settings
 from harvis_utils.store.results import kept
-from harvis_utils.training.supervised import Network
+from harvis_utils.training.supervised import Network, of_networks
 
 #: single-axis segments pushed through the trunk at once; bounds the memory
 CHUNK = 4096
@@ -173,5 +173,4 @@ def statistics_of(network: Network, windows: Windows, *, device: str | None = No
 
 def statistics(cfg: Settings, windows: Windows, networks: Sequence[Network]) -> xr.Dataset:
     """Statistics of all networks, dims (seed, layer, unit[, rank])."""
-    found = [statistics_of(net, windows, device=cfg.device) for net in networks]
-    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
+    return of_networks(networks, lambda net: statistics_of(net, windows, device=cfg.device))

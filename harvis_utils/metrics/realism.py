@@ -26,7 +26,7 @@ from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.parallel import torch_device
 from harvis_utils.settings import Settings, SimilaritySettings
 from harvis_utils.store.results import kept
-from harvis_utils.training.supervised import Network
+from harvis_utils.training.supervised import Network, of_networks
 
 #: reference windows of a unit, drawn at random. Choice
 N_REFERENCES = 400
@@ -289,7 +289,7 @@ def realism(
     ``signals`` has dims (seed, layer, preset, technique, unit, time).
     """
     start = starting_signal(cfg.maximization, windows.train.length)
-    return similarity.of_networks(
+    return of_networks(
         networks,
         lambda net, *own: realism_of(net, windows, *own, start, cfg.similarity, device=cfg.device),
         signals[["signal", "map"]],
@@ -307,7 +307,7 @@ def controls(
     reference windows are the trained unit's: does any pretty signal do, or must it be this unit's?
     """
     start = starting_signal(cfg.maximization, windows.train.length)
-    made = similarity.of_networks(
+    made = of_networks(
         networks,
         lambda net, *own: control_signals(net, windows, *own, start),
         statistics["th_eap"],

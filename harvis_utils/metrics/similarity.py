@@ -11,7 +11,7 @@ Power, variation and squares add up over axes. With one axis all this is what th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +29,7 @@ from harvis_utils.metrics.signal_measures import in_rows, in_time, largest
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import Settings, SimilaritySettings
 from harvis_utils.store.results import kept
-from harvis_utils.training.supervised import Network
+from harvis_utils.training.supervised import Network, of_networks
 
 #: what is measured with the same fields as the methods, so that a score can be read at all
 CONTROLS = {
@@ -261,12 +261,6 @@ def scores(
         statistics[["th_eap", "p95", "dead"]],
     )
     return with_activities(found, windows)
-
-
-def of_networks(networks: Sequence[Network], one: Callable[..., xr.Dataset], *values) -> xr.Dataset:
-    """``one`` of every network and of what ``values`` (with a dimension seed) hold of it, under the dimension seed."""
-    found = [one(net, *(of.sel(seed=net.seed, drop=True) for of in values)) for net in networks]
-    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
 
 
 def with_activities(scores: xr.Dataset, windows: Windows) -> xr.Dataset:

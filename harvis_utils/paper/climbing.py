@@ -25,7 +25,7 @@ from harvis_utils.paper.variants import FREE, OURS, PENALIZED, Variant, Visual, 
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import MaximizationSettings, Settings, SimilaritySettings, VisualSettings
 from harvis_utils.store.results import kept
-from harvis_utils.training.supervised import Network
+from harvis_utils.training.supervised import Network, of_networks
 
 #: training segments from which quantiles of outputs are taken, drawn at random
 N_PROBED = 30_000
@@ -176,7 +176,7 @@ def reading_scores(
     """Scores of readings, dims (seed, reading, technique, layer, unit[, activity]), on units spread over the layers."""
     units = chosen_units(statistics.sizes["unit"], cfg.readings.n_units)
     decides = (windows, list(readings), units, cfg.maximization, cfg.similarity)
-    found = similarity.of_networks(
+    found = of_networks(
         networks, lambda net, own: scores_of(net, own, *decides, device=cfg.device), statistics
     )
     return similarity.with_activities(found, windows)
@@ -193,7 +193,7 @@ def strongest_share(network: Network, windows: Windows, *, device: str | None = 
 
 def real_windows(cfg: Settings, windows: Windows, networks: Sequence[Network]) -> xr.Dataset:
     """The control that claim C3 asks for, for units as in :func:`reading_scores`: (seed, control, layer, unit)."""
-    found = similarity.of_networks(networks, lambda net: strongest_share(net, windows, device=cfg.device))
+    found = of_networks(networks, lambda net: strongest_share(net, windows, device=cfg.device))
     units = chosen_units(found.sizes["unit"], cfg.readings.n_units)
     return found.sel(unit=units).expand_dims(control=["held-out-strongest"], axis=1)
 
@@ -325,4 +325,4 @@ def signals(
         bar = progress(chosen, desc=f"variants, network {net.seed}", leave=False)
         return xr.concat([one(net, th_eap, variant) for variant in bar], names)
 
-    return similarity.of_networks(networks, every, statistics["th_eap"])
+    return of_networks(networks, every, statistics["th_eap"])

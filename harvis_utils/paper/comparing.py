@@ -22,7 +22,7 @@ from harvis_utils.metrics.intervals import Difference, paired, with_interval
 from harvis_utils.paper.climbing import noise_starts
 from harvis_utils.paper.variants import PAPERS
 from harvis_utils.settings import Settings
-from harvis_utils.training.supervised import Network
+from harvis_utils.training.supervised import Network, of_networks
 
 #: column -> how it is read from the measures; every one is (..., layer, unit)
 MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
@@ -112,7 +112,7 @@ def measures(
         reference = realism.references_of(net, windows, own["th_eap"], cfg.similarity, device=cfg.device)
         return realism.measure(signal, own, net.trunk, windows.train, cfg.similarity, start, reference)
 
-    return similarity.of_networks(networks, one, made[["signal", "map"]], statistics)
+    return of_networks(networks, one, made[["signal", "map"]], statistics)
 
 
 def gains(measured: xr.Dataset) -> pd.DataFrame:
@@ -185,7 +185,7 @@ def beside(
         maps = np.stack([similarity.own_maps(net.trunk, x, units) for x in signals])
         return xr.Dataset({"signal": (dims[1:], signals), "map": (dims[1:], maps)})
 
-    found = similarity.of_networks(networks, one, statistics["th_eap"], others)
+    found = of_networks(networks, one, statistics["th_eap"], others)
     names = {"recipe": [*CONTROLS, *others["recipe"].values], "layer": made["layer"], "unit": units}
     return xr.concat([made[["signal", "map"]], found.assign_coords(names)], "recipe")
 

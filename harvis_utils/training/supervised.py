@@ -7,14 +7,16 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+import xarray as xr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.metrics import confusion_matrix, f1_score
@@ -23,7 +25,7 @@ from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.networks.sfhf import SFHF, Dropout, Trunk, folded_trunk
-from harvis_utils.parallel import progress, threads_inside, torch_device, workers
+from harvis_utils.parallel import progress, side_by_side, threads_inside, torch_device, workers
 from harvis_utils.settings import HarvisError, ModelSettings, Settings, TrainingSettings
 from harvis_utils.store import results
 from harvis_utils.store.files import read_json, replacing
@@ -405,3 +407,24 @@ def subject_f1(split: Split, predicted: np.ndarray) -> dict[int, float]:
 def confusion(split: Split, predicted: np.ndarray, n_classes: int) -> np.ndarray:
     """Share of each true class (row) predicted as each class (column)."""
     return confusion_matrix(split.activity, predicted, labels=np.arange(n_classes), normalize="true")
+
+
+def of_networks(
+    networks: Sequence[Network],
+    one: Callable[..., xr.Dataset],
+    *values: xr.Dataset,
+    cfg: Settings | None = None,
+    title: str | None = None,
+) -> xr.Dataset:
+    """``one`` of every network and of what ``values`` (with a dimension seed) hold of it, under the dimension seed.
+
+    With ``cfg`` they are made side by side; a bar with a ``title`` shows how far it is.
+    """
+
+    def own(network: Network) -> xr.Dataset:
+        return one(network, *(of.sel(seed=network.seed, drop=True) for of in values))
+
+    found = (
+        side_by_side(cfg, own, networks, title) if cfg else list(map(own, progress(networks, desc=title, leave=False)))
+    )
+    return xr.concat(found, pd.Index([net.seed for net in networks], name="seed"))
