@@ -166,14 +166,9 @@ def twins(lenses: Lenses, seed: int, layer: str, similarity: SimilaritySettings)
     """
     seeds = [int(s) for s in lenses.signals["seed"].values]
     other = seeds[(seeds.index(seed) + 1) % len(seeds)]
-    usable = []
-    for s in (seed, other):
-        network = lenses.signals.sel(seed=s, layer=layer)
-        found = agreement.status(network, similarity)
-        index = np.flatnonzero(found["status"].values == "used")
-        signals = in_rows(network["signal"], ["unit"])[index]
-        usable.append((index, signals, found["first"].values[index]))
-    (mine, signals, first), (yours, others, begins) = usable
+    (mine, signals, first), (yours, others, begins) = (
+        agreement.usable(lenses.signals.sel(seed=s, layer=layer), similarity) for s in (seed, other)
+    )
     if other == seed or not len(mine) or not len(yours):
         return {}
     units, rng = agreement.units_of(signals, first, similarity.piece), np.random.default_rng((seed, other))

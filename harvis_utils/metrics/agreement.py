@@ -133,11 +133,11 @@ def agreement(
         nets = {}
         rng = np.random.default_rng((settings.seed, 2, depth))
         for seed in seeds:
-            x, first = _usable(signals.sel(seed=seed, layer=layer), similarity_settings)
+            _, x, first = usable(signals.sel(seed=seed, layer=layer), similarity_settings)
             scrambles = [units_of(scrambled(x, rng), first, length) for _ in range(settings.n_matchings)]
             nets[seed] = units_of(x, first, length), scrambles
-        each = [_usable(random_signals.sel(seed=s, layer=layer), similarity_settings) for s in random_signals["seed"]]
-        x, first = (np.concatenate(of) for of in zip(*each, strict=True))
+        each = [usable(random_signals.sel(seed=s, layer=layer), similarity_settings) for s in random_signals["seed"]]
+        _, x, first = (np.concatenate(of) for of in zip(*each, strict=True))
         pool = units_of(x, first, length)
         for a, b in combinations(seeds, 2):
             row = {"layer": str(layer), "seed_a": a, "seed_b": b, "n_random": len(pool)}
@@ -148,11 +148,11 @@ def agreement(
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-def _usable(network: xr.Dataset, settings: SimilaritySettings) -> tuple[np.ndarray, np.ndarray]:
-    """Signals (unit[, axis], time) of one network's usable units of a layer, and where their pieces begin (unit,)."""
+def usable(network: xr.Dataset, settings: SimilaritySettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which of a layer's units can be matched, (used,), their signals (used[, axis], time), where pieces begin."""
     found = status(network, settings)
-    used = (found["status"] == "used").values
-    return signal_measures.in_rows(network["signal"], ["unit"])[used], found["first"].values[used]
+    used = np.flatnonzero(found["status"].values == "used")
+    return used, signal_measures.in_rows(network["signal"], ["unit"])[used], found["first"].values[used]
 
 
 def _pair(
