@@ -96,8 +96,11 @@ def traded(recording, n: int, rng: np.random.Generator, groups=None) -> Iterator
 
 def with_interval(name: str, values, summary: str = "mean") -> dict[str, float]:
     """:func:`interval` as a part of a table's row: ``name``, "name low" and "name high", NaN where there is none."""
-    value, bounds = interval(values, summary)
-    low, high = bounds or (np.nan, np.nan)
+    return _row(name, *interval(values, summary))
+
+
+def _row(name: str, value: float, ends: list[float] | None) -> dict[str, float]:
+    low, high = ends or (np.nan, np.nan)
     return {name: value, f"{name} low": low, f"{name} high": high}
 
 
@@ -146,6 +149,10 @@ class Difference:
     dominance_interval: list[float] | None
     n_networks: int
     n_pairs: int
+
+    def row(self, name: str) -> dict[str, float]:
+        """The mean as a part of a table's row, as :func:`with_interval` gives it."""
+        return _row(name, self.mean, self.interval)
 
     @property
     def clear(self) -> bool:

@@ -18,7 +18,7 @@ from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import motifs, realism, similarity
-from harvis_utils.metrics.intervals import Difference, paired, with_interval
+from harvis_utils.metrics.intervals import paired, with_interval
 from harvis_utils.paper.climbing import noise_starts
 from harvis_utils.paper.variants import PAPERS
 from harvis_utils.settings import Settings
@@ -41,12 +41,6 @@ MORE_IS_BETTER = ("activation", "nearness", "realism p")
 def by_network(values: xr.DataArray) -> np.ndarray:
     """(seed, unit) values of all layers side by side."""
     return values.stack(each=("layer", "unit")).transpose("seed", ...).values.astype(float)
-
-
-def _difference(column: str, first: np.ndarray, second: np.ndarray) -> tuple[dict[str, float], Difference]:
-    found = paired(first, second)
-    low, high = found.interval or (np.nan, np.nan)
-    return {column: found.mean, f"{column} low": low, f"{column} high": high}, found
 
 
 def table(measured: xr.Dataset, dimension: str) -> pd.DataFrame:
@@ -128,8 +122,8 @@ def gains(measured: xr.Dataset) -> pd.DataFrame:
         row, some, sure = {"recipe": name}, measured.sel(recipe=name), []
         for axis, values in axes.items():
             ours, theirs = (by_network(values.sel(recipe=n)) for n in (name, PAPERS))
-            difference, found = _difference(f"{axis} difference", ours, theirs)
-            row |= with_interval(axis, ours) | difference | {f"{axis} dominance": found.dominance}
+            found = paired(ours, theirs)
+            row |= with_interval(axis, ours) | found.row(f"{axis} difference") | {f"{axis} dominance": found.dominance}
             low, high = found.interval or (0.0, 0.0)
             sure.append(found.mean / ((high - low) / 2) if high > low else 0.0)
         row |= {n: float(some[n.replace(" ", "_")].mean()) for n in ("realism p", "spectral distance")}
@@ -149,9 +143,8 @@ def above_random(measured: xr.Dataset) -> pd.DataFrame:
     for random in [n for n in measured["recipe"].values.tolist() if n.startswith(RANDOM_PREFIX)]:
         row = {"recipe": random.removeprefix(RANDOM_PREFIX)}
         for axis, values in axes.items():
-            pair = (by_network(values.sel(recipe=n)) for n in (row["recipe"], random))
-            difference, found = _difference(axis, *pair)
-            row |= difference | {f"{axis} dominance": found.dominance}
+            found = paired(*(by_network(values.sel(recipe=n)) for n in (row["recipe"], random)))
+            row |= found.row(axis) | {f"{axis} dominance": found.dominance}
         rows.append(row | {"networks": found.n_networks, "pairs": found.n_pairs})
     return pd.DataFrame(rows).set_index("recipe")
 
@@ -205,6 +198,6 @@ def motif_table(truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArra
     gain, rows = ours - theirs, []
     for k, name in enumerate(names):
         row = {"recipe": name, "trained": ours[k].mean(), "random weights": theirs[k].mean()}
-        row |= _difference("above random", ours[k], theirs[k])[0]
-        rows.append(row | _difference("more than the paper's", gain[k], gain[names.index(PAPERS)])[0])
+        row |= paired(ours[k], theirs[k]).row("above random")
+        rows.append(row | paired(gain[k], gain[names.index(PAPERS)]).row("more than the paper's"))
     return pd.DataFrame(rows).set_index("recipe")
