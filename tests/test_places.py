@@ -394,6 +394,132 @@ def test_compiled_networks_are_refused(name):
             use()
 
 
+# ------------------------------------------------------------------------------------------------- habits of networks
+
+
+def in_place(change):
+    return lambda m, x: m.out(F.relu(m.c2(F.relu(m.c1(change(x))))).mean(2))
+
+
+CHANGED = {
+    "clamp_": (lambda x: x.clamp_(-0.5, 0.5), lambda x: x.clamp(-0.5, 0.5)),
+    "sub_": (lambda x: x.sub_(x.mean(2, keepdim=True)), lambda x: x - x.mean(2, keepdim=True)),
+    "mul_": (lambda x: x.mul_(2), lambda x: 2 * x),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_network_that_changes_its_input_in_place_does_not_change_windows(name):
+    parts = {"c1": conv(), "c2": conv(5, 6), "out": lambda: nn.Linear(6, CLASSES)}
+    network, plain = (of(in_place(change), **parts) for change in CHANGED[name])
+    x, before, axes = windows().numpy(), windows().numpy(), occlusion.by_axis(N_AXES)
+    looks = {
+        "maps": lambda net: taps.outputs(net, "c2", x),
+        "statistics": lambda net: unit_statistics.collect(net, x, place="c2")["th_eap"],
+        "occlusion": lambda net: occlusion.drops(net, x, [0] * 4, axes, occlusion.Occluder(3), "c2")["log_odds"],
+        "ablation": lambda net: ablation.drops(net, ["c2"], Split(x, np.arange(4)), CLASSES)["probability"],
+        "gradient": lambda net: deconvnet.project(net, "c2", x, deconvnet.strongest(), "gradient"),
+        "visualization": lambda net: visualization.visualize(net, objectives.channel("c2", 1), x, n_steps=3).signal,
+        "ascent": lambda net: maximized(net, "c2", 6, methods=["naive"])["signal"],
+    }
+    for what, look in looks.items():
+        assert np.array_equal(look(network), look(plain)), what
+        assert np.array_equal(x, before), what
+
+
+def maximized(network, layer, n_units, **how):
+    about = {"n_axes": N_AXES, "length": LENGTH, "settings": MaximizationSettings(n_steps=3)} | how
+    return paper_methods.maximize(network, layer, np.ones(n_units), **about)
+
+
+def without_gradients(m, x):
+    with torch.no_grad():
+        h = m.c2(F.relu(m.c1(x)))
+    return m.out(F.relu(h).mean(2))
+
+
+@pytest.mark.parametrize("forward", [without_gradients, lambda m, x: m.out(m.c2(m.c1(x).detach()).mean(2))])
+def test_what_no_gradient_leads_back_from_is_not_climbed(forward):
+    network, x = of(forward, c1=conv(), c2=conv(5, 6), out=lambda: nn.Linear(6, CLASSES)), windows()
+    for climb in (
+        lambda: maximized(network, "c2", 6, methods=["L2+TV"]),
+        lambda: visualization.visualize(network, objectives.channel("c2", 1), x, n_steps=1),
+        lambda: visualization.visualize(network, objectives.class_score(1), x, n_steps=1),
+        lambda: deconvnet.project(network, "c2", x, deconvnet.strongest(), "gradient"),
+        lambda: slopes.ascend_units(network, "c2", [0], x, Step("adam", 0.1, 1.0), 1),
+        lambda: dreams.smallest_change(network, x, 3, 0),
+    ):
+        with pytest.raises(ValueError, match="no gradient leads from .* back to the windows"):
+            climb()
+    row = taps.places(network, x).set_index("layer").loc["c2"]
+    assert row["ablation"] == "yes" and "no gradient" in row["climb"] and "no gradient" in row["backward"]
+
+
+def test_layers_with_parametrized_weights_are_layers():
+    normed = nn.utils.parametrizations.weight_norm
+    parts = {"c": lambda: normed(nn.Conv1d(N_AXES, 5, 3, padding=1)), "out": lambda: nn.Linear(5, CLASSES)}
+    network, x = of(lambda m, x: m.out(F.relu(m.c(x)).mean(2)), **parts), windows(8)
+    table = taps.places(network, x).set_index("layer")
+    assert table.loc["c", "layout"] == "window unit time" and table.loc["c", "backward"] == "yes"
+    assert "does not depend on the windows" in table.loc["c.parametrizations.weight", "refused"]
+    y = np.arange(8) % CLASSES
+    found = ablation.drops(network, ["c"], Split(x.numpy(), y), CLASSES)["probability"].values[0]
+    with torch.no_grad():
+        p = network(x).softmax(1)
+        for unit in range(5):
+            h = F.relu(network.c(x))
+            h[:, unit] = 0
+            lost = (p - network.out(h.mean(2)).softmax(1)).numpy()
+            assert np.allclose(found[unit], [lost[y == k, k].mean() for k in range(CLASSES)], atol=1e-6)
+
+
+def test_masked_transformers_do_not_turn_to_nested_tensors():
+    def forward(m, x):
+        mask = torch.zeros(len(x), LENGTH, dtype=torch.bool)
+        mask[:, -2:] = True
+        return m.out(m.look(m.dense(first(x)), src_key_padding_mask=mask)[:, : LENGTH - 2].mean(1))
+
+    layer = lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)  # noqa: E731
+    parts = {"dense": lambda: nn.Linear(N_AXES, 8), "look": lambda: nn.TransformerEncoder(layer(), 2)}
+    network, x = of(forward, **parts, out=lambda: nn.Linear(8, CLASSES)), windows()
+    for name in ("look", "look.layers.1", "look.layers.0.linear1"):
+        assert taps.located(network, name, x).layout == "window time unit"
+    with torch.no_grad(), taps.record(network, ["look.layers.1"]) as maps:
+        scores = network(x)
+    assert network.look.use_nested_tensor and torch.allclose(scores, network(x), atol=1e-5)
+    steps = maps["look.layers.1"][:, :, 0, : LENGTH - 2]
+    assert torch.allclose(network.out(steps.mean(2)), scores, atol=1e-5)
+
+
+def test_hooks_of_the_user_count():
+    network = nn.Sequential(nn.Conv2d(1, 5, (1, 3)), nn.ReLU())
+    network.register_forward_pre_hook(lambda m, args: (args[0][:, None],))
+    network[0].register_forward_hook(lambda m, args, out: 2 * out)
+    maps = taps.outputs(network, "0", windows())
+    assert torch.allclose(maps, 2 * F.conv2d(windows()[:, None], network[0].weight, network[0].bias), atol=1e-6)
+
+
+class NeverAlone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c1, self.out = nn.Conv1d(N_AXES, 5, 3), nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.out(F.relu(self.c1(x)).mean(2).squeeze())  # which takes a single window's dimension away
+
+
+def test_a_network_that_takes_no_single_window_is_looked_at():
+    network, x = NeverAlone(), windows()
+    assert (taps.places(network, x)[["ablation", "occlusion"]] == "yes").all(axis=None)
+    assert ablation.drops(network, ["c1"], Split(x.numpy(), np.arange(4)), CLASSES)["f1"].shape == (1, 5, CLASSES)
+    assert maximized(network, "c1", 5, methods=["naive"])["signal"].shape == (1, 5, N_AXES, LENGTH)
+
+
+def test_windows_go_where_the_network_is():
+    network = two_convs(F.relu).to("meta")
+    assert taps.as_windows(network, windows().numpy()).device.type == "meta"
+
+
 # ---------------------------------------------------------------------------------------------------------- in place
 
 
@@ -793,15 +919,46 @@ OTHERS = {
     "clamp on both sides": lambda h: h.clamp(-1, 1),
     "half of x and its size": lambda h: (h + h.abs()) / 2,
     "beside a rectifier": lambda h: F.relu(h) + F.gelu(h),
+    "masked": lambda h: h.masked_fill(h < 0, 0),
+    "set to zero": lambda h: zeroed(h),
+    "where the others are": lambda h: torch.where(h < 0, torch.zeros_like(h), h),
+    "product of two outputs": lambda h: h * h.roll(1, 1),
+    "the larger of itself and a tenth": lambda h: torch.maximum(h, 0.1 * h),
+    "the larger one by max": lambda h: torch.max(h, 0.1 * h),
+    "a function of one's own": lambda h: Squared.apply(h),
+    "in place in a part": lambda h: part_in_place(h),
 }
+
+
+def zeroed(h):
+    h = h.clone()
+    h[h < 0] = 0
+    return h
+
+
+def part_in_place(h):
+    h[:, :2].sigmoid_()
+    return h
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_rules_are_refused_where_they_are_not_defined(name):
     network, x, step = two_convs(OTHERS[name]), windows(), Step("adam", 0.1, 1.0)
-    for rule in ("deconvnet", "guided"):
+    beside = of(lambda m, x: m.c2(OTHERS[name](m.c1(F.relu(m.c0(x))))), c0=conv(3, 3), c1=conv(), c2=conv(5, 6))
+    for net, rule in ((network, "deconvnet"), (network, "guided"), (beside, "deconvnet")):
         with pytest.raises(ValueError, match=r"c2 and the input .*rectifier.*plain gradient"):
-            deconvnet.project(network, "c2", x, deconvnet.strongest(), rule)
+            deconvnet.project(net, "c2", x, deconvnet.strongest(), rule)
     for slope in (0.0, 0.3):
         with pytest.raises(ValueError, match="c2 and the input .*rectifier"):
             slopes.ascend_units(network, "c2", [0], x, step, 2, slope)
@@ -810,6 +967,30 @@ def test_rules_are_refused_where_they_are_not_defined(name):
     # what lies behind the place does not matter, and without anything but linear layers all rules are the gradient
     found = [deconvnet.project(network, "c1", x, deconvnet.strongest(), rule) for rule in deconvnet.RULES]
     assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[2])
+
+
+LINEAR = {
+    "weighted": lambda h: h * torch.linspace(0.1, 1, 5)[:, None],
+    "resampled": lambda h: F.interpolate(h, 2 * LENGTH, mode="linear"),
+    "repeated": lambda h: F.interpolate(h, 2 * LENGTH),
+    "summed up": lambda h: h.cumsum(2),
+    "reflected": lambda h: F.pad(h, (2, 2), mode="reflect"),
+    "joined": lambda h: torch.cat([h[:, 2:], h[:, :2]], 1),
+    "the largest": lambda h: F.adaptive_max_pool1d(h, 4),
+    "differences": lambda h: h.diff(dim=2) / 2,
+    "by einsum": lambda h: torch.einsum("wut,uv->wvt", h, torch.eye(5).flip(0)),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_functions_between_rectifiers_are_their_gradient(name):
+    network, x = of(lambda m, x: m.c2(LINEAR[name](F.relu(m.c1(x)))), c1=conv(), c2=conv(5, 6)), windows()
+    found = deconvnet.project(network, "c2", x, deconvnet.places([1] * 4))
+    h = F.relu(network.c1(x)).detach().requires_grad_()
+    out = network.c2(LINEAR[name](h))[:, 1]
+    (above,) = torch.autograd.grad(out, h, out.detach())
+    expected = F.conv_transpose1d(above.relu(), network.c1.weight, padding=1)
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k)])
