@@ -811,7 +811,40 @@ PLACED = {
         np.arange(14) * 2 + 1,
     ),
     "to one sample": (net_of(nn.Conv1d(3, 4, 3), nn.AdaptiveAvgPool1d(1)), np.array([14.5])),
+    "gated": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3, 2, 1), Gate(), nn.Conv1d(4, 4, 3, 2, 1)), np.arange(8) * 4),
+    "standardized": (lambda: nn.Sequential(Standardized(), nn.Conv1d(3, 4, 5, 2)), np.arange(13) * 2 + 2),
+    "standardized, causal": (
+        lambda: nn.Sequential(Standardized(), nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(3, 4, 5)),
+        np.arange(T) - 2,
+    ),
+    "of norm 1": (lambda: nn.Sequential(Standardized(F.normalize), nn.Conv1d(3, 4, 5)), np.arange(26) + 2),
 }
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation: units weighted by what their means over time say."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.dense = nn.AdaptiveAvgPool1d(1), nn.Linear(4, 4)
+
+    def forward(self, h):
+        return h * self.dense(self.pool(h)[..., 0]).sigmoid()[..., None]
+
+
+def standard(x, dim):
+    return (x - x.mean(dim, keepdim=True)) / x.std(dim, keepdim=True)
+
+
+class Standardized(nn.Module):
+    """Each window by its own mean and deviation."""
+
+    def __init__(self, how=standard):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        return self.how(x, dim=2)
 
 
 @pytest.mark.parametrize("name", PLACED)
@@ -837,6 +870,9 @@ def test_layers_that_see_everything_are_about_the_samples_of_what_they_get():
     assert np.array_equal(taps.positions(padded, "r", x), np.arange(T))
     for layer in "rd":
         assert np.array_equal(taps.positions(unpadded, layer, x), np.arange(T - 4) + 2)
+    backwards = of(lambda m, x: m.r(first(x.flip(2))), r=lambda: nn.GRU(N_AXES, 6, batch_first=True))
+    with pytest.raises(ValueError, match="from its end to its begin"):
+        taps.positions(backwards, taps.find(backwards, "r", layout="window time unit"), x)
     mixed = of(lambda m, x: m.c(m.d(x)), d=lambda: nn.Linear(T, 12), c=conv())
     with pytest.raises(ValueError, match="follows neither time|sees the whole window"):
         taps.positions(mixed, "c", x)
