@@ -289,7 +289,34 @@ REFUSED = {
         "runs 3 times",
     ),
     "no tensor": (lambda: of(lambda m, x: m.c(x), c=conv(), look=nn.Identity), "did not run"),
+    "a recurrent layer that runs backwards": (
+        lambda: of(lambda m, x: m.look(first(x.flip(2)))[0], look=lambda: nn.GRU(N_AXES, 5, batch_first=True)),
+        "follows neither time nor the sensor axes",
+    ),
+    "a state that is kept": (
+        lambda: of(keeping_its_state, look=lambda: nn.LSTM(N_AXES, 5, batch_first=True)),
+        "(other values each time|other windows of the batch).*a state that is kept",
+    ),
+    "axes and times in turn": (
+        lambda: of(lambda m, x: m.look(first(x).reshape(len(x), N_AXES, -1)), look=conv()),
+        "follows neither time nor the sensor axes",
+    ),
+    "some of the windows": (
+        lambda: of(lambda m, x: m.look(x[x.mean((1, 2)) > 0]), look=conv()),
+        "other sizes for other windows",
+    ),
+    "a constant": (
+        lambda: of(lambda m, x: m.look(0 * m.c(x).mean(2, keepdim=True)), c=conv(), look=nn.ReLU),
+        "it is open which dimension is that of the units",
+    ),
 }
+
+
+def keeping_its_state(m, x):
+    state = getattr(m, "state", None)
+    state = state if state is not None and state[0].shape[1] == len(x) else None
+    out, m.state = m.look(first(x), state)
+    return out
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -307,6 +334,36 @@ def test_what_cannot_be_told_is_refused_in_words(name):
     if "dropout" not in name:
         assert torch.equal(torch.random.get_rng_state(), chance)
     assert not [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, words) in REFUSED.items() if "no dimension" in words])
+def test_what_is_advised_can_be_declared(name):
+    network, x = REFUSED[name][0](), windows()
+    with pytest.raises(ValueError, match="layout=") as refused:
+        taps.located(network, "look", x)
+    advised = re.search(r"layout='([^']*)'", str(refused.value))[1]
+    assert taps.located(network, taps.find(network, "look", layout=advised), x).layout == advised
+
+
+def test_a_layer_in_the_place_of_another_is_looked_at_anew():
+    class Turned(nn.Module):
+        def forward(self, h):
+            return first(h)
+
+    network, x = of(lambda m, x: m.look(m.c(x)), c=conv(), look=nn.Identity), windows()
+    for _ in range(10):  # so that one gets the address of one that is gone
+        assert taps.located(network, "look", x).layout == "window unit time"
+        network.look = Turned()
+        assert taps.located(network, "look", x).layout == "window time unit"
+        network.look = nn.Identity()
+
+
+def test_a_layer_of_which_the_first_output_is_meant_has_no_other():
+    """A recurrent layer's last states are none of its places, attention's weights neither."""
+    network = of(lambda m, x: m.look(first(x))[1], look=lambda: nn.GRU(N_AXES, 5, batch_first=True))
+    assert taps.outputs(network, "look", windows()).shape == (4, 5, 1, LENGTH)
+    table = taps.places(of(lambda m, x: m.p(m.d(first(x)))[1], d=lambda: nn.Linear(N_AXES, 7), p=Pooling), windows())
+    assert table.set_index("layer").loc["p", "output"] == (4, 7), "the shape of what is looked at"
 
 
 def test_layouts_are_checked():

@@ -278,7 +278,7 @@ def place_of(network: nn.Module, tap: Tap, x: Tensor) -> Place:
     if _is_known(network, tap):
         return Place(tap.layout, tap.part, "relu")
     # what was found holds for this module; another one in its place is looked at anew
-    key = (tap.module, tap.call, tap.part, tap.layout, id(network.get_submodule(tap.module)), tuple(x.shape[1:]))
+    key = (network.get_submodule(tap.module), tap.call, tap.part, tap.layout, tuple(x.shape[1:]))
     cache = FOUND.setdefault(network, {})
     if key not in cache:
         with watching(network) as watched:
@@ -297,7 +297,8 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
         raise PlaceError("it returns no tensor (window, unit, ...) of floating type")
     given = answer_of(network, tap, 0, given=True) if isinstance(module, layouts.HANDING_ON) else None
     faults: list[PlaceError] = []
-    for part in range(tap.part, len(every)):
+    # of layers that are known the first one counts: recurrent ones give their last states too, attention its weights
+    for part in range(tap.part, tap.part + 1 if layouts.declared(module) else len(every)):
         answer = answer_of(network, tap, part)
         try:
             layout = None
@@ -305,6 +306,8 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
                 layout = layouts.found(answer, example, layouts.declared(module), given)
             if tap.layout in (None, layout):
                 break
+        except layouts.UnsteadyError:
+            raise
         except PlaceError as error:
             faults.append(error)
     else:  # then what is declared holds for the first one, whatever is found
