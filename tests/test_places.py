@@ -674,6 +674,17 @@ def test_a_norm_over_units_keeps_the_others_as_they_were():
         assert torch.allclose(network(x), network.out(rectified.mean(2)), atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.BatchNorm1d(6)])
+def test_behind_means_there_are_the_rectified_means(norm):
+    def forward(m, x):
+        return m.out(F.relu(m.n(F.avg_pool1d(m.c(x), 2))).mean(2))
+
+    network, x = of(forward, c=conv(N_AXES, 6), n=norm, out=lambda: nn.Linear(6, CLASSES)), windows()
+    rectified = F.relu(network.n(F.avg_pool1d(network.c(x), 2)))
+    maps = taps.maps_of(network, taps.behind(network, "c", x), x)
+    assert torch.allclose(maps[:, :, 0], rectified, atol=1e-6)
+
+
 def test_a_unit_that_goes_two_ways_is_silent_on_both():
     def forward(m, x):
         h = m.c(x)

@@ -174,7 +174,8 @@ class Place:
     normed_only: bool = False  # whether the rest of the network sees the units through a norm alone
 
 
-#: activations that give out nothing below zero: ReLU itself, and those with an upper end or another threshold
+#: activations that give out nothing below zero: ReLU of the outputs themselves, and those with an upper end or another
+#: threshold, or of means over the outputs
 RECTIFYING = ("relu", "bounded")
 
 #: what was found, by network and then by place and shape of the windows
