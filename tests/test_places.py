@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from harvis_utils.lenses import ablation, deconvnet, dissection, dreams, occlusion, slopes
-from harvis_utils.maximization import objectives, visualization
+from harvis_utils.maximization import objectives, paper_methods, unit_statistics, visualization
 from harvis_utils.networks import backward, layouts, taps
-from harvis_utils.settings import Step
+from harvis_utils.settings import MaximizationSettings, Step
 
 N_AXES, LENGTH, CLASSES = 3, 16, 4
 
@@ -768,6 +768,33 @@ def test_no_class_scores_are_said_so(end):
     with pytest.raises(ValueError, match="class scores .* are wanted"):
         taps.scores_of(network, windows())
     assert objectives.channel("c1", 1)(network, windows()).shape == (4,)
+
+
+def test_scores_of_classes_that_do_not_exclude_each_other_are_refused():
+    network = of(lambda m, x: m.c1(x).mean(2).sigmoid(), c1=conv())
+    for look in (
+        lambda: taps.scores_of(network, windows()),
+        lambda: occlusion.drops(network, windows(), [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3)),
+        lambda: visualization.visualize(network, objectives.class_score(1), windows(), n_steps=1),
+    ):
+        with pytest.raises(ValueError, match="ends in a sigmoid.*without the sigmoid"):
+            look()
+
+
+def test_requests_that_do_not_fit_the_network_are_said():
+    network, x = two_convs(F.relu), windows()
+    features_first = of(lambda m, x: (m.c1(x).mean(2), m.out(m.c1(x).mean(2))), c1=conv(), out=lambda: nn.Linear(5, 4))
+    for net, n, activity, got in ((network, 3, 0, 4), (network, 6, 5, 4), (features_first, 4, 0, 5)):
+        with pytest.raises(ValueError, match=f"scores of {got} classes, not of {n}"):
+            ablation.drops(net, ["c1"], Split(x.numpy(), np.full(4, activity)), n)
+    for classes, axes in (([0] * 3, N_AXES), ([0] * 4, 9)):
+        with pytest.raises(ValueError, match="a class for each of 4 windows and groups of their 3 axes"):
+            occlusion.drops(network, x, classes, occlusion.by_axis(axes), occlusion.Occluder(3))
+    for n in (5, 7):
+        with pytest.raises(ValueError, match="th_eap should be .* of all 6 units of c2"):
+            maximized(network, "c2", n)
+    with pytest.raises(ValueError, match="more than windows"):
+        taps.places(of(lambda m, x, lengths: m.c1(x), c1=conv()), x)
 
 
 def test_scores_that_depend_on_chance_or_on_other_windows_are_refused():

@@ -144,6 +144,19 @@ def as_windows(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
 
 
 @contextmanager
+def unnested(network: nn.Module) -> Iterator[None]:
+    """While the block runs, Transformer encoders do not turn masked windows into nested tensors, which have no shape"""
+    encoders = [module for module in network.modules() if getattr(module, "use_nested_tensor", False)]
+    try:
+        for module in encoders:
+            module.use_nested_tensor = False
+        yield
+    finally:
+        for module in encoders:
+            module.use_nested_tensor = True
+
+
+@contextmanager
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
     """The network in evaluation mode without gradients for its weights; as it was afterwards, module by module."""
     modes = {module: module.training for module in network.modules()}
@@ -152,7 +165,8 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
         network.eval()
         for parameter in wanted:
             parameter.requires_grad_(False)
-        yield network
+        with unnested(network):
+            yield network
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -211,9 +225,10 @@ def watching(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def run(network: nn.Module, x: Tensor):
-    """What the network returns for windows; raises ``ValueError`` with the wrapper that fits where it refuses them."""
+    """What the network returns for windows, which stay as they are; raises ``ValueError`` with the wrapper that fits
+    where it refuses them."""
     try:
-        return network(x)
+        return network(x.clone())
     except PlaceError:
         raise
     except Exception as error:
@@ -222,7 +237,10 @@ def run(network: nn.Module, x: Tensor):
             raise
         tip = " or ".join(fitting) or f"taps.WithLayout(network, layout), with a layout such as {', '.join(WANTED)}"
         shape = tuple(x.shape)
-        told = f"the network does not take windows (window, axis, time) of shape {shape} ({error}); wrap it: {tip}"
+        told = (
+            f"the network does not take windows (window, axis, time) of shape {shape} ({error}); if it wants them in "
+            f"another layout, wrap it: {tip}; if it wants more than windows, in a module that takes windows alone"
+        )
         raise PlaceError(told) from error
 
 
@@ -230,7 +248,7 @@ def _takes(network: nn.Module, x: Tensor, layout: str) -> bool:
     before = getattr(WATCHING, "on", False)
     WATCHING.on = True
     try:
-        WithLayout(network, layout)(x)
+        WithLayout(network, layout)(x.clone())
     except Exception:  # whatever a network raises for windows that it does not take
         return False
     finally:
@@ -324,7 +342,7 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
             follower.start(tensors_of(output)[part])
 
     with module.register_forward_hook(met), follower:
-        network(windows)
+        run(network, windows)
     return Place(layout, part, follower.activation, follower.normed, follower.normed_only)
 
 
