@@ -297,10 +297,6 @@ REFUSED = {
         lambda: of(keeping_its_state, look=lambda: nn.LSTM(N_AXES, 5, batch_first=True)),
         "(other values each time|other windows of the batch).*a state that is kept",
     ),
-    "axes and times in turn": (
-        lambda: of(lambda m, x: m.look(first(x).reshape(len(x), N_AXES, -1)), look=conv()),
-        "follows neither time nor the sensor axes",
-    ),
     "some of the windows": (
         lambda: of(lambda m, x: m.look(x[x.mean((1, 2)) > 0]), look=conv()),
         "other sizes for other windows",
@@ -343,6 +339,13 @@ def test_what_is_advised_can_be_declared(name):
         taps.located(network, "look", x)
     advised = re.search(r"layout='([^']*)'", str(refused.value))[1]
     assert taps.located(network, taps.find(network, "look", layout=advised), x).layout == advised
+
+
+@pytest.mark.parametrize("length", [LENGTH, 18, 48])
+def test_a_dimension_of_axes_and_times_in_turn_is_not_that_of_axes(length):
+    network = of(lambda m, x: m.look(first(x).reshape(len(x), N_AXES, -1)), look=conv())
+    with pytest.raises(ValueError, match="follows neither time nor the sensor axes"):
+        taps.located(network, "look", windows(length=length))
 
 
 def test_a_layer_in_the_place_of_another_is_looked_at_anew():
