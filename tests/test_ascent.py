@@ -1,6 +1,7 @@
 """The one ascent: equal to the fast one on per-axis trunks, and right on networks that mix the sensor axes."""
 
 import dataclasses
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -273,6 +274,23 @@ def test_what_is_missing_is_said():
         unit_statistics.collect(Mixing(), np.zeros((5, LENGTH)), place="second")
 
 
+def test_windows_too_short_for_the_filter_are_climbed_without_it():
+    about = {"n_axes": N_AXES, "length": 8, "settings": MaximizationSettings(n_steps=2), "preset": STEPS["momentum"]}
+    methods = [name for name, method in paper_methods.METHODS.items() if method.after != "lowpass"]
+    short = nn.Sequential(nn.Conv1d(N_AXES, 4, 3), nn.ReLU())
+    assert paper_methods.maximize(short, "1", np.ones(4), methods=methods, **about).sizes["technique"] == 7
+    with pytest.raises(ValueError, match="8 samples are too few for a low-pass filter of order 4"):
+        paper_methods.maximize(short, "1", np.ones(4), **about)
+
+
+def test_no_dimension_is_called_as_what_selecting_takes():
+    about = {"n_axes": N_AXES, "settings": MaximizationSettings(n_steps=1), "methods": ["naive", "L2+TV"]}
+    found = paper_methods.maximize(Mixing(), "second", np.ones(4), **about)
+    taken = {name for of in (xr.Dataset.sel, xr.Dataset.isel, xr.Dataset.interp) for name in signature(of).parameters}
+    assert not taken & set(found.dims)
+    assert found["signal"].sel(technique="naive").dims == ("unit", "axis", "time")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_networks_of_any_precision_climb(dtype):
     about = {"n_axes": N_AXES, "settings": MaximizationSettings(n_steps=5), "methods": ["naive", "L2+TV+EAP+clip"]}
@@ -390,6 +408,27 @@ def test_a_unit_that_always_says_the_same_below_zero_is_dead():
     assert found["dead"].values.tolist() == [False, True] and np.isnan(found["th_eap"].values[1])
     with pytest.raises(ValueError, match="needs a place"):
         unit_statistics.collect(network, np.zeros((1, N_AXES, LENGTH)))
+    with pytest.raises(ValueError, match="windows .* not \\(0, "):
+        unit_statistics.collect(network, np.zeros((0, N_AXES, LENGTH)), place="0")
+    with pytest.raises(ValueError, match="0 is NaN or infinite for some windows"):
+        unit_statistics.collect(network, np.full((4, N_AXES, LENGTH), np.nan), place="0")
+
+
+def test_units_that_stay_below_zero_behind_a_leaky_rectifier_have_their_own_numbers():
+    class Leaky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(N_AXES, 4, 3)
+
+        def forward(self, x):
+            return F.leaky_relu(self.conv(x), 0.1).mean(2)
+
+    network, x = Leaky(), torch.randn(50, N_AXES, LENGTH, generator=torch.Generator().manual_seed(0))
+    network.conv.bias.data -= 9
+    found = unit_statistics.collect(network, x.numpy(), place=taps.find(network, "conv", rectified=True))
+    maps = F.leaky_relu(network.conv(x), 0.1).detach().numpy().transpose(1, 0, 2).reshape(4, -1)
+    assert maps.max() < 0 and np.allclose(found["maximum"], maps.max(1))
+    assert np.allclose(found["p95"], np.quantile(maps, 0.95, axis=1))
 
 
 # -------------------------------------------------------------------------------------- a front part as a trunk

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from harvis_utils.lenses import ablation, deconvnet, dissection, dreams, occlusion, slopes
-from harvis_utils.maximization import objectives, visualization
+from harvis_utils.maximization import objectives, paper_methods, unit_statistics, visualization
 from harvis_utils.networks import backward, layouts, taps
-from harvis_utils.settings import Step
+from harvis_utils.settings import MaximizationSettings, Step
 
 N_AXES, LENGTH, CLASSES = 3, 16, 4
 
@@ -289,7 +289,30 @@ REFUSED = {
         "runs 3 times",
     ),
     "no tensor": (lambda: of(lambda m, x: m.c(x), c=conv(), look=nn.Identity), "did not run"),
+    "a recurrent layer that runs backwards": (
+        lambda: of(lambda m, x: m.look(first(x.flip(2)))[0], look=lambda: nn.GRU(N_AXES, 5, batch_first=True)),
+        "follows neither time nor the sensor axes",
+    ),
+    "a state that is kept": (
+        lambda: of(keeping_its_state, look=lambda: nn.LSTM(N_AXES, 5, batch_first=True)),
+        "(other values each time|other windows of the batch).*a state that is kept",
+    ),
+    "some of the windows": (
+        lambda: of(lambda m, x: m.look(x[x.mean((1, 2)) > 0]), look=conv()),
+        "other sizes for other windows",
+    ),
+    "a constant": (
+        lambda: of(lambda m, x: m.look(0 * m.c(x).mean(2, keepdim=True)), c=conv(), look=nn.ReLU),
+        "it is open which dimension is that of the units",
+    ),
 }
+
+
+def keeping_its_state(m, x):
+    state = getattr(m, "state", None)
+    state = state if state is not None and state[0].shape[1] == len(x) else None
+    out, m.state = m.look(first(x), state)
+    return out
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -307,6 +330,43 @@ def test_what_cannot_be_told_is_refused_in_words(name):
     if "dropout" not in name:
         assert torch.equal(torch.random.get_rng_state(), chance)
     assert not [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, words) in REFUSED.items() if "no dimension" in words])
+def test_what_is_advised_can_be_declared(name):
+    network, x = REFUSED[name][0](), windows()
+    with pytest.raises(ValueError, match="layout=") as refused:
+        taps.located(network, "look", x)
+    advised = re.search(r"layout='([^']*)'", str(refused.value))[1]
+    assert taps.located(network, taps.find(network, "look", layout=advised), x).layout == advised
+
+
+@pytest.mark.parametrize("length", [LENGTH, 18, 48])
+def test_a_dimension_of_axes_and_times_in_turn_is_not_that_of_axes(length):
+    network = of(lambda m, x: m.look(first(x).reshape(len(x), N_AXES, -1)), look=conv())
+    with pytest.raises(ValueError, match="follows neither time nor the sensor axes"):
+        taps.located(network, "look", windows(length=length))
+
+
+def test_a_layer_in_the_place_of_another_is_looked_at_anew():
+    class Turned(nn.Module):
+        def forward(self, h):
+            return first(h)
+
+    network, x = of(lambda m, x: m.look(m.c(x)), c=conv(), look=nn.Identity), windows()
+    for _ in range(10):  # so that one gets the address of one that is gone
+        assert taps.located(network, "look", x).layout == "window unit time"
+        network.look = Turned()
+        assert taps.located(network, "look", x).layout == "window time unit"
+        network.look = nn.Identity()
+
+
+def test_a_layer_of_which_the_first_output_is_meant_has_no_other():
+    """A recurrent layer's last states are none of its places, attention's weights neither."""
+    network = of(lambda m, x: m.look(first(x))[1], look=lambda: nn.GRU(N_AXES, 5, batch_first=True))
+    assert taps.outputs(network, "look", windows()).shape == (4, 5, 1, LENGTH)
+    table = taps.places(of(lambda m, x: m.p(m.d(first(x)))[1], d=lambda: nn.Linear(N_AXES, 7), p=Pooling), windows())
+    assert table.set_index("layer").loc["p", "output"] == (4, 7), "the shape of what is looked at"
 
 
 def test_layouts_are_checked():
@@ -392,6 +452,132 @@ def test_compiled_networks_are_refused(name):
     ):
         with pytest.raises(ValueError, match="compiled|TorchScript.*pass the network as it was before"):
             use()
+
+
+# ------------------------------------------------------------------------------------------------- habits of networks
+
+
+def in_place(change):
+    return lambda m, x: m.out(F.relu(m.c2(F.relu(m.c1(change(x))))).mean(2))
+
+
+CHANGED = {
+    "clamp_": (lambda x: x.clamp_(-0.5, 0.5), lambda x: x.clamp(-0.5, 0.5)),
+    "sub_": (lambda x: x.sub_(x.mean(2, keepdim=True)), lambda x: x - x.mean(2, keepdim=True)),
+    "mul_": (lambda x: x.mul_(2), lambda x: 2 * x),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_network_that_changes_its_input_in_place_does_not_change_windows(name):
+    parts = {"c1": conv(), "c2": conv(5, 6), "out": lambda: nn.Linear(6, CLASSES)}
+    network, plain = (of(in_place(change), **parts) for change in CHANGED[name])
+    x, before, axes = windows().numpy(), windows().numpy(), occlusion.by_axis(N_AXES)
+    looks = {
+        "maps": lambda net: taps.outputs(net, "c2", x),
+        "statistics": lambda net: unit_statistics.collect(net, x, place="c2")["th_eap"],
+        "occlusion": lambda net: occlusion.drops(net, x, [0] * 4, axes, occlusion.Occluder(3), "c2")["log_odds"],
+        "ablation": lambda net: ablation.drops(net, ["c2"], Split(x, np.arange(4)), CLASSES)["probability"],
+        "gradient": lambda net: deconvnet.project(net, "c2", x, deconvnet.strongest(), "gradient"),
+        "visualization": lambda net: visualization.visualize(net, objectives.channel("c2", 1), x, n_steps=3).signal,
+        "ascent": lambda net: maximized(net, "c2", 6, methods=["naive"])["signal"],
+    }
+    for what, look in looks.items():
+        assert np.array_equal(look(network), look(plain)), what
+        assert np.array_equal(x, before), what
+
+
+def maximized(network, layer, n_units, **how):
+    about = {"n_axes": N_AXES, "length": LENGTH, "settings": MaximizationSettings(n_steps=3)} | how
+    return paper_methods.maximize(network, layer, np.ones(n_units), **about)
+
+
+def without_gradients(m, x):
+    with torch.no_grad():
+        h = m.c2(F.relu(m.c1(x)))
+    return m.out(F.relu(h).mean(2))
+
+
+@pytest.mark.parametrize("forward", [without_gradients, lambda m, x: m.out(m.c2(m.c1(x).detach()).mean(2))])
+def test_what_no_gradient_leads_back_from_is_not_climbed(forward):
+    network, x = of(forward, c1=conv(), c2=conv(5, 6), out=lambda: nn.Linear(6, CLASSES)), windows()
+    for climb in (
+        lambda: maximized(network, "c2", 6, methods=["L2+TV"]),
+        lambda: visualization.visualize(network, objectives.channel("c2", 1), x, n_steps=1),
+        lambda: visualization.visualize(network, objectives.class_score(1), x, n_steps=1),
+        lambda: deconvnet.project(network, "c2", x, deconvnet.strongest(), "gradient"),
+        lambda: slopes.ascend_units(network, "c2", [0], x, Step("adam", 0.1, 1.0), 1),
+        lambda: dreams.smallest_change(network, x, 3, 0),
+    ):
+        with pytest.raises(ValueError, match="no gradient leads from .* back to the windows"):
+            climb()
+    row = taps.places(network, x).set_index("layer").loc["c2"]
+    assert row["ablation"] == "yes" and "no gradient" in row["climb"] and "no gradient" in row["backward"]
+
+
+def test_layers_with_parametrized_weights_are_layers():
+    normed = nn.utils.parametrizations.weight_norm
+    parts = {"c": lambda: normed(nn.Conv1d(N_AXES, 5, 3, padding=1)), "out": lambda: nn.Linear(5, CLASSES)}
+    network, x = of(lambda m, x: m.out(F.relu(m.c(x)).mean(2)), **parts), windows(8)
+    table = taps.places(network, x).set_index("layer")
+    assert table.loc["c", "layout"] == "window unit time" and table.loc["c", "backward"] == "yes"
+    assert "does not depend on the windows" in table.loc["c.parametrizations.weight", "refused"]
+    y = np.arange(8) % CLASSES
+    found = ablation.drops(network, ["c"], Split(x.numpy(), y), CLASSES)["probability"].values[0]
+    with torch.no_grad():
+        p = network(x).softmax(1)
+        for unit in range(5):
+            h = F.relu(network.c(x))
+            h[:, unit] = 0
+            lost = (p - network.out(h.mean(2)).softmax(1)).numpy()
+            assert np.allclose(found[unit], [lost[y == k, k].mean() for k in range(CLASSES)], atol=1e-6)
+
+
+def test_masked_transformers_do_not_turn_to_nested_tensors():
+    def forward(m, x):
+        mask = torch.zeros(len(x), LENGTH, dtype=torch.bool)
+        mask[:, -2:] = True
+        return m.out(m.look(m.dense(first(x)), src_key_padding_mask=mask)[:, : LENGTH - 2].mean(1))
+
+    layer = lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)  # noqa: E731
+    parts = {"dense": lambda: nn.Linear(N_AXES, 8), "look": lambda: nn.TransformerEncoder(layer(), 2)}
+    network, x = of(forward, **parts, out=lambda: nn.Linear(8, CLASSES)), windows()
+    for name in ("look", "look.layers.1", "look.layers.0.linear1"):
+        assert taps.located(network, name, x).layout == "window time unit"
+    with torch.no_grad(), taps.record(network, ["look.layers.1"]) as maps:
+        scores = network(x)
+    assert network.look.use_nested_tensor and torch.allclose(scores, network(x), atol=1e-5)
+    steps = maps["look.layers.1"][:, :, 0, : LENGTH - 2]
+    assert torch.allclose(network.out(steps.mean(2)), scores, atol=1e-5)
+
+
+def test_hooks_of_the_user_count():
+    network = nn.Sequential(nn.Conv2d(1, 5, (1, 3)), nn.ReLU())
+    network.register_forward_pre_hook(lambda m, args: (args[0][:, None],))
+    network[0].register_forward_hook(lambda m, args, out: 2 * out)
+    maps = taps.outputs(network, "0", windows())
+    assert torch.allclose(maps, 2 * F.conv2d(windows()[:, None], network[0].weight, network[0].bias), atol=1e-6)
+
+
+class NeverAlone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c1, self.out = nn.Conv1d(N_AXES, 5, 3), nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.out(F.relu(self.c1(x)).mean(2).squeeze())  # which takes a single window's dimension away
+
+
+def test_a_network_that_takes_no_single_window_is_looked_at():
+    network, x = NeverAlone(), windows()
+    assert (taps.places(network, x)[["ablation", "occlusion"]] == "yes").all(axis=None)
+    assert ablation.drops(network, ["c1"], Split(x.numpy(), np.arange(4)), CLASSES)["f1"].shape == (1, 5, CLASSES)
+    assert maximized(network, "c1", 5, methods=["naive"])["signal"].shape == (1, 5, N_AXES, LENGTH)
+
+
+def test_windows_go_where_the_network_is():
+    network = two_convs(F.relu).to("meta")
+    assert taps.as_windows(network, windows().numpy()).device.type == "meta"
 
 
 # ---------------------------------------------------------------------------------------------------------- in place
@@ -491,6 +677,17 @@ def test_a_norm_over_units_keeps_the_others_as_they_were():
         assert torch.allclose(network(x), network.out(rectified.mean(2)), atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.BatchNorm1d(6)])
+def test_behind_means_there_are_the_rectified_means(norm):
+    def forward(m, x):
+        return m.out(F.relu(m.n(F.avg_pool1d(m.c(x), 2))).mean(2))
+
+    network, x = of(forward, c=conv(N_AXES, 6), n=norm, out=lambda: nn.Linear(6, CLASSES)), windows()
+    rectified = F.relu(network.n(F.avg_pool1d(network.c(x), 2)))
+    maps = taps.maps_of(network, taps.behind(network, "c", x), x)
+    assert torch.allclose(maps[:, :, 0], rectified, atol=1e-6)
+
+
 def test_a_unit_that_goes_two_ways_is_silent_on_both():
     def forward(m, x):
         h = m.c(x)
@@ -574,6 +771,33 @@ def test_no_class_scores_are_said_so(end):
     with pytest.raises(ValueError, match="class scores .* are wanted"):
         taps.scores_of(network, windows())
     assert objectives.channel("c1", 1)(network, windows()).shape == (4,)
+
+
+def test_scores_of_classes_that_do_not_exclude_each_other_are_refused():
+    network = of(lambda m, x: m.c1(x).mean(2).sigmoid(), c1=conv())
+    for look in (
+        lambda: taps.scores_of(network, windows()),
+        lambda: occlusion.drops(network, windows(), [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3)),
+        lambda: visualization.visualize(network, objectives.class_score(1), windows(), n_steps=1),
+    ):
+        with pytest.raises(ValueError, match="ends in a sigmoid.*without the sigmoid"):
+            look()
+
+
+def test_requests_that_do_not_fit_the_network_are_said():
+    network, x = two_convs(F.relu), windows()
+    features_first = of(lambda m, x: (m.c1(x).mean(2), m.out(m.c1(x).mean(2))), c1=conv(), out=lambda: nn.Linear(5, 4))
+    for net, n, activity, got in ((network, 3, 0, 4), (network, 6, 5, 4), (features_first, 4, 0, 5)):
+        with pytest.raises(ValueError, match=f"scores of {got} classes, not of {n}"):
+            ablation.drops(net, ["c1"], Split(x.numpy(), np.full(4, activity)), n)
+    for classes, axes in (([0] * 3, N_AXES), ([0] * 4, 9)):
+        with pytest.raises(ValueError, match="a class for each of 4 windows and groups of their 3 axes"):
+            occlusion.drops(network, x, classes, occlusion.by_axis(axes), occlusion.Occluder(3))
+    for n in (5, 7):
+        with pytest.raises(ValueError, match="th_eap should be .* of all 6 units of c2"):
+            maximized(network, "c2", n)
+    with pytest.raises(ValueError, match="more than windows"):
+        taps.places(of(lambda m, x, lengths: m.c1(x), c1=conv()), x)
 
 
 def test_scores_that_depend_on_chance_or_on_other_windows_are_refused():
@@ -685,7 +909,40 @@ PLACED = {
         np.arange(14) * 2 + 1,
     ),
     "to one sample": (net_of(nn.Conv1d(3, 4, 3), nn.AdaptiveAvgPool1d(1)), np.array([14.5])),
+    "gated": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3, 2, 1), Gate(), nn.Conv1d(4, 4, 3, 2, 1)), np.arange(8) * 4),
+    "standardized": (lambda: nn.Sequential(Standardized(), nn.Conv1d(3, 4, 5, 2)), np.arange(13) * 2 + 2),
+    "standardized, causal": (
+        lambda: nn.Sequential(Standardized(), nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(3, 4, 5)),
+        np.arange(T) - 2,
+    ),
+    "of norm 1": (lambda: nn.Sequential(Standardized(F.normalize), nn.Conv1d(3, 4, 5)), np.arange(26) + 2),
 }
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation: units weighted by what their means over time say."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.dense = nn.AdaptiveAvgPool1d(1), nn.Linear(4, 4)
+
+    def forward(self, h):
+        return h * self.dense(self.pool(h)[..., 0]).sigmoid()[..., None]
+
+
+def standard(x, dim):
+    return (x - x.mean(dim, keepdim=True)) / x.std(dim, keepdim=True)
+
+
+class Standardized(nn.Module):
+    """Each window by its own mean and deviation."""
+
+    def __init__(self, how=standard):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        return self.how(x, dim=2)
 
 
 @pytest.mark.parametrize("network_type", [torch.float32, torch.bfloat16])
@@ -712,6 +969,9 @@ def test_layers_that_see_everything_are_about_the_samples_of_what_they_get():
     assert np.array_equal(taps.positions(padded, "r", x), np.arange(T))
     for layer in "rd":
         assert np.array_equal(taps.positions(unpadded, layer, x), np.arange(T - 4) + 2)
+    backwards = of(lambda m, x: m.r(first(x.flip(2))), r=lambda: nn.GRU(N_AXES, 6, batch_first=True))
+    with pytest.raises(ValueError, match="from its end to its begin"):
+        taps.positions(backwards, taps.find(backwards, "r", layout="window time unit"), x)
     mixed = of(lambda m, x: m.c(m.d(x)), d=lambda: nn.Linear(T, 12), c=conv())
     with pytest.raises(ValueError, match="follows neither time|sees the whole window"):
         taps.positions(mixed, "c", x)
@@ -794,15 +1054,46 @@ OTHERS = {
     "clamp on both sides": lambda h: h.clamp(-1, 1),
     "half of x and its size": lambda h: (h + h.abs()) / 2,
     "beside a rectifier": lambda h: F.relu(h) + F.gelu(h),
+    "masked": lambda h: h.masked_fill(h < 0, 0),
+    "set to zero": lambda h: zeroed(h),
+    "where the others are": lambda h: torch.where(h < 0, torch.zeros_like(h), h),
+    "product of two outputs": lambda h: h * h.roll(1, 1),
+    "the larger of itself and a tenth": lambda h: torch.maximum(h, 0.1 * h),
+    "the larger one by max": lambda h: torch.max(h, 0.1 * h),
+    "a function of one's own": lambda h: Squared.apply(h),
+    "in place in a part": lambda h: part_in_place(h),
 }
+
+
+def zeroed(h):
+    h = h.clone()
+    h[h < 0] = 0
+    return h
+
+
+def part_in_place(h):
+    h[:, :2].sigmoid_()
+    return h
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_rules_are_refused_where_they_are_not_defined(name):
     network, x, step = two_convs(OTHERS[name]), windows(), Step("adam", 0.1, 1.0)
-    for rule in ("deconvnet", "guided"):
+    beside = of(lambda m, x: m.c2(OTHERS[name](m.c1(F.relu(m.c0(x))))), c0=conv(3, 3), c1=conv(), c2=conv(5, 6))
+    for net, rule in ((network, "deconvnet"), (network, "guided"), (beside, "deconvnet")):
         with pytest.raises(ValueError, match=r"c2 and the input .*rectifier.*plain gradient"):
-            deconvnet.project(network, "c2", x, deconvnet.strongest(), rule)
+            deconvnet.project(net, "c2", x, deconvnet.strongest(), rule)
     for slope in (0.0, 0.3):
         with pytest.raises(ValueError, match="c2 and the input .*rectifier"):
             slopes.ascend_units(network, "c2", [0], x, step, 2, slope)
@@ -811,6 +1102,30 @@ def test_rules_are_refused_where_they_are_not_defined(name):
     # what lies behind the place does not matter, and without anything but linear layers all rules are the gradient
     found = [deconvnet.project(network, "c1", x, deconvnet.strongest(), rule) for rule in deconvnet.RULES]
     assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[2])
+
+
+LINEAR = {
+    "weighted": lambda h: h * torch.linspace(0.1, 1, 5)[:, None],
+    "resampled": lambda h: F.interpolate(h, 2 * LENGTH, mode="linear"),
+    "repeated": lambda h: F.interpolate(h, 2 * LENGTH),
+    "summed up": lambda h: h.cumsum(2),
+    "reflected": lambda h: F.pad(h, (2, 2), mode="reflect"),
+    "joined": lambda h: torch.cat([h[:, 2:], h[:, :2]], 1),
+    "the largest": lambda h: F.adaptive_max_pool1d(h, 4),
+    "differences": lambda h: h.diff(dim=2) / 2,
+    "by einsum": lambda h: torch.einsum("wut,uv->wvt", h, torch.eye(5).flip(0)),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_functions_between_rectifiers_are_their_gradient(name):
+    network, x = of(lambda m, x: m.c2(LINEAR[name](F.relu(m.c1(x)))), c1=conv(), c2=conv(5, 6)), windows()
+    found = deconvnet.project(network, "c2", x, deconvnet.places([1] * 4))
+    h = F.relu(network.c1(x)).detach().requires_grad_()
+    out = network.c2(LINEAR[name](h))[:, 1]
+    (above,) = torch.autograd.grad(out, h, out.detach())
+    expected = F.conv_transpose1d(above.relu(), network.c1.weight, padding=1)
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k)])

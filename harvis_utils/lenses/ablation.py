@@ -35,13 +35,14 @@ def drops(
 
     ``f1`` is the drop of the class's F1 (positive: the unit helped), ``probability`` that of the mean probability of
     its own windows; NaN for a class without windows. ``f1_whole`` (class,) is the F1 of the network as it is. Without
-    ``units`` all of each layer are taken; layers then need equally many.
+    ``units`` all of each layer are taken; layers then need equally many. Raises ``ValueError`` as
+    :func:`networks.taps.scores_of` does, and for scores of more classes, or of fewer than there are windows of.
     """
     places, tables = [taps.find(network, layer) for layer in layers], []
     with taps.evaluating(network), torch.no_grad():
         whole = _measured(network, split, n_classes)
         for place in progress(places, desc="ablation", leave=False):
-            chosen = range(taps.outputs(network, place, split.x[:1]).shape[1]) if units is None else units
+            chosen = range(taps.outputs(network, place, split.x[:2]).shape[1]) if units is None else units
             rows = []
             for unit in chosen:
                 with taps.silenced(network, place, [unit]):
@@ -59,6 +60,8 @@ def _measured(network: nn.Module, split: Split, n_classes: int) -> np.ndarray:
     """F1 and mean probability of the own windows, (measure, class)."""
     batches = torch.as_tensor(split.x).split(CHUNK)
     scores = torch.cat([taps.scores_of(network, batch).cpu() for batch in batches])
+    if not split.activity.max() < scores.shape[1] <= n_classes:
+        raise ValueError(f"the network's first output has scores of {scores.shape[1]} classes, not of {n_classes}")
     own = scores.softmax(1).numpy()[np.arange(len(split)), split.activity]
     there = np.bincount(split.activity, minlength=n_classes)
     f1 = class_f1(split, scores.argmax(1).numpy(), n_classes)

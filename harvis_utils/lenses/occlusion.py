@@ -107,11 +107,13 @@ def drops(
     strongest in the whole window, and its ``activity``: the sum of its map, behind the ReLU where one follows, as a
     share of what it was (Paper: that of the strongest map of the top convolution; NaN where it was 0). The network is
     used in evaluation mode and left as it was. Raises ``ValueError`` for an unknown layer, listing the valid ones, a
-    class that there is not, and a network that gives no class scores.
+    class or an axis that there is not, and a network that gives no class scores.
     """
     x = taps.as_windows(network, x)
     tap = None if tap is None else taps.behind(network, tap, x)
     classes = torch.as_tensor(np.asarray(classes), dtype=torch.int64, device=x.device)
+    if len(classes) != len(x) or max(max(axes) for axes in groups.values()) >= x.shape[1]:
+        raise ValueError(f"a class for each of {len(x)} windows and groups of their {x.shape[1]} axes are wanted")
     with taps.evaluating(network), torch.no_grad():
         parts = [
             _drops(network, some, wanted, groups, occluder, tap)

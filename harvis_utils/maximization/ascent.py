@@ -28,6 +28,7 @@ from harvis_utils.fast.ascent import Climbed, move, stopping_step
 from harvis_utils.fast.gradients import TERMS, Rows, l2_norm, terms
 from harvis_utils.maximization.coordinates import Parametrization
 from harvis_utils.maximization.transforms import Transform
+from harvis_utils.networks import taps
 from harvis_utils.networks.backward import Rule, rectifiers, refuse_others
 from harvis_utils.networks.sfhf import known
 from harvis_utils.settings import OPTIMIZERS, Step
@@ -86,7 +87,8 @@ def uphill(score: Callable[[Tensor, Tensor, int], Tensor]) -> Direction:
     def direction(x: Tensor, rows: Tensor, number: int) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(score(x, rows, number).sum(), x)
+            value = taps.led(score(x, rows, number), x, "what is to become large")
+            (gradient,) = torch.autograd.grad(value.sum(), x)
         return gradient
 
     return direction

@@ -73,9 +73,16 @@ CONTROL_METHODS = (PROPOSED,)
 
 
 def lowpass_matrix(length: int, cutoff_hz: float, order: int, rate_hz: float) -> np.ndarray:
-    """Zero-phase Butterworth low-pass filter of ``length`` samples as a (time, time) matrix: y = M x."""
+    """Zero-phase Butterworth low-pass filter of ``length`` samples as a (time, time) matrix: y = M x.
+
+    Raises ``ValueError`` for a cut-off that is not below half the rate, and for too few samples.
+    """
     sections = scipy.signal.butter(order, cutoff_hz, fs=rate_hz, output="sos")
-    return scipy.signal.sosfiltfilt(sections, np.eye(length), axis=0)
+    try:
+        return scipy.signal.sosfiltfilt(sections, np.eye(length), axis=0)
+    except ValueError as error:
+        fault = f"{length} samples are too few for a low-pass filter of order {order}; leave that method out ({error})"
+        raise ValueError(fault) from error
 
 
 def unit_maps(trunk: Trunk, layer: str, unit: Tensor, x: Tensor) -> Tensor:
@@ -185,7 +192,7 @@ def target_of(
         return taps.maps_of(network, tap, windows)[:, :, : 1 if alone else None].to(x.dtype)
 
     with torch.no_grad(), taps.evaluating(network):
-        n_units = maps(torch.zeros(1, axes, length, device=taps.device_of(network))).shape[1]
+        n_units = maps(torch.zeros(2, axes, length, device=taps.device_of(network))).shape[1]
     return Target(maps, n_units, axes, scale, network, layer, at)
 
 
@@ -240,6 +247,8 @@ def maximize(
     target = target_of(network, layer, n_axes, length, scale, at)
     units = range(target.n_units) if units is None else [known("unit", u, range(target.n_units)) for u in units]
     recipes = [METHODS[known("method", m, METHODS)] for m in methods]
+    if np.shape(th_eap)[-1:] != (target.n_units,):
+        raise ValueError(f"th_eap should be (unit,) of all {target.n_units} units of {layer}, not {np.shape(th_eap)}")
     if isinstance(preset, str):
         preset = PRESETS[known("preset", preset, PRESETS)]
     inner = (length,) if target.axes == 1 else (target.axes, length)
@@ -253,7 +262,7 @@ def maximize(
     weights = penalty_weights(settings.weight, settings.reduction, length)
     rows = climbing_rows(recipes, list(units), np.asarray(th_eap), weights, math.prod(starts))
     x = np.broadcast_to(start, shape).reshape(len(rows), *inner)
-    record = recorded_steps(settings.n_steps)
+    record, filters = recorded_steps(settings.n_steps), any(recipe.after == "lowpass" for recipe in recipes)
     lock, total, title = threading.Lock(), len(rows) * settings.n_steps, f"maximizing {layer}"
     with progress(total=total, desc=title, leave=False, unit="step", unit_scale=True) as bar:
 
@@ -266,7 +275,9 @@ def maximize(
             "record": record,
             "tolerance_g": settings.tolerance_g,
             "th_aap_g": settings.th_aap_g,
-            "lowpass": lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, rate_hz),
+            "lowpass": lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, rate_hz)
+            if filters
+            else None,
             "tick": tick,
         }
         if isinstance(network, Trunk) and fast and scale is None and not aids:

@@ -145,7 +145,7 @@ def collect(
             for layer, maps in zip(layers, trunk.feature_maps(x), strict=True):
                 layer.add(begin, maps)
         return xr.concat([layer.found() for layer in layers], pd.Index(trunk.layers, name="layer"))
-    if place is None or windows.ndim != 3:
+    if place is None or windows.ndim != 3 or not len(windows):
         shape = tuple(windows.shape)
         raise ValueError(f"a network other than a trunk needs a place and windows (window, axis, time), not {shape}")
     (n_windows, n_axes, length), tap = windows.shape, taps.located(network, place, windows[:3])
@@ -155,9 +155,10 @@ def collect(
             x = taps.as_windows(network, windows[begin : begin + taps.CHUNK])
             maps = taps.maps_of(network, tap, x)
             maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # a half has too few digits for a mean
+            if not maps.isfinite().all():
+                raise ValueError(f"{tap.name} is NaN or infinite for some windows: they are, or the network diverged")
             if layer is None:
-                n_outputs, floor = n_windows * maps[0, 0].numel(), 0.0 if tap.rectified else -np.inf
-                layer = _Layer(maps.shape[1], n_outputs, n_top, maps.device, floor)
+                layer = _Layer(maps.shape[1], n_windows * maps[0, 0].numel(), n_top, maps.device, -np.inf)
             if alone:
                 layer.add(begin * n_axes, maps.transpose(1, 2).flatten(0, 1))
             else:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
 #: what the gradient before a rectifier is, out of a tensor that is positive where it is open, its forward slope below
@@ -186,84 +186,42 @@ class rectifiers(TorchFunctionMode):
         return ruled(of, lambda: func(*args, **kwargs), self.rule)
 
 
-#: nodes of autograd that are not linear and that no rule is defined for; those with a ReLU in a fused layer among them
-_OTHERS = {
-    *("Gelu", "Elu", "Celu", "Silu", "Mish", "Tanh", "Sigmoid", "Softplus", "Hardswish", "Hardsigmoid", "Hardtanh"),
-    *("LogSigmoid", "Glu", "Softshrink", "Hardshrink", "Abs", "PreluKernel", "RreluWithNoise", "Relu", "LeakyRelu"),
-    *(
-        "Threshold",
-        "Softmax",
-        "LogSoftmax",
-        "CudnnRnn",
-        "MiopenRnn",
-        "MkldnnRnnLayer",
-        "ThnnFusedLstmCell",
-        "ThnnFusedGruCell",
-    ),
-    *("ScaledDotProductFlashAttentionForCpu", "ScaledDotProductFlashAttention", "ScaledDotProductEfficientAttention"),
-}
-#: nodes that are linear in what comes from the input, or choose from it: without others there is nothing to rectify
+#: nodes of autograd that are linear in what comes from the input, or choose from it; norms keep their gradient
 _LINEAR = {
-    *("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "Addmm", "Mm", "Bmm", "Baddbmm", "Mv", "T"),
-    *(
-        "Transpose",
-        "Permute",
-        "View",
-        "UnsafeView",
-        "ReshapeAlias",
-        "Squeeze",
-        "Unsqueeze",
-        "Expand",
-        "Repeat",
-        "Slice",
-    ),
-    *("Select", "Index", "IndexSelect", "Cat", "Stack", "Split", "Unbind", "NativeBatchNorm", "CudnnBatchNorm", "Add"),
-    *("Sub", "Neg", "Mean", "Sum", "Clone", "ToCopy", "ConstantPadNd", "AsStrided", "AccumulateGrad", "IndexFill"),
-    *("AvgPool1D", "AvgPool2D", "AdaptiveAvgPool1D", "AdaptiveAvgPool2D", "MaxPool2DWithIndices", "Flatten", "Alias"),
-    *(
-        "MkldnnLinear",
-        "Movedim",
-        "Unfold",
-        "Roll",
-        "Flip",
-        "Div",
-        "MaxPool3DWithIndices",
-        "SlowConvDilated2D",
-        "Im2Col",
-    ),
+    *("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "SlowConvDilated2D", "Addmm", "Mm", "Bmm", "Mv"),
+    *("Baddbmm", "MkldnnLinear", "T", "Transpose", "Permute", "Movedim", "View", "UnsafeView", "ReshapeAlias", "Alias"),
+    *("Squeeze", "Unsqueeze", "Flatten", "Expand", "Repeat", "Roll", "Flip", "Unfold", "Im2Col", "AsStrided", "Clone"),
+    *("Slice", "Select", "Index", "IndexSelect", "IndexFill", "Gather", "Split", "SplitWithSizes", "Unbind", "Cat"),
+    *("Stack", "Add", "Sub", "Rsub", "Neg", "Mul", "Div", "Sum", "Mean", "Cumsum", "ToCopy", "AccumulateGrad"),
+    *("NativeBatchNorm", "CudnnBatchNorm", "NativeLayerNorm", "NativeGroupNorm", "ConstantPadNd", "ReflectionPad1D"),
+    *("ReplicationPad1D", "UpsampleNearest1D", "UpsampleLinear1D", "AvgPool1D", "AvgPool2D", "AdaptiveAvgPool1D"),
+    *("AdaptiveAvgPool2D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D", "Amax", "Max"),
 }
+#: those that are so only where one of two comes from the input: x times x is not linear, max(x, 0.1 x) is a rectifier
+_OF_ONE = {"Mul", "Div", "Bmm", "Mm", "Mv", "Max"}
 
 
 def refuse_others(output: Tensor, where: str) -> None:
     """Raise ``ValueError`` where a rule would not mean what it says on the way from ``output`` back to the input.
 
-    ``output`` comes from a forward pass in a block of :class:`rectifiers`. Its way must not lead through functions that
-    no rule is defined for, and must meet a rectifier; one without anything but linear layers is fine, because there
-    all rules are the gradient.
+    ``output`` comes from a forward pass in a block of :class:`rectifiers`. Its way may lead through rectifiers and
+    linear functions alone; without a rectifier all rules are the gradient.
     """
-    names, todo = set(), [output.grad_fn]
-    seen = set(todo)
+    others, todo = set(), [output.grad_fn]
+    seen = {None, *todo}
     while todo:
         node = todo.pop()
-        if node is None:
-            continue
-        name = node.name().split("::")[-1].partition("Backward")[0]
-        if name == "Clamp" and node._saved_min is not None and node._saved_max is not None and node._saved_min < 0:
-            name = "Hardtanh"
-        names.add(name)
-        todo += [n for n, _ in node.next_functions if n is not None and n not in seen]
-        seen.update(n for n, _ in node.next_functions)
-    ways = "use the plain gradient (rule 'gradient', slope None), or a place before it"
-    others = sorted(name.lstrip("_") for name in names if name.lstrip("_") in _OTHERS)
+        name = node.name().split("::")[-1].partition("Backward")[0].lstrip("_")
+        before = [of for of, _ in node.next_functions]
+        varying = [of for of in before if of and not isinstance(getattr(of, "variable", None), nn.Parameter)]
+        if name != "Rectified" and (name not in _LINEAR or (name in _OF_ONE and len(varying) > 1)):
+            others.add(name)
+        todo += set(before) - seen
+        seen.update(before)
     if others:
         raise ValueError(
             f"between {where} and the input lies what is no rectifier that a backward rule is defined for "
-            f"({', '.join(others)}): {ways}"
-        )
-    if not any(name.startswith("_Rectified") for name in names) and not names <= _LINEAR:
-        raise ValueError(
-            f"between {where} and the input no rectifier was met, but functions that are not linear "
-            f"({', '.join(sorted(names - _LINEAR))}), so that a backward rule would change nothing: {ways}"
+            f"({', '.join(sorted(others))}): use the plain gradient (rule 'gradient', slope None), or a place before it"
         )
 
 

@@ -66,7 +66,8 @@ class Follower(TorchFunctionMode):
         if bent is last:
             of = args[0] if func is backward.ruled else backward.rectifier(func, args, kwargs)
             ends_at_zero = of is not None and not isinstance(of.slope, Tensor) and of.slope == 0
-            self.activation = ("relu" if of.plain else "bounded") if ends_at_zero else name
+            own = of is not None and of.plain and not any(link.startswith("avg") for link in self.links)
+            self.activation = ("relu" if own else "bounded") if ends_at_zero else name
             return self._changed(out, last, True)
         if name in _MOVING:
             sizes = (2, 3, 5, 7, 11, 13)[: last.ndim]

@@ -21,6 +21,10 @@ class PlaceError(HarvisError, ValueError):
     """A place in a network that cannot be looked at as it was named; says what to name or declare."""
 
 
+class UnsteadyError(PlaceError):
+    """A place that depends on chance or on other windows, whatever its dimensions are."""
+
+
 ROLES = ("window", "unit", "axis", "time")
 
 #: windows (window, axis, time) -> a layer's output, of any shape
@@ -137,7 +141,7 @@ def made_windows(example: Tensor, n: int, seed: int = 0) -> Tensor:
 
 def differs(first: Tensor, second: Tensor) -> Tensor:
     """Where two outputs differ by more than rounding; NaN differs from everything but NaN."""
-    scale = torch.cat([first.flatten(), second.flatten()]).nan_to_num(0, 0, 0).abs().max()
+    scale = torch.cat([first.new_zeros(1), first.flatten(), second.flatten()]).nan_to_num(0, 0, 0).abs().max()
     far = (first - second).abs() > ROUNDING.get(first.dtype, 1e-5) * scale
     return far | (first.isnan() != second.isnan())
 
@@ -149,9 +153,12 @@ class Windows:
     dim: int
     among: int = 1
     first: bool = True
+    alive: bool = True  # whether others than NaN made a difference
 
     def apart(self, output: Tensor, n: int) -> Tensor:
         """The output with windows first, then its other dimensions in their order."""
+        if output.shape[self.dim] != n * self.among:
+            raise UnsteadyError(f"its output, {tuple(output.shape)} for {n} windows, holds only some of them")
         if self.among == 1:
             return output.movedim(self.dim, 0)
         view = output.unflatten(self.dim, (n, self.among) if self.first else (self.among, n))
@@ -171,22 +178,24 @@ def of_windows(answer: Answer, example: Tensor) -> Windows:
     base, other = made_windows(example, N_WINDOWS), made_windows(example, N_WINDOWS, seed=1)
     before = answer(base)
     if differs(before, answer(base)).any():
-        raise PlaceError(
+        raise UnsteadyError(
             "it gives other values each time, also in evaluation mode (a functional dropout without "
-            "training=self.training?); make the network deterministic there"
+            "training=self.training, a state that is kept?); make the network deterministic there"
         )
     nothing = torch.full_like(other, torch.nan)  # which also gets through units that are silent in all these windows
     for others in (other, nothing):
-        each = [torch.where(_row(base, j), others, base) for j in range(N_WINDOWS)]
-        changed = torch.stack([differs(before, answer(x)) for x in each])
+        each = [answer(torch.where(_row(base, j), others, base)) for j in range(N_WINDOWS)]
+        if any(out.shape != before.shape for out in each):
+            raise UnsteadyError("its output has other sizes for other windows: it may get only some of them")
+        changed = torch.stack([differs(before, out) for out in each])
         if changed.any():
             break
     else:
         raise PlaceError("it does not depend on the windows, or gives the same for all that were tried")
     if (changed.sum(0) > 1).any():
-        raise PlaceError(
+        raise UnsteadyError(
             "what it gives for a window depends on the other windows of the batch (a norm without running statistics, "
-            "or a recurrent or attention layer without batch_first that takes the windows for times)"
+            "a recurrent or attention layer without batch_first that takes the windows for times, a state that is kept)"
         )
     found = []
     for dim in range(before.ndim):
@@ -197,9 +206,9 @@ def of_windows(answer: Answer, example: Tensor) -> Windows:
         owner = torch.arange(N_WINDOWS)[:, None]
         index = torch.arange(size)
         if not (each & (index // (size // N_WINDOWS) != owner)).any():
-            found.append(Windows(dim, size // N_WINDOWS))
+            found.append(Windows(dim, size // N_WINDOWS, True, others is other))
         elif not (each & (index % N_WINDOWS != owner)).any():
-            found.append(Windows(dim, size // N_WINDOWS, first=False))
+            found.append(Windows(dim, size // N_WINDOWS, False, others is other))
     if len(found) != 1:
         raise PlaceError(
             f"no dimension of its output, {tuple(before.shape)} for {N_WINDOWS} windows, is that of the windows"
@@ -338,13 +347,13 @@ def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, 
                 raise PlaceError(_said(shape, example, windows, own, roles | dict.fromkeys(dims, role), fault))
             roles |= dict.fromkeys(dims, role)
     rest = [i for i in open_dims if i not in roles]
-    if "unit" not in roles.values():
+    if "unit" not in roles.values() and (windows.alive or len(own) == 1 or "time" in roles.values()):
         # what is left holds the units; a dimension of size 1 where no larger one is left
         rest = rest or [i for i, n in enumerate(sizes) if n == 1 and i not in roles][:1]
         if len(rest) == 1 and own[rest[0]] != windows.dim and not _folded(answer, windows, example, rest[0], roles):
             roles[rest.pop()] = "unit"
     if rest or "unit" not in roles.values():
-        fault = "no dimension is left for the units" if not rest else "more than one dimension may be that of the units"
+        fault = "no dimension is left for the units" if not rest else "it is open which dimension is that of the units"
         fault = fault if "unit" not in roles.values() else "a dimension follows neither time nor the sensor axes"
         raise PlaceError(_said(shape, example, windows, own, roles, fault))
     for i in range(len(own)):
@@ -367,7 +376,9 @@ def _moving(watched: Watched, sizes: dict[int, int], alone: Sequence[int]) -> di
     moving: dict[str, list[int]] = {"time": [], "axis": []}
     for role, of in parts.items():
         touched = watched.touched(of)
-        moving[role] = [i for i in sizes if _moves(_along(touched, i))]
+        # padding adds a few axes; a longer dimension holds something else, as times and axes in turn
+        fits = [i for i, n in sizes.items() if role == "time" or n < 2 * n_axes]
+        moving[role] = [i for i in fits if _moves(_along(touched, i))]
     for role, of in parts.items():
         if moving[role]:
             continue
@@ -425,11 +436,10 @@ def _layout(shape: tuple[int, ...], windows: Windows, own: Sequence[int], roles:
 
 def _said(shape, example: Tensor, windows: Windows, own: Sequence[int], roles: dict[int, str], fault: str) -> str:
     seen = _layout(shape, windows, own, roles)
-    free = iter([role for role in ("unit", "time", "axis") if role not in roles.values()])
-    guess = re.sub(r"\?", lambda _: next(free, "1"), seen)
-    guess = guess if "unit" in guess else "window unit time" if len(shape) == 3 else guess.replace("time", "unit")
+    likely = ("unit", "time", *(["axis"] if example.shape[1] in [shape[dim] for dim in own] else []))
+    free = iter([role for role in likely if role not in roles.values()])
+    guess = re.sub(r"\?", lambda _: next(free, "?"), seen)
+    guess = guess if "unit" in guess else "window unit time" if len(shape) == 3 else re.sub("time|axis", "unit", guess)
+    ways = "" if "?" in guess else f"say what its dimensions are, e.g. taps.find(network, name, layout={guess!r}), or "
     size = f"{N_WINDOWS} windows of {' x '.join(map(str, example.shape[1:]))} (axis, time)"
-    return (
-        f"for {size} its output is {shape}, in which {seen!r} was found: {fault}; say what its dimensions are, "
-        f"e.g. taps.find(network, name, layout={guess!r}), or name another layer"
-    )
+    return f"for {size} its output is {shape}, in which {seen!r} was found: {fault}; {ways}name another layer"

@@ -144,6 +144,19 @@ def as_windows(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
 
 
 @contextmanager
+def unnested(network: nn.Module) -> Iterator[None]:
+    """While the block runs, Transformer encoders do not turn masked windows into nested tensors, which have no shape"""
+    encoders = [module for module in network.modules() if getattr(module, "use_nested_tensor", False)]
+    try:
+        for module in encoders:
+            module.use_nested_tensor = False
+        yield
+    finally:
+        for module in encoders:
+            module.use_nested_tensor = True
+
+
+@contextmanager
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
     """The network in evaluation mode without gradients for its weights; as it was afterwards, module by module."""
     modes = {module: module.training for module in network.modules()}
@@ -152,7 +165,8 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
         network.eval()
         for parameter in wanted:
             parameter.requires_grad_(False)
-        yield network
+        with unnested(network):
+            yield network
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -174,7 +188,8 @@ class Place:
     normed_only: bool = False  # whether the rest of the network sees the units through a norm alone
 
 
-#: activations that give out nothing below zero: ReLU itself, and those with an upper end or another threshold
+#: activations that give out nothing below zero: ReLU of the outputs themselves, and those with an upper end or another
+#: threshold, or of means over the outputs
 RECTIFYING = ("relu", "bounded")
 
 #: what was found, by network and then by place and shape of the windows
@@ -212,9 +227,10 @@ def watching(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def run(network: nn.Module, x: Tensor):
-    """What the network returns for windows; raises ``ValueError`` with the wrapper that fits where it refuses them."""
+    """What the network returns for windows, which stay as they are; raises ``ValueError`` with the wrapper that fits
+    where it refuses them."""
     try:
-        return network(x)
+        return network(x.clone())
     except PlaceError:
         raise
     except Exception as error:
@@ -223,7 +239,10 @@ def run(network: nn.Module, x: Tensor):
             raise
         tip = " or ".join(fitting) or f"taps.WithLayout(network, layout), with a layout such as {', '.join(WANTED)}"
         shape = tuple(x.shape)
-        told = f"the network does not take windows (window, axis, time) of shape {shape} ({error}); wrap it: {tip}"
+        told = (
+            f"the network does not take windows (window, axis, time) of shape {shape} ({error}); if it wants them in "
+            f"another layout, wrap it: {tip}; if it wants more than windows, in a module that takes windows alone"
+        )
         raise PlaceError(told) from error
 
 
@@ -231,7 +250,7 @@ def _takes(network: nn.Module, x: Tensor, layout: str) -> bool:
     before = getattr(WATCHING, "on", False)
     WATCHING.on = True
     try:
-        WithLayout(network, layout)(x)
+        WithLayout(network, layout)(x.clone())
     except Exception:  # whatever a network raises for windows that it does not take
         return False
     finally:
@@ -280,7 +299,7 @@ def place_of(network: nn.Module, tap: Tap, x: Tensor) -> Place:
     if _is_known(network, tap):
         return Place(tap.layout, tap.part, "relu")
     # what was found holds for this module; another one in its place is looked at anew
-    key = (tap.module, tap.call, tap.part, tap.layout, id(network.get_submodule(tap.module)), tuple(x.shape[1:]))
+    key = (network.get_submodule(tap.module), tap.call, tap.part, tap.layout, tuple(x.shape[1:]))
     cache = FOUND.setdefault(network, {})
     if key not in cache:
         with watching(network) as watched:
@@ -299,7 +318,8 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
         raise PlaceError("it returns no tensor (window, unit, ...) of floating type")
     given = answer_of(network, tap, 0, given=True) if isinstance(module, layouts.HANDING_ON) else None
     faults: list[PlaceError] = []
-    for part in range(tap.part, len(every)):
+    # of layers that are known the first one counts: recurrent ones give their last states too, attention its weights
+    for part in range(tap.part, tap.part + 1 if layouts.declared(module) else len(every)):
         answer = answer_of(network, tap, part)
         try:
             layout = None
@@ -307,6 +327,8 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
                 layout = layouts.found(answer, example, layouts.declared(module), given)
             if tap.layout in (None, layout):
                 break
+        except layouts.UnsteadyError:
+            raise
         except PlaceError as error:
             faults.append(error)
     else:  # then what is declared holds for the first one, whatever is found
@@ -322,7 +344,7 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
             follower.start(tensors_of(output)[part])
 
     with module.register_forward_hook(met), follower:
-        network(windows)
+        run(network, windows)
     return Place(layout, part, follower.activation, follower.normed, follower.normed_only)
 
 

@@ -18,14 +18,33 @@ from harvis_utils.networks.places import Tap, answer_of, as_windows, located, ru
 CHUNK = 64
 
 
-class _WithoutNorms(TorchFunctionMode):
-    """While the block runs, norms do nothing, so that they do not carry what happens at one time to all others."""
+#: functions that sum up windows: those of gates (squeeze and excitation) and of networks that standardize windows
+_SUMMARIES = ("mean", "std", "var", "amax", "amin", "max", "min", "sum", "norm", "softmax")
+_SUMMARIES = (*_SUMMARIES, *(f"adaptive_{of}_pool{n}d" for of in ("avg", "max") for n in (1, 2)))
+
+
+class _Local(TorchFunctionMode):
+    """While the block runs, norms do nothing, so that they do not carry what happens at one time to all others.
+
+    Without ``summaries`` what sums up whole windows does not carry it either; ``met`` says whether anything did.
+    """
+
+    def __init__(self, summaries: bool):
+        super().__init__()
+        self.summaries, self.met = summaries, False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in NORMS:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in (*NORMS, "normalize"):
             return args[0] if args else kwargs["input"]
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        first = out[0] if isinstance(out, tuple) else out
+        if name not in _SUMMARIES or not isinstance(first, Tensor) or not first.isnan().all():
+            return out
+        self.met = True
+        if self.summaries:
+            return out
+        return func(*(one.nan_to_num() if isinstance(one, Tensor) else one for one in args), **kwargs)
 
 
 def positions(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) -> np.ndarray:
@@ -36,7 +55,7 @@ def positions(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor
     samples of what it gets. Raises ``ValueError`` where that cannot be told.
     """
     tap = located(network, layer, example)
-    with watching(network) as watched, _WithoutNorms():
+    with watching(network) as watched:
         x = as_windows(watched, torch.as_tensor(example))
         length, groups = x.shape[2], layouts.parsed(tap.layout)
 
@@ -46,14 +65,21 @@ def positions(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor
 
         seeing = layouts.Watched(maps, layouts.Windows(0), x)
         parts = [(slice(None), t) for t in range(length)]
-        touched = [seeing.touched(parts[i : i + CHUNK]).flatten(1, 2).any(1) for i in range(0, length, CHUNK)]
-        sees = torch.cat(touched).T.numpy()
-        n = len(sees)
-        found = _centres(sees)
+        for summaries in (True, False):
+            with _Local(summaries) as mode:
+                touched = [seeing.touched(parts[i : i + CHUNK]).flatten(1, 2).any(1) for i in range(0, length, CHUNK)]
+            sees = torch.cat(touched).T.numpy()
+            found, n = _centres(sees), len(sees)
+            if found is not None or not mode.met:
+                break
+        middle = sees.argmax(1) - sees[:, ::-1].argmax(1)
+        if found is None and middle[0] - middle[-1] > length / 2:
+            raise PlaceError(f"{tap.name} runs through the window from its end to its begin; name a layer before it")
         if found is None and n == length:
             found = np.arange(n, dtype=float)
         if found is None:
-            earlier = _earlier(watched, tap, x, n)
+            with _Local(summaries=True):
+                earlier = _earlier(watched, tap, x, n)
             found = next((of for of in map(_centres, reversed(earlier)) if of is not None), None)
     if found is None:
         raise PlaceError(

@@ -39,6 +39,7 @@ from harvis_utils.networks.places import (
     run,
     sizes_of,
     tensors_of,
+    unnested,
     watching,
     which_call,
 )
@@ -113,7 +114,8 @@ def _at(network: nn.Module, tap: Tap, act: _Act, follows: Callable[[Place], bool
             which_call(tap, n_calls)
 
     with ExitStack() as hooks:
-        hooks.enter_context(network.register_forward_pre_hook(begin, with_kwargs=True))
+        hooks.enter_context(unnested(network))
+        hooks.enter_context(network.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
         hooks.enter_context(network.get_submodule(tap.module).register_forward_hook(met))
         hooks.enter_context(network.register_forward_hook(end, always_call=True))
         yield
@@ -157,8 +159,8 @@ def record(network: nn.Module, taps: Sequence[str | Tap]) -> Iterator[dict[str, 
 def silenced(network: nn.Module, tap: str | Tap, units: Sequence[int]) -> Iterator[None]:
     """While the block runs, the outputs of ``units`` are zero for all that follows; nothing else changes.
 
-    Where the rest of the network sees them through a norm alone, they are zero behind the norm, and behind the
-    activation after that. Of recurrent layers the last states are silent too. Calls raise ``ValueError`` as
+    Where the rest of the network sees them as they are through a norm alone, they are zero behind the norm, and behind
+    the activation after that. Of recurrent layers the last states are silent too. Calls raise ``ValueError`` as
     :func:`located` does, and for a unit that the layer does not have.
     """
     place = find(network, tap)
@@ -201,10 +203,22 @@ def _exchanged(output, old: Tensor, new: Tensor):
 
 
 def maps_of(network: nn.Module, tap: str | Tap, x: Tensor) -> Tensor:
-    """Maps of one tap for windows (window, axis, time): (window, unit, axis, time), with gradient."""
+    """Maps of one tap for windows (window, axis, time): (window, unit, axis, time), with gradient.
+
+    Raises ``ValueError`` as :func:`located` does, and where windows with gradient give maps without.
+    """
     with record(network, [tap]) as found:
         run(network, as_windows(network, x))
-    return next(iter(found.values()))
+    ((name, maps),) = found.items()
+    return led(maps, x, name)
+
+
+def led(output: Tensor, x: np.ndarray | Tensor, name: str) -> Tensor:
+    """The output itself; raises ``ValueError`` where windows ``x`` with gradient gave one without."""
+    if torch.is_grad_enabled() and getattr(x, "requires_grad", False) and not output.requires_grad:
+        ways = "detach, no_grad, whole or quantized numbers in between"
+        raise PlaceError(f"no gradient leads from {name} back to the windows ({ways}): it cannot be climbed")
+    return output
 
 
 def chunks(network: nn.Module, layers: Sequence[str | Tap], x: np.ndarray | Tensor) -> Iterator[dict[str, Tensor]]:
@@ -239,6 +253,11 @@ def as_scores(output) -> Tensor:
         raise PlaceError(
             f"class scores (window, class) from the whole network are wanted, of two classes or more, not {got}"
         )
+    if "Sigmoid" in str(scores.grad_fn):
+        raise PlaceError(
+            "the network ends in a sigmoid, which says yes or no of each class by itself, but scores of classes are "
+            "wanted of which one holds: pass it without the sigmoid"
+        )
     with torch.no_grad():
         total = scores.double().sum(1)
         near = 1e-4 if scores.dtype in (torch.float32, torch.float64) else 2e-2
@@ -257,7 +276,9 @@ def _settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
         with watching(network) as watched:
             example = as_windows(watched, torch.as_tensor(x)).detach()
             try:
-                as_scores(run(watched, example[:1]))  # refuses what is none
+                with torch.enable_grad():
+                    output = run(watched, layouts.made_windows(example, 2).requires_grad_())
+                as_scores(output)  # refuses what is none
                 layouts.of_windows(lambda windows: tensors_of(run(watched, windows))[0], example)
             except PlaceError as error:
                 raise PlaceError(f"the network's class scores: {error}") from error
@@ -271,7 +292,7 @@ def scores_of(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
     network that gives none, whose windows depend on each other, or that gives other scores each time.
     """
     _settle(network, x)
-    return as_scores(run(network, as_windows(network, x)))
+    return led(as_scores(run(network, as_windows(network, x))), x, "the class scores")
 
 
 # ------------------------------------------------------------------------------------------------ what places there are
@@ -288,36 +309,37 @@ def places(network: nn.Module, example: np.ndarray | Tensor) -> pd.DataFrame:
     """
     refuse_compiled(network)
     x = as_windows(network, example).detach()
-    ran: dict[str, list[tuple[int, ...]]] = {name: [] for name, _ in network.named_modules() if name}
+    ran: dict[str, list[list[tuple[int, ...]]]] = {name: [] for name, _ in network.named_modules() if name}
     with watching(network) as watched, ExitStack() as hooks:
         for name, module in watched.named_modules():
 
             def met(module, args, output, name=name) -> None:
-                ran[name].append(next((tuple(of.shape) for of in tensors_of(output)), ()))
+                ran[name].append([tuple(of.shape) for of in tensors_of(output)])
 
             if name:
                 hooks.enter_context(module.register_forward_hook(met))
-            if isinstance(module, nn.ModuleList | nn.ModuleDict):  # they never run
-                ran.pop(name)
         run(watched, as_windows(watched, x))
     scored = _why_not(lambda: scores_of(network, x), network)
     rows = []
-    for name, shapes in ran.items():
-        for call, shape in enumerate(shapes or [()]):
-            tap = find(network, name, call=call if len(shapes) > 1 else None)
-            rows.append({"layer": name, "call": tap.call, "output": shape, **_described(network, tap, x, scored)})
+    for name, calls in ran.items():
+        if not calls and isinstance(network.get_submodule(name), nn.ModuleList | nn.ModuleDict):
+            continue  # they only hold others
+        for call, shapes in enumerate(calls or [[]]):
+            tap = find(network, name, call=call if len(calls) > 1 else None)
+            rows.append({"layer": name, "call": tap.call, **_described(network, tap, x, scored, shapes)})
     return pd.DataFrame(rows)
 
 
-def _described(network: nn.Module, tap: Tap, x: Tensor, scored: str) -> dict:
+def _described(network: nn.Module, tap: Tap, x: Tensor, scored: str, shapes: list[tuple[int, ...]]) -> dict:
     kind = type(network.get_submodule(tap.module)).__name__
     try:
         tap = located(network, tap, x)
     except PlaceError as error:
-        return {"type": kind, "refused": str(error)}
+        return {"output": next(iter(shapes), ()), "type": kind, "refused": str(error)}
     with evaluating(network), torch.no_grad():
         _, units, axes, samples = maps_of(network, tap, x).shape
-    found = {"type": kind, "layout": tap.layout, "units": units, "axes": axes, "samples": samples, "refused": ""}
+    found = {"output": shapes[tap.part], "type": kind, "layout": tap.layout}
+    found |= {"units": units, "axes": axes, "samples": samples, "refused": ""}
     dissection = "yes" if axes in (1, x.shape[1]) else f"{axes} axes are neither 1 nor the window's {x.shape[1]}"
     try:
         at = positions(network, tap, x)
@@ -325,12 +347,12 @@ def _described(network: nn.Module, tap: Tap, x: Tensor, scored: str) -> dict:
     except PlaceError as error:
         dissection = str(error)
 
-    def back() -> None:
+    def up() -> Tensor:
         with backward.rectifiers(backward.deconvnet), torch.enable_grad():
-            maps = maps_of(network, tap, x.clone().requires_grad_())
-        backward.refuse_others(maps, tap.name)
+            return maps_of(network, tap, x.clone().requires_grad_())
 
-    lenses = {"climb": "yes", "backward": _why_not(back, network), "ablation": scored, "occlusion": scored}
+    lenses = {"climb": _why_not(up, network), "ablation": scored, "occlusion": scored}
+    lenses["backward"] = _why_not(lambda: backward.refuse_others(up(), tap.name), network)
     return found | lenses | {"dissection": dissection}
 
 
