@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import climbing, measure, tables, training
+from benchmarks import agreement, climbing, measure, networks, tables, training
 from harvis_utils.chain import execution
 from harvis_utils.data import archive, windowing
 from harvis_utils.maximization import unit_statistics
@@ -34,9 +34,9 @@ def target(caveat: str, device: str) -> Path:
 def collect(cfg: Settings, device: str, rounds: int) -> tuple[dict, Path]:
     """All measurements of one machine, and where they are; written after each part, so that none is lost."""
     data = windowing.cut(archive.load_recordings(cfg.dataset), cfg.windows)
-    networks = supervised.networks(cfg, data)
-    th = unit_statistics.statistics(cfg, data, networks)["th_eap"]
-    first, n_axes = networks[0], len(data.axes)
+    trained = supervised.networks(cfg, data)
+    th = unit_statistics.statistics(cfg, data, trained)["th_eap"]
+    first, n_axes = trained[0], len(data.axes)
     mine, machine = th.sel(seed=first.seed), measure.machine(device)
     result = {
         "dataset": cfg.dataset,
@@ -47,18 +47,19 @@ def collect(cfg: Settings, device: str, rounds: int) -> tuple[dict, Path]:
         "machine": machine,
     }
     parts = {
-        "agreement": lambda: climbing.agreement(first, mine, n_axes),
-        "agreement_by_method": lambda: climbing.agreement_by_method(first, mine),
+        "agreement": lambda: agreement.one_step(first, mine, n_axes),
+        "agreement_by_method": lambda: agreement.by_method(first, mine),
         "maximization": lambda: climbing.compare(first, mine, n_axes, rounds, device),
         "floors": lambda: climbing.floors(result["maximization"], cfg.model.n_units, cfg.model.kernel, machine),
+        "networks": lambda: networks.compare(rounds, machine),
         "training": lambda: training.compare(cfg, data, rounds, machine),
         "ideas": lambda: climbing.ideas(first, mine, rounds),
-        "full_runs": lambda: climbing.full_runs(first, mine),
-        "grid": lambda: climbing.grid(networks, th),
+        "full_runs": lambda: agreement.full_runs(first, mine),
+        "grid": lambda: climbing.grid(trained, th),
     }
     path = target(data.caveat, device)
     for name, run in parts.items():
-        if device == "cpu" or name != "ideas":
+        if device == "cpu" or name not in ("ideas", "networks"):
             print(f"{name} ...", flush=True)
             result[name] = run()
             write_json(path, result)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
+import shutil
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
@@ -20,9 +21,11 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.func import grad, vmap
 
 from benchmarks import measure
-from harvis_utils.fast import ascent, gradients
+from harvis_utils.fast import gradients
+from harvis_utils.fast.ascent import BETA1, BETA2, EPSILON
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.networks.sfhf import SFHF, Trunk
@@ -51,11 +54,12 @@ class Task:
     n_steps: int
     technique: str = paper_methods.PROPOSED
     preset: str = "calibrated"
+    axes: int = 1
 
     @property
     def start(self) -> Tensor:
-        """The paper's sine for every unit, (signal, time) in G."""
-        return START.to(self.th).repeat(len(self.units), 1)
+        """The paper's sine for every unit, (signal, time) in G, or (signal, axis, time) of several axes."""
+        return START.to(self.th).repeat(len(self.units), *([self.axes] if self.axes > 1 else []), 1)
 
     def alone(self) -> list[Task]:
         """One task for each unit."""
@@ -234,104 +238,47 @@ def layer_by_autograd(trunk: Trunk, task: Task) -> Tensor:
     return climb(task, layer_maps(trunk, task))
 
 
-# ---------------------------------------------------------------------------------------------------- compare
+def gradient_of_batch(trunk: Trunk, task: Task) -> Callable[[Tensor], Tensor]:
+    """The objective's gradient at signals (signal, time), all in one backward pass."""
+    return grad(lambda x: objective(x, paper_methods.unit_maps(trunk, task.layer, task.units, x), task).sum())
 
 
-def largest(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> dict[str, float]:
-    """The largest difference under each name."""
-    worst: dict[str, float] = defaultdict(float)
-    for name, one, other in pairs:
-        worst[name] = max(worst[name], float((one - other).abs().max()))
-    return dict(worst)
+def gradient_of_each(trunk: Trunk, task: Task) -> Callable[[Tensor], Tensor]:
+    """The same written for one signal and one unit."""
+
+    def one(x: Tensor, unit: Tensor) -> Tensor:
+        own = replace(task, units=unit[None])
+        return objective(x[None], paper_methods.unit_maps(trunk, task.layer, own.units, x[None]), own)[0]
+
+    return lambda x: vmap(grad(one))(x, task.units)
 
 
-def agreement(network: Network, th: xr.DataArray, n_axes: int, n_units: int = 3) -> dict:
-    """Largest differences in G between the engine and the others after one step in float32."""
+def compiled(gradient: Callable[[Tensor], Tensor], preset: str) -> Callable[[Task], Tensor]:
+    """Adam along ``gradient``, each step one compiled function; for tasks with the units of that gradient.
 
-    def pairs():
-        # folding the batch norm rounds to float32; of the trunk both sides get the folded weights
-        trunk, whole = network.trunk, OnAllAxes(network.model, n_axes)
-        others = {
-            "float32": (layer_by_autograd, trunk),
-            "whole_network": (one_at_a_time, whole),
-            "lucent": (lucent_itself, whole),
-        }
-        for layer, (name, (run, net)) in product(trunk.layers, others.items()):
-            task = live_units(layer, th, 1, n_units, dtype=torch.float32)
-            try:
-                yield f"{name}_one_step_g", engine(trunk, task), run(net, task)
-            except ImportError:
-                continue  # the table of times says so
-
-    return largest(pairs())
-
-
-def reordered(trunk: Trunk, layer: str, seed: int = 0) -> Trunk:
-    """The same functions of ``layer``, the units of the layers before it in another order."""
-    generator = torch.Generator().manual_seed(seed)
-    weights, biases = list(trunk.weights), list(trunk.biases)
-    for i in range(trunk.depth(layer) - 1):
-        order = torch.randperm(len(biases[i]), generator=generator)
-        weights[i], biases[i], weights[i + 1] = weights[i][order], biases[i][order], weights[i + 1][:, order]
-    return Trunk(tuple(weights), tuple(biases))
-
-
-def engine_path(trunk: Trunk, task: Task) -> Tensor:
-    """The engine's signals at the start and after every step, (step, signal, time), for :func:`plain_steps`."""
-    method, step = paper_methods.METHODS[task.technique], PRESETS[task.preset]
-    weights = paper_methods.penalty_weights(SETTINGS.weight, SETTINGS.reduction, LENGTH)
-    rows = paper_methods.climbing_rows([method], task.units.tolist(), task.th.numpy(), weights)
-    lowpass, block = LOWPASS.to(task.th), len(rows)
-    rows = rows.to("cpu", task.th.dtype)
-    chunk = ascent.Chunk(trunk, task.layer, rows, task.start, step, SETTINGS.th_aap_g, lowpass, block)
-    path = [chunk.x.clone()]
-    for number in range(task.n_steps):
-        chunk.advance(number)
-        path.append(chunk.x.clone())
-    return torch.stack(path)
-
-
-def agreement_by_method(network: Network, th: xr.DataArray, n_units: int = 10, n_steps: int = 200) -> dict:
-    """Largest differences in G after ``n_steps`` in float64, for every method, over layers, presets and units.
-
-    ``engine`` is the engine against :func:`plain_steps`; ``reordered`` is that loop against itself with its additions
-    in another order, so what rounding alone does; ``step`` is the largest difference after any single one of these
-    steps, the loop taking each from where the engine stands, so that rounding has no time to grow.
+    Raises ``ImportError`` where there is no C++ compiler.
     """
-    trunk = network.trunk.to("cpu", torch.float64)
+    compiler, step = os.environ.get("CXX", "g++"), PRESETS[preset]
 
-    def pairs(technique: str):
-        for layer, preset in product(trunk.layers, PRESETS):
-            task = live_units(layer, th, n_steps, n_units, dtype=torch.float64)
-            task = replace(task, technique=technique, preset=preset)
-            loop, path = layer_by_autograd(trunk, task), engine_path(trunk, task)
-            yield "engine", engine(trunk, task), loop
-            yield "reordered", layer_by_autograd(reordered(trunk, layer), task), loop
-            for end, x in zip(path[1:], plain_steps(task, layer_maps(trunk, task), path), strict=True):
-                yield "step", end, x
+    @torch.compile
+    def moved(x: Tensor, first: Tensor, second: Tensor, eta: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g = gradient(x)
+        first, second = first.lerp(g, 1 - BETA1), second.lerp(g * g, 1 - BETA2)
+        return x + eta * first / (second.sqrt() * scale + EPSILON), first, second
 
-    methods = {technique: largest(pairs(technique)) for technique in paper_methods.METHODS}
-    return {"n_units": n_units, "n_steps": n_steps, "methods": methods}
+    def run(task: Task) -> Tensor:
+        if shutil.which(compiler) is None:
+            raise ImportError(f"there is no C++ compiler {compiler}")
+        x = projected(task.start, task)
+        moments = torch.zeros_like(x), torch.zeros_like(x)
+        for number in range(task.n_steps):
+            eta = step.step_size * step.decay**number / (1 - BETA1 ** (number + 1))
+            scale = (1 - BETA2 ** (number + 1)) ** -0.5
+            x, *moments = moved(x, *moments, x.new_tensor(eta), x.new_tensor(scale))
+            x = projected(x, task)
+        return x
 
-
-def full_runs(network: Network, th: xr.DataArray, n_steps: int = 5000) -> dict:
-    """Mean objective and failed signals after full float32 runs: the engine, and autograd's batch."""
-    found: dict[str, dict] = {}
-    for layer in network.trunk.layers:
-        task = live_units(layer, th, n_steps, dtype=torch.float32)
-        maps_of = layer_maps(network.trunk, task)
-        both = {"engine": engine(network.trunk, task), "autograd": own_units_by_autograd(network.trunk, task)}
-        found[layer] = {
-            name: {
-                "mean_objective": float(objective(x, maps_of(x), task).mean()),
-                "failed": int((x.abs().amax(1) > 10).sum()),
-            }
-            for name, x in both.items()
-        }
-    return found
-
-
-# -------------------------------------------------------------------------------------------------------- time
+    return run
 
 
 def contenders(network: Network, layer: str, th: xr.DataArray, n_axes: int, device: str) -> dict:
@@ -355,30 +302,37 @@ def contenders(network: Network, layer: str, th: xr.DataArray, n_axes: int, devi
         "batch, whole network": (partial(batch_of_whole_networks, whole), live),
         "batch to the layer, all its units, autograd": (partial(layer_by_autograd, trunk), eight),
         "batch to the layer, own unit, autograd": (partial(own_units_by_autograd, trunk), eight),
+        "batch to the layer, own unit, compiled": (compiled(gradient_of_batch(trunk, eight), eight.preset), eight),
+        "vmap of a gradient to the layer, compiled": (compiled(gradient_of_each(trunk, eight), eight.preset), eight),
     }
 
 
 def compare(network: Network, th: xr.DataArray, n_axes: int, rounds: int, device: str) -> dict:
-    """Microseconds per signal and step of every contender on every layer, and their peaks of memory."""
-    us, peaks, left_out = {}, {}, {}
+    """Microseconds per signal and step of every contender on every layer, peaks of memory, seconds of first calls.
+
+    These compile, where a contender compiles.
+    """
+    us, peaks, first_s, left_out = {}, {}, {}, {}
     for layer in network.trunk.layers:
-        runs = contenders(network, layer, th, n_axes, device)
+        runs, first_s[layer] = contenders(network, layer, th, n_axes, device), {}
         for name, (run, task) in list(runs.items()):
+            few = replace(task, n_steps=max(2, task.n_steps // 5))
             try:
-                run(replace(task, n_steps=max(2, task.n_steps // 5)))  # first calls prepare kernels
+                first_s[layer][name] = measure.seconds(partial(run, few))  # prepares kernels too
             except ImportError as error:
                 left_out[name] = {"left_out": f"does not install here: {error}"}
                 del runs[name]
         seconds = measure.alternate({name: partial(run, task) for name, (run, task) in runs.items()}, rounds)
         us[layer] = {name: seconds[name] / len(x.units) / x.n_steps * 1e6 for name, (_, x) in runs.items()}
         peaks[layer] = {n: measure.peak_mib(partial(run, replace(x, n_steps=2))) for n, (run, x) in runs.items()}
-    table, peak = pd.DataFrame(us), pd.DataFrame(peaks).max(axis=1)
+    table, peak, first = pd.DataFrame(us), pd.DataFrame(peaks).max(axis=1), pd.DataFrame(first_s).mean(axis=1)
     table["mean"] = table.mean(axis=1)
     faster = table.loc["one unit at a time, whole network", "mean"] / table["mean"]
     return left_out | {
         name: {
             "us_per_signal_step": row.to_dict(),
             "peak_mib": peak[name],
+            "first_call_s": first[name],
             "times_faster_than_one_at_a_time": faster[name],
         }
         for name, row in table.iterrows()

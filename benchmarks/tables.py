@@ -139,6 +139,14 @@ def _ideas(part: dict) -> str:
 MAXIMIZATION = {f"Conv{i}": f"{{us_per_signal_step[conv{i}]:.1f}}" for i in (1, 2, 3)} | {
     "times faster": "{times_faster_than_one_at_a_time:.1f}",
     "peak MiB": "{peak_mib:.0f}",
+    "first call [s]": "{first_call_s:.1f}",
+}
+NETWORKS = {
+    "ours": "{us_per_signal_step[ours]:.0f}",
+    "one at a time, stopping there": "{us_per_signal_step[loop]:.0f}",
+    "times faster": "{times_faster:.1f}",
+    "operations / matrix rate": "{us_by_products:.1f}",
+    "ours over that": "{ours_over_products:.1f}",
 }
 FLOORS = {
     "operations / matrix rate": "{us_by_products:.1f}",
@@ -155,6 +163,7 @@ FULL_RUNS = {
 #: parts of a file of benchmarks, in the order of the page
 PARTS = {
     "maximization": lambda part: rows(part, "maximization, µs per signal and step", MAXIMIZATION),
+    "networks": lambda part: rows(part, "other networks, µs per signal and step", NETWORKS),
     "floors": lambda part: rows(part, "floor, µs per signal and step", FLOORS),
     "grid": _grid,
     "training": _training,

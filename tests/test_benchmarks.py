@@ -8,7 +8,7 @@ import pytest
 import torch
 import xarray as xr
 
-from benchmarks import climbing, tables, training
+from benchmarks import agreement, climbing, networks, tables, training
 from harvis_utils.maximization import paper_methods
 from harvis_utils.networks.sfhf import SFHF, folded_trunk
 from harvis_utils.settings import PRESETS, REPOSITORY, MaximizationSettings, ModelSettings
@@ -48,6 +48,7 @@ def render_vis(model, objective_f, param_f, optimizer, *, thresholds, fixed_imag
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
 def test_all_climbers_find_the_same_signals(layer, monkeypatch):
     """In float64, where nothing is folded and so nothing rounded, after some steps; in float32 after one."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # minutes on two cores
     if not importlib.util.find_spec("lucent"):
         monkeypatch.setattr(climbing, "lucent_render", lambda: SimpleNamespace(render_vis=render_vis))
     units, th = torch.tensor([0, 2, 5]), torch.tensor([0.2, np.nan, 0.3, 0.2, 0.2, 0.1])
@@ -62,6 +63,10 @@ def test_all_climbers_find_the_same_signals(layer, monkeypatch):
             "layer": climbing.layer_by_autograd(trunk, task),
             "autograd": climbing.own_units_by_autograd(trunk, task),
             "lucent": climbing.lucent_itself(whole, task),
+            **{
+                gradient.__name__: climbing.compiled(gradient(trunk, task), task.preset)(task)
+                for gradient in (climbing.gradient_of_batch, climbing.gradient_of_each)
+            },
         }
         for name, signals in others.items():
             assert signals.dtype == found.dtype and (signals - found).abs().max() < within, name
@@ -84,7 +89,7 @@ def test_the_plain_loop_climbs_every_method_as_the_engine_does(preset):
 
 def test_units_in_another_order_compute_the_same_maps():
     trunk = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64)
-    other, x = climbing.reordered(trunk, "conv3"), torch.randn(5, 30, dtype=torch.float64)
+    other, x = agreement.reordered(trunk, "conv3"), torch.randn(5, 30, dtype=torch.float64)
     assert not torch.equal(other.weights[0], trunk.weights[0])
     assert torch.allclose(other.feature_map(x, "conv3"), trunk.feature_map(x, "conv3"), atol=1e-12)
 
@@ -93,19 +98,19 @@ def test_agreement_is_told_for_every_method():
     trunk = folded_trunk(made_model(batch_norm=False))
     network = SimpleNamespace(trunk=trunk)
     th = xr.DataArray(np.full((3, 6), 0.2), dims=("layer", "unit"), coords={"layer": list(trunk.layers)})
-    found = climbing.agreement_by_method(network, th, n_units=2, n_steps=5)
+    found = agreement.by_method(network, th, n_units=2, n_steps=5)
     assert list(found["methods"]) == list(paper_methods.METHODS)
     for name, worst in found["methods"].items():
         assert max(worst.values()) < 1e-9, name
     th[2, 0] = np.nan  # a dead unit is not climbed
-    assert climbing.agreement_by_method(network, th, n_units=2, n_steps=1)["methods"]["naive"]["engine"] < 1e-9
+    assert agreement.by_method(network, th, n_units=2, n_steps=1)["methods"]["naive"]["engine"] < 1e-9
 
 
 def test_the_engine_is_followed_step_by_step():
     trunk = folded_trunk(made_model(batch_norm=False)).to("cpu", torch.float64)
     th = torch.full((6,), 0.2, dtype=torch.float64)
     task = climbing.Task("conv2", th, torch.tensor([1, 4]), 5, "unit-norm")
-    path, maps_of = climbing.engine_path(trunk, task), climbing.layer_maps(trunk, task)
+    path, maps_of = agreement.engine_path(trunk, task), climbing.layer_maps(trunk, task)
     assert torch.equal(path[-1], climbing.engine(trunk, task))
     moved = path.clone()
     moved[2] += (
@@ -129,16 +134,17 @@ def test_who_does_not_install_is_left_out_and_says_so(monkeypatch):
         raise ImportError("no module named lucent")
 
     monkeypatch.setattr(climbing, "lucent_render", missing)
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # minutes on two cores
     monkeypatch.setattr(climbing.measure, "peak_mib", lambda run: 0.0)
     model = made_model(batch_norm=False)
     network = SimpleNamespace(model=model, trunk=folded_trunk(model))
     th = xr.DataArray(np.full((3, 6), 0.2), dims=("layer", "unit"), coords={"layer": list(network.trunk.layers)})
     table = climbing.compare(network, th, N_AXES, 1, "cpu")
     assert table.pop("lucent") == {"left_out": "does not install here: no module named lucent"}
-    assert len(table) == 5 and all("times_faster_than_one_at_a_time" in entry for entry in table.values())
+    assert len(table) == 7 and all("times_faster_than_one_at_a_time" in entry for entry in table.values())
     assert all(min(entry["us_per_signal_step"].values()) > 0 for entry in table.values())
     assert all(p.requires_grad for p in model.parameters()), "the network itself stays as it was"
-    assert "lucent_one_step_g" not in climbing.agreement(network, th, N_AXES, n_units=1)
+    assert "lucent_one_step_g" not in agreement.one_step(network, th, N_AXES, n_units=1)
 
 
 def test_floors_count_what_a_step_needs_at_least():
@@ -151,6 +157,24 @@ def test_floors_count_what_a_step_needs_at_least():
     assert floor["conv3"]["ours_over_products"] == pytest.approx(10 / (floor["conv3"]["operations"] / 1e5))
     # two hidden layers and the signal, written and read there and back
     assert floor["conv3"]["us_by_copies"] == pytest.approx(4 * 4 * 30 * (2 * 64 + 1) / 1e4)
+
+
+def test_other_networks_are_climbed_as_by_a_loop_that_stops_at_the_place():
+    for name, place in networks.places().items():
+        n_axes = 1 if place.by_axis else networks.N_AXES
+        task = climbing.Task(place.module, torch.ones(64), torch.tensor([0, 5]), 3, "naive", axes=n_axes)
+        found = networks.ours(place, task)
+        assert (found - networks.one_at_a_time(place, task)).abs().max() < 1e-4, name
+        assert ((found - task.start).flatten(1).abs().amax(1) > 0.05).all(), name
+        assert not any(module._forward_hooks for module in place.network.modules()), name
+
+
+def test_operations_to_a_place_are_counted_there_and_back():
+    convolutions = networks.places()["DeepConvLSTM, fourth convolution"]
+    # no padding: 26, 22, 18 and 14 samples of each axis; the gradient of the first goes to one channel
+    macs = networks.N_AXES * 5 * (26 * 64 + (22 + 18 + 14) * 64 * 64)
+    task = climbing.Task(convolutions.module, torch.ones(64), torch.arange(1), 1, "naive")
+    assert networks.operations(convolutions, task) == 2 * 2 * macs
 
 
 def test_every_part_of_the_published_benchmarks_has_its_table():

@@ -1,0 +1,128 @@
+"""What is timed is compared first: the engine beside plain loops, after one step, many, and full runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from benchmarks.climbing import (
+    LENGTH,
+    LOWPASS,
+    SETTINGS,
+    OnAllAxes,
+    Task,
+    engine,
+    layer_by_autograd,
+    layer_maps,
+    live_units,
+    lucent_itself,
+    objective,
+    one_at_a_time,
+    own_units_by_autograd,
+    plain_steps,
+)
+from harvis_utils.fast import ascent
+from harvis_utils.maximization import paper_methods
+from harvis_utils.networks.sfhf import Trunk
+from harvis_utils.settings import PRESETS
+from harvis_utils.training.supervised import Network
+
+
+def largest(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> dict[str, float]:
+    """The largest difference under each name."""
+    worst: dict[str, float] = defaultdict(float)
+    for name, one, other in pairs:
+        worst[name] = max(worst[name], float((one - other).abs().max()))
+    return dict(worst)
+
+
+def one_step(network: Network, th: xr.DataArray, n_axes: int, n_units: int = 3) -> dict:
+    """Largest differences in G between the engine and the others after one step in float32."""
+
+    def pairs():
+        # folding the batch norm rounds to float32; of the trunk both sides get the folded weights
+        trunk, whole = network.trunk, OnAllAxes(network.model, n_axes)
+        others = {
+            "float32": (layer_by_autograd, trunk),
+            "whole_network": (one_at_a_time, whole),
+            "lucent": (lucent_itself, whole),
+        }
+        for layer, (name, (run, net)) in product(trunk.layers, others.items()):
+            task = live_units(layer, th, 1, n_units, dtype=torch.float32)
+            try:
+                yield f"{name}_one_step_g", engine(trunk, task), run(net, task)
+            except ImportError:
+                continue  # the table of times says so
+
+    return largest(pairs())
+
+
+def reordered(trunk: Trunk, layer: str, seed: int = 0) -> Trunk:
+    """The same functions of ``layer``, the units of the layers before it in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    weights, biases = list(trunk.weights), list(trunk.biases)
+    for i in range(trunk.depth(layer) - 1):
+        order = torch.randperm(len(biases[i]), generator=generator)
+        weights[i], biases[i], weights[i + 1] = weights[i][order], biases[i][order], weights[i + 1][:, order]
+    return Trunk(tuple(weights), tuple(biases))
+
+
+def engine_path(trunk: Trunk, task: Task) -> Tensor:
+    """The engine's signals at the start and after every step, (step, signal, time), for :func:`plain_steps`."""
+    method, step = paper_methods.METHODS[task.technique], PRESETS[task.preset]
+    weights = paper_methods.penalty_weights(SETTINGS.weight, SETTINGS.reduction, LENGTH)
+    rows = paper_methods.climbing_rows([method], task.units.tolist(), task.th.numpy(), weights)
+    lowpass, block = LOWPASS.to(task.th), len(rows)
+    rows = rows.to("cpu", task.th.dtype)
+    chunk = ascent.Chunk(trunk, task.layer, rows, task.start, step, SETTINGS.th_aap_g, lowpass, block)
+    path = [chunk.x.clone()]
+    for number in range(task.n_steps):
+        chunk.advance(number)
+        path.append(chunk.x.clone())
+    return torch.stack(path)
+
+
+def by_method(network: Network, th: xr.DataArray, n_units: int = 10, n_steps: int = 200) -> dict:
+    """Largest differences in G after ``n_steps`` in float64, for every method, over layers, presets and units.
+
+    ``engine`` is the engine against :func:`plain_steps`; ``reordered`` is that loop against itself with its additions
+    in another order, so what rounding alone does; ``step`` is the largest difference after any single one of these
+    steps, the loop taking each from where the engine stands, so that rounding has no time to grow.
+    """
+    trunk = network.trunk.to("cpu", torch.float64)
+
+    def pairs(technique: str):
+        for layer, preset in product(trunk.layers, PRESETS):
+            task = live_units(layer, th, n_steps, n_units, dtype=torch.float64)
+            task = replace(task, technique=technique, preset=preset)
+            loop, path = layer_by_autograd(trunk, task), engine_path(trunk, task)
+            yield "engine", engine(trunk, task), loop
+            yield "reordered", layer_by_autograd(reordered(trunk, layer), task), loop
+            for end, x in zip(path[1:], plain_steps(task, layer_maps(trunk, task), path), strict=True):
+                yield "step", end, x
+
+    methods = {technique: largest(pairs(technique)) for technique in paper_methods.METHODS}
+    return {"n_units": n_units, "n_steps": n_steps, "methods": methods}
+
+
+def full_runs(network: Network, th: xr.DataArray, n_steps: int = 5000) -> dict:
+    """Mean objective and failed signals after full float32 runs: the engine, and autograd's batch."""
+    found: dict[str, dict] = {}
+    for layer in network.trunk.layers:
+        task = live_units(layer, th, n_steps, dtype=torch.float32)
+        maps_of = layer_maps(network.trunk, task)
+        both = {"engine": engine(network.trunk, task), "autograd": own_units_by_autograd(network.trunk, task)}
+        found[layer] = {
+            name: {
+                "mean_objective": float(objective(x, maps_of(x), task).mean()),
+                "failed": int((x.abs().amax(1) > 10).sum()),
+            }
+            for name, x in both.items()
+        }
+    return found
