@@ -76,6 +76,7 @@ class Place:
 
     network: nn.Module
     module: str
+    n_units: int
     unit: int = 1
     by_axis: bool = False
 
@@ -85,10 +86,10 @@ def places() -> dict[str, Place]:
     torch.manual_seed(0)
     pooled = [nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(128, N_CLASSES)]
     made = {
-        "DeepConvLSTM, fourth convolution": Place(DeepConvLSTM(), "convs.3.1", by_axis=True),
-        "DeepConvLSTM, LSTM": Place(DeepConvLSTM(), "lstm", unit=2),
-        "InceptionTime, second module": Place(nn.Sequential(Inception(N_AXES), Inception(128), *pooled), "1"),
-        "Transformer, second layer": Place(Transformer(), "encoder.1.linear1", unit=2),
+        "DeepConvLSTM, fourth convolution": Place(DeepConvLSTM(), "convs.3.1", 64, by_axis=True),
+        "DeepConvLSTM, LSTM": Place(DeepConvLSTM(), "lstm", 128, unit=2),
+        "InceptionTime, second module": Place(nn.Sequential(Inception(N_AXES), Inception(128), *pooled), "1", 128),
+        "Transformer, second layer": Place(Transformer(), "encoder.1.linear1", 128, unit=2),
     }
     for place in made.values():
         place.network.eval().requires_grad_(False)
@@ -155,7 +156,7 @@ def compare(rounds: int, machine: dict) -> dict:
     found = {}
     for name, place in places().items():
         axes = 1 if place.by_axis else N_AXES
-        few = Task(place.module, torch.ones(64), torch.arange(3), 50, "naive", axes=axes)
+        few = Task(place.module, torch.ones(place.n_units), torch.arange(3), 50, "naive", axes=axes)
         many = replace(few, units=torch.arange(64).repeat(8), n_steps=10)
         runs = {
             "ours": (partial(ours, place), many),

@@ -162,7 +162,7 @@ def test_floors_count_what_a_step_needs_at_least():
 def test_other_networks_are_climbed_as_by_a_loop_that_stops_at_the_place():
     for name, place in networks.places().items():
         n_axes = 1 if place.by_axis else networks.N_AXES
-        task = climbing.Task(place.module, torch.ones(64), torch.tensor([0, 5]), 3, "naive", axes=n_axes)
+        task = climbing.Task(place.module, torch.ones(place.n_units), torch.tensor([0, 5]), 3, "naive", axes=n_axes)
         found = networks.ours(place, task)
         assert (found - networks.one_at_a_time(place, task)).abs().max() < 1e-4, name
         assert (found - task.start).abs().max() > 0.05, name
