@@ -186,6 +186,7 @@ def kill_when(root: Path, moment, target: str, delay_s: float = 0.0) -> bool:
                 time.sleep(delay_s)
                 stop(process, target)
                 return process.returncode != 0
+            time.sleep(0.0005)  # short beside a write, and leaves the core to the run
     finally:
         stop(process, "group")
     return False
