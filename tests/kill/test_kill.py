@@ -2,9 +2,10 @@
 
 Takes many runs of the quick profile; not part of the ordinary tests: ``make test-kill``. Nothing in the package
 knows of these tests: they watch the store from outside and send SIGKILL at the moment asked for. Results are the same
-when every file that is stored is, byte for byte, and every JSON file of numbers but for the times in it.
+when every file that is stored is, byte for byte, and every JSON and CSV file but for the times in it.
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -65,13 +66,18 @@ def finish(root: Path) -> dict:
 
 
 def made(root: Path) -> dict:
-    """What a run stored and reported: path -> the digest of a file, or what a JSON file says but for times."""
+    """What a run stored and reported: path -> the digest of a file, or what JSON and CSV files say but for times."""
     found = {}
     for path in [*root.glob("derived/store/*/*/**/*"), *root.glob("reports/quick/synthetic/*.json")]:
         name = str(path.relative_to(root))
         if path.is_file() and path.name != "manifest.json" and "/." not in name:  # what is under way has a dot in front
             data = path.read_bytes()
-            found[name] = timeless(json.loads(data)) if path.suffix == ".json" else hashlib.sha256(data).hexdigest()
+            if path.suffix == ".json":
+                found[name] = timeless(json.loads(data))
+            elif path.suffix == ".csv":
+                found[name] = timeless(list(csv.DictReader(data.decode().splitlines())))
+            else:
+                found[name] = hashlib.sha256(data).hexdigest()
     return found
 
 
@@ -180,6 +186,7 @@ def kill_when(root: Path, moment, target: str, delay_s: float = 0.0) -> bool:
                 time.sleep(delay_s)
                 stop(process, target)
                 return process.returncode != 0
+            time.sleep(0.0005)  # short beside a write, and leaves the core to the run
     finally:
         stop(process, "group")
     return False
