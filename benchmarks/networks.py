@@ -125,7 +125,7 @@ def stopping_at(place: Place, task: Task) -> Callable[[Tensor], Tensor]:
         raise Reached
 
     def maps_of(x: Tensor) -> Tensor:
-        windows = x if x.ndim == 3 else x[:, None].expand(-1, N_AXES, -1)
+        windows = x if x.ndim == 3 else x[:, None]  # what comes before the place takes one axis alone
         with place.network.get_submodule(place.module).register_forward_hook(reached):
             try:
                 place.network(windows)

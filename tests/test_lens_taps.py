@@ -75,6 +75,25 @@ def test_maps_of_sfhf_are_those_of_its_own_code_and_of_the_folded_trunk():
     assert [taps.find(model, layer).module for layer in model.layers] == ["norm_conv1", "norm_conv2", "norm_conv3"]
 
 
+@pytest.mark.parametrize("rectified", [False, True])
+def test_a_network_runs_no_further_than_to_the_last_place(rectified):
+    model, x = OneD(), windows()
+    tap = taps.find(model, "first", rectified)
+    whole = {}
+    with taps.record(model, [tap, "second"]) as maps:
+        model(x)
+        whole |= maps
+    ran = []
+    for name in ("second", "pool", "out"):
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    assert torch.equal(taps.maps_of(model, tap, x), whole["first"]) and ran == []
+    (found,) = taps.chunks(model, ["second", tap], x)
+    assert all(torch.equal(found[name], whole[name]) for name in whole) and ran == ["second"]
+    assert not torch.overrides._get_current_function_mode_stack()
+    model(x)
+    assert ran == ["second", "second", "pool", "out"]
+
+
 def test_other_shapes_become_maps():
     torch.manual_seed(0)
     one, two, x = OneD(), taps.WithChannel(TwoD()), windows()

@@ -1155,5 +1155,5 @@ def test_places_lists_what_can_be_looked_at_and_why_not():
     assert single.loc["lstm", "layout"] == "window time unit" and single.loc["lstm", "samples"] == 14
     assert "no rectifier" in single.loc["lstm", "backward"] and single.loc["c2", "backward"] == "yes"
     assert "did not run" in single.loc["never", "refused"] and single.loc["out", "dissection"] == "yes"
-    assert (table[table["refused"] == ""][["ablation", "occlusion", "dissection", "climb"]] == "yes").all(None)
+    assert (table[table["refused"] == ""][["ablation", "occlusion", "dissection", "climb"]] == "yes").all(axis=None)
     assert not [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks]

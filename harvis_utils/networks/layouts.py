@@ -133,7 +133,8 @@ HANDING_ON = (*HANDING_ON, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBa
 def made_windows(example: Tensor, n: int, seed: int = 0) -> Tensor:
     """Random windows about as large as those of ``example`` (window, axis, time), always the same."""
     x = example.detach().to("cpu", torch.float32)
-    level, spread = x.mean([d for d in range(x.ndim) if d != 1], keepdim=True).nan_to_num(0, 0, 0), float(x.std())
+    level, spread = x.mean([d for d in range(x.ndim) if d != 1], keepdim=True), float(x.std(correction=0))
+    level = level.nan_to_num(0, 0, 0)
     spread = spread if 0 < spread < float("inf") else 1.0
     noise = torch.randn(n, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
     return (level + spread * noise).to(example)

@@ -11,7 +11,7 @@ What cannot be told is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pandas as pd
@@ -103,22 +103,30 @@ def _at(network: nn.Module, tap: Tap, act: _Act, follows: Callable[[Place], bool
         changed = act(own, layouts.parsed(place.layout), sizes, "place")
         return None if changed is None else _exchanged(output, own, changed)
 
-    def end(module, args, output) -> None:
+    def leave() -> None:
         nonlocal sizes, follower
-        if asleep() or sizes is None:
-            return
         if follower is not None:
             follower.__exit__(None, None, None)
         sizes = follower = None
+
+    def end(module, args, output) -> None:
+        if asleep() or sizes is None:
+            return
+        leave()
         if output is not None:  # it is where the network raised an error
             which_call(tap, n_calls)
 
     with ExitStack() as hooks:
         hooks.enter_context(unnested(network))
+        hooks.callback(leave)  # where the call was not finished
         hooks.enter_context(network.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
         hooks.enter_context(network.get_submodule(tap.module).register_forward_hook(met))
         hooks.enter_context(network.register_forward_hook(end, always_call=True))
         yield
+
+
+class _Seen(BaseException):
+    """The maps that were wanted are there: the rest of a call need not run. No error that a network may catch."""
 
 
 @contextmanager
@@ -134,6 +142,13 @@ def record(network: nn.Module, taps: Sequence[str | Tap]) -> Iterator[dict[str, 
 
     Calls raise ``ValueError`` as :func:`located` does.
     """
+    with _recorded(network, taps) as found:
+        yield found
+
+
+@contextmanager
+def _recorded(network: nn.Module, taps: Sequence[str | Tap], alone: bool = False) -> Iterator[dict[str, Tensor]]:
+    """:func:`record`; ``alone`` says that nothing but the maps of one call is wanted, which ends with the last one."""
     found: dict[str, Tensor] = {}
 
     def keep(tap: Tap) -> _Act:
@@ -142,11 +157,15 @@ def record(network: nn.Module, taps: Sequence[str | Tap]) -> Iterator[dict[str, 
                 return
             maps = layouts.as_maps(*layouts.apart(output, groups, sizes, tap.name))
             found[tap.name] = maps.relu() if tap.rectified and where == "place" else maps.clone()
+            if alone and len(found) == len(names):
+                raise _Seen
 
         return act
 
+    places = [find(network, tap) for tap in taps]
+    names = {tap.name for tap in places}
     with ExitStack() as hooks:
-        for tap in [find(network, tap) for tap in taps]:
+        for tap in places:
 
             def follows(place: Place, tap=tap) -> bool:
                 return tap.rectified and bool(place.activation) and (place.normed or place.activation != "relu")
@@ -202,14 +221,20 @@ def _exchanged(output, old: Tensor, new: Tensor):
     return output
 
 
+def _maps(network: nn.Module, taps: Sequence[str | Tap], x: np.ndarray | Tensor) -> dict[str, Tensor]:
+    """Maps by the taps' names; what the network does behind the last place is spared."""
+    with _recorded(network, taps, alone=True) as found, suppress(_Seen):
+        run(network, as_windows(network, x))
+    return found
+
+
 def maps_of(network: nn.Module, tap: str | Tap, x: Tensor) -> Tensor:
     """Maps of one tap for windows (window, axis, time): (window, unit, axis, time), with gradient.
 
-    Raises ``ValueError`` as :func:`located` does, and where windows with gradient give maps without.
+    The network runs no further than to the place. Raises ``ValueError`` as :func:`located` does, and where windows with
+    gradient give maps without.
     """
-    with record(network, [tap]) as found:
-        run(network, as_windows(network, x))
-    ((name, maps),) = found.items()
+    ((name, maps),) = _maps(network, [tap], x).items()
     return led(maps, x, name)
 
 
@@ -229,8 +254,8 @@ def chunks(network: nn.Module, layers: Sequence[str | Tap], x: np.ndarray | Tens
     """
     places = [find(network, layer) for layer in layers]
     for batch in torch.as_tensor(x).split(CHUNK):
-        with evaluating(network), torch.no_grad(), record(network, places) as maps:
-            run(network, as_windows(network, batch))
+        with evaluating(network), torch.no_grad():
+            maps = _maps(network, places, batch)
         yield {name: of.float() if of.element_size() < 4 else of for name, of in maps.items()}
 
 

@@ -176,9 +176,7 @@ def reading_scores(
     """Scores of readings, dims (seed, reading, technique, layer, unit[, activity]), on units spread over the layers."""
     units = chosen_units(statistics.sizes["unit"], cfg.readings.n_units)
     decides = (windows, list(readings), units, cfg.maximization, cfg.similarity)
-    found = of_networks(
-        networks, lambda net, own: scores_of(net, own, *decides, device=cfg.device), statistics
-    )
+    found = of_networks(networks, lambda net, own: scores_of(net, own, *decides, device=cfg.device), statistics)
     return similarity.with_activities(found, windows)
 
 
