@@ -147,7 +147,14 @@ def test_a_unit_that_mixes_axes_climbs_as_in_a_plain_loop(preset):
     network, few = Mixing().double(), MaximizationSettings(n_steps=60, th_aap_g=0.5)
     tap, th = taps.find(network, "second", rectified=True), np.array([0.2, 0.1, np.nan, 0.3])
     start = 0.4 * torch.randn(N_AXES, LENGTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    about = {"units": [1, 3], "n_axes": N_AXES, "preset": preset, "settings": few, "dtype": torch.float64}
+    about = {
+        "units": [1, 3],
+        "n_axes": N_AXES,
+        "length": LENGTH,
+        "preset": preset,
+        "settings": few,
+        "dtype": torch.float64,
+    }
     network.train()
     found = paper_methods.maximize(network, tap, th, start=start.numpy(), **about)
     assert network.training and all(p.requires_grad for p in network.parameters())
@@ -169,7 +176,7 @@ def test_a_unit_that_mixes_axes_climbs_as_in_a_plain_loop(preset):
 def test_rows_of_any_network_stop_when_nothing_can_move_them():
     made = [
         paper_methods.maximize(
-            Mixing(), "second", np.full(4, 0.2), n_axes=N_AXES, preset=Step("adam", 0.3, 0.95), chunk=20,
+            Mixing(), "second", np.full(4, 0.2), n_axes=N_AXES, length=LENGTH, preset=Step("adam", 0.3, 0.95), chunk=20,
             settings=MaximizationSettings(n_steps=400, tolerance_g=tolerance),
         )
         for tolerance in (1e-3, 0.0)
@@ -182,8 +189,8 @@ def test_rows_of_any_network_stop_when_nothing_can_move_them():
 def test_a_place_that_sees_single_axes_climbs_as_its_trunk():
     network = sfhf()
     trunk, th = folded_trunk(network), np.linspace(0.2, 1, 6)
-    about = {"settings": dataclasses.replace(FEW, n_steps=30), "preset": "literal"}
-    whole = paper_methods.maximize(network, "conv2", th, n_axes=N_AXES, **about)
+    about = {"settings": dataclasses.replace(FEW, n_steps=30), "preset": "literal", "units": range(5)}
+    whole = paper_methods.maximize(network, "conv2", th, n_axes=N_AXES, length=LENGTH, **about)
     alone = paper_methods.maximize(trunk, "conv2", th, **about)
     assert whole.sizes == alone.sizes and whole["steps"].equals(alone["steps"])
     assert all(np.allclose(whole[name], alone[name], atol=1e-4) for name in alone.data_vars)
@@ -191,7 +198,13 @@ def test_a_place_that_sees_single_axes_climbs_as_its_trunk():
 
 def test_starts_transforms_coordinates_and_rules_are_arguments():
     network, start = Mixing(), 0.3 * np.random.default_rng(0).normal(size=(2, 1, 1, N_AXES, LENGTH))
-    about = {"methods": ["naive"], "n_axes": N_AXES, "settings": MaximizationSettings(n_steps=30), "start": start}
+    about = {
+        "methods": ["naive"],
+        "n_axes": N_AXES,
+        "length": LENGTH,
+        "settings": MaximizationSettings(n_steps=30),
+        "start": start,
+    }
     plain, *others = (
         paper_methods.maximize(network, "second", np.ones(4), **about, **aids)
         for aids in (
@@ -230,7 +243,10 @@ class Placed(nn.Module):
 
 def test_maps_say_which_samples_they_are_about():
     """Receptive fields' centres by hand: the early layer sees samples t - 4 to t, the strided one three of its maps."""
-    network, about = Placed(), {"n_axes": N_AXES, "settings": MaximizationSettings(n_steps=2), "methods": ["naive"]}
+    network, about = (
+        Placed(),
+        {"n_axes": N_AXES, "length": LENGTH, "settings": MaximizationSettings(n_steps=2), "methods": ["naive"]},
+    )
     expected = {"early": np.arange(LENGTH) - 2.0, "strided": 2.0 * np.arange(14) - 1}
     for layer, at in expected.items():
         found = paper_methods.maximize(network, layer, np.ones(4), **about)["map"]
@@ -253,7 +269,12 @@ def test_dense_layers_and_places_below_zero_climb_too(layer):
     """All eight methods, with the thresholds of their own statistics; the objective rises."""
     network, x = sfhf(), real(60).numpy()
     th = unit_statistics.collect(network, x, place=layer)["th_eap"].values
-    about = {"n_axes": N_AXES, "preset": Step("adam", 1e-3, 1.0), "settings": MaximizationSettings(n_steps=20)}
+    about = {
+        "n_axes": N_AXES,
+        "length": LENGTH,
+        "preset": Step("adam", 1e-3, 1.0),
+        "settings": MaximizationSettings(n_steps=20),
+    }
     found = paper_methods.maximize(network, layer, th, **about)
     assert ("axis" in found["signal"].dims) == (layer != "norm_conv3")
     assert found["map"].sizes.get("map_time", LENGTH) == (LENGTH if layer == "norm_conv3" else 1)
@@ -262,10 +283,11 @@ def test_dense_layers_and_places_below_zero_climb_too(layer):
 
 
 def test_what_is_missing_is_said():
-    with pytest.raises(ValueError, match="needs n_axes"):
-        paper_methods.maximize(Mixing(), "second", np.ones(4))
+    for part in ({}, {"n_axes": N_AXES}, {"length": LENGTH}):
+        with pytest.raises(ValueError, match="needs n_axes and length"):
+            paper_methods.maximize(Mixing(), "second", np.ones(4), **part)
     with pytest.raises(ValueError, match="unknown layer 'conv9'; valid layers: first, pool, second, out"):
-        paper_methods.maximize(Mixing(), "conv9", np.ones(4), n_axes=N_AXES)
+        paper_methods.maximize(Mixing(), "conv9", np.ones(4), n_axes=N_AXES, length=LENGTH)
     with pytest.raises(ValueError, match="no prior matrix"):
         prior = paper_methods.Method(prior=True)
         rows = paper_methods.climbing_rows([prior], [0], np.ones(1), dict.fromkeys(paper_methods.PENALTIES, 0.1))
@@ -284,7 +306,12 @@ def test_windows_too_short_for_the_filter_are_climbed_without_it():
 
 
 def test_no_dimension_is_called_as_what_selecting_takes():
-    about = {"n_axes": N_AXES, "settings": MaximizationSettings(n_steps=1), "methods": ["naive", "L2+TV"]}
+    about = {
+        "n_axes": N_AXES,
+        "length": LENGTH,
+        "settings": MaximizationSettings(n_steps=1),
+        "methods": ["naive", "L2+TV"],
+    }
     found = paper_methods.maximize(Mixing(), "second", np.ones(4), **about)
     taken = {name for of in (xr.Dataset.sel, xr.Dataset.isel, xr.Dataset.interp) for name in signature(of).parameters}
     assert not taken & set(found.dims)
@@ -293,7 +320,12 @@ def test_no_dimension_is_called_as_what_selecting_takes():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_networks_of_any_precision_climb(dtype):
-    about = {"n_axes": N_AXES, "settings": MaximizationSettings(n_steps=5), "methods": ["naive", "L2+TV+EAP+clip"]}
+    about = {
+        "n_axes": N_AXES,
+        "length": LENGTH,
+        "settings": MaximizationSettings(n_steps=5),
+        "methods": ["naive", "L2+TV+EAP+clip"],
+    }
     found = paper_methods.maximize(Mixing().to(dtype), "second", np.ones(4), **about)
     single = paper_methods.maximize(Mixing(), "second", np.ones(4), **about)
     assert found["signal"].dtype == np.float32 and np.isfinite(found["signal"]).all()
@@ -321,16 +353,16 @@ def test_standardized_data_and_network_give_the_same_signals(preset):
     data = rng.normal(size=(400, N_AXES)) * [2.0, 30.0, 0.1] + [9.8, -5.0, 1.0]
     mean, sigma = (torch.tensor(v) for v in (data.mean(0), data.std(0)))
     network, few = Mixing().double(), MaximizationSettings(n_steps=120)
-    about = {"n_axes": N_AXES, "preset": preset, "settings": few, "dtype": torch.float64}
+    about = {"n_axes": N_AXES, "length": LENGTH, "preset": preset, "settings": few, "dtype": torch.float64}
     th, layer = np.full(4, 0.2), taps.find(network, "second", rectified=True)
     z = paper_methods.maximize(
         network, layer, th, scale=coordinates.Scale.of((data - data.mean(0)) / data.std(0)), **about
     )
     tap = taps.find(Raw(network, mean, sigma), "network.second", rectified=True)
-    raw = paper_methods.maximize(Raw(network, mean, sigma), tap, th, scale=coordinates.Scale.of(data), **about)
+    raw = paper_methods.maximize(Raw(network, mean, sigma), tap, th, scale=coordinates.Scale.of(data, "m/s²"), **about)
     back = z["signal"] * xr.DataArray(data.std(0), dims="axis") + xr.DataArray(data.mean(0), dims="axis")
     assert np.abs((raw["signal"] - back) / xr.DataArray(data.std(0), dims="axis")).max() < 1e-9
-    assert np.abs(raw["map"] - z["map"]).max() < 1e-9
+    assert np.abs(raw["map"] - z["map"]).max() < 1e-9 and raw["signal"].attrs["units"] == "m/s²"
     begin = starting_signal(few, LENGTH)
     literal = np.abs(z["signal"].sel(technique="naive") / 2 - begin).max()  # s is 2 sigma, and sigma is 1
     assert preset != "literal" or 0 < literal < 0.02
@@ -362,7 +394,7 @@ def test_scales_come_back_and_bad_ones_are_refused():
     with pytest.raises(ValueError, match="none of them constant"):
         coordinates.Scale.of(np.ones((5, 2)))
     with pytest.raises(ValueError, match="treats all axes alike, but their scales differ"):
-        paper_methods.maximize(sfhf(), "conv1", np.ones(6), n_axes=N_AXES, scale=scale)
+        paper_methods.maximize(sfhf(), "conv1", np.ones(6), n_axes=N_AXES, length=LENGTH, scale=scale)
 
 
 # ------------------------------------------------------------------------------------------------ statistics

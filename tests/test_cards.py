@@ -295,6 +295,20 @@ def test_a_card_as_html_has_all_axes_of_a_unit_that_mixes_them():
             assert text.count(f'stroke="{colour}"') == pictures
 
 
+def test_a_card_says_its_unit_and_the_gradient_that_stands_in_for_the_deconvnet():
+    lenses = made_lenses()
+    lenses.signals["signal"].attrs["units"] = "deg/s"
+    lenses = replace(lenses, projected=lenses.projected.sel(rule=["gradient"]))
+    of_gradient = cards.collect(lenses, SEEDS[0], ACTIVITIES, AXES, SIMILARITY)
+    for deck, rule, units in ((DECK, "deconvnet", "G"), (of_gradient, "gradient", "deg/s")):
+        card, by_key = deck[N_UNITS + 1], {c.key: c for c in deck}
+        figure = special.card(card, by_key, 30.0)
+        assert any(f"({rule})" in ax.get_title() for ax in figure.axes)
+        assert {ax.get_ylabel() for ax in figure.axes[:4]} == {f"signal [{units}]"}
+        text = cards_in(page_of(lenses, deck))[card.key]
+        assert f"({rule}, own scale)" in text and f" {units}</text>" in text
+
+
 # -------------------------------------------------------------------------------------------------- in a browser
 
 

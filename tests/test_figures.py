@@ -368,6 +368,9 @@ def test_methods_are_drawn_with_all_axes_and_maps_where_they_look():
         assert {line.get_label(): line.get_ydata()[0] for line in twin.lines} == {"95 % point": 0.5, "th": 0.4}
     single = waves.unit_methods(by_method()).axes[METHODS.index("naive")]
     assert [line.get_color() for line in single.lines[1:]] == [style.METHOD_COLOURS["naive"]]
+    for units, known in (("G", made), ("deg/s", made.assign(signal=made["signal"].assign_attrs(units="deg/s")))):
+        labels = {ax.get_ylabel() for ax in waves.unit_methods(known).axes}
+        assert f"signal [{units}]" in labels and len([label for label in labels if "signal" in label]) == 1
     with pytest.raises(ValueError, match="select one of each seed, unit"):
         waves.unit_methods(made.expand_dims(seed=[0, 1], unit=[3]))
 

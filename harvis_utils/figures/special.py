@@ -289,7 +289,7 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "", axis_names: Seque
     curves = [of.signal, *([of.twin.signal] if of.twin else []), *neighbours]
     limit = 1.1 * largest(curves)
     for ax in above:
-        ax.set(ylim=(-limit, limit), ylabel="acceleration [G]", xlabel="time [s]")
+        ax.set(ylim=(-limit, limit), ylabel=f"signal [{of.units}]", xlabel="time [s]")
     time = np.arange(of.signal.shape[-1]) / rate_hz
     plot_axes(above[0], time, of.signal, ACCENT)
     above[0].set_title(textwrap.fill(f"its signal; {nearest(of)}", 36))
@@ -304,8 +304,9 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "", axis_names: Seque
     names = [f"{_short(w.activity, 24)}\n{w.axis}\nperson {w.subject}: {w.activation:.2f}" for w in of.windows]
     _side_by_side(middle[0], [w.signal for w in of.windows], [""] * len(names), rate_hz, SIGNAL)
     _side_by_side(middle[1], [w.projection for w in of.windows], names, rate_hz, ACCENT)
-    strong = "real windows that excite it most, and below what comes back of these activations (deconvnet)"
-    middle[0].set(title=strong if names else "no real window excites it", ylabel="acceleration [G]")
+    strong = "real windows that excite it most, and below what comes back of these activations"
+    strong = f"{strong} ({of.windows[0].rule})" if names else "no real window excites it"
+    middle[0].set(title=strong, ylabel=f"signal [{of.units}]")
     middle[1].set(ylabel="projection [1]", xlabel="one window each: activity, axis, person, activation")
     _bars(below[0], of.iou, of.detects, "concepts in its strongest samples (red: detected)", "IoU")
     _bars(below[1], of.cost, of.matters_for, "silenced: who loses (red: it matters)", "drop of F1")

@@ -117,15 +117,14 @@ def unit_methods(
     levels: xr.Dataset | None = None,
     rate_hz: float = 30.0,
     columns: int = 4,
-    label: str = "signal [G]",
     **said: str,
 ) -> Figure:
     """One unit under several methods (Figs. 1, 6, 7), a panel for each ``technique`` of ``made``.
 
     ``made`` holds the unit's ``signal`` and ``map`` as :func:`harvis_utils.maximization.paper_methods.maximize` gives
     them, (technique, [axis,] time), maps at their ``map_time`` where they have it; of several axes of a map the largest
-    output is drawn. ``levels`` are the unit's statistics: ``th_eap`` and ``p95``. ``label`` names what signals are in.
-    Raises ``ValueError`` for more than one unit.
+    output is drawn. ``levels`` are the unit's statistics: ``th_eap`` and ``p95``. Raises ``ValueError`` for more than
+    one unit.
     """
     if others := set(made["signal"].dims) - {"technique", "axis", "time"}:
         raise ValueError(f"one unit's signals are drawn; select one of each {', '.join(sorted(others))}")
@@ -135,7 +134,9 @@ def unit_methods(
     th, p95 = (None if levels is None else float(levels[name]) for name in ("th_eap", "p95"))
     names = [str(name) for name in signals["technique"].values]
     columns = min(columns, len(names))
-    figure, axes = wrapped(len(names), columns, max(4.0, WIDTH * columns / 4), 2.3, ylabel=label)
+    figure, axes = wrapped(
+        len(names), columns, max(4.0, WIDTH * columns / 4), 2.3, ylabel=f"signal [{signals.attrs.get('units', 'G')}]"
+    )
     legend = axis_entries(signals.values[0]) or {"signal": Line2D([], [], color=SIGNAL)}
     for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
         colour, seen = METHOD_COLOURS.get(name, SIGNAL), maps.isel(technique=i).values

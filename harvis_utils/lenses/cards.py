@@ -31,12 +31,13 @@ N_SCRAMBLED = 20
 class StrongWindow:
     """A real window that excites the unit: its own axis (time,) in G, and the projection of the activation.
 
-    Of a unit that mixes axes all of them, (axis, time), and ``axis`` is "all axes". A projection is the deconvnet's,
-    or the gradient where that one is refused.
+    Of a unit that mixes axes all of them, (axis, time), and ``axis`` is "all axes". The projection is by the ``rule``
+    "deconvnet", or "gradient" where that one is refused.
     """
 
     signal: np.ndarray
     projection: np.ndarray
+    rule: str
     activity: str
     axis: str
     subject: int
@@ -64,7 +65,7 @@ class Card:
     reaches, ``nearness`` to real exciting windows (notebook 08). ``iou`` maps the ``N_CONCEPTS`` concepts that overlap
     the unit most to their IoU, ``cost`` the ``N_ACTIVITIES`` that lose most when it is silenced to that F1;
     ``detects`` and ``matters_for`` are all above the thresholds, strongest first. ``neighbours`` are the nearest units
-    on the atlas.
+    on the atlas. ``units`` are those of signals.
     """
 
     seed: int
@@ -82,6 +83,7 @@ class Card:
     detects: tuple[str, ...]
     matters_for: tuple[str, ...]
     neighbours: tuple[int, ...]
+    units: str = "G"
 
     @property
     def key(self) -> str:
@@ -148,6 +150,7 @@ def collect(
                     detects=tuple(c for c, v in of_concept.items() if v > DETECTOR_IOU),
                     matters_for=tuple(a for a in of_class if matters[u, activities.index(a)]),
                     neighbours=near.get(u, ()),
+                    units=lenses.signals["signal"].attrs.get("units", "G"),
                 )
             )
     return found
@@ -206,7 +209,7 @@ def _strong_windows(
         if value > 0:
             own, named = (slice(None), "all axes") if mixed else (axis, axes[axis])
             about = activities[activity[window]], named, int(subject[window]), float(value)
-            found.append(StrongWindow(x[own], back[own], *about))
+            found.append(StrongWindow(x[own], back[own], rule, *about))
     return tuple(found)
 
 

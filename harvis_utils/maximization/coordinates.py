@@ -73,20 +73,21 @@ class Scale:
     Choice: 1 G becomes s = 2 sigma of the training data, 0 G their mean, axis by axis (:meth:`of`). The paper's 0.3,
     1.5 and 10 G (start, AAP, failure) and our 0.05 G (flat) are then 0.3, 1.5, 10 and 0.05 s, and steps and penalties
     are those of signals in s. So a network gets the same signals whether its inputs were standardized or not. Where
-    windows are in G, nothing is scaled: the paper's numbers hold as they are.
+    windows are in G, nothing is scaled: the paper's numbers hold as they are. ``unit`` is the windows', for figures.
     """
 
     zero: Tensor = torch.zeros(1, 1, dtype=torch.float64)
     one: Tensor = torch.ones(1, 1, dtype=torch.float64)
+    unit: str = "G"
 
     @classmethod
-    def of(cls, series: np.ndarray) -> Scale:
+    def of(cls, series: np.ndarray, unit: str = "unit of the data") -> Scale:
         """The scale of training data (sample, axis). Raises ``ValueError`` for an axis that is constant."""
         data = torch.as_tensor(np.asarray(series, np.float64))
         sigma = data.std(0, correction=0)
         if data.ndim != 2 or not (sigma > 0).all():
             raise ValueError(f"a scale needs data (sample, axis), none of them constant; shape {tuple(data.shape)}")
-        return cls(data.mean(0)[:, None], 2 * sigma[:, None])
+        return cls(data.mean(0)[:, None], 2 * sigma[:, None], unit)
 
     def windows(self, signals: Tensor) -> Tensor:
         """Signals in s as windows in the data's unit: (..., axis, time)."""
@@ -110,4 +111,4 @@ class Scale:
                 "this place treats all axes alike, but their scales differ; "
                 "give one scale for all, as Scale.of(series.reshape(-1, 1))"
             )
-        return Scale(self.zero[:1], self.one[:1])
+        return Scale(self.zero[:1], self.one[:1], self.unit)

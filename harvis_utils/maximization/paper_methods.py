@@ -165,7 +165,7 @@ def target_of(
 ) -> Target:
     """The units of a layer, for windows of ``n_axes`` axes (a trunk's have one).
 
-    A place that treats all axes of a network alike is shown the same signal on each of them. ``at`` is the sample of
+    A place that treats all axes of a network alike is shown another signal on each of them. ``at`` is the sample of
     the window that each of its maps' samples is about, by default what :func:`taps.positions` finds, None where it
     cannot tell.
 
@@ -188,8 +188,11 @@ def target_of(
     axes, scale = (1, scale.shared()) if alone else (n_axes, scale)
 
     def maps(x: Tensor) -> Tensor:
-        windows = taps.as_windows(network, scale.windows(x).expand(-1, n_axes, -1))
-        return taps.maps_of(network, tap, windows)[:, :, : 1 if alone else None].to(x.dtype)
+        windows = scale.windows(x)
+        if alone:  # each axis of a window is another signal
+            windows = F.pad(windows, (0, 0, 0, 0, 0, -len(x) % n_axes)).view(-1, n_axes, length)
+        found = taps.maps_of(network, tap, taps.as_windows(network, windows)).to(x.dtype)
+        return found.transpose(1, 2).flatten(0, 1)[: len(x), :, None] if alone else found
 
     with torch.no_grad(), taps.evaluating(network):
         n_units = maps(torch.zeros(2, axes, length, device=taps.device_of(network))).shape[1]
@@ -206,7 +209,7 @@ def maximize(
     preset: str | Step = "calibrated",
     settings: MaximizationSettings | None = None,
     n_axes: int | None = None,
-    length: int = 30,
+    length: int | None = None,
     rate_hz: float = 30.0,
     start: np.ndarray | None = None,
     scale: Scale | None = None,
@@ -220,10 +223,11 @@ def maximize(
 ) -> xr.Dataset:
     """Signals that excite units of ``layer`` most, all methods, units and starts in one batch.
 
-    ``network`` is a trunk, or any module that takes windows (window, ``n_axes``, ``length``); ``layer`` any of its
-    places. ``th_eap`` is (unit,) over all units of the layer; NaN (a dead unit) means no threshold. ``start`` is, or
-    broadcasts to, (technique, unit, time) or, for several starting points, (start, technique, unit, time), in the
-    windows' unit; by default the paper's sine. ``scale`` says what 1 G is where that unit is another one.
+    ``network`` is a trunk, for signals of ``length`` samples (by default the paper's 30), or any module that takes
+    windows (window, ``n_axes``, ``length``); ``layer`` any of its places. ``th_eap`` is (unit,) over all units of the
+    layer; NaN (a dead unit) means no threshold. ``start`` is, or broadcasts to, (technique, unit, time) or, for several
+    starting points, (start, technique, unit, time), in the windows' unit; by default the paper's sine. ``scale`` says
+    what 1 G is where that unit is another one.
 
     Returns a Dataset with ``signal`` and ``map`` over (technique, unit, time), the history of :data:`gradients.TERMS`
     (of signals in ``scale``) over (technique, unit, step) and ``steps``, those taken before nothing could move by
@@ -239,9 +243,9 @@ def maximize(
     """
     settings = settings or MaximizationSettings()
     if isinstance(network, Trunk):
-        network = network.to(device, dtype)
-    elif n_axes is None:
-        raise ValueError("a network other than a trunk needs n_axes, how many axes its windows have")
+        network, length = network.to(device, dtype), length or 30
+    elif n_axes is None or length is None:
+        raise ValueError("a network other than a trunk needs n_axes and length, how many axes and samples windows have")
     else:
         device = taps.device_of(network)
     target = target_of(network, layer, n_axes, length, scale, at)
@@ -299,11 +303,14 @@ def maximize(
         "map": (seen, outputs.reshape(*shape[: len(dims)], *outputs.shape[-len(seen) :])),
     }
     arrays |= {n: (("step",), values.reshape(*shape[: len(dims)], -1)) for n, values in found.history.items()}
-    return xr.Dataset(
+    made = xr.Dataset(
         {name: ((*dims, *own), values) for name, (own, values) in arrays.items()}
         | {"steps": (dims, found.steps.reshape(shape[: len(dims)]))},
         coords={"technique": list(methods), "unit": list(units), "step": record, "time": np.arange(length)} | places,
     )
+    if scale is not None:
+        made["signal"].attrs["units"] = scale.unit
+    return made
 
 
 def penalty_weights(weight: float, reduction: str, length: int) -> dict[str, float]:
