@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import agreement, climbing, measure, networks, tables, training
+from benchmarks import agreement, climbing, measure, networks, search, tables, training
 from harvis_utils.chain import execution
 from harvis_utils.data import archive, windowing
 from harvis_utils.maximization import unit_statistics
@@ -52,6 +52,7 @@ def collect(cfg: Settings, device: str, rounds: int) -> tuple[dict, Path]:
         "maximization": lambda: climbing.compare(first, mine, n_axes, rounds, device),
         "floors": lambda: climbing.floors(result["maximization"], cfg.model.n_units, cfg.model.kernel, machine),
         "networks": lambda: networks.compare(rounds, machine),
+        "search": lambda: search.compare(data.train, data.test, cfg.similarity, rounds),
         "training": lambda: training.compare(cfg, data, rounds, machine),
         "ideas": lambda: climbing.ideas(first, mine, rounds),
         "full_runs": lambda: agreement.full_runs(first, mine),
@@ -59,7 +60,7 @@ def collect(cfg: Settings, device: str, rounds: int) -> tuple[dict, Path]:
     }
     path = target(data.caveat, device)
     for name, run in parts.items():
-        if device == "cpu" or name not in ("ideas", "networks"):
+        if device == "cpu" or name not in ("ideas", "networks", "search"):
             print(f"{name} ...", flush=True)
             result[name] = run()
             write_json(path, result)

@@ -101,6 +101,15 @@ def _training(part: dict) -> str:
     return "\n\n".join(texts)
 
 
+def _search(part: dict) -> str:
+    head = (
+        "The nearest of {segments:,} training segments ({pieces:,} different pieces, prepared in {prepare_s:.1f} s); "
+        "distances differ from those of brute force by {largest_difference_g2:.0e} G² at most."
+    )
+    table = rows(part["ms_per_piece"], "search", {"ms a piece": "{it:.2f}"})
+    return f"{head.format_map(part)}\n\n{table}"
+
+
 #: with what the engine is compared before it is timed
 COMPARED = {
     "float32_one_step_g": "plain loop",
@@ -166,6 +175,7 @@ PARTS = {
     "networks": lambda part: rows(part, "other networks, µs per signal and step", NETWORKS),
     "floors": lambda part: rows(part, "floor, µs per signal and step", FLOORS),
     "grid": _grid,
+    "search": _search,
     "training": _training,
     "agreement": _agreement,
     "agreement_by_method": _by_method,

@@ -8,10 +8,11 @@ import pytest
 import torch
 import xarray as xr
 
-from benchmarks import agreement, climbing, networks, tables, training
+from benchmarks import agreement, climbing, networks, search, tables, training
+from harvis_utils.data.windowing import Split
 from harvis_utils.maximization import paper_methods
 from harvis_utils.networks.sfhf import SFHF, folded_trunk
-from harvis_utils.settings import PRESETS, REPOSITORY, MaximizationSettings, ModelSettings
+from harvis_utils.settings import PRESETS, REPOSITORY, MaximizationSettings, ModelSettings, SimilaritySettings
 from harvis_utils.store.files import read_json
 
 N_AXES = 3
@@ -167,6 +168,16 @@ def test_other_networks_are_climbed_as_by_a_loop_that_stops_at_the_place():
         assert (found - networks.one_at_a_time(place, task)).abs().max() < 1e-4, name
         assert (found - task.start).abs().max() > 0.05, name
         assert not any(module._forward_hooks for module in place.network.modules()), name
+
+
+def test_the_search_finds_what_brute_force_finds():
+    rng = np.random.default_rng(0)
+    start = np.arange(0, 900, 15)
+    split = Split(rng.normal(size=(930, 3)).astype(np.float32), start, *[np.zeros_like(start)] * 4, length=30)
+    found = search.compare(split, split, SimilaritySettings(piece=10, n_similar=4), 1, n_pieces=20)
+    assert found["segments"] == 180 and found["pieces"] == 3 * (start[-1] + 21)
+    assert found["largest_difference_g2"] < 1e-6
+    assert "| brute force |" in tables.PARTS["search"](found)
 
 
 def test_operations_to_a_place_are_counted_there_and_back():
