@@ -6,17 +6,22 @@ import types
 import typing
 from functools import cached_property
 
+import pandas as pd
 import torch
 import xarray as xr
+from IPython.display import Image
+from matplotlib.figure import Figure
 
 from harvis_utils.data import archive, kinds, windowing
 from harvis_utils.data.kinds import Recordings
 from harvis_utils.data.windowing import Windows
+from harvis_utils.figures import style
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import similarity
 from harvis_utils.parallel import threads
 from harvis_utils.settings import Settings, SettingsError, for_choosing, load_settings
+from harvis_utils.store.files import replacing, write_json, write_text
 from harvis_utils.training import published, supervised
 from harvis_utils.training.supervised import Network
 
@@ -110,10 +115,33 @@ class Run:
         what = what or f"{len(self.networks)} networks"
         return f"**{self.cfg.dataset}**, profile {self.cfg.profile}, {what}. {self.data.caveat.capitalize()}".strip()
 
-    def summary(self) -> dict:
-        """What every JSON file of findings begins with."""
+    # --------------------------------------------------------------------------- what a notebook shows and leaves
+
+    def figure(self, name: str, figure: Figure) -> Image:
+        """Write a figure, with what is to be known of the data below it, to ``figures/NAME.png`` of the reports.
+
+        Returns that picture, for the cell to show.
+        """
+        path = self.cfg.reports / "figures" / f"{name}.png"
+        style.add_caveat(figure, self.recordings.caveat)
+        with replacing(path) as part:
+            figure.savefig(part, format="png", metadata={"Software": None})
+        return Image(path.read_bytes(), width=round(100 * figure.get_figwidth()), alt=figure.get_label())
+
+    def table(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
+        """Write a table to ``tables/NAME.csv`` of the reports, and return it."""
+        write_text(self.cfg.reports / "tables" / f"{name}.csv", table.to_csv(index=True))
+        return table
+
+    def findings(self, name: str, found: dict) -> dict:
+        """Write what was found, with the data and the profile before it, to ``NAME.json`` of the reports.
+
+        NaN, which JSON has not, becomes null. Returns what was written.
+        """
         cfg = self.cfg
-        return {"dataset": cfg.dataset, "profile": cfg.profile, "caveat": self.data.caveat}
+        about = {"dataset": cfg.dataset, "profile": cfg.profile, "caveat": self.recordings.caveat} | found
+        write_json(cfg.reports / f"{name}.json", about, nan_as_null=True)
+        return about
 
 
 #: the name by which a namespace says that its parameters have been checked once
@@ -143,16 +171,22 @@ def check_parameters(namespace: dict, **declared) -> None:
             raise SettingsError(f"notebook parameter {name!r} is not set")
         allowed = typing.get_args(kind) or (kind,)
         value = namespace[name]
+        if float in allowed and type(value) is int:  # as a person or papermill writes it
+            value = namespace[name] = float(value)
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             wanted = " or ".join("None" if k is types.NoneType else k.__name__ for k in allowed)
             raise SettingsError(f"notebook parameter {name} = {value!r} should be {wanted}")
     namespace[PASSED] = True
 
 
-def begin(namespace: dict, **declared) -> Settings:
-    """Check a notebook's parameters, set the threads, and return the settings of its PROFILE and DATASET."""
-    check_parameters(namespace, **declared)
+#: parameters of every notebook
+STANDARD = {"PROFILE": str, "DATASET": str, "DEVICE": str | None, "WEIGHTS": str}
+
+
+def begin(namespace: dict, **declared) -> Run:
+    """Check a notebook's parameters, ``STANDARD`` and those ``declared``, set threads and style, and return its run."""
+    check_parameters(namespace, **STANDARD, **declared)
     torch.set_num_threads(threads())
+    style.use_style()
     kinds.check_name(namespace["DATASET"])
-    given = (namespace["PROFILE"], namespace["DATASET"], namespace.get("DEVICE"), namespace.get("WEIGHTS", "trained"))
-    return load_settings(*given)
+    return Run(load_settings(*(namespace[name] for name in STANDARD)))

@@ -258,7 +258,7 @@ def test_without_cards_the_page_has_no_search():
 @pytest.mark.parametrize("which", [0, 1, N_UNITS])
 def test_the_figure_of_a_card_draws(which):
     card = DECK[which]
-    figure = special.card(card, {c.key: c for c in DECK}, 30.0, "made-up data")
+    figure = special.card(card, {c.key: c for c in DECK}, 30.0)
     figure.draw_without_rendering()
     title = figure.get_suptitle()
     assert f"unit {card.unit}" in title and ("dead" in title) == (card.status == "dead")
@@ -270,7 +270,7 @@ def curves(ax) -> list[np.ndarray]:
 
 def test_the_figure_of_a_card_has_all_axes_of_a_unit_that_mixes_them():
     card, by_key = MIXED[N_UNITS + 1], {c.key: c for c in MIXED}
-    figure = special.card(card, by_key, 30.0, "made-up data", AXES)
+    figure = special.card(card, by_key, 30.0, AXES)
     figure.draw_without_rendering()
     assert [t.get_text() for t in figure.legends[0].get_texts()] == list(AXES)
     own, twin, near, real, back = figure.axes[:5]

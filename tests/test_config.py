@@ -319,14 +319,13 @@ def test_begin_checks_sets_threads_and_loads(one_thread, monkeypatch):
     import torch
 
     monkeypatch.setenv("HARVIS_THREADS", "2")
-    cfg = begin(notebook_globals(PROFILE="desk", DATASET="dsads", DEVICE="cpu"), **DECLARED)
-    assert cfg == load_settings("desk", "dsads", "cpu")
-    assert torch.get_num_threads() == 2
-    assert begin({"PROFILE": "quick", "DATASET": "synthetic"}, PROFILE=str, DATASET=str).device is None
+    given = notebook_globals(PROFILE="desk", DATASET="dsads", DEVICE="cpu", WEIGHTS="trained", SECONDS=6)
+    assert begin(given, UNIT=int, SECONDS=float).cfg == load_settings("desk", "dsads", "cpu")
+    assert torch.get_num_threads() == 2 and isinstance(given["SECONDS"], float)
     with pytest.raises(SettingsError, match="unknown notebook parameter 'EPOCHS'"):
-        begin(notebook_globals(EPOCHS=3), **DECLARED)
+        begin(notebook_globals(WEIGHTS="trained", EPOCHS=3), UNIT=int)
     with pytest.raises(SettingsError, match="unknown profile"):
-        begin(notebook_globals(PROFILE="fast"), **DECLARED)
+        begin(notebook_globals(PROFILE="fast", WEIGHTS="trained"), UNIT=int)
 
 
 # --------------------------------------------------------------------------------------------------- progress

@@ -24,8 +24,7 @@ WHO = ["trained", "rotated", "random weights"]
 SIX = [f"{sensor} {axis}" for sensor in ("right arm", "left leg") for axis in "xyz"]
 ROWS = [f"deconvnet, conv{i}, 9 strongest" for i in range(8)]
 UNITS = 24
-SAID = {"title": "T", "caveat": "made-up data"}
-CAVEAT = {"caveat": SAID["caveat"]}
+SAID, CAVEAT = {"title": "T"}, "made-up data"
 
 
 def random(*shape):
@@ -141,7 +140,7 @@ FIGURES = {
         {k: pd.DataFrame(random(19, 2) - 0.5, ACTIVITIES, ["right arm", "left leg"]) for k in WHO}, "sensor covered",
         "activity", "drop of the log odds", **SAID,
     ),
-    "recordings": lambda: waves.recordings([random(90, 6)] * 7, ACTIVITIES[:7], SIX, 30, **CAVEAT),
+    "recordings": lambda: waves.recordings([random(90, 6)] * 7, ACTIVITIES[:7], SIX, 30),
     "unit_methods": lambda: waves.unit_methods(by_method(), LEVELS, **SAID),
     "unit_methods, all axes": lambda: waves.unit_methods(by_method(6, 4.5 + 2 * np.arange(11)), LEVELS, **SAID),
     "nearest_pairs": lambda: waves.nearest_pairs(
@@ -172,7 +171,7 @@ FIGURES = {
     ),
     "planted": lambda: waves.planted(random(90, 6), SIX, [(0, 5, 9, "short"), (3, 40, 13, "long")], 30, **SAID),
     "amplitude_histogram": lambda: special.amplitude_histogram(
-        *np.histogram(signals(), 20, (0, 2)), 1.2, 1.37, **CAVEAT
+        *np.histogram(signals(), 20, (0, 2)), 1.2, 1.37
     ),
     "atlas": lambda: special.atlas(signals()[:, :2], signals(), np.arange(UNITS) % 20 - 1, ACTIVITIES, **SAID),
     "atlas, all axes": lambda: special.atlas(
@@ -220,7 +219,9 @@ def texts(figure):
 def drawn(request):
     with matplotlib.rc_context():
         style.use_style()
-        yield rendered(FIGURES[request.param]())
+        figure = FIGURES[request.param]()
+        style.add_caveat(figure, CAVEAT)
+        yield rendered(figure)
 
 
 def test_every_function_that_draws_is_tried():
@@ -231,7 +232,7 @@ def test_every_function_that_draws_is_tried():
 
 def test_every_figure_is_readable_and_says_its_caveat(drawn):
     said = [t.get_text() for t in texts(drawn)]
-    assert SAID["caveat"] in said
+    assert CAVEAT in said
     sizes = [t.get_fontsize() for t in texts(drawn) if not t.get_text().startswith("$")]
     assert min(sizes) >= 9
     assert drawn.get_figwidth() <= style.WIDTH
@@ -240,7 +241,7 @@ def test_every_figure_is_readable_and_says_its_caveat(drawn):
 
 def test_every_figure_names_its_axes(drawn):
     labels = {ax.get_xlabel() for ax in drawn.axes} | {drawn.get_supxlabel()}
-    assert {label for label in labels if label and label != SAID["caveat"]}
+    assert {label for label in labels if label and label != CAVEAT}
     assert any(ax.get_ylabel() for ax in drawn.axes) or drawn.get_supylabel()
 
 
@@ -257,7 +258,9 @@ def test_legends_and_titles_never_cover_data(drawn):
 
 
 def test_without_a_caveat_nothing_is_said():
-    assert draw.lines({"": {"a": np.arange(3)}}, range(3), "x", "y").get_supxlabel() == ""
+    figure = draw.lines({"": {"a": np.arange(3)}}, range(3), "x", "y")
+    style.add_caveat(figure, "")
+    assert figure.get_supxlabel() == ""
 
 
 def test_nineteen_classes_are_told_apart():

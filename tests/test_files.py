@@ -11,21 +11,17 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvis_utils.settings import load_settings
 from harvis_utils.store import results
 from harvis_utils.store.files import (
     ArtifactError,
     read_dataset,
     read_json,
     replacing,
-    save_figure,
-    save_table,
     write_dataset,
     write_json,
     write_text,
@@ -69,8 +65,8 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 WRITES = {
     "text": "write_text(root / 'x.txt', 'x' * 100_000)",
     "json": "write_json(root / 'x.json', big.tolist())",
-    "table": "save_table(load_settings(), pd.DataFrame({'a': big}), 'x')",
-    "figure": "save_figure(load_settings(), figure(big), 'x')",
+    "table": "run.table('x', pd.DataFrame({'a': big}))",
+    "figure": "run.figure('x', figure(big))",
     "dataset": "write_dataset(root / 'x.nc', xr.Dataset({'a': ('t', big)}))",
     "weights": "weights(root / 'x.safetensors')",
     "result": "obtain('made', 'x', lambda f: np.save(f / 'a.npy', big), {})",
@@ -84,12 +80,15 @@ FULL_DISK = """
     import matplotlib; matplotlib.use("Agg")
     import matplotlib.pyplot as plt, numpy as np, pandas as pd, xarray as xr
     from safetensors.numpy import save_file
+    from harvis_utils.run import Run
     from harvis_utils.settings import load_settings
     from harvis_utils.store.results import obtain
-    from harvis_utils.store.files import ArtifactError, replacing, save_figure, save_table
+    from harvis_utils.store.files import ArtifactError, replacing
     from harvis_utils.store.files import write_dataset, write_json, write_text
 
     root, big = Path(sys.argv[1]), np.random.default_rng(0).normal(size=50_000)
+    run = Run(load_settings())
+    run.recordings  # made before the disk is full
 
     def figure(values):
         made, axes = plt.subplots()
@@ -197,24 +196,6 @@ def test_dataset_round_trip(tmp_path):
     assert files(tmp_path) == ["a.nc"]
     path.unlink()  # read into memory and closed
     assert float(again["signal"].sum()) == float(dataset["signal"].sum())
-
-
-def test_figures_and_tables_go_to_the_runs_reports(own_folders):
-    from matplotlib.figure import Figure
-
-    cfg = load_settings("desk", "dsads")
-    figure = Figure(figsize=(2, 1))
-    figure.subplots().plot([1, 2])
-    first = save_figure(cfg, figure, "03_gallery")
-    assert first == own_folders / "reports" / "desk" / "dsads" / "figures" / "03_gallery.png"
-    content = first.read_bytes()
-    assert content.startswith(b"\x89PNG")
-    save_figure(cfg, figure, "03_gallery")
-    assert first.read_bytes() == content, "the same figure gives the same file"
-    table = pd.DataFrame({"f1": [0.5, 0.25]}, index=pd.Index(["walking", "sitting"], name="activity"))
-    second = save_table(cfg, table, "02_f1")
-    assert second == own_folders / "reports" / "desk" / "dsads" / "tables" / "02_f1.csv"
-    pd.testing.assert_frame_equal(pd.read_csv(second, index_col=0), table)
 
 
 # ------------------------------------------------------------------------------------------------- provenance

@@ -3,7 +3,7 @@
 Figures draw what they are given and compute nothing but means over what is drawn. ``panels`` maps the name of each
 panel to its groups, and each group's name to its numbers; a group has one colour in all panels. Where numbers have an
 interval they are (n, 3): value, low and high, NaN where there is none (:func:`three` takes them from a table).
-``said`` are title and caveat, for :func:`harvis_utils.figures.style.finish`.
+``said`` is a title, for :func:`harvis_utils.figures.style.finish`.
 """
 
 from __future__ import annotations

@@ -90,7 +90,6 @@ def atlas(
     activities: Sequence[int],
     names: Sequence[str],
     title: str = "",
-    caveat: str = "",
     n_thumbnails: int = 20,
     axis_names: Sequence[str] = (),
 ) -> Figure:
@@ -149,8 +148,7 @@ def atlas(
     note = f"small frames: signal over time, ±{limit:.2g} G, number = unit{lost}"
     figure.text(0.01, 0.012, note, fontsize=9, color="#555555")
     figure.suptitle(title, y=0.985)
-    if caveat:
-        figure.text(0.995, 0.012, caveat, ha="right", fontsize=9, color=ACCENT, style="italic")
+    figure.set_label(title)
     return figure
 
 
@@ -272,7 +270,7 @@ def landscapes(
     return finish(figure, **said)
 
 
-def card(of, cards: Mapping, rate_hz: float, caveat: str = "", axis_names: Sequence[str] = ()) -> Figure:
+def card(of, cards: Mapping, rate_hz: float, axis_names: Sequence[str] = ()) -> Figure:
     """One page about one unit, ``of`` a card (:class:`harvis_utils.lenses.cards.Card`, or what has its attributes).
 
     Above: its signal, its twin's in another network, and those of its neighbours on the atlas, by name in ``cards``.
@@ -312,7 +310,7 @@ def card(of, cards: Mapping, rate_hz: float, caveat: str = "", axis_names: Seque
     _bars(below[1], of.cost, of.matters_for, "silenced: who loses (red: it matters)", "drop of F1")
     who = f"{of.layer.capitalize()}, unit {of.unit} of network {of.seed}"
     who += "" if of.status == "used" else f" ({of.status})"
-    return finish(figure, axis_entries(of.signal, axis_names), 6, title=", ".join([who, *measured(of)]), caveat=caveat)
+    return finish(figure, axis_entries(of.signal, axis_names), 6, title=", ".join([who, *measured(of)]))
 
 
 def nearest(of) -> str:

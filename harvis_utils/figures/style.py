@@ -11,6 +11,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 #: widest figure in inches: a notebook page shows it unscaled, so that 9 pt stay 9 pt
@@ -67,7 +68,7 @@ def use_style() -> None:
             "figure.titlesize": 11,
             "figure.constrained_layout.use": True,
             "figure.dpi": 100,
-            "savefig.dpi": 110,
+            "savefig.dpi": 200,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
@@ -150,19 +151,25 @@ def entries(axes: Sequence[Axes]) -> dict:
     return found
 
 
-def finish(
-    figure: Figure, legend: Mapping | None = None, columns: int = 4, title: str = "", caveat: str = ""
-) -> Figure:
-    """Write title, legend and caveat outside the axes, so that none covers data or another.
+def finish(figure: Figure, legend: Mapping | None = None, columns: int = 4, title: str = "") -> Figure:
+    """Write title and legend outside the axes, so that none covers data or another.
 
-    ``legend`` maps labels to artists; ``caveat`` says that data are made up or not verified, in the lower right corner.
+    ``legend`` maps labels to artists.
     """
+    figure.set_label(title)
     if legend:
         place = {"loc": "outside upper center", "handlelength": 1.6, "columnspacing": 1.2}
         above = figure.legend(legend.values(), legend.keys(), ncols=min(columns, len(legend)), title=title, **place)
         above.get_title().set_fontsize(11)
     elif title:
         figure.suptitle(title)
-    if caveat:  # as supxlabel it gets room of its own and never covers data
-        figure.supxlabel(caveat, x=0.995, ha="right", fontsize=9, color=ACCENT, style="italic")
     return figure
+
+
+def add_caveat(figure: Figure, caveat: str) -> None:
+    """Say in the lower right corner that data are made up or not verified; nothing where there is nothing to say."""
+    about = {"ha": "right", "fontsize": 9, "color": ACCENT, "style": "italic"}
+    if caveat and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.supxlabel(caveat, x=0.995, **about)  # it gets room of its own and never covers data
+    elif caveat:
+        figure.text(0.995, 0.012, caveat, **about)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from safetensors import SafetensorError
 
-from harvis_utils.settings import HarvisError, Settings, as_json
+from harvis_utils.settings import HarvisError, as_json
 
 
 class ArtifactError(HarvisError, RuntimeError):
@@ -117,16 +117,3 @@ def read_dataset(path: Path):
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.file_digest(Path(path).open("rb"), "sha256").hexdigest()
-
-
-def save_figure(cfg: Settings, figure, name: str) -> Path:
-    """Write a matplotlib figure as PNG to ``figures/`` of the run's reports."""
-    path = cfg.reports / "figures" / f"{name}.png"
-    with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
-    return path
-
-
-def save_table(cfg: Settings, table, name: str) -> Path:
-    """Write a pandas table as CSV to ``tables/`` of the run's reports."""
-    return write_text(cfg.reports / "tables" / f"{name}.csv", table.to_csv(index=True))
