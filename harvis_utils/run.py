@@ -125,7 +125,7 @@ class Run:
         path = self.cfg.reports / "figures" / f"{name}.png"
         style.add_caveat(figure, self.recordings.caveat)
         with replacing(path) as part:
-            figure.savefig(part, format="png", metadata={"Software": None})
+            part.write_bytes(style.picture(figure))
         return Image(path.read_bytes(), width=round(100 * figure.get_figwidth()), alt=figure.get_label())
 
     def table(self, name: str, table: pd.DataFrame) -> pd.DataFrame:

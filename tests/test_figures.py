@@ -13,6 +13,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from PIL import Image
 
 from harvis_utils.figures import draw, special, style, waves
 
@@ -450,3 +452,18 @@ def test_the_atlas_is_shown_twice_without_a_warning(recwarn):
     for _ in range(2):
         figure.savefig(io.BytesIO(), format="png", bbox_inches="tight")
     assert not [str(w.message) for w in recwarn if "layout" in str(w.message)]
+
+
+def test_pictures_are_small_and_keep_rare_colours():
+    """Lines that are hidden but for their entry in the legend keep their own colours."""
+    steps = np.arange(1, 400)
+    lines = {name: np.zeros(399) for name in style.METHOD_COLOURS} | {"naive": np.sqrt(steps)}
+    panels = {label: lines for label in ("a [G]", "b", "c [G]", "d")}
+    figure = draw.lines(panels, steps, "step", scale="log", columns=2)
+    figure.savefig(drawn := io.BytesIO(), format="png")
+    small = style.picture(figure)
+    assert len(small) < 0.6 * drawn.tell()
+    before, after = (np.asarray(Image.open(of).convert("RGB")).astype(int) for of in (drawn, io.BytesIO(small)))
+    for name, colour in style.METHOD_COLOURS.items():
+        here = (before == np.round(255 * np.array(to_rgb(colour)))).all(-1)
+        assert here.any() and np.abs(after[here] - before[here]).max() <= 4, name

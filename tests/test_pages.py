@@ -1,8 +1,6 @@
 """Pages of executed notebooks, their index, and what is published of a run."""
 
-import base64
 import dataclasses
-import io
 import json
 import os
 import re
@@ -12,7 +10,6 @@ import nbformat
 import numpy as np
 import pytest
 import xarray as xr
-from PIL import Image
 from sample_notebooks import write
 
 from harvis_utils.settings import REPOSITORY, load_settings, report_root
@@ -37,12 +34,16 @@ def finished(tmp_path, monkeypatch):
         for cell in (c for c in done["cells"] if c["cell_type"] == "code"):
             cell |= {"execution_count": 1, "outputs": [{"output_type": "stream", "name": "stdout", "text": "ok\n"}]}
         write_text(cfg.reports / book.name, json.dumps(done))
-        files = ["tables/t.csv", "figures/f.html", "found.json"] if book.stem == "01_data" else ["results.json"]
+        pictures = ["figures/f.png", "figures/shown.png"]
+        files = ["tables/t.csv", *pictures, "found.json"] if book.stem == "01_data" else ["results.json"]
         made = {"files": files, "data": {}, "stored": []}
         write_json(cfg.reports / "stamps" / f"{book.stem}.json", {"made": made, "after": {}})
     write_text(cfg.reports / "tables" / "t.csv", "a,b\n1,2\n")
     write_text(cfg.reports / "tables" / "left_over.csv", "old\n")
-    write_text(cfg.reports / "figures" / "f.html", "<p>")
+    for name in ("f.png", "shown.png"):
+        write_text(cfg.reports / "figures" / name, name)
+    write_text(tmp_path / "README.md", "![a figure](reports/published/quick/synthetic/figures/shown.png)")
+    monkeypatch.setattr(publish, "README", tmp_path / "README.md")
     write_json(cfg.reports / "found.json", {"recall": 0.5})
     write_json(cfg.reports / "results.json", RESULTS)
 
@@ -93,7 +94,8 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
     write_text(older, "x")
     target = publish.publish(finished.cfg, finished.books)
     files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
-    assert files == ["01_data.ipynb", "06_report.ipynb", "found.json", "results.json", "tables/t.csv"]
+    made = ["figures/shown.png", "found.json", "results.json", "tables/t.csv"]
+    assert files == ["01_data.ipynb", "06_report.ipynb", *made]
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
 
 
@@ -115,48 +117,6 @@ def test_links_to_notebooks_that_are_not_published_lead_to_their_sources(finishe
         (output,) = next(c for c in cells if c["cell_type"] == "code")["outputs"]
         assert "".join(output["data"]["text/markdown"]) == f"[a]({place}06_report.ipynb#b) [c](01_data.ipynb)"
     nbformat.validate(nbformat.read(target / "01_data.ipynb", 4))
-
-
-def test_published_images_keep_rare_colours():
-    """Lines that are hidden but for their entry in the legend keep their own colours."""
-    from matplotlib.colors import to_rgb
-
-    from harvis_utils.figures import draw, style
-
-    steps = np.arange(1, 400)
-    lines = {name: np.zeros(399) for name in style.METHOD_COLOURS} | {"naive": np.sqrt(steps)}
-    panels = {label: lines for label in ("a [G]", "b", "c [G]", "d")}
-    figure = draw.lines(panels, steps, "step", scale="log", columns=2)
-    figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
-    before, after = (
-        np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
-        for png in (buffer.getvalue(), publish.light_png(buffer.getvalue()))
-    )
-    for name, colour in style.METHOD_COLOURS.items():
-        here = (before == np.round(255 * np.array(to_rgb(colour)))).all(-1)
-        assert here.any() and np.abs(after[here] - before[here]).max() <= 4, name
-
-
-def test_published_images_are_smaller_and_look_the_same(finished):
-    generator = np.random.default_rng(0)
-    pixels = np.repeat(np.repeat(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8), 60, 0), 60, 1)
-    noisy = Image.fromarray(
-        np.clip(pixels.astype(int) + generator.integers(0, 3, pixels.shape), 0, 255).astype(np.uint8)
-    )
-    noisy.save(buffer := io.BytesIO(), "PNG")
-    small = publish.light_png(buffer.getvalue())
-    assert len(small) < 0.7 * len(buffer.getvalue())
-    off = np.abs(np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int) - np.asarray(noisy).astype(int))
-    assert off.max() <= 8
-
-    book = finished.run / "01_data.ipynb"
-    done = json.loads(book.read_text())
-    image = base64.b64encode(buffer.getvalue()).decode()
-    done["cells"][1]["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": image}}]
-    book.write_text(json.dumps(done))
-    target = publish.publish(finished.cfg, finished.books)
-    published = json.loads((target / book.name).read_text())["cells"][1]["outputs"][0]["data"]["image/png"]
-    assert base64.b64decode(published) == small
 
 
 def _spoil(finished, what):

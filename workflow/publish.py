@@ -6,9 +6,7 @@ python -m workflow.publish --profile desk --dataset dsads
 from __future__ import annotations
 
 import argparse
-import base64
 import filecmp
-import io
 import json
 import os
 import re
@@ -16,8 +14,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-
-from PIL import Image
 
 from harvis_utils.chain import commands, stamps
 from harvis_utils.data import kinds
@@ -36,7 +32,9 @@ from harvis_utils.store.files import ArtifactError, read_json
 from harvis_utils.store.results import around_builds
 from harvis_utils.training import published
 
-#: what may be new or changed in a published run: pages, figures and tables; and networks, which change seldom
+README = REPOSITORY / "README.md"
+
+#: what may be new or changed in a published run: pages and tables; and networks, which change seldom
 PUBLISHED_BYTES, NETWORK_BYTES = 8_000_000, 16_000_000
 
 
@@ -47,10 +45,10 @@ class PublishError(ArtifactError):
 def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     """Copy a finished run to ``reports/published/<profile>/<dataset>``, replacing an older one.
 
-    Executed notebooks, figures, tables, JSON files and the interactive pages go; where its notebooks made networks,
-    these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when a notebook of ``notebooks``
-    was not executed to its end, when ``results.json`` is missing or invalid, when a file contains a path of this
-    machine, or when more than 8 MB beside the networks are new or changed.
+    Executed notebooks, tables, JSON files, the interactive pages and figures that README shows go; where its notebooks
+    made networks, these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when a notebook of
+    ``notebooks`` was not executed to its end, when ``results.json`` is missing or invalid, when a file contains a path
+    of this machine, or when more than 8 MB beside the networks are new or changed.
     """
     again = f"run `make reproduce PROFILE={cfg.profile} DATASET={cfg.dataset}` to its end first"
     made, stored = set(), set()
@@ -67,7 +65,10 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
         about = read_json(stamp)["made"]
         made |= {Path(file) for file in about["files"]}
         stored |= set(about["stored"])
-    wanted = {p for p in made if p.parts[0] in ("figures", "tables") and p.suffix != ".html"}
+    # figures are in the notebooks; README shows some by themselves
+    seen = README.read_text(encoding="utf-8")
+    wanted = {p for p in made if f"{cfg.profile}/{cfg.dataset}/{p.as_posix()}" in seen}
+    wanted |= {p for p in made if p.parts[0] == "tables" and p.suffix != ".html"}
     wanted |= {p for p in made if len(p.parts) == 1 and p.suffix in (".json", ".html")}
     wanted |= {Path("results.json"), *(Path(notebook.name) for notebook in notebooks)}
     places = {cfg.reports / p: p for p in sorted(wanted)}
@@ -122,7 +123,7 @@ def _replace(target: Path, files: dict[Path, Path]) -> Path:
         for path, place in files.items():
             copy = part / place
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(_light(path, {p.name for p in files}, sources))
+            copy.write_bytes(_linked(path, {p.name for p in files}, sources))
         copies = {p: target / p.relative_to(part) for p in part.rglob("*") if p.is_file()}
         fresh = [p for p, old in copies.items() if not old.exists() or not filecmp.cmp(p, old, False)]
         for of_networks, most in ((False, PUBLISHED_BYTES), (True, NETWORK_BYTES)):
@@ -142,13 +143,8 @@ def _replace(target: Path, files: dict[Path, Path]) -> Path:
     return target
 
 
-def _light(path: Path, beside: set[str], sources: str) -> bytes:
-    """A file's content with its images, also those inside a notebook, in at most 256 colours: a third of the size.
-
-    A notebook's links to others that are not ``beside`` it lead to those in the folder ``sources``.
-    """
-    if path.suffix == ".png":
-        return light_png(path.read_bytes())
+def _linked(path: Path, beside: set[str], sources: str) -> bytes:
+    """A file's content; a notebook's links to others that are not ``beside`` it lead to those in ``sources``."""
     if path.suffix != ".ipynb":
         return path.read_bytes()
 
@@ -165,20 +161,7 @@ def _light(path: Path, beside: set[str], sources: str) -> bytes:
         for data in (output.get("data", {}) for output in cell.get("outputs", [])):
             if "text/markdown" in data:
                 data["text/markdown"] = linked(data["text/markdown"])
-            if "image/png" in data:
-                small = light_png(base64.b64decode("".join(data["image/png"])))
-                data["image/png"] = base64.b64encode(small).decode("ascii")
     return (json.dumps(book, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def light_png(content: bytes) -> bytes:
-    """A PNG in at most 256 colours on white, enough for plots; the given one where that is no smaller."""
-    image = Image.open(io.BytesIO(content)).convert("RGBA")
-    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    out = io.BytesIO()
-    # an octree keeps rare colours, which the default merges; no dithering, which puts dots into plain areas
-    flat.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-    return min(content, out.getvalue(), key=len)
 
 
 @command_line
