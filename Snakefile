@@ -8,13 +8,17 @@ from pathlib import Path
 
 # names of their own: a Snakefile shares its globals with Snakemake
 import harvis_utils.chain.stamps as harvis_chain
+import harvis_utils.parallel as harvis_parallel
 import harvis_utils.settings as harvis_settings
 
 DEVICE = str(config.get("device", "auto"))
 NOTEBOOKS = Path(config.get("notebooks", harvis_chain.NOTEBOOKS))
 RUN = harvis_settings.load_settings(str(config.get("profile", "quick")), str(config.get("dataset", "synthetic")),
                     None if DEVICE == "auto" else DEVICE, str(config.get("weights", "trained")))
-JOBS = harvis_chain.plan(RUN, NOTEBOOKS)
+PART = str(config.get("part", "all"))
+JOBS = harvis_chain.plan(RUN, NOTEBOOKS, None if PART == "all" else PART)
+
+THREADS = harvis_parallel.threads()
 
 RUN.reports.mkdir(parents=True, exist_ok=True)
 
@@ -52,10 +56,8 @@ for place, job in enumerate(JOBS):
             notebook=f"logs/{job.name}.ipynb",
         params:
             settings=job.settings,
-        # All cores: one notebook at a time, in order of priority. An earlier notebook is no input, because Snakemake
-        # looks at nothing that stands behind a job it will run, and a later one would overtake an outdated one;
-        # chain.outdated sees to it when an earlier notebook's data changed.
-        threads: workflow.cores
+        threads: THREADS
+        # No notebook is an input of another: what they share are stored results, made by whoever comes first.
         priority: len(JOBS) - place
         shell:
             "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} {sys.executable:q} -m harvis_utils.chain run "

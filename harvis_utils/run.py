@@ -18,7 +18,8 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.figures import style
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
-from harvis_utils.metrics import similarity
+from harvis_utils.metrics import embedding, motifs, similarity
+from harvis_utils.paper import report
 from harvis_utils.parallel import threads
 from harvis_utils.settings import Settings, SettingsError, for_choosing, load_settings
 from harvis_utils.store.files import replacing, write_json, write_text
@@ -97,6 +98,19 @@ class Run:
         return similarity.controls(
             self.cfg, self.data, self.networks, self.statistics, self.untrained, self.random_statistics, proposed
         )
+
+    @cached_property
+    def motifs(self) -> pd.DataFrame | None:
+        """How well planted motifs come back (:func:`motifs.motif_recovery`); None where none were planted."""
+        about = (self.cfg, self.data, self.signals, self.random_signals, self.recordings.dataset)
+        return motifs.motif_recovery(*about)
+
+    @cached_property
+    def results(self) -> dict:
+        """What ``results.json`` holds: the verdicts on the paper's claims and what they stand on."""
+        found = None if self.motifs is None else self.motifs.reset_index().to_dict("records")
+        atlas = embedding.measures(self.data, self.scores, self.signals)
+        return report.assemble(self.cfg, self.data, self.networks, self.scores, self.controls, atlas, found)
 
     @property
     def layers(self) -> list[str]:

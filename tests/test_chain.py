@@ -19,6 +19,7 @@ from sample_notebooks import write
 
 from harvis_utils.chain import commands, execution, stamps
 from harvis_utils.settings import REPOSITORY, data_folders, load_settings
+from harvis_utils.store.files import read_json
 
 
 @pytest.fixture
@@ -44,7 +45,18 @@ def test_every_notebook_depends_on_the_package_and_on_the_settings(root):
     assert {"__init__.py", "settings.py", "data/dsads.py", "data/dsads_digests.txt"} <= files
     quick, desk = (stamps.plan(load_settings(p), root) for p in ("quick", "desk"))
     assert [j.settings for j in quick] != [j.settings for j in desk]
-    assert quick[1].earlier == ("01_a",)
+    assert [j.name for j in quick] == ["01_a", "05_b"]
+
+
+def test_a_part_is_some_of_the_notebooks(root):
+    write(root, "01_a", "1"), write(root, "08_b", "2")
+    parts = {part: [p.stem for p in stamps.find_notebooks(root, part)] for part in (None, *stamps.PARTS)}
+    assert parts == {None: ["01_a", "08_b"], "paper": ["01_a"], "lenses": ["08_b"]}
+    with pytest.raises(stamps.ChainError, match="unknown part 'all'; valid parts: paper, lenses"):
+        stamps.find_notebooks(root, "all")
+    (root / "08_b.ipynb").unlink()
+    with pytest.raises(stamps.ChainError, match="no numbered notebooks .* for 'lenses'"):
+        stamps.find_notebooks(root, "lenses")
 
 
 def test_a_folder_without_notebooks_is_said(root):
@@ -84,24 +96,37 @@ def test_only_what_is_needed_is_executed_again(root, capsys):
     write(books, "01_data", TABLE % 2, prose="Better prose.")
     assert commands.reproduce(cfg, books) == ["01_data", "06_report"]
     write(books, "01_data", TABLE % 3, prose="Better prose.")
-    assert commands.reproduce(cfg, books) == ["01_data", "06_report"], "other data, so all after it"
+    assert commands.reproduce(cfg, books) == ["01_data"], "no other notebook is made of it"
 
 
-def test_all_that_changed_is_executed_in_one_call(root):
-    """In order: no notebook overtakes an earlier one, whose results it may need."""
+def test_what_two_notebooks_need_is_made_once_and_files_belong_to_who_wrote_them(root):
+    books, cfg = root / "books", load_settings()
+    slow = f"""
+from pathlib import Path
+def build(folder):
+    with open({str(root / "built")!r}, "a") as lines:
+        lines.write("once\\n")
+    import time; time.sleep(3)
+    (folder / "a.txt").write_text("1")
+obtain("made", "k", build, {{}})"""
+    for name in ("01_data", "02_model"):
+        write(books, name, slow, f'write_text(cfg.reports / "tables" / "{name}.txt", "1")')
+    assert commands.reproduce(cfg, books) == ["01_data", "02_model"]
+    assert (root / "built").read_text() == "once\n"
+    about = [read_json(stamps.stamp_of(cfg, name)) for name in ("01_data", "02_model")]
+    assert [one["files"] for one in about] == [["tables/01_data.txt"], ["tables/02_model.txt"]]
+    assert [one["stored"] for one in about] == [["made/k"]] * 2
+    assert [p.name for p in (root / "derived/store/made").iterdir()] == ["k"]
+
+
+def test_after_a_failure_all_others_are_executed(root, capsys):
     books = root / "books"
-    names = ["01_data", "02_model", "03_maximization", "04_similarity"]
-    for name in names:
-        write(books, name, "print(cfg.profile)")
-    cfg = load_settings()
-    assert commands.reproduce(cfg, books) == names
-    for name in ("04_similarity", "03_maximization", "01_data"):  # the last is written last
-        write(books, name, "print(cfg.profile)", prose="Better prose.")
-    assert commands.reproduce(cfg, books) == ["01_data", "03_maximization", "04_similarity"]
-    stamped = commands._stamped(cfg, stamps.plan(cfg, books))
-    ended = [stamped[name] for name in ("02_model", "01_data", "03_maximization", "04_similarity")]
-    assert ended == sorted(ended)
-    assert commands.reproduce(cfg, books) == []
+    for name, code in (("01_data", "1"), ("02_model", "assert True\nassert False"), ("03_maximization", "2")):
+        write(books, name, code)
+    assert commands.main(["reproduce", "--notebooks", str(books)]) == 1
+    assert "notebook 02_model.ipynb failed in cell 4: assert False" in capsys.readouterr().err
+    made = sorted(p.name for p in load_settings().reports.glob("*.ipynb"))
+    assert made == ["01_data.ipynb", "03_maximization.ipynb"]
 
 
 def test_notebooks_may_lie_in_a_folder_of_any_letters(root):
@@ -127,7 +152,7 @@ def test_a_replaced_archive_makes_every_notebook_outdated(root, monkeypatch, pac
     monkeypatch.setattr("papermill.execute_notebook", lambda notebook, log, **more: shutil.copy(notebook, log))
     put(50)
     for job in jobs:
-        execution.run_notebook(job.notebook, cfg, earlier=job.earlier)
+        execution.run_notebook(job.notebook, cfg)
     assert stamps.outdated(cfg, jobs) == []
     put(60)
     assert stamps.outdated(cfg, jobs) == ["01_data", "02_model"]
@@ -163,7 +188,7 @@ def test_a_failing_notebook_is_kept_and_named(root, capsys):
     said = capsys.readouterr().err
     log = root / "reports/quick/synthetic/logs/01_data.ipynb"
     # cells of the file: prose, parameters, setup, print, the failing one
-    assert "notebook 01_data.ipynb failed in cell 5: # why" in said
+    assert "notebook 01_data.ipynb failed in cell 5: raise ValueError('too dark')" in said
     assert "ValueError: too dark" in said and str(log) in said
     assert "so far" in log.read_text()
     assert not (log.parents[1] / "01_data.ipynb").exists() and not (log.parents[1] / "stamps/01_data.json").exists()
@@ -287,7 +312,7 @@ def test_clean_removes_runs_and_nothing_else(root, capsys):
     assert commands.main(["clean"]) == 0 and "nothing to remove" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------- paths and digests
+# ------------------------------------------------------------------------------------------------------- paths
 
 
 @given(st.text())
@@ -302,8 +327,3 @@ def test_paths_are_written_relative(root, monkeypatch):
     text = f"{REPOSITORY}/Makefile {root}/reports/quick {root}/derived/x {root}/archives/a.zip {REPOSITORY}"
     assert execution.portable(text) == "Makefile reports/quick data/derived/x HARVIS_DATA/a.zip ."
     assert execution.portable(f"{REPOSITORY}-other x{REPOSITORY}/y").count(str(REPOSITORY)) == 2
-
-
-def test_equal_runs_have_equal_digests():
-    one = {"a": [1, {"wall_s": 3, "b": 2}], "provenance": {"git": "x"}, "timings_s": {"data": 1}}
-    assert stamps.stable(one) == {"a": [1, {"b": 2}]}

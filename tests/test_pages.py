@@ -36,8 +36,7 @@ def finished(tmp_path, monkeypatch):
         write_text(cfg.reports / book.name, json.dumps(done))
         pictures = ["figures/f.png", "figures/shown.png"]
         files = ["tables/t.csv", *pictures, "found.json"] if book.stem == "01_data" else ["results.json"]
-        made = {"files": files, "data": {}, "stored": []}
-        write_json(cfg.reports / "stamps" / f"{book.stem}.json", {"made": made, "after": {}})
+        write_json(cfg.reports / "stamps" / f"{book.stem}.json", {"files": files, "stored": []})
     write_text(cfg.reports / "tables" / "t.csv", "a,b\n1,2\n")
     write_text(cfg.reports / "tables" / "left_over.csv", "old\n")
     for name in ("f.png", "shown.png"):
@@ -178,7 +177,7 @@ def test_what_is_published_already_counts_nothing(finished, monkeypatch):
 def test_networks_that_the_run_made_are_published_with_it(finished, cfg, tiny_windows, monkeypatch):
     stamp = finished.run / "stamps/01_data.json"
     about = read_json(stamp)
-    about["made"]["stored"] = ["networks/x"]
+    about["stored"] = ["networks/x"]
     write_json(stamp, about)
     with pytest.raises(publish.PublishError, match="its networks are stored no more; run `make reproduce"):
         publish.publish(finished.cfg, finished.books)

@@ -62,7 +62,7 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
         if failed or any(c.get("execution_count") is None for c in code):
             raise PublishError(f"{executed} was not executed to its end; {again}")
         # only what the stamps list is published, not what an older version of a notebook left
-        about = read_json(stamp)["made"]
+        about = read_json(stamp)
         made |= {Path(file) for file in about["files"]}
         stored |= set(about["stored"])
     # figures are in the notebooks; README shows some by themselves

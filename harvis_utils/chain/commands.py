@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from harvis_utils.chain.execution import CHAIN, named, notebook_seconds, run_notebook
-from harvis_utils.chain.stamps import NOTEBOOKS, ChainError, Job, find_notebooks, outdated, plan, stamp_of
+from harvis_utils.chain.stamps import NOTEBOOKS, PARTS, ChainError, Job, find_notebooks, outdated, plan, stamp_of
 from harvis_utils.parallel import command_line, threads
 from harvis_utils.settings import (
     PROFILES,
@@ -29,6 +29,9 @@ from harvis_utils.settings import (
 from harvis_utils.store.files import write_text
 
 SNAKEFILE = REPOSITORY / "Snakefile"
+
+#: notebooks executed at once. Choice: one computes while another imports or draws; more would share the same cores
+AT_ONCE = 2
 
 
 @contextlib.contextmanager
@@ -53,47 +56,42 @@ def alone(cfg: Settings, wait_s: float = 20.0):
         yield handle.fileno()
 
 
-def snakemake_command(cfg: Settings, folder: Path, force: list[str]) -> list[str]:
-    """The Snakemake call of a run; its own lock is off, because a kill leaves it behind and :func:`alone` guards."""
+def snakemake_command(cfg: Settings, folder: Path, part: str | None, force: list[str]) -> list[str]:
+    """The Snakemake call of a run; its own lock is off, because a kill leaves it behind and :func:`alone` guards.
+
+    After a failure everything else goes on: notebooks do not need each other.
+    """
     names = {"profile": cfg.profile, "dataset": cfg.dataset, "device": cfg.device or "auto"}
-    names |= {"weights": cfg.weights, "notebooks": str(folder)}
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", str(threads())]
-    command += ["--directory", str(cfg.reports)]
+    names |= {"weights": cfg.weights, "notebooks": str(folder), "part": part or "all"}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+    command += ["--cores", str(AT_ONCE * threads()), "--keep-going", "--directory", str(cfg.reports)]
     command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
     command += ["--forcerun", *(f"n{name}" for name in force)] if force else []
     # as they are: Snakemake does not undo escapes
     return [*command, "--config", *(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in names.items())]
 
 
-def reproduce(cfg: Settings, folder: Path = NOTEBOOKS) -> list[str]:
-    """Bring all notebooks of a run up to date; returns the names of those that were executed.
+def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) -> list[str]:
+    """Bring the notebooks of a run, or of a part of it, up to date; returns the names of those that were executed.
 
-    Raises :class:`ChainError` with the failing notebook's message.
+    Raises :class:`ChainError` with the messages of those that failed, once all others are done.
     """
-    jobs = plan(cfg, folder)
+    jobs = plan(cfg, folder, part)
     logs = cfg.reports / "logs"
     with alone(cfg) as lock:
         logs.mkdir(exist_ok=True)
         _sweep(cfg.reports)
-        before = _stamped(cfg, jobs)
+        before, force = _stamped(cfg, jobs), outdated(cfg, jobs)
         for error in logs.glob("*.error.txt"):
             error.unlink()
-        # one turn is not enough: an executed notebook can make later ones outdated
-        for turn in range(2 * len(jobs) + 2):
-            force = outdated(cfg, jobs)
-            at = _stamped(cfg, jobs)
-            with open(logs / "snakemake.log", "w" if turn == 0 else "a", encoding="utf-8") as log:
-                log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
-                log.flush()
-                command = snakemake_command(cfg, folder.resolve(), force)
-                told = os.environ | {CHAIN: named(psutil.Process())}
-                code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
-            if code:
-                raise ChainError(_why_it_stopped(logs, code))
-            if at == _stamped(cfg, jobs) and not outdated(cfg, jobs):
-                break
-        else:
-            raise ChainError("the notebooks' data keep changing from one execution to the next; see " + str(logs))
+        with open(logs / "snakemake.log", "w", encoding="utf-8") as log:
+            log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
+            log.flush()
+            command = snakemake_command(cfg, folder.resolve(), part, force)
+            told = os.environ | {CHAIN: named(psutil.Process())}
+            code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
+        if code:
+            raise ChainError(_why_it_stopped(logs, code))
     return [name for name, at in _stamped(cfg, jobs).items() if before[name] != at]
 
 
@@ -155,11 +153,10 @@ def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
     if not notebook.exists():
         raise ChainError(f"{notebook} does not exist")
     error = cfg.reports / "logs" / f"{notebook.stem}.error.txt"
-    earlier = next((j.earlier for j in plan(cfg, notebook.parent) if j.name == notebook.stem), ())
     print(f"  {notebook.stem:<22} ...", flush=True)
     started = time.perf_counter()
     try:
-        run_notebook(notebook, cfg, earlier=earlier)
+        run_notebook(notebook, cfg)
     except ChainError as failure:
         write_text(error, f"{failure}\n")
         raise
@@ -175,15 +172,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = {"--profile": "quick", "--dataset": "synthetic", "--device": None, "--weights": "trained"}
     for option, default in options.items():
         of_run.add_argument(option, default=default)
-    commands.add_parser("reproduce", parents=[of_run]).add_argument("--notebooks", default=str(NOTEBOOKS))
+    reproducing = commands.add_parser("reproduce", parents=[of_run])
+    reproducing.add_argument("--notebooks", default=str(NOTEBOOKS))
+    reproducing.add_argument("--part", help=f"only {' or '.join(PARTS)}")
     commands.add_parser("run", parents=[of_run]).add_argument("notebook")
     commands.add_parser("clean")
     words = parser.parse_args(arguments)
     cfg = load_settings(words.profile, words.dataset, words.device, words.weights) if "profile" in words else None
     if words.command == "reproduce":
         folder = Path(words.notebooks).resolve()
-        executed = reproduce(cfg, folder)
-        print(summary(cfg, [j.stem for j in find_notebooks(folder)], executed))
+        executed = reproduce(cfg, folder, words.part)
+        print(summary(cfg, [j.stem for j in find_notebooks(folder, words.part)], executed))
     elif words.command == "run":
         _run_command(words, cfg)
     else:

@@ -13,7 +13,7 @@ from unittest import mock
 
 import psutil
 
-from harvis_utils.chain.stamps import ChainError, describe, made_files, raw_data, stamp_of
+from harvis_utils.chain.stamps import ChainError, raw_data, stamp_of
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, report_root
 from harvis_utils.store.files import read_json, write_json, write_text
 
@@ -30,7 +30,7 @@ BEFORE_STARTING = {
 }
 
 
-def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, earlier: tuple[str, ...] = ()) -> Path:
+def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None) -> Path:
     """Execute a notebook with papermill and return the executed copy in the run's folder.
 
     While it runs, and when it fails, the notebook with its outputs is ``logs/<name>.ipynb``. ``parameters`` are
@@ -39,17 +39,18 @@ def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, 
     import papermill
 
     log = cfg.reports / "logs" / f"{notebook.stem}.ipynb"
-    journal, progress = log.with_suffix(".results.txt"), log.with_suffix(".progress.txt")
+    journal, written, progress = (log.with_suffix(f".{what}.txt") for what in ("results", "files", "progress"))
     log.parent.mkdir(parents=True, exist_ok=True)
-    for old in (log, journal, progress):
+    for old in (log, journal, written, progress):
         old.unlink(missing_ok=True)
-    before, archived = made_files(cfg.reports), raw_data(cfg)
+    archived = raw_data(cfg)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
     given |= {"WEIGHTS": cfg.weights} if cfg.weights != "trained" else {}
     place = {
         **BEFORE_STARTING,
         **os.environ,
         "HARVIS_JOURNAL": str(journal),
+        "HARVIS_WRITTEN": str(written),
         "HARVIS_PROGRESS": str(progress),  # to be watched with tail -f
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -78,22 +79,28 @@ def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None, 
     finally:
         if log.exists():
             _write_portable(log, log)
-    changed = sorted(name for name, stat in made_files(cfg.reports).items() if before.get(name) != stat)
-    executed = _write_portable(log, cfg.reports / f"{notebook.stem}.ipynb")
-    stamp = describe(cfg, notebook.stem, changed, journal, earlier)
-    stamp["archive"] = archived or raw_data(cfg)  # it may have been downloaded meanwhile
-    write_json(stamp_of(cfg, notebook.stem), stamp)
+    executed, reports = _write_portable(log, cfg.reports / f"{notebook.stem}.ipynb"), cfg.reports.resolve()
+    files = [p.relative_to(reports).as_posix() for p in map(Path, _lines(written)) if p.is_relative_to(reports)]
+    archived = archived or raw_data(cfg)  # it may have been downloaded meanwhile
+    write_json(stamp_of(cfg, notebook.stem), {"files": files, "stored": _lines(journal), "archive": archived})
     return executed
 
 
+def _lines(path: Path) -> list[str]:
+    """The lines of a file, each once and sorted; none where it does not exist."""
+    return sorted(set(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+
+
 def _failure(notebook: Path, log: Path, error) -> str:
-    """What is said about a failed cell: where, its first line, the error, and where to see all of it."""
+    """What is said about a failed cell: where, the line that failed, the error, and where to see all of it."""
     # papermill's own cells, the parameters it injects and its banners, are not in the reader's notebook
     own = {"injected-parameters", "papermill-error-cell-tag"}
     cells = [cell["metadata"] for cell in json.loads(log.read_text(encoding="utf-8"))["cells"]]
     cells = [cell.get("papermill", {}) for cell in cells if not own & set(cell.get("tags", []))]
     failed = next((i for i, cell in enumerate(cells, 1) if cell.get("status") == "failed"), error.cell_index)
-    line = next((text for text in error.source.splitlines() if text.strip()), "")
+    # IPython marks the line that it was executing in each frame, the cell's own first
+    marked = re.findall(r"-+> *\d+ (.*)", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback)))
+    line = marked[0] if marked else next((text for text in error.source.splitlines() if text.strip()), "")
     what = "\n  ".join(f"{error.ename}: {error.evalue}".strip().splitlines())
     return (
         f"notebook {notebook.name} failed in cell {failed}: {line.strip()}\n  {what}\n"

@@ -1,4 +1,7 @@
-"""What a notebook depends on and what it made: the plan of a run, and the stamps that say what is up to date."""
+"""What a notebook depends on and what it made: the plan of a run, and the stamps that say what is up to date.
+
+No notebook needs another one to be executed first: what they share are stored results, made by whoever comes first.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 
-#: keys whose values differ between equal runs
-UNSTABLE = frozenset({"provenance", "timings_s", "wall_s", "seconds", "date"})
+#: parts of the book by the numbers of their notebooks
+PARTS = {"paper": range(0, 7), "lenses": range(7, 100)}
 
 #: folders of a run that are about the run, not made by a notebook
 OWN_FOLDERS = ("logs", "stamps", "html", ".snakemake")
@@ -29,11 +32,14 @@ class ChainError(HarvisError, RuntimeError):
     """A notebook failed or cannot be run; the message names it, the cell, and the file to look into."""
 
 
-def find_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
-    """The numbered notebooks ``NN_name.ipynb`` of a folder, in order."""
+def find_notebooks(folder: Path = NOTEBOOKS, part: str | None = None) -> list[Path]:
+    """The numbered notebooks ``NN_name.ipynb`` of a folder, in order; only those of a ``part`` where it is named."""
+    if part is not None and part not in PARTS:
+        raise ChainError(f"unknown part {part!r}; valid parts: {', '.join(PARTS)}")
     found = sorted(p for p in Path(folder).glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem))
+    found = [p for p in found if part is None or int(p.stem[:2]) in PARTS[part]]
     if not found:
-        raise ChainError(f"no numbered notebooks (NN_name.ipynb) in {folder}")
+        raise ChainError(f"no numbered notebooks (NN_name.ipynb) in {folder}" + (f" for {part!r}" if part else ""))
     return found
 
 
@@ -48,22 +54,17 @@ def package_files() -> list[Path]:
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook of a run. ``settings`` is a digest; ``earlier`` names the notebooks executed before it."""
+    """One notebook of a run; ``settings`` is a digest of the run's settings and of library versions."""
 
     name: str
     notebook: Path
     settings: str
-    earlier: tuple[str, ...]
 
 
-def plan(cfg: Settings, folder: Path = NOTEBOOKS) -> list[Job]:
-    """The jobs of a run, in order. Notebook 00 waits for none; each other one for all before it."""
-    jobs: list[Job] = []
+def plan(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) -> list[Job]:
+    """The jobs of a run, in order."""
     libraries = ",".join(f"{lib}={number}" for lib, number in versions().items())
-    for notebook in find_notebooks(folder):
-        earlier = tuple(j.name for j in jobs if not j.name.startswith("00_"))
-        jobs.append(Job(notebook.stem, notebook, f"{cfg.digest()} {libraries}", earlier))
-    return jobs
+    return [Job(book.stem, book, f"{cfg.digest()} {libraries}") for book in find_notebooks(folder, part)]
 
 
 def raw_data(cfg: Settings) -> str | None:
@@ -100,43 +101,11 @@ def made_files(folder: Path) -> dict[str, tuple[int, int]]:
     return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in made}
 
 
-def describe(cfg: Settings, name: str, files: list[str], journal: Path, earlier: tuple[str, ...]) -> dict:
-    """A notebook's stamp: the files it made, the stored results it answers for, and what it was run after."""
-    stored = sorted(set(journal.read_text(encoding="utf-8").split())) if journal.exists() else []
-    data = {f: _content_digest(cfg.reports / f) for f in files if Path(f).suffix in (".csv", ".json", ".nc", ".npz")}
-    made = {"data": data, "files": files, "stored": stored}
-    after = {other: _made_digest(cfg, other) for other in earlier}
-    return {"notebook": name, "made": made, "after": after}
-
-
-def _made_digest(cfg: Settings, name: str) -> str | None:
-    """Digest of the data files a notebook made, or None when it has no stamp."""
-    path = stamp_of(cfg, name)
-    if not path.exists():
-        return None
-    return hashlib.sha256(json.dumps(read_json(path)["made"]["data"], sort_keys=True).encode()).hexdigest()
-
-
-def _content_digest(path: Path) -> str:
-    """SHA-256 of a file; of a JSON file without what differs between equal runs."""
-    content = path.read_bytes()
-    if path.suffix == ".json":
-        content = json.dumps(stable(read_json(path)), sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()
-
-
-def stable(value):
-    """A JSON value without provenance and times, at any depth: what has to be equal between equal runs."""
-    if isinstance(value, dict):
-        return {k: stable(v) for k, v in value.items() if k not in UNSTABLE}
-    return [stable(v) for v in value] if isinstance(value, list) else value
-
-
 def outdated(cfg: Settings, jobs: list[Job]) -> list[str]:
-    """Finished notebooks to execute again: what they made is missing, the archive is another, or earlier data differ.
+    """Finished notebooks to execute again, because what they made or used is gone, or the archive is another one.
 
-    Snakemake sees none of it: stored results are kept by content and are not its outputs, an archive may be downloaded
-    while the chain runs, and a notebook that made the same data again is no reason to execute those after it.
+    Snakemake sees none of it: stored results are kept by content and are not its outputs, and an archive may be
+    downloaded while the chain runs.
     """
     store, archived = artifact_root() / "store", raw_data(cfg)
     names, claimed = [], set()
@@ -144,11 +113,10 @@ def outdated(cfg: Settings, jobs: list[Job]) -> list[str]:
         if not (path := stamp_of(cfg, job.name)).exists():
             continue
         stamp = read_json(path)
-        gone = {s for s in stamp["made"]["stored"] if not (store / s / "manifest.json").exists()} - claimed
-        gone |= {f for f in stamp["made"]["files"] if not (cfg.reports / f).exists()}
-        differ = any(_made_digest(cfg, other) not in (digest, None) for other, digest in stamp["after"].items())
+        gone = {s for s in stamp["stored"] if not (store / s / "manifest.json").exists()} - claimed
+        gone |= {f for f in stamp["files"] if not (cfg.reports / f).exists()}
         replaced = archived is not None and archived != stamp.get("archive")  # without one, what is stored counts
-        if gone or differ or replaced:
+        if gone or replaced:
             names.append(job.name)
             claimed |= gone  # the first notebook that answers for a result makes it again
     return names

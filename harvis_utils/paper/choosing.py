@@ -174,6 +174,13 @@ def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others:
     return pd.DataFrame(rows).set_index("claim")
 
 
+def every_share(scores: xr.Dataset, real: xr.Dataset, readings: Sequence[Variant], dataset: str) -> pd.DataFrame:
+    """:func:`shares` of the claims that choose, and of those that the same ``scores`` say something about."""
+    found = facts(scores, real, readings)
+    more = [c for c in ("C9", "C11") if c != "C9" or dataset.removesuffix("-approximate") == "dsads"]
+    return shares(readings, found, found.draws(scores.sizes["unit"]), facts(scores, real, readings, more))
+
+
 def choose(gains: pd.DataFrame) -> str:
     """The recipe that is most surely better on both axes: the largest ``surety``; of equals the first."""
     return str(gains["surety"].drop(PAPERS).idxmax())

@@ -34,6 +34,13 @@ def writing(path: Path):
         raise ArtifactError(f"{path}: could not be written ({reason}); nothing was left behind") from error
 
 
+def note(variable: str, line: str) -> None:
+    """Add a line to the file that an environment variable names, where it does: the chain asks what a notebook made."""
+    if path := os.environ.get(variable):
+        with open(path, "a", encoding="utf-8") as lines:
+            lines.write(f"{line}\n")
+
+
 @contextmanager
 def replacing(path: Path):
     """Yield a temporary sibling of ``path`` to write to; it takes the name when the block ends without error."""
@@ -46,6 +53,7 @@ def replacing(path: Path):
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
+        note("HARVIS_WRITTEN", str(path.resolve()))
     finally:
         part.unlink(missing_ok=True)
 

@@ -28,6 +28,8 @@ from functools import lru_cache, update_wrapper
 from importlib.metadata import version
 from pathlib import Path
 
+import filelock
+
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.settings import REPOSITORY, artifact_root, keys_file
 from harvis_utils.store import files
@@ -206,14 +208,18 @@ def obtain(stage: str, key: str, build: Callable[[Path], object], about: Mapping
     is made anew, with a warning.
     """
     folder = folder_of(stage, key)
-    if journal := os.environ.get("HARVIS_JOURNAL"):  # the chain notes which results a notebook answers for
-        with open(journal, "a", encoding="utf-8") as lines:
-            lines.write(f"{stage}/{key}\n")
+    files.note("HARVIS_JOURNAL", f"{stage}/{key}")
     if folder.exists() and (wrong := damage(folder)):
         warnings.warn(f"{folder}: {wrong}; made anew", stacklevel=3)
         shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
     if not folder.exists():
-        _fill(folder, build, about)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # two notebooks may want the same: one builds it, the other waits; the system frees the lock however that ends
+        lock = folder.with_name(f".{key}.lock")
+        with filelock.FileLock(lock):
+            if not folder.exists():
+                _fill(folder, build, about)
+        lock.unlink(missing_ok=True)
     _opened[stage, key] = files.read_json(folder / "manifest.json")["wall_s"]
     return folder
 

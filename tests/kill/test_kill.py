@@ -137,9 +137,7 @@ def before(undisturbed, stage: str, root: Path) -> Path:
             shutil.copytree(folder, root / folder.relative_to(undisturbed.root))
     notebooks = {path.stem: path for path in Path(NOTEBOOKS).glob("*.ipynb")}
     stamps = sorted((undisturbed.root / "reports/quick/synthetic/stamps").glob("*.json"))
-    makers = [
-        p.stem for p in stamps if any(s.startswith(f"{stage}/") for s in json.loads(p.read_text())["made"]["stored"])
-    ]
+    makers = [p.stem for p in stamps if any(s.startswith(f"{stage}/") for s in json.loads(p.read_text())["stored"])]
     if (own := makers[0]) in notebooks:
         paper = PAPER[0] <= own < PAPER[1]
         needed = [p for name, p in notebooks.items() if (PAPER[0] <= name < PAPER[1] if paper else name == own)]
