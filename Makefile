@@ -6,6 +6,8 @@ DATASET = synthetic
 DEVICE  =
 # "published" takes the networks of the published run instead of training
 WEIGHTS =
+# paper (00-06) or lenses (07-14); all of them by default
+PART    =
 THREADS =
 SWEEP   = workflow/sweep.toml
 WORKFLOW = local
@@ -41,14 +43,15 @@ export MALLOC_MMAP_THRESHOLD_ := $(or $(MALLOC_MMAP_THRESHOLD_),1073741824)
 export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce sweep test test-kill yardstick bench lab report publish gpu-bundle clean moved
+.PHONY: help reproduce sweep test test-long minutes yardstick bench lab report publish gpu-bundle clean moved
 
 help: ## show this list
-	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., DEVICE=cpu|cuda, THREADS=n, WEIGHTS=published):"
+	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., PART=paper|lenses, DEVICE=cpu|cuda, THREADS=n, WEIGHTS=published):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
 
 reproduce: $(ENV) ## execute all notebooks that are not up to date, then show where the results are
-	@$(CHAIN) reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE)) $(if $(WEIGHTS),--weights $(WEIGHTS))
+	@$(CHAIN) reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE)) $(if $(WEIGHTS),--weights $(WEIGHTS)) \
+		$(if $(PART),--part $(PART))
 	@$(PAGES) $(RUN)
 
 sweep: $(ENV) ## many networks as many jobs (SWEEP=file.toml, WORKFLOW=local|slurm), then one table of them
@@ -60,12 +63,15 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 	$(PY) -m nbstripout --verify notebooks/*.ipynb
 	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
-	echo "notebooks, in order, in an empty root" && \
+	echo "notebooks, two at once, in an empty root" && \
 	HARVIS_ARTIFACTS="$$root/derived" HARVIS_REPORTS="$$root/reports" JUPYTER_PREFER_ENV_PATH=1 \
-	$(PY) -m pytest -q --nbval-lax --nbval-current-env notebooks/*.ipynb
+	$(PY) -m pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env notebooks/*.ipynb
 
-test-kill: $(ENV) ## kill runs at every stage and at random, and compare what the restarts end with
-	$(PY) -m pytest -v -x tests/kill
+minutes: $(ENV) ## where the minutes of a finished run went: notebooks, their beginnings, imports
+	@$(PY) -m workflow.minutes $(RUN)
+
+test-long: $(ENV) ## each notebook alone and twice, runs killed at every stage; goes on where it was interrupted
+	$(PY) -m pytest -v tests/long
 
 yardstick: $(ENV) $(YARD)/$(BASE)/.$(PROFILE)-$(DATASET) ## run the chain anew and compare every number with those of a commit (BASE=commit)
 	@rm -rf $(YARD)/current
@@ -107,5 +113,6 @@ clean: $(ENV) ## remove what runs have made (not raw data, not published results
 	"Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "building .venv, once; this takes some minutes"
 	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@if command -v uv >/dev/null; then uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[test]'; \
+	else .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'; fi
 	@echo '$(CURDIR)' > $@

@@ -1,6 +1,6 @@
 """Runs killed in the middle: whatever is killed when, the same command then ends with the same results.
 
-Takes many runs of the quick profile; not part of the ordinary tests: ``make test-kill``. Nothing in the package
+Takes many runs of the quick profile; not part of the ordinary tests: ``make test-long``. Nothing in the package
 knows of these tests: they watch the store from outside and send SIGKILL at the moment asked for. Results are the same
 when every file that is stored is, byte for byte, and every JSON and CSV file but for the times in it.
 """
