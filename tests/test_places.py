@@ -348,6 +348,37 @@ def test_a_dimension_of_axes_and_times_in_turn_is_not_that_of_axes(length):
         taps.located(network, "look", windows(length=length))
 
 
+SHORT = {
+    "one unit of two samples": (6, 2, lambda m, x: m.look(m.c(x)), {"c": conv(6, 1), "look": nn.ReLU}),
+    "one unit of three samples": (
+        3,
+        3,
+        lambda m, x: m.look(m.d(F.relu(m.c(x)))),
+        {"c": conv(3, 1), "d": conv(1, 1), "look": nn.ReLU},
+    ),
+    "sensors as the steps of a Transformer": (
+        6,
+        2,
+        lambda m, x: m.look(m.c(x)),
+        {"c": lambda: nn.Linear(2, 4), "look": lambda: nn.TransformerEncoderLayer(4, 1, 8, batch_first=True)},
+    ),
+    "dense over four times": (4, 4, lambda m, x: m.look(m.c(x)), {"c": conv(4, 3), "look": lambda: nn.Linear(4, 4)}),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_windows_too_short_to_tell_are_not_read_by_chance(name):
+    n_axes, length, forward, parts = SHORT[name]
+    x, found = torch.randn(4, n_axes, length, generator=torch.Generator().manual_seed(0)), set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        try:
+            found.add(taps.located(Of(forward, **{part: make() for part, make in parts.items()}), "look", x).layout)
+        except ValueError as error:
+            assert "name another layer" in str(error)
+    assert found <= {"window axis unit" if "sensors" in name else "window unit time"}
+
+
 def test_a_layer_in_the_place_of_another_is_looked_at_anew():
     class Turned(nn.Module):
         def forward(self, h):

@@ -35,8 +35,8 @@ Groups = tuple[tuple[str, ...], ...]
 #: windows that are watched for what belongs to which, and times at which they are changed
 N_WINDOWS, N_TIMES, N_AVERAGED = 3, 16, 6
 #: Choice: how many standard deviations of a random order a dimension follows time by, to be that of time; from how many
-#: samples on a random order can tell; and the correlation that is enough where one dimension alone is left
-CLEAR, N_CLEAR, ENOUGH = 4.0, 6, 0.4
+#: samples on a random order can tell; and how many and which correlation are enough where one dimension alone is left
+CLEAR, N_CLEAR, LIKELY, ENOUGH = 4.0, 6, 2.0, 0.4
 #: Choice: a dimension turns with time where that leaves less than this share of the difference that turning makes
 TURNED = 0.5
 #: changes below this share of an output's largest value are rounding errors
@@ -351,7 +351,9 @@ def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, 
     if "unit" not in roles.values() and (windows.alive or len(own) == 1 or "time" in roles.values()):
         # what is left holds the units; a dimension of size 1 where no larger one is left
         rest = rest or [i for i, n in enumerate(sizes) if n == 1 and i not in roles][:1]
-        if len(rest) == 1 and own[rest[0]] != windows.dim and not _folded(answer, windows, example, rest[0], roles):
+        single = [i for i, n in enumerate(sizes) if n == 1 and i not in roles and i not in rest]
+        about = (answer, windows, example, rest[0] if rest else 0, roles)
+        if len(rest) == 1 and own[rest[0]] != windows.dim and not _folded(*about, bool(single)):
             roles[rest.pop()] = "unit"
     if rest or "unit" not in roles.values():
         fault = "no dimension is left for the units" if not rest else "it is open which dimension is that of the units"
@@ -397,7 +399,7 @@ def _in_time(change: Tensor, alone: bool, length: int) -> bool:
     where = torch.tensor(times(length)) / max(length - 1, 1)
     near = -(where[:, None] - torch.linspace(0, 1, change.shape[1])).abs()
     clear, correlation = _followed(change, near)
-    return (clear > CLEAR and change.shape[1] >= N_CLEAR) or (alone and correlation > ENOUGH)
+    return (clear > CLEAR and change.shape[1] >= N_CLEAR) or (alone and clear > LIKELY and correlation > ENOUGH)
 
 
 def _own_axis(change: Tensor, alone: bool) -> bool:
@@ -406,20 +408,26 @@ def _own_axis(change: Tensor, alone: bool) -> bool:
     inside = torch.eye(n, dtype=torch.bool)
     scaled = change / change.mean(0).clamp(min=1e-30)
     first = (scaled.argmax(1) == torch.arange(n)).all() and (scaled.argmax(0) == torch.arange(n)).all()
-    apart_by = scaled[inside].min() > 1.5 * scaled[~inside].max()
+    apart_by = scaled[inside].min() > (1.5 if n > 2 else 4) * scaled[~inside].max()
     return (clear > CLEAR and n >= N_CLEAR) or bool(first and apart_by and (alone or n > 3))
 
 
-def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: dict[int, str]) -> bool:
-    """Whether a dimension that is left for units holds times as well, unit by unit, as flattening makes it."""
+def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: dict[int, str], single: bool) -> bool:
+    """Whether a dimension that is left for units holds times as well, unit by unit, as flattening makes it.
+
+    Where another one, of a ``single`` index, may be that of the units, it may hold times alone.
+    """
     if "time" in roles.values() or example.ndim != 3 or example.shape[2] < 2:
         return False
     watched = Watched(answer, windows, example)
     change = _along(watched.sizes([(slice(None), t) for t in times(example.shape[2])]), dim)
     size = change.shape[1]
     steps = [n for n in range(N_CLEAR, size // 2 + 1) if size % n == 0 and n <= example.shape[2]]
-    near = [(n, -(torch.linspace(0, 1, len(change))[:, None] - torch.linspace(0, 1, n)).abs()) for n in steps]
-    return any(_followed(change.unflatten(1, (-1, n)).mean(1), of)[0] > CLEAR + 1 for n, of in near)
+    near = {n: -(torch.linspace(0, 1, len(change))[:, None] - torch.linspace(0, 1, n)).abs() for n in [*steps, size]}
+    short = 1 < size <= example.shape[2] < N_CLEAR  # too few to tell
+    if single and (short or _followed(change, near[size])[1] > ENOUGH):
+        return True
+    return any(_followed(change.unflatten(1, (-1, n)).mean(1), near[n])[0] > CLEAR + 1 for n in steps)
 
 
 def _layout(shape: tuple[int, ...], windows: Windows, own: Sequence[int], roles: dict[int, str]) -> str:
