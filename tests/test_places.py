@@ -644,6 +644,34 @@ def test_a_residual_beside_an_activation_in_place_is_the_same_under_a_rule():
     assert torch.equal(inside, network(x)) and torch.equal(inside, 2 * F.relu(network.c1(x)))
 
 
+def changed_in_place(change):
+    def forward(m, x):
+        h = m.n(m.c(x))
+        change(h, x)
+        return m.out(F.relu(h).mean(2))
+
+    return of(forward, c=conv(), n=lambda: nn.BatchNorm1d(5), out=lambda: nn.Linear(5, CLASSES))
+
+
+def added(h, x):
+    h += x.mean(1, keepdim=True)
+
+
+def set_anew(h, x):
+    h[:, 1:4] = x
+
+
+@pytest.mark.parametrize("change", [added, set_anew, lambda h, x: h[:, 1].mul_(2), lambda h, x: h.mul_(x[:, :1])])
+def test_what_is_rectified_after_a_change_in_place_is_not_the_place(change):
+    """A residual that is added in place goes to the ReLU too: the layer's units are not what comes out of that."""
+    network, x = changed_in_place(change), windows()
+    for layer in ("c", "n"):
+        assert not taps.behind(network, layer, x).rectified
+        drops = occlusion.drops(network, x, [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3), layer)
+        assert drops["unit"].values.tolist() == taps.maps_of(network, layer, x).sum((2, 3)).argmax(1).tolist()
+    assert taps.behind(changed_in_place(lambda h, x: None), "c", x).rectified
+
+
 # -------------------------------------------------------------------------------------------------- norm, then ReLU
 
 

@@ -11,7 +11,8 @@ What cannot be told is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -68,15 +69,19 @@ def _at(network: nn.Module, tap: Tap, act: _Act, follows: Callable[[Place], bool
     """
     place = sizes = follower = None
     n_calls = 0
+    listeners = LISTENERS.setdefault(network, [])
 
     def asleep() -> bool:
         return getattr(WATCHING, "on", False)
 
-    def begin(module, args, kwargs) -> None:
+    def opened(module, args, kwargs) -> None:
+        # the first one begins for all in the order of their blocks, so that inner ones see what outer ones changed
+        if not asleep() and listeners[0] is own:
+            for begin, _ in listeners:
+                begin(args[0] if args else next(iter(kwargs.values())))
+
+    def begin(x: Tensor) -> None:
         nonlocal place, sizes, follower, n_calls
-        if asleep():
-            return
-        x = args[0] if args else next(iter(kwargs.values()))
         place, sizes, n_calls = place_of(network, tap, x), sizes_of(x), 0
         if follows(place):
             follower = Follower(
@@ -96,12 +101,12 @@ def _at(network: nn.Module, tap: Tap, act: _Act, follows: Callable[[Place], bool
             if tap.call is None:
                 which_call(tap, n_calls)  # refuses a second call
             return None
-        own = tensors_of(output)[place.part]
+        raw = tensors_of(output)[place.part]
         if follower is not None:
-            follower.start(own)
+            follower.start(raw)
             return None
-        changed = act(own, layouts.parsed(place.layout), sizes, "place")
-        return None if changed is None else _exchanged(output, own, changed)
+        changed = act(raw, layouts.parsed(place.layout), sizes, "place")
+        return None if changed is None else _exchanged(output, raw, changed)
 
     def leave() -> None:
         nonlocal sizes, follower
@@ -110,19 +115,33 @@ def _at(network: nn.Module, tap: Tap, act: _Act, follows: Callable[[Place], bool
         sizes = follower = None
 
     def end(module, args, output) -> None:
-        if asleep() or sizes is None:
+        if asleep():
             return
-        leave()
+        if listeners[0] is own:
+            _leave(network)
         if output is not None:  # it is where the network raised an error
             which_call(tap, n_calls)
 
+    own = begin, leave
     with ExitStack() as hooks:
         hooks.enter_context(unnested(network))
-        hooks.callback(leave)  # where the call was not finished
-        hooks.enter_context(network.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
+        listeners.append(own)
+        hooks.callback(listeners.remove, own)
+        hooks.callback(_leave, network)  # where the call was not finished
+        hooks.enter_context(network.register_forward_pre_hook(opened, prepend=True, with_kwargs=True))
         hooks.enter_context(network.get_submodule(tap.module).register_forward_hook(met))
         hooks.enter_context(network.register_forward_hook(end, always_call=True))
         yield
+
+
+#: who listens to a network at the moment: what each does as a call begins and ends, the outer blocks first
+LISTENERS: WeakKeyDictionary[nn.Module, list[tuple[Callable, Callable]]] = WeakKeyDictionary()
+
+
+def _leave(network: nn.Module) -> None:
+    """A call of the network is over for all that listen to it, the last that began first."""
+    for _, leave in reversed(LISTENERS.get(network, [])):
+        leave()
 
 
 class _Seen(BaseException):
@@ -223,8 +242,17 @@ def _exchanged(output, old: Tensor, new: Tensor):
 
 def _maps(network: nn.Module, taps: Sequence[str | Tap], x: np.ndarray | Tensor) -> dict[str, Tensor]:
     """Maps by the taps' names; what the network does behind the last place is spared."""
-    with _recorded(network, taps, alone=True) as found, suppress(_Seen):
-        run(network, as_windows(network, x))
+    names = {tap if isinstance(tap, str) else tap.name for tap in taps}
+    with _recorded(network, taps, alone=True) as found:
+        try:
+            run(network, as_windows(network, x))
+        except (_Seen, Exception):
+            _leave(network)
+            if names > set(found):  # else a network that catches everything went on behind the last place
+                raise
+    if names > set(found):
+        missing = ", ".join(sorted(names - set(found)))
+        raise PlaceError(f"{missing}: these windows do not go through the activation that was found behind it")
     return found
 
 
