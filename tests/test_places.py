@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from harvis_utils.lenses import ablation, deconvnet, dissection, dreams, occlusion, slopes
 from harvis_utils.maximization import objectives, paper_methods, unit_statistics, visualization
@@ -1185,6 +1186,29 @@ def test_linear_functions_between_rectifiers_are_their_gradient(name):
     (above,) = torch.autograd.grad(out, h, out.detach())
     expected = F.conv_transpose1d(above.relu(), network.c1.weight, padding=1)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("again", [False, True])
+def test_parts_that_are_computed_anew_have_no_rules(again):
+    def forward(m, x):
+        return m.c2(checkpoint(lambda h: F.relu6(m.c1(h)), x, use_reentrant=again))
+
+    network, x, step = of(forward, c1=conv(), c2=conv(5, 6)), windows(), Step("adam", 0.1, 1.0)
+    plain = of(lambda m, x: m.c2(F.relu6(m.c1(x))), c1=conv(), c2=conv(5, 6))
+    looks = {
+        "deconvnet": lambda net: deconvnet.project(net, "c2", x, deconvnet.strongest()),
+        "slope": lambda net: slopes.ascend_units(net, "c2", [0], x, step, 2, 0.3).last,
+        "gradient": lambda net: deconvnet.project(net, "c2", x, deconvnet.strongest(), "gradient"),
+        "climb": lambda net: slopes.ascend_units(net, "c2", [0], x, step, 2).last,
+    }
+    for name, look in looks.items():
+        if again or name in ("deconvnet", "slope"):
+            with pytest.raises(ValueError, match="[Cc]heckpoint"):
+                look(network)
+        else:
+            assert torch.allclose(look(network), look(plain), atol=1e-6)
+    assert torch.equal(taps.outputs(network, "c2", x), taps.outputs(plain, "c2", x))
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k)])
