@@ -1,6 +1,7 @@
 """Places in networks of all kinds: their dimensions, what is refused of them, where in time their samples lie."""
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -66,6 +67,23 @@ class Pooling(nn.Module):
     def forward(self, h):
         weights = self.score(h)[..., 0].softmax(1)
         return weights, (h * weights[..., None]).sum(1)
+
+
+@dataclass
+class Output:
+    n: int
+    features: torch.Tensor
+
+
+class Described(nn.Module):
+    """Returns a dataclass, as Transformers of the hub do."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv1d(N_AXES, 5, 3)
+
+    def forward(self, x):
+        return Output(len(x), self.c(x))
 
 
 def folded(m, x, slow):
@@ -166,6 +184,16 @@ KINDS = {
         lambda: of(lambda m, x: folded(m, x, "axis"), look=conv(1, 6)),
         "(axis window) unit time",
         lambda o: o.view(N_AXES, -1, 6, LENGTH).permute(1, 2, 0, 3),
+    ),
+    "sensors in the batch": (
+        lambda: of(lambda m, x: m.look(F.pad(x, (0, 0, 0, 1)).unflatten(1, (2, 2)).flatten(0, 1)), look=conv(2, 5)),
+        "(window axis) unit time",
+        lambda o: o.view(-1, 2, 5, LENGTH).transpose(1, 2),
+    ),
+    "a dataclass": (
+        lambda: of(lambda m, x: m.look(x).features, look=Described),
+        "window unit time",
+        lambda o: o.features[:, :, None],
     ),
     "times in the batch": (
         lambda: of(lambda m, x: m.look(first(x).flatten(0, 1)), look=lambda: nn.Linear(N_AXES, 6)),
@@ -831,6 +859,19 @@ def test_no_class_scores_are_said_so(end):
     with pytest.raises(ValueError, match="class scores .* are wanted"):
         taps.scores_of(network, windows())
     assert objectives.channel("c1", 1)(network, windows()).shape == (4,)
+
+
+@pytest.mark.parametrize("end", [lambda z, y: (z, y), lambda z, y: {"features": z, "logits": y}, Output])
+def test_features_that_come_before_the_scores_are_not_taken_for_them(end):
+    def forward(m, x):
+        z = F.relu(m.c1(x)).mean(2)
+        return end(z, m.out(z))
+
+    network, x = of(forward, c1=conv(), out=lambda: nn.Linear(5, CLASSES)), windows()
+    if end is Output:
+        assert taps.scores_of(of(lambda m, x: Output(1, m.c1(x).mean(2)), c1=conv()), x).shape == (4, 5)
+    with pytest.raises(ValueError, match="looks like features.*scores first"):
+        occlusion.drops(network, x, [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3))
 
 
 def test_scores_of_classes_that_do_not_exclude_each_other_are_refused():

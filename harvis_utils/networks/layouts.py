@@ -66,11 +66,12 @@ def apart(output: Tensor, groups: Groups, sizes: dict[str, int], where: str) -> 
         view = output
         for dim in reversed(range(len(groups))):
             if len(groups[dim]) > 1:
-                unknown = [word for word in groups[dim] if word not in sizes]
-                known = torch.Size(sizes[word] for word in groups[dim] if word in sizes).numel()
-                if len(unknown) > 1 or output.shape[dim] % known:
+                # beside the windows there may be fewer axes than they have, as where each holds a sensor
+                own = sizes if len(groups[dim]) > 2 else {"window": sizes["window"]}
+                known = torch.Size(own[word] for word in groups[dim] if word in own).numel()
+                if sum(word not in own for word in groups[dim]) > 1 or output.shape[dim] % known:
                     break
-                each = [sizes.get(word, output.shape[dim] // known) for word in groups[dim]]
+                each = [own.get(word, output.shape[dim] // known) for word in groups[dim]]
                 view = view.unflatten(dim, each) if torch.Size(each).numel() == output.shape[dim] else view
         words = [word for group in groups for word in group]
         wanted = {"window": sizes["window"], "1": 1}
@@ -204,16 +205,14 @@ def of_windows(answer: Answer, example: Tensor) -> Windows:
         each = changed.movedim(dim + 1, 1).flatten(2).any(2)  # (window, index)
         if size % N_WINDOWS or (each.sum(0) > 1).any():
             continue
-        owner = torch.arange(N_WINDOWS)[:, None]
-        index = torch.arange(size)
+        owner, index = torch.arange(N_WINDOWS)[:, None], torch.arange(size)
         if not (each & (index // (size // N_WINDOWS) != owner)).any():
             found.append(Windows(dim, size // N_WINDOWS, True, others is other))
         elif not (each & (index % N_WINDOWS != owner)).any():
             found.append(Windows(dim, size // N_WINDOWS, False, others is other))
     if len(found) != 1:
-        raise PlaceError(
-            f"no dimension of its output, {tuple(before.shape)} for {N_WINDOWS} windows, is that of the windows"
-        )
+        shape = tuple(before.shape)
+        raise PlaceError(f"no dimension of its output, {shape} for {N_WINDOWS} windows, is that of the windows")
     return found[0]
 
 
@@ -287,9 +286,8 @@ class Watched:
         length = self.base.shape[of]
         step = max(round(length / size), 1)
         by = max(length // (3 * step), 1) * step
-        before, after = (
-            self.windows.apart(self.answer(x), len(x)).float() for x in (self.base, self.base.roll(by, of))
-        )
+        both = self.base, self.base.roll(by, of)
+        before, after = (self.windows.apart(self.answer(x), len(x)).float() for x in both)
         moved = min(float((after - before.roll(shift, dim + 1)).norm()) for shift in {by // step, by})
         return moved < TURNED * float((after - before).norm())
 
@@ -351,9 +349,8 @@ def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, 
     if "unit" not in roles.values() and (windows.alive or len(own) == 1 or "time" in roles.values()):
         # what is left holds the units; a dimension of size 1 where no larger one is left
         rest = rest or [i for i, n in enumerate(sizes) if n == 1 and i not in roles][:1]
-        single = [i for i, n in enumerate(sizes) if n == 1 and i not in roles and i not in rest]
-        about = (answer, windows, example, rest[0] if rest else 0, roles)
-        if len(rest) == 1 and own[rest[0]] != windows.dim and not _folded(*about, bool(single)):
+        alone = len(rest) == 1 and own[rest[0]] != windows.dim
+        if alone and not _folded(answer, windows, example, rest[0], roles, sizes):
             roles[rest.pop()] = "unit"
     if rest or "unit" not in roles.values():
         fault = "no dimension is left for the units" if not rest else "it is open which dimension is that of the units"
@@ -412,10 +409,10 @@ def _own_axis(change: Tensor, alone: bool) -> bool:
     return (clear > CLEAR and n >= N_CLEAR) or bool(first and apart_by and (alone or n > 3))
 
 
-def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: dict[int, str], single: bool) -> bool:
+def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: dict[int, str], sizes) -> bool:
     """Whether a dimension that is left for units holds times as well, unit by unit, as flattening makes it.
 
-    Where another one, of a ``single`` index, may be that of the units, it may hold times alone.
+    Where another one of size 1 may be that of the units, it may hold times alone.
     """
     if "time" in roles.values() or example.ndim != 3 or example.shape[2] < 2:
         return False
@@ -424,10 +421,9 @@ def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: 
     size = change.shape[1]
     steps = [n for n in range(N_CLEAR, size // 2 + 1) if size % n == 0 and n <= example.shape[2]]
     near = {n: -(torch.linspace(0, 1, len(change))[:, None] - torch.linspace(0, 1, n)).abs() for n in [*steps, size]}
-    short = 1 < size <= example.shape[2] < N_CLEAR  # too few to tell
-    if single and (short or _followed(change, near[size])[1] > ENOUGH):
-        return True
-    return any(_followed(change.unflatten(1, (-1, n)).mean(1), near[n])[0] > CLEAR + 1 for n in steps)
+    single = any(n == 1 and i != dim and i not in roles for i, n in enumerate(sizes))
+    alone = single and (1 < size <= example.shape[2] < N_CLEAR or _followed(change, near[size])[1] > ENOUGH)
+    return alone or any(_followed(change.unflatten(1, (-1, n)).mean(1), near[n])[0] > CLEAR + 1 for n in steps)
 
 
 def _layout(shape: tuple[int, ...], windows: Windows, own: Sequence[int], roles: dict[int, str]) -> str:

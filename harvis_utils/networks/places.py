@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import count
 from weakref import WeakKeyDictionary
 
@@ -204,6 +204,8 @@ def tensors_of(output) -> list[Tensor]:
         return [output] if output.is_floating_point() and output.ndim > 1 else []
     if isinstance(output, dict):
         output = list(output.values())
+    elif is_dataclass(output):
+        output = [getattr(output, field.name) for field in fields(output)]
     return [tensor for one in output for tensor in tensors_of(one)] if isinstance(output, list | tuple) else []
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -234,6 +235,9 @@ def _exchanged(output, old: Tensor, new: Tensor):
         return new
     if isinstance(output, dict):
         return type(output)({key: _exchanged(value, old, new) for key, value in output.items()})
+    if is_dataclass(output):
+        changed = {field.name: _exchanged(getattr(output, field.name), old, new) for field in fields(output)}
+        return replace(output, **changed)
     if isinstance(output, list | tuple):
         parts = [_exchanged(one, old, new) for one in output]
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
@@ -319,6 +323,19 @@ def as_scores(output) -> Tensor:
     return scores.clamp(min=torch.finfo(scores.dtype).tiny).log() if probabilities else scores
 
 
+def _refuse_features(first: Tensor, *others: Tensor) -> None:
+    """Raise ``ValueError`` where the first of several tensors is what scores of other classes are computed from."""
+    for of in others:
+        if of.ndim == 2 and of.shape[1] not in (1, first.shape[1]) and first.requires_grad and of.requires_grad:
+            (leads,) = torch.autograd.grad(of.sum(), first, retain_graph=True, allow_unused=True)
+            if leads is not None:
+                shapes = f"{tuple(first.shape)}, leads to another, {tuple(of.shape)}"
+                raise PlaceError(
+                    f"the first tensor that the network returns, {shapes}, and so looks like features, not like class "
+                    "scores: wrap it in a module that returns the scores first"
+                )
+
+
 def _settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
     """Raise ``ValueError`` where what the network says of a window depends on chance or on the other windows."""
     if isinstance(network, SFHF):
@@ -331,7 +348,8 @@ def _settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
             try:
                 with torch.enable_grad():
                     output = run(watched, layouts.made_windows(example, 2).requires_grad_())
-                as_scores(output)  # refuses what is none
+                    as_scores(output)  # refuses what is none
+                    _refuse_features(*tensors_of(output))
                 layouts.of_windows(lambda windows: tensors_of(run(watched, windows))[0], example)
             except PlaceError as error:
                 raise PlaceError(f"the network's class scores: {error}") from error
@@ -387,10 +405,10 @@ def _described(network: nn.Module, tap: Tap, x: Tensor, scored: str, shapes: lis
     kind = type(network.get_submodule(tap.module)).__name__
     try:
         tap = located(network, tap, x)
+        with evaluating(network), torch.no_grad():
+            _, units, axes, samples = maps_of(network, tap, x).shape
     except PlaceError as error:
         return {"output": next(iter(shapes), ()), "type": kind, "refused": str(error)}
-    with evaluating(network), torch.no_grad():
-        _, units, axes, samples = maps_of(network, tap, x).shape
     found = {"output": shapes[tap.part], "type": kind, "layout": tap.layout}
     found |= {"units": units, "axes": axes, "samples": samples, "refused": ""}
     dissection = "yes" if axes in (1, x.shape[1]) else f"{axes} axes are neither 1 nor the window's {x.shape[1]}"
