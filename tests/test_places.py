@@ -143,6 +143,22 @@ KINDS = {
         "time window unit",
         lambda o: o[0].permute(1, 2, 0)[:, :, None],
     ),
+    "LSTM of both directions and many units": (
+        lambda: of(
+            lambda m, x: m.look(first(x)), look=lambda: nn.LSTM(N_AXES, 48, 1, batch_first=True, bidirectional=True)
+        ),
+        "window time unit",
+        lambda o: o[0].transpose(1, 2)[:, :, None],
+    ),
+    "behind a GRU of both directions and many units": (
+        lambda: of(
+            lambda m, x: m.look(m.r(first(x))[0]),
+            r=lambda: nn.GRU(N_AXES, 48, 1, batch_first=True, bidirectional=True),
+            look=nn.Dropout,
+        ),
+        "window time unit",
+        lambda o: o.transpose(1, 2)[:, :, None],
+    ),
     "attention": (
         lambda: of(
             lambda m, x: m.look(*[F.relu(m.dense(first(x)))] * 3),

@@ -37,8 +37,9 @@ N_WINDOWS, N_TIMES, N_AVERAGED = 3, 16, 6
 #: Choice: how many standard deviations of a random order a dimension follows time by, to be that of time; from how many
 #: samples on a random order can tell; and how many and which correlation are enough where one dimension alone is left
 CLEAR, N_CLEAR, LIKELY, ENOUGH = 4.0, 6, 2.0, 0.4
-#: Choice: a dimension turns with time where that leaves less than this share of the difference that turning makes
-TURNED = 0.5
+#: Choice: a dimension turns with time where that leaves less than this share of the difference that turning makes; of
+#: two that follow time one alone does, where its correlation is so many times that of the other
+TURNED, FAR = 0.5, 1.5
 #: changes below this share of an output's largest value are rounding errors
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -340,8 +341,7 @@ def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, 
         for role, dims in moving.items():
             # channels that each see one axis, as those of a depthwise convolution, are units by their declaration
             dims = [i for i in dims if not (role == "axis" and roles.get(i) == "unit")]
-            taken = [i for i in dims if i in roles]
-            if len(dims) > 1 or taken:
+            if len(dims) > 1 or any(i in roles for i in dims):
                 fault = f"{len(dims)} dimensions follow {role}" if len(dims) > 1 else f"one follows {role} too"
                 raise PlaceError(_said(shape, example, windows, own, roles | dict.fromkeys(dims, role), fault))
             roles |= dict.fromkeys(dims, role)
@@ -379,30 +379,30 @@ def _moving(watched: Watched, sizes: dict[int, int], alone: Sequence[int]) -> di
         # padding adds a few axes; a longer dimension holds something else, as times and axes in turn
         fits = [i for i, n in sizes.items() if role == "time" or n < 2 * n_axes]
         moving[role] = [i for i in fits if _moves(_along(touched, i))]
-    for role, of in parts.items():
-        if moving[role]:
-            continue
-        change = watched.sizes(of)
+    for role, of in [(role, of) for role, of in parts.items() if not moving[role]]:
+        change, near = watched.sizes(of), {}
         for i in (i for i in sizes if not any(i in dims for dims in moving.values())):
             by = _along(change, i)
-            if role == "time" and (_in_time(by, i in alone, length) or watched.turns(2, i, sizes[i])):
-                moving[role].append(i)
-            if role == "axis" and sizes[i] == n_axes and (_own_axis(by, i in alone) or watched.turns(1, i, n_axes)):
-                moving[role].append(i)
+            if role == "time":
+                near[i] = _in_time(by, i in alone, length) or float(watched.turns(2, i, sizes[i]))
+            elif sizes[i] == n_axes:
+                near[i] = float(_own_axis(by, i in alone) or watched.turns(1, i, n_axes))
+        # units of both directions of a recurrent layer follow time too, but by far not as times do
+        moving[role] = [i for i, of_it in near.items() if of_it > max(near.values()) / FAR]
     return moving
 
 
-def _in_time(change: Tensor, alone: bool, length: int) -> bool:
+def _in_time(change: Tensor, alone: bool, length: int) -> float:
     where = torch.tensor(times(length)) / max(length - 1, 1)
     near = -(where[:, None] - torch.linspace(0, 1, change.shape[1])).abs()
     clear, correlation = _followed(change, near)
-    return (clear > CLEAR and change.shape[1] >= N_CLEAR) or (alone and clear > LIKELY and correlation > ENOUGH)
+    enough = alone and clear > LIKELY and correlation > ENOUGH
+    return correlation if enough or (clear > CLEAR and change.shape[1] >= N_CLEAR) else 0.0
 
 
 def _own_axis(change: Tensor, alone: bool) -> bool:
-    n = len(change)
-    clear, _ = _followed(change, torch.eye(n))
-    inside = torch.eye(n, dtype=torch.bool)
+    n, inside = len(change), torch.eye(len(change), dtype=torch.bool)
+    clear, _ = _followed(change, inside)
     scaled = change / change.mean(0).clamp(min=1e-30)
     first = (scaled.argmax(1) == torch.arange(n)).all() and (scaled.argmax(0) == torch.arange(n)).all()
     apart_by = scaled[inside].min() > (1.5 if n > 2 else 4) * scaled[~inside].max()
@@ -416,8 +416,7 @@ def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: 
     """
     if "time" in roles.values() or example.ndim != 3 or example.shape[2] < 2:
         return False
-    watched = Watched(answer, windows, example)
-    change = _along(watched.sizes([(slice(None), t) for t in times(example.shape[2])]), dim)
+    change = _along(Watched(answer, windows, example).sizes([(slice(None), t) for t in times(example.shape[2])]), dim)
     size = change.shape[1]
     steps = [n for n in range(N_CLEAR, size // 2 + 1) if size % n == 0 and n <= example.shape[2]]
     near = {n: -(torch.linspace(0, 1, len(change))[:, None] - torch.linspace(0, 1, n)).abs() for n in [*steps, size]}
