@@ -890,8 +890,26 @@ def test_features_that_come_before_the_scores_are_not_taken_for_them(end):
         occlusion.drops(network, x, [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3))
 
 
-def test_scores_of_classes_that_do_not_exclude_each_other_are_refused():
-    network = of(lambda m, x: m.c1(x).mean(2).sigmoid(), c1=conv())
+def test_scores_are_windows_by_classes():
+    network = of(lambda m, x: m.c1(x).mean(2).T, c1=conv())
+    for n in (4, 5):
+        with pytest.raises(ValueError, match="transpose"):
+            taps.scores_of(network, windows(n))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        torch.sigmoid,
+        lambda h: h.sigmoid().clamp(0, 1),
+        lambda h: torch.cat([h[:, :2].sigmoid(), h[:, 2:].sigmoid()], 1),
+        lambda h: torch.stack([one.sigmoid() for one in h.unbind(1)], 1).squeeze(),
+    ],
+)
+def test_scores_of_classes_that_do_not_exclude_each_other_are_refused(end):
+    network = of(lambda m, x: end(m.c1(x).mean(2)), c1=conv())
+    gated = of(lambda m, x: end(m.c1(x).mean(2)) * m.c1(x).mean(2), c1=conv())
+    assert torch.allclose(taps.scores_of(gated, windows()), gated(windows()))
     for look in (
         lambda: taps.scores_of(network, windows()),
         lambda: occlusion.drops(network, windows(), [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3)),

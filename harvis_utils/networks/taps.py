@@ -299,6 +299,13 @@ def outputs(network: nn.Module, layer: str | Tap, x: np.ndarray | Tensor) -> Ten
 # ------------------------------------------------------------------------------------------------------ class scores
 
 
+#: autograd's names of what only moves, joins or bounds the scores that come out of an activation
+RESHAPING = ("Clone", "Alias", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "T", "Permute")
+RESHAPING = tuple(
+    f"{name}Backward" for name in (*RESHAPING, "Transpose", "Cat", "Stack", "Clamp", "_Rectified", "ToCopy")
+)
+
+
 def as_scores(output) -> Tensor:
     """Class scores (window, class) out of what a network returned: the first tensor; probabilities as their logarithm.
 
@@ -310,7 +317,10 @@ def as_scores(output) -> Tensor:
         raise PlaceError(
             f"class scores (window, class) from the whole network are wanted, of two classes or more, not {got}"
         )
-    if "Sigmoid" in str(scores.grad_fn):
+    last = scores.grad_fn
+    while last is not None and last.name().startswith(RESHAPING):
+        last = last.next_functions[0][0]
+    if "Sigmoid" in str(last):
         raise PlaceError(
             "the network ends in a sigmoid, which says yes or no of each class by itself, but scores of classes are "
             "wanted of which one holds: pass it without the sigmoid"
@@ -350,7 +360,9 @@ def _settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
                     output = run(watched, layouts.made_windows(example, 2).requires_grad_())
                     as_scores(output)  # refuses what is none
                     _refuse_features(*tensors_of(output))
-                layouts.of_windows(lambda windows: tensors_of(run(watched, windows))[0], example)
+                whose = layouts.of_windows(lambda windows: tensors_of(run(watched, windows))[0], example)
+                if (whose.dim, whose.among) != (0, 1):
+                    raise PlaceError("the windows are in the other dimension of (window, class); transpose them")
             except PlaceError as error:
                 raise PlaceError(f"the network's class scores: {error}") from error
         cache[key] = True
