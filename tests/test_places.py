@@ -333,6 +333,10 @@ REFUSED = {
         lambda: of(lambda m, x: torch.stack([m.look(one) for one in x]), look=conv()),
         "runs 3 times",
     ),
+    "a sparse tensor": (
+        lambda: of(lambda m, x: m.look(m.c(x).flatten(1).to_sparse()), c=conv(), look=nn.Identity),
+        "returns no tensor",
+    ),
     "no tensor": (lambda: of(lambda m, x: m.c(x), c=conv(), look=nn.Identity), "did not run"),
     "a recurrent layer that runs backwards": (
         lambda: of(lambda m, x: m.look(first(x.flip(2)))[0], look=lambda: nn.GRU(N_AXES, 5, batch_first=True)),
@@ -1110,6 +1114,14 @@ def test_layers_that_see_everything_are_about_the_samples_of_what_they_get():
     mixed = of(lambda m, x: m.c(m.d(x)), d=lambda: nn.Linear(T, 12), c=conv())
     with pytest.raises(ValueError, match="follows neither time|sees the whole window"):
         taps.positions(mixed, "c", x)
+
+
+@pytest.mark.parametrize("by", [5, 12, 15])
+def test_samples_in_another_order_are_not_placed(by):
+    network = of(lambda m, x: m.c(x.roll(by, 2)), c=conv())
+    with pytest.raises(ValueError, match="do not look at the window's in their order"):
+        taps.positions(network, "c", windows(4, T))
+    assert "order" in taps.places(network, windows(4, T)).set_index("layer").loc["c", "dissection"]
 
 
 def test_unpadded_layers_are_dissected_where_they_look():

@@ -199,9 +199,10 @@ WATCHING = threading.local()
 
 
 def tensors_of(output) -> list[Tensor]:
-    """All tensors of floating type with two or more dimensions in what a module returned, in their order."""
+    """All dense tensors of floating type with two or more dimensions in what a module returned, in their order."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() and output.ndim > 1 else []
+        plain = output.layout == torch.strided and not output.is_nested
+        return [output] if plain and output.is_floating_point() and output.ndim > 1 else []
     if isinstance(output, dict):
         output = list(output.values())
     elif is_dataclass(output):
