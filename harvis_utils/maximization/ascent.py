@@ -29,7 +29,7 @@ from harvis_utils.fast.gradients import TERMS, Rows, l2_norm, terms
 from harvis_utils.maximization.coordinates import Parametrization
 from harvis_utils.maximization.transforms import Transform
 from harvis_utils.networks import taps
-from harvis_utils.networks.backward import Rule, rectifiers, refuse_others
+from harvis_utils.networks.backward import Rule, gradient_of, rectifiers, refuse_others
 from harvis_utils.networks.sfhf import known
 from harvis_utils.settings import OPTIMIZERS, Step
 
@@ -88,8 +88,7 @@ def uphill(score: Callable[[Tensor, Tensor, int], Tensor]) -> Direction:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = taps.led(score(x, rows, number), x, "what is to become large")
-            (gradient,) = torch.autograd.grad(value.sum(), x)
-        return gradient
+            return gradient_of(value.sum(), x)
 
     return direction
 
