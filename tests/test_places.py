@@ -892,6 +892,9 @@ def test_features_that_come_before_the_scores_are_not_taken_for_them(end):
         assert taps.scores_of(of(lambda m, x: Output(1, m.c1(x).mean(2)), c1=conv()), x).shape == (4, 5)
     with pytest.raises(ValueError, match="looks like features.*scores first"):
         occlusion.drops(network, x, [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3))
+    for objective in (objectives.class_score(1), objectives.in_blocks([(objectives.class_probability([0] * 4), 4)])):
+        with pytest.raises(ValueError, match="looks like features.*scores first"):
+            objective(network, x)
 
 
 def test_scores_are_windows_by_classes():

@@ -346,8 +346,8 @@ def _refuse_features(first: Tensor, *others: Tensor) -> None:
                 )
 
 
-def _settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
-    """Raise ``ValueError`` where what the network says of a window depends on chance or on the other windows."""
+def settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
+    """Raise ``ValueError`` where a network's output are no class scores that stand for each window by itself."""
     if isinstance(network, SFHF):
         return
     cache, key = FOUND.setdefault(network, {}), tuple(x.shape[1:])
@@ -374,7 +374,7 @@ def scores_of(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
     Of a tuple the first tensor counts; probabilities are turned into their logarithm. Raises ``ValueError`` for a
     network that gives none, whose windows depend on each other, or that gives other scores each time.
     """
-    _settle(network, x)
+    settle(network, x)
     return led(as_scores(run(network, as_windows(network, x))), x, "the class scores")
 
 
