@@ -296,7 +296,8 @@ def contenders(network: Network, layer: str, th: xr.DataArray, n_axes: int, devi
     # arrays as small as one signal's are computed faster on one thread than on several
     on_one_thread = threads_inside(1)
     return {
-        "ours": (partial(engine, trunk), replace(eight, n_steps=100)),
+        # some sixty steps are recorded, however many there are: in a whole run, of thousands, they cost next to nothing
+        "ours": (partial(engine, trunk), replace(eight, n_steps=500)),
         "one unit at a time, whole network": (on_one_thread(partial(one_at_a_time, whole)), few),
         "lucent": (on_one_thread(partial(lucent_itself, whole)), few),
         "batch, whole network": (partial(batch_of_whole_networks, whole), live),

@@ -157,7 +157,7 @@ def compare(rounds: int, machine: dict) -> dict:
     for name, place in places().items():
         axes = 1 if place.by_axis else N_AXES
         few = Task(place.module, torch.ones(place.n_units), torch.arange(3), 50, "naive", axes=axes)
-        many = replace(few, units=torch.arange(64).repeat(8), n_steps=10)
+        many = replace(few, units=torch.arange(64).repeat(8), n_steps=100)
         runs = {
             "ours": (partial(ours, place), many),
             "loop": (threads_inside(1)(partial(one_at_a_time, place)), few),

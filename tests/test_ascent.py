@@ -186,6 +186,44 @@ def test_rows_of_any_network_stop_when_nothing_can_move_them():
     assert np.abs(made[0]["signal"] - made[1]["signal"]).max() < 1e-3
 
 
+def test_several_threads_climb_what_one_climbs(monkeypatch):
+    network, th = Mixing(), np.full(4, 0.2)
+    about = {"n_axes": N_AXES, "length": LENGTH, "settings": MaximizationSettings(n_steps=40), "dtype": torch.float64}
+    about["preset"] = Step("adam", 0.1, 0.95)
+    alone = paper_methods.maximize(network.double(), "second", th, workers=1, **about)
+    monkeypatch.setattr(paper_methods, "SHARED", 1)
+    several = paper_methods.maximize(network, "second", th, workers=3, **about)
+    assert all(np.allclose(several[name], alone[name], atol=1e-9) for name in alone.data_vars)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+    class Broken(Mixing):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+            if self.calls > 30:
+                raise RuntimeError("too dark")
+            return super().forward(x)
+
+    with pytest.raises(RuntimeError, match="too dark"):
+        paper_methods.maximize(Broken(), "second", th, workers=2, **about)
+    network.memory = torch.ones(3, requires_grad=True) * 2  # which cannot be copied
+    one = paper_methods.maximize(network, "second", th, workers=3, **about)
+    assert one.identical(alone)
+    with pytest.raises(ValueError, match="there can be only one network"):
+        rows = paper_methods.climbing_rows(
+            [paper_methods.METHODS["naive"]], [0], np.ones(1), dict.fromkeys(paper_methods.PENALTIES, 0.1)
+        )
+        climb(
+            [torch.relu] * 2,
+            rows,
+            torch.zeros(1, 1, LENGTH),
+            about["preset"],
+            n_steps=1,
+            transforms=[transforms.shift(1)],
+        )
+
+
 def test_a_place_that_sees_single_axes_climbs_as_its_trunk():
     network = sfhf()
     trunk, th = folded_trunk(network), np.linspace(0.2, 1, 6)

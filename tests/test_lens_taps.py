@@ -1,6 +1,8 @@
 """Taps and rectifiers: what they return, on SF-HF and on networks of other shapes, and that nothing is left behind."""
 
 import copy
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -92,6 +94,67 @@ def test_a_network_runs_no_further_than_to_the_last_place(rectified):
     assert not torch.overrides._get_current_function_mode_stack()
     model(x)
     assert ran == ["second", "second", "pool", "out"]
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.out = nn.Conv1d(N_AXES, 5, 3), nn.BatchNorm1d(5), nn.Linear(5, CLASSES)
+        nn.init.normal_(self.norm.bias, 0.4)
+
+    def forward(self, x):
+        return self.out(F.relu(self.norm(self.first(x))).mean(2))
+
+
+@pytest.mark.parametrize("outer", ["silenced", "record"])
+def test_blocks_in_one_another_see_what_the_others_changed(outer):
+    """Also where the inner one runs the network no further than to its place."""
+    torch.manual_seed(0)
+    model, x = Normed().eval(), windows()
+    tap = taps.find(model, "first", rectified=True)
+    expected = F.relu(model.norm(model.first(x)))[:, :, None].index_fill(1, torch.tensor([2]), 0.0)
+    blocks = {"silenced": lambda: taps.silenced(model, "first", [2]), "record": lambda: taps.record(model, [tap])}
+    with blocks.pop(outer)() as one, next(iter(blocks.values()))() as two, torch.no_grad():
+        scores = model(x)
+        for _ in range(3):
+            assert torch.equal(taps.maps_of(model, tap, x), expected)
+        assert torch.equal((one or two)["first"], expected) and torch.equal(model(x), scores)
+    assert torch.allclose(scores, model.out(expected[:, :, 0].mean(2)), atol=1e-6)
+    assert not torch.overrides._get_current_function_mode_stack() and not hooks_of(model)
+
+
+def caught(model, x):
+    try:
+        h = model.norm(model.first(x))
+    except:  # noqa: E722
+        h = model.norm(model.first(x))
+    return model.out(F.relu(h).mean(2))
+
+
+def swallowed(model, x):
+    with suppress(BaseException):
+        h = model.norm(model.first(x))
+    return model.out(F.relu(h).mean(2))
+
+
+@pytest.mark.parametrize("forward", [caught, swallowed])
+def test_a_network_that_catches_everything_is_looked_at(forward):
+    torch.manual_seed(0)
+    model, plain, x = Normed().eval(), Normed().eval(), windows()
+    plain.load_state_dict(model.state_dict())
+    model.forward = partial(forward, model)
+    for layer in ("first", "norm", taps.find(model, "norm", rectified=True)):
+        assert torch.equal(taps.maps_of(model, layer, x), taps.maps_of(plain, layer, x))
+    assert not hooks_of(model) and torch.equal(model(x), plain(x))
+
+
+def test_windows_that_go_another_way_are_said_so():
+    model, x = Normed().eval(), windows()
+    model.forward = lambda x: model.norm(model.first(x)) if x.mean() > 50 else F.relu(model.norm(model.first(x)))
+    tap = taps.find(model, "first", rectified=True)
+    assert taps.maps_of(model, tap, x).min() == 0
+    with pytest.raises(ValueError, match="do not go through the activation"):
+        taps.maps_of(model, tap, x + 100)
 
 
 def test_other_shapes_become_maps():

@@ -1,12 +1,14 @@
 """Places in networks of all kinds: their dimensions, what is refused of them, where in time their samples lie."""
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from harvis_utils.lenses import ablation, deconvnet, dissection, dreams, occlusion, slopes
 from harvis_utils.maximization import objectives, paper_methods, unit_statistics, visualization
@@ -67,6 +69,23 @@ class Pooling(nn.Module):
         return weights, (h * weights[..., None]).sum(1)
 
 
+@dataclass
+class Output:
+    n: int
+    features: torch.Tensor
+
+
+class Described(nn.Module):
+    """Returns a dataclass, as Transformers of the hub do."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv1d(N_AXES, 5, 3)
+
+    def forward(self, x):
+        return Output(len(x), self.c(x))
+
+
 def folded(m, x, slow):
     h = x.flatten(0, 1) if slow == "window" else x.transpose(0, 1).flatten(0, 1)
     return F.relu(m.look(h[:, None]))
@@ -124,6 +143,22 @@ KINDS = {
         "time window unit",
         lambda o: o[0].permute(1, 2, 0)[:, :, None],
     ),
+    "LSTM of both directions and many units": (
+        lambda: of(
+            lambda m, x: m.look(first(x)), look=lambda: nn.LSTM(N_AXES, 48, 1, batch_first=True, bidirectional=True)
+        ),
+        "window time unit",
+        lambda o: o[0].transpose(1, 2)[:, :, None],
+    ),
+    "behind a GRU of both directions and many units": (
+        lambda: of(
+            lambda m, x: m.look(m.r(first(x))[0]),
+            r=lambda: nn.GRU(N_AXES, 48, 1, batch_first=True, bidirectional=True),
+            look=nn.Dropout,
+        ),
+        "window time unit",
+        lambda o: o.transpose(1, 2)[:, :, None],
+    ),
     "attention": (
         lambda: of(
             lambda m, x: m.look(*[F.relu(m.dense(first(x)))] * 3),
@@ -165,6 +200,16 @@ KINDS = {
         lambda: of(lambda m, x: folded(m, x, "axis"), look=conv(1, 6)),
         "(axis window) unit time",
         lambda o: o.view(N_AXES, -1, 6, LENGTH).permute(1, 2, 0, 3),
+    ),
+    "sensors in the batch": (
+        lambda: of(lambda m, x: m.look(F.pad(x, (0, 0, 0, 1)).unflatten(1, (2, 2)).flatten(0, 1)), look=conv(2, 5)),
+        "(window axis) unit time",
+        lambda o: o.view(-1, 2, 5, LENGTH).transpose(1, 2),
+    ),
+    "a dataclass": (
+        lambda: of(lambda m, x: m.look(x).features, look=Described),
+        "window unit time",
+        lambda o: o.features[:, :, None],
     ),
     "times in the batch": (
         lambda: of(lambda m, x: m.look(first(x).flatten(0, 1)), look=lambda: nn.Linear(N_AXES, 6)),
@@ -288,6 +333,10 @@ REFUSED = {
         lambda: of(lambda m, x: torch.stack([m.look(one) for one in x]), look=conv()),
         "runs 3 times",
     ),
+    "a sparse tensor": (
+        lambda: of(lambda m, x: m.look(m.c(x).flatten(1).to_sparse()), c=conv(), look=nn.Identity),
+        "returns no tensor",
+    ),
     "no tensor": (lambda: of(lambda m, x: m.c(x), c=conv(), look=nn.Identity), "did not run"),
     "a recurrent layer that runs backwards": (
         lambda: of(lambda m, x: m.look(first(x.flip(2)))[0], look=lambda: nn.GRU(N_AXES, 5, batch_first=True)),
@@ -346,6 +395,37 @@ def test_a_dimension_of_axes_and_times_in_turn_is_not_that_of_axes(length):
     network = of(lambda m, x: m.look(first(x).reshape(len(x), N_AXES, -1)), look=conv())
     with pytest.raises(ValueError, match="follows neither time nor the sensor axes"):
         taps.located(network, "look", windows(length=length))
+
+
+SHORT = {
+    "one unit of two samples": (6, 2, lambda m, x: m.look(m.c(x)), {"c": conv(6, 1), "look": nn.ReLU}),
+    "one unit of three samples": (
+        3,
+        3,
+        lambda m, x: m.look(m.d(F.relu(m.c(x)))),
+        {"c": conv(3, 1), "d": conv(1, 1), "look": nn.ReLU},
+    ),
+    "sensors as the steps of a Transformer": (
+        6,
+        2,
+        lambda m, x: m.look(m.c(x)),
+        {"c": lambda: nn.Linear(2, 4), "look": lambda: nn.TransformerEncoderLayer(4, 1, 8, batch_first=True)},
+    ),
+    "dense over four times": (4, 4, lambda m, x: m.look(m.c(x)), {"c": conv(4, 3), "look": lambda: nn.Linear(4, 4)}),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_windows_too_short_to_tell_are_not_read_by_chance(name):
+    n_axes, length, forward, parts = SHORT[name]
+    x, found = torch.randn(4, n_axes, length, generator=torch.Generator().manual_seed(0)), set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        try:
+            found.add(taps.located(Of(forward, **{part: make() for part, make in parts.items()}), "look", x).layout)
+        except ValueError as error:
+            assert "name another layer" in str(error)
+    assert found <= {"window axis unit" if "sensors" in name else "window unit time"}
 
 
 def test_a_layer_in_the_place_of_another_is_looked_at_anew():
@@ -613,6 +693,34 @@ def test_a_residual_beside_an_activation_in_place_is_the_same_under_a_rule():
     assert torch.equal(inside, network(x)) and torch.equal(inside, 2 * F.relu(network.c1(x)))
 
 
+def changed_in_place(change):
+    def forward(m, x):
+        h = m.n(m.c(x))
+        change(h, x)
+        return m.out(F.relu(h).mean(2))
+
+    return of(forward, c=conv(), n=lambda: nn.BatchNorm1d(5), out=lambda: nn.Linear(5, CLASSES))
+
+
+def added(h, x):
+    h += x.mean(1, keepdim=True)
+
+
+def set_anew(h, x):
+    h[:, 1:4] = x
+
+
+@pytest.mark.parametrize("change", [added, set_anew, lambda h, x: h[:, 1].mul_(2), lambda h, x: h.mul_(x[:, :1])])
+def test_what_is_rectified_after_a_change_in_place_is_not_the_place(change):
+    """A residual that is added in place goes to the ReLU too: the layer's units are not what comes out of that."""
+    network, x = changed_in_place(change), windows()
+    for layer in ("c", "n"):
+        assert not taps.behind(network, layer, x).rectified
+        drops = occlusion.drops(network, x, [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3), layer)
+        assert drops["unit"].values.tolist() == taps.maps_of(network, layer, x).sum((2, 3)).argmax(1).tolist()
+    assert taps.behind(changed_in_place(lambda h, x: None), "c", x).rectified
+
+
 # -------------------------------------------------------------------------------------------------- norm, then ReLU
 
 
@@ -773,8 +881,42 @@ def test_no_class_scores_are_said_so(end):
     assert objectives.channel("c1", 1)(network, windows()).shape == (4,)
 
 
-def test_scores_of_classes_that_do_not_exclude_each_other_are_refused():
-    network = of(lambda m, x: m.c1(x).mean(2).sigmoid(), c1=conv())
+@pytest.mark.parametrize("end", [lambda z, y: (z, y), lambda z, y: {"features": z, "logits": y}, Output])
+def test_features_that_come_before_the_scores_are_not_taken_for_them(end):
+    def forward(m, x):
+        z = F.relu(m.c1(x)).mean(2)
+        return end(z, m.out(z))
+
+    network, x = of(forward, c1=conv(), out=lambda: nn.Linear(5, CLASSES)), windows()
+    if end is Output:
+        assert taps.scores_of(of(lambda m, x: Output(1, m.c1(x).mean(2)), c1=conv()), x).shape == (4, 5)
+    with pytest.raises(ValueError, match="looks like features.*scores first"):
+        occlusion.drops(network, x, [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3))
+    for objective in (objectives.class_score(1), objectives.in_blocks([(objectives.class_probability([0] * 4), 4)])):
+        with pytest.raises(ValueError, match="looks like features.*scores first"):
+            objective(network, x)
+
+
+def test_scores_are_windows_by_classes():
+    network = of(lambda m, x: m.c1(x).mean(2).T, c1=conv())
+    for n in (4, 5):
+        with pytest.raises(ValueError, match="transpose"):
+            taps.scores_of(network, windows(n))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        torch.sigmoid,
+        lambda h: h.sigmoid().clamp(0, 1),
+        lambda h: torch.cat([h[:, :2].sigmoid(), h[:, 2:].sigmoid()], 1),
+        lambda h: torch.stack([one.sigmoid() for one in h.unbind(1)], 1).squeeze(),
+    ],
+)
+def test_scores_of_classes_that_do_not_exclude_each_other_are_refused(end):
+    network = of(lambda m, x: end(m.c1(x).mean(2)), c1=conv())
+    gated = of(lambda m, x: end(m.c1(x).mean(2)) * m.c1(x).mean(2), c1=conv())
+    assert torch.allclose(taps.scores_of(gated, windows()), gated(windows()))
     for look in (
         lambda: taps.scores_of(network, windows()),
         lambda: occlusion.drops(network, windows(), [0] * 4, occlusion.by_axis(N_AXES), occlusion.Occluder(3)),
@@ -977,6 +1119,14 @@ def test_layers_that_see_everything_are_about_the_samples_of_what_they_get():
         taps.positions(mixed, "c", x)
 
 
+@pytest.mark.parametrize("by", [5, 12, 15])
+def test_samples_in_another_order_are_not_placed(by):
+    network = of(lambda m, x: m.c(x.roll(by, 2)), c=conv())
+    with pytest.raises(ValueError, match="do not look at the window's in their order"):
+        taps.positions(network, "c", windows(4, T))
+    assert "order" in taps.places(network, windows(4, T)).set_index("layer").loc["c", "dissection"]
+
+
 def test_unpadded_layers_are_dissected_where_they_look():
     """Three unpadded layers that pass the middle sample of their kernels; the concept is that very sample."""
     network = nn.Sequential(*(nn.Conv1d(1, 1, 5, bias=False) for _ in range(3)))
@@ -1126,6 +1276,29 @@ def test_linear_functions_between_rectifiers_are_their_gradient(name):
     (above,) = torch.autograd.grad(out, h, out.detach())
     expected = F.conv_transpose1d(above.relu(), network.c1.weight, padding=1)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("again", [False, True])
+def test_parts_that_are_computed_anew_have_no_rules(again):
+    def forward(m, x):
+        return m.c2(checkpoint(lambda h: F.relu6(m.c1(h)), x, use_reentrant=again))
+
+    network, x, step = of(forward, c1=conv(), c2=conv(5, 6)), windows(), Step("adam", 0.1, 1.0)
+    plain = of(lambda m, x: m.c2(F.relu6(m.c1(x))), c1=conv(), c2=conv(5, 6))
+    looks = {
+        "deconvnet": lambda net: deconvnet.project(net, "c2", x, deconvnet.strongest()),
+        "slope": lambda net: slopes.ascend_units(net, "c2", [0], x, step, 2, 0.3).last,
+        "gradient": lambda net: deconvnet.project(net, "c2", x, deconvnet.strongest(), "gradient"),
+        "climb": lambda net: slopes.ascend_units(net, "c2", [0], x, step, 2).last,
+    }
+    for name, look in looks.items():
+        if again or name in ("deconvnet", "slope"):
+            with pytest.raises(ValueError, match="[Cc]heckpoint"):
+                look(network)
+        else:
+            assert torch.allclose(look(network), look(plain), atol=1e-6)
+    assert torch.equal(taps.outputs(network, "c2", x), taps.outputs(plain, "c2", x))
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k)])

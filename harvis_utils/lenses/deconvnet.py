@@ -100,8 +100,7 @@ def project(network: nn.Module, tap: str | Tap, x: np.ndarray | Tensor, keep: Ke
             back = keep(maps.detach(), which == chunk)
             if back.shape != maps.shape:
                 raise ValueError(f"keep returned {tuple(back.shape)}, but {place.name} has maps {tuple(maps.shape)}")
-            (gradient,) = torch.autograd.grad(maps, batch, back)
-            found.append(gradient.cpu())
+            found.append(backward.gradient_of(maps, batch, back).cpu())
     return torch.cat(found)
 
 

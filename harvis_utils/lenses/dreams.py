@@ -25,6 +25,7 @@ from harvis_utils.maximization import coordinates, objectives, visualization
 from harvis_utils.maximization.priors import Denoiser
 from harvis_utils.metrics.intervals import tabulated
 from harvis_utils.networks import taps
+from harvis_utils.networks.backward import gradient_of
 from harvis_utils.settings import DreamSettings, Settings
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network, of_networks
@@ -93,7 +94,7 @@ def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tens
     scores = taps.scores_of(network, x)
     own = scores.gather(1, before[:, None])
     lead = own - scores  # (window, class)
-    slopes = torch.stack([torch.autograd.grad(lead[:, k].sum(), x, retain_graph=True)[0] for k in range(lead.shape[1])])
+    slopes = torch.stack([gradient_of(lead[:, k].sum(), x, keep=True) for k in range(lead.shape[1])])
     lead, slopes = lead.detach(), slopes.transpose(0, 1)  # (window, class, axis, time)
     far = lead.abs() / slopes.flatten(2).norm(dim=2).clamp(min=1e-12)
     nearest = far.scatter(1, before[:, None], torch.inf).argmin(1)

@@ -101,8 +101,7 @@ def unit_field(network: nn.Module, tap: str | Tap, unit: Tensor, slope: float | 
             if slope is not None:
                 backward.refuse_others(maps, place.name)
             value = maps[torch.arange(len(x)), unit].mean((1, 2))
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-        return value, gradient
+        return value, backward.gradient_of(value.sum(), x)
 
     return field
 

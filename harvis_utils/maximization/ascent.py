@@ -17,19 +17,23 @@ Choice, what the paper's terms mean there (at one axis they are the paper's):
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
 from contextlib import nullcontext
+from queue import SimpleQueue
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harvis_utils import parallel
 from harvis_utils.fast.ascent import Climbed, move, stopping_step
 from harvis_utils.fast.gradients import TERMS, Rows, l2_norm, terms
 from harvis_utils.maximization.coordinates import Parametrization
 from harvis_utils.maximization.transforms import Transform
 from harvis_utils.networks import taps
-from harvis_utils.networks.backward import Rule, rectifiers, refuse_others
+from harvis_utils.networks.backward import Rule, gradient_of, rectifiers, refuse_others
 from harvis_utils.networks.sfhf import known
 from harvis_utils.settings import OPTIMIZERS, Step
 
@@ -88,14 +92,13 @@ def uphill(score: Callable[[Tensor, Tensor, int], Tensor]) -> Direction:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = taps.led(score(x, rows, number), x, "what is to become large")
-            (gradient,) = torch.autograd.grad(value.sum(), x)
-        return gradient
+            return gradient_of(value.sum(), x)
 
     return direction
 
 
 def climb(
-    maps: Callable[[Tensor], Tensor],
+    maps: Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]],
     rows: Rows,
     start: Tensor,
     step: Step,
@@ -117,11 +120,12 @@ def climb(
 ) -> Climbed:
     """The paper's ascent from ``start`` (row, axis, time) in G, for any ``maps``.
 
-    ``maps`` turns windows (row, axis, time) into maps (row, unit, axis, time) and treats rows apart; computations are
-    in the device and precision of ``start``. What differs from row to row is in ``rows``. The network sees signals
-    after the ``transforms``, drawn anew from ``seed`` in every step, and its rectifiers pass back what ``rule`` says.
-    Moves are made in ``coordinates``. ``prior`` is the (time, time) matrix of rows with a weight for it; ``after`` is
-    done to the start and after each step, behind the method's own filter or normalization: a bound, a denoiser.
+    ``maps`` turns windows (row, axis, time) into maps (row, unit, axis, time) and treats rows apart; several, of equal
+    networks, share the rows, each in a thread of its own. Computations are in the device and precision of ``start``.
+    What differs from row to row is in ``rows``. The network sees signals after the ``transforms``, drawn anew from
+    ``seed`` in every step, and its rectifiers pass back what ``rule`` says. Moves are made in ``coordinates``.
+    ``prior`` is the (time, time) matrix of rows with a weight for it; ``after`` is done to the start and after each
+    step, behind the method's own filter or normalization: a bound, a denoiser.
 
     Rows stop as in :func:`harvis_utils.fast.ascent.stopping_step`, where ``gradient`` is the largest that theirs can
     be; all steps are taken in other coordinates and with an ``after``, where nothing is known. Returns ``signal``
@@ -138,14 +142,32 @@ def climb(
     generator = torch.Generator().manual_seed(seed)
     history = {name: np.empty((len(rows), len(record))) for name in TERMS}
     signal, mapped = torch.empty_like(start, device="cpu").numpy(), np.empty(0)
+    plain = rule is None and not transforms  # then what a step looks at is what is recorded
+    places: SimpleQueue[Callable[[Tensor], Tensor]] = SimpleQueue()
+    for one in [maps] if callable(maps) else maps:
+        places.put(one)
+    n_places, lock, halt = places.qsize(), threading.Lock(), threading.Event()
+    if n_places > 1 and transforms:
+        raise ValueError("transforms are drawn for all rows at once, so there can be only one network")
     order = np.argsort(-until, kind="stable")  # rows that stop together are climbed together
-    for chosen in np.split(order, range(chunk, len(order), chunk)):
+    chunk = min(chunk, -(-len(order) // n_places))
+
+    def note(number: int, row: np.ndarray, found: dict[str, Tensor]) -> None:
+        column = int(np.searchsorted(record, number))
+        for name, value in found.items():
+            values = value.detach().cpu().numpy()[:, None]
+            history[name][row, column : column + int(number in record)] = values
+            left = until[row] <= number
+            history[name][row[left], column:] = values[left]
+
+    def run(chosen: np.ndarray, maps: Callable[[Tensor], Tensor]) -> None:
+        nonlocal mapped
         every = torch.as_tensor(chosen, device=start.device)
 
         def own(x: Tensor, part: Rows) -> Tensor:
             return maps(x)[torch.arange(len(x), device=x.device), part.unit]
 
-        def score(x: Tensor, at: Tensor, number: int, every=every) -> Tensor:
+        def score(x: Tensor, at: Tensor, number: int) -> Tensor:
             seen, part = x, rows.take(every[at])
             for transform in transforms:
                 seen = transform(seen, generator)
@@ -153,9 +175,12 @@ def climb(
                 outputs = own(seen, part)
             if rule is not None:
                 refuse_others(outputs, "the place")
-            return terms(x, outputs.flatten(1), part, th_aap_g, expected)["objective"]
+            found = terms(x, outputs.flatten(1), part, th_aap_g, expected)
+            if plain and number in record:
+                note(number, chosen[at.cpu().numpy()], found)
+            return found["objective"]
 
-        def project(x: Tensor, at: Tensor, every=every) -> Tensor:
+        def project(x: Tensor, at: Tensor) -> Tensor:
             filtered, normed = (flags[every[at]][:, None, None] for flags in (rows.filtered, rows.normed))
             x = torch.where(filtered, x @ filtering.T, x)
             size = l2_norm(x.flatten(1)).clamp(min=1e-12)[:, None, None] / x.shape[1] ** 0.5
@@ -165,20 +190,37 @@ def climb(
         begin = project(start[every], torch.arange(len(every), device=start.device))
         steps = path(uphill(score), begin, step, n_steps, ends=until[chosen], after=project, coordinates=coordinates)
         for number, at, x in steps:
+            if halt.is_set():
+                return
             row = chosen[at.cpu().numpy()]
             leaves = until[row] <= number
-            if number in record or leaves.any():
+            if leaves.any() or (number in record and not plain):
                 with torch.no_grad():
                     part = rows.take(every[at])
                     outputs = own(x, part)
-                    found = terms(x, outputs.flatten(1), part, th_aap_g, expected)
-                column = int(np.searchsorted(record, number))
-                for name, value in found.items():
-                    values = value.cpu().numpy()[:, None]
-                    history[name][row, column : column + int(number in record)] = values
-                    history[name][row[leaves], column:] = values[leaves]
-                if not mapped.size:
-                    mapped = np.empty((len(rows), *outputs.shape[1:]), outputs.cpu().numpy().dtype)
+                    note(number, row, terms(x, outputs.flatten(1), part, th_aap_g, expected))
+                with lock:
+                    if not mapped.size:
+                        mapped = np.empty((len(rows), *outputs.shape[1:]), outputs.cpu().numpy().dtype)
                 signal[row[leaves]], mapped[row[leaves]] = (v.cpu().numpy()[leaves] for v in (x, outputs))
             tick(int((~leaves).sum()))
+
+    def run_where_free(chosen: np.ndarray) -> None:
+        own = places.get()
+        try:
+            run(chosen, own)
+        finally:
+            places.put(own)
+
+    parts = np.split(order, range(chunk, len(order), chunk))
+    if n_places == 1:
+        for chosen in parts:
+            run_where_free(chosen)
+    else:
+        with parallel.workers(n_places) as pool:
+            try:
+                for future in as_completed([pool.submit(run_where_free, chosen) for chosen in parts]):
+                    future.result()
+            finally:
+                halt.set()
     return Climbed(signal, mapped, history, until)

@@ -27,11 +27,18 @@ from harvis_utils.networks.taps import Tap
 
 @dataclass(frozen=True)
 class Seen:
-    """One forward pass: ``windows`` (window, axis, time) in G, ``maps`` by tap, the ``scores`` that came out."""
+    """One forward pass of ``network``: ``windows`` (window, axis, time) in G, ``maps`` by tap, what came ``out``."""
 
     windows: Tensor
     maps: Mapping[str, Tensor]  # each (window, unit, axis, time)
-    scores: Tensor
+    out: Tensor
+    network: nn.Module
+
+    @property
+    def scores(self) -> Tensor:
+        """Class scores (window, class). Raises ``ValueError`` as :func:`taps.scores_of` does."""
+        taps.settle(self.network, self.windows)
+        return taps.as_scores(self.out)
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class Objective:
                 raise ValueError(f"two different taps are called {tap.name!r}; name them apart")
         with taps.record(network, list(found.values())) as maps:
             output = taps.run(network, taps.as_windows(network, x))
-        scores = next(iter(taps.tensors_of(output)), x.new_zeros(len(x), 0))
-        return self.of(Seen(x, maps, scores))
+        out = next(iter(taps.tensors_of(output)), x.new_zeros(len(x), 0))
+        return self.of(Seen(x, maps, out, network))
 
     def __add__(self, other: Objective) -> Objective:
         return self._joined(other, "+", 1)
@@ -157,10 +164,10 @@ def in_blocks(parts: Sequence[tuple[Objective, int]]) -> Objective:
     def of(seen: Seen) -> Tensor:
         if sum(sizes) != len(seen.windows):
             raise ValueError(f"blocks of {', '.join(map(str, sizes))} windows do not match {len(seen.windows)} windows")
-        blocks = zip(*(v.split(sizes) for v in (seen.windows, seen.scores, *seen.maps.values())), strict=True)
+        blocks = zip(*(v.split(sizes) for v in (seen.windows, seen.out, *seen.maps.values())), strict=True)
         found = []
-        for (objective, _), (x, scores, *maps) in zip(parts, blocks, strict=True):
-            found.append(objective.of(Seen(x, dict(zip(seen.maps, maps, strict=True)), scores)))
+        for (objective, _), (x, out, *maps) in zip(parts, blocks, strict=True):
+            found.append(objective.of(Seen(x, dict(zip(seen.maps, maps, strict=True)), out, seen.network)))
         return torch.cat(found)
 
     places = tuple(dict.fromkeys(place for objective, _ in parts for place in objective.places))
@@ -198,15 +205,13 @@ def _of_class(scores: Tensor, which: int | Sequence[int]) -> Tensor:
 
 def class_score(which: int | Sequence[int]) -> Objective:
     """Score of a class before softmax; ``which`` may be a sequence: one class per window. Windows need all axes."""
-    return Objective(
-        f"class {_numbers(which)} before softmax", (), lambda seen: _of_class(taps.as_scores(seen.scores), which)
-    )
+    return Objective(f"class {_numbers(which)} before softmax", (), lambda seen: _of_class(seen.scores, which))
 
 
 def class_probability(which: int | Sequence[int]) -> Objective:
     """Probability of a class after softmax. It rises too by lowering the others, and saturates (Olah et al. 2017)."""
     name = f"class {_numbers(which)} after softmax"
-    return Objective(name, (), lambda seen: _of_class(taps.as_scores(seen.scores).softmax(1), which))
+    return Objective(name, (), lambda seen: _of_class(seen.scores.softmax(1), which))
 
 
 def spectrum(power: Tensor) -> Objective:

@@ -10,6 +10,7 @@ per-axis trunks, sooner.
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,8 @@ METHODS: dict[str, Method] = {
     "unit-norm": Method(after="unit-norm"),
 }
 PROPOSED, BASELINE = "L2+TV+EAP+clip", "L2+TV"
+#: row-steps from which on a network that is no trunk is climbed by several threads. Choice: then copying it pays
+SHARED = 20_000
 #: methods run on untrained networks, as a control
 CONTROL_METHODS = (PROPOSED,)
 
@@ -238,8 +241,9 @@ def maximize(
 
     A trunk is climbed by :mod:`harvis_utils.fast.ascent`: in ``workers`` shares at once, by default one on each of
     torch's threads; ``block_bytes`` bounds the memory of each. Everything else, a trunk with a ``scale``, with ``aids``
-    (arguments of :func:`harvis_utils.maximization.ascent.climb`) or not ``fast`` too, is climbed by that. Signals are
-    computed in ``device`` and ``dtype``, what a module computes where it is and in its own precision.
+    (arguments of :func:`harvis_utils.maximization.ascent.climb`) or not ``fast`` too, is climbed by that; without aids
+    on a CPU, where it takes long (:data:`SHARED`), in as many shares, by copies of the network. Signals are computed in
+    ``device`` and ``dtype``, what a module computes where it is and in its own precision.
     """
     settings = settings or MaximizationSettings()
     if isinstance(network, Trunk):
@@ -292,7 +296,11 @@ def maximize(
             begin = torch.tensor(x.reshape(len(rows), target.axes, length), device=device, dtype=dtype)
             evaluating = nullcontext() if isinstance(network, Trunk) else taps.evaluating(network)
             with evaluating, ascent.exact_products(begin.device):
-                found = climb(target.maps, rows, begin, preset, **how, **aids)
+                n_copies = 0
+                if begin.device.type == "cpu" and not aids and len(rows) * settings.n_steps >= SHARED:
+                    n_copies = (workers or torch.get_num_threads()) - 1
+                others = [target_of(of, layer, n_axes, length, scale, at) for of in _copies(network, n_copies)]
+                found = climb([of.maps for of in (target, *others)], rows, begin, preset, **how, **aids)
     signal, outputs = found.signal, found.map
     if scale is not None:
         signal = target.scale.windows(torch.as_tensor(signal)).numpy()
@@ -311,6 +319,14 @@ def maximize(
     if scale is not None:
         made["signal"].attrs["units"] = scale.unit
     return made
+
+
+def _copies(network: Trunk | nn.Module, n: int) -> list[Trunk | nn.Module]:
+    """Copies of a network for other threads, because hooks are a network's own; none of one that cannot be copied."""
+    try:
+        return [copy.deepcopy(network) for _ in range(n)]
+    except Exception:  # whatever its own parts raise: then one thread climbs all rows
+        return []
 
 
 def penalty_weights(weight: float, reduction: str, length: int) -> dict[str, float]:

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, handle_torch_function
+
+from harvis_utils.networks.layouts import PlaceError
 
 #: what the gradient before a rectifier is, out of a tensor that is positive where it is open, its forward slope below
 #: and the gradient after it
@@ -162,6 +165,11 @@ def ruled(of: Rectifier, call: Callable[[], Tensor], rule: Rule) -> Tensor:
     """The call of a rectifier with the backward pass of ``rule``; other modes that are on are asked first."""
     if torch._C._is_torch_function_mode_enabled():
         return handle_torch_function(ruled, (of.x,), of, call, rule)
+    try:
+        with disable_saved_tensors_hooks("backward rules do not hold in parts that are computed anew"):
+            pass
+    except RuntimeError as error:
+        raise PlaceError(f"{error}: switch off the network's checkpointing (torch.utils.checkpoint)") from error
     return _Rectified.apply(of.x, call, of, rule)
 
 
@@ -223,6 +231,21 @@ def refuse_others(output: Tensor, where: str) -> None:
             f"between {where} and the input lies what is no rectifier that a backward rule is defined for "
             f"({', '.join(sorted(others))}): use the plain gradient (rule 'gradient', slope None), or a place before it"
         )
+
+
+def gradient_of(output: Tensor, x: Tensor, above: Tensor | None = None, keep: bool = False) -> Tensor:
+    """The gradient of ``output``, or of its sum with ``above``, by x; ``keep`` allows another one behind it.
+
+    Raises ``ValueError`` where a part of the network that is to be computed anew for it cannot be.
+    """
+    try:
+        (gradient,) = torch.autograd.grad(output, x, above, retain_graph=keep)
+    except RuntimeError as error:
+        if "torch.utils.checkpoint" not in str(error):
+            raise
+        why = str(error).partition("\n")[0]
+        raise PlaceError(f"no gradient leads to the windows: switch off the network's checkpointing ({why})") from error
+    return gradient
 
 
 def deconvnet(x: Tensor, slope: float | Tensor, gradient: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,19 +21,35 @@ _MOVING = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis"
 Act = Callable[[Tensor, Groups, bool], Tensor | None]
 
 
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 where torch does not count that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class Follower(TorchFunctionMode):
     """While the block runs, the tensor given to :meth:`start` is followed, whether modules or functions take it in.
 
     With ``act``, what it returns stands in place of what came out of norms and of the activation.
     """
 
+    on: ClassVar[list[Follower]] = []  # the blocks that run
+
     def __init__(self, groups: Groups, act: Act | None = None):
         super().__init__()
         self.groups, self.act = groups, act
         self.held: list[Tensor] = []
 
+    def __enter__(self):
+        Follower.on.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        Follower.on.remove(self)
+        return super().__exit__(*error)
+
     def start(self, output: Tensor) -> None:
         """Follow this one from now on."""
+        self.held, self.version = [], _version(output)
         self.held, self.takers, self.links = [output], [0], []
         self.at, self.activation = self.groups, ""
 
@@ -55,13 +72,15 @@ class Follower(TorchFunctionMode):
             inputs.append(args[0].x)
         taken = [i for i, tensor in enumerate(self.held) if any(one is tensor for one in inputs)]
         bent = taken and backward.activated(func, args, kwargs)
+        # what was changed in place on the way, as a residual that is added, is something else from then on
+        same = not taken or _version(self.held[-1]) == self.version
         out = func(*args, **kwargs)
         if not taken or isinstance(out, torch.Size) or not isinstance(out, Tensor | list | tuple):
             return out
         for i in taken:
             self.takers[i] += 1
         last, name = self.held[-1], getattr(func, "__name__", "").rstrip("_")
-        if taken[-1] < len(self.held) - 1 or self.activation or not isinstance(out, Tensor):
+        if taken[-1] < len(self.held) - 1 or self.activation or not (same and isinstance(out, Tensor)):
             return out
         if bent is last:
             of = args[0] if func is backward.ruled else backward.rectifier(func, args, kwargs)
@@ -77,6 +96,7 @@ class Follower(TorchFunctionMode):
             out = self._changed(out, last, False)
         elif name not in _PASSING:
             return out
+        self.version = _version(out)
         self.held.append(out)
         self.takers.append(0)
         self.links.append("norm" if name in NORMS else name)
@@ -86,5 +106,8 @@ class Follower(TorchFunctionMode):
         other = None if self.act is None else self.act(out, self.at, activation)
         if other is None:
             return out
-        # what was done in place is changed in place
-        return out.copy_(other) if out is last else other
+        if out is last:  # what was done in place is changed in place
+            return out.copy_(other)
+        for follower in Follower.on:  # those that follow the same tensor follow what stands in its place
+            follower.held = [other if one is out else one for one in follower.held]
+        return other

@@ -35,10 +35,11 @@ Groups = tuple[tuple[str, ...], ...]
 #: windows that are watched for what belongs to which, and times at which they are changed
 N_WINDOWS, N_TIMES, N_AVERAGED = 3, 16, 6
 #: Choice: how many standard deviations of a random order a dimension follows time by, to be that of time; from how many
-#: samples on a random order can tell; and the correlation that is enough where one dimension alone is left
-CLEAR, N_CLEAR, ENOUGH = 4.0, 6, 0.4
-#: Choice: a dimension turns with time where that leaves less than this share of the difference that turning makes
-TURNED = 0.5
+#: samples on a random order can tell; and how many and which correlation are enough where one dimension alone is left
+CLEAR, N_CLEAR, LIKELY, ENOUGH = 4.0, 6, 2.0, 0.4
+#: Choice: a dimension turns with time where that leaves less than this share of the difference that turning makes; of
+#: two that follow time one alone does, where its correlation is so many times that of the other
+TURNED, FAR = 0.5, 1.5
 #: changes below this share of an output's largest value are rounding errors
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -66,11 +67,12 @@ def apart(output: Tensor, groups: Groups, sizes: dict[str, int], where: str) -> 
         view = output
         for dim in reversed(range(len(groups))):
             if len(groups[dim]) > 1:
-                unknown = [word for word in groups[dim] if word not in sizes]
-                known = torch.Size(sizes[word] for word in groups[dim] if word in sizes).numel()
-                if len(unknown) > 1 or output.shape[dim] % known:
+                # beside the windows there may be fewer axes than they have, as where each holds a sensor
+                own = sizes if len(groups[dim]) > 2 else {"window": sizes["window"]}
+                known = torch.Size(own[word] for word in groups[dim] if word in own).numel()
+                if sum(word not in own for word in groups[dim]) > 1 or output.shape[dim] % known:
                     break
-                each = [sizes.get(word, output.shape[dim] // known) for word in groups[dim]]
+                each = [own.get(word, output.shape[dim] // known) for word in groups[dim]]
                 view = view.unflatten(dim, each) if torch.Size(each).numel() == output.shape[dim] else view
         words = [word for group in groups for word in group]
         wanted = {"window": sizes["window"], "1": 1}
@@ -204,16 +206,14 @@ def of_windows(answer: Answer, example: Tensor) -> Windows:
         each = changed.movedim(dim + 1, 1).flatten(2).any(2)  # (window, index)
         if size % N_WINDOWS or (each.sum(0) > 1).any():
             continue
-        owner = torch.arange(N_WINDOWS)[:, None]
-        index = torch.arange(size)
+        owner, index = torch.arange(N_WINDOWS)[:, None], torch.arange(size)
         if not (each & (index // (size // N_WINDOWS) != owner)).any():
             found.append(Windows(dim, size // N_WINDOWS, True, others is other))
         elif not (each & (index % N_WINDOWS != owner)).any():
             found.append(Windows(dim, size // N_WINDOWS, False, others is other))
     if len(found) != 1:
-        raise PlaceError(
-            f"no dimension of its output, {tuple(before.shape)} for {N_WINDOWS} windows, is that of the windows"
-        )
+        shape = tuple(before.shape)
+        raise PlaceError(f"no dimension of its output, {shape} for {N_WINDOWS} windows, is that of the windows")
     return found[0]
 
 
@@ -287,9 +287,8 @@ class Watched:
         length = self.base.shape[of]
         step = max(round(length / size), 1)
         by = max(length // (3 * step), 1) * step
-        before, after = (
-            self.windows.apart(self.answer(x), len(x)).float() for x in (self.base, self.base.roll(by, of))
-        )
+        both = self.base, self.base.roll(by, of)
+        before, after = (self.windows.apart(self.answer(x), len(x)).float() for x in both)
         moved = min(float((after - before.roll(shift, dim + 1)).norm()) for shift in {by // step, by})
         return moved < TURNED * float((after - before).norm())
 
@@ -342,8 +341,7 @@ def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, 
         for role, dims in moving.items():
             # channels that each see one axis, as those of a depthwise convolution, are units by their declaration
             dims = [i for i in dims if not (role == "axis" and roles.get(i) == "unit")]
-            taken = [i for i in dims if i in roles]
-            if len(dims) > 1 or taken:
+            if len(dims) > 1 or any(i in roles for i in dims):
                 fault = f"{len(dims)} dimensions follow {role}" if len(dims) > 1 else f"one follows {role} too"
                 raise PlaceError(_said(shape, example, windows, own, roles | dict.fromkeys(dims, role), fault))
             roles |= dict.fromkeys(dims, role)
@@ -351,7 +349,8 @@ def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, 
     if "unit" not in roles.values() and (windows.alive or len(own) == 1 or "time" in roles.values()):
         # what is left holds the units; a dimension of size 1 where no larger one is left
         rest = rest or [i for i, n in enumerate(sizes) if n == 1 and i not in roles][:1]
-        if len(rest) == 1 and own[rest[0]] != windows.dim and not _folded(answer, windows, example, rest[0], roles):
+        alone = len(rest) == 1 and own[rest[0]] != windows.dim
+        if alone and not _folded(answer, windows, example, rest[0], roles, sizes):
             roles[rest.pop()] = "unit"
     if rest or "unit" not in roles.values():
         fault = "no dimension is left for the units" if not rest else "it is open which dimension is that of the units"
@@ -380,46 +379,50 @@ def _moving(watched: Watched, sizes: dict[int, int], alone: Sequence[int]) -> di
         # padding adds a few axes; a longer dimension holds something else, as times and axes in turn
         fits = [i for i, n in sizes.items() if role == "time" or n < 2 * n_axes]
         moving[role] = [i for i in fits if _moves(_along(touched, i))]
-    for role, of in parts.items():
-        if moving[role]:
-            continue
-        change = watched.sizes(of)
+    for role, of in [(role, of) for role, of in parts.items() if not moving[role]]:
+        change, near = watched.sizes(of), {}
         for i in (i for i in sizes if not any(i in dims for dims in moving.values())):
             by = _along(change, i)
-            if role == "time" and (_in_time(by, i in alone, length) or watched.turns(2, i, sizes[i])):
-                moving[role].append(i)
-            if role == "axis" and sizes[i] == n_axes and (_own_axis(by, i in alone) or watched.turns(1, i, n_axes)):
-                moving[role].append(i)
+            if role == "time":
+                near[i] = _in_time(by, i in alone, length) or float(watched.turns(2, i, sizes[i]))
+            elif sizes[i] == n_axes:
+                near[i] = float(_own_axis(by, i in alone) or watched.turns(1, i, n_axes))
+        # units of both directions of a recurrent layer follow time too, but by far not as times do
+        moving[role] = [i for i, of_it in near.items() if of_it > max(near.values()) / FAR]
     return moving
 
 
-def _in_time(change: Tensor, alone: bool, length: int) -> bool:
+def _in_time(change: Tensor, alone: bool, length: int) -> float:
     where = torch.tensor(times(length)) / max(length - 1, 1)
     near = -(where[:, None] - torch.linspace(0, 1, change.shape[1])).abs()
     clear, correlation = _followed(change, near)
-    return (clear > CLEAR and change.shape[1] >= N_CLEAR) or (alone and correlation > ENOUGH)
+    enough = alone and clear > LIKELY and correlation > ENOUGH
+    return correlation if enough or (clear > CLEAR and change.shape[1] >= N_CLEAR) else 0.0
 
 
 def _own_axis(change: Tensor, alone: bool) -> bool:
-    n = len(change)
-    clear, _ = _followed(change, torch.eye(n))
-    inside = torch.eye(n, dtype=torch.bool)
+    n, inside = len(change), torch.eye(len(change), dtype=torch.bool)
+    clear, _ = _followed(change, inside)
     scaled = change / change.mean(0).clamp(min=1e-30)
     first = (scaled.argmax(1) == torch.arange(n)).all() and (scaled.argmax(0) == torch.arange(n)).all()
-    apart_by = scaled[inside].min() > 1.5 * scaled[~inside].max()
+    apart_by = scaled[inside].min() > (1.5 if n > 2 else 4) * scaled[~inside].max()
     return (clear > CLEAR and n >= N_CLEAR) or bool(first and apart_by and (alone or n > 3))
 
 
-def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: dict[int, str]) -> bool:
-    """Whether a dimension that is left for units holds times as well, unit by unit, as flattening makes it."""
+def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: dict[int, str], sizes) -> bool:
+    """Whether a dimension that is left for units holds times as well, unit by unit, as flattening makes it.
+
+    Where another one of size 1 may be that of the units, it may hold times alone.
+    """
     if "time" in roles.values() or example.ndim != 3 or example.shape[2] < 2:
         return False
-    watched = Watched(answer, windows, example)
-    change = _along(watched.sizes([(slice(None), t) for t in times(example.shape[2])]), dim)
+    change = _along(Watched(answer, windows, example).sizes([(slice(None), t) for t in times(example.shape[2])]), dim)
     size = change.shape[1]
     steps = [n for n in range(N_CLEAR, size // 2 + 1) if size % n == 0 and n <= example.shape[2]]
-    near = [(n, -(torch.linspace(0, 1, len(change))[:, None] - torch.linspace(0, 1, n)).abs()) for n in steps]
-    return any(_followed(change.unflatten(1, (-1, n)).mean(1), of)[0] > CLEAR + 1 for n, of in near)
+    near = {n: -(torch.linspace(0, 1, len(change))[:, None] - torch.linspace(0, 1, n)).abs() for n in [*steps, size]}
+    single = any(n == 1 and i != dim and i not in roles for i, n in enumerate(sizes))
+    alone = single and (1 < size <= example.shape[2] < N_CLEAR or _followed(change, near[size])[1] > ENOUGH)
+    return alone or any(_followed(change.unflatten(1, (-1, n)).mean(1), near[n])[0] > CLEAR + 1 for n in steps)
 
 
 def _layout(shape: tuple[int, ...], windows: Windows, own: Sequence[int], roles: dict[int, str]) -> str:

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import count
 from weakref import WeakKeyDictionary
 
@@ -199,11 +199,14 @@ WATCHING = threading.local()
 
 
 def tensors_of(output) -> list[Tensor]:
-    """All tensors of floating type with two or more dimensions in what a module returned, in their order."""
+    """All dense tensors of floating type with two or more dimensions in what a module returned, in their order."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() and output.ndim > 1 else []
+        plain = output.layout == torch.strided and not output.is_nested
+        return [output] if plain and output.is_floating_point() and output.ndim > 1 else []
     if isinstance(output, dict):
         output = list(output.values())
+    elif is_dataclass(output):
+        output = [getattr(output, field.name) for field in fields(output)]
     return [tensor for one in output for tensor in tensors_of(one)] if isinstance(output, list | tuple) else []
 
 

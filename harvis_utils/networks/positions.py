@@ -90,7 +90,10 @@ def positions(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor
 
 
 def _centres(sees: np.ndarray) -> np.ndarray | None:
-    """Centres of what each sample of a map sees, (map sample, sample of the window); None where that tells nothing."""
+    """Centres of what each sample of a map sees, (map sample, sample of the window); None where that tells nothing.
+
+    Raises ``ValueError`` where they are in another order than the samples.
+    """
     n, length = sees.shape
     if not sees.any(1).all():
         return None
@@ -102,6 +105,8 @@ def _centres(sees: np.ndarray) -> np.ndarray | None:
     whole = inside & (size == size[inside].max(initial=0))  # what the window does not cut, also of dilated layers
     if whole.sum() > 1:
         step, first = np.polyfit(index[whole], (low + high)[whole] / 2, 1)
+        if np.abs(first + step * index - (low + high) / 2)[whole].max() > length / 4:
+            raise PlaceError("its samples do not look at the window's in their order; name a layer before it")
     elif not (begins.any() and ends.any()):
         return None
     elif max(begins.sum(), ends.sum()) < 2:  # too few to tell the step from one sample to the next

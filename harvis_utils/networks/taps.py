@@ -11,7 +11,9 @@ What cannot be told is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -68,15 +70,19 @@ def _at(network: nn.Module, tap: Tap, act: _Act, follows: Callable[[Place], bool
     """
     place = sizes = follower = None
     n_calls = 0
+    listeners = LISTENERS.setdefault(network, [])
 
     def asleep() -> bool:
         return getattr(WATCHING, "on", False)
 
-    def begin(module, args, kwargs) -> None:
+    def opened(module, args, kwargs) -> None:
+        # the first one begins for all in the order of their blocks, so that inner ones see what outer ones changed
+        if not asleep() and listeners[0] is own:
+            for begin, _ in listeners:
+                begin(args[0] if args else next(iter(kwargs.values())))
+
+    def begin(x: Tensor) -> None:
         nonlocal place, sizes, follower, n_calls
-        if asleep():
-            return
-        x = args[0] if args else next(iter(kwargs.values()))
         place, sizes, n_calls = place_of(network, tap, x), sizes_of(x), 0
         if follows(place):
             follower = Follower(
@@ -96,12 +102,12 @@ def _at(network: nn.Module, tap: Tap, act: _Act, follows: Callable[[Place], bool
             if tap.call is None:
                 which_call(tap, n_calls)  # refuses a second call
             return None
-        own = tensors_of(output)[place.part]
+        raw = tensors_of(output)[place.part]
         if follower is not None:
-            follower.start(own)
+            follower.start(raw)
             return None
-        changed = act(own, layouts.parsed(place.layout), sizes, "place")
-        return None if changed is None else _exchanged(output, own, changed)
+        changed = act(raw, layouts.parsed(place.layout), sizes, "place")
+        return None if changed is None else _exchanged(output, raw, changed)
 
     def leave() -> None:
         nonlocal sizes, follower
@@ -110,19 +116,33 @@ def _at(network: nn.Module, tap: Tap, act: _Act, follows: Callable[[Place], bool
         sizes = follower = None
 
     def end(module, args, output) -> None:
-        if asleep() or sizes is None:
+        if asleep():
             return
-        leave()
+        if listeners[0] is own:
+            _leave(network)
         if output is not None:  # it is where the network raised an error
             which_call(tap, n_calls)
 
+    own = begin, leave
     with ExitStack() as hooks:
         hooks.enter_context(unnested(network))
-        hooks.callback(leave)  # where the call was not finished
-        hooks.enter_context(network.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
+        listeners.append(own)
+        hooks.callback(listeners.remove, own)
+        hooks.callback(_leave, network)  # where the call was not finished
+        hooks.enter_context(network.register_forward_pre_hook(opened, prepend=True, with_kwargs=True))
         hooks.enter_context(network.get_submodule(tap.module).register_forward_hook(met))
         hooks.enter_context(network.register_forward_hook(end, always_call=True))
         yield
+
+
+#: who listens to a network at the moment: what each does as a call begins and ends, the outer blocks first
+LISTENERS: WeakKeyDictionary[nn.Module, list[tuple[Callable, Callable]]] = WeakKeyDictionary()
+
+
+def _leave(network: nn.Module) -> None:
+    """A call of the network is over for all that listen to it, the last that began first."""
+    for _, leave in reversed(LISTENERS.get(network, [])):
+        leave()
 
 
 class _Seen(BaseException):
@@ -215,6 +235,9 @@ def _exchanged(output, old: Tensor, new: Tensor):
         return new
     if isinstance(output, dict):
         return type(output)({key: _exchanged(value, old, new) for key, value in output.items()})
+    if is_dataclass(output):
+        changed = {field.name: _exchanged(getattr(output, field.name), old, new) for field in fields(output)}
+        return replace(output, **changed)
     if isinstance(output, list | tuple):
         parts = [_exchanged(one, old, new) for one in output]
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
@@ -223,8 +246,17 @@ def _exchanged(output, old: Tensor, new: Tensor):
 
 def _maps(network: nn.Module, taps: Sequence[str | Tap], x: np.ndarray | Tensor) -> dict[str, Tensor]:
     """Maps by the taps' names; what the network does behind the last place is spared."""
-    with _recorded(network, taps, alone=True) as found, suppress(_Seen):
-        run(network, as_windows(network, x))
+    names = {tap if isinstance(tap, str) else tap.name for tap in taps}
+    with _recorded(network, taps, alone=True) as found:
+        try:
+            run(network, as_windows(network, x))
+        except (_Seen, Exception):
+            _leave(network)
+            if names > set(found):  # else a network that catches everything went on behind the last place
+                raise
+    if names > set(found):
+        missing = ", ".join(sorted(names - set(found)))
+        raise PlaceError(f"{missing}: these windows do not go through the activation that was found behind it")
     return found
 
 
@@ -267,6 +299,13 @@ def outputs(network: nn.Module, layer: str | Tap, x: np.ndarray | Tensor) -> Ten
 # ------------------------------------------------------------------------------------------------------ class scores
 
 
+#: autograd's names of what only moves, joins or bounds the scores that come out of an activation
+RESHAPING = ("Clone", "Alias", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "T", "Permute")
+RESHAPING = tuple(
+    f"{name}Backward" for name in (*RESHAPING, "Transpose", "Cat", "Stack", "Clamp", "_Rectified", "ToCopy")
+)
+
+
 def as_scores(output) -> Tensor:
     """Class scores (window, class) out of what a network returned: the first tensor; probabilities as their logarithm.
 
@@ -278,7 +317,10 @@ def as_scores(output) -> Tensor:
         raise PlaceError(
             f"class scores (window, class) from the whole network are wanted, of two classes or more, not {got}"
         )
-    if "Sigmoid" in str(scores.grad_fn):
+    last = scores.grad_fn
+    while last is not None and last.name().startswith(RESHAPING):
+        last = last.next_functions[0][0]
+    if "Sigmoid" in str(last):
         raise PlaceError(
             "the network ends in a sigmoid, which says yes or no of each class by itself, but scores of classes are "
             "wanted of which one holds: pass it without the sigmoid"
@@ -291,8 +333,21 @@ def as_scores(output) -> Tensor:
     return scores.clamp(min=torch.finfo(scores.dtype).tiny).log() if probabilities else scores
 
 
-def _settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
-    """Raise ``ValueError`` where what the network says of a window depends on chance or on the other windows."""
+def _refuse_features(first: Tensor, *others: Tensor) -> None:
+    """Raise ``ValueError`` where the first of several tensors is what scores of other classes are computed from."""
+    for of in others:
+        if of.ndim == 2 and of.shape[1] not in (1, first.shape[1]) and first.requires_grad and of.requires_grad:
+            (leads,) = torch.autograd.grad(of.sum(), first, retain_graph=True, allow_unused=True)
+            if leads is not None:
+                shapes = f"{tuple(first.shape)}, leads to another, {tuple(of.shape)}"
+                raise PlaceError(
+                    f"the first tensor that the network returns, {shapes}, and so looks like features, not like class "
+                    "scores: wrap it in a module that returns the scores first"
+                )
+
+
+def settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
+    """Raise ``ValueError`` where a network's output are no class scores that stand for each window by itself."""
     if isinstance(network, SFHF):
         return
     cache, key = FOUND.setdefault(network, {}), tuple(x.shape[1:])
@@ -303,8 +358,11 @@ def _settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
             try:
                 with torch.enable_grad():
                     output = run(watched, layouts.made_windows(example, 2).requires_grad_())
-                as_scores(output)  # refuses what is none
-                layouts.of_windows(lambda windows: tensors_of(run(watched, windows))[0], example)
+                    as_scores(output)  # refuses what is none
+                    _refuse_features(*tensors_of(output))
+                whose = layouts.of_windows(lambda windows: tensors_of(run(watched, windows))[0], example)
+                if (whose.dim, whose.among) != (0, 1):
+                    raise PlaceError("the windows are in the other dimension of (window, class); transpose them")
             except PlaceError as error:
                 raise PlaceError(f"the network's class scores: {error}") from error
         cache[key] = True
@@ -316,7 +374,7 @@ def scores_of(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
     Of a tuple the first tensor counts; probabilities are turned into their logarithm. Raises ``ValueError`` for a
     network that gives none, whose windows depend on each other, or that gives other scores each time.
     """
-    _settle(network, x)
+    settle(network, x)
     return led(as_scores(run(network, as_windows(network, x))), x, "the class scores")
 
 
@@ -359,10 +417,10 @@ def _described(network: nn.Module, tap: Tap, x: Tensor, scored: str, shapes: lis
     kind = type(network.get_submodule(tap.module)).__name__
     try:
         tap = located(network, tap, x)
+        with evaluating(network), torch.no_grad():
+            _, units, axes, samples = maps_of(network, tap, x).shape
     except PlaceError as error:
         return {"output": next(iter(shapes), ()), "type": kind, "refused": str(error)}
-    with evaluating(network), torch.no_grad():
-        _, units, axes, samples = maps_of(network, tap, x).shape
     found = {"output": shapes[tap.part], "type": kind, "layout": tap.layout}
     found |= {"units": units, "axes": axes, "samples": samples, "refused": ""}
     dissection = "yes" if axes in (1, x.shape[1]) else f"{axes} axes are neither 1 nor the window's {x.shape[1]}"
