@@ -8,8 +8,12 @@ from contextlib import contextmanager
 
 import pandas as pd
 
-#: a contender that stands on the page alone, not in the summary
-NOT_IN_SUMMARY = ("batch to the layer, all its units, autograd",)
+#: contenders that stand on the page alone, not in the summary
+NOT_IN_SUMMARY = (
+    "batch to the layer, all its units, autograd",
+    "batch to the layer, own unit, autograd",
+    "vmap of a gradient to the layer, compiled",
+)
 
 
 def markdown(table: pd.DataFrame) -> str:
