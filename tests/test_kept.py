@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -400,21 +401,26 @@ def test_what_killed_processes_left_is_swept_but_not_that_of_living_ones_or_othe
     assert {p.name for p in place.glob(".*.part")} == {living, elsewhere}
 
 
-def test_of_several_makers_all_get_the_result():
-    barrier = threading.Barrier(4)
+def test_of_several_who_want_a_result_one_makes_it():
+    barrier, made = threading.Barrier(4), []
 
     @kept("raced")
     def raced(x: int) -> dict:
-        barrier.wait(60)
+        made.append(x)
+        time.sleep(0.2)
         return {"x": x}
 
+    def want() -> None:
+        barrier.wait(60)
+        found.append(raced(1))
+
     found = []
-    threads = [threading.Thread(target=lambda: found.append(raced(1))) for _ in range(4)]
+    threads = [threading.Thread(target=want) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [{"x": 1}] * 4
+    assert found == [{"x": 1}] * 4 and made == [1]
     assert results.damage(results.folder_of("raced", raced.key(1))) is None
 
 

@@ -18,11 +18,12 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, update_wrapper
 from importlib.metadata import version
@@ -213,15 +214,26 @@ def obtain(stage: str, key: str, build: Callable[[Path], object], about: Mapping
         warnings.warn(f"{folder}: {wrong}; made anew", stacklevel=3)
         shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # two notebooks may want the same: one builds it, the other waits; the system frees the lock however that ends
-        lock = folder.with_name(f".{key}.lock")
-        with filelock.FileLock(lock):
+        with _alone(folder):
             if not folder.exists():
                 _fill(folder, build, about)
-        lock.unlink(missing_ok=True)
     _opened[stage, key] = files.read_json(folder / "manifest.json")["wall_s"]
     return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While the block runs, nobody else on this machine builds this result: two notebooks may want the same.
+
+    The system frees the lock however its holder ends.
+    """
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:20]
+    lock = Path(tempfile.gettempdir()) / f"harvis-{name}.lock"
+    try:
+        with filelock.FileLock(lock):
+            yield
+    finally:
+        lock.unlink(missing_ok=True)
 
 
 def _fill(folder: Path, build: Callable[[Path], object], about: Mapping) -> None:
