@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 
 from harvis_utils.maximization import starting
 from harvis_utils.paper import climbing, variants
-from harvis_utils.run import Run
+from harvis_utils.paper.stages import Stages
 from harvis_utils.settings import (
     PROFILES,
     REPOSITORY,
@@ -186,11 +186,11 @@ def direct(tmp_path_factory):
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("direct")))
         patched.setenv("HARVIS_THREADS", "1")
         torch.set_num_threads(1)
-        run = Run(CFG)
+        run = Stages(CFG)
         return run, all_of(run), gpu.stored()
 
 
-def all_of(run: Run) -> list:
+def all_of(run: Stages) -> list:
     """What notebooks 02 to 04, 07 and 09 ask for."""
     choosing = run.choosing
     units = starting.chosen_units(CFG.model.n_units, CFG.readings.n_units)
@@ -226,7 +226,7 @@ def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packi
     def refuse(stage, key):
         raise AssertionError(f"{stage} was not brought back")
 
-    here = Run(CFG)
+    here = Stages(CFG)
     with results.around_builds(refuse):
         for mine, other in zip(all_of(here), wanted, strict=True):
             assert mine.identical(other)
@@ -368,7 +368,7 @@ def test_outside_a_bundle_nothing_runs(capsys):
 def test_networks_trained_at_once_in_processes_are_those_of_one(direct, monkeypatch):
     """As on CUDA, where each has a process of its own; here these compute on the CPU."""
     run, *_ = direct
-    other = Run(dataclasses.replace(CFG, readings=ReadingSettings(seeds=())))
+    other = Stages(dataclasses.replace(CFG, readings=ReadingSettings(seeds=())))
     gpu.train(other, workers=2)
     assert len(gpu.stored()) == len(CFG.training.seeds)
     for mine, net in zip(other.networks, run.networks, strict=True):
@@ -376,7 +376,7 @@ def test_networks_trained_at_once_in_processes_are_those_of_one(direct, monkeypa
     monkeypatch.setattr(gpu, "torch_device", lambda _: SimpleNamespace(type="cuda"))
     cfg = dataclasses.replace(CFG, training=dataclasses.replace(CFG.training, learning_rate=1e30, batch_size=8))
     with pytest.raises(supervised.TrainingError, match="network [01]: the loss is"):
-        gpu.compute(Run(cfg), workers=2)
+        gpu.compute(Stages(cfg), workers=2)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

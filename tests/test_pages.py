@@ -188,7 +188,7 @@ def test_networks_that_the_run_made_are_published_with_it(finished, cfg, tiny_wi
     signals = xr.Dataset({"signal": (("seed", "time"), np.ones((2, 30)))})
     made = {"data": tiny_windows, "networks": networks, "statistics": signals, "signals": signals}
     made["choosing"] = SimpleNamespace(networks=for_choosing)
-    monkeypatch.setattr(publish, "Run", lambda _: SimpleNamespace(**made))
+    monkeypatch.setattr(publish, "Stages", lambda _: SimpleNamespace(**made))
     folder = publish.publish(finished.cfg, finished.books) / "networks"
     assert {p.name for p in folder.iterdir()} == {*published.FILES, "networks.json"}
     found = published.load(folder, tiny_windows, cfg.model, (*cfg.training.seeds, 7))

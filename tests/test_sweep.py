@@ -16,7 +16,7 @@ import yaml
 
 from harvis_utils.maximization import paper_methods
 from harvis_utils.metrics import similarity
-from harvis_utils.run import Run
+from harvis_utils.paper.stages import Stages
 from harvis_utils.settings import (
     PRESETS,
     REPOSITORY,
@@ -200,7 +200,7 @@ def test_notebooks_find_what_a_sweep_of_the_default_architecture_has_made(tmp_pa
         similarity=SimilaritySettings(n_similar=5),
     )
     monkeypatch.setenv("HARVIS_JOURNAL", str(tmp_path / "asked"))
-    run = Run(cfg)
+    run = Stages(cfg)
     with results.around_builds(refuse):
         assert run.scores.sizes["seed"] == run.controls.sizes["seed"] == len(cfg.training.seeds)
     store = artifact_root() / "store"
@@ -209,7 +209,7 @@ def test_notebooks_find_what_a_sweep_of_the_default_architecture_has_made(tmp_pa
 
 
 def test_scores_of_some_presets_are_never_taken_for_those_of_all(at_single):
-    run = Run(at_single.cfg("synthetic", "default"))
+    run = Stages(at_single.cfg("synthetic", "default"))
     with results.around_builds(refuse), pytest.raises(AssertionError, match="no signals"):
         assert run.scores is not None
 
@@ -294,7 +294,7 @@ def test_the_table_holds_what_the_report_says_of_each_network(at_single):
     table = pd.read_csv(at_single.place.reports / "sweep.csv").fillna({"preset": ""})
     assert len(table) == 2 * 2 * 3 * (len(paper_methods.METHODS) + len(similarity.CONTROLS))
     assert set(table["caveat"]) == {"made-up data"} and set(table["preset"]) == {"calibrated", ""}
-    run = Run(at_single.cfg("synthetic", "narrow", (1,)))
+    run = Stages(at_single.cfg("synthetic", "narrow", (1,)))
     with results.around_builds(refuse):
         scores = sweep.scored(run, at_single.presets)["technique"]
     mine = table[(table["architecture"] == "narrow") & (table["seed"] == 1)]

@@ -40,8 +40,8 @@ from harvis_utils.data import archive, kinds
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import starting
 from harvis_utils.paper import climbing, variants
+from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line, threads, torch_device
-from harvis_utils.run import Run
 from harvis_utils.settings import Settings, artifact_root, as_json, from_json, load_settings
 from harvis_utils.store import results
 from harvis_utils.store.code import code_digest
@@ -146,7 +146,7 @@ def _normal(name: str) -> str:
 # ------------------------------------------------------------------------------------- there: computing and collecting
 
 
-def unpacked(device: str | None) -> Run:
+def unpacked(device: str | None) -> Stages:
     """Settings and recordings of the bundle that this is."""
     known = results.packed()
     if not known:
@@ -154,14 +154,14 @@ def unpacked(device: str | None) -> Run:
     if results.package_digest() != known["package"]:
         raise BundleError(f"{ROOT}: this is not the code that was packed; unpack the bundle again")
     cfg = from_json(known["settings"] | {"device": device})
-    run = Run(cfg)
+    run = Stages(cfg)
     with np.load(ROOT / RECORDINGS) as signals:
         items = tuple(kinds.Recording(*map(int, name.split()[1:]), signal) for name, signal in signals.items())
     run.recordings = kinds.Recordings(cfg.dataset, kinds.check_name(cfg.dataset), items, **known["data"])
     return run
 
 
-def compute(run: Run, workers: int = 1) -> None:
+def compute(run: Stages, workers: int = 1) -> None:
     """Compute what is missing of the results of notebooks 02 to 04, 07 and 09 that take long.
 
     What is there is not made again, and training goes on after its last epoch, so this can be killed anywhere. On CUDA
@@ -179,7 +179,7 @@ def compute(run: Run, workers: int = 1) -> None:
             climbing.signals(some.cfg, run.data, some.networks, some.statistics, variants.RECIPES, units)
 
 
-def train(run: Run, workers: int) -> None:
+def train(run: Stages, workers: int) -> None:
     """Train the networks of a run and those for choosing, ``workers`` at once, each in a process of its own."""
     pairs = [(cfg, seed) for cfg in (run.cfg, run.choosing.cfg) for seed in cfg.training.seeds]
     each = [replace(cfg, training=replace(cfg.training, seeds=(seed,))) for cfg, seed in pairs]

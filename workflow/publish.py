@@ -18,8 +18,8 @@ from pathlib import Path
 from harvis_utils.chain import commands, stamps
 from harvis_utils.data import kinds
 from harvis_utils.paper import report
+from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line
-from harvis_utils.run import Run
 from harvis_utils.settings import (
     REPOSITORY,
     Settings,
@@ -96,7 +96,7 @@ def _networks(cfg: Settings, folder: Path, again: str) -> dict[Path, Path]:
     def missing(stage: str, key: str):
         raise PublishError(f"its {stage} are stored no more; {again}")
 
-    run = Run(cfg)
+    run = Stages(cfg)
     with around_builds(missing):
         published.save(folder, run.data, [*run.networks, *run.choosing.networks], run.statistics, run.signals)
     return {path: path.relative_to(folder.parent) for path in sorted(folder.iterdir())}

@@ -34,8 +34,8 @@ from harvis_utils.data import archive, kinds
 from harvis_utils.maximization import paper_methods
 from harvis_utils.metrics import similarity
 from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line, threads
-from harvis_utils.run import Run
 from harvis_utils.settings import (
     APPROXIMATE,
     PRESETS,
@@ -202,7 +202,7 @@ def run(sweep: Sweep, kind: str, dataset: str, architecture: str, seeds: str, pr
     for (what, names), name in zip(known.items(), (kind, dataset, architecture, seeds), strict=True):
         if name not in names:
             raise SweepError(f"{sweep.path}: no {what} {name!r}; there are {', '.join(names)}")
-    run = Run(sweep.cfg(dataset, architecture, sweep.groups()[seeds]))
+    run = Stages(sweep.cfg(dataset, architecture, sweep.groups()[seeds]))
     run.recordings = archive.load_recordings(dataset, download=False)
     statistics = run.statistics
     if kind == "signals":
@@ -211,7 +211,7 @@ def run(sweep: Sweep, kind: str, dataset: str, architecture: str, seeds: str, pr
         scored(run, sweep.presets)
 
 
-def scored(run: Run, presets: tuple[str, ...]) -> dict[str, xr.Dataset]:
+def scored(run: Stages, presets: tuple[str, ...]) -> dict[str, xr.Dataset]:
     """Scores of all methods under some presets ("technique"), and of the controls ("control")."""
     run.signals = paper_methods.signals(run.cfg, run.networks, run.statistics, presets=presets)
     return {"technique": run.scores, "control": run.controls}
@@ -229,7 +229,7 @@ def collect(sweep: Sweep) -> Path:
     for dataset in sweep.datasets:
         recordings = archive.load_recordings(dataset, download=False)
         for architecture, seed in itertools.product(sweep.architectures, sweep.seeds):
-            run = Run(sweep.cfg(dataset, architecture, (seed,)))
+            run = Stages(sweep.cfg(dataset, architecture, (seed,)))
             run.recordings = recordings
 
             def missing(stage: str, key: str, what: str = f"{dataset}, architecture {architecture}, seed {seed}"):

@@ -1,0 +1,102 @@
+"""Settings, and what belongs to them: made where it is missing, read where it is there."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import xarray as xr
+
+from harvis_utils.data import archive, windowing
+from harvis_utils.data.kinds import Recordings
+from harvis_utils.data.windowing import Windows
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.paper_methods import PROPOSED
+from harvis_utils.metrics import similarity
+from harvis_utils.settings import Settings, for_choosing
+from harvis_utils.training import published, supervised
+from harvis_utils.training.supervised import Network
+
+
+class Stages:
+    """Windows, networks and signals that belong to settings, each read once.
+
+    What is stored is read; what is missing is computed, which may take long.
+    """
+
+    def __init__(self, cfg: Settings):
+        self.cfg = cfg
+
+    @cached_property
+    def recordings(self) -> Recordings:
+        """The data set as it was recorded."""
+        return archive.load_recordings(self.cfg.dataset)
+
+    @cached_property
+    def data(self) -> Windows:
+        """Its windows."""
+        return windowing.cut(self.recordings, self.cfg.windows)
+
+    @cached_property
+    def networks(self) -> list[Network]:
+        """The trained networks, one per seed; published ones where the settings say so."""
+        if self.cfg.weights == "published":
+            folder = published.folder_of(self.cfg.profile, self.cfg.dataset)
+            return published.load(folder, self.data, self.cfg.model, self.cfg.training.seeds)
+        return supervised.networks(self.cfg, self.data)
+
+    @property
+    def whole(self) -> list[Network]:
+        """Those networks of which all weights are there: all that were trained here, of published ones the first."""
+        return [net for net in self.networks if not isinstance(net.model, published.NotPublished)]
+
+    @cached_property
+    def untrained(self) -> list[Network]:
+        """As many networks with random weights."""
+        return supervised.untrained(self.cfg, self.data)
+
+    @cached_property
+    def statistics(self) -> xr.Dataset:
+        """What the trained networks' units do on the training windows (:func:`unit_statistics.statistics`)."""
+        return unit_statistics.statistics(self.cfg, self.data, self.networks)
+
+    @cached_property
+    def random_statistics(self) -> xr.Dataset:
+        """The same of the untrained networks."""
+        return unit_statistics.statistics(self.cfg, self.data, self.untrained)
+
+    @cached_property
+    def signals(self) -> xr.Dataset:
+        """Signals of all methods and presets (:func:`paper_methods.signals`)."""
+        return paper_methods.signals(self.cfg, self.networks, self.statistics)
+
+    @cached_property
+    def random_signals(self) -> xr.Dataset:
+        """Signals of the proposed method for the untrained networks, a control."""
+        return paper_methods.signals(
+            self.cfg, self.untrained, self.random_statistics, paper_methods.CONTROL_METHODS, ("calibrated",)
+        )
+
+    @cached_property
+    def scores(self) -> xr.Dataset:
+        """Ssim and the other measures of all signals (:func:`similarity.scores`)."""
+        return similarity.scores(self.cfg, self.data, self.networks, self.statistics, self.signals)
+
+    @cached_property
+    def controls(self) -> xr.Dataset:
+        """The same measures of the controls."""
+        proposed = self.random_signals.sel(preset="calibrated", technique=PROPOSED, drop=True)
+        return similarity.controls(
+            self.cfg, self.data, self.networks, self.statistics, self.untrained, self.random_statistics, proposed
+        )
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the convolutions, the first one first."""
+        return list(self.networks[0].trunk.layers)
+
+    @cached_property
+    def choosing(self) -> Stages:
+        """The same data with the networks that are kept for choosing, which take no part in judging."""
+        other = Stages(for_choosing(self.cfg))
+        other.recordings, other.data = self.recordings, self.data
+        return other
