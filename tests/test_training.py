@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +223,8 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
         torch.rand(seed + epoch)  # something else was drawn before
         model = Noting()
         sgd = torch.optim.SGD(model.parameters(), 0.1)
-        loss = supervised._epoch(model, sgd, x, y, batch_size, seed, epoch, lambda: None)
+        step = partial(supervised._step, model, sgd, x, y)
+        loss = supervised._epoch(model, step, x, batch_size, seed, epoch, lambda: None)
         return model.order, model.noise, loss
 
     first, again = walk(1, 2), walk(1, 2)
@@ -231,6 +233,21 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
     assert all(other[0] != first[0] and other[1] != first[1] for other in others)
     assert sorted(walk(1, 2, batch_size=3)[0]) != list(range(10)), "a single leftover window is left out"
     assert len(walk(1, 2, batch_size=3)[0]) == 9
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_replayed_steps_are_the_steps_themselves(tiny_windows):
+    cfg = tiny(epochs=4, batch_size=16)
+    data = [torch.as_tensor(a, device="cuda") for a in (tiny_windows.train.x, tiny_windows.train.activity)]
+
+    def fitted(replay: bool):
+        model = supervised.new_model(tiny_windows, cfg.model, 0).cuda()
+        losses = supervised.fit(model, *data, cfg.training, 0, replay=replay)
+        return [losses, *(v.cpu().numpy() for v in model.state_dict().values())]
+
+    # Adam corrects its bias on the device where it is recorded, in float32
+    for one, other in zip(fitted(True), fitted(False), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_the_key_knows_what_decides_the_weights_and_nothing_else(tiny_windows):
@@ -324,10 +341,10 @@ def test_networks_trained_side_by_side_equal_those_trained_alone(tiny_windows):
 def test_networks_take_turns(tiny_windows, monkeypatch):
     begun, real, start = [], supervised._epoch, threading.Barrier(3)
 
-    def noting(model, optimizer, x, y, batch_size, seed, epoch, check):
+    def noting(model, step, x, batch_size, seed, epoch, check):
         begun.append(seed)
         time.sleep(0.1)  # longer than a busy machine keeps a thread from asking for its next turn
-        return real(model, optimizer, x, y, batch_size, seed, epoch, check)
+        return real(model, step, x, batch_size, seed, epoch, check)
 
     def together(*arguments):
         start.wait(60)  # one of them could be done before the last one has begun
@@ -347,12 +364,12 @@ def test_an_error_in_one_network_stops_the_others(tiny_windows, monkeypatch):
     cfg, real, begun, before = tiny(seeds=(0, 1, 2, 3), epochs=50), supervised._epoch, [], []
     other = checkpoint_of(key_of(cfg, tiny_windows, 0))
 
-    def failing(model, optimizer, x, y, batch_size, seed, epoch, check):
+    def failing(model, step, x, batch_size, seed, epoch, check):
         begun.append((seed, epoch))
         if seed == 1 and other.exists():  # threads begin in any order: fail once there is something to lose
             before.append(len(begun))
             raise supervised.TrainingError("network 1: made to fail")
-        return real(model, optimizer, x, y, batch_size, seed, epoch, check)
+        return real(model, step, x, batch_size, seed, epoch, check)
 
     monkeypatch.setattr(supervised, "_epoch", failing)
     with pytest.raises(supervised.TrainingError, match="network 1: made to fail"):

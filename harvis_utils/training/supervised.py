@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.fast.replay import Replayed
 from harvis_utils.networks.sfhf import SFHF, Dropout, Trunk, folded_trunk
 from harvis_utils.parallel import progress, side_by_side, threads_inside, torch_device, workers
 from harvis_utils.settings import HarvisError, ModelSettings, Settings, TrainingSettings
@@ -156,7 +158,7 @@ def trained(
     turns = turns or Turns(1)
     net = new_model(windows, model, seed).to(torch_device(device))
     options = {"around": lambda: turns, "check": turns.check, "checkpoint": checkpoint, "title": f"network {seed}"}
-    notes = fit_best(net, windows, training, seed, **options)
+    notes = fit_best(net, windows, training, seed, replay=True, **options)
     results.charge(turns.spent() / turns.n)
     found = {name: torch.tensor(notes[name], dtype=torch.float64) for name in HISTORY}
     for which, prefix in (("best", ""), ("last", "last_")):
@@ -234,6 +236,7 @@ def fit(
     checkpoint: Path | None = None,
     notes: dict | None = None,
     title: str | None = None,
+    replay: bool = False,
 ) -> list[float]:
     """Train ``model`` in place with Adam on cross entropy; the mean loss of each epoch.
 
@@ -245,18 +248,28 @@ def fit(
 
     With a folder ``checkpoint`` a later call goes on after the last finished epoch and ends with the weights of an
     uninterrupted one, bit for bit. ``notes`` is what the caller gathers in ``each_epoch`` (tensors, numbers, lists,
-    dicts); it is saved with the epochs and filled again from there. Raises :class:`TrainingError` where the loss
-    diverges or the checkpoint is damaged.
+    dicts); it is saved with the epochs and filled again from there. With ``replay`` steps on CUDA are recorded and
+    replayed (:class:`~harvis_utils.fast.replay.Replayed`), which not every model allows. Raises
+    :class:`TrainingError` where the loss diverges or the checkpoint is damaged.
     """
-    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    replay = replay and x.is_cuda
+    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "capturable": replay}
+    optimizer = torch.optim.Adam(model.parameters(), **options)
     notes = {} if notes is None else notes
     losses = _resume(checkpoint, model, optimizer, notes) if checkpoint else []
+    step = partial(_step, model, optimizer, x, y)
+    step = Replayed(step, settings.batch_size, torch.Generator(x.device)) if replay else step
     epochs = settings.epochs if epochs is None else epochs
     todo = range(len(losses), epochs)
     bar = progress(todo, initial=len(losses), total=epochs, desc=title) if title else None
     for epoch in bar or todo:
         with around():
-            losses.append(_epoch(model, optimizer, x, y, settings.batch_size, seed, epoch, check))
+            losses.append(_epoch(model, step, x, settings.batch_size, seed, epoch, check))
+            if not np.isfinite(losses[-1]):
+                raise TrainingError(
+                    f"network {seed}: the loss is {losses[-1]} in epoch {epoch + 1}; lower training.learning_rate "
+                    f"({settings.learning_rate:g}) of this profile and train again"
+                )
             shown = each_epoch(epoch, losses[-1])
             if bar:
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", **(shown or {}))
@@ -266,8 +279,18 @@ def fit(
     return losses
 
 
-def _epoch(model, optimizer, x, y, batch_size: int, seed: int, epoch: int, check: Callable[[], None]) -> float:
-    noise = torch.Generator(x.device).manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+def _step(model, optimizer, x: torch.Tensor, y: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """One step on the windows with the numbers ``chosen``; the loss before it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = F.cross_entropy(model(x[chosen]), y[chosen])
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _epoch(model, step, x: torch.Tensor, batch_size: int, seed: int, epoch: int, check: Callable[[], None]) -> float:
+    noise = step.noise if isinstance(step, Replayed) else torch.Generator(x.device)
+    noise.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
     for module in model.modules():
         if isinstance(module, Dropout):
             module.generator = noise
@@ -278,20 +301,9 @@ def _epoch(model, optimizer, x, y, batch_size: int, seed: int, epoch: int, check
         check()
         if len(chosen) == 1 and len(order) > 1:
             continue  # batch norm cannot normalize a single leftover window
-        optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(model(x[chosen]), y[chosen])
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(chosen)
+        total += step(chosen) * len(chosen)
         seen += len(chosen)
-    mean = float(total / seen)
-    if not np.isfinite(mean):
-        rate = optimizer.param_groups[0]["lr"]
-        raise TrainingError(
-            f"network {seed}: the loss is {mean} in epoch {epoch + 1}; lower training.learning_rate ({rate:g}) of this "
-            "profile and train again"
-        )
-    return mean
+    return float(total / seen)
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -336,6 +348,8 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, no
         reason = (str(error) or "it is empty").splitlines()[0]
         raise TrainingError(f"{path} is damaged ({reason}); delete it and train again") from error
     model.load_state_dict(state["model"])
+    for saved, here in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+        saved["capturable"] = here["capturable"]  # it may have begun on another device
     optimizer.load_state_dict(state["optimizer"])
     notes |= state["notes"]
     return state["losses"]
