@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+
+
+@contextmanager
+def timed_kernels() -> Iterator[None]:
+    """Inside, cuDNN times its kernels and takes the fastest: for small convolutions its guess is several times slower.
+
+    Which one is fastest may differ between runs, and so do roundings. Nothing changes on a CPU.
+    """
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class Replayed:

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.fast.replay import Replayed
+from harvis_utils.fast.replay import Replayed, timed_kernels
 from harvis_utils.networks.sfhf import SFHF, Dropout, Trunk, folded_trunk
 from harvis_utils.parallel import progress, side_by_side, threads_inside, torch_device, workers
 from harvis_utils.settings import HarvisError, ModelSettings, Settings, TrainingSettings
@@ -158,7 +158,8 @@ def trained(
     turns = turns or Turns(1)
     net = new_model(windows, model, seed).to(torch_device(device))
     options = {"around": lambda: turns, "check": turns.check, "checkpoint": checkpoint, "title": f"network {seed}"}
-    notes = fit_best(net, windows, training, seed, replay=True, **options)
+    with timed_kernels():
+        notes = fit_best(net, windows, training, seed, replay=True, **options)
     results.charge(turns.spent() / turns.n)
     found = {name: torch.tensor(notes[name], dtype=torch.float64) for name in HISTORY}
     for which, prefix in (("best", ""), ("last", "last_")):
