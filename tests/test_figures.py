@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from harvis_utils.figures import draw, special, style, waves
+from harvis_utils.figures import draw_old, special, style, waves
 
 ACTIVITIES = [f"activity number {i}" for i in range(19)]
 LAYERS = ["conv1", "conv2", "conv3"]
@@ -76,69 +76,69 @@ def landscape():
 
 
 FIGURES = {
-    "points": lambda: draw.points(
+    "points": lambda: draw_old.points(
         {"F1 of the layer": {k: table(ROWS) for k in WHO}, "b [G]": {k: table(ROWS) for k in WHO}}, "lens", **SAID
     ),
-    "points, groups of rows": lambda: draw.points(
+    "points, groups of rows": lambda: draw_old.points(
         {label: {"paper": table(["x"]), "recipes": table(ROWS)} for label in ("a", "b")}, "made how", {"c": 0.5}, **SAID
     ),
-    "points, log": lambda: draw.points(
+    "points, log": lambda: draw_old.points(
         {p: {la: table([*METHODS, *CONTROLS]) for la in LAYERS} for p in ("literal", "calibrated")},
         "x", log=True, **SAID,
     ),
-    "points_and_shares": lambda: draw.points_and_shares(
+    "points_and_shares": lambda: draw_old.points_and_shares(
         {k: table(ROWS) for k in WHO[::2]}, {k: shares(ROWS) for k in WHO[::2]}, ("g", "r", "y"),
         ("lens", "in a motif [share of windows]", "with decoys [share]"),
         {"chance": 0.3}, {"folded back": pd.Series(0.4, ROWS)}, **SAID,
     ),
-    "bars": lambda: draw.bars(
+    "bars": lambda: draw_old.bars(
         {"": {m: ends(3) for m in [*METHODS, *CONTROLS]}}, LAYERS, "layer", "Ssim [G²]", {"as in training": 1.0},
         {"naive": [3, 0, 0]}, log=True, **SAID,
     ),
-    "bars, panels": lambda: draw.bars(
+    "bars, panels": lambda: draw_old.bars(
         {rule: {who: ends(3) for who in WHO} for rule in ("IoU > 0.04", "above chance within an activity, no others")},
         LAYERS, "layer", "unique detectors", **SAID,
     ),
-    "stacked": lambda: draw.stacked(
+    "stacked": lambda: draw_old.stacked(
         pd.DataFrame({"train": [9] * 19, "val": [2] * 19}, ACTIVITIES), "windows", "activity", **SAID
     ),
-    "dots": lambda: draw.dots(
+    "dots": lambda: draw_old.dots(
         {m: {who: {la: random(10) for la in LAYERS} for who in WHO} for m in ("Hopkins statistic", "spread")},
         "layer", **SAID,
     ),
-    "dots, horizontal": lambda: draw.dots(
+    "dots, horizontal": lambda: draw_old.dots(
         {la: {who: dict.fromkeys(ACTIVITIES, random(4)) for who in WHO} for la in LAYERS}, "F1", "activity",
         {"paper": 0.7}, horizontal=True, **SAID,
     ),
-    "dots, many": lambda: draw.dots(
+    "dots, many": lambda: draw_old.dots(
         {la: {who: {"": random(200)} for who in WHO} for la in LAYERS}, "units, sorted", "IoU with the best concept",
         {"IoU 0.04": 0.04, "chance": 0.01}, middle="median", **SAID,
     ),
-    "lines": lambda: draw.lines(
+    "lines": lambda: draw_old.lines(
         {la: {who: ends(5) for who in WHO} for la in LAYERS}, [0, 1, 3, 10, 60], "step", "share of the highest known",
         scale="symlog", rings={"conv1": {"trained": [3]}}, **SAID,
     ),
-    "lines, levels": lambda: draw.lines(
+    "lines, levels": lambda: draw_old.lines(
         {la: {who: ends(6) for who in WHO} for la in LAYERS}, [0, 0.01, 0.1, 0.3, 0.5, 1], "slope", "gain",
         {"none": 0.0}, levels=True, **SAID,
     ),
-    "lines, each": lambda: draw.lines(
+    "lines, each": lambda: draw_old.lines(
         {name: {s: random(6, 2) for s in ("train", "val")} for name in ("cross entropy [nat]", "macro F1", "c", "d")},
         range(1, 7), "epoch", each=True, columns=2, **SAID,
     ),
-    "plane": lambda: draw.plane(
+    "plane": lambda: draw_old.plane(
         {la: {m: (ends(1), ends(1)) for m in METHODS} for la in LAYERS}, "nearness", "activation",
         {m: (c, "o") for m, c in style.METHOD_COLOURS.items()}, {"real windows": 0.5}, **SAID,
     ),
-    "plane, numbered": lambda: draw.plane(
+    "plane, numbered": lambda: draw_old.plane(
         {"": {f"prior per unit 0.03, best of {i}": (ends(1), ends(1)) for i in range(23)}}, "near", "up", zero=True,
         numbered=True, **SAID,
     ),
-    "plane, dots": lambda: draw.plane({la: {"": (random(50), random(50))} for la in LAYERS}, "IoU", "drop", **SAID),
-    "heat": lambda: draw.heat(
+    "plane, dots": lambda: draw_old.plane({la: {"": (random(50), random(50))} for la in LAYERS}, "IoU", "drop", **SAID),
+    "heat": lambda: draw_old.heat(
         {"": pd.DataFrame(random(19, 19), ACTIVITIES, ACTIVITIES)}, "predicted", "true", "share", ".0%", 0.005, **SAID
     ),
-    "heat, panels": lambda: draw.heat(
+    "heat, panels": lambda: draw_old.heat(
         {k: pd.DataFrame(random(19, 2) - 0.5, ACTIVITIES, ["right arm", "left leg"]) for k in WHO}, "sensor covered",
         "activity", "drop of the log odds", **SAID,
     ),
@@ -227,7 +227,7 @@ def drawn(request):
 
 
 def test_every_function_that_draws_is_tried():
-    made = {n for m in (draw, waves, special) for n, f in inspect.getmembers(m, inspect.isfunction)
+    made = {n for m in (draw_old, waves, special) for n, f in inspect.getmembers(m, inspect.isfunction)
             if f.__module__ == m.__name__ and inspect.signature(f).return_annotation == "Figure"}  # fmt: skip
     assert {name.partition(",")[0] for name in FIGURES} == made - ELSEWHERE
 
@@ -260,7 +260,7 @@ def test_legends_and_titles_never_cover_data(drawn):
 
 
 def test_without_a_caveat_nothing_is_said():
-    figure = draw.lines({"": {"a": np.arange(3)}}, range(3), "x", "y")
+    figure = draw_old.lines({"": {"a": np.arange(3)}}, range(3), "x", "y")
     style.add_caveat(figure, "")
     assert figure.get_supxlabel() == ""
 
@@ -284,13 +284,13 @@ def test_what_has_a_colour_keeps_it_and_others_differ():
 
 def test_three_takes_an_interval_where_there_is_one():
     given = pd.DataFrame({"a": [1, 2], "a low": [0.5, 1], "a high": [2, 3], "b": [4, 5]})
-    assert draw.three(given, "a").to_numpy().tolist() == [[1, 0.5, 2], [2, 1, 3]]
-    assert np.isnan(draw.three(given, "b").to_numpy()[:, 1:]).all()
+    assert draw_old.three(given, "a").to_numpy().tolist() == [[1, 0.5, 2], [2, 1, 3]]
+    assert np.isnan(draw_old.three(given, "b").to_numpy()[:, 1:]).all()
 
 
 def test_points_stand_in_their_rows_with_their_intervals():
     lonely = pd.DataFrame([[0.5, np.nan, np.nan]], index=["c"])
-    axes = draw.points({"F1": {"a": table(["x", "y"]), "b": lonely}}, "row").axes[0]
+    axes = draw_old.points({"F1": {"a": table(["x", "y"]), "b": lonely}}, "row").axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["x", "y", "c"]
     assert [line.get_ydata().tolist() for line in axes.lines if line.get_marker() in "os"] == [[0, 1], [2]]
     segments = axes.collections[0].get_segments()
@@ -300,7 +300,7 @@ def test_points_stand_in_their_rows_with_their_intervals():
 def test_points_without_a_value_are_hollow_at_the_edge_of_a_log_axis():
     given = table(METHODS)
     given.iloc[:2] = [[np.nan] * 3, [0, 0, 0]]
-    figure = rendered(draw.points({"Ssim [G²]": {"conv1": given}}, "technique", log=True))
+    figure = rendered(draw_old.points({"Ssim [G²]": {"conv1": given}}, "technique", log=True))
     hollow = [line for line in figure.axes[0].lines if line.get_marker() == "<"]
     assert [line.get_ydata().tolist() for line in hollow] == [[0, 1]]
 
@@ -314,32 +314,34 @@ def test_bars_show_means_ranges_failures_and_what_is_missing():
     values = {"naive": ends(3), "L2+TV": ends(3) + 1}
     values["naive"][1] = np.nan
     given, failed = {"": values | {"flat zero": np.zeros((3, 3))}}, {"naive": [0, 16, 0], "L2+TV": [2, 0, 0]}
-    figure = draw.bars(given, LAYERS, "layer", "Ssim", failed=failed, log=True)
+    figure = draw_old.bars(given, LAYERS, "layer", "Ssim", failed=failed, log=True)
     said = [t.get_text() for t in texts(figure)]
     assert "n/a 16 failed" in said and "2 failed" in said and said.count("0") == 3
     assert [bar.get_height() for bar in figure.axes[0].patches][3:6] == pytest.approx(values["L2+TV"][:, 0])
-    segments = draw.bars(given, LAYERS, "layer", "Ssim").axes[0].collections[1].get_segments()
+    segments = draw_old.bars(given, LAYERS, "layer", "Ssim").axes[0].collections[1].get_segments()
     assert [s[:, 1].tolist() for s in segments] == [pytest.approx(row[1:]) for row in values["L2+TV"]]
 
 
 def test_every_number_is_a_dot_and_missing_ones_are_said():
     given = {"Hopkins": {"a network": {"conv1": [0.9, 0.8], "conv2": [None, None]}}}
-    axes = draw.dots(given, "layer").axes[0]
+    axes = draw_old.dots(given, "layer").axes[0]
     assert axes.get_ylabel() == "Hopkins" and axes.lines[0].get_ydata().tolist() == [0.8, 0.9]
     assert "n/a" in [t.get_text() for t in axes.texts]
 
 
 def test_lines_rings_and_intervals_are_at_their_places():
     values = ends(3)
-    axes = draw.lines({"a": {"trained": values}}, [1, 10, 100], "x", "y", rings={"a": {"trained": [10]}}).axes[0]
+    axes = draw_old.lines({"a": {"trained": values}}, [1, 10, 100], "x", "y", rings={"a": {"trained": [10]}}).axes[0]
     assert axes.lines[0].get_ydata() == pytest.approx(values[:, 0])
     assert axes.lines[1].get_xydata().tolist() == [[10, values[1, 0]]]
-    many = draw.lines({"a": {"val": values}}, [1, 10, 100], "x", "y", each=True).axes[0]
+    many = draw_old.lines({"a": {"val": values}}, [1, 10, 100], "x", "y", each=True).axes[0]
     assert many.lines[0].get_ydata() == pytest.approx(values.mean(1)) and len(many.lines) == 4
 
 
 def test_numbers_of_a_heat_map_are_written():
-    said = [t.get_text() for t in texts(draw.heat({"": pd.DataFrame([[0.25, 0.001]])}, "x", "y", "share", ".0%", 0.01))]
+    said = [
+        t.get_text() for t in texts(draw_old.heat({"": pd.DataFrame([[0.25, 0.001]])}, "x", "y", "share", ".0%", 0.01))
+    ]
     assert "25%" in said and "0%" not in said
 
 
@@ -459,7 +461,7 @@ def test_pictures_are_small_and_keep_rare_colours():
     steps = np.arange(1, 400)
     lines = {name: np.zeros(399) for name in style.METHOD_COLOURS} | {"naive": np.sqrt(steps)}
     panels = {label: lines for label in ("a [G]", "b", "c [G]", "d")}
-    figure = draw.lines(panels, steps, "step", scale="log", columns=2)
+    figure = draw_old.lines(panels, steps, "step", scale="log", columns=2)
     figure.savefig(drawn := io.BytesIO(), format="png")
     small = style.picture(figure)
     assert len(small) < 0.6 * drawn.tell()
