@@ -75,9 +75,6 @@ def landscape():
 
 
 FIGURES = {
-    "points": lambda: draw.points(
-        tidy("F1", "b", lens=ROWS, who=WHO), "lens", {"F1": "F1 of the layer", "b": "b [G]"}, "who", **SAID
-    ),
     "points, log": lambda: draw.points(
         tidy("x", technique=[*METHODS, *CONTROLS], layer=LAYERS, preset=["literal", "calibrated"]),
         "technique", "x", "layer", "preset", "Ssim [G²]", {"as in training": 1.0}, log=True, **SAID,
@@ -86,25 +83,13 @@ FIGURES = {
         tidy("x", layer=LAYERS, technique=[*METHODS, *CONTROLS]).assign(lost=["3 failed", "", ""] * 13),
         "layer", "x", "technique", None, "Ssim [G²]", {"as in training": 1.0}, log=True, written="lost", **SAID,
     ),
-    "bars, panels": lambda: draw.bars(
-        tidy("x", layer=LAYERS, who=WHO, rule=["IoU > 0.04", "above chance within an activity, no others"]),
-        "layer", "x", "who", "rule", "unique detectors", **SAID,
-    ),
     "bars, stacked": lambda: draw.bars(
         tidy("windows", activity=ACTIVITIES, split=["train", "val"]),
         "activity", "windows", "split", stacked=True, **SAID,
     ),
-    "dots": lambda: draw.dots(
-        tidy("Hopkins statistic", "spread", layer=LAYERS, who=WHO, seed=range(10)),
-        "layer", ["Hopkins statistic", "spread"], "who", **SAID,
-    ),
     "dots, horizontal": lambda: draw.dots(
         tidy("F1", activity=ACTIVITIES, who=WHO, layer=LAYERS, seed=range(4)),
         "activity", "F1", "who", "layer", references={"paper": 0.7}, horizontal=True, **SAID,
-    ),
-    "curves": lambda: draw.curves(
-        tidy("share", layer=LAYERS, slope=[0.0, 0.1], step=[0, 1, 3, 10, 60]).assign(taken=lambda t: t["step"] == 3),
-        "step", "share", "slope", "layer", scale="symlog", ringed="taken", **SAID,
     ),
     "curves, levels": lambda: draw.curves(
         tidy("gain", "b", layer=LAYERS, who=WHO, slope=[0, 0.01, 0.1, 0.3, 0.5, 1]),
@@ -127,16 +112,12 @@ FIGURES = {
         .pivot(index=["weights", "activity"], columns="sensor", values="x") - 0.5,
         "drop of the log odds", "weights", ".0%", **SAID,
     ),
-    "recordings": lambda: waves.recordings([signals(6).T] * 7, ACTIVITIES[:7], SIX, 30, **SAID),
     "recordings, planted": lambda: waves.recordings([signals(6).T], [""], SIX, 30, places=PLANTED, **SAID),
-    "unit_methods": lambda: waves.unit_methods(by_method(6, 4.5 + 2 * np.arange(11)), LEVELS, **SAID),
-    "unit_methods, compared": lambda: waves.unit_methods(by_method(), compared=(range(4), 10), columns=2, **SAID),
-    "gallery": lambda: waves.gallery(signals(12), [f"unit {i}" for i in range(12)], np.abs(signals(12)), **SAID),
+    "unit_methods": lambda: waves.unit_methods(by_method(6), LEVELS, 30, 2, (range(4), 10), **SAID),
     "gallery, bands": lambda: waves.gallery(
-        list(signals(7)), ["conv1 unit 3: rising edge\nIoU 0.14"] * 7, columns=4,
+        list(signals(7)), ["conv1 unit 3: rising edge\nIoU 0.14"] * 7, np.abs(signals(7)), columns=4,
         bands={"among the strongest": random(7, 30) < 0.2, "the concept holds": random(7, 30) < 0.3}, **SAID,
     ),
-    "waves": lambda: waves.waves({k: signals(6, 3) for k in ("real", "after one draw")}, SIX, ACTIVITIES[:3], **SAID),
     "waves, own scale": lambda: waves.waves(
         {k: signals(3, 5) for k in ("window", "projection")}, LAYERS, [list("abcde")] * 3, own_scale=True, **SAID
     ),
