@@ -208,7 +208,8 @@ def bars(
         return drawing.done(title, 5, references, across=True)
     step = drawing.spread(0.86)
     greys = itertools.cycle(zip(CONTROL_GREYS, CONTROL_HATCHES, strict=True))
-    looks = {group: (COLOURS[group], None) if group in COLOURS else next(greys) for group in drawing.groups}
+    known = COLOURS | ({"": SIGNAL} if colour is None else {})
+    looks = {group: (known[group], None) if group in known else next(greys) for group in drawing.groups}
     for ax, column, rows in drawing.panels(3.5 if len(looks) > 4 else 2.7, xlabel=x):
         floor, top = _log_limits(drawing.rows[column]) if log else (-np.inf, np.inf)
         if log:
@@ -218,7 +219,7 @@ def bars(
             ax.bar(own[AT], own[column].clip(floor), 0.92 * step, label=group or None, **style)
         drawing.intervals(ax, rows, column, ecolor="black", capsize=2, zorder=2)
         tops = rows.filter([column, f"{column} high"]).max(axis=1).fillna(floor if log else 0.0).clip(floor)
-        texts = rows[written] if written else [""] * len(rows)
+        texts = rows[written].fillna("") if written else [""] * len(rows)
         for value, at, top, text in zip(rows[column], rows[AT], tops, texts, strict=True):
             lost = "n/a" if np.isnan(value) else "" if value >= floor else f"{value:.0e}" if value > 0 else "0"
             style = {"textcoords": "offset points", "fontsize": 9, "rotation": 90, "ha": "center", "va": "bottom"}
@@ -284,7 +285,7 @@ def curves(
                 ends = own[f"{column} low"].astype(float), own[f"{column} high"].astype(float)
                 ax.fill_between(own[x], *ends, color=drawing.colours[group], alpha=0.15, linewidth=0)
         if ringed:
-            at = rows[rows[ringed].astype(bool)]
+            at = rows[rows[ringed].eq(True)]
             ax.scatter(at[AT], at[column], 80, facecolor="none", edgecolor=drawing.colours_at(at))
         if not levels:
             ax.set_xscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
