@@ -144,7 +144,7 @@ FIGURES = {
     "landscapes": landscape,
 }  # fmt: skip
 #: drawn by test_cards, and without data
-ELSEWHERE = {"card", "pipeline", "signal_with_map", "nearest_pairs", "concepts", "detections", "planted"}
+ELSEWHERE = {"card", "pipeline", "nearest_pairs", "concepts", "detections", "planted"}
 
 
 @pytest.fixture(autouse=True)
@@ -314,20 +314,6 @@ def test_numbers_of_a_heat_map_are_written():
     assert "25%" in said and "0%" not in said
 
 
-def test_signal_is_the_line_and_map_the_bars():
-    _, ((axes,),) = style.grid(1, 1, 4, 3)
-    signal, unit_map = signals(2)
-    unit_map = np.abs(unit_map)
-    twin = waves.signal_with_map(axes, signal, unit_map, 30, th=0.4, p95=0.5)
-    assert any(np.array_equal(line.get_ydata(), signal) for line in axes.lines)
-    assert [bar.get_height() for bar in twin.patches] == pytest.approx(unit_map)
-    assert {line.get_label(): line.get_ydata()[0] for line in twin.lines} == {"95 % point": 0.5, "th": 0.4}
-    assert waves.signal_with_map(axes, signal) is None
-    assert twin.get_ylim()[0] == 0 and waves.signal_with_map(axes, signal, -unit_map).get_ylim()[0] < -unit_map.max()
-    with pytest.raises(ValueError, match="a map of 9 samples does not say which of the signal's 30 they are"):
-        waves.signal_with_map(axes, signal, unit_map[:9])
-
-
 def test_methods_are_drawn_with_all_axes_and_maps_where_they_look():
     at = 4.5 + 2 * np.arange(11)
     made = by_method(3, at).isel(technique=slice(2))
@@ -340,6 +326,9 @@ def test_methods_are_drawn_with_all_axes_and_maps_where_they_look():
         assert np.array_equal([line.get_ydata() for line in curves], made["signal"][i])
         assert [line.get_color() for line in curves] == list(style.COMPONENT_COLOURS[:3])
         assert [bar.get_x() + bar.get_width() / 2 for bar in twin.patches] == pytest.approx(at / 15)
+        assert [bar.get_height() for bar in twin.patches] == pytest.approx(made["map"].values[i])
+        assert {line.get_label(): line.get_ydata()[0] for line in twin.lines} == {"95 % point": 0.5, "th": 0.4}
+        assert twin.get_ylim()[0] == 0
     single = waves.unit_methods(by_method().isel(technique=[0]), compared=([5], 10)).axes[0]
     assert single.lines[1].get_color() == style.METHOD_COLOURS["naive"] and single.get_ylabel() == "signal [G]"
     assert single.patches[0].get_x() == pytest.approx(4.5 / 30) and single.patches[0].get_width() == pytest.approx(
@@ -347,6 +336,8 @@ def test_methods_are_drawn_with_all_axes_and_maps_where_they_look():
     )
     with pytest.raises(ValueError, match="select one of each seed, unit"):
         waves.unit_methods(made.expand_dims(seed=[0, 1], unit=[3]))
+    with pytest.raises(ValueError, match="a map of 11 samples does not say which"):
+        waves.unit_methods(made.drop_vars("map_time"))
 
 
 def test_gallery_says_the_peak_of_a_signal_it_cuts_and_bands_are_where_they_are():
