@@ -301,6 +301,13 @@ def test_measures_have_axes_of_their_own_and_panels_of_one_share_theirs():
     assert joined.joined(axes[0, 0], axes[0, 2]) and not joined.joined(axes[0, 0], axes[1, 0])
 
 
+@pytest.mark.parametrize("verb", [draw.points, draw.bars, draw.dots, draw.curves])
+def test_a_measure_without_any_value_is_said_to_be_missing(verb, recwarn):
+    given = tidy("y", x=[1, 2], who=["a", "b"]).assign(nothing=np.nan)
+    _, ax = verb(given, "x", ["y", "nothing"], "who").axes
+    assert "n/a" in [t.get_text() for t in ax.texts] and not len(recwarn)
+
+
 def test_numbered_points_are_the_numbers_of_the_legend():
     given = tidy("x", "y", recipe=["one", "two"])
     figure = draw.plane(given, "x", "y", "recipe", numbered=True)

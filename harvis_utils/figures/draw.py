@@ -131,6 +131,8 @@ class _Drawing:
 
     def marks(self, ax: Axes, rows: pd.DataFrame, column: str, **style) -> None:
         """Rows as markers in the looks of their groups."""
+        if rows.empty:  # seaborn warns of looks that nothing has
+            return
         x, y = self.xy(AT, column)
         looks = {"hue": self.colour, "style": self.colour, "palette": self.colours, "markers": self.markers}
         sns.scatterplot(rows, x=x, y=y, **looks, **style, legend=False, ax=ax)
@@ -268,6 +270,9 @@ def curves(
     n_panels = len(drawing.measures) * drawing.rows[drawing.panel].nunique()
     for ax, column, rows in drawing.panels(2.9 if n_panels < 5 else 2.4, columns, 0.7, xlabel=x):
         rows = rows.dropna(subset=[column])
+        if rows.empty:
+            ax.annotate("n/a", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=9)
+            continue
         ticks, levels = list(rows[x].unique()), scale == "levels"
         rows[AT] = rows[x].map(ticks.index) + shift[rows.index] if levels else rows[x]
         looks = {"hue": drawing.colour, "palette": drawing.colours, "legend": False, "ax": ax}
