@@ -113,7 +113,10 @@ FIGURES = {
         "drop of the log odds", "weights", ".0%", **SAID,
     ),
     "recordings, planted": lambda: waves.recordings([signals(6).T], [""], SIX, 30, places=PLANTED, **SAID),
-    "unit_methods": lambda: waves.unit_methods(by_method(6), LEVELS, 30, 2, (range(4), 10), **SAID),
+    "unit_methods": lambda: waves.unit_methods(by_method(6), LEVELS, **SAID),
+    "nearest_pairs": lambda: waves.nearest_pairs(
+        signals(3), signals(3), [0, 5, 20], [1, 2, 3], 10, (signals(3), signals(3)), ("abc", "def"), **SAID
+    ),
     "gallery, bands": lambda: waves.gallery(
         list(signals(7)), ["conv1 unit 3: rising edge\nIoU 0.14"] * 7, np.abs(signals(7)), columns=4,
         bands={"among the strongest": random(7, 30) < 0.2, "the concept holds": random(7, 30) < 0.3}, **SAID,
@@ -144,7 +147,7 @@ FIGURES = {
     "landscapes": landscape,
 }  # fmt: skip
 #: drawn by test_cards, and without data
-ELSEWHERE = {"card", "pipeline", "nearest_pairs", "concepts", "detections", "planted"}
+ELSEWHERE = {"card", "pipeline"}
 
 
 @pytest.fixture(autouse=True)

@@ -122,6 +122,29 @@ def unit_methods(
     return finish(figure, legend, title=title)
 
 
+def nearest_pairs(
+    signals: np.ndarray,
+    windows: np.ndarray,
+    starts: Sequence[int],
+    offsets: Sequence[int],
+    piece: int = 10,
+    maps: tuple[np.ndarray, np.ndarray] | None = None,
+    titles: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    rate_hz: float = 30.0,
+    title: str = "",
+) -> Figure:
+    """As :func:`unit_methods`, signals (above) and their nearest training windows (below), (pair, time) in G each.
+
+    ``starts`` and ``offsets`` say where the ``piece`` that is compared begins in each; ``maps`` are the unit's outputs
+    on both, (pair, time), and ``titles`` theirs.
+    """
+    names, both = [*titles[0], *titles[1]] or [""] * 2 * len(signals), ("technique", "time")
+    pairs = xr.Dataset({"signal": (both, np.concatenate([signals, windows]))}, {"technique": names})
+    if maps is not None:
+        pairs["map"] = (both, np.concatenate(maps))
+    return unit_methods(pairs, None, rate_hz, len(signals), ([*starts, *offsets], piece), title)
+
+
 def _outputs(ax: Axes, unit_map: xr.DataArray, levels: Sequence[tuple[float, str, str]], rate_hz: float) -> Axes:
     """A unit's outputs as bars behind a signal, with levels to compare with; returns their axes."""
     unit_map = unit_map.max("map_axis") if "map_axis" in unit_map.dims else unit_map
@@ -268,118 +291,3 @@ def windows(
     for ax, name in zip(axes[0], ("window", *maps), strict=True):
         ax.set_title(name)
     return finish(figure, title=title)
-
-
-# ------------------------------------ to be deleted: replaced by unit_methods, gallery, recordings and windows
-
-
-def nearest_pairs(
-    signals: np.ndarray,
-    windows: np.ndarray,
-    starts: Sequence[int],
-    offsets: Sequence[int],
-    piece: int = 10,
-    maps: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
-    titles: tuple[Sequence[str], Sequence[str]] = ((), ()),
-    rate_hz: float = 30.0,
-    **said: str,
-) -> Figure:
-    """Signals (above) and their nearest training windows (below), the compared samples shaded (Fig. 5).
-
-    ``signals`` and ``windows`` are (pair, time) in G; ``starts`` and ``offsets`` say where the ``piece`` begins in
-    each; ``maps`` are the unit's outputs on both, (pair, time), and ``titles`` theirs. The two of a pair share their
-    scale, because d(u, i) is a difference of values, not of shapes.
-    """
-    n = len(signals)
-    figure, axes = grid(2, n, min(WIDTH, 1.2 + 2.2 * n), 4.8, "time [s]", sharex=True, sharey="col")
-    legend = {"acceleration": Line2D([], [], color=SIGNAL), "samples compared": Patch(color=COMPARED, alpha=0.45)}
-    sides = zip(axes, (signals, windows), (starts, offsets), maps, titles, strict=True)
-    for row, curves, begins, outputs, names in sides:
-        for i, ax in enumerate(row):
-            ax.plot(np.arange(len(curves[i])) / rate_hz, curves[i], color=SIGNAL)
-            twin = None if outputs is None else _outputs(ax, xr.DataArray(outputs[i]), (), rate_hz)
-            ends = ((begins[i] - 0.5) / rate_hz, (begins[i] + piece - 0.5) / rate_hz)
-            ax.axvspan(*ends, color=COMPARED, alpha=0.45, linewidth=0)
-            ax.set_title(names[i] if len(names) else "", fontsize=9)
-            if twin is not None:
-                legend |= entries([twin])
-                twin.set_ylabel("output" if i == n - 1 else "")
-    axes[0, 0].set_ylabel("generated signal [G]")
-    axes[1, 0].set_ylabel("training window [G]")
-    return finish(figure, legend, **said)
-
-
-def concepts(
-    signals: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
-    names: Sequence[str],
-    titles: Sequence[str],
-    rate_hz: float = 30.0,
-    **said: str,
-) -> Figure:
-    """Examples beside each other: a signal (time,) in G, and below it when which concept holds, (concept, time)."""
-    size, heights = (WIDTH, 3.1 + 0.22 * len(names)), {"height_ratios": (1.5, 0.26 * len(names))}
-    figure, axes = grid(2, len(signals), *size, "time [s]", sharex=True, sharey="row", gridspec_kw=heights)
-    for (top, bottom), signal, mask, name in zip(axes.T, signals, masks, titles, strict=True):
-        top.plot(np.arange(len(signal)) / rate_hz, signal, color=SIGNAL)
-        top.set_title(name)
-        extent = (-0.5 / rate_hz, (len(signal) - 0.5) / rate_hz, len(names) - 0.5, -0.5)
-        bottom.imshow(mask, aspect="auto", cmap="Greens", vmin=0, vmax=1.4, extent=extent, interpolation="nearest")
-        bottom.set_yticks(np.arange(len(names)), names)
-        bottom.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
-        bottom.grid(visible=False)
-        bottom.grid(axis="y", which="minor")
-    axes[0, 0].set_ylabel("signal [G]")
-    return finish(figure, **said)
-
-
-def detections(
-    signals: Sequence[np.ndarray],
-    units: Sequence[np.ndarray],
-    held: Sequence[np.ndarray],
-    titles: Sequence[str],
-    rate_hz: float = 30.0,
-    **said: str,
-) -> Figure:
-    """Signals (time,) in G, a unit's mask as a band above and a concept's below, bool (time,) both."""
-    figure, axes = wrapped(len(signals), 4, WIDTH, 1.75, xlabel="time [s]", ylabel="signal [G]", sharex=True)
-    bands = {"among the unit's strongest 0.5 %": (0.9, ACCENT), "the concept holds": BANDS[1]}
-    for ax, signal, *masks, name in zip(axes.flat, signals, units, held, titles, strict=False):
-        seconds = np.arange(len(signal)) / rate_hz
-        for mask, (bottom, colour) in zip(masks, bands.values(), strict=True):
-            where = seconds[mask]
-            ax.bar(where, 0.1, 1 / rate_hz, bottom=bottom, color=colour, transform=ax.get_xaxis_transform())
-        ax.plot(seconds, signal, color=SIGNAL)
-        ax.margins(y=0.22)
-        ax.set_xlim(-0.6 / rate_hz, (len(signal) - 0.4) / rate_hz)
-        ax.set_title(name, fontsize=9)
-        ax.grid(visible=False)
-    return finish(figure, {name: Patch(color=colour) for name, (_, colour) in bands.items()}, **said)
-
-
-def planted(
-    signal: np.ndarray,
-    axis_names: Sequence[str],
-    places: Sequence[tuple[int, int, int, str]],
-    rate_hz: float,
-    first_sample: int = 0,
-    **said: str,
-) -> Figure:
-    """A recording with its planted motifs shaded: ``signal`` (time, axis) in G, one row per axis.
-
-    ``places`` are (axis, first sample, length, motif) with samples counted as in ``signal``; ``first_sample`` is
-    where ``signal`` begins in its recording, for the time scale.
-    """
-    figure, axes = grid(len(axis_names), 1, WIDTH, 0.9 + 0.95 * len(axis_names), "time [s]", sharex=True)
-    colours = class_colours(sorted({motif for *_, motif in places}))
-    seconds = (first_sample + np.arange(len(signal))) / rate_hz
-    for values, ax, name in zip(signal.T, axes[:, 0], axis_names, strict=True):
-        ax.plot(seconds, values, color="#888888", linewidth=1.0)
-        ax.margins(x=0)
-        ax.set_ylabel(f"{name}\n[G]", fontsize=9)
-    for axis, begin, length, motif in places:
-        part, ax = slice(begin, begin + length), axes[axis, 0]
-        ax.axvspan(*seconds[part][[0, -1]], color=colours[motif], alpha=0.2, linewidth=0)
-        ax.plot(seconds[part], signal[part, axis], color=colours[motif], linewidth=1.8)
-    legend = {motif: Line2D([], [], color=c, linewidth=4, alpha=0.8) for motif, c in colours.items()}
-    return finish(figure, legend, 6, **said)
