@@ -131,6 +131,8 @@ class _Drawing:
 
     def marks(self, ax: Axes, rows: pd.DataFrame, column: str, **style) -> None:
         """Rows as markers in the looks of their groups."""
+        if rows.empty:  # seaborn warns of looks that nothing has
+            return
         x, y = self.xy(AT, column)
         looks = {"hue": self.colour, "style": self.colour, "palette": self.colours, "markers": self.markers}
         sns.scatterplot(rows, x=x, y=y, **looks, **style, legend=False, ax=ax)
@@ -208,7 +210,8 @@ def bars(
         return drawing.done(title, 5, references, across=True)
     step = drawing.spread(0.86)
     greys = itertools.cycle(zip(CONTROL_GREYS, CONTROL_HATCHES, strict=True))
-    looks = {group: (COLOURS[group], None) if group in COLOURS else next(greys) for group in drawing.groups}
+    known = COLOURS | ({"": SIGNAL} if colour is None else {})
+    looks = {group: (known[group], None) if group in known else next(greys) for group in drawing.groups}
     for ax, column, rows in drawing.panels(3.5 if len(looks) > 4 else 2.7, xlabel=x):
         floor, top = _log_limits(drawing.rows[column]) if log else (-np.inf, np.inf)
         if log:
@@ -218,7 +221,7 @@ def bars(
             ax.bar(own[AT], own[column].clip(floor), 0.92 * step, label=group or None, **style)
         drawing.intervals(ax, rows, column, ecolor="black", capsize=2, zorder=2)
         tops = rows.filter([column, f"{column} high"]).max(axis=1).fillna(floor if log else 0.0).clip(floor)
-        texts = rows[written] if written else [""] * len(rows)
+        texts = rows[written].fillna("") if written else [""] * len(rows)
         for value, at, top, text in zip(rows[column], rows[AT], tops, texts, strict=True):
             lost = "n/a" if np.isnan(value) else "" if value >= floor else f"{value:.0e}" if value > 0 else "0"
             style = {"textcoords": "offset points", "fontsize": 9, "rotation": 90, "ha": "center", "va": "bottom"}
@@ -267,6 +270,9 @@ def curves(
     n_panels = len(drawing.measures) * drawing.rows[drawing.panel].nunique()
     for ax, column, rows in drawing.panels(2.9 if n_panels < 5 else 2.4, columns, 0.7, xlabel=x):
         rows = rows.dropna(subset=[column])
+        if rows.empty:
+            ax.annotate("n/a", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=9)
+            continue
         ticks, levels = list(rows[x].unique()), scale == "levels"
         rows[AT] = rows[x].map(ticks.index) + shift[rows.index] if levels else rows[x]
         looks = {"hue": drawing.colour, "palette": drawing.colours, "legend": False, "ax": ax}
@@ -284,7 +290,7 @@ def curves(
                 ends = own[f"{column} low"].astype(float), own[f"{column} high"].astype(float)
                 ax.fill_between(own[x], *ends, color=drawing.colours[group], alpha=0.15, linewidth=0)
         if ringed:
-            at = rows[rows[ringed].astype(bool)]
+            at = rows[rows[ringed].eq(True)]
             ax.scatter(at[AT], at[column], 80, facecolor="none", edgecolor=drawing.colours_at(at))
         if not levels:
             ax.set_xscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))

@@ -10,9 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import ConnectionPatch, Patch
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import linear_sum_assignment
 
@@ -46,7 +45,7 @@ TOP_COLOUR = "#e09f3e"
 GAP = 4
 
 
-def pipeline(stages: Sequence[tuple[str, str]], **said: str) -> Figure:
+def pipeline(stages: Sequence[tuple[str, str]], title: str = "") -> Figure:
     """Stages as boxes joined by arrows; each stage is (what it makes, which notebook makes it)."""
     figure, ((ax,),) = grid(1, 1, WIDTH, 1.5)
     box = {"boxstyle": "round,pad=0.45", "facecolor": "#eef3f7", "edgecolor": SIGNAL}
@@ -57,11 +56,11 @@ def pipeline(stages: Sequence[tuple[str, str]], **said: str) -> Figure:
             ax.annotate("", (i - 0.36, 0.6), (i - 0.64, 0.6), arrowprops={"arrowstyle": "->", "color": SIGNAL})
     ax.set(xlim=(-0.5, len(stages) - 0.5), ylim=(0, 1))
     ax.set_axis_off()
-    return finish(figure, **said)
+    return finish(figure, title=title)
 
 
 def amplitude_histogram(
-    counts: np.ndarray, edges_g: np.ndarray, threshold_g: float, paper_g: float | None = None, **said: str
+    counts: np.ndarray, edges_g: np.ndarray, threshold_g: float, paper_g: float | None = None, title: str = ""
 ) -> Figure:
     """Histogram of |acceleration| (``counts`` between ``edges_g``) with the line of mean + 2 std (claim C2)."""
     figure, ((ax,),) = grid(1, 1, WIDTH * 0.75, 3.6, "|acceleration| [G]", "samples")
@@ -71,13 +70,13 @@ def amplitude_histogram(
     if paper_g is not None:
         ax.axvline(paper_g, color="black", linestyle=":", label=f"paper: {paper_g:.2f} G")
     ax.margins(x=0)
-    return finish(figure, entries([ax]), **said)
+    return finish(figure, entries([ax]), title=title)
 
 
 def _by_activity(ax: Axes, positions: np.ndarray, activities: np.ndarray, names: Sequence[str], **style) -> None:
     """Units (unit, 2) on a map, in the colour and with the marker of their activity; negative: none."""
     colours = class_colours(names)
-    for a in sorted(set(activities.tolist())):
+    for a in np.unique(activities):
         name, marker = (names[a], MARKERS[a % len(MARKERS)]) if a >= 0 else ("none", "X")
         look = {"color": colours.get(name, "#999999"), "marker": marker, "label": name}
         ax.scatter(*positions[activities == a].T, **look, **style)
@@ -102,54 +101,42 @@ def atlas(
     activities, shown = np.asarray(activities), np.flatnonzero(np.isfinite(positions).all(1))
     n_lost = len(positions) - len(shown)
     positions, signals, activities = positions[shown], signals[shown], activities[shown]
-    # an engine that does nothing: without any, matplotlib falls back on the style's constrained layout
-    figure = plt.figure(figsize=(WIDTH, 7.2), layout=PlaceHolderLayoutEngine(True, True))
+    side = max(1, min(n_thumbnails, len(positions)) // 4)
+    figure = plt.figure(figsize=(WIDTH, 7.2), layout="constrained")
     plt.close(figure)
-    left, bottom, side, tall = 0.125, 0.175, 0.53, 0.62
-    ax = figure.add_axes((left, bottom, side, tall))
+    cells = figure.add_gridspec(side + 2, side + 2)  # the map in the middle, small frames around it
+    ax = figure.add_subplot(cells[1:-1, 1:-1])
     _by_activity(ax, positions, activities, names, s=42, edgecolor="white", linewidth=0.5)
-    ax.set_xlabel("t-SNE 1 (no unit)", labelpad=2, fontsize=9, loc="right")
-    ax.set_ylabel("t-SNE 2 (no unit)", labelpad=1, fontsize=9, loc="top")
+    ax.set_xlabel("t-SNE 1 (no unit)", fontsize=9)
+    ax.set_ylabel("t-SNE 2 (no unit)", fontsize=9)
     ax.margins(0.08)
-    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # fixed, as waveforms are joined to places below
     ax.spines[:].set(visible=True, color="#cccccc")
-    # slots for the waveforms on the four sides, in figure coordinates
-    per_side = max(1, min(n_thumbnails, len(positions)) // 4)
-    along = (np.arange(per_side) + 0.5) / per_side
-    slots = [(left + side * t, y) for y in (bottom - 0.095, bottom + tall + 0.075) for t in along]
-    slots += [(x, bottom + tall * t) for x in (left - 0.072, left + side + 0.065) for t in along]
-    chosen = _spread_choice(positions, min(len(slots), len(positions)))
-    in_figure = figure.transFigure.inverted().transform(ax.transData.transform(positions[chosen]))
+    ax.patch.set_visible(False)
+    chosen = _spread_choice(positions, min(4 * side, len(positions)))
     ax.scatter(*positions[chosen].T, s=70, facecolor="none", edgecolor="#555555", linewidth=0.8)
-    cost = ((np.array(slots)[:, None] - in_figure[None]) ** 2).sum(-1)
-    width, height = min(0.1, side / per_side * 0.9), min(0.1, tall / per_side * 0.82)
     limit = float(np.quantile(np.abs(signals[chosen]).reshape(len(chosen), -1).max(1), 0.9)) * 1.1 or 1.0
+    slots = [at for i in range(1, side + 1) for at in ((0, i), (side + 1, i), (i, 0), (i, side + 1))]
+    low, high = positions.min(0), positions.max(0)
+    x, y = (((positions[chosen] - low) / np.where(high > low, high - low, 1)) * side + 0.5).T
+    cost = ((np.array(slots)[:, None] - np.stack([side + 1 - y, x], 1)) ** 2).sum(-1)
     colours = class_colours(names)
-    for s, c in zip(*linear_sum_assignment(cost), strict=True):
-        unit, (x, y) = chosen[c], slots[s]
-        name = names[activities[unit]] if activities[unit] >= 0 else "none"
-        small = figure.add_axes((x - width / 2, y - height / 2, width, height))
-        plot_axes(small, np.arange(signals.shape[-1]), signals[unit], colours.get(name, "#999999"))
+    for slot, c in zip(*linear_sum_assignment(cost), strict=True):
+        unit = chosen[c]
+        small = figure.add_subplot(cells[slots[slot]], xticks=[], yticks=[], ylim=(-limit, limit))
+        own = colours[names[activities[unit]]] if activities[unit] >= 0 else "#999999"
+        plot_axes(small, np.arange(signals.shape[-1]), signals[unit], own)
         small.axhline(0, color="#cccccc", linewidth=0.6, zorder=0)
-        small.set(ylim=(-limit, limit), xticks=[], yticks=[])
         peak = float(np.abs(signals[unit]).max())
         said = f"{shown[unit]}" if peak <= limit else f"{shown[unit]} (to {peak:.1f} G)"
-        small.set_title(said, fontsize=9, pad=-8, loc="left", color="#555555")
+        small.set_title(said, fontsize=9, pad=2, loc="left", color="#555555")
         small.spines[:].set(visible=True, color="#dddddd")
-        edge = np.clip((x, y), (left, bottom), (left + side, bottom + tall))
-        figure.add_artist(Line2D(*zip(edge, in_figure[c], strict=True), color="#bbbbbb", linewidth=0.5, zorder=-1))
-    ax.patch.set_visible(False)
-    beside = {"loc": "center left", "bbox_to_anchor": (0.785, 0.5), "alignment": "left"}
-    figure.legend(*ax.get_legend_handles_labels(), title="activity of the\nnearest real window", **beside)
-    if several := axis_entries(signals[0], axis_names):
-        above = {"loc": "upper left", "bbox_to_anchor": (0.785, 0.998), "ncols": -(-len(several) // 6)}
-        figure.legend(several.values(), several.keys(), handlelength=1, columnspacing=1, **above)
+        style = {"color": "#bbbbbb", "linewidth": 0.5, "zorder": -1}  # from behind the small frame
+        figure.add_artist(ConnectionPatch((0.5, 0.5), positions[unit], small.transAxes, ax.transData, **style))
+    outside = {"loc": "outside right center", "alignment": "left"}
+    figure.legend(*ax.get_legend_handles_labels(), title="activity of the\nnearest real window", **outside)
     lost = f"; {n_lost} units without a place" if n_lost else ""
     note = f"small frames: signal over time, ±{limit:.2g} G, number = unit{lost}"
-    figure.text(0.01, 0.012, note, fontsize=9, color="#555555")
-    figure.suptitle(title, y=0.985)
-    figure.set_label(title)
-    return figure
+    return finish(figure, axis_entries(signals[0], axis_names), 6, "\n".join(part for part in (title, note) if part))
 
 
 def _spread_choice(positions: np.ndarray, n: int) -> np.ndarray:
@@ -169,7 +156,7 @@ def sensitivity(
     activities: Sequence[int],
     names: Sequence[str],
     agreement: np.ndarray,
-    **said: str,
+    title: str = "",
 ) -> Figure:
     """Maps of the same units for several perplexities (rows) and seeds (columns): (perplexity, seed, unit, 2).
 
@@ -184,7 +171,7 @@ def sensitivity(
         ax.set_xlabel("t-SNE 1 (no unit)" if i == n_rows - 1 else "", fontsize=9)
     shown = entries(axes.flat)
     figure.legend(shown.values(), shown.keys(), loc="outside right center", title="activity")
-    return finish(figure, **said)
+    return finish(figure, title=title)
 
 
 def readings(
@@ -194,7 +181,7 @@ def readings(
     admissible: Sequence[bool],
     factors: Mapping[str, Sequence],
     winner: int,
-    **said: str,
+    title: str = "",
 ) -> Figure:
     """All readings at a glance, one per column: what each is, which facts it meets, and its score.
 
@@ -229,14 +216,14 @@ def readings(
     legend = {name: Patch(color=colour) for name, colour in STANDINGS.items()}
     legend["score: cannot be told apart from the best"] = Patch(color=GOOD)
     legend["winner: the nearest of these to the paper"] = Line2D([], [], color="black", marker="v", linestyle="")
-    return finish(figure, legend, 3, **said)
+    return finish(figure, legend, 3, title=title)
 
 
 def landscapes(
     surfaces: Mapping[str, tuple[np.ndarray, np.ndarray]],
     paths: Mapping[str, Mapping[str, np.ndarray]],
     tops: Mapping[str, Sequence[float]],
-    **said: str,
+    title: str = "",
 ) -> Figure:
     """Functions (columns) and the ascents on them, one row for each way to climb.
 
@@ -267,7 +254,7 @@ def landscapes(
             ax.plot(*top, "*", color=TOP_COLOUR, markersize=12, markeredgecolor="black", clip_on=False)
             ax.set_ylabel("value" if values.ndim == 1 else "second input")
             ax.set_title(f"{name}: {way}")
-    return finish(figure, **said)
+    return finish(figure, title=title)
 
 
 def card(of, cards: Mapping, rate_hz: float, axis_names: Sequence[str] = ()) -> Figure:

@@ -31,6 +31,8 @@ from harvis_utils.figures.style import (
 #: what of a signal is compared with data; bands above and below a signal: where they begin in its frame, their colour
 COMPARED = "#f6c177"
 BANDS = ((0.9, ACCENT), (0.0, "#7fb069"))
+#: statistics of a unit that its outputs are compared with
+LEVELS = (("p95", ":", "95 % point"), ("th_eap", "--", "th"))
 
 
 def recordings(
@@ -78,49 +80,6 @@ def recordings(
     return finish(figure, entries(axes.flat), 6, title)
 
 
-def signal_with_map(
-    ax: Axes,
-    signal: np.ndarray,
-    unit_map: np.ndarray | None = None,
-    rate_hz: float = 30.0,
-    th: float | None = None,
-    p95: float | None = None,
-    colour: str = SIGNAL,
-    at: np.ndarray | None = None,
-) -> Axes | None:
-    """One signal as the paper's Figs. 1, 6 and 7 draw it: line in G (left), the unit's output as bars (right).
-
-    ``signal`` is (time,) in ``colour``, or (axis, time), each axis in its own. ``unit_map`` (time,) is about each
-    sample of the signal, or about the samples ``at``; the dotted line is the 95 % point of the unit's training outputs,
-    the dashed one its threshold. Returns the right axes, or ``None`` without a map. Raises ``ValueError`` for a map of
-    another length without ``at``.
-    """
-    length = np.shape(signal)[-1]
-    ax.axhline(0, color="#bbbbbb", linewidth=0.7)
-    plot_axes(ax, np.arange(length) / rate_hz, signal, colour)
-    ax.set_xlim(-0.6 / rate_hz, (length - 0.4) / rate_hz)
-    if unit_map is None:
-        return None
-    if at is None and len(unit_map) != length:
-        raise ValueError(f"a map of {len(unit_map)} samples does not say which of the signal's {length} they are")
-    at = np.arange(length) if at is None else at
-    twin = ax.twinx()
-    width = 0.9 * (at[1] - at[0] if len(at) > 1 else 1) / rate_hz
-    twin.bar(at / rate_hz, unit_map, width, color=MAP, label="unit's output")
-    levels = [(level, *look) for level, *look in ((p95, ":", "95 % point"), (th, "--", "th")) if level is not None]
-    for level, style, name in levels:
-        twin.axhline(level, color="black", linestyle=style, linewidth=1.0, label=name)
-    ends = [0, 1e-9, *unit_map, *(level for level, *_ in levels if np.isfinite(level))]
-    twin.set_ylim(1.08 * min(ends), 1.08 * max(ends))
-    twin.spines["right"].set_visible(True)
-    twin.set_zorder(0)
-    ax.set_zorder(1)  # the line stands in front of the bars
-    ax.patch.set_visible(False)
-    for own in (ax, twin):
-        own.grid(visible=False)
-    return twin
-
-
 def unit_methods(
     made: xr.Dataset,
     levels: xr.Dataset | None = None,
@@ -129,39 +88,83 @@ def unit_methods(
     compared: tuple[Sequence[int], int] | None = None,
     title: str = "",
 ) -> Figure:
-    """Signals with a unit's outputs (Figs. 1, 5, 6, 7), a panel for each ``technique`` of ``made``, which names it.
+    """Signals (lines, left) with a unit's outputs (bars, right), a panel for each ``technique`` (Figs. 1, 5, 6, 7).
 
     ``made`` holds the ``signal`` and maybe the ``map`` as :func:`harvis_utils.maximization.paper_methods.maximize`
     gives them, (technique, [axis,] time), maps at their ``map_time`` where they have it; of several axes of a map the
-    largest output is drawn. ``levels`` are the unit's statistics: ``th_eap`` and ``p95``. ``compared`` shades samples:
-    where they begin in each panel, and how many; panels below each other then share their scale, as what is compared
-    are values, not shapes. Raises ``ValueError`` for more than one unit.
+    largest output is drawn. ``levels`` are the unit's statistics: its threshold ``th_eap`` (dashed) and the 95 % point
+    ``p95`` of its training outputs (dotted). ``compared`` shades samples: where they begin in each panel, and how
+    many; panels below each other then share their scale, as what is compared are values, not shapes. Raises
+    ``ValueError`` for more than one unit, and for maps of another length that do not say their ``map_time``.
     """
     if others := set(made["signal"].dims) - {"technique", "axis", "time"}:
         raise ValueError(f"one unit's signals are drawn; select one of each {', '.join(sorted(others))}")
-    signals, maps = made["signal"].transpose("technique", ..., "time"), made.get("map")
-    if maps is not None and "map_axis" in maps.dims:
-        maps = maps.max("map_axis")
-    at = made["map_time"].values if "map_time" in made.coords else None
-    th, p95 = (None if levels is None else float(levels[name]) for name in ("th_eap", "p95"))
-    names = [str(name) for name in signals["technique"].values]
+    signals = made["signal"].transpose("technique", ..., "time")
+    names, length = [str(name) for name in signals["technique"].values], signals.sizes["time"]
+    looks = [(float(levels[of]), *look) for of, *look in LEVELS] if levels is not None else []
     n, columns = len(names), min(columns, len(names))
-    shared = {"sharey": "col"} if compared else {}
-    label = f"signal [{signals.attrs.get('units', 'G')}]"
+    label, shared = f"signal [{signals.attrs.get('units', 'G')}]", {"sharey": "col"} if compared else {}
     figure, axes = wrapped(n, columns, max(4.0, WIDTH * columns / 4), 2.3, ylabel=label, **shared)
     legend = axis_entries(signals.values[0]) or {"signal": Line2D([], [], color=SIGNAL)}
     for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
-        seen = None if maps is None else maps.isel(technique=i).values
-        twin = signal_with_map(ax, signals.values[i], seen, rate_hz, th, p95, METHOD_COLOURS.get(name, SIGNAL), at)
-        ax.set(title=name, xlabel="time [s]" if i + columns >= n else "")
-        if twin is not None:
+        if "map" in made:
+            twin = _outputs(ax, made["map"].isel(technique=i), looks, rate_hz)
             twin.set_ylabel("output" if i % columns == columns - 1 or i == n - 1 else "")
             legend |= entries([twin])
+        ax.axhline(0, color="#bbbbbb", linewidth=0.7)
+        plot_axes(ax, np.arange(length) / rate_hz, signals.values[i], METHOD_COLOURS.get(name, SIGNAL))
+        ax.set(title=name, xlabel="time [s]" if i + columns >= n else "")
+        ax.set_xlim(-0.6 / rate_hz, (length - 0.4) / rate_hz)
         if compared:
             ends = compared[0][i] + np.array([-0.5, compared[1] - 0.5])
             ax.axvspan(*ends / rate_hz, color=COMPARED, alpha=0.45, linewidth=0)
             legend["samples compared"] = Patch(color=COMPARED, alpha=0.45)
     return finish(figure, legend, title=title)
+
+
+def nearest_pairs(
+    signals: np.ndarray,
+    windows: np.ndarray,
+    starts: Sequence[int],
+    offsets: Sequence[int],
+    piece: int = 10,
+    maps: tuple[np.ndarray, np.ndarray] | None = None,
+    titles: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    rate_hz: float = 30.0,
+    title: str = "",
+) -> Figure:
+    """As :func:`unit_methods`, signals (above) and their nearest training windows (below), (pair, time) in G each.
+
+    ``starts`` and ``offsets`` say where the ``piece`` that is compared begins in each; ``maps`` are the unit's outputs
+    on both, (pair, time), and ``titles`` theirs.
+    """
+    names, both = [*titles[0], *titles[1]] or [""] * 2 * len(signals), ("technique", "time")
+    pairs = xr.Dataset({"signal": (both, np.concatenate([signals, windows]))}, {"technique": names})
+    if maps is not None:
+        pairs["map"] = (both, np.concatenate(maps))
+    return unit_methods(pairs, None, rate_hz, len(signals), ([*starts, *offsets], piece), title)
+
+
+def _outputs(ax: Axes, unit_map: xr.DataArray, levels: Sequence[tuple[float, str, str]], rate_hz: float) -> Axes:
+    """A unit's outputs as bars behind a signal, with levels to compare with; returns their axes."""
+    unit_map = unit_map.max("map_axis") if "map_axis" in unit_map.dims else unit_map
+    if "map_time" in unit_map.dims and "map_time" not in unit_map.coords:
+        raise ValueError(f"a map of {unit_map.size} samples does not say which of the signal's they are")
+    at = unit_map["map_time"].values if "map_time" in unit_map.dims else np.arange(unit_map.size)
+    twin = ax.twinx()
+    width = 0.9 * (at[1] - at[0] if len(at) > 1 else 1) / rate_hz
+    twin.bar(at / rate_hz, unit_map.values, width, color=MAP, label="unit's output")
+    for level, style, name in levels:
+        twin.axhline(level, color="black", linestyle=style, linewidth=1.0, label=name)
+    ends = [0, 1e-9, *unit_map.values, *(level for level, *_ in levels if np.isfinite(level))]
+    twin.set_ylim(1.08 * min(ends), 1.08 * max(ends))
+    twin.spines["right"].set_visible(True)
+    twin.set_zorder(0)
+    ax.set_zorder(1)  # the line stands in front of the bars
+    ax.patch.set_visible(False)
+    ax.grid(visible=False)
+    twin.grid(visible=False)
+    return twin
 
 
 def gallery(
@@ -288,117 +291,3 @@ def windows(
     for ax, name in zip(axes[0], ("window", *maps), strict=True):
         ax.set_title(name)
     return finish(figure, title=title)
-
-
-# ------------------------------------ to be deleted: replaced by unit_methods, gallery, recordings and windows
-
-
-def nearest_pairs(
-    signals: np.ndarray,
-    windows: np.ndarray,
-    starts: Sequence[int],
-    offsets: Sequence[int],
-    piece: int = 10,
-    maps: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
-    titles: tuple[Sequence[str], Sequence[str]] = ((), ()),
-    rate_hz: float = 30.0,
-    **said: str,
-) -> Figure:
-    """Signals (above) and their nearest training windows (below), the compared samples shaded (Fig. 5).
-
-    ``signals`` and ``windows`` are (pair, time) in G; ``starts`` and ``offsets`` say where the ``piece`` begins in
-    each; ``maps`` are the unit's outputs on both, (pair, time), and ``titles`` theirs. The two of a pair share their
-    scale, because d(u, i) is a difference of values, not of shapes.
-    """
-    n = len(signals)
-    figure, axes = grid(2, n, min(WIDTH, 1.2 + 2.2 * n), 4.8, "time [s]", sharex=True, sharey="col")
-    legend = {"acceleration": Line2D([], [], color=SIGNAL), "samples compared": Patch(color=COMPARED, alpha=0.45)}
-    sides = zip(axes, (signals, windows), (starts, offsets), maps, titles, strict=True)
-    for row, curves, begins, outputs, names in sides:
-        for i, ax in enumerate(row):
-            twin = signal_with_map(ax, curves[i], None if outputs is None else outputs[i], rate_hz)
-            ends = ((begins[i] - 0.5) / rate_hz, (begins[i] + piece - 0.5) / rate_hz)
-            ax.axvspan(*ends, color=COMPARED, alpha=0.45, linewidth=0)
-            ax.set_title(names[i] if len(names) else "", fontsize=9)
-            if twin is not None:
-                legend |= entries([twin])
-                twin.set_ylabel("output" if i == n - 1 else "")
-    axes[0, 0].set_ylabel("generated signal [G]")
-    axes[1, 0].set_ylabel("training window [G]")
-    return finish(figure, legend, **said)
-
-
-def concepts(
-    signals: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
-    names: Sequence[str],
-    titles: Sequence[str],
-    rate_hz: float = 30.0,
-    **said: str,
-) -> Figure:
-    """Examples beside each other: a signal (time,) in G, and below it when which concept holds, (concept, time)."""
-    size, heights = (WIDTH, 3.1 + 0.22 * len(names)), {"height_ratios": (1.5, 0.26 * len(names))}
-    figure, axes = grid(2, len(signals), *size, "time [s]", sharex=True, sharey="row", gridspec_kw=heights)
-    for (top, bottom), signal, mask, name in zip(axes.T, signals, masks, titles, strict=True):
-        top.plot(np.arange(len(signal)) / rate_hz, signal, color=SIGNAL)
-        top.set_title(name)
-        extent = (-0.5 / rate_hz, (len(signal) - 0.5) / rate_hz, len(names) - 0.5, -0.5)
-        bottom.imshow(mask, aspect="auto", cmap="Greens", vmin=0, vmax=1.4, extent=extent, interpolation="nearest")
-        bottom.set_yticks(np.arange(len(names)), names)
-        bottom.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
-        bottom.grid(visible=False)
-        bottom.grid(axis="y", which="minor")
-    axes[0, 0].set_ylabel("signal [G]")
-    return finish(figure, **said)
-
-
-def detections(
-    signals: Sequence[np.ndarray],
-    units: Sequence[np.ndarray],
-    held: Sequence[np.ndarray],
-    titles: Sequence[str],
-    rate_hz: float = 30.0,
-    **said: str,
-) -> Figure:
-    """Signals (time,) in G, a unit's mask as a band above and a concept's below, bool (time,) both."""
-    figure, axes = wrapped(len(signals), 4, WIDTH, 1.75, xlabel="time [s]", ylabel="signal [G]", sharex=True)
-    bands = {"among the unit's strongest 0.5 %": (0.9, ACCENT), "the concept holds": BANDS[1]}
-    for ax, signal, *masks, name in zip(axes.flat, signals, units, held, titles, strict=False):
-        seconds = np.arange(len(signal)) / rate_hz
-        for mask, (bottom, colour) in zip(masks, bands.values(), strict=True):
-            where = seconds[mask]
-            ax.bar(where, 0.1, 1 / rate_hz, bottom=bottom, color=colour, transform=ax.get_xaxis_transform())
-        ax.plot(seconds, signal, color=SIGNAL)
-        ax.margins(y=0.22)
-        ax.set_xlim(-0.6 / rate_hz, (len(signal) - 0.4) / rate_hz)
-        ax.set_title(name, fontsize=9)
-        ax.grid(visible=False)
-    return finish(figure, {name: Patch(color=colour) for name, (_, colour) in bands.items()}, **said)
-
-
-def planted(
-    signal: np.ndarray,
-    axis_names: Sequence[str],
-    places: Sequence[tuple[int, int, int, str]],
-    rate_hz: float,
-    first_sample: int = 0,
-    **said: str,
-) -> Figure:
-    """A recording with its planted motifs shaded: ``signal`` (time, axis) in G, one row per axis.
-
-    ``places`` are (axis, first sample, length, motif) with samples counted as in ``signal``; ``first_sample`` is
-    where ``signal`` begins in its recording, for the time scale.
-    """
-    figure, axes = grid(len(axis_names), 1, WIDTH, 0.9 + 0.95 * len(axis_names), "time [s]", sharex=True)
-    colours = class_colours(sorted({motif for *_, motif in places}))
-    seconds = (first_sample + np.arange(len(signal))) / rate_hz
-    for values, ax, name in zip(signal.T, axes[:, 0], axis_names, strict=True):
-        ax.plot(seconds, values, color="#888888", linewidth=1.0)
-        ax.margins(x=0)
-        ax.set_ylabel(f"{name}\n[G]", fontsize=9)
-    for axis, begin, length, motif in places:
-        part, ax = slice(begin, begin + length), axes[axis, 0]
-        ax.axvspan(*seconds[part][[0, -1]], color=colours[motif], alpha=0.2, linewidth=0)
-        ax.plot(seconds[part], signal[part, axis], color=colours[motif], linewidth=1.8)
-    legend = {motif: Line2D([], [], color=c, linewidth=4, alpha=0.8) for motif, c in colours.items()}
-    return finish(figure, legend, 6, **said)
