@@ -188,10 +188,7 @@ def test_contingency_and_p_value_agree_with_counting(activities, seed):
 
 
 @FEW
-@given(
-    st.lists(st.integers(0, 5), min_size=1, max_size=8),
-    st.lists(st.integers(0, 5), min_size=1, max_size=8),
-)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.lists(st.integers(0, 5), min_size=1, max_size=8))
 def test_superiority_agrees_with_counting(shallow, deep):
     wins = [1.0 if d > s else 0.5 if d == s else 0.0 for d in deep for s in shallow]
     value, low, high = clustering.superiority(np.array([*shallow, np.nan]), np.array(deep), n=50)

@@ -17,13 +17,7 @@ from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import realism, signal_measures, similarity
 from harvis_utils.networks.sfhf import Trunk
-from harvis_utils.settings import (
-    MaximizationSettings,
-    ModelSettings,
-    Settings,
-    TrainingSettings,
-    load_settings,
-)
+from harvis_utils.settings import MaximizationSettings, ModelSettings, Settings, TrainingSettings, load_settings
 from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -40,7 +40,7 @@ N_PROBED = 20_000
 CHUNK = 1024
 
 CONTROLS = similarity.CONTROLS | {
-    "held-out-strong": "a real test window that reaches the unit's threshold, drawn at random",
+    "held-out-strong": "a real test window that reaches the unit's threshold, drawn at random"
 }
 
 # ------------------------------------------------------------------------------------------ the reference windows
