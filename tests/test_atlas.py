@@ -299,7 +299,6 @@ def test_perplexity_is_limited_by_the_number_of_units():
         (lambda: embedding.embed(np.repeat(sines(1), 8, 0)), "all 8 signals are the same"),
         (lambda: embedding.embed(np.zeros(30)), r"should be \(unit, time\)"),
         (lambda: embedding.neighbours(np.zeros((3, 2)), 3), "k = 3 neighbours"),
-        (lambda: clustering.clusters(sines(3), 4), "4 clusters of 3 units"),
         (lambda: clustering.clusters_and_activities(sines(8), np.zeros(7, int)), "do not belong"),
         (lambda: clustering.clusters_and_activities(sines(8), np.full(8, -1)), "only 0 units"),
         (lambda: clustering.best_correlation(sines(3), 29), "max_shift = 29"),

@@ -344,7 +344,7 @@ def test_spread_of_what_stays_converges_and_shrinks():
     still = np.broadcast_to(starts[:, None, None], (4, 2, 3, LENGTH))
     assert np.allclose(signal_measures.spread(still, starts), np.ones((2, 3)))
     assert np.allclose(signal_measures.spread(still * np.array([0, 0.5])[:, None, None], starts), [[0] * 3, [0.5] * 3])
-    assert np.allclose(signal_measures.spread(still + 5, still), 1)  # moving all alike keeps them apart
+    assert np.allclose(signal_measures.spread(still + 5, starts), 1)  # moving all alike keeps them apart
     pairs = [(i, j) for i in range(4) for j in range(i)]
     rms = [[np.sqrt(np.mean((v[i] - v[j]) ** 2)) for i, j in pairs] for v in (starts**3, starts)]
     assert np.isclose(signal_measures.spread(starts[:, None] ** 3, starts)[0], np.mean(rms[0]) / np.mean(rms[1]))
