@@ -123,9 +123,6 @@ def maximized(
     return xr.concat(found, pd.Index(trunk.layers, name="layer")).assign(dead=statistics["dead"])
 
 
-# -------------------------------------------------------------------------------------------------------- recall
-
-
 def null(
     truth: PlantedMotifs,
     random_signals: xr.DataArray,
@@ -174,16 +171,18 @@ def thresholds_without(chance: xr.Dataset, quantile: float = 0.95) -> xr.Dataset
 
 def _rows(truth: PlantedMotifs, signals: xr.DataArray, limit: xr.Dataset, method: str) -> pd.DataFrame:
     """:func:`matches` and thresholds as a long table; layers that cannot hold the motif are left out."""
-    found = matches(truth, signals)
-    table = found.assign(limit).to_dataframe().reset_index()
-    table = table[table["best"].notna()].reset_index(drop=True)
-    if "draw" not in table:
-        table["draw"] = 0
-    table["technique"], table["control"] = method, method in CONTROLS
-    table["length"] = table["motif"].map(dict(zip(truth.names, map(len, truth.shapes), strict=True)))
+    table = matches(truth, signals).assign(limit).to_dataframe().reset_index().dropna(subset="best")
+    length = dict(zip(truth.names, map(len, truth.shapes), strict=True))
     holding = table[table["layer"] != ANY].groupby("motif")["layer"].nunique()
-    table["n_signals"] = signals.sizes["unit"] * np.where(table["layer"] == ANY, table["motif"].map(holding), 1)
-    table["recovered"] = table["best"] > table["threshold"]
+    layers_chosen_among = np.where(table["layer"] == ANY, table["motif"].map(holding), 1)
+    table = table.assign(
+        technique=method,
+        control=method in CONTROLS,
+        draw=table.get("draw", 0),
+        length=table["motif"].map(length),
+        n_signals=signals.sizes["unit"] * layers_chosen_among,
+        recovered=table["best"] > table["threshold"],
+    )
     return table[COLUMNS]
 
 
@@ -258,9 +257,6 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-# ------------------------------------------------------------------------------- units whose answer is the shape
-
-
 def detectors(
     cfg: Settings, windows: Windows, truth: PlantedMotifs, methods: Sequence[str], settings: RecoverySettings
 ) -> pd.DataFrame:
@@ -281,15 +277,10 @@ def detectors(
         found = paper_methods.maximize(trunk, "conv1", th, methods=methods, **options)
         for method in methods:
             signals, maps = (found[v].sel(technique=method).transpose("unit", "time").values for v in ("signal", "map"))
-            measured = {
-                "match": np.diag(motifs.best_match(list(shapes.values()), signals)),
-                "reached": (maps.max(1) / th).astype(float),
-            }
-            tables.append(pd.DataFrame({"motif": list(shapes), "length": length, "technique": method, **measured}))
+            match, reached = np.diag(motifs.best_match(list(shapes.values()), signals)), maps.max(1) / th
+            row = {"motif": list(shapes), "length": length, "technique": method, "match": match}
+            tables.append(pd.DataFrame(row | {"reached": reached.astype(float)}))
     return pd.concat(tables, ignore_index=True)
-
-
-# ----------------------------------------------------------------------------------------- what recall depends on
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,10 @@ import xarray as xr
 
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
-from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import motifs, realism, similarity
 from harvis_utils.metrics.intervals import paired, with_interval
 from harvis_utils.paper.climbing import noise_starts
 from harvis_utils.paper.variants import PAPERS
-from harvis_utils.settings import Settings
 from harvis_utils.training.supervised import Network, of_networks
 
 #: column -> how it is read from the measures; every one is (..., layer, unit)
@@ -36,6 +34,8 @@ MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
 
 #: measures of which more is better; of the others less is, and moving is neither
 MORE_IS_BETTER = ("activation", "nearness", "realism p")
+#: measures of all variants' signals are those of methods': dims (seed, recipe, layer, unit)
+measures = realism.realism
 
 
 def by_network(values: xr.DataArray) -> np.ndarray:
@@ -87,26 +87,6 @@ def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
     names = [name for name in first.data_vars if name in second and dimension in first[name].dims]
     both = xr.concat([first[names], second[names]], dimension, coords="minimal", compat="override")
     return both.assign(dead=first["dead"]) if "dead" in first else both
-
-
-def dependence_curves(depends: pd.DataFrame) -> dict[str, xr.Dataset]:
-    """:func:`recovery.dependence` by factor: (level, seed) arrays of what depends on it."""
-    named = depends.rename(columns={"random_recall": "random weights", "macro_f1": "macro F1"})
-    parts = named.set_index(["level", "seed"]).groupby("factor", sort=False)[["recall", "random weights", "macro F1"]]
-    return {str(factor): part.to_xarray().sortby(["level", "seed"]) for factor, part in parts}
-
-
-def measures(
-    cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, made: xr.Dataset
-) -> xr.Dataset:
-    """Measures of notebook 08 of all variants' signals: dims (seed, recipe, layer, unit)."""
-    start = starting_signal(cfg.maximization, windows.train.length)
-
-    def one(net: Network, signal: xr.Dataset, own: xr.Dataset) -> xr.Dataset:
-        reference = realism.references_of(net, windows, own["th_eap"], cfg.similarity, device=cfg.device)
-        return realism.measure(signal, own, net.trunk, windows.train, cfg.similarity, start, reference)
-
-    return of_networks(networks, one, made[["signal", "map"]], statistics)
 
 
 def gains(measured: xr.Dataset) -> pd.DataFrame:
