@@ -194,11 +194,12 @@ def effective_rank(signals: np.ndarray) -> float:
 def superiority(shallow: np.ndarray, deep: np.ndarray, seed: int = 0, n: int = 2000) -> tuple[float, float, float]:
     """Chance that a unit of ``deep`` exceeds one of ``shallow`` (ties half), with a 95 % bootstrap interval over units.
 
-    0.5 means no difference between two layers' values, (unit,) each; NaN are left out.
+    0.5 means no difference between two layers' values, (unit,) each; NaN are left out, and come out where a layer has
+    nothing else.
     """
     shallow, deep = (np.asarray(v, float)[np.isfinite(v)] for v in (shallow, deep))
     if not len(shallow) or not len(deep):
-        raise AtlasError("a layer has no finite value to compare")
+        return (math.nan,) * 3
     wins = (deep[:, None] > shallow).astype(float) + 0.5 * (deep[:, None] == shallow)
     draws = [
         wins[of_deep][:, others].mean() for of_deep, others in intervals.resampled(*zip(wins.shape), n=n, seed=seed)

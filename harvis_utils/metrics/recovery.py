@@ -193,7 +193,7 @@ COLUMNS = [
 
 
 def recall(
-    truth: PlantedMotifs,
+    truth: PlantedMotifs | None,
     signals: xr.DataArray,
     random_signals: xr.DataArray,
     segments: np.ndarray,
@@ -206,9 +206,11 @@ def recall(
     layer, unit, time) is the proposed method on networks without training, whose seeds are their own; ``segments``
     (segment, time) are real ones; all in G. Columns: those of :func:`motifs.matches`, ``threshold`` and the null it is
     the 95 % point of (``threshold_from``), ``n_signals`` that were chosen among, ``recovered``. The layer ``ANY`` is
-    the best of all layers that hold the motif, against nulls that take the same best. Raises ``ValueError`` where
-    columns would choose among different numbers of signals.
+    the best of all layers that hold the motif, against nulls that take the same best. No row where nothing was planted
+    (``truth`` is ``None``). Raises ``ValueError`` where columns would choose among different numbers of signals.
     """
+    if truth is None:
+        return pd.DataFrame(columns=COLUMNS)
     names = [str(m) for m in signals["technique"].values]
     if missing := [m for m in (PROPOSED, BASELINE) if m not in names]:
         raise ValueError(f"recall needs signals of {' and '.join(missing)}; there are {', '.join(names)}")
@@ -258,15 +260,17 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def detectors(
-    cfg: Settings, windows: Windows, truth: PlantedMotifs, methods: Sequence[str], settings: RecoverySettings
+    cfg: Settings, windows: Windows, truth: PlantedMotifs | None, methods: Sequence[str], settings: RecoverySettings
 ) -> pd.DataFrame:
     """What the methods write for units that look for a motif and nothing else: one row per motif and method.
 
     Each motif is the filter of a unit of its own, in a network of one layer: without its mean, of unit norm, no bias.
     Thresholds come from the training windows as for any unit. ``match`` is the best correlation of the unit's signal
     with its motif, ``reached`` its largest output as a share of the threshold; a signal beyond the amplitude at which
-    it has failed still has both.
+    it has failed still has both. No row where nothing was planted.
     """
+    if truth is None:
+        return pd.DataFrame(columns=["motif", "length", "technique", "match", "reached"])
     segments, tables = windows.train.every(settings.thinning).segments, []
     for length in dict.fromkeys(map(len, truth.shapes)):
         shapes = {n: shape for n, shape in zip(truth.names, truth.shapes, strict=True) if len(shape) == length}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -389,6 +390,21 @@ def summarize(values: xr.Dataset) -> dict:
         "silent_units": values["silent"] & alive,
     }
     return found | {name: float(units.sum("unit").mean()) for name, units in counted.items()}
+
+
+def summaries(scores: xr.Dataset, controls: xr.Dataset) -> pd.DataFrame:
+    """:func:`summarize` of every method (of one preset) and every control: one row per "method" and "layer".
+
+    "x low" and "x high" are the smallest and the largest network.
+    """
+    rows = {}
+    for dimension, of in (("technique", scores), ("control", controls)):
+        for name, layer in product(of[dimension].values.tolist(), of["layer"].values.tolist()):
+            row = rows[name, layer] = summarize(of.sel({dimension: name, "layer": layer}))
+            for quantity in AVERAGED:
+                ends = row[quantity]
+                row |= {quantity: ends["mean"], f"{quantity} low": ends["min"], f"{quantity} high": ends["max"]}
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["method", "layer"]))
 
 
 def best_examples(scores: xr.Dataset, shapes: tuple[str, ...]) -> list[tuple[str, int, str]]:

@@ -16,10 +16,14 @@ import xarray as xr
 
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
-from harvis_utils.metrics import motifs, realism, similarity
+from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.starting import starting_points
+from harvis_utils.metrics import motifs, realism, signal_measures, similarity
 from harvis_utils.metrics.intervals import paired, with_interval
 from harvis_utils.paper.climbing import noise_starts
 from harvis_utils.paper.variants import PAPERS
+from harvis_utils.parallel import torch_device
+from harvis_utils.settings import Settings
 from harvis_utils.training.supervised import Network, of_networks
 
 #: column -> how it is read from the measures; every one is (..., layer, unit)
@@ -181,3 +185,29 @@ def motif_table(truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArra
         row |= paired(ours[k], theirs[k]).row("above random")
         rows.append(row | paired(gain[k], gain[names.index(PAPERS)]).row("more than the paper's"))
     return pd.DataFrame(rows).set_index("recipe")
+
+
+def spreads(
+    cfg: Settings,
+    windows: Windows,
+    network: Network,
+    th_eap: xr.DataArray,
+    methods: Sequence[str],
+    units: Sequence[int],
+) -> pd.DataFrame:
+    """How far apart a method's signals end that began at five points (:func:`signal_measures.spread`), over ``units``.
+
+    One row per layer and method: median, smallest and largest. ``th_eap`` is (layer, unit) over all units.
+    """
+    starts = starting_points(cfg.maximization, windows.train, 5)
+    begin = np.broadcast_to(starts[:, None, None], (5, len(methods), len(units), windows.train.length))
+    how = {"length": windows.train.length, "rate_hz": windows.rate_hz, "device": torch_device(cfg.device)}
+    how |= {"methods": methods, "units": units, "settings": cfg.maximization, "start": begin}
+    parts = {}
+    for layer in network.trunk.layers:
+        made = paper_methods.maximize(network.trunk, layer, th_eap.sel(layer=layer).values, **how)["signal"].values
+        spread = pd.DataFrame(signal_measures.spread(made, starts), index=methods).T
+        parts[layer] = pd.DataFrame(
+            {"median spread": spread.median(), "smallest": spread.min(), "largest": spread.max()}
+        )
+    return pd.concat(parts, names=["layer", "technique"])
