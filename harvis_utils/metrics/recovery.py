@@ -259,6 +259,24 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+def by_length(summary: pd.DataFrame) -> pd.DataFrame:
+    """The view of each layer of a :func:`summarize`: "recall", its ends, and "planted motifs", of which length."""
+    each = summary[summary["view"] == "each layer"].rename(columns={"low": "recall low", "high": "recall high"})
+    return each.assign(**{"planted motifs": [f"{n} samples" if n else "all" for n in each["length"]]})
+
+
+def places(table: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Where and by which threshold a method shows motifs, of a :func:`recall`: one row per motif and layer.
+
+    ``best`` is the mean over networks, ``null`` what the threshold comes from, ``recovered`` the share of networks, and
+    "first sample (median)" where in the signal the shape begins.
+    """
+    own = table[(table["technique"] == method) & (table["layer"] != ANY)].groupby(["motif", "layer"], sort=False)
+    first, mean = own[["length", "threshold", "threshold_from"]].first(), own[["best", "recovered"]].mean()
+    found = first.rename(columns={"threshold_from": "null"}).join(mean)
+    return found.assign(**{"first sample (median)": own["first"].median()})
+
+
 def detectors(
     cfg: Settings, windows: Windows, truth: PlantedMotifs | None, methods: Sequence[str], settings: RecoverySettings
 ) -> pd.DataFrame:

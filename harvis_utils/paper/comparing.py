@@ -17,11 +17,12 @@ import xarray as xr
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.maximization.starting import starting_points
 from harvis_utils.metrics import motifs, realism, signal_measures, similarity
 from harvis_utils.metrics.intervals import paired, with_interval
 from harvis_utils.paper.climbing import noise_starts
-from harvis_utils.paper.variants import PAPERS
+from harvis_utils.paper.variants import OURS, PAPERS
 from harvis_utils.parallel import torch_device
 from harvis_utils.settings import Settings
 from harvis_utils.training.supervised import Network, of_networks
@@ -86,11 +87,30 @@ def differences(measured: xr.Dataset, dimension: str, pairs: Sequence[tuple[str,
     return pd.DataFrame(rows, columns=[*names, "networks", "units"])
 
 
+def against(measured: xr.Dataset, controls: xr.Dataset) -> pd.DataFrame:
+    """:func:`differences` of the proposed method and the paper's others, ours and it, and it and the ``controls``.
+
+    ``measured`` has the dimension "technique", ``controls`` "control"; its "random-weights" are left out.
+    """
+    beside = controls.drop_sel(control="random-weights").rename(control="technique")
+    pairs = [(PROPOSED, name) for name in METHODS if name != PROPOSED] + [(OURS, PROPOSED)]
+    pairs += [(PROPOSED, name) for name in beside["technique"].values.tolist()]
+    return differences(joined(measured, beside, "technique"), "technique", pairs)
+
+
 def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
     """Signals, or measures of them, of two groups under one dimension, so that they can be paired: what both have."""
     names = [name for name in first.data_vars if name in second and dimension in first[name].dims]
     both = xr.concat([first[names], second[names]], dimension, coords="minimal", compat="override")
     return both.assign(dead=first["dead"]) if "dead" in first else both
+
+
+def by_factor(depends: pd.DataFrame) -> pd.DataFrame:
+    """:func:`recovery.dependence` in words, one row per "factor", "level", "seed" and what there is a "share" "of"."""
+    factors = {"noise_g": "noise added [G]", "prevalence": "share of motifs planted", "n_units": "units per layer"}
+    named = depends.rename(columns={"random_recall": "random weights", "macro_f1": "macro F1"})
+    named = named.replace({"factor": factors})
+    return named.melt(["factor", "level", "seed"], ["recall", "random weights", "macro F1"], "of", "share")
 
 
 def gains(measured: xr.Dataset) -> pd.DataFrame:
