@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -50,14 +51,16 @@ def noise_of(key, n_units=6, scale=1.0, **coords):
     return signals_of(scale * np.random.default_rng(key).normal(size=shape), **coords)
 
 
-def segments_of(seed, n=200):
-    return np.random.default_rng(seed).normal(size=(n, 30)).astype(np.float32)
+def windows_of(seed, n=200):
+    """What recall asks of windows: real segments."""
+    segments = np.random.default_rng(seed).normal(size=(n, 30)).astype(np.float32)
+    return SimpleNamespace(train=SimpleNamespace(segments=segments, length=30))
 
 
 def made_table(signals=None, random=None, settings=FEW):
     signals = noise_of(0, seed=[0, 1], technique=METHODS) if signals is None else signals
     random = noise_of(1, seed=list(range(1000, 1020))) if random is None else random
-    return recovery.recall(TRUTH, signals, random, segments_of(2), START, settings)
+    return recovery.recall(Settings("quick", "synthetic"), windows_of(2), TRUTH, signals, random, settings)
 
 
 # ---------------------------------------------------------------------------------------------------- the 95 % point
@@ -439,9 +442,8 @@ def test_one_setting_is_measured_as_the_table_of_one_network_is(tiny, one_thread
     net = supervised.train(cfg, windows, 0)
     found = recovery.recalled_of(net, windows, random, cfg.maximization, FEW)
     both = recovery.maximized(net.trunk, windows, ("L2+TV+EAP+clip", "L2+TV"), cfg.maximization, FEW.thinning)["signal"]
-    table = recovery.recall(
-        TRUTH, both.expand_dims(seed=[0]).reset_coords(drop=True), random, segments_of(0), START, FEW
-    )
+    made = both.expand_dims(seed=[0]).reset_coords(drop=True)
+    table = recovery.recall(cfg, windows_of(0), TRUTH, made, random, FEW)
     means = recovery.summarize(table).set_index(["view", "technique", "length"])["recall"]
     assert found == {
         "macro_f1": supervised.macro_f1(windows.test, net.predicted["test"]),

@@ -193,18 +193,18 @@ COLUMNS = [
 
 
 def recall(
+    cfg: Settings,
+    windows: Windows,
     truth: PlantedMotifs | None,
     signals: xr.DataArray,
     random_signals: xr.DataArray,
-    segments: np.ndarray,
-    start: np.ndarray,
     settings: RecoverySettings,
 ) -> pd.DataFrame:
     """One row per method or control, motif, network (seed), draw and layer: is the motif recovered?
 
     ``signals`` (seed, technique, layer, unit, time) must hold the proposed method and L2+TV; ``random_signals`` (seed,
-    layer, unit, time) is the proposed method on networks without training, whose seeds are their own; ``segments``
-    (segment, time) are real ones; all in G. Columns: those of :func:`motifs.matches`, ``threshold`` and the null it is
+    layer, unit, time) is the proposed method on networks without training, whose seeds are their own; all in G.
+    Columns: those of :func:`motifs.matches`, ``threshold`` and the null it is
     the 95 % point of (``threshold_from``), ``n_signals`` that were chosen among, ``recovered``. The layer ``ANY`` is
     the best of all layers that hold the motif, against nulls that take the same best. No row where nothing was planted
     (``truth`` is ``None``). Raises ``ValueError`` where columns would choose among different numbers of signals.
@@ -222,6 +222,7 @@ def recall(
         )
     if shared := sorted(set(signals["seed"].values) & set(random_signals["seed"].values)):
         raise ValueError(f"networks with random weights need seeds of their own, but share {shared} with the trained")
+    segments, start = windows.train.segments, starting_signal(cfg.maximization, windows.train.length)
     chance = null(truth, random_signals, signals.sel(technique=BASELINE), start, settings)
     limit = thresholds(chance, settings.quantile)
     rng = np.random.default_rng((settings.seed, 1))
