@@ -115,6 +115,8 @@ def test_units_that_show_nothing_are_left_out_and_counted():
     counts = agreement.left_out(made, SIMILARITY)
     assert counts.loc[(0, "conv1")].to_dict() == {"used": 3, "dead": 1, "failed": 2, "silent": 1, "flat": 1}
     assert counts.loc[(1, "conv1"), "used"] == 8
+    with pytest.raises(ValueError, match="two networks or more, not 1"):
+        agreement.agreement(made.isel(seed=[0]), made, SIMILARITY, FEW)
     row = agreement.agreement(made, layers_of(smooth(6, 2, 1, 8), seeds=(7, 8)), SIMILARITY, FEW).iloc[0]
     assert (row["n_used_a"], row["n_used_b"], row["left_out_a"], row["left_out_b"]) == (3, 8, 5, 0)
     assert row["n_matched"] == 3 and np.isfinite(row["agreement"])
@@ -130,12 +132,6 @@ def test_a_network_without_units_has_no_agreement():
     found = agreement.summarize_agreement(table).set_index("measure")
     assert found.loc["agreement", "n_pairs"] == 1 and np.isnan(found.loc["agreement", "low"])
     assert found.loc["agreement", "n_networks"] == 3
-
-
-def test_agreement_names_what_it_lacks():
-    random = layers_of(smooth(9, 1, 1, 3), seeds=(9,))
-    with pytest.raises(ValueError, match="two networks or more, not 1"):
-        agreement.agreement(layers_of(smooth(10, 1, 1, 3)), random, SIMILARITY, FEW)
 
 
 def test_too_few_units_with_random_weights_are_no_null():
@@ -166,8 +162,3 @@ def test_summary_of_agreement_is_over_pairs_and_says_that_they_share_networks():
     assert (found["low"] <= found["mean"]).all() and (found["mean"] <= found["high"]).all()
     assert (found["n_pairs"] == 6).all() and (found["n_networks"] == 4).all()
     assert "pairs share networks" in found.attrs["note"]
-
-
-def test_flat_pieces_match_nothing():
-    x = np.full((1, 30), 0.5) + 1e-8 * np.arange(30)
-    assert not agreement.units_of(x, np.array([0]), 10).every.any()

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from harvis_utils.figures import page, style
-from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import clustering, embedding, similarity
-from harvis_utils.paper import claims
 from harvis_utils.settings import load_settings
 
 TIME = np.arange(30) / 30
@@ -94,17 +92,6 @@ def naive_hopkins(points, seed, repeats):
     return np.mean(values)
 
 
-def naive_groups(linked):
-    """Number of connected sets, by spreading the smallest label until nothing changes."""
-    label = list(range(len(linked)))
-    for _ in linked:
-        for i in range(len(linked)):
-            for j in range(len(linked)):
-                if linked[i][j]:
-                    label[i] = label[j] = min(label[i], label[j])
-    return len(set(label))
-
-
 @FEW
 @given(random_signals(), st.integers(0, 4))
 def test_best_correlation_agrees_with_twin(signals, max_shift):
@@ -138,7 +125,12 @@ def test_spread_effective_rank_and_groups_agree_with_twins(signals):
     linked = np.array(
         [[i != j and naive_correlation(a, b, 2) > 0.9 for j, b in enumerate(used)] for i, a in enumerate(used)]
     )
-    assert duplicates["n_groups"] == naive_groups(linked) == len(set(duplicates["groups"][duplicates["groups"] >= 0]))
+    together = np.linalg.matrix_power(linked + np.eye(len(used), dtype=int), len(used)) > 0
+    assert (
+        duplicates["n_groups"]
+        == len(np.unique(together, axis=0))
+        == len(set(duplicates["groups"][duplicates["groups"] >= 0]))
+    )
     assert duplicates["near_duplicates"] == pytest.approx(linked.any(1).mean())
     assert ((duplicates["groups"] < 0) == (np.ptp(signals, axis=1) == 0)).all()
     if np.ptp(used, axis=0).max() == 0:
@@ -188,23 +180,16 @@ def test_contingency_and_p_value_agree_with_counting(activities, seed):
 
 
 @FEW
-@given(
-    st.lists(st.integers(0, 5), min_size=1, max_size=8),
-    st.lists(st.integers(0, 5), min_size=1, max_size=8),
-)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.lists(st.integers(0, 5), min_size=1, max_size=8))
 def test_superiority_agrees_with_counting(shallow, deep):
     wins = [1.0 if d > s else 0.5 if d == s else 0.0 for d in deep for s in shallow]
     value, low, high = clustering.superiority(np.array([*shallow, np.nan]), np.array(deep), n=50)
     assert value == pytest.approx(np.mean(wins))
     assert 0 <= low <= high <= 1
+    assert np.isnan(clustering.superiority([np.nan], deep)).all()
 
 
 # ------------------------------------------------------------------------------- known structure is recognized
-
-
-def test_a_sine_has_one_frequency_and_an_impulse_all():
-    signals = np.stack([sines(1, 3)[0], np.eye(30)[7], sines(1, 2)[0] + sines(1, 5)[0]])
-    assert similarity.effective_frequencies(signals) == pytest.approx([1, 15, 2], abs=1e-6)
 
 
 def test_effective_rank_counts_independent_shapes():
@@ -251,13 +236,6 @@ def test_clusters_stand_out_from_noise_with_the_same_covariance():
     assert clustering.clusters_and_activities(signals, shuffled, n_permutations=200)["clusters_p"] > 0.05
 
 
-def test_noise_without_clusters_lies_within_its_null():
-    signals = np.random.default_rng(3).normal(size=(60, 30))
-    tendency = clustering.cluster_tendency(signals, n_null=20)
-    assert min(tendency["hopkins_null"]) - 0.02 < tendency["hopkins"] < max(tendency["hopkins_null"]) + 0.02
-    assert tendency["silhouette"] < 0.2
-
-
 def test_gaussian_null_has_the_covariance_of_the_points():
     points = np.random.default_rng(0).normal(size=(40, 3)) @ np.array([[1, 0.8, 0], [0, 0.5, 0], [0, 0, 2]])
     draws = np.stack([np.cov(clustering.gaussian_null(points, seed).T, bias=False) for seed in range(300)])
@@ -274,6 +252,7 @@ def test_the_map_keeps_clusters_together_and_leaves_units_without_shape_out():
     lost = np.isnan(positions).all(1)
     assert np.flatnonzero(lost).tolist() == [4, 20]
     assert np.array_equal(positions, embedding.embed(signals, perplexity=8), equal_nan=True)
+    assert embedding.effective_perplexity(15, 64) == 15 and embedding.effective_perplexity(15, 16) == 5
     near = embedding.neighbours(positions[~lost], 5)
     assert (kind[~lost][near] == kind[~lost][:, None]).mean() > 0.95
 
@@ -281,18 +260,12 @@ def test_the_map_keeps_clusters_together_and_leaves_units_without_shape_out():
 def test_sensitivity_compares_other_maps_with_the_shown_one():
     signals, _ = three_clusters(per=6)
     reference = embedding.embed(signals, 5)
-    maps, shares = embedding.sensitivity(signals, (3, 5), (0, 1), reference, k=4)
-    assert maps.shape == (2, 2, 18, 2) and shares.shape == (2, 2)
-    assert shares[1, 0] == pytest.approx(
-        embedding.common_neighbours(reference, embedding.embed(signals, 5, 0, "random"), 4)
-    )
-    assert (shares > 4 / 17).all()
-
-
-def test_perplexity_is_limited_by_the_number_of_units():
-    assert embedding.effective_perplexity(15, 64) == 15
-    assert embedding.effective_perplexity(15, 16) == 5
-    assert embedding.embed(sines(6), perplexity=30).shape == (6, 2)
+    found = embedding.sensitivity(signals, (3, 5, 5), (0, 1), reference)
+    assert dict(found.sizes) == {"perplexity": 2, "seed": 2, "unit": 18, "coordinate": 2}
+    other = found["positions"].sel(perplexity=5, seed=0).values
+    assert np.array_equal(other, embedding.embed(signals, 5, 0, "random"))
+    assert found["kept"].sel(perplexity=5, seed=0) == embedding.common_neighbours(reference, other, 4)
+    assert found.chance == 4 / 17 and (found["kept"] > found.chance).all()
 
 
 @pytest.mark.parametrize(
@@ -302,11 +275,9 @@ def test_perplexity_is_limited_by_the_number_of_units():
         (lambda: embedding.embed(np.repeat(sines(1), 8, 0)), "all 8 signals are the same"),
         (lambda: embedding.embed(np.zeros(30)), r"should be \(unit, time\)"),
         (lambda: embedding.neighbours(np.zeros((3, 2)), 3), "k = 3 neighbours"),
-        (lambda: clustering.clusters(sines(3), 4), "4 clusters of 3 units"),
         (lambda: clustering.clusters_and_activities(sines(8), np.zeros(7, int)), "do not belong"),
         (lambda: clustering.clusters_and_activities(sines(8), np.full(8, -1)), "only 0 units"),
         (lambda: clustering.best_correlation(sines(3), 29), "max_shift = 29"),
-        (lambda: clustering.superiority(np.array([np.nan]), np.ones(3)), "no finite value"),
     ],
 )
 def test_input_that_cannot_be_measured_says_so(call, message):
@@ -392,12 +363,6 @@ def test_the_page_holds_all_axes_of_units_that_mix_them():
         expected = None if unit["unit"] == 4 else pytest.approx(both[unit["unit"], 1, 3] / 2, abs=1e-4)
         assert unit["window"][1][3] == expected
     assert '"axes":[]' in page.atlas([a_layer()], NAMES, COLOURS) and 'id="axes"' not in page.atlas([], NAMES, COLOURS)
-
-
-def test_a_page_for_two_full_layers_stays_small():
-    layers = [a_layer(name, 64) for name in ("conv1", "conv2", "conv3")]
-    names = [f"activity {i}" for i in range(2)]
-    assert len(page.atlas(layers, names, dict.fromkeys(names, "#000000")).encode()) < 500_000
 
 
 @pytest.mark.parametrize(
@@ -499,8 +464,6 @@ def test_flat_units_are_counted_and_measured_apart():
     assert (found["n_units"], found["n_flat"], found["n_excluded"]) == (18, 6, 1)
     assert found["hopkins_moving"] == clustering.cluster_tendency(moving)["hopkins"] != found["hopkins"]
     json.dumps(found, allow_nan=False)
-
-
-def test_the_atlas_shows_the_method_that_the_claims_call_proposed():
-    assert PROPOSED == embedding.METHOD
-    assert claims.Evidence.__dataclass_fields__["preset"].default == embedding.PRESET
+    counted = embedding.counted({"conv1": a_layer(n=19, signals=signals)}).loc["conv1"]
+    assert counted["failed or dead"] == 1 and counted["flat"] == counted["of these flat"] == 6
+    assert counted["on the map"] == 18 and counted["of these at zero"] == 0

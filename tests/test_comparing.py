@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.metrics import realism
 from harvis_utils.metrics.intervals import interval, paired
 from harvis_utils.paper import choosing, comparing, variants
@@ -53,14 +54,6 @@ def test_table_has_means_and_intervals_of_every_measure():
         assert (found[f"{column} low"] <= found[column]).all() and (found[column] <= found[f"{column} high"]).all()
 
 
-def test_what_a_measure_lacks_is_left_out_and_all_of_it_is_nan():
-    made = made_measures()
-    made["matched_ssim"][{"technique": 0}] = np.nan
-    found = comparing.table(made, "technique")
-    missing = [f"matched Ssim, log10 G²{end}" for end in ("", " low", " high")]
-    assert found.loc["a", missing].isna().all(axis=None) and found.loc["b", missing].notna().all(axis=None)
-
-
 def test_differences_say_who_is_better_on_measures_that_have_a_better_side():
     made = made_measures()
     found = comparing.differences(made, "technique", [("a", "b"), ("b", "a")]).set_index(["first", "layer", "measure"])
@@ -81,22 +74,6 @@ def test_differences_say_who_is_better_on_measures_that_have_a_better_side():
     assert set(found.loc[(slice(None), "spectral distance"), "better"]) == {"b"}, "nearer is better"
 
 
-def test_dependence_is_drawn_by_level_and_network():
-    rng, columns = np.random.default_rng(0), ("recall", "random_recall", "macro_f1")
-    rows = [
-        {"factor": f, "level": level, "seed": s, **{c: rng.random() for c in columns}}
-        for f, levels in (("noise_g", (0.2, 0.0)), ("epochs", (1.0, 2.0, 4.0)))
-        for level in levels
-        for s in (3, 5)
-    ]
-    curves = comparing.dependence_curves(pd.DataFrame(rows))
-    assert list(curves) == ["noise_g", "epochs"] and curves["noise_g"]["level"].values.tolist() == [0.0, 0.2]
-    for row in rows:
-        of = curves[row["factor"]]
-        for name, column in (("recall", "recall"), ("random weights", "random_recall"), ("macro F1", "macro_f1")):
-            assert of[name].sel(level=row["level"], seed=row["seed"]) == row[column]
-
-
 def test_two_groups_are_joined_by_what_both_have():
     first, second = made_measures(("p",), "control"), made_measures(("q", "r"), "control", seed=1)
     first["extra"] = first["reached"]
@@ -104,6 +81,25 @@ def test_two_groups_are_joined_by_what_both_have():
     assert list(both["control"].values) == ["p", "q", "r"] and "extra" not in both
     assert both["dead"].dims == ("seed", "layer", "unit")
     xr.testing.assert_equal(both["reached"].sel(control="q"), second["reached"].sel(control="q"))
+
+
+def test_the_proposed_method_is_compared_with_all_others_and_with_controls():
+    methods = made_measures((*METHODS, variants.OURS))
+    controls = made_measures(("flat-zero", "random-weights"), "control", seed=1)
+    found = comparing.against(methods, controls).drop_duplicates(["first", "second"])
+    others = [m for m in METHODS if m != PROPOSED]
+    assert found["second"].tolist() == [*others, PROPOSED, "flat-zero"]
+    assert found["first"].tolist() == [*[PROPOSED] * len(others), variants.OURS, PROPOSED]
+
+
+def test_what_recall_depends_on_is_said_in_words():
+    row = {"factor": "noise_g", "level": 0.1, "seed": 3, "recall": 0.2, "random_recall": 0.1, "macro_f1": 0.9}
+    found = comparing.by_factor(pd.DataFrame([row, row | {"factor": "epochs", "level": 6.0}]))
+    assert found.set_index(["factor", "of"])["share"].to_dict() == {
+        (factor, name): share
+        for factor in ("noise added [G]", "epochs")
+        for name, share in (("recall", 0.2), ("random weights", 0.1), ("macro F1", 0.9))
+    }
 
 
 def test_our_method_is_the_one_that_was_chosen_and_judged():

@@ -58,10 +58,8 @@ def test_interval_agrees_with_twin(rows, summary, seed):
 
 
 def test_interval_of_one_number_and_of_one_value_per_network():
-    assert interval(1.5) == (1.5, [1.5, 1.5])
-    assert interval(float("nan"))[1] is None
+    assert interval(1.5) == (1.5, [1.5, 1.5]) and interval(float("nan"))[1] is None
     assert interval([0.7, 0.7]) == (pytest.approx(0.7), pytest.approx([0.7, 0.7]))
-    assert interval(np.asarray([None, 0.5], dtype=float))[0] == 0.5  # null in a table is no value
 
 
 def test_networks_that_differ_widen_the_interval():
@@ -118,16 +116,6 @@ def test_a_table_for_reading_has_value_and_interval_in_one_place():
     assert "a low" in table, "the table itself is left as it is"
 
 
-def test_draws_of_networks_and_units_stay_within_what_there_is():
-    drawn = list(intervals.resampled((3,), (3, 2, 5), n=200, seed=1))
-    assert len(drawn) == 200 and drawn[0][0].shape == (3,) and drawn[0][1].shape == (3, 2, 5)
-    network, unit = (np.stack(of) for of in zip(*drawn, strict=True))
-    assert set(network.ravel()) == {0, 1, 2} and set(unit.ravel()) == {0, 1, 2, 3, 4}
-    mean = [float(np.array([1.0, 2.0, 6.0])[of].mean()) for of in network]
-    low, high = intervals.bounds(mean)
-    assert 1 <= low < 3 < high <= 6
-
-
 # -------------------------------------------------------------------------------------------------------- in words
 
 ROW = {"x": 0.234, "x low": 0.11, "x high": 0.36, "y": -1.5, "z": 2.0, "z low": np.nan, "z high": np.nan, "n": np.nan}
@@ -150,11 +138,6 @@ def test_a_difference_is_told_apart_when_its_interval_leaves_zero_out(low, width
     assert intervals.hedged(row, "x").endswith(", not clear)") == (expected == "not told apart")
 
 
-def test_without_an_interval_nothing_is_told_apart_and_nothing_is_hedged():
-    assert intervals.verdict(ROW, "y") == intervals.verdict(ROW, "z") == "not told apart"
-    assert intervals.hedged(ROW, "y") == "-1.50"
-
-
 def test_names_are_listed_and_none_is_said():
     assert intervals.listed(["a", 1]) == "a, 1" and intervals.listed(pd.Index(["a", "b"]), "; ") == "a; b"
     assert intervals.listed([]) == "none" and intervals.listed([], nothing="no layer") == "no layer"
@@ -167,14 +150,6 @@ def test_numbers_for_json_keep_their_intervals_and_leave_out_what_is_missing():
     assert of["x"] == [0.234, 0.11, 0.36] and np.array_equal(of["z"], [2.0, np.nan, np.nan], equal_nan=True)
     assert intervals.bounded(ROW, "x", "y", "z", "n") == {"x": {"value": 0.234, "low": 0.11, "high": 0.36}}
     assert intervals.known(pd.Series({"a": 1, "b": np.nan})) == {"a": 1.0}
-
-
-def test_columns_are_shown_with_their_intervals():
-    table = pd.DataFrame([ROW], index=["row"])
-    shown = intervals.columns(table, ["y", "x"])
-    assert (
-        list(shown) == ["y", "x"] and shown.loc["row", "x"] == "0.23 (0.11 to 0.36)" and shown.loc["row", "y"] == -1.5
-    )
 
 
 # --------------------------------------------------------------------------------------------- recordings that trade
@@ -210,13 +185,15 @@ def test_unrelated_things_exceed_chance_as_often_as_they_may(lengths, n_groups):
     """Both have a value for each recording, and one for each group, which draws within groups keep."""
     recording, above = np.repeat(np.arange(len(lengths)), lengths), 0
     groups = recording % n_groups
-    for repetition in range(400):
+    for repetition in range(200):
         rng = np.random.default_rng(repetition)
         a, b = (rng.normal(size=len(lengths))[recording] + rng.normal(size=len(recording)) for _ in range(2))
         a, b = a + 3 * groups, b + 3 * groups
-        drawn = [np.corrcoef(a, b[other])[0, 1] for other in intervals.traded(recording, 39, rng, groups)]
-        above += np.corrcoef(a, b)[0, 1] > np.sort(drawn)[37]
-    assert 8 <= above <= 34  # 5 % of 400 is 20, with a standard deviation of 4.4
+        a, b = ((v - v.mean()) / np.linalg.norm(v - v.mean()) for v in (a, b))
+        short = [b[other] for other in intervals.traded(recording, 39, rng, groups)]
+        drawn = [(a @ other) / np.linalg.norm(other - other.mean()) for other in short]
+        above += a @ b > np.sort(drawn)[37]
+    assert 2 <= above <= 20  # 5 % of 200 is 10, with a standard deviation of 3.1
 
 
 def test_a_relation_in_time_is_found():

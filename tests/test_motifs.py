@@ -66,29 +66,12 @@ def test_a_planted_shape_is_found_whatever_its_strength_and_level(seed, length, 
     assert motifs.ncc(shape, signal) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_sign_matters_and_constants_match_nothing():
-    shape = np.array([0.0, 1.0, -0.5, 0.2, -0.7])
-    assert motifs.ncc(shape, shape) == pytest.approx(1.0)
-    assert motifs.ncc(shape, -shape) == pytest.approx(-1.0)
-    assert motifs.ncc(shape, np.full(30, 1.3)) == 0.0
-    assert motifs.ncc(shape, np.full(30, 1.3) + 1e-8 * np.arange(30) ** 2) == 0.0  # rounding errors have no shape
-
-
 def test_chunks_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     shapes, signals = [rng.normal(size=5), rng.normal(size=9)], rng.normal(size=(23, 30))
     whole = motifs.best_match(shapes, signals)
     monkeypatch.setattr(motifs, "CHUNK", 4)
     np.testing.assert_array_equal(motifs.best_match(shapes, signals), whole)
-
-
-def test_the_maximum_over_more_signals_is_larger_for_noise_alone():
-    """The bias that the module warns of: the reason why every match needs its controls."""
-    rng = np.random.default_rng(1)
-    shape, noise = rng.normal(size=5), rng.normal(size=(500, 30))
-    match = motifs.best_match([shape], noise)[0]
-    assert match[:2].max() < match.max()
-    assert match.max() > 0.95
 
 
 @pytest.mark.parametrize(

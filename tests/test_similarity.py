@@ -115,6 +115,7 @@ def test_scores_of_a_unit_by_hand():
     assert np.isclose(one["s_u"], distance.mean()) and list(one["segment"].values) == list(index[0])
     assert list(one["offset"].values) == list(offset[0])
     assert np.allclose(one["nearest_share"], [(train.activity[index[0]] == k).mean() for k in range(3)])
+    assert np.isnan(found["activation_ratio_p95"].sel(unit=1)).all(), "no ratio to zero"
     assert np.isclose(one["activation_ratio"], a.max() / 4) and np.isclose(one["activation_ratio_p95"], a.max() / 2)
     assert np.isclose(one["peak_amplitude_g"], np.abs(x).max())
     assert np.isclose(one["displacement_g"], np.sqrt((x**2).mean()))
@@ -128,7 +129,8 @@ def test_failed_and_dead_units_are_counted_and_left_out():
     assert list(found["failed"].values[0]) == [True, False, False]
     assert list(np.isnan(found["s_u"].values[0])) == [True, False, True]
     assert (found["segment"].sel(unit=0) == -1).all()
-    summary = similarity.summarize(found.isel(layer=0).expand_dims(seed=[0]))
+    one = found.isel(layer=0).expand_dims(seed=[0])
+    summary = similarity.summarize(one)
     assert summary["failed_units"] == 1 and summary["dead_units"] == 1
     assert summary["inactive_at_start"] == 1  # unit 1 answers nothing to the start
     assert np.isclose(summary["ssim"]["mean"], float(found["s_u"].sel(unit=1).values[0]))
@@ -138,18 +140,16 @@ def test_failed_and_dead_units_are_counted_and_left_out():
     )
 
 
-def test_summaries_average_units_then_seeds():
-    one = made_scores()[0].isel(layer=0)
+def test_a_table_of_methods_and_controls_averages_units_then_seeds():
+    one = made_scores()[0]
     other = one.copy(deep=True)
     other["s_u"] = other["s_u"] * 3
-    summary = similarity.summarize(xr.concat([one, other], "seed"))["ssim"]
-    mean = float(one["s_u"].mean())
-    assert np.allclose([summary["mean"], summary["min"], summary["max"]], [2 * mean, mean, 3 * mean])
-
-
-def test_a_zero_reference_gives_no_ratio():
-    found, _, _ = made_scores()
-    assert np.isnan(found["activation_ratio_p95"].sel(unit=1)).all()
+    both, mean = xr.concat([one, other], "seed"), float(one["s_u"].mean())
+    methods, controls = both.expand_dims(technique=["ours"]), both.expand_dims(control=["flat"])
+    table = similarity.summaries(methods, controls)
+    assert table.index.tolist() == [("ours", "conv1"), ("flat", "conv1")]
+    assert np.allclose(table[["ssim", "ssim low", "ssim high"]], [[2 * mean, mean, 3 * mean]] * 2)
+    assert (table["inactive_at_start"] == 1).all() and (table["failed_units"] == 0).all()
 
 
 def test_best_examples_and_lift():

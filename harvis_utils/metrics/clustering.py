@@ -39,21 +39,15 @@ def usable(signals: np.ndarray) -> np.ndarray:
             f"signals should be (unit, time) or (unit, axis, time) with at least two samples, "
             f"not of shape {np.shape(signals)}"
         )
-    return np.nan_to_num(ranges(signals), nan=0.0, posinf=0.0) > CONSTANT_G
+    return ranges(signals) > CONSTANT_G  # NaN is not
 
 
 def ranges(signals: np.ndarray) -> np.ndarray:
     """From the lowest to the highest value of the axis that moves most, (unit,); NaN where a signal is not finite."""
-    signals = np.asarray(signals, dtype=np.float64)
-    finite = np.isfinite(signals).reshape(len(signals), -1).all(1)
-    found = np.full(len(signals), np.nan)
-    found[finite] = np.ptp(signals[finite], axis=-1).reshape(finite.sum(), -1).max(1, initial=0)
-    return found
-
-
-def only(which: np.ndarray, signals: np.ndarray) -> np.ndarray:
-    """Signals with NaN for the units that are not among ``which``, bool (unit,)."""
-    return np.where(which.reshape(-1, *[1] * (np.ndim(signals) - 1)), signals, np.nan)
+    with np.errstate(invalid="ignore"):
+        found = np.ptp(np.asarray(signals, dtype=np.float64), axis=-1)
+    found = found.max(1) if found.ndim == 2 else found
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
@@ -89,13 +83,6 @@ def hopkins(points: np.ndarray, seed: int = 0, repeats: int = 20) -> float:
         outside = tree.query(places)[0].sum()
         values.append(outside / (outside + between) if outside + between > 0 else 0.5)
     return float(np.mean(values))
-
-
-def clusters(points: np.ndarray, k: int) -> np.ndarray:
-    """Ward clusters 0 .. k-1 of ``points`` (unit, dimension), the largest first; fewer where points coincide."""
-    if not 1 <= k <= len(points):
-        raise AtlasError(f"{k} clusters of {len(points)} units cannot be made")
-    return _by_size(fcluster(linkage(points, "ward"), k, "maxclust"))
 
 
 def _by_size(labels: np.ndarray) -> np.ndarray:
@@ -159,7 +146,8 @@ def clusters_and_activities(
     activity) numbers of units; ``majority``, the commonest activity of each cluster, and whether they are
     ``clusters_all_different``; ``purity``, the share of units that have their cluster's majority activity;
     ``purity_chance``, its mean over shuffles of the activities; ``clusters_p``, the share of shuffles at least as pure.
-    Choice: units trade their activities, one each, because the null hypothesis is about units: no window is drawn.
+    Clusters are numbered from the largest, and fewer where points coincide. Choice: units trade their activities, one
+    each, because the null hypothesis is about units: no window is drawn.
     """
     points, activities = np.asarray(points, np.float64), np.asarray(activities)
     if activities.shape != points.shape[:1]:
@@ -167,11 +155,10 @@ def clusters_and_activities(
     keep = np.isfinite(points).all(1) & (activities >= 0)
     if keep.sum() < max(n_clusters, FEWEST_UNITS):
         raise AtlasError(f"only {keep.sum()} units have a place and an activity; {n_clusters} clusters need more")
-    inside = clusters(points[keep], n_clusters)
+    inside = _by_size(fcluster(linkage(points[keep], "ward"), n_clusters, "maxclust"))
     one_hot_cluster = np.eye(inside.max() + 1)[inside]
     one_hot_activity = np.eye(activities[keep].max() + 1)[activities[keep]]
     contingency = one_hot_cluster.T @ one_hot_activity
-
     generator = np.random.default_rng(seed)
     shuffles = (one_hot_activity[generator.permutation(len(inside))] for _ in range(n_permutations))
     chance = np.array([(one_hot_cluster.T @ shuffled).max(1).sum() for shuffled in shuffles])
@@ -207,11 +194,12 @@ def effective_rank(signals: np.ndarray) -> float:
 def superiority(shallow: np.ndarray, deep: np.ndarray, seed: int = 0, n: int = 2000) -> tuple[float, float, float]:
     """Chance that a unit of ``deep`` exceeds one of ``shallow`` (ties half), with a 95 % bootstrap interval over units.
 
-    0.5 means no difference between two layers' values, (unit,) each; NaN are left out.
+    0.5 means no difference between two layers' values, (unit,) each; NaN are left out, and come out where a layer has
+    nothing else.
     """
     shallow, deep = (np.asarray(v, float)[np.isfinite(v)] for v in (shallow, deep))
     if not len(shallow) or not len(deep):
-        raise AtlasError("a layer has no finite value to compare")
+        return (math.nan,) * 3
     wins = (deep[:, None] > shallow).astype(float) + 0.5 * (deep[:, None] == shallow)
     draws = [
         wins[of_deep][:, others].mean() for of_deep, others in intervals.resampled(*zip(wins.shape), n=n, seed=seed)
@@ -255,24 +243,21 @@ def near_duplicates(
     """
     keep = usable(signals)
     used = shaped(signals, fewest=2)
-    linked = _with_others(used.reshape(-1, *np.shape(signals)[1:]), max_shift) > threshold
-    n_groups, labels = connected_components(linked, directed=False)
+
+    def linked(flat: np.ndarray) -> np.ndarray:
+        correlation = best_correlation(flat.reshape(-1, *np.shape(signals)[1:]), max_shift)
+        return (correlation > threshold) & ~np.eye(len(correlation), dtype=bool)
+
+    with_others = linked(used)
+    n_groups, labels = connected_components(with_others, directed=False)
     groups = np.full(len(keep), -1)
     groups[keep] = _by_size(labels)
-    draws = (gaussian_null(used, seed + i).reshape(-1, *np.shape(signals)[1:]) for i in range(n_null))
     return {
-        "near_duplicates": float(linked.any(1).mean()),
-        "near_duplicates_null": [(_with_others(draw, max_shift) > threshold).any(1).mean() for draw in draws],
+        "near_duplicates": float(with_others.any(1).mean()),
+        "near_duplicates_null": [linked(gaussian_null(used, seed + i)).any(1).mean() for i in range(n_null)],
         "n_groups": int(n_groups),
         "groups": groups,
     }
-
-
-def _with_others(signals: np.ndarray, max_shift: int) -> np.ndarray:
-    """Best correlation with the other units; -1 with itself and where there is none."""
-    correlation = np.nan_to_num(best_correlation(signals, max_shift), nan=-1.0)
-    np.fill_diagonal(correlation, -1.0)
-    return correlation
 
 
 #: names of what :func:`measure` returns
@@ -295,7 +280,8 @@ def measure(signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarr
     """
     has_shape = usable(signals)
     moving = has_shape & (ranges(signals) >= FLAT_G)
-    found, reasons = {}, []
+    found, reasons, inner = {}, [], [1] * (np.ndim(signals) - 1)
+    with_shape, in_motion = (np.where(of.reshape(-1, *inner), signals, np.nan) for of in (has_shape, moving))
 
     def attempt(call: Callable, *arguments):
         try:
@@ -305,12 +291,12 @@ def measure(signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarr
             return {}
 
     for call in (cluster_tendency, near_duplicates):
-        for ending, of in (("", signals), ("_moving", only(moving, signals))):
+        for ending, of in (("", signals), ("_moving", in_motion)):
             for name, value in attempt(call, of).items():
                 plain = name.removesuffix("_null")
                 found[plain + ending + name[len(plain) :]] = float(np.mean(value)) if plain != name else value
-    found |= attempt(clusters_and_activities, only(has_shape, signals).reshape(len(signals), -1), activities)
-    found |= attempt(lambda every: {"effective_rank": effective_rank(every)}, signals)
+    found |= attempt(clusters_and_activities, with_shape.reshape(len(signals), -1), activities)
+    found |= attempt(lambda: {"effective_rank": effective_rank(signals)})
     found["n_frequencies"] = float(np.mean(n_frequencies[has_shape])) if has_shape.any() else None
     found |= {"n_units": int(has_shape.sum()), "n_flat": int((has_shape & ~moving).sum())}
     found |= {"n_excluded": int((~has_shape).sum()), "reason": "; ".join(dict.fromkeys(reasons)) or None}

@@ -7,14 +7,15 @@ axis) has no place on the map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.metrics.clustering import CONSTANT_G, AtlasError, measure, shaped, usable
+from harvis_utils.metrics.clustering import CONSTANT_G, FLAT_G, AtlasError, measure, ranges, shaped, usable
 from harvis_utils.metrics.signal_measures import in_rows
 from harvis_utils.settings import AtlasSettings, Settings
 from harvis_utils.store.results import kept
@@ -74,15 +75,25 @@ def common_neighbours(a: np.ndarray, b: np.ndarray, k: int = 10) -> float:
 
 
 def sensitivity(
-    signals: np.ndarray, perplexities: Sequence[float], seeds: Sequence[int], reference: np.ndarray, k: int = 10
-) -> tuple[np.ndarray, np.ndarray]:
+    signals: np.ndarray, perplexities: Sequence[float], seeds: Sequence[int], reference: np.ndarray
+) -> xr.Dataset:
     """Maps with other perplexities and random starts, and how much of ``reference`` (unit, 2) each keeps.
 
-    Returns maps (perplexity, seed, unit, 2) and the shares of common neighbours (perplexity, seed).
+    Returns ``positions`` (perplexity, seed, unit, coordinate), of each effective perplexity once, and the shares of
+    common neighbours ``kept`` (perplexity, seed): of the ten nearest, or of a quarter of the units where these are few.
+    The attribute ``chance`` is the share that unrelated maps have in common.
     """
-    maps = np.stack([[embed(signals, p, s, init="random") for s in seeds] for p in perplexities])
-    shares = np.array([[common_neighbours(reference, one, k) for one in row] for row in maps])
-    return maps, shares
+    n_units = int(usable(signals).sum())
+    k = max(1, min(10, n_units // 4))
+    effective = sorted({effective_perplexity(p, n_units) for p in perplexities})
+    maps = np.stack([[embed(signals, p, s, init="random") for s in seeds] for p in effective])
+    shares = [[common_neighbours(reference, one, k) for one in row] for row in maps]
+    found = {
+        "positions": (("perplexity", "seed", "unit", "coordinate"), maps),
+        "kept": (("perplexity", "seed"), shares),
+    }
+    coords = {"perplexity": effective, "seed": list(seeds)}
+    return xr.Dataset(found, coords, {"chance": k / (n_units - 1)})
 
 
 def _of(made: xr.Dataset | xr.DataArray, seed: int, layer: str) -> xr.Dataset | xr.DataArray:
@@ -140,6 +151,20 @@ def view(
         offsets=nearest["offset"].values,
         distances=nearest["distance"].values,
     )
+
+
+def counted(views: Mapping[str, AtlasLayer]) -> pd.DataFrame:
+    """Units of each layer by what becomes of them: how many are left out, and how many of the others are flat."""
+    rows = {}
+    for layer, one in views.items():
+        moved, shape = ranges(one.signals), usable(one.signals)
+        flat = moved < FLAT_G
+        zero = flat & (np.abs(one.signals).reshape(len(flat), -1).max(1) < FLAT_G)
+        groups = {"failed or dead": np.isnan(moved), "flat": flat, "of these at zero": zero}
+        groups |= {"of these constant: left out": flat & ~shape, "on the map": shape}
+        groups |= {"of these flat": flat & shape, "of these flat at zero": zero & shape}
+        rows[layer] = {name: int(group.sum()) for name, group in groups.items()}
+    return pd.DataFrame(rows).T
 
 
 @kept("atlas")

@@ -92,12 +92,10 @@ class PieceIndex:
         unique, back = np.unique(pieces, axis=0, return_inverse=True)
         found = [np.empty((len(unique), n), kind) for kind in (np.float64, np.int64, np.int64)]
         for begin in progress(range(0, len(unique), QUERIES), desc="nearest windows", leave=False):
-            block = slice(begin, begin + QUERIES)
-            within = self._candidates(unique[block].astype(np.float64), n)
-            query, piece = np.repeat(np.arange(len(within)), [len(some) for some in within]), np.concatenate(within)
-            distance = self._distances(unique[block], query, piece)
-            for array, part in zip(found, self._best_segments(query, piece, distance, len(within), n), strict=True):
-                array[block] = part
+            block = unique[begin : begin + QUERIES]
+            for k, within in enumerate(self._candidates(block.astype(np.float64), n)):
+                for array, best in zip(found, self._best_segments(block[k], within, n), strict=True):
+                    array[begin + k] = best
         return tuple(array[back.reshape(-1)] for array in found)
 
     def _ranked(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -136,40 +134,23 @@ class PieceIndex:
             rest, kept = np.array(undecided, np.int64), 4 * kept
         return found
 
-    def _distances(self, queries: np.ndarray, query: np.ndarray, piece: np.ndarray) -> np.ndarray:
-        """Mean squared error of pairs of query and piece, in float64."""
+    def _best_segments(self, query: np.ndarray, piece: np.ndarray, n: int) -> tuple[np.ndarray, ...]:
+        """Of the segments that hold candidate pieces the ``n`` best: distances, segments, offsets."""
         difference = self._samples(piece).double().numpy()
-        difference -= queries.take(query, axis=0)
-        return np.einsum("ij,ij->i", difference, difference) / difference.shape[1]
-
-    def _best_segments(self, query: np.ndarray, piece: np.ndarray, distance: np.ndarray, n_queries: int, n: int):
-        """Of all candidates: for each segment its best piece, for each query its ``n`` best segments.
-
-        The candidates are sorted by query, then by axis and position.
-        """
+        difference -= query
+        distance = np.einsum("ij,ij->i", difference, difference) / difference.shape[1]
         axis, position = np.divmod(piece, self.n_samples)
-        # every window that contains the piece
-        first, end = self._windows(position)
-        each = np.repeat(np.arange(len(query)), end - first)
+        first, end = self._windows(position)  # every window that contains the piece
+        each = np.repeat(np.arange(len(piece)), end - first)
         nth = np.arange(len(each)) - np.repeat(np.cumsum(end - first) - (end - first), end - first)
         window = self._by_start[first[each] + nth]
-        query, distance = query[each], distance[each]
-        segment = window * self.n_axes + axis[each]
+        distance, segment = distance[each], window * self.n_axes + axis[each]
         offset = position[each] - self.split.start[window]
-        # the best piece of each (query, segment), the earliest of equals
-        key = query * self.n_segments + segment
-        order = np.argsort(key)
-        key, distance, offset = key[order], distance[order], offset[order]
-        begin = np.flatnonzero(np.diff(key, prepend=-1))
-        least = np.minimum.reduceat(distance, begin)
-        size = np.diff(begin, append=len(key))
-        offset = np.minimum.reduceat(np.where(distance == np.repeat(least, size), offset, self.split.length), begin)
-        query, segment = np.divmod(key[begin], self.n_segments)
-        # the best segments of each query; lexsort is stable, so equals stay in the order of segments
-        order = np.lexsort((least, query))
-        start = np.searchsorted(query[order], np.arange(n_queries))
-        chosen = order[start[:, None] + np.arange(n)]
-        return least[chosen], segment[chosen], offset[chosen]
+        # of each segment the best piece, the earliest of equals; then the best segments, of equals the first
+        order = np.lexsort((offset, distance, segment))
+        order = order[np.diff(segment[order], prepend=-1) > 0]
+        order = order[np.argsort(distance[order], kind="stable")[:n]]
+        return distance[order], segment[order], offset[order]
 
 
 _latest: PieceIndex | None = None

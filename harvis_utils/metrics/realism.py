@@ -40,10 +40,8 @@ N_PROBED = 20_000
 CHUNK = 1024
 
 CONTROLS = similarity.CONTROLS | {
-    "held-out-strong": "a real test window that reaches the unit's threshold, drawn at random",
+    "held-out-strong": "a real test window that reaches the unit's threshold, drawn at random"
 }
-
-# ------------------------------------------------------------------------------------------ the reference windows
 
 
 @torch.no_grad()
@@ -90,19 +88,11 @@ def references(
         maps = signal_measures.in_time(maps, split.length).values
         begin[i, j, at], pieces = similarity.best_piece(in_s[chosen], maps, settings.piece)
         segment[i, j, at] = chosen
-        distance[i, j, at] = np.diag(
-            signal_measures.to_others(signal_measures.scaled_distance(pieces, pieces), subject[chosen])
-        )
-    dims = ("layer", "unit", "reference")
-    return xr.Dataset(
-        {
-            "segment": (dims, segment),
-            "piece_start": (dims, begin),
-            "distance": (dims, distance),
-            "n_reference": (dims[:2], (segment >= 0).sum(-1).astype(np.int32)),
-        },
-        coords={"layer": layers, "unit": units},
-    )
+        among_themselves = signal_measures.scaled_distance(pieces, pieces)
+        distance[i, j, at] = np.diag(signal_measures.to_others(among_themselves, subject[chosen]))
+    dims, n = ("layer", "unit", "reference"), (segment >= 0).sum(-1).astype(np.int32)
+    found = {"segment": (dims, segment), "piece_start": (dims, begin), "distance": (dims, distance)}
+    return xr.Dataset(found | {"n_reference": (dims[:2], n)}, coords={"layer": layers, "unit": units})
 
 
 @torch.no_grad()
@@ -129,9 +119,13 @@ def largest_outputs(
 
 def _chosen(output: np.ndarray, threshold: float, subject: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Reference windows of one unit out of its largest outputs, (segment,): indices in ascending order."""
+
+    def strongest(among: np.ndarray, n: int) -> np.ndarray:
+        return among[np.argsort(-output[among], kind="stable")[:n]]
+
     strong = order[output[order] >= threshold]
     if len(strong) < N_STRONGEST:
-        found = _strongest(output, np.arange(len(output)), N_STRONGEST)
+        found = strongest(np.arange(len(output)), N_STRONGEST)
     else:  # in turns, one of each subject that has one left
         each = [strong[subject[strong] == s][:N_REFERENCES] for s in np.unique(subject[strong])]
         turn = np.concatenate([np.arange(len(of_one)) for of_one in each])
@@ -141,12 +135,8 @@ def _chosen(output: np.ndarray, threshold: float, subject: np.ndarray, order: np
     missing = signal_measures.N_NEAREST - int((subject[found] != most).sum())
     if missing > 0:
         left = np.setdiff1d(np.flatnonzero(subject != most), found)
-        found = np.concatenate([found, _strongest(output, left, missing)])
+        found = np.concatenate([found, strongest(left, missing)])
     return np.sort(found)
-
-
-def _strongest(output: np.ndarray, among: np.ndarray, n: int) -> np.ndarray:
-    return among[np.argsort(-output[among], kind="stable")[:n]]
 
 
 def _segments(place: Trunk | Target, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,9 +147,6 @@ def _segments(place: Trunk | Target, split: Split) -> tuple[np.ndarray, np.ndarr
     mixed = place.axes > 1
     segments, in_s = (of.of_units(mixed) for of in (split, place.scale.split(split)))
     return segments, in_s, np.repeat(subject, len(segments) // len(split))
-
-
-# ---------------------------------------------------------------------------------------------- all measures
 
 
 def measure(
@@ -211,10 +198,8 @@ def measure(
         at = np.flatnonzero(~failed[:, i, j])
         _, pieces = similarity.best_piece(x[at, i, j], maps[at, i, j], settings.piece)
         far, median = signal_measures.scaled_distance(pieces, excites), np.median(own)
-        of_others, mean = (
-            signal_measures.to_others(far, who),
-            signal_measures.mean_spectrum(similarity.power_spectrum(real, mixed)),
-        )
+        of_others = signal_measures.to_others(far, who)
+        mean = signal_measures.mean_spectrum(similarity.power_spectrum(real, mixed))
         values[0, :, i, j] = 1 / (1 + len(own))  # what a failed signal gets
         values[:, at, i, j] = [
             signal_measures.realism_p(of_others, own),
@@ -233,9 +218,6 @@ def measure(
     return result.assign(dead=(("layer", "unit"), dead.values))
 
 
-# ---------------------------------------------------------------------------------------------- the two axes
-
-
 def activation(measured: xr.Dataset) -> xr.DataArray:
     """Share of its threshold that a signal brings its unit to, at most 1: more is not better. NaN for dead units."""
     return measured["reached"].clip(max=1)
@@ -252,9 +234,6 @@ def nearness(measured: xr.Dataset) -> xr.DataArray:
 
 #: a method has to be good on both; each alone is easily won
 AXES = {"activation": activation, "nearness": nearness}
-
-
-# -------------------------------------------------------------------------------------------- stored results
 
 
 @kept("realism", apart=("device",))

@@ -123,9 +123,6 @@ def maximized(
     return xr.concat(found, pd.Index(trunk.layers, name="layer")).assign(dead=statistics["dead"])
 
 
-# -------------------------------------------------------------------------------------------------------- recall
-
-
 def null(
     truth: PlantedMotifs,
     random_signals: xr.DataArray,
@@ -174,16 +171,18 @@ def thresholds_without(chance: xr.Dataset, quantile: float = 0.95) -> xr.Dataset
 
 def _rows(truth: PlantedMotifs, signals: xr.DataArray, limit: xr.Dataset, method: str) -> pd.DataFrame:
     """:func:`matches` and thresholds as a long table; layers that cannot hold the motif are left out."""
-    found = matches(truth, signals)
-    table = found.assign(limit).to_dataframe().reset_index()
-    table = table[table["best"].notna()].reset_index(drop=True)
-    if "draw" not in table:
-        table["draw"] = 0
-    table["technique"], table["control"] = method, method in CONTROLS
-    table["length"] = table["motif"].map(dict(zip(truth.names, map(len, truth.shapes), strict=True)))
+    table = matches(truth, signals).assign(limit).to_dataframe().reset_index().dropna(subset="best")
+    length = dict(zip(truth.names, map(len, truth.shapes), strict=True))
     holding = table[table["layer"] != ANY].groupby("motif")["layer"].nunique()
-    table["n_signals"] = signals.sizes["unit"] * np.where(table["layer"] == ANY, table["motif"].map(holding), 1)
-    table["recovered"] = table["best"] > table["threshold"]
+    layers_chosen_among = np.where(table["layer"] == ANY, table["motif"].map(holding), 1)
+    table = table.assign(
+        technique=method,
+        control=method in CONTROLS,
+        draw=table.get("draw", 0),
+        length=table["motif"].map(length),
+        n_signals=signals.sizes["unit"] * layers_chosen_among,
+        recovered=table["best"] > table["threshold"],
+    )
     return table[COLUMNS]
 
 
@@ -194,22 +193,24 @@ COLUMNS = [
 
 
 def recall(
-    truth: PlantedMotifs,
+    cfg: Settings,
+    windows: Windows,
+    truth: PlantedMotifs | None,
     signals: xr.DataArray,
     random_signals: xr.DataArray,
-    segments: np.ndarray,
-    start: np.ndarray,
     settings: RecoverySettings,
 ) -> pd.DataFrame:
     """One row per method or control, motif, network (seed), draw and layer: is the motif recovered?
 
     ``signals`` (seed, technique, layer, unit, time) must hold the proposed method and L2+TV; ``random_signals`` (seed,
-    layer, unit, time) is the proposed method on networks without training, whose seeds are their own; ``segments``
-    (segment, time) are real ones; all in G. Columns: those of :func:`motifs.matches`, ``threshold`` and the null it is
+    layer, unit, time) is the proposed method on networks without training, whose seeds are their own; all in G.
+    Columns: those of :func:`motifs.matches`, ``threshold`` and the null it is
     the 95 % point of (``threshold_from``), ``n_signals`` that were chosen among, ``recovered``. The layer ``ANY`` is
-    the best of all layers that hold the motif, against nulls that take the same best. Raises ``ValueError`` where
-    columns would choose among different numbers of signals.
+    the best of all layers that hold the motif, against nulls that take the same best. No row where nothing was planted
+    (``truth`` is ``None``). Raises ``ValueError`` where columns would choose among different numbers of signals.
     """
+    if truth is None:
+        return pd.DataFrame(columns=COLUMNS)
     names = [str(m) for m in signals["technique"].values]
     if missing := [m for m in (PROPOSED, BASELINE) if m not in names]:
         raise ValueError(f"recall needs signals of {' and '.join(missing)}; there are {', '.join(names)}")
@@ -221,6 +222,7 @@ def recall(
         )
     if shared := sorted(set(signals["seed"].values) & set(random_signals["seed"].values)):
         raise ValueError(f"networks with random weights need seeds of their own, but share {shared} with the trained")
+    segments, start = windows.train.segments, starting_signal(cfg.maximization, windows.train.length)
     chance = null(truth, random_signals, signals.sel(technique=BASELINE), start, settings)
     limit = thresholds(chance, settings.quantile)
     rng = np.random.default_rng((settings.seed, 1))
@@ -258,19 +260,36 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-# ------------------------------------------------------------------------------- units whose answer is the shape
+def by_length(summary: pd.DataFrame) -> pd.DataFrame:
+    """The view of each layer of a :func:`summarize`: "recall", its ends, and "planted motifs", of which length."""
+    each = summary[summary["view"] == "each layer"].rename(columns={"low": "recall low", "high": "recall high"})
+    return each.assign(**{"planted motifs": [f"{n} samples" if n else "all" for n in each["length"]]})
+
+
+def places(table: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Where and by which threshold a method shows motifs, of a :func:`recall`: one row per motif and layer.
+
+    ``best`` is the mean over networks, ``null`` what the threshold comes from, ``recovered`` the share of networks, and
+    "first sample (median)" where in the signal the shape begins.
+    """
+    own = table[(table["technique"] == method) & (table["layer"] != ANY)].groupby(["motif", "layer"], sort=False)
+    first, mean = own[["length", "threshold", "threshold_from"]].first(), own[["best", "recovered"]].mean()
+    found = first.rename(columns={"threshold_from": "null"}).join(mean)
+    return found.assign(**{"first sample (median)": own["first"].median()})
 
 
 def detectors(
-    cfg: Settings, windows: Windows, truth: PlantedMotifs, methods: Sequence[str], settings: RecoverySettings
+    cfg: Settings, windows: Windows, truth: PlantedMotifs | None, methods: Sequence[str], settings: RecoverySettings
 ) -> pd.DataFrame:
     """What the methods write for units that look for a motif and nothing else: one row per motif and method.
 
     Each motif is the filter of a unit of its own, in a network of one layer: without its mean, of unit norm, no bias.
     Thresholds come from the training windows as for any unit. ``match`` is the best correlation of the unit's signal
     with its motif, ``reached`` its largest output as a share of the threshold; a signal beyond the amplitude at which
-    it has failed still has both.
+    it has failed still has both. No row where nothing was planted.
     """
+    if truth is None:
+        return pd.DataFrame(columns=["motif", "length", "technique", "match", "reached"])
     segments, tables = windows.train.every(settings.thinning).segments, []
     for length in dict.fromkeys(map(len, truth.shapes)):
         shapes = {n: shape for n, shape in zip(truth.names, truth.shapes, strict=True) if len(shape) == length}
@@ -281,15 +300,10 @@ def detectors(
         found = paper_methods.maximize(trunk, "conv1", th, methods=methods, **options)
         for method in methods:
             signals, maps = (found[v].sel(technique=method).transpose("unit", "time").values for v in ("signal", "map"))
-            measured = {
-                "match": np.diag(motifs.best_match(list(shapes.values()), signals)),
-                "reached": (maps.max(1) / th).astype(float),
-            }
-            tables.append(pd.DataFrame({"motif": list(shapes), "length": length, "technique": method, **measured}))
+            match, reached = np.diag(motifs.best_match(list(shapes.values()), signals)), maps.max(1) / th
+            row = {"motif": list(shapes), "length": length, "technique": method, "match": match}
+            tables.append(pd.DataFrame(row | {"reached": reached.astype(float)}))
     return pd.concat(tables, ignore_index=True)
-
-
-# ----------------------------------------------------------------------------------------- what recall depends on
 
 
 @dataclass(frozen=True)

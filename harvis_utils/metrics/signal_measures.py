@@ -60,9 +60,6 @@ def largest(maps: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
     )
 
 
-# ------------------------------------------------------------------------------------------------ the measures
-
-
 def reached(top: np.ndarray, th_eap: np.ndarray) -> np.ndarray:
     """Largest output as a share of the unit's threshold; NaN where the unit is dead (paper section 5, Fig. 4).
 
@@ -81,25 +78,20 @@ def displacement(signals: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def spread(signals: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Mean pairwise RMS distance of results over that of their starts: (start, ..., time) -> (...,).
+    """Mean pairwise RMS distance of results over that of their starts: (start, ..., time), (start, time) -> (...,).
 
-    ``starts`` is (start, time) or of the shape of ``signals``. Below 1 a method finds the same signal wherever it
-    starts; 1: it kept its starts apart, as one that does nothing does. Can be won by forgetting the start for
-    anything else that is always the same, a flat line too. Raises ``ValueError`` without two different starts.
+    Below 1 a method finds the same signal wherever it starts; 1: it kept its starts apart, as one that does nothing
+    does. Can be won by forgetting the start for anything else that is always the same, a flat line too. Raises
+    ``ValueError`` without two different starts.
     """
-    if starts.ndim == 2:
-        starts = starts.reshape(len(starts), *(1,) * (signals.ndim - 2), starts.shape[-1])
     if len(signals) != len(starts):
         raise ValueError(f"{len(signals)} signals per unit do not match {len(starts)} starting points")
-    before = _pairwise_rms(np.broadcast_to(starts, signals.shape))
-    if not (before > 0).all():
+    if not np.ptp(starts, axis=0).any():
         raise ValueError("spread needs at least two different starting points")
-    return _pairwise_rms(signals) / before
-
-
-def _pairwise_rms(signals: np.ndarray) -> np.ndarray:
-    a, b = np.triu_indices(len(signals), 1)
-    return displacement(signals[a], signals[b].astype(np.float64)).mean(0) if len(a) else np.zeros(signals.shape[1:-1])
+    starts = np.expand_dims(starts, tuple(range(1, signals.ndim - 1)))
+    a, b = np.triu_indices(len(starts), 1)
+    after, before = (displacement(x[a], x[b]).mean(0) for x in (signals, np.broadcast_to(starts, signals.shape)))
+    return after / before
 
 
 def distances(pieces: np.ndarray, segments: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -58,8 +59,6 @@ def best_piece(signals: np.ndarray, maps: np.ndarray, length: int) -> tuple[np.n
     start = sums.argmax(1)
     return start, cut(signals, start, length)
 
-
-# ------------------------------------------------------------------------------------ measures of one signal
 
 #: above this frequency human movement has little power; what an optimizer adds there is noise
 HIGH_FREQUENCY_HZ = 5.0
@@ -143,9 +142,6 @@ def shape_names(pieces: np.ndarray) -> np.ndarray:
     return names[np.where(match.max(-1) >= SHAPE_CORRELATION, match.argmax(-1), len(shapes))]
 
 
-# ------------------------------------------------------------------------------------------------- the scores
-
-
 def score(
     signals: xr.Dataset,
     statistics: xr.Dataset,
@@ -170,17 +166,12 @@ def score(
         scale = scale if mixed else scale.shared()
         x, start = (scale.signals(of).numpy() for of in (x, start))
         windows = replace(windows, train=scale.split(windows.train))
-    maps, (top, at_start) = (
-        in_rows(in_time(signals["map"], length), dims),
-        (largest(signals[v], dims) for v in ("map", "start_map")),
-    )
+    top, at_start = (largest(signals[name], dims) for name in ("map", "start_map"))
     each = signals["signal"].isel(axis=0, time=0, missing_dims="ignore").transpose(*dims)
     dead = statistics["dead"].broadcast_like(each).transpose(*dims).values.reshape(-1)
     amplitude = np.abs(x).reshape(n, -1).max(1)
     failed = amplitude > settings.fail_amplitude_g
-    begin, pieces = best_piece(x, maps, settings.piece)
-    searched = ~failed & ~dead
-    found = _searched(pieces[searched], searched, windows, settings)
+    begin, pieces = best_piece(x, in_rows(in_time(signals["map"], length), dims), settings.piece)
     flat = {
         "failed": failed,
         "dead": dead,
@@ -194,26 +185,25 @@ def score(
         "n_frequencies": effective_frequencies(x, mixed),
         "piece_start": begin,
         "shape": shape_names(pieces),
-        **found,
+        **_searched(pieces, ~failed & ~dead, windows, settings),
     }
-    variables = {}
+    result = xr.Dataset(coords={d: signals[d] for d in dims})
     for name, values in flat.items():
         tail = () if values.ndim == 1 else ("activity",) if name == "nearest_share" else ("neighbour",)
-        variables[name] = ((*dims, *tail), values.reshape(*each.shape, *values.shape[1:]))
-    result = xr.Dataset(variables, coords={d: signals[d] for d in dims})
+        result[name] = ((*dims, *tail), values.reshape(*each.shape, *values.shape[1:]))
     for name, reference in (("activation_ratio", "th_eap"), ("activation_ratio_p95", "p95")):
         below = statistics[reference].where(statistics[reference] > 0)
         result[name] = (result["max_output"] / below).transpose(*dims)
     return result
 
 
-def _searched(pieces, searched, windows: Windows, settings: SimilaritySettings) -> dict:
-    """Distances and neighbours, with NaN, -1 and 0 where a signal was not searched."""
+def _searched(pieces: np.ndarray, searched: np.ndarray, windows: Windows, settings: SimilaritySettings) -> dict:
+    """Distances and neighbours of the ``searched``, bool (signal,); NaN, -1 and 0 for the others."""
     train, n_classes, n, k = windows.train, len(windows.activities), len(searched), settings.n_similar
     distance, segment, offset = np.full((n, k), np.nan), np.full((n, k), -1), np.full((n, k), -1)
-    match, share = np.full(n, np.nan), np.zeros((n, n_classes))
-    if len(pieces):
-        index, mixed = nearest.piece_index(train, settings.piece, pieces.ndim == 3), pieces.ndim == 3
+    match, share, mixed = np.full(n, np.nan), np.zeros((n, n_classes)), pieces.ndim == 3
+    if len(pieces := pieces[searched]):
+        index = nearest.piece_index(train, settings.piece, mixed)
         distance[searched], segment[searched], offset[searched] = index.nearest(pieces, k)
         real = train.of_units(mixed)[segment[searched, 0]]
         match[searched] = correlation(pieces, cut(real, offset[searched, 0], settings.piece), mixed)
@@ -267,9 +257,6 @@ def with_activities(scores: xr.Dataset, windows: Windows) -> xr.Dataset:
     """Scores with the names of the activities, and each one's share of the training windows: ``activity_share``."""
     every = np.bincount(windows.train.activity, minlength=len(windows.activities)) / len(windows.train)
     return scores.assign_coords(activity=list(windows.activities)).assign(activity_share=("activity", every))
-
-
-# ----------------------------------------------------------------------------------------------- the controls
 
 
 def _start_maps(trunk: Trunk, start: np.ndarray, like: xr.Dataset) -> xr.DataArray:
@@ -366,8 +353,6 @@ def controls(
     return with_activities(found, windows)
 
 
-# -------------------------------------------------------------------------------------------------- summaries
-
 #: what a SCORES entry of ``results.json`` averages over units: its variable, and which units are left out
 AVERAGED = {
     "ssim": ("s_u", ("failed",)),  # Paper section 4.5: failed units are left out
@@ -382,10 +367,8 @@ AVERAGED = {
 def averaged(values: xr.Dataset, name: str) -> xr.DataArray:
     """What ``AVERAGED`` averages under that name, (seed, unit); NaN for what is left out, dead units always."""
     variable, without = AVERAGED[name]
-    keep = ~values["dead"]
-    for reason in without:
-        keep = keep & ~values[reason]
-    return values[variable].where(keep).transpose("seed", "unit")
+    left_out = sum(values[reason] for reason in ("dead", *without))
+    return values[variable].where(left_out == 0).transpose("seed", "unit")
 
 
 def summarize(values: xr.Dataset) -> dict:
@@ -394,23 +377,34 @@ def summarize(values: xr.Dataset) -> dict:
     Means are of the seeds' means over units, ``min`` and ``max`` over the seeds' means, as the paper's error bars;
     counts are means over the seeds.
     """
-    alive = ~values["dead"]
-
-    def spread(name: str) -> dict:
-        means = averaged(values, name).mean("unit").values
-        means = means[~np.isnan(means)]
+    found, alive = {}, ~values["dead"]
+    for name in AVERAGED:
+        means = averaged(values, name).mean("unit").dropna("seed")
+        found[name] = {end: float(getattr(means, end)()) if len(means) else None for end in ("mean", "min", "max")}
         if not len(means):
-            return {"mean": None, "min": None, "max": None, "reason": "no unit is left: all failed, dead or silent"}
-        return {"mean": float(means.mean()), "min": float(means.min()), "max": float(means.max())}
-
+            found[name]["reason"] = "no unit is left: all failed, dead or silent"
     counted = {
         "failed_units": values["failed"] & alive,
         "dead_units": values["dead"],
         "inactive_at_start": values["inactive_at_start"] & alive,
         "silent_units": values["silent"] & alive,
     }
-    counts = {name: float(units.sum("unit").mean()) for name, units in counted.items()}
-    return {name: spread(name) for name in AVERAGED} | counts
+    return found | {name: float(units.sum("unit").mean()) for name, units in counted.items()}
+
+
+def summaries(scores: xr.Dataset, controls: xr.Dataset) -> pd.DataFrame:
+    """:func:`summarize` of every method (of one preset) and every control: one row per "method" and "layer".
+
+    "x low" and "x high" are the smallest and the largest network.
+    """
+    rows = {}
+    for dimension, of in (("technique", scores), ("control", controls)):
+        for name, layer in product(of[dimension].values.tolist(), of["layer"].values.tolist()):
+            row = rows[name, layer] = summarize(of.sel({dimension: name, "layer": layer}))
+            for quantity in AVERAGED:
+                ends = row[quantity]
+                row |= {quantity: ends["mean"], f"{quantity} low": ends["min"], f"{quantity} high": ends["max"]}
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["method", "layer"]))
 
 
 def best_examples(scores: xr.Dataset, shapes: tuple[str, ...]) -> list[tuple[str, int, str]]:
@@ -418,13 +412,9 @@ def best_examples(scores: xr.Dataset, shapes: tuple[str, ...]) -> list[tuple[str
 
     ``scores`` has dims (layer, unit); shapes that no searched unit has are left out.
     """
-    found = []
-    for shape in shapes:
-        match = scores["shape_match"].where(scores["shape"] == shape).stack(each=("layer", "unit"))
-        if match.notnull().any():
-            layer, unit = match["each"].values[int(match.argmax("each"))]
-            found.append((str(layer), int(unit), shape))
-    return found
+    named = scores[["shape", "shape_match"]].to_dataframe().dropna(subset="shape_match")
+    best = named.groupby("shape")["shape_match"].idxmax()
+    return [(str(best[shape][0]), int(best[shape][1]), shape) for shape in shapes if shape in best]
 
 
 def activity_lift(scores: xr.Dataset) -> xr.DataArray:

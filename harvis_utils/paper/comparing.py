@@ -16,11 +16,14 @@ import xarray as xr
 
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
-from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import motifs, realism, similarity
+from harvis_utils.maximization import paper_methods
+from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
+from harvis_utils.maximization.starting import starting_points
+from harvis_utils.metrics import motifs, realism, signal_measures, similarity
 from harvis_utils.metrics.intervals import paired, with_interval
 from harvis_utils.paper.climbing import noise_starts
-from harvis_utils.paper.variants import PAPERS
+from harvis_utils.paper.variants import OURS, PAPERS
+from harvis_utils.parallel import torch_device
 from harvis_utils.settings import Settings
 from harvis_utils.training.supervised import Network, of_networks
 
@@ -36,6 +39,8 @@ MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
 
 #: measures of which more is better; of the others less is, and moving is neither
 MORE_IS_BETTER = ("activation", "nearness", "realism p")
+#: measures of all variants' signals are those of methods': dims (seed, recipe, layer, unit)
+measures = realism.realism
 
 
 def by_network(values: xr.DataArray) -> np.ndarray:
@@ -82,6 +87,17 @@ def differences(measured: xr.Dataset, dimension: str, pairs: Sequence[tuple[str,
     return pd.DataFrame(rows, columns=[*names, "networks", "units"])
 
 
+def against(measured: xr.Dataset, controls: xr.Dataset) -> pd.DataFrame:
+    """:func:`differences` of the proposed method and the paper's others, ours and it, and it and the ``controls``.
+
+    ``measured`` has the dimension "technique", ``controls`` "control"; its "random-weights" are left out.
+    """
+    beside = controls.drop_sel(control="random-weights").rename(control="technique")
+    pairs = [(PROPOSED, name) for name in METHODS if name != PROPOSED] + [(OURS, PROPOSED)]
+    pairs += [(PROPOSED, name) for name in beside["technique"].values.tolist()]
+    return differences(joined(measured, beside, "technique"), "technique", pairs)
+
+
 def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
     """Signals, or measures of them, of two groups under one dimension, so that they can be paired: what both have."""
     names = [name for name in first.data_vars if name in second and dimension in first[name].dims]
@@ -89,24 +105,12 @@ def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
     return both.assign(dead=first["dead"]) if "dead" in first else both
 
 
-def dependence_curves(depends: pd.DataFrame) -> dict[str, xr.Dataset]:
-    """:func:`recovery.dependence` by factor: (level, seed) arrays of what depends on it."""
+def by_factor(depends: pd.DataFrame) -> pd.DataFrame:
+    """:func:`recovery.dependence` in words, one row per "factor", "level", "seed" and what there is a "share" "of"."""
+    factors = {"noise_g": "noise added [G]", "prevalence": "share of motifs planted", "n_units": "units per layer"}
     named = depends.rename(columns={"random_recall": "random weights", "macro_f1": "macro F1"})
-    parts = named.set_index(["level", "seed"]).groupby("factor", sort=False)[["recall", "random weights", "macro F1"]]
-    return {str(factor): part.to_xarray().sortby(["level", "seed"]) for factor, part in parts}
-
-
-def measures(
-    cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, made: xr.Dataset
-) -> xr.Dataset:
-    """Measures of notebook 08 of all variants' signals: dims (seed, recipe, layer, unit)."""
-    start = starting_signal(cfg.maximization, windows.train.length)
-
-    def one(net: Network, signal: xr.Dataset, own: xr.Dataset) -> xr.Dataset:
-        reference = realism.references_of(net, windows, own["th_eap"], cfg.similarity, device=cfg.device)
-        return realism.measure(signal, own, net.trunk, windows.train, cfg.similarity, start, reference)
-
-    return of_networks(networks, one, made[["signal", "map"]], statistics)
+    named = named.replace({"factor": factors})
+    return named.melt(["factor", "level", "seed"], ["recall", "random weights", "macro F1"], "of", "share")
 
 
 def gains(measured: xr.Dataset) -> pd.DataFrame:
@@ -201,3 +205,29 @@ def motif_table(truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArra
         row |= paired(ours[k], theirs[k]).row("above random")
         rows.append(row | paired(gain[k], gain[names.index(PAPERS)]).row("more than the paper's"))
     return pd.DataFrame(rows).set_index("recipe")
+
+
+def spreads(
+    cfg: Settings,
+    windows: Windows,
+    network: Network,
+    th_eap: xr.DataArray,
+    methods: Sequence[str],
+    units: Sequence[int],
+) -> pd.DataFrame:
+    """How far apart a method's signals end that began at five points (:func:`signal_measures.spread`), over ``units``.
+
+    One row per layer and method: median, smallest and largest. ``th_eap`` is (layer, unit) over all units.
+    """
+    starts = starting_points(cfg.maximization, windows.train, 5)
+    begin = np.broadcast_to(starts[:, None, None], (5, len(methods), len(units), windows.train.length))
+    how = {"length": windows.train.length, "rate_hz": windows.rate_hz, "device": torch_device(cfg.device)}
+    how |= {"methods": methods, "units": units, "settings": cfg.maximization, "start": begin}
+    parts = {}
+    for layer in network.trunk.layers:
+        made = paper_methods.maximize(network.trunk, layer, th_eap.sel(layer=layer).values, **how)["signal"].values
+        spread = pd.DataFrame(signal_measures.spread(made, starts), index=methods).T
+        parts[layer] = pd.DataFrame(
+            {"median spread": spread.median(), "smallest": spread.min(), "largest": spread.max()}
+        )
+    return pd.concat(parts, names=["layer", "technique"])
