@@ -149,7 +149,7 @@ def test_planted_motifs_lie_where_they_were_planted_and_activities_hold_in_whole
                     twin[truth.names.index(row.motif), w, row.axis, sample - split.offset[w]] = True
     assert found.names == truth.names and np.array_equal(found.masks, twin) and twin.any(axis=(1, 2, 3)).all()
     known = concepts.of_windows(made_up, split)
-    assert known.of_kind(concepts.ACTIVITY) == list(made_up.activities) and not known.left_out
+    assert known.only(concepts.ACTIVITY).names == made_up.activities and not known.left_out
     assert known.share == pytest.approx([mask.mean() for mask in known.masks])
     for k, name in enumerate(made_up.activities):
         mask = known.masks[known.names.index(name)]

@@ -93,7 +93,7 @@ def explained(iou: np.ndarray, drop: np.ndarray, n_draws: int, rng: np.random.Ge
     ranks = [rankdata(of[:, known], axis=0) for of in both]
     centred = [of - of.mean(0) for of in ranks]
     first, second = (of / np.linalg.norm(of, axis=0) for of in centred)
-    orders = [np.arange(len(second)), *(rng.permutation(len(second)) for _ in range(n_draws))]
+    orders = [slice(None), *(rng.permutation(len(second)) for _ in range(n_draws))]
     return np.array([(first * second[order]).sum(0).mean() for order in orders])
 
 

@@ -61,9 +61,10 @@ class Concepts:
         """Share of all samples at which each concept holds, (concept,)."""
         return self.masks.mean(axis=(1, 2, 3))
 
-    def of_kind(self, kind: str) -> list[str]:
-        """Names of the concepts of one kind."""
-        return [name for name, k in zip(self.names, self.kinds, strict=True) if k == kind]
+    def only(self, kind: str) -> Concepts:
+        """The concepts of one kind."""
+        which = [k for k, of in enumerate(self.kinds) if of == kind]
+        return Concepts(tuple(self.names[k] for k in which), (kind,) * len(which), self.masks[which], self.left_out)
 
 
 def rising_edge(x: np.ndarray) -> np.ndarray:

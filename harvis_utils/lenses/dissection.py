@@ -287,13 +287,6 @@ def kinds(
     return xr.concat(found, pd.Index(which, name="units"))
 
 
-def curve(cfg: Settings, windows: Windows, networks: Sequence[Network], concepts: Concepts) -> xr.Dataset:
-    """:func:`detectors` at every angle of ``cfg.dissection``: dims (alpha, seed, layer, unit[, rule])."""
-    angles = cfg.dissection.angles
-    found = [detectors(dissect_networks(cfg, windows, networks, concepts, alpha)) for alpha in angles]
-    return xr.concat(found, pd.Index(angles, name="alpha"))
-
-
 # ---------------------------------------------------------------------------------------------------- detectors
 
 #: how a unit becomes a detector: its IoU exceeds the source's threshold, what it reaches when recordings trade places,
@@ -370,6 +363,25 @@ def summary(labels: xr.Dataset) -> pd.DataFrame:
     return pd.concat({name: compared(values) for name, values in measures.items()}, names=["measure"])
 
 
+def curve(
+    cfg: Settings, windows: Windows, networks: Sequence[Network], untrained: Sequence[Network], concepts: Concepts
+) -> pd.DataFrame:
+    """What :func:`summary` says at every angle of ``cfg.dissection``: rows (alpha, layer, units).
+
+    Columns are the unique detectors by the first two rules and the mean best IoU, each with its interval.
+    """
+    names = {rule: f"unique detectors, {rule}" for rule in RULES[:2]} | {"mean best IoU": "mean best IoU"}
+    parts = {}
+    for alpha in cfg.dissection.angles:
+        found = [detectors(dissect_networks(cfg, windows, of, concepts, alpha)) for of in (networks, untrained)]
+        table = summary(xr.concat(found, pd.Index(["trained", "random weights"], name="units")))
+        ends = {
+            f"{name}{end}": table.loc[m, f"value{end}"] for m, name in names.items() for end in ("", " low", " high")
+        }
+        parts[alpha] = pd.DataFrame(ends)
+    return pd.concat(parts, names=["alpha"])
+
+
 def examples(network: Network, labels: xr.Dataset, split: Split, concepts: Concepts, n: int) -> pd.DataFrame:
     """The ``n`` detectors of one network with the largest IoU, each concept at most once in a layer.
 
@@ -387,4 +399,4 @@ def examples(network: Network, labels: xr.Dataset, split: Split, concepts: Conce
         at = np.unravel_index(int(maps.argmax()), maps[:, 0].shape)[:2]  # window and axis
         concept = concepts.masks[concepts.names.index(row.concept)]
         rows.append({"signal": split.x[at], "unit_mask": own[at], "concept_mask": concept[at]})
-    return table.rename(columns={"best": "iou"}).join(pd.DataFrame(rows, index=table.index))
+    return table.rename(columns={"best": "iou"}).reset_index(drop=True).join(pd.DataFrame(rows))

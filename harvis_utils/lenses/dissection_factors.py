@@ -107,5 +107,5 @@ def factor_table(found: xr.Dataset, rule: str = dissection.RULES[0]) -> pd.DataF
             columns[f"{name}{suffix}"] = table[f"value{suffix}"]
             columns[f"{name}, base minus this{suffix}"] = table[f"{BASE} minus this{suffix}"]
         columns[f"{name}, random weights"] = both.sel(weights="random").mean(("layer", "seed")).to_series()
-    levels = pd.Index(found["level"].values, name="kind")
-    return pd.DataFrame(columns).loc[levels].assign(networks=found.sizes["seed"])
+    table = pd.DataFrame(columns).loc[found["level"].values].assign(networks=found.sizes["seed"])
+    return table.rename_axis("kind")
