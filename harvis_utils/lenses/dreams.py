@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.maximization import coordinates, objectives, visualization
 from harvis_utils.maximization.priors import Denoiser
-from harvis_utils.metrics.intervals import tabulated
+from harvis_utils.metrics.intervals import tabulated, with_interval
 from harvis_utils.networks import taps
 from harvis_utils.networks.backward import gradient_of
 from harvis_utils.settings import DreamSettings, Settings
@@ -237,8 +237,46 @@ def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: Denoiser) 
     return xr.Dataset({name: (dims, v) for name, v in values.items()}, coords).where(made["after"] != made["before"])
 
 
+#: the measures that are shown, and what stands at their axes
+MEASURES = {
+    "size_g": "change [G RMS]",
+    "own": "its network sees\nthe other class",
+    "others": "other networks\nsee it",
+    "unreal_g": "what the prior would\nchange [G RMS]",
+}
+
+
 def table(measured: xr.Dataset) -> pd.DataFrame:
     """Mean and interval of every measure for each variant, over networks and windows: one row each."""
     found = tabulated(dict(measured.data_vars), "variant")
     found.insert(0, "networks", measured.sizes["seed"])
     return found
+
+
+def sizes(measured: xr.Dataset, windows: Windows, untrained: Sequence[Network], chosen: np.ndarray) -> pd.DataFrame:
+    """G RMS with its interval of the smallest change, by trained and untrained networks, and of windows' movement."""
+    real = np.ascontiguousarray(windows.test.x[chosen])
+    found = {
+        "trained": measured["size_g"].sel(variant="smallest change").values,
+        "random weights": np.stack([flips(net, windows, chosen)["rms_g"] for net in untrained]),
+        "the windows' own movement": (real - real.mean(2, keepdims=True)).std((1, 2))[None],
+    }
+    return pd.DataFrame([with_interval("G RMS", of) for of in found.values()], index=list(found))
+
+
+def of_unit(
+    network: Network, layer: str, unit: int, maximum: float, start: np.ndarray, real: Split, **how
+) -> dict[str, np.ndarray]:
+    """Signals made for a unit, and single axes of ``real`` windows that excite it most and least: (row, time) in G.
+
+    Made from ``start`` (4, 1, time) are a maximum, two that should differ in what the layer does, likeness counting a
+    tenth of the unit's ``maximum``, and a minimum; ``how`` as :func:`visualization.visualize` takes it.
+    """
+    view = visualization.PerAxis(network.model, layer)
+    objective = objectives.neuron(view.tap(layer, before_relu=True), unit)
+    differing = objective - 0.1 * maximum * objectives.alike(view.tap(layer))
+    four = objectives.in_blocks([(objective, 1), (differing, 2), (-objective, 1)])
+    made = visualization.visualize(view, four, start, **how).signal[:, 0]
+    segments, recording = real.segments[:, None], np.repeat(real.recording, real.x.shape[1])
+    most, least = visualization.extremes(visualization.scores(view, objective, segments), recording, 3)
+    return {"made": made, "real, strongest": segments[most, 0], "real, weakest": segments[least, 0]}
