@@ -159,9 +159,9 @@ def test_another_seed_is_refused():
 def test_lenses_in_numbers_and_their_agreement():
     lenses = made_lenses()
     of = cards.numbers(lenses, 3, SIMILARITY)
-    assert set(of) == set(cards.NUMBERS) and of["match"].sel(layer="conv2").values == pytest.approx(np.ones(N_UNITS))
-    assert np.isnan(of["match"].sel(layer="conv1", unit=0))
-    assert float(of["IoU"].sel(layer="conv1", unit=4)) == max(deck()[4].iou.values())
+    assert list(of) == list(cards.NUMBERS) and of.loc["conv2", "match"].to_numpy() == pytest.approx(np.ones(N_UNITS))
+    assert np.isnan(of.loc[("conv1", 0), "match"])
+    assert of.loc[("conv1", 4), "IoU"] == max(deck()[4].iou.values())
     table = cards.agreeing(lenses, SIMILARITY)
     assert table["correlation"].dropna().between(-1, 1).all() and len(table) == 10 * len(LAYERS)
     same = replace(lenses, measured=lenses.measured.assign(nearness=lenses.measured["activation"] ** 3))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -28,31 +26,27 @@ from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network, class_f1, of_networks
 
 
-def drops(
-    network: nn.Module, layers: Sequence[str | Tap], split: Split, n_classes: int, units: Sequence[int] | None = None
-) -> xr.Dataset:
+def drops(network: nn.Module, layers: Sequence[str | Tap], split: Split, n_classes: int) -> xr.Dataset:
     """What every class loses when one unit is silent: ``f1`` and ``probability``, (layer, unit, class).
 
     ``f1`` is the drop of the class's F1 (positive: the unit helped), ``probability`` that of the mean probability of
-    its own windows; NaN for a class without windows. ``f1_whole`` (class,) is the F1 of the network as it is. Without
-    ``units`` all of each layer are taken; layers then need equally many. Raises ``ValueError`` as
-    :func:`networks.taps.scores_of` does, and for scores of more classes, or of fewer than there are windows of.
+    its own windows; NaN for a class without windows. ``f1_whole`` (class,) is the F1 of the network as it is. Layers
+    need equally many units. Raises ``ValueError`` as :func:`networks.taps.scores_of` does, and for scores of more
+    classes, or of fewer than there are windows of.
     """
-    places, tables = [taps.find(network, layer) for layer in layers], []
+    places, lost = [taps.find(network, layer) for layer in layers], []
     with taps.evaluating(network), torch.no_grad():
         whole = _measured(network, split, n_classes)
         for place in progress(places, desc="ablation", leave=False):
-            chosen = range(taps.outputs(network, place, split.x[:2]).shape[1]) if units is None else units
-            rows = []
-            for unit in chosen:
+            lost.append([])
+            for unit in range(taps.outputs(network, place, split.x[:2]).shape[1]):
                 with taps.silenced(network, place, [unit]):
-                    rows.append(whole - _measured(network, split, n_classes))
-            tables.append(rows)
-    values = np.array(tables)  # (layer, unit, measure, class)
+                    lost[-1].append(whole - _measured(network, split, n_classes))
+    values = np.array(lost)  # (layer, unit, measure, class)
     dims = ("layer", "unit", "class")
     return xr.Dataset(
         {"f1": (dims, values[:, :, 0]), "probability": (dims, values[:, :, 1]), "f1_whole": ("class", whole[0])},
-        coords={"layer": [place.name for place in places], "unit": list(chosen), "class": np.arange(n_classes)},
+        coords={"layer": [p.name for p in places], "unit": np.arange(values.shape[1]), "class": np.arange(n_classes)},
     )
 
 
@@ -82,80 +76,58 @@ def ablate(cfg: Settings, windows: Windows, networks: Sequence[Network]) -> xr.D
     return of_networks(networks, lambda net: ablate_network(net, windows, thinning, device=cfg.device), cfg=cfg)
 
 
-@dataclass(frozen=True)
-class Explained:
-    """Rank correlation of concept and effect over units: ``value``, and its permutation ``null`` (draw,)."""
-
-    value: float
-    null: np.ndarray
-
-    @property
-    def p(self) -> float:
-        """Share of draws that reach the value, itself among them: small where concepts explain effects; or NaN."""
-        if np.isnan(self.value):
-            return np.nan
-        return float((1 + (self.null >= self.value - 1e-12).sum()) / (1 + len(self.null)))
-
-
-def explained(iou: np.ndarray, drop: np.ndarray, n_draws: int, rng: np.random.Generator) -> Explained:
+def explained(iou: np.ndarray, drop: np.ndarray, n_draws: int, rng: np.random.Generator) -> np.ndarray:
     """Do the units whose masks overlap a class most cost that class most? Both (unit, class).
 
-    Spearman's correlation over units, averaged over the classes in which neither is constant (NaN where there is none).
-    In a draw of the null units trade their effects, all classes together. Choice: units, not recordings, because the
-    null hypothesis is about the units of one network on given windows: whose overlap goes with whose effect. Raises
-    ``ValueError`` for arrays of different shapes.
+    Spearman's correlation over units, averaged over the classes in which neither is constant, and the same in each draw
+    of a null: (1 + draw,), NaN where there is no such class. In a draw units trade their effects, all classes together.
+    Choice: units, not recordings, because the null hypothesis is about the units of one network on given windows: whose
+    overlap goes with whose effect. Raises ``ValueError`` for arrays of different shapes.
     """
-    iou, drop = np.asarray(iou, float), np.asarray(drop, float)
-    if iou.shape != drop.shape or iou.ndim != 2:
-        raise ValueError(f"overlap and effect should be (unit, class) alike, not {iou.shape} and {drop.shape}")
-    known = (np.ptp(iou, axis=0) > 0) & (np.ptp(drop, axis=0) > 0)
+    both = [np.asarray(iou, float), np.asarray(drop, float)]
+    if both[0].shape != both[1].shape or both[0].ndim != 2:
+        raise ValueError(f"overlap and effect should be (unit, class) alike, not {both[0].shape} and {both[1].shape}")
+    known = np.all([np.ptp(of, axis=0) > 0 for of in both], axis=0)
     if not known.any():
-        return Explained(np.nan, np.full(n_draws, np.nan))
-    first, second = _standard_ranks(iou[:, known]), _standard_ranks(drop[:, known])
-    value = float((first * second).sum(0).mean())
-    null = np.array([(first * second[rng.permutation(len(second))]).sum(0).mean() for _ in range(n_draws)])
-    return Explained(value, null)
+        return np.full(1 + n_draws, np.nan)
+    ranks = [rankdata(of[:, known], axis=0) for of in both]
+    centred = [of - of.mean(0) for of in ranks]
+    first, second = (of / np.linalg.norm(of, axis=0) for of in centred)
+    orders = [slice(None), *(rng.permutation(len(second)) for _ in range(n_draws))]
+    return np.array([(first * second[order]).sum(0).mean() for order in orders])
 
 
-def _standard_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks down each column, centred and of norm 1."""
-    ranks = rankdata(values, axis=0)
-    ranks -= ranks.mean(0)
-    return ranks / np.linalg.norm(ranks, axis=0)
-
-
-def pooled(parts: Sequence[Explained]) -> Explained:
-    """Several networks' correlations as one: means of the values and, draw by draw, of the nulls."""
-    known = [part for part in parts if not np.isnan(part.value)] or parts[:1]
-    return Explained(float(np.mean([p.value for p in known])), np.mean([p.null for p in known], axis=0))
+def p_value(found: np.ndarray) -> float:
+    """Share of the draws of :func:`explained` that reach the value before them, itself among them; NaN where it is."""
+    return np.nan if np.isnan(found[0]) else float((found >= found[0] - 1e-12).mean())
 
 
 def explanations(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str], n_draws: int) -> pd.DataFrame:
-    """Do concepts explain effects? One row per layer and question, averaged over networks.
+    """Do concepts explain effects? One row per layer and question, averaged over networks, draw by draw.
 
     ``found`` are :func:`dissection.dissect_networks`' results, ``lost`` those of :func:`ablate`. "own activity": do
     units that overlap an activity cost that activity's F1, or the probability its windows get? "any concept": do units
     with a large best IoU cost macro F1?
     """
     known = [a for a in activities if a in found["concept"]]
-    lost = lost.assign_coords({"class": list(activities)})
-    parts: dict[tuple[str, str], list[Explained]] = {}
-    for layer, seed in product(found["layer"].values, found["seed"].values):
-        at = {"seed": seed, "layer": layer}
-        own, cost = found["iou"].sel(at | {"concept": known}).values, lost.sel(at | {"class": known})
-        best = found["iou"].sel(at).max("concept").values[:, None]
-        rng = np.random.default_rng(0)
-        pairs = {
-            "own activity, F1": (own, cost["f1"].values),
-            "own activity, probability": (own, cost["probability"].values),
-            "any concept, macro F1": (best, lost["f1"].sel(at).mean("class").values[:, None]),
-        }
-        for question, pair in pairs.items():
-            parts.setdefault((str(layer), question), []).append(explained(*pair, n_draws, rng))
-    rows = []
-    for of in parts.values():
-        whole, values = pooled(of), [part.value for part in of]
-        low, high = bounds(whole.null)
-        row = {"correlation": whole.value, "p": whole.p, "chance low": low, "chance high": high, "networks": len(of)}
-        rows.append(row | {"smallest": min(values), "largest": max(values)})
-    return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(parts, names=["layer", "question"]))
+    lost, rows = lost.assign_coords({"class": list(activities)}), {}
+    for layer in map(str, found["layer"].values):
+        each: dict[str, list[np.ndarray]] = {}
+        for seed in found["seed"].values:
+            iou, cost = found["iou"].sel(seed=seed, layer=layer), lost.sel(seed=seed, layer=layer)
+            own, best = iou.sel(concept=known).values, iou.max("concept").values[:, None]
+            pairs = {
+                "own activity, F1": (own, cost["f1"].sel({"class": known}).values),
+                "own activity, probability": (own, cost["probability"].sel({"class": known}).values),
+                "any concept, macro F1": (best, cost["f1"].mean("class").values[:, None]),
+            }
+            rng = np.random.default_rng(0)
+            for question, pair in pairs.items():
+                each.setdefault(question, []).append(explained(*pair, n_draws, rng))
+        for question, parts in each.items():
+            whole = pd.DataFrame(parts).mean().to_numpy()  # without networks that have no such class
+            values, (low, high) = [part[0] for part in parts], bounds(whole[1:])
+            row = {"correlation": whole[0], "p": p_value(whole), "chance low": low, "chance high": high}
+            row |= {"networks": len(parts), "smallest": min(values), "largest": max(values)}
+            rows[layer, question] = row
+    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["layer", "question"]))

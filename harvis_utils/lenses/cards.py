@@ -11,7 +11,6 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import rankdata
 
 from harvis_utils.data.windowing import Split
 from harvis_utils.lenses.dissection import DETECTOR_IOU, over_networks
@@ -118,21 +117,21 @@ def collect(
     """
     if seed not in (seeds := lenses.signals["seed"].values):
         raise KeyError(f"no network has seed {seed}; seeds of this run: {', '.join(map(str, seeds))}")
-    effects = lenses.ablated["f1"].sel(seed=seed).transpose("layer", "unit", "class")
+    costs = lenses.ablated["f1"].sel(seed=seed).to_series().unstack("class").set_axis(list(activities), axis=1)
     # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
-    exceeded = rankdata(effects.fillna(-np.inf).values.reshape(-1, effects.sizes["class"]), "min", axis=0) - 1
-    important = (effects > 0) & (exceeded >= MATTERS * len(exceeded)).reshape(effects.shape)
-    concepts = [str(c) for c in lenses.dissected["concept"].values]
-    found = []
+    exceeded = costs.rank(method="min", na_option="top") - 1
+    important = (costs > 0) & (exceeded >= MATTERS * len(costs))
+    units, found = lenses.signals["signal"].attrs.get("units", "G"), []
     for layer in map(str, lenses.signals["layer"].values):
-        own, measured = (of.sel(seed=seed, layer=layer) for of in (lenses.signals, lenses.measured))
+        own, measured, dissected = (
+            of.sel(seed=seed, layer=layer) for of in (lenses.signals, lenses.measured, lenses.dissected)
+        )
         signals, status = in_rows(own["signal"], ["unit"]), agreement.status(own, similarity)["status"]
+        overlap = dissected["iou"].transpose("unit", "concept").to_pandas()
         matches, view = twins(lenses, seed, layer, similarity), lenses.views[layer]
-        iou = lenses.dissected["iou"].sel(seed=seed, layer=layer).transpose("unit", "concept").values
-        cost, matters = (of.sel(layer=layer).values for of in (effects, important))
         near = _neighbours(view.positions)
         for u, nearest in enumerate(view.activities):
-            of_concept, of_class = _falling(concepts, iou[u]), _falling(activities, cost[u])
+            iou, cost = (_falling(of) for of in (overlap.loc[u], costs.loc[layer, u]))
             found.append(
                 Card(
                     seed=seed,
@@ -145,20 +144,20 @@ def collect(
                     nearest_activity=activities[nearest] if nearest >= 0 else "",
                     twin=matches.get(u),
                     windows=_strong_windows(lenses, layer, u, activities, axes),
-                    iou=dict(list(of_concept.items())[:N_CONCEPTS]),
-                    cost=dict(list(of_class.items())[:N_ACTIVITIES]),
-                    detects=tuple(c for c, v in of_concept.items() if v > DETECTOR_IOU),
-                    matters_for=tuple(a for a in of_class if matters[u, activities.index(a)]),
+                    iou=iou.head(N_CONCEPTS).to_dict(),
+                    cost=cost.head(N_ACTIVITIES).to_dict(),
+                    detects=tuple(iou.index[iou > DETECTOR_IOU]),
+                    matters_for=tuple(cost.index[important.loc[layer, u][cost.index]]),
                     neighbours=near.get(u, ()),
-                    units=lenses.signals["signal"].attrs.get("units", "G"),
+                    units=units,
                 )
             )
     return found
 
 
-def _falling(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
-    """Values by name, the largest first, without NaN."""
-    return {names[k]: float(values[k]) for k in np.argsort(-values, kind="stable") if not np.isnan(values[k])}
+def _falling(values: pd.Series) -> pd.Series:
+    """What is known, the largest first."""
+    return values.dropna().sort_values(ascending=False, kind="stable")
 
 
 def twins(lenses: Lenses, seed: int, layer: str, similarity: SimilaritySettings) -> dict[int, Twin]:
@@ -201,15 +200,16 @@ def _strong_windows(
 ) -> tuple[StrongWindow, ...]:
     """The unit's strongest windows; without those that leave it silent."""
     rule = "deconvnet" if "deconvnet" in lenses.projected["rule"] else "gradient"
-    top = lenses.projected.sel(layer=layer, unit=unit, rule=rule).isel(rank=slice(N_WINDOWS))
-    columns = [top[name].values for name in ("signal", "projection", "window", "axis", "value")]
-    activity, subject = lenses.searched.activity, lenses.searched.subject
-    mixed, found = "axis" in lenses.signals["signal"].dims, []
-    for x, back, window, axis, value in zip(*columns, strict=True):
-        if value > 0:
-            own, named = (slice(None), "all axes") if mixed else (axis, axes[axis])
-            about = activities[activity[window]], named, int(subject[window]), float(value)
-            found.append(StrongWindow(x[own], back[own], rule, *about))
+    top, of = lenses.projected.sel(layer=layer, unit=unit, rule=rule), lenses.searched
+    found = []
+    for rank in np.flatnonzero(top["value"].values > 0)[:N_WINDOWS]:
+        x, back, window, axis, value = (
+            top[name].values[rank] for name in ("signal", "projection", "window", "axis", "value")
+        )
+        mixed = "axis" in lenses.signals["signal"].dims
+        own, named = (slice(None), "all axes") if mixed else (axis, axes[axis])
+        who = activities[of.activity[window]], named, int(of.subject[window])
+        found.append(StrongWindow(x[own], back[own], rule, *who, float(value)))
     return tuple(found)
 
 
@@ -217,22 +217,18 @@ def _strong_windows(
 NUMBERS = ("activation", "nearness", "IoU", "cost", "match")
 
 
-def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> xr.Dataset:
-    """What the lenses say of every unit of one network, as numbers of ``NUMBERS`` over (layer, unit).
+def numbers(lenses: Lenses, seed: int, similarity: SimilaritySettings) -> pd.DataFrame:
+    """What the lenses say of every unit of one network, as numbers: a column each of ``NUMBERS``, rows (layer, unit).
 
     ``IoU`` is that with the unit's best concept, ``cost`` the largest drop of any activity's F1, ``match`` the
     similarity to its match in the next network (NaN without one).
     """
-    found = lenses.measured[["activation", "nearness"]].sel(seed=seed).transpose("layer", "unit")
-    found = found.assign(
-        IoU=lenses.dissected["iou"].sel(seed=seed).max("concept"),
-        cost=lenses.ablated["f1"].sel(seed=seed).max("class"),
-        match=xr.full_like(found["activation"], np.nan, dtype=np.float64),
-    )
-    for layer in found["layer"].values:
-        for unit, twin in twins(lenses, seed, layer, similarity).items():
-            found["match"].loc[{"layer": layer, "unit": unit}] = twin.similarity
-    return found.reset_coords(drop=True)
+    layers = list(map(str, lenses.signals["layer"].values))
+    match = {(la, u): twin.similarity for la in layers for u, twin in twins(lenses, seed, la, similarity).items()}
+    found = lenses.measured.sel(seed=seed).to_dataframe(["layer", "unit"])[["activation", "nearness"]]
+    best, cost = lenses.dissected["iou"].max("concept"), lenses.ablated["f1"].max("class")
+    found["IoU"], found["cost"] = (of.sel(seed=seed).to_series() for of in (best, cost))
+    return found.assign(match=[match.get(unit, np.nan) for unit in found.index])
 
 
 def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
@@ -241,15 +237,14 @@ def agreeing(lenses: Lenses, similarity: SimilaritySettings) -> pd.DataFrame:
     One row per pair of lenses and layer, with the ends (NaN below five networks) and the number of ``networks``.
     """
     of = [numbers(lenses, int(seed), similarity) for seed in lenses.signals["seed"].values]
-    rows = []
+    rows = {}
     for first, second in combinations(NUMBERS, 2):
-        for layer in of[0]["layer"].values:
-            known = [one.sel(layer=layer).to_dataframe()[[first, second]].dropna() for one in of]
+        for layer in of[0].index.unique("layer"):
+            known = [one.loc[layer, [first, second]].dropna() for one in of]
             values = [t.corr("spearman").iloc[0, 1] for t in known if len(t) > 2 and (t.nunique() > 1).all()]
-            row = {"lenses": f"{first}, {second}", "layer": str(layer)}
-            row |= over_networks("correlation", values or [np.nan])
-            rows.append(row | {"networks": len(values)})
-    return pd.DataFrame(rows).set_index(["lenses", "layer"])
+            row = over_networks("correlation", values or [np.nan])
+            rows[f"{first}, {second}", str(layer)] = row | {"networks": len(values)}
+    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["lenses", "layer"]))
 
 
 def overview(deck: Sequence[Card]) -> pd.DataFrame:

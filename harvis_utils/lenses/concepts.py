@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 
 from harvis_utils.data.synthetic import PlantedMotifs
@@ -60,9 +61,10 @@ class Concepts:
         """Share of all samples at which each concept holds, (concept,)."""
         return self.masks.mean(axis=(1, 2, 3))
 
-    def of_kind(self, kind: str) -> list[str]:
-        """Names of the concepts of one kind."""
-        return [name for name, k in zip(self.names, self.kinds, strict=True) if k == kind]
+    def only(self, kind: str) -> Concepts:
+        """The concepts of one kind."""
+        which = [k for k, of in enumerate(self.kinds) if of == kind]
+        return Concepts(tuple(self.names[k] for k in which), (kind,) * len(which), self.masks[which], self.left_out)
 
 
 def rising_edge(x: np.ndarray) -> np.ndarray:
@@ -76,10 +78,10 @@ def peak(x: np.ndarray) -> np.ndarray:
 
     On each side one must lie ``PEAK_G`` or more below it.
     """
-    pieces = _neighbourhoods(x, PEAK_REACH)
-    middle = pieces[..., PEAK_REACH]
-    lowest = np.maximum(pieces[..., :PEAK_REACH].min(-1), pieces[..., PEAK_REACH + 1 :].min(-1))
-    top = (middle >= pieces.max(-1)) & (middle - lowest >= PEAK_G)
+    around = sliding_window_view(x, 2 * PEAK_REACH + 1, axis=-1)
+    middle = around[..., PEAK_REACH]
+    lowest = np.maximum(around[..., :PEAK_REACH].min(-1), around[..., PEAK_REACH + 1 :].min(-1))
+    top = (middle >= around.max(-1)) & (middle - lowest >= PEAK_G)
     return widened(_ends_added(top, PEAK_REACH), PEAK_HALF)
 
 
@@ -90,8 +92,8 @@ def widened(mask: np.ndarray, reach: int) -> np.ndarray:
 
 def plateau(x: np.ndarray) -> np.ndarray:
     """All samples within ``PLATEAU_REACH`` lie in a range of ``PLATEAU_G``."""
-    pieces = _neighbourhoods(x, PLATEAU_REACH)
-    return _ends_added(np.ptp(pieces, -1) <= PLATEAU_G, PLATEAU_REACH)
+    around = sliding_window_view(x, 2 * PLATEAU_REACH + 1, axis=-1)
+    return _ends_added(np.ptp(around, -1) <= PLATEAU_G, PLATEAU_REACH)
 
 
 def impact(x: np.ndarray) -> np.ndarray:
@@ -100,53 +102,12 @@ def impact(x: np.ndarray) -> np.ndarray:
     return jumps[..., 1:] | jumps[..., :-1]
 
 
-def band_envelopes(x: np.ndarray, rate_hz: float) -> np.ndarray:
-    """Envelope of each band of ``BANDS_HZ`` in G, (band, ..., time): what a window's Fourier series says of it.
-
-    It is the magnitude of the analytic signal, twice the sum of the band's terms at positive frequencies; the constant
-    and the Nyquist frequency belong to no band. A step from the window's end to its beginning is part of the series.
-    """
-    n_time = x.shape[-1]
-    hertz = np.fft.fftfreq(n_time, 1 / rate_hz)
-    waves = np.fft.fft(np.asarray(x, dtype=np.float64), axis=-1)
-    inside = [(hertz >= low) & (hertz < high) & (hertz < rate_hz / 2) for low, high in BANDS_HZ.values()]
-    return np.stack([np.abs(np.fft.ifft(2 * waves * band, axis=-1)) for band in inside])
-
-
-def oscillations(x: np.ndarray, rate_hz: float) -> dict[str, np.ndarray]:
-    """Per band: its envelope is at least ``OSCILLATION_G`` and higher than that of every other band."""
-    envelopes = band_envelopes(x, rate_hz)
-    strongest = envelopes.argmax(0)
-    return {
-        f"oscillation {name}": (strongest == k) & (envelopes[k] >= OSCILLATION_G) for k, name in enumerate(BANDS_HZ)
-    }
-
-
 def gravity_up(x: np.ndarray) -> np.ndarray:
     """The mean over the samples within ``GRAVITY_REACH`` is ``GRAVITY_G`` or more: the axis points upwards."""
-    n_time = x.shape[-1]
-    sums = np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x, axis=-1, dtype=np.float64)], axis=-1)
-    time = np.arange(n_time)
-    first, last = np.maximum(time - GRAVITY_REACH, 0), np.minimum(time + GRAVITY_REACH + 1, n_time)
+    sums = np.pad(np.cumsum(x, axis=-1, dtype=np.float64), [(0, 0)] * (x.ndim - 1) + [(1, 0)])
+    time = np.arange(x.shape[-1])
+    first, last = np.maximum(time - GRAVITY_REACH, 0), np.minimum(time + GRAVITY_REACH + 1, len(time))
     return (sums[..., last] - sums[..., first]) / (last - first) >= GRAVITY_G
-
-
-def free_fall(x: np.ndarray) -> np.ndarray:
-    """The magnitude over a sensor's three axes is ``FREE_FALL_G`` or less; it holds on all three: (..., axis, time).
-
-    A sensor is ``AXES_PER_SENSOR`` consecutive axes. Raises ``ValueError`` where the axes are no multiple of that.
-    """
-    if (n_axes := x.shape[-2]) % AXES_PER_SENSOR:
-        reason = f"{n_axes} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
-        raise ValueError(reason)
-    sensors = x.reshape(*x.shape[:-2], -1, AXES_PER_SENSOR, x.shape[-1])
-    small = np.sqrt((sensors.astype(np.float64) ** 2).sum(-2)) <= FREE_FALL_G
-    return np.repeat(small, AXES_PER_SENSOR, axis=-2)
-
-
-def _neighbourhoods(x: np.ndarray, reach: int) -> np.ndarray:
-    """(..., time - 2 reach, 2 reach + 1): the samples around each sample that has them all."""
-    return np.lib.stride_tricks.sliding_window_view(x, 2 * reach + 1, axis=-1)
 
 
 def _ends_added(mask: np.ndarray, reach: int) -> np.ndarray:
@@ -167,21 +128,44 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def band_envelopes(x: np.ndarray, rate_hz: float) -> np.ndarray:
+    """Envelope of each band of ``BANDS_HZ`` in G, (band, ..., time): what a window's Fourier series says of it.
+
+    It is the magnitude of the analytic signal, twice the sum of the band's terms at positive frequencies; the constant
+    and the Nyquist frequency belong to no band. A step from the window's end to its beginning is part of the series.
+    """
+    hertz = np.fft.fftfreq(x.shape[-1], 1 / rate_hz)
+    waves = np.fft.fft(np.asarray(x, dtype=np.float64), axis=-1)
+    inside = [(hertz >= low) & (hertz < high) & (hertz < rate_hz / 2) for low, high in BANDS_HZ.values()]
+    return np.stack([np.abs(np.fft.ifft(2 * waves * band, axis=-1)) for band in inside])
+
+
+def free_fall(x: np.ndarray) -> np.ndarray:
+    """The magnitude over a sensor's ``AXES_PER_SENSOR`` axes is ``FREE_FALL_G`` or less; it holds on all of them."""
+    sensors = x.reshape(*x.shape[:-2], -1, AXES_PER_SENSOR, x.shape[-1])
+    small = np.sqrt((sensors.astype(np.float64) ** 2).sum(-2)) <= FREE_FALL_G
+    return np.repeat(small, AXES_PER_SENSOR, axis=-2)
+
+
 def waveforms(x: np.ndarray, rate_hz: float) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All waveform concepts of windows (window, axis, time) in G, and those left out with the reason.
 
-    Raises ``ValueError`` for windows of another shape, with values that are not finite, or too short for the rules.
+    A band oscillates where its envelope is ``OSCILLATION_G`` or more and higher than that of every other band. Raises
+    ``ValueError`` for windows of another shape, with values that are not finite, or too short for the rules.
     """
     least = 2 * max(EDGE_REACH, PEAK_REACH, PLATEAU_REACH) + 1
     if x.ndim != 3 or x.shape[2] < least:
         raise ValueError(f"windows should be (window, axis, time) with {least} samples or more, not {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError("windows hold NaN or infinity: concepts are not defined there; leave those windows out")
-    found = {name: rule(x) for name, rule in RULES.items()} | oscillations(x, rate_hz)
-    try:
-        return found | {"near free fall": free_fall(x)}, {}
-    except ValueError as reason:
-        return found, {"near free fall": str(reason)}
+    envelopes = band_envelopes(x, rate_hz)
+    strongest = np.where(envelopes.max(0) >= OSCILLATION_G, envelopes.argmax(0), -1)
+    found = {name: rule(x) for name, rule in RULES.items()}
+    found |= {f"oscillation {name}": strongest == k for k, name in enumerate(BANDS_HZ)}
+    if x.shape[1] % AXES_PER_SENSOR:
+        why = f"{x.shape[1]} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
+        return found, {"near free fall": why}
+    return found | {"near free fall": free_fall(x)}, {}
 
 
 def of_windows(windows: Windows, split: Split) -> Concepts:
@@ -190,13 +174,11 @@ def of_windows(windows: Windows, split: Split) -> Concepts:
     An activity that occurs holds at every sample of its windows.
     """
     shapes, left_out = waveforms(split.x, windows.rate_hz)
-    whole = {
-        name: np.broadcast_to((split.activity == k)[:, None, None], split.x.shape)
-        for k, name in enumerate(windows.activities)
-        if (split.activity == k).any()
-    }
-    kinds = (ACTIVITY,) * len(whole) + (WAVEFORM,) * len(shapes)
-    return Concepts((*whole, *shapes), kinds, np.stack([*whole.values(), *shapes.values()]), left_out)
+    there = [k for k in range(len(windows.activities)) if k in split.activity]
+    whole = [np.broadcast_to((split.activity == k)[:, None, None], split.x.shape) for k in there]
+    names = (*(windows.activities[k] for k in there), *shapes)
+    kinds = (ACTIVITY,) * len(there) + (WAVEFORM,) * len(shapes)
+    return Concepts(names, kinds, np.stack([*whole, *shapes.values()]), left_out)
 
 
 def of_motifs(truth: PlantedMotifs, split: Split) -> Concepts:
@@ -205,12 +187,10 @@ def of_motifs(truth: PlantedMotifs, split: Split) -> Concepts:
     A motif that begins before a window or ends after it holds at the samples that are inside.
     """
     masks = np.zeros((len(truth.names), len(split), split.series.shape[1], split.length), bool)
-    sample = np.arange(split.length)
-    length = np.array([len(shape) for shape in truth.shapes])
-    places = truth.occurrences.assign(index=truth.occurrences["motif"].map(truth.names.index))
-    for (subject, activity), table in places.groupby(["subject", "activity"]):
+    for (subject, activity), places in truth.occurrences.groupby(["subject", "activity"]):
         windows = np.flatnonzero((split.subject == subject) & (split.activity == activity))
-        for motif, axis, start in table[["index", "axis", "start"]].itertuples(index=False):
-            first = start - split.offset[windows, None]
-            masks[motif, windows, axis] |= (sample >= first) & (sample < first + length[motif])
+        for name, axis, start in places[["motif", "axis", "start"]].itertuples(index=False):
+            motif = truth.names.index(name)
+            since = np.arange(split.length) + split.offset[windows, None] - start
+            masks[motif, windows, axis] |= (since >= 0) & (since < len(truth.shapes[motif]))
     return Concepts(truth.names, (MOTIF,) * len(truth.names), masks, {})

@@ -17,8 +17,7 @@ units are others. If these mean less than the network's own, meaning is a matter
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -43,24 +42,12 @@ SHARE, DETECTOR_IOU = 0.005, 0.04
 # -------------------------------------------------------------------------------------------------- thresholds
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """``t_k`` per unit, and ``rest``, its smallest output; (unit,) each."""
+def thresholds(maps: Tensor, share: float = SHARE) -> tuple[Tensor, Tensor]:
+    """T_k of every unit, the output that a ``share`` of all its outputs exceeds, and its smallest output: (unit,) each.
 
-    t_k: np.ndarray
-    rest: np.ndarray
-
-    @property
-    def seldom(self) -> np.ndarray:
-        """Units that are at rest so often that T_k is their output at rest."""
-        return self.t_k <= self.rest
-
-
-def thresholds(maps: Tensor, share: float = SHARE) -> Thresholds:
-    """T_k of every unit: the output that a ``share`` of all its outputs exceeds; ``maps`` (window, unit, axis, time).
-
-    Of n outputs it is the (floor(share n) + 1)-th largest, so without ties exactly floor(share n) exceed it. Raises
-    ``ValueError`` for a share outside (0, 1), no window, or outputs that are not finite.
+    ``maps`` are (window, unit, axis, time). Of n outputs T_k is the (floor(share n) + 1)-th largest, so without ties
+    exactly floor(share n) exceed it. Raises ``ValueError`` for a share outside (0, 1), no window, or outputs that are
+    not finite.
     """
     if not 0 < share < 1:
         raise ValueError(f"share = {share} should be between 0 and 1")
@@ -71,11 +58,11 @@ def thresholds(maps: Tensor, share: float = SHARE) -> Thresholds:
     n_outputs = maps[:, 0].numel()
     at = max(n_outputs - int(np.floor(share * n_outputs + 1e-9)), 1)
     t_k = torch.stack([maps[:, unit].flatten().kthvalue(at).values for unit in range(maps.shape[1])])
-    return Thresholds(t_k.cpu().numpy(), maps.amin((0, 2, 3)).cpu().numpy())
+    return t_k, maps.amin((0, 2, 3))
 
 
 def unit_masks(
-    maps: Tensor, limits: Thresholds, n_axes: int, n_time: int, positions: np.ndarray | None = None
+    maps: Tensor, limits: tuple[Tensor, Tensor], n_axes: int, n_time: int, positions: np.ndarray | None = None
 ) -> sparse.csr_matrix:
     """Where each unit's output is T_k or more: (unit, sample), samples being (window, axis, time) in that order.
 
@@ -100,7 +87,7 @@ def unit_masks(
             f"these maps have {time} samples, the windows {n_time}: say where in a window they are, "
             "positions=taps.positions(network, layer, windows)"
         )
-    t_k, rest = (torch.as_tensor(v, device=maps.device)[:, None, None] for v in (limits.t_k, limits.rest))
+    t_k, rest = (of[:, None, None] for of in limits)
     on = (maps >= t_k) & ((t_k > rest) | (maps > rest))
     return sparse.csr_matrix(on.transpose(0, 1).flatten(1).cpu().numpy()).astype(np.float64)
 
@@ -186,8 +173,8 @@ def random_rotation(n: int, rng: np.random.Generator) -> np.ndarray:
 def power(q: np.ndarray, alpha: float) -> np.ndarray:
     """``q`` to the power ``alpha``, real and orthogonal: each of its plane rotations by ``alpha`` times its angle.
 
-    ``q`` is orthogonal (n, n) with determinant 1. The power 0 is the identity, exactly. Raises ``ValueError`` for a
-    matrix that is no rotation.
+    ``q`` is orthogonal (n, n). The power 0 is the identity, exactly. Raises ``ValueError`` for a matrix that is no
+    rotation, or turns a plane by exactly half a turn, of which it cannot be told which plane it is.
     """
     q = np.asarray(q, dtype=np.float64)
     if q.shape != (len(q), len(q)) or not np.allclose(q @ q.T, np.eye(len(q)), atol=1e-8):
@@ -195,27 +182,14 @@ def power(q: np.ndarray, alpha: float) -> np.ndarray:
     if alpha == 0:
         return np.eye(len(q))
     form, basis = linalg.schur(q, output="real")  # block-diagonal, because q is orthogonal
-    first = np.flatnonzero(np.abs(np.diag(form, -1)) > TOLERANCE)
-    halves = np.setdiff1d(np.flatnonzero(np.diag(form) < 0), [*first, *first + 1])
-    if len(halves) % 2:
-        raise ValueError("this orthogonal matrix has determinant -1: a reflection has no real fractional powers")
-    planes = [(i, i + 1, np.arctan2(form[i + 1, i], form[i, i])) for i in first]
-    planes += [(*pair, np.pi) for pair in halves.reshape(-1, 2)]  # two eigenvalues -1 are half a turn of their plane
+    planes = np.flatnonzero(np.abs(np.diag(form, -1)) > TOLERANCE)
+    if (np.delete(np.diag(form), [*planes, *planes + 1]) < 0).any():
+        raise ValueError("a reflection (determinant -1) or half a turn has no single real fractional power")
     turned = np.eye(len(q))
-    for *pair, angle in planes:
-        c, s = np.cos(alpha * angle), np.sin(alpha * angle)
-        turned[np.ix_(pair, pair)] = [[c, -s], [s, c]]
+    for i in planes:
+        angle = alpha * np.arctan2(form[i + 1, i], form[i, i])
+        turned[i : i + 2, i : i + 2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     return basis @ turned @ basis.T
-
-
-def rotated(maps: Tensor, rotation: np.ndarray) -> Tensor:
-    """Units replaced by mixtures of units: maps multiplied by ``rotation`` (new unit, unit).
-
-    Choice: the outputs *after* the rectifier are rotated, and not rectified again: a linear map that the next layer
-    could undo. Rotating before the rectifier would make another network.
-    """
-    matrix = torch.as_tensor(rotation, dtype=maps.dtype, device=maps.device)
-    return torch.einsum("vu,wuat->wvat", matrix, maps)
 
 
 # --------------------------------------------------------------------------------------------------- dissection
@@ -237,11 +211,11 @@ def dissect(
     needed for maps as long as the windows; ``masks`` bool (concept, window, axis, time) for the same windows, ``names``
     the concepts', ``recording`` (window,) says which windows come from one. The nulls are ``chance``, and
     ``chance_within`` ``groups`` (window,), the windows' activities; without groups there is none such. ``on`` is the
-    share of samples in a unit's mask, ``seldom`` as in :class:`Thresholds`. Raises ``ValueError`` where maps, masks and
-    recordings are not of the same windows, or recordings are too few to trade places.
+    share of samples in a unit's mask; T_k of a ``seldom`` unit is its output at rest. Raises ``ValueError`` where maps,
+    masks and recordings are not of the same windows, or recordings are too few to trade places.
     """
-    limits = thresholds(maps, share)
-    units = unit_masks(maps, limits, *masks.shape[2:], positions)
+    t_k, rest = thresholds(maps, share)
+    units = unit_masks(maps, (t_k, rest), *masks.shape[2:], positions)
     own = masks if units.shape[1] == masks[0].size else masks.any(2, keepdims=True)
     if units.shape[1] != own[0].size:
         raise ValueError(f"maps of {units.shape[1]} samples and masks of {own[0].size} are not of the same windows")
@@ -252,8 +226,8 @@ def dissect(
         {
             "iou": (("unit", "concept"), iou(units, own)),
             **nulls,
-            "t_k": ("unit", limits.t_k.astype(np.float64)),
-            "seldom": ("unit", limits.seldom),
+            "t_k": ("unit", t_k.cpu().numpy().astype(np.float64)),
+            "seldom": ("unit", (t_k <= rest).cpu().numpy()),
             "on": ("unit", np.diff(units.indptr) / units.shape[1]),
         },
         coords={"unit": np.arange(units.shape[0]), "concept": list(names)},
@@ -279,15 +253,16 @@ def dissect_network(
     """All layers of one network dissected as by :func:`dissect`, on every ``thinning``-th training window.
 
     Dims (layer, unit, ...). ``concepts`` are those windows'; ``alpha`` is how far each layer's basis is rotated,
-    towards a rotation that depends on the network's seed and the layer.
+    towards a rotation that depends on the network's seed and the layer. Choice: the outputs *after* the rectifier are
+    rotated, and not rectified again: a linear map that the next layer could undo. Before it, it were another network.
     """
     split, model = windows.train.every(thinning), copy.deepcopy(network.model).to(torch_device(device))
     parts = []
     for depth, layer in enumerate(model.layers):
         maps = taps.outputs(model, layer, split.x)
         if alpha:
-            q = random_rotation(maps.shape[1], np.random.default_rng((network.seed, depth)))
-            maps = rotated(maps, power(q, alpha))
+            q = power(random_rotation(maps.shape[1], np.random.default_rng((network.seed, depth))), alpha)
+            maps = torch.einsum("vu,wuat->wvat", torch.as_tensor(q, dtype=maps.dtype, device=maps.device), maps)
         parts.append(dissect(maps, concepts.masks, concepts.names, n_draws, split.activity, split.recording))
     return xr.concat(parts, pd.Index(model.layers, name="layer"))
 
@@ -296,19 +271,20 @@ def dissect_networks(
     cfg: Settings, windows: Windows, networks: Sequence[Network], concepts: Concepts, alpha: float = 0.0
 ) -> xr.Dataset:
     """:func:`dissect_network` of all networks, dims (seed, layer, unit, ...)."""
-    few = cfg.dissection
-
-    def one(network: Network) -> xr.Dataset:
-        return dissect_network(network, windows, few.thinning, concepts, few.n_draws, alpha, device=cfg.device)
-
-    return of_networks(networks, one, cfg=cfg)
+    about = (windows, cfg.dissection.thinning, concepts, cfg.dissection.n_draws, alpha)
+    return of_networks(networks, lambda net: dissect_network(net, *about, device=cfg.device), cfg=cfg)
 
 
-def curve(cfg: Settings, windows: Windows, networks: Sequence[Network], concepts: Concepts) -> xr.Dataset:
-    """:func:`detectors` at every angle of ``cfg.dissection``: dims (alpha, seed, layer, unit[, rule])."""
-    angles = cfg.dissection.angles
-    found = [detectors(dissect_networks(cfg, windows, networks, concepts, alpha)) for alpha in angles]
-    return xr.concat(found, pd.Index(angles, name="alpha"))
+def kinds(
+    cfg: Settings, windows: Windows, networks: Sequence[Network], untrained: Sequence[Network], concepts: Concepts
+) -> xr.Dataset:
+    """:func:`dissect_networks` of the trained networks, of the same with rotated bases, and with random weights.
+
+    Dims (units, seed, layer, unit, ...), units being "trained", "rotated" and "random weights".
+    """
+    which = {"trained": (networks, 0.0), "rotated": (networks, 1.0), "random weights": (untrained, 0.0)}
+    found = [dissect_networks(cfg, windows, of, concepts, alpha) for of, alpha in which.values()]
+    return xr.concat(found, pd.Index(which, name="units"))
 
 
 # ---------------------------------------------------------------------------------------------------- detectors
@@ -340,6 +316,16 @@ def unique(found: xr.Dataset) -> xr.DataArray:
     return sum(each)
 
 
+def detected(labels: xr.Dataset) -> pd.DataFrame:
+    """Units per network that detect each concept by the source's threshold: (layer, concept), a column per kind.
+
+    ``labels`` are :func:`detectors`' over (units, seed, layer, unit): "units" says of which kind the networks are.
+    """
+    names = labels["concept"].where(labels["detector"].sel(rule=RULES[0])).to_series().dropna()
+    counts = names.groupby(["units", "layer"]).value_counts().div(labels.sizes["seed"])
+    return counts.unstack("units").reindex(columns=labels["units"].values).fillna(0.0).rename_axis(columns=None)
+
+
 # ------------------------------------------------------------------------------------------ comparison, examples
 
 
@@ -352,21 +338,48 @@ def over_networks(name: str, values: Sequence[float], least: int = ENOUGH_SEEDS)
     return found if len(values) >= least else found | {f"{name} low": np.nan, f"{name} high": np.nan}
 
 
-def compared(counts: Mapping[str, xr.DataArray], first: str = "trained") -> pd.DataFrame:
-    """Values of several kinds of networks, (seed, layer) each, beside each other: one row per layer and kind.
+def compared(values: xr.DataArray, first: str = "trained") -> pd.DataFrame:
+    """Values (units, seed, layer) of several kinds of networks beside each other: one row per layer and kind.
 
     "value" with its interval over networks, and "first minus this", paired network by network, with its own; see
     :func:`over_networks`.
     """
-    rows = []
-    for layer in counts[first]["layer"].values:
-        own = {who: of.sel(layer=layer).values for who, of in counts.items()}
-        for who, values in own.items():
-            row = {"layer": str(layer), "units": who} | over_networks("value", values)
+    rows = {}
+    for layer in values["layer"].values:
+        own = values.sel(layer=layer).transpose("units", "seed").to_pandas()
+        for who, of in own.iterrows():
+            row = over_networks("value", of.to_numpy())
             if who != first:
-                row |= over_networks(f"{first} minus this", own[first] - values)
-            rows.append(row | {"networks": len(values)})
-    return pd.DataFrame(rows).set_index(["layer", "units"])
+                row |= over_networks(f"{first} minus this", (own.loc[first] - of).to_numpy())
+            rows[str(layer), who] = row | {"networks": len(of)}
+    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["layer", "units"]))
+
+
+def summary(labels: xr.Dataset) -> pd.DataFrame:
+    """:func:`compared` of the unique detectors by each rule, and of the units' mean best IoU: measure, layer, units."""
+    counts = unique(labels)
+    measures = {str(rule): counts.sel(rule=rule) for rule in counts["rule"].values}
+    measures["mean best IoU"] = labels["best"].mean("unit")
+    return pd.concat({name: compared(values) for name, values in measures.items()}, names=["measure"])
+
+
+def curve(
+    cfg: Settings, windows: Windows, networks: Sequence[Network], untrained: Sequence[Network], concepts: Concepts
+) -> pd.DataFrame:
+    """What :func:`summary` says at every angle of ``cfg.dissection``: rows (alpha, layer, units).
+
+    Columns are the unique detectors by the first two rules and the mean best IoU, each with its interval.
+    """
+    names = {rule: f"unique detectors, {rule}" for rule in RULES[:2]} | {"mean best IoU": "mean best IoU"}
+    parts = {}
+    for alpha in cfg.dissection.angles:
+        found = [detectors(dissect_networks(cfg, windows, of, concepts, alpha)) for of in (networks, untrained)]
+        table = summary(xr.concat(found, pd.Index(["trained", "random weights"], name="units")))
+        ends = {
+            f"{name}{end}": table.loc[m, f"value{end}"] for m, name in names.items() for end in ("", " low", " high")
+        }
+        parts[alpha] = pd.DataFrame(ends)
+    return pd.concat(parts, names=["alpha"])
 
 
 def examples(network: Network, labels: xr.Dataset, split: Split, concepts: Concepts, n: int) -> pd.DataFrame:
@@ -386,4 +399,4 @@ def examples(network: Network, labels: xr.Dataset, split: Split, concepts: Conce
         at = np.unravel_index(int(maps.argmax()), maps[:, 0].shape)[:2]  # window and axis
         concept = concepts.masks[concepts.names.index(row.concept)]
         rows.append({"signal": split.x[at], "unit_mask": own[at], "concept_mask": concept[at]})
-    return table.rename(columns={"best": "iou"}).join(pd.DataFrame(rows, index=table.index))
+    return table.rename(columns={"best": "iou"}).reset_index(drop=True).join(pd.DataFrame(rows))

@@ -16,14 +16,14 @@ import xarray as xr
 from harvis_utils.data.windowing import SPLITS, Windows
 from harvis_utils.lenses import dissection
 from harvis_utils.lenses.concepts import Concepts
-from harvis_utils.parallel import side_by_side
-from harvis_utils.settings import DissectionSettings, Settings, load_settings
+from harvis_utils.settings import Settings, load_settings
 from harvis_utils.training import supervised
-from harvis_utils.training.supervised import Network
 
 #: pieces into which a window is cut to be scrambled
 N_PIECES = 5
 TRANSFORMATIONS = ("as it is", "turned over", "reversed in time", "scrambled")
+#: what the other small networks differ from: the quick profile's model and training, whatever the run's own are
+BASE = "16 units, batch norm, labels"
 
 
 def transformed(x: np.ndarray, which: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -38,12 +38,13 @@ def transformed(x: np.ndarray, which: np.ndarray, rng: np.random.Generator) -> n
     found[which == 1] *= -1
     found[which == 2] = x[which == 2][..., ::-1]
     whole = x.shape[2] // N_PIECES * N_PIECES
+    as_it_is = np.arange(N_PIECES)
     for window in np.flatnonzero(which == 3):
-        order = np.arange(N_PIECES)
-        while (order == np.arange(N_PIECES)).all():  # the order it has is no other order
+        order = as_it_is
+        while (order == as_it_is).all():
             order = rng.permutation(N_PIECES)
-        pieces = np.split(x[window, :, :whole], N_PIECES, axis=1)
-        found[window, :, :whole] = np.concatenate([pieces[k] for k in order], axis=1)
+        pieces = x[window, :, :whole].reshape(len(x[window]), N_PIECES, -1)
+        found[window, :, :whole] = pieces[:, order].reshape(len(pieces), whole)
     return found
 
 
@@ -59,68 +60,37 @@ def without_labels(windows: Windows, seed: int = 0) -> Windows:
     return dataclasses.replace(windows, **splits, activities=TRANSFORMATIONS)
 
 
-#: what the small networks differ from: the quick profile's model and training, whatever the run's own are
-BASE = "16 units, batch norm, labels"
-LABELS, PRETEXT = "labels", "pretext"
-
-
-def small(cfg: Settings, **model) -> Settings:
-    """The settings of a small network that differs from the base in ``model``.
+def kinds(cfg: Settings, windows: Windows) -> dict[str, tuple[Settings, Windows]]:
+    """Name of each kind of small network -> its settings and what it learns from: thinned windows of all splits.
 
     Choice: no dropout; with it, so few epochs do not teach the task without labels at all.
     """
-    quick = load_settings("quick", cfg.dataset)
+    quick, few = load_settings("quick", cfg.dataset), windows.every(cfg.dissection.factor_thinning)
     training = dataclasses.replace(quick.training, seeds=cfg.dissection.factor_seeds)
-    return dataclasses.replace(cfg, model=dataclasses.replace(quick.model, dropout=0.0, **model), training=training)
 
+    def small(**model) -> Settings:
+        return dataclasses.replace(cfg, model=dataclasses.replace(quick.model, dropout=0.0, **model), training=training)
 
-def levels(settings: DissectionSettings) -> dict[str, tuple[str, dict]]:
-    """Name of each kind of small network -> what it learns, and what its model differs in from the base."""
-    widths = {f"{n} units": (LABELS, {"n_units": n}) for n in settings.widths}
-    return {BASE: (LABELS, {}), **widths, "no batch norm": (LABELS, {"batch_norm": False}), "no labels": (PRETEXT, {})}
-
-
-def tasks(cfg: Settings, windows: Windows) -> dict[str, Windows]:
-    """What small networks learn from: every n-th window of all splits with its label, and without labels."""
-    few = windows.every(cfg.dissection.factor_thinning)
-    return {LABELS: few, PRETEXT: without_labels(few)}
-
-
-def small_networks(cfg: Settings, windows: Windows) -> dict[str, list[Network]]:
-    """The small networks of each level, one per seed, trained on thinned windows where they are not there yet.
-
-    ``history["test_f1"]`` of those without labels is that of the task they learned.
-    """
-    learned, plan, seeds = tasks(cfg, windows), levels(cfg.dissection), cfg.dissection.factor_seeds
-    jobs = [(level, seed) for level in plan for seed in seeds]
-
-    def one(job: tuple[str, int]) -> Network:
-        task, model = plan[job[0]]
-        return supervised.train(small(cfg, **model), learned[task], job[1])
-
-    # the widest first, so that no thread is left with one at the end
-    jobs.sort(key=lambda job: -small(cfg, **plan[job[0]][1]).model.n_units)
-    found = dict(zip(jobs, side_by_side(cfg, one, jobs), strict=True))
-    return {level: [found[level, seed] for seed in seeds] for level in plan}
+    found = {BASE: (small(), few)} | {f"{n} units": (small(n_units=n), few) for n in cfg.dissection.widths}
+    return found | {"no batch norm": (small(batch_norm=False), few), "no labels": (small(), without_labels(few))}
 
 
 def factors(cfg: Settings, windows: Windows, concepts: Concepts) -> xr.Dataset:
     """Detectors of small networks, trained (``weights`` "trained") and with random weights ("random").
 
-    ``unique`` over (level, weights, seed, layer, rule), ``iou``, the mean of the units' best, over (level, weights,
-    seed, layer), and ``f1`` (level, seed): macro F1 on thinned test windows of the task that was learned.
+    They are trained where they are not there yet. ``unique`` over (level, weights, seed, layer, rule), ``iou``, the
+    mean of the units' best, over (level, weights, seed, layer), and ``f1`` (level, seed): macro F1 on thinned test
+    windows of the task that was learned.
     """
-    learned, plan, columns, f1 = tasks(cfg, windows), levels(cfg.dissection), [], []
-    for level, trained in small_networks(cfg, windows).items():
-        task, model = plan[level]
-        f1.append([supervised.macro_f1(learned[task].test, net.predicted["test"]) for net in trained])
-        both = {"trained": trained, "random": supervised.untrained(small(cfg, **model), learned[task])}
-        found = xr.concat(
-            [dissection.detectors(dissection.dissect_networks(cfg, windows, nets, concepts)) for nets in both.values()],
-            pd.Index(both, name="weights"),
-        )
-        columns.append(xr.Dataset({"unique": dissection.unique(found), "iou": found["best"].mean("unit")}))
-    return xr.concat(columns, pd.Index(plan, name="level")).assign(f1=(("level", "seed"), np.array(f1)))
+    levels, found = kinds(cfg, windows), []
+    for settings, learned in levels.values():
+        both = {"trained": supervised.networks(settings, learned), "random": supervised.untrained(settings, learned)}
+        dissected = [dissection.dissect_networks(cfg, windows, networks, concepts) for networks in both.values()]
+        labels = xr.concat([dissection.detectors(of) for of in dissected], pd.Index(both, name="weights"))
+        f1 = [supervised.macro_f1(learned.test, net.predicted["test"]) for net in both["trained"]]
+        counts = {"unique": dissection.unique(labels), "iou": labels["best"].mean("unit"), "f1": ("seed", f1)}
+        found.append(xr.Dataset(counts))
+    return xr.concat(found, pd.Index(levels, name="level"))
 
 
 def factor_table(found: xr.Dataset, rule: str = dissection.RULES[0]) -> pd.DataFrame:
@@ -129,14 +99,13 @@ def factor_table(found: xr.Dataset, rule: str = dissection.RULES[0]) -> pd.DataF
     The latter are means over layers, each with its difference from the base (:func:`dissection.compared`) and the same
     of networks of that kind with random weights.
     """
-    measures = {"unique detectors": found["unique"].sel(rule=rule), "mean best IoU": found["iou"]}
     columns = {"macro F1 of its task": found["f1"].mean("seed").to_series()}
-    for name, both in measures.items():
-        of = both.sel(weights="trained")
-        own = {str(level): of.sel(level=level).mean("layer").expand_dims(layer=["all"]) for level in of["level"].values}
+    for name, both in {"unique detectors": found["unique"].sel(rule=rule), "mean best IoU": found["iou"]}.items():
+        own = both.sel(weights="trained").mean("layer").rename(level="units").expand_dims(layer=["all"])
         table = dissection.compared(own, BASE).xs("all")
         for suffix in ("", " low", " high"):
             columns[f"{name}{suffix}"] = table[f"value{suffix}"]
             columns[f"{name}, base minus this{suffix}"] = table[f"{BASE} minus this{suffix}"]
         columns[f"{name}, random weights"] = both.sel(weights="random").mean(("layer", "seed")).to_series()
-    return pd.DataFrame(columns).loc[list(own)].rename_axis("kind").assign(networks=found.sizes["seed"])
+    table = pd.DataFrame(columns).loc[found["level"].values].assign(networks=found.sizes["seed"])
+    return table.rename_axis("kind")

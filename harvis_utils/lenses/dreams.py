@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.maximization import coordinates, objectives, visualization
 from harvis_utils.maximization.priors import Denoiser
-from harvis_utils.metrics.intervals import tabulated
+from harvis_utils.metrics.intervals import tabulated, with_interval
 from harvis_utils.networks import taps
 from harvis_utils.networks.backward import gradient_of
 from harvis_utils.settings import DreamSettings, Settings
@@ -49,8 +49,8 @@ class Flips:
 
 
 def rms(change: Tensor | np.ndarray):
-    """Root mean square over axes and samples: (window, axis, time) in G -> (window,)."""
-    return (change**2).mean((1, 2)) ** 0.5
+    """Root mean square over axes and samples: (..., axis, time) in G -> (...)."""
+    return (change**2).mean((-2, -1)) ** 0.5
 
 
 def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 30, n_along: int = 6) -> Flips:
@@ -63,21 +63,25 @@ def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 3
     x = torch.as_tensor(x, dtype=torch.float32, device=taps.device_of(network)).clone()
     with taps.evaluating(network):
         before = _class(network, x)
-        beyond = _deepfool(network, x, before, n_steps)
-        best = _towards_others(network, x, _bisected(network, x, beyond - x, before), before)
+        best = _bisected(network, x, _deepfool(network, x, before, n_steps) - x, before)
+        best = _towards_others(network, x, best, before)
         for _ in range(n_along):
             _, normal = _nearest_border(network, best, before)
-            along = normal / normal.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+            along = normal / _each(normal.flatten(1).norm(dim=1).clamp(min=1e-12))
             # to where the plane of the border is nearest to x, and as far again, so that a bent border is crossed
-            reach = ((best - x) * along).sum((1, 2))[:, None, None]
-            tried = _bisected(network, x, 2 * reach * along, before)
+            tried = _bisected(network, x, 2 * _each(((best - x) * along).sum((1, 2))) * along, before)
             nearer = (rms(tried - x) < rms(best - x)) & (_class(network, tried) != before)
-            best = torch.where(nearer[:, None, None], tried, best)
+            best = torch.where(_each(nearer), tried, best)
         after = _class(network, best)
     x, best, before, after = (of.cpu() for of in (x, best, before, after))
     flipped = after != before
-    signal = torch.where(flipped[:, None, None], best, x)
+    signal = torch.where(_each(flipped), best, x)
     return Flips(signal.numpy(), before.numpy(), after.numpy(), rms(signal - x).where(flipped, torch.nan).numpy())
+
+
+def _each(values: Tensor) -> Tensor:
+    """A number of each window, (window,), for all its samples."""
+    return values[:, None, None]
 
 
 @torch.no_grad()
@@ -92,14 +96,11 @@ def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tens
     """
     x = x.detach().requires_grad_()
     scores = taps.scores_of(network, x)
-    own = scores.gather(1, before[:, None])
-    lead = own - scores  # (window, class)
-    slopes = torch.stack([gradient_of(lead[:, k].sum(), x, keep=True) for k in range(lead.shape[1])])
-    lead, slopes = lead.detach(), slopes.transpose(0, 1)  # (window, class, axis, time)
-    far = lead.abs() / slopes.flatten(2).norm(dim=2).clamp(min=1e-12)
-    nearest = far.scatter(1, before[:, None], torch.inf).argmin(1)
-    every = torch.arange(len(x))
-    return lead[every, nearest], -slopes[every, nearest]
+    lead = scores.gather(1, before[:, None]) - scores  # (window, class)
+    slopes = torch.stack([gradient_of(lead[:, k].sum(), x, keep=True) for k in range(lead.shape[1])], 1)
+    far = lead.detach().abs() / slopes.flatten(2).norm(dim=2).clamp(min=1e-12)
+    every, nearest = torch.arange(len(x)), far.scatter(1, before[:, None], torch.inf).argmin(1)
+    return lead.detach()[every, nearest], -slopes[every, nearest]
 
 
 def _deepfool(network: nn.Module, x: Tensor, before: Tensor, n_steps: int) -> Tensor:
@@ -111,7 +112,7 @@ def _deepfool(network: nn.Module, x: Tensor, before: Tensor, n_steps: int) -> Te
             break
         lead, down = _nearest_border(network, found[there], before[there])
         size = (lead.abs() + 1e-6) / down.flatten(1).square().sum(1).clamp(min=1e-12)
-        found[there] += (1 + OVERSHOOT) * size[:, None, None] * down
+        found[there] += (1 + OVERSHOOT) * _each(size) * down
     return found
 
 
@@ -132,9 +133,9 @@ def _bisected(network: nn.Module, x: Tensor, change: Tensor, before: Tensor) -> 
     low, high = torch.zeros(len(x)), torch.ones(len(x))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        changed = _class(network, x + middle[:, None, None] * change) != before
+        changed = _class(network, x + _each(middle) * change) != before
         low, high = torch.where(changed, low, middle), torch.where(changed, middle, high)
-    return x + high[:, None, None] * change
+    return x + _each(high) * change
 
 
 @torch.no_grad()
@@ -150,15 +151,12 @@ def random_change(shape: tuple[int, ...], rms_g: np.ndarray, seed: int) -> np.nd
     return noise * (rms_g / rms(noise))[:, None, None].astype(np.float32)
 
 
-#: what becomes of a window
-VARIANTS = {
-    "window": "the real window",
-    "smallest change": "the nearest point found beyond the border to another class",
-    "noise of that size": "white noise as large as the smallest change",
-    "dream": "ascent of the other class's score",
-    "dream with prior": "the same, every step followed by one of denoising",
-    "noise as large as the dream": "white noise as large as the dream's change",
-}
+#: what becomes of a window: itself, the nearest point found beyond the border to another class, ascents of that class's
+#: score, without the prior and with a step of denoising after each, and white noise as large as two of these changes
+VARIANTS = (
+    *("window", "smallest change", "noise of that size"),
+    *("dream", "dream with prior", "noise as large as the dream"),
+)
 
 
 def choose(networks: Sequence[Network], split: Split, n: int, seed: int = 0) -> np.ndarray:
@@ -194,15 +192,9 @@ def dream(
     sizes = {"noise of that size": "smallest change", "noise as large as the dream": "dream"}
     for k, (name, of) in enumerate(sizes.items()):
         found[name] = x + random_change(x.shape, rms(found[of] - x), settings.seed + network.seed + k)
-    signal = np.stack([found[name] for name in VARIANTS]).astype(np.float32)
-    return xr.Dataset(
-        {
-            "signal": (("variant", "window", "axis", "time"), signal),
-            "before": ("window", flipped.before),
-            "after": ("window", flipped.after),
-        },
-        coords={"variant": list(VARIANTS)},
-    )
+    signal = ("variant", "window", "axis", "time"), np.stack([found[name] for name in VARIANTS]).astype(np.float32)
+    classes = {"before": ("window", flipped.before), "after": ("window", flipped.after)}
+    return xr.Dataset({"signal": signal} | classes, {"variant": list(VARIANTS)})
 
 
 def dreams(
@@ -228,26 +220,30 @@ def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: Denoiser) 
     """
     dims = ("seed", "variant", "window")
     x = made["signal"].transpose(*dims, "axis", "time").values
-    shape, after = x.shape[:3], made["after"].transpose("seed", "window").values
-    flat = x.reshape(-1, *x.shape[3:])
-    seen = np.stack([predicted(net.model, flat).reshape(shape) for net in networks])  # (network, seed, ...)
-    as_after = seen == after[:, None]
-    own = np.stack([as_after[i, i] for i in range(len(networks))]).astype(float)
-    others = (as_after.sum(0) - own) / (len(networks) - 1) if len(networks) > 1 else np.full(shape, np.nan)
+    after, flat = made["after"].transpose("seed", "window").values[:, None], x.reshape(-1, *x.shape[3:])
+    # (network, seed, variant, window)
+    as_after = np.stack([predicted(net.model, flat).reshape(x.shape[:3]) == after for net in networks])
+    every = range(len(networks))
+    own = as_after[every, every].astype(float)
+    others = (as_after.sum(0) - own) / (len(every) - 1 or np.nan)
     with torch.no_grad():
-        cleaned = denoiser(torch.tensor(flat)).numpy()
-    change = x - x[:, [list(VARIANTS).index("window")]]
-    small = change[:, [list(VARIANTS).index("smallest change")]]
+        cleaned = denoiser(torch.tensor(flat)).numpy().reshape(x.shape)
+    change = x - x[:, [VARIANTS.index("window")]]
+    small = change[:, [VARIANTS.index("smallest change")]]
     norms = np.sqrt((change**2).sum((3, 4)) * (small**2).sum((3, 4)))
-    values = {
-        "size_g": rms(change.reshape(flat.shape)).reshape(shape),
-        "own": own,
-        "others": others,
-        "unreal_g": rms(cleaned - flat).reshape(shape),
-        "along": (change * small).sum((3, 4)) / np.where(norms > 0, norms, np.nan),
-    }
+    along = (change * small).sum((3, 4)) / np.where(norms > 0, norms, np.nan)
+    values = {"size_g": rms(change), "own": own, "others": others, "unreal_g": rms(cleaned - x), "along": along}
     coords = {name: made[name].values for name in dims[:2]}
     return xr.Dataset({name: (dims, v) for name, v in values.items()}, coords).where(made["after"] != made["before"])
+
+
+#: the measures that are shown, and what stands at their axes
+MEASURES = {
+    "size_g": "change [G RMS]",
+    "own": "its network sees\nthe other class",
+    "others": "other networks\nsee it",
+    "unreal_g": "what the prior would\nchange [G RMS]",
+}
 
 
 def table(measured: xr.Dataset) -> pd.DataFrame:
@@ -255,3 +251,32 @@ def table(measured: xr.Dataset) -> pd.DataFrame:
     found = tabulated(dict(measured.data_vars), "variant")
     found.insert(0, "networks", measured.sizes["seed"])
     return found
+
+
+def sizes(measured: xr.Dataset, windows: Windows, untrained: Sequence[Network], chosen: np.ndarray) -> pd.DataFrame:
+    """G RMS with its interval of the smallest change, by trained and untrained networks, and of windows' movement."""
+    real = np.ascontiguousarray(windows.test.x[chosen])
+    found = {
+        "trained": measured["size_g"].sel(variant="smallest change").values,
+        "random weights": np.stack([flips(net, windows, chosen)["rms_g"] for net in untrained]),
+        "the windows' own movement": (real - real.mean(2, keepdims=True)).std((1, 2))[None],
+    }
+    return pd.DataFrame([with_interval("G RMS", of) for of in found.values()], index=list(found))
+
+
+def of_unit(
+    network: Network, layer: str, unit: int, maximum: float, start: np.ndarray, real: Split, **how
+) -> dict[str, np.ndarray]:
+    """Signals made for a unit, and single axes of ``real`` windows that excite it most and least: (row, time) in G.
+
+    Made from ``start`` (4, 1, time) are a maximum, two that should differ in what the layer does, likeness counting a
+    tenth of the unit's ``maximum``, and a minimum; ``how`` as :func:`visualization.visualize` takes it.
+    """
+    view = visualization.PerAxis(network.model, layer)
+    objective = objectives.neuron(view.tap(layer, before_relu=True), unit)
+    differing = objective - 0.1 * maximum * objectives.alike(view.tap(layer))
+    four = objectives.in_blocks([(objective, 1), (differing, 2), (-objective, 1)])
+    made = visualization.visualize(view, four, start, **how).signal[:, 0]
+    segments, recording = real.segments[:, None], np.repeat(real.recording, real.x.shape[1])
+    most, least = visualization.extremes(visualization.scores(view, objective, segments), recording, 3)
+    return {"made": made, "real, strongest": segments[most, 0], "real, weakest": segments[least, 0]}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -27,82 +29,72 @@ STEPS = {"ascent": Step("ascent", 0.1, 0.96), "adam": Step("adam", 0.1, 0.96)}
 N_STEPS = 100
 
 
+#: weights and biases of a linear layer
+Layer = tuple[Sequence[Sequence[float]], Sequence[float]]
+
+
 @dataclass(frozen=True)
 class Landscape:
-    """A function (point, dimension) -> (point, 1) within ±1, its highest value and where it is."""
+    """A function (point, dimension) -> (point, 1) within ±1, its highest value and where it is.
+
+    ``layers`` are linear, with ReLUs between, and at the end where ``rectified``.
+    """
 
     name: str
     idea: str
-    network: nn.Sequential
     maximum: float
     at: tuple[float, ...]
+    layers: tuple[Layer, ...]
+    rectified: bool
+
+    @cached_property
+    def network(self) -> nn.Sequential:
+        """The function."""
+        modules: list[nn.Module] = []
+        for weights, biases in self.layers:
+            linear = nn.Linear(len(weights[0]), len(weights))
+            linear.weight.data, linear.bias.data = torch.tensor(weights), torch.tensor(biases)
+            modules += [linear, nn.ReLU()]
+        return nn.Sequential(*(modules if self.rectified else modules[:-1])).requires_grad_(False)
 
     @property
     def n_dims(self) -> int:
         """Number of inputs."""
         return len(self.at)
 
-
-def _network(*layers: tuple[Sequence[Sequence[float]], Sequence[float]], rectified: bool) -> nn.Sequential:
-    """Linear layers, (weights, biases) each, with ReLUs between, and at the end where ``rectified``."""
-    modules: list[nn.Module] = []
-    for weights, biases in layers:
-        linear = nn.Linear(len(weights[0]), len(weights))
-        linear.weight.data, linear.bias.data = torch.tensor(weights), torch.tensor(biases)
-        modules += [linear, nn.ReLU()]
-    return nn.Sequential(*(modules if rectified else modules[:-1])).requires_grad_(False)
+    @property
+    def last(self) -> str:
+        """The network's last layer."""
+        return str(len(self.network) - 1)
 
 
 def landscapes() -> list[Landscape]:
     """All of them; flat parts first, then local maxima, then tops that a closed rectifier holds."""
-    return [
-        Landscape(
-            "flat",
-            "one rectifier, closed in three quarters of the box",
-            _network(([[1.0]], [-0.5]), rectified=True),
-            0.5,
-            (1.0,),
-        ),
-        Landscape(
-            "gate",
-            "two closed layers in a row: flat but for the corner where all inputs are at their highest",
-            _network(([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0]), ([[1.0, 1.0]], [-1.0]), rectified=True),
-            1.0,
-            (1.0, 1.0),
-        ),
-        Landscape(
-            "two hills",
-            "a low hill whose foot covers half the box, a higher one beyond",
-            _network(([[-1.0], [2.5]], [0.0, -0.5]), ([[1.0, 1.0]], [0.0]), rectified=False),
-            2.0,
-            (1.0,),
-        ),
-        Landscape(
-            "race",
-            "two patterns compete for the input; the weaker one is open first",
-            _network(([[1.0, -0.5], [-1.5, 2.0]], [0.4, -1.5]), ([[1.0, 1.0]], [0.0]), rectified=False),
-            2.0,
-            (-1.0, 1.0),
-        ),
-        Landscape(
-            "tent",
-            "a top inside the box, held by a rectifier that is closed on one side of it",
-            _network(([[1.0], [1.0]], [1.0, -0.2]), ([[1.0, -2.0]], [0.0]), rectified=False),
-            1.2,
-            (0.2,),
-        ),
-        Landscape(
-            "tent on a plain",
-            "a pyramid of absolute values on a flat floor: the floor needs a slope, the pyramid dies of a large one",
-            _network(
-                ([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], [-0.3, 0.3, -0.3, 0.3]),
-                ([[-1.0, -1.0, -1.0, -1.0]], [0.6]),
-                rectified=True,
-            ),
-            0.6,
-            (0.3, 0.3),
-        ),
+    ideas = {
+        "flat": "one rectifier, closed in three quarters of the box",
+        "gate": "two closed layers in a row: flat but for the corner where all inputs are at their highest",
+        "two hills": "a low hill whose foot covers half the box, a higher one beyond",
+        "race": "two patterns compete for the input; the weaker one is open first",
+        "tent": "a top inside the box, held by a rectifier that is closed on one side of it",
+        "tent on a plain": "a pyramid of absolute values on a flat floor: the floor needs a slope, the pyramid dies of "
+        "a large one",
+    }
+    flat = (([[1.0]], [-0.5]),)
+    gate = ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0]), ([[1.0, 1.0]], [-1.0])
+    hills = ([[-1.0], [2.5]], [0.0, -0.5]), ([[1.0, 1.0]], [0.0])
+    race = ([[1.0, -0.5], [-1.5, 2.0]], [0.4, -1.5]), ([[1.0, 1.0]], [0.0])
+    tent = ([[1.0], [1.0]], [1.0, -0.2]), ([[1.0, -2.0]], [0.0])
+    sides = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
+    plain = (sides, [-0.3, 0.3, -0.3, 0.3]), ([[-1.0, -1.0, -1.0, -1.0]], [0.6])
+    functions = [
+        (0.5, (1.0,), flat, True),
+        (1.0, (1.0, 1.0), gate, True),
+        (2.0, (1.0,), hills, False),
+        (2.0, (-1.0, 1.0), race, False),
+        (1.2, (0.2,), tent, False),
+        (0.6, (0.3, 0.3), plain, True),
     ]
+    return [Landscape(*named, *function) for named, function in zip(ideas.items(), functions, strict=True)]
 
 
 def starts(n_dims: int, n: int = 144) -> Tensor:
@@ -114,15 +106,13 @@ def starts(n_dims: int, n: int = 144) -> Tensor:
 
 def climb(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> Ascent:
     """Climb one landscape from each of ``start`` (point, dimension) under a backward slope, within ±1."""
-    last = str(len(landscape.network) - 1)
-    return slopes.ascend_units(landscape.network, last, [0], start, step, n_steps, slope, BOUND)
+    return slopes.ascend_units(landscape.network, landscape.last, [0], start, step, n_steps, slope, BOUND)
 
 
 def path(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> np.ndarray:
     """Where the ascents from ``start`` (point, dimension) pass: (step, point, dimension)."""
-    last = str(len(landscape.network) - 1)
-    field = slopes.unit_field(landscape.network, last, torch.zeros(len(start), dtype=torch.int64), slope)
-    passed: list[Tensor] = []
+    unit, passed = torch.zeros(len(start), dtype=torch.int64), []
+    field = slopes.unit_field(landscape.network, landscape.last, unit, slope)
 
     def noting(x: Tensor) -> tuple[Tensor, Tensor]:
         passed.append(x.clone())
@@ -135,19 +125,16 @@ def path(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps:
 def surface(landscape: Landscape, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (n,) and the function on their grid: (n,) or, rows being the second input, (n, n)."""
     ticks = torch.linspace(-BOUND, BOUND, n)
-    if landscape.n_dims == 1:
-        return ticks.numpy(), landscape.network(ticks[:, None])[:, 0].numpy()
-    second, first = torch.meshgrid(ticks, ticks, indexing="ij")
-    return ticks.numpy(), landscape.network(torch.stack([first, second], -1).view(-1, 2)).view(n, n).numpy()
+    points = torch.cartesian_prod(*[ticks] * landscape.n_dims).view(-1, landscape.n_dims).flip(1)
+    return ticks.numpy(), landscape.network(points).view([n] * landscape.n_dims).numpy()
 
 
 def successes(n_starts: int = 144, optimizers: Sequence[str] = tuple(STEPS)) -> pd.DataFrame:
     """Share of starting points from which each function's highest value is found: (function and optimizer, slope)."""
     rows = {}
-    for landscape in landscapes():
-        points = starts(landscape.n_dims, n_starts)
-        for name in optimizers:
-            reached = [climb(landscape, slope, STEPS[name], points).maximum for slope in SLOPES]
-            rows[landscape.name, name] = [float((r >= SUCCESS * landscape.maximum).float().mean()) for r in reached]
+    for landscape, name in product(landscapes(), optimizers):
+        points, enough = starts(landscape.n_dims, n_starts), SUCCESS * landscape.maximum
+        reached = (climb(landscape, slope, STEPS[name], points).maximum >= enough for slope in SLOPES)
+        rows[landscape.name, name] = [float(found.float().mean()) for found in reached]
     index = pd.MultiIndex.from_tuples(rows, names=["function", "optimizer"])
     return pd.DataFrame(list(rows.values()), index, pd.Index(SLOPES, name="backward slope"))
