@@ -158,6 +158,17 @@ def projections(network: Network, windows: Windows) -> xr.Dataset:
     return xr.concat([project_top(model, la, split, of) for la, of in top.items()], pd.Index(top, name="layer"))
 
 
+def middling(found: xr.Dataset) -> xr.Dataset:
+    """Of :func:`projections` one unit of middling strength a layer: dims (layer, rank[, rule], sample).
+
+    ``signal``, its mean taken off, and ``projection`` are those of the axis that the activation is on.
+    """
+    unit = found["value"].isel(rank=0).argsort(axis=1)[:, found.sizes["unit"] // 2].drop_vars("unit")
+    own = found.isel(unit=unit).transpose("layer", "rank", ...)
+    own = own.isel(input_axis=own["axis"].astype(int))
+    return own.assign(signal=own["signal"] - own["signal"].mean("sample"))
+
+
 def around(values: np.ndarray, top: xr.Dataset, mixed: bool = False) -> np.ndarray:
     """Each activation's own axis, moved so that the activation's time step is in the middle: (..., sample).
 

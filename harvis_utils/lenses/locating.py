@@ -180,6 +180,21 @@ def rates(
     return table
 
 
+def by_weights(judged: pd.DataFrame, first: Sequence[str]) -> pd.DataFrame:
+    """:func:`rates` of trained networks and of random weights below each other, by ``weights`` and ``lens``.
+
+    ``hits`` are the shares of plain windows, with intervals; ``motif``, ``decoy`` and ``elsewhere`` say where peaks lie
+    in windows with decoys. Some lenses come ``first``; of conv1, below which there is no rectifier, one rule stands for
+    all.
+    """
+    rest = [n for n in judged.index.drop(first) if not n.startswith(("guided, conv1", "gradient, conv1"))]
+    names = {"": "hits", " low": "hits low", " high": "hits high", " motif": "motif", " decoy": "decoy"}
+    own = {who: judged.loc[[*first, *rest], [f"{who}{end}" for end in names]] for who in ("trained", "random")}
+    parts = {who: of.set_axis(list(names.values()), axis=1) for who, of in own.items()}
+    table = pd.concat(parts, names=["weights"]).rename(index={"random": "random weights"}, level="weights")
+    return table.assign(elsewhere=1 - table["motif"] - table["decoy"])
+
+
 def choose(table: pd.DataFrame, family: str, equal: float = 0.02) -> str:
     """The lens of a family ("occlusion", "deconvnet") to use, from :func:`rates` of validation people.
 
