@@ -227,6 +227,16 @@ def table(found: xr.Dataset) -> pd.DataFrame:
     return pd.concat(parts, names=["layer"])
 
 
+def progress(found: xr.Dataset) -> pd.DataFrame:
+    """``share`` of a unit's highest known value that is reached so far, by layer, slope and step.
+
+    Mean over networks, starts and living units.
+    """
+    highest = found["maximum"].max(("slope", "start"))
+    share = (found["curve"] / highest.where(highest > 0)).mean(("seed", "start", "unit"))
+    return share.rename("share").to_dataframe()
+
+
 def best_in_box(weights: np.ndarray, biases: np.ndarray, bound: float, length: int) -> np.ndarray:
     """Exact maximum of each first-layer unit's mean output over all signals within ±bound, (unit,).
 
