@@ -170,6 +170,14 @@ def choose_steps(
     return {slope: Step(optimizer, float(best[slope]), DECAY) for slope in SLOPES}, scores
 
 
+def tried(steps: Mapping[float, Step], scores: pd.DataFrame) -> pd.DataFrame:
+    """What :func:`choose_steps` returns with a row per optimizer, step size and slope: ``share``, and if ``taken``."""
+    table = scores.stack().rename("share").reset_index()
+    taken = {(step.optimizer, step.step_size, slope) for slope, step in steps.items()}
+    each = table[["optimizer", "step size", "backward slope"]].itertuples(index=False, name=None)
+    return table.assign(taken=[row in taken for row in each])
+
+
 # -------------------------------------------------------------------------------------------------------- tables
 
 
