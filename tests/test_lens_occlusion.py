@@ -1,4 +1,7 @@
-"""Occlusion: equal to covering one place after another by hand; what a cover is; nothing left on the network."""
+"""Occlusion: what a cover is; covers in batches as one by one; nothing left on the network.
+
+That drops are those of covering one place after another is tested for every network in ``test_matrix.py``.
+"""
 
 import dataclasses
 
@@ -13,83 +16,54 @@ from torch import nn
 
 from harvis_utils.lenses import deconvnet, occlusion
 from harvis_utils.lenses.occlusion import Occluder
-from harvis_utils.networks import taps
 from harvis_utils.settings import ModelSettings, TrainingSettings, load_settings
 from harvis_utils.training import supervised
 
-widths = st.sampled_from([1, 3, 7, 15])
-fills = st.sampled_from(list(occlusion.FILLS))
+AXES = occlusion.by_axis(N_AXES)
 
 
-def by_hand(x: np.ndarray, axes, centre: int, width: int, fill: str) -> np.ndarray:
-    """One window (axis, time) covered, sample by sample."""
-    found = x.copy()
-    low, high = max(0, centre - width // 2), min(x.shape[1] - 1, centre + width // 2)
-    for axis in axes:
-        for t in range(low, high + 1):
-            if fill == "mean":
-                found[axis, t] = x[axis].mean()
-            elif fill == "zero":
-                found[axis, t] = 0
-            else:
-                beside = [s for s in (low - 1, high + 1) if 0 <= s < x.shape[1]]
-                found[axis, t] = np.interp(t, beside, x[axis, beside])
-    return found
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([1, 3, 7, 15]),
+    st.sampled_from(occlusion.FILLS),
+    st.integers(0, LENGTH - 1),
+    st.sampled_from([(0,), (1, 2)]),
+)
+def test_windows_are_covered_as_sample_by_sample(seed, width, fill, centre, axes):
+    x = windows(2, seed)
+    expected = x.numpy().copy()
+    low, high = max(0, centre - width // 2), min(LENGTH - 1, centre + width // 2)
+    beside = [s for s in (low - 1, high + 1) if 0 <= s < LENGTH]
+    for window, axis, t in np.ndindex(2, len(axes), high - low + 1):
+        own, t = x[window, axes[axis]].numpy(), low + t
+        value = {"mean": own.mean(), "zero": 0.0, "line": np.interp(t, beside, own[beside])}[fill]
+        expected[window, axes[axis], t] = value
+    before = x.clone()
+    assert np.allclose(occlusion.covered(x, axes, centre, Occluder(width, fill)), expected, atol=1e-6)
+    assert torch.equal(x, before), "the windows themselves are left alone"
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.sampled_from(list(MODELS)), st.integers(0, 1000), widths, fills, st.booleans())
-def test_drops_are_those_of_covering_one_place_after_another(name, seed, width, fill, sensors):
-    model, x, layer = MODELS[name]().eval(), windows(2, seed), LAYERS[name]
-    groups = {"first two": (0, 1), "third": (2,)} if sensors else occlusion.by_axis(N_AXES)
-    classes = [1, 3]
-    found = occlusion.drops(model, x, classes, groups, Occluder(width, fill), layer)
-
-    def answers(one):
-        with torch.no_grad():
-            scores = model(one[None])[0].double()
-            maps = taps.maps_of(model, taps.behind(model, layer, x), one[None])[0].double().sum((1, 2))
-        return torch.softmax(scores, 0), maps
-
-    for i in range(2):
-        p, maps = answers(x[i])
-        unit = int(maps.argmax())
-        assert int(found["unit"][i]) == unit
-        for g, axes in enumerate(groups.values()):
-            for t in range(0, LENGTH, 4):
-                changed = torch.as_tensor(by_hand(x[i].numpy(), axes, t, width, fill))
-                q, now = answers(changed)
-                here = found.isel(window=i, group=g, time=t)
-                c = classes[i]
-                assert np.isclose(here["probability"], p[c] - q[c], atol=1e-5)
-                assert np.isclose(here["log_odds"], torch.logit(p[c]) - torch.logit(q[c]), atol=1e-4)
-                assert np.isclose(here["activity"], 1 - now[unit] / maps[unit], atol=1e-4)
-
-
-def test_more_windows_than_one_batch_are_the_same_as_one_by_one(monkeypatch):
-    model, x = MODELS["sfhf"](), windows(5)
-    whole = occlusion.drops(model, x, [0] * 5, occlusion.by_axis(N_AXES), Occluder(), "conv1")
+@pytest.mark.parametrize("name", MODELS)
+def test_more_windows_than_one_batch_are_the_same_as_by_hand_one_by_one(name, monkeypatch):
+    model, x, y, occluder = MODELS[name]().eval(), windows(3), [0, 1, 3], Occluder(5, "line")
+    whole = occlusion.drops(model, x, y, AXES, occluder, LAYERS[name])
     monkeypatch.setattr(occlusion, "BATCH", 2 * LENGTH)
-    parts = occlusion.drops(model, x, [0] * 5, occlusion.by_axis(N_AXES), Occluder(), "conv1")
-    for name in whole:
-        assert np.allclose(whole[name], parts[name], atol=1e-5)
+    parts = occlusion.drops(model, x, y, AXES, occluder, LAYERS[name])
+    assert all(np.allclose(whole[of], parts[of], atol=1e-5) for of in whole)
+    with torch.no_grad():
+        p, q = (
+            torch.softmax(model(of).double(), 1)[[0, 1, 2], y] for of in (x, occlusion.covered(x, [1], 9, occluder))
+        )
+    here = whole.isel(group=1, time=9)
+    assert np.allclose(here["probability"], p - q, atol=1e-5)
+    assert np.allclose(here["log_odds"], torch.logit(p) - torch.logit(q), atol=1e-4)
 
 
 def test_a_cover_that_says_what_was_there_changes_nothing():
-    model = MODELS["sfhf"]()
     straight = torch.linspace(-1, 1, LENGTH).expand(2, N_AXES, LENGTH).clone()
-    inner = occlusion.drops(model, straight, [0, 1], occlusion.by_axis(N_AXES), Occluder(5, "line"))
+    inner = occlusion.drops(MODELS["sfhf"](), straight, [0, 1], AXES, Occluder(5, "line"))
     assert np.abs(inner["log_odds"].values[:, :, 3:-3]).max() < 1e-4
-    flat = torch.full((1, N_AXES, LENGTH), 0.25)
-    for fill in ("mean", "line"):
-        assert (
-            np.abs(occlusion.drops(model, flat, [0], occlusion.by_axis(N_AXES), Occluder(5, fill))["log_odds"]).max()
-            < 1e-5
-        )
-    x = windows()
-    before = x.clone()
-    occlusion.covered(x, [0], 3, Occluder(5, "zero"))
-    assert torch.equal(x, before), "the windows themselves are left alone"
 
 
 class Looks(nn.Module):
@@ -102,8 +76,7 @@ class Looks(nn.Module):
 def test_the_peak_is_where_the_network_looks():
     x = windows(6).abs() + 1
     for occluder in (Occluder(1, "zero"), Occluder(3, "zero")):
-        maps = occlusion.drops(Looks(), x, [1] * 6, occlusion.by_axis(N_AXES), occluder)["log_odds"].values
-        axis, time = occlusion.peaks(maps)
+        axis, time = occlusion.peaks(occlusion.drops(Looks(), x, [1] * 6, AXES, occluder)["log_odds"].values)
         assert (axis == 1).all() and (abs(time - 20) <= occluder.width // 2).all()
     assert occlusion.peaks(np.zeros((2, 3, 4)))[1].tolist() == [0, 0], "the earliest of equals"
 
@@ -118,31 +91,34 @@ def test_log_odds_tell_what_the_probability_rounds_away():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_network_is_left_as_it_was_also_after_an_error(name):
-    model, x = MODELS[name]().train(), windows()
-    model.register_buffer("nothing", torch.zeros(()))
+    model, x, groups = MODELS[name]().train(), windows(), {"all": (0, 1, 2)}
     modes = [m.training for m in model.modules()]
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    occlusion.drops(model, x, [0] * 5, {"all": (0, 1, 2)}, Occluder(3), LAYERS[name])
+    occlusion.drops(model, x, [0] * 5, groups, Occluder(3), LAYERS[name])
     with pytest.raises(ValueError, match=f"classes 0 to {CLASSES - 1}, not \\[0, 9\\]"):
-        occlusion.drops(model, x, [0, 0, 0, 0, 9], {"all": (0, 1, 2)}, Occluder(3), LAYERS[name])
+        occlusion.drops(model, x, [0, 0, 0, 0, 9], groups, Occluder(3), LAYERS[name])
     with pytest.raises(ValueError, match="unknown layer"):
-        occlusion.drops(model, x, [0] * 5, {"all": (0, 1, 2)}, Occluder(3), "conv9")
+        occlusion.drops(model, x, [0] * 5, groups, Occluder(3), "conv9")
     assert [m.training for m in model.modules()] == modes and not hooks_of(model)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
 
 
-def test_bad_occluders_are_named():
-    with pytest.raises(ValueError, match="width 4 has no middle"):
-        Occluder(4)
-    with pytest.raises(ValueError, match="unknown fill 'grey'; valid fills: mean, line, zero"):
-        Occluder(3, "grey")
-    with pytest.raises(ValueError, match="leaves no sample"):
-        occlusion.covered(windows(), [0], 15, Occluder(61, "line"))
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Occluder(4), "width 4 has no middle"),
+        (lambda: Occluder(3, "grey"), "unknown fill 'grey'; valid fills: mean, line, zero"),
+        (lambda: occlusion.covered(windows(), [0], 15, Occluder(61, "line")), "leaves no sample"),
+        (lambda: occlusion.drops(Looks(), windows(), [1] * 4, AXES, Occluder()), "a class for each of 5 windows"),
+    ],
+)
+def test_bad_requests_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_axes_belong_to_their_sensors():
     assert occlusion.by_sensor(["arm x", "arm y", "left leg x", "arm z"]) == {"arm": (0, 1, 3), "left leg": (2,)}
-    assert occlusion.by_axis(2) == {"0": (0,), "1": (1,)}
 
 
 def test_agreement_is_high_where_a_unit_loses_what_its_projection_shows():
@@ -153,36 +129,37 @@ def test_agreement_is_high_where_a_unit_loses_what_its_projection_shows():
         {"projection": (("window", "axis", "time"), projection), "activity": (("window", "group", "time"), activity)},
         coords={"group": ["arm x", "arm y", "arm", "leg"]},
     )
-    alike = occlusion.agreement(found, ["arm x", "arm y"], 1, np.array([7, 7, 3, 3]))
-    assert np.allclose(alike["own"], 1)
+
+    def alike(width, recording):
+        return occlusion.agreement(found, ["arm x", "arm y"], width, np.array(recording)).values()
+
+    own, other = alike(1, [7, 7, 3, 3])
     size = np.abs(projection).reshape(4, -1)
-    expected = [np.corrcoef(size[i], size[j])[0, 1] for i, j in enumerate([2, 3, 0, 1])]  # of the other recording
-    assert np.allclose(alike["other"], expected)
-    uneven = occlusion.agreement(found, ["arm x", "arm y"], 1, np.array([7, 3, 7, 7]))["other"].values
-    assert np.isnan(uneven).tolist() == [True, False, True, False]  # three windows of one cannot all get another
-    wide = occlusion.agreement(found, ["arm x", "arm y"], 3, np.arange(4))["own"].values
+    assert np.allclose(own, 1)
+    assert np.allclose(other, [np.corrcoef(size[i], size[j])[0, 1] for i, j in enumerate([2, 3, 0, 1])])
+    # three windows of one recording cannot all get another
+    assert np.isnan([*alike(1, [7, 3, 7, 7])][1]).tolist() == [True, False, True, False]
     summed = np.stack([np.convolve(row, np.ones(3), "same") for row in np.abs(projection).reshape(8, 12)])
     expected = [np.corrcoef(size[i], summed.reshape(4, -1)[i])[0, 1] for i in range(4)]
-    assert np.allclose(wide, expected)
+    assert np.allclose([*alike(3, range(4))][0], expected)
 
 
-def test_covering_is_stored_with_its_projection(tiny_windows, one_thread):
-    cfg = dataclasses.replace(
-        load_settings(),
-        model=ModelSettings(n_units=4, n_dense=8),
-        training=TrainingSettings(seeds=(0,), epochs=2, learning_rate=2e-3, batch_size=16),
-    )
+def test_covering_is_stored_with_its_projection_and_tabulated(tiny_windows, one_thread):
+    training = TrainingSettings(seeds=(0,), epochs=2, learning_rate=2e-3, batch_size=16)
+    cfg = dataclasses.replace(load_settings(), model=ModelSettings(n_units=4, n_dense=8), training=training)
     (network,) = supervised.networks(cfg, tiny_windows)
     found = occlusion.covering(network, network, tiny_windows, Occluder(3), 40)
-    assert list(found["group"].values) == ["axis 0", "axis 1", "axis 2", "axis"]
-    chosen = found["window"].values
+    groups = {"axis 0": (0,), "axis 1": (1,), "axis 2": (2,), "axis": (0, 1, 2)}
+    chosen, y, unit = (found[name].values for name in ("window", "activity_class", "unit"))
     assert (network.predicted["test"][chosen] == tiny_windows.test.activity[chosen]).all()
     x = tiny_windows.test.x[chosen]
-    groups = {"axis 0": (0,), "axis 1": (1,), "axis 2": (2,), "axis": (0, 1, 2)}
-    plain = occlusion.drops(network.model, x, found["activity_class"].values, groups, Occluder(3), "conv3")
-    assert np.allclose(found["log_odds"], plain["log_odds"], atol=1e-5)
-    maps = network.model.feature_maps(torch.as_tensor(x))["conv3"]
-    kept = deconvnet.places(found["unit"].values)(maps, torch.ones(len(maps), dtype=torch.bool))
-    rows = torch.arange(len(x))
-    assert torch.equal(kept[rows, found["unit"].values], maps[rows, found["unit"].values])
-    assert torch.count_nonzero(kept.detach()) == torch.count_nonzero(maps[rows, found["unit"].values].detach())
+    plain = occlusion.drops(network.model, x, y, groups, Occluder(3), "conv3")
+    assert list(found["group"].values) == list(groups) and np.allclose(found["log_odds"], plain["log_odds"], atol=1e-5)
+    back = deconvnet.project(network.model, "conv3", x, deconvnet.places(unit)).numpy()
+    assert np.array_equal(found["projection"], back)
+    costs = occlusion.sensor_costs({"trained": [found, found]}, tiny_windows).loc["trained", "axis"]
+    cost = found["log_odds"].sel(group="axis").mean("time").values
+    assert costs[y[0]] == pytest.approx(cost[y == y[0]].mean())
+    table = occlusion.agreement_table({"trained": [found, found.isel(window=slice(3))]}, tiny_windows, 3)
+    own = occlusion.agreement(found, tiny_windows.axes, 3, tiny_windows.test.recording[chosen])["own projection"]
+    assert table.loc["trained", "own projection"] == pytest.approx(np.nanmean([*own, *own[:3]]))

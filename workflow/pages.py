@@ -69,7 +69,7 @@ def describe(folder: Path) -> Run:
     published = folder.is_relative_to(root / "published")  # their pages stay out of the published folder
     html = root / "html" / folder.relative_to(root / "published") if published else folder / "html"
     pages = []
-    for notebook in sorted(p for p in folder.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem)):
+    for notebook in sorted(p for p in folder.glob("*.ipynb") if re.fullmatch(r"\d\d[a-z]?_\w+", p.stem)):
         about = read_json(notebook)["metadata"].get("papermill", {})
         took, date = about.get("duration") or 0.0, (about.get("end_time") or "")[:10]
         title = notebook.stem.replace("_", " ")
@@ -109,7 +109,7 @@ def build_run(run: Run) -> list[Path]:
     A page carries the modification time of its notebook: that is how it is known to be up to date. Pages
     embed their images and need no network, save that formulas are typeset by MathJax where there is one.
     """
-    for old in run.folder.glob("html/[0-9][0-9]_*.html"):
+    for old in run.folder.glob("html/[0-9][0-9]*_*.html"):
         if old not in [page.path for page in run.pages]:
             old.unlink()
     made = []

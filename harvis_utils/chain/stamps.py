@@ -33,10 +33,10 @@ class ChainError(HarvisError, RuntimeError):
 
 
 def find_notebooks(folder: Path = NOTEBOOKS, part: str | None = None) -> list[Path]:
-    """The numbered notebooks ``NN_name.ipynb`` of a folder, in order; only those of a ``part`` where it is named."""
+    """The notebooks ``NN_name.ipynb`` and ``NNb_name.ipynb`` of a folder, in order; only those of a ``part`` if named."""
     if part is not None and part not in PARTS:
         raise ChainError(f"unknown part {part!r}; valid parts: {', '.join(PARTS)}")
-    found = sorted(p for p in Path(folder).glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem))
+    found = sorted(p for p in Path(folder).glob("*.ipynb") if re.fullmatch(r"\d\d[a-z]?_\w+", p.stem))
     found = [p for p in found if part is None or int(p.stem[:2]) in PARTS[part]]
     if not found:
         raise ChainError(f"no numbered notebooks (NN_name.ipynb) in {folder}" + (f" for {part!r}" if part else ""))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,8 @@ from harvis_utils.training import supervised
 
 #: bands of the spectra in Hz; Choice: steps of walking, then what limbs do within a step, then impacts and noise
 BANDS = {"low": (0.0, 3.0), "middle": (3.0, 8.0), "high": (8.0, 15.0)}
+#: points of a filter's spectrum
+N_FFT = 256
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,11 @@ class Variant:
 
     name: str
     question: str  # "first layer" or "layers"
-    kernel: int = 5  # of the first layer; the others keep theirs
+    kernel: int = 5  # of the first layer, odd, so that a filter has a middle; the others keep theirs
     stride: int = 1  # of the first layer
     n_layers: int = 3
     dense: bool = True
     pool: str = "none"
-
-    def __post_init__(self) -> None:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"width {self.kernel} must be odd, so that a filter has a middle")
 
 
 BASE = "as the paper"
@@ -108,85 +107,62 @@ def outcomes(cfg: Settings, windows: Windows) -> pd.DataFrame:
     """:func:`trained` of all variants and seeds of the run: one row each, with ``variant``, ``question``, ``seed``."""
     settings = cfg.architecture
     few = windows.thinned(settings.n_windows)
-    jobs = [(BY_NAME[name], seed) for name in settings.variants or BY_NAME for seed in settings.seeds]
 
-    def one(job: tuple[Variant, int]) -> pd.DataFrame:
-        variant, seed = job
+    def one(job: tuple[str, int]) -> pd.DataFrame:
+        variant, seed = BY_NAME[job[0]], job[1]
         found = trained(few, variant, settings.model, settings.training, seed)
         return found.assign(variant=variant.name, question=variant.question, seed=seed)
 
+    jobs = list(product(settings.variants or BY_NAME, settings.seeds))
     return pd.concat(side_by_side(cfg, one, jobs), ignore_index=True)
 
 
 # --------------------------------------------------------------------------------------------- what filters show
 
 
-N_FFT = 256
-#: of a filter's spectrum, in cycles per sample
-FREQUENCIES = np.fft.rfftfreq(N_FFT)
-
-
-def _share(filters: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Share of each filter's power at the chosen ones of ``FREQUENCIES``, (unit,)."""
-    power = np.abs(np.fft.rfft(np.asarray(filters, dtype=np.float64), N_FFT, axis=1)) ** 2
-    power[:, 1:-1] *= 2  # both signs of a frequency
-    total = power.sum(1)
-    return np.divide(power[:, chosen].sum(1), total, out=np.full(len(power), np.nan), where=total > 0)
-
-
-def band_shares(filters: np.ndarray, rate_hz: float) -> dict[str, np.ndarray]:
-    """Share of each filter's power in each of ``BANDS``: (unit,) each, from filters (unit, tap); NaN for zero filters.
+def shares(filters: np.ndarray, rate_hz: float, stride: int = 1) -> dict[str, np.ndarray]:
+    """Share of each filter's power in each of ``BANDS``, and ``aliased``: (unit,) each, from filters (unit, tap).
 
     The filter's own mean counts as low: a constant input is 0 Hz. The Nyquist frequency belongs to the band that ends
-    there.
+    there. ``aliased`` is above the Nyquist frequency of every ``stride``-th output. NaN for zero filters.
     """
-    hertz = FREQUENCIES * rate_hz
-    return {
-        name: _share(filters, (hertz >= low) & ((hertz < high) | (high >= rate_hz / 2)))
-        for name, (low, high) in BANDS.items()
-    }
-
-
-def aliased_share(filters: np.ndarray, stride: int) -> np.ndarray:
-    """Share of each filter's power above the Nyquist frequency of every ``stride``-th output, (unit,); NaN: zeros."""
-    return _share(filters, 0.5 / stride < FREQUENCIES)
+    power = np.abs(np.fft.rfft(np.asarray(filters, dtype=np.float64), N_FFT, axis=1)) ** 2
+    power[:, 1:-1] *= 2  # both signs of a frequency
+    hertz, total = np.fft.rfftfreq(N_FFT) * rate_hz, power.sum(1)
+    chosen = {name: (hertz >= low) & ((hertz < high) | (high >= rate_hz / 2)) for name, (low, high) in BANDS.items()}
+    chosen["aliased"] = 0.5 / stride < np.fft.rfftfreq(N_FFT)
+    nothing = np.full(len(power), np.nan)
+    return {n: np.divide(power[:, of].sum(1), total, out=nothing.copy(), where=total > 0) for n, of in chosen.items()}
 
 
 def looks(network: Reshaped, few: Windows) -> dict[str, float]:
-    """What one sees of a first layer: mean shares of power per band, and ``aliased``.
+    """What one sees of a first layer: mean :func:`shares` of power per band, and ``aliased``.
 
     ``dead`` is the share of units silent on all validation windows; ``dominance`` the largest filter norm over the
     median one (Paper: one filter dominates); ``evenness`` the entropy of the bands' shares, 1 where all three are
     covered alike; ``score`` takes off what is aliased or dead.
     """
     filters = network.conv1.weight.detach()[:, 0, 0, :].numpy()
-    shares = {band: np.nanmean(values) for band, values in band_shares(filters, few.rate_hz).items()}
-    present = np.array([v for v in shares.values() if v > 0])
-    evenness = -(present * np.log(present)).sum() / np.log(len(BANDS))
-    aliased = np.nanmean(aliased_share(filters, network.conv1.stride[1]))
-    dead = float((taps.outputs(network, "conv1", few.val.x).amax((0, 2, 3)) <= 0).double().mean())
+    found = {n: np.nanmean(of) for n, of in shares(filters, few.rate_hz, network.conv1.stride[1]).items()}
+    present = np.array([found[band] for band in BANDS if found[band] > 0])
+    found["dead"] = float((taps.outputs(network, "conv1", few.val.x).amax((0, 2, 3)) <= 0).double().mean())
     norms = np.linalg.norm(filters, axis=1)
-    return {
-        **shares,
-        "aliased": aliased,
-        "dead": dead,
-        "dominance": float(norms.max() / np.median(norms)),
-        "evenness": evenness,
-        "score": evenness * (1 - aliased) * (1 - dead),
-    }
+    found["dominance"] = float(norms.max() / np.median(norms))
+    found["evenness"] = -(present * np.log(present)).sum() / np.log(len(BANDS))
+    return found | {"score": found["evenness"] * (1 - found["aliased"]) * (1 - found["dead"])}
 
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
     """One row per variant of :func:`outcomes`: F1 and paired ``gain`` over ``BASE`` with intervals, mean looks."""
     base = found[found["variant"] == BASE].set_index("seed")["test F1"]
     found = found.assign(gain=found["test F1"] - found["seed"].map(base))
-    rows = []
+    rows = {}
     for (name, question), own in found.groupby(["variant", "question"], sort=False):
-        row = {"variant": name, "question": question, "networks": len(own)}
+        rows[name] = {"question": question, "networks": len(own), "weights": own["weights"].iloc[0]}
         for column in ("test F1", "val F1", "gain"):
-            row |= over_networks(column, own[column], 2)
-        rows.append(row | {"weights": own["weights"].iloc[0]} | own.loc[:, "low":"score"].mean().to_dict())
-    return pd.DataFrame(rows).set_index("variant")
+            rows[name] |= over_networks(column, own[column], 2)
+        rows[name] |= own.loc[:, "low":"score"].mean().to_dict()
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("variant")
 
 
 def looks_against_f1(of: pd.DataFrame) -> dict[str, float]:
@@ -228,20 +204,21 @@ def tasks(windows: Windows, few: Windows | None = None) -> dict[str, Windows]:
         raise ValueError(
             f"halves need two training people and four activities, not {len(people)} and {len(activities)}"
         )
-    # every other one: neighbours in a list of activities resemble each other
-    first, second = activities[::2], activities[1::2]
-    halves = people[: len(people) // 2], people[len(people) // 2 :]
+    half = len(people) // 2
+    # every other activity: neighbours in a list of activities resemble each other
+    whole = {
+        "source": (few, people[:half], 0),
+        TARGETS[0]: (windows, people[half:], 0),
+        TARGETS[1]: (windows, people[half:], 1),
+    }
 
-    def task(train: Split, who: np.ndarray, what: np.ndarray) -> Windows:
+    def task(of: Windows, who: np.ndarray, first: int) -> Windows:
+        what = activities[first::2]
         val, test = (part_of(split, np.unique(split.subject), what) for split in (few.val, few.test))
         names = tuple(windows.activities[a] for a in what)
-        return dataclasses.replace(windows, train=part_of(train, who, what), val=val, test=test, activities=names)
+        return dataclasses.replace(windows, train=part_of(of.train, who, what), val=val, test=test, activities=names)
 
-    return {
-        "source": task(few.train, halves[0], first),
-        TARGETS[0]: task(windows.train, halves[1], first),
-        TARGETS[1]: task(windows.train, halves[1], second),
-    }
+    return {name: task(*of) for name, of in whole.items()}
 
 
 def few_of_each(split: Split, n: int, seed: int) -> np.ndarray:
@@ -306,18 +283,16 @@ def new_last_layer(x: Tensor, y: Tensor, test: Tensor, n_classes: int, settings:
 
 
 def carrying_over(cfg: Settings, windows: Windows) -> pd.DataFrame:
-    """:func:`carried` of all seeds of the run."""
-    small = cfg.architecture
-    return pd.concat(side_by_side(cfg, lambda seed: carried(windows, small, cfg.transfer, seed), small.seeds))
+    """:func:`carried` of all seeds of the run, one row per target, arm and windows a class.
 
-
-def carried_table(found: pd.DataFrame) -> pd.DataFrame:
-    """Mean F1 with interval over seeds by target, arm and windows a class, and the paired gain over "from scratch"."""
+    Mean ``F1`` over seeds, and its paired ``gain`` over "from scratch", with their intervals.
+    """
+    small, rows = cfg.architecture, {}
+    found = pd.concat(side_by_side(cfg, lambda seed: carried(windows, small, cfg.transfer, seed), small.seeds))
     wide = found.pivot_table(index="seed", columns=["target", "arm", "windows a class"], values="F1")
-    rows = []
-    for target, arm, n in wide.columns:
-        values = wide[target, arm, n].to_numpy()
-        row = {"target": target, "arm": arm, "windows a class": n, "networks": len(values)}
-        gain = values - wide[target, ARMS[1], n].to_numpy()
-        rows.append(row | over_networks("F1", values, 2) | over_networks("gain", gain, 2))
-    return pd.DataFrame(rows).set_index(["target", "arm", "windows a class"])
+    for (target, arm, n), values in wide.items():
+        gain = values - wide[target, ARMS[1], n]
+        rows[target, arm, n] = (
+            {"networks": len(values)} | over_networks("F1", values, 2) | over_networks("gain", gain, 2)
+        )
+    return pd.DataFrame.from_dict(rows, "index").rename_axis(["target", "arm", "windows a class"])

@@ -11,7 +11,7 @@ decides only *where* and *how strongly* a unit speaks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -21,6 +21,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.metrics.intervals import tabulated
 from harvis_utils.metrics.similarity import correlation
 from harvis_utils.networks import backward, taps
 from harvis_utils.networks.sfhf import known
@@ -157,6 +158,17 @@ def projections(network: Network, windows: Windows) -> xr.Dataset:
     return xr.concat([project_top(model, la, split, of) for la, of in top.items()], pd.Index(top, name="layer"))
 
 
+def middling(found: xr.Dataset) -> xr.Dataset:
+    """Of :func:`projections` one unit of middling strength a layer: dims (layer, rank[, rule], sample).
+
+    ``signal``, its mean taken off, and ``projection`` are those of the axis that the activation is on.
+    """
+    unit = found["value"].isel(rank=0).argsort(axis=1)[:, found.sizes["unit"] // 2].drop_vars("unit")
+    own = found.isel(unit=unit).transpose("layer", "rank", ...)
+    own = own.isel(input_axis=own["axis"].astype(int))
+    return own.assign(signal=own["signal"] - own["signal"].mean("sample"))
+
+
 def around(values: np.ndarray, top: xr.Dataset, mixed: bool = False) -> np.ndarray:
     """Each activation's own axis, moved so that the activation's time step is in the middle: (..., sample).
 
@@ -175,12 +187,29 @@ def around(values: np.ndarray, top: xr.Dataset, mixed: bool = False) -> np.ndarr
 
 
 def likeness(values: np.ndarray) -> np.ndarray:
-    """How alike the projections of a unit's strongest activations are, or the windows themselves: (unit,).
+    """How alike the projections of a unit's strongest activations are, or the windows themselves: (...).
 
-    ``values`` is (unit, rank, time) around the activation. Mean Pearson correlation over pairs of ranks; NaN where a
+    ``values`` is (..., rank, time) around the activation. Mean Pearson correlation over pairs of ranks; NaN where a
     unit has fewer than two that are not constant. Zeiler and Fergus: projections vary less than windows (Fig. 2).
     """
-    first, second = np.triu_indices(values.shape[1], 1)
-    pairs = correlation(values.take(first, 1), values.take(second, 1))
-    there = (~np.isnan(pairs)).sum(1)
-    return np.divide(np.nansum(pairs, 1), there, out=np.full(len(values), np.nan), where=there > 0)
+    first, second = np.triu_indices(values.shape[-2], 1)
+    pairs = correlation(values.take(first, -2), values.take(second, -2))
+    there = (~np.isnan(pairs)).sum(-1)
+    return np.divide(np.nansum(pairs, -1), there, out=np.full(there.shape, np.nan), where=there > 0)
+
+
+def likeness_table(found: Mapping[str, Sequence[xr.Dataset]]) -> pd.DataFrame:
+    """:func:`likeness` of several kinds of networks' :func:`projections`: one row per kind and layer, with intervals.
+
+    Columns "projections, RULE" and "windows", means over units.
+    """
+    tables = {}
+    for kind, of in found.items():
+        own = xr.concat(of, "seed")
+        values = {f"projections, {rule}": own["projection"].sel(rule=rule) for rule in RULES} | {
+            "windows": own["signal"]
+        }
+        alike = {name: likeness(around(value.values, own)) for name, value in values.items()}
+        dims, layers = ("seed", "layer", "unit"), {"layer": own["layer"].values}
+        tables[kind] = tabulated({name: xr.DataArray(v, layers, dims) for name, v in alike.items()}, "layer")
+    return pd.concat(tables, names=["network"])

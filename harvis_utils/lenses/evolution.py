@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from harvis_utils.data.windowing import Windows
 from harvis_utils.lenses import deconvnet
-from harvis_utils.metrics.intervals import LEVEL, N_DRAWS, interval, resampled
+from harvis_utils.metrics.intervals import LEVEL, N_DRAWS, resampled, with_interval
 from harvis_utils.metrics.similarity import correlation
 from harvis_utils.networks import taps
 from harvis_utils.networks.sfhf import SFHF
@@ -73,19 +73,21 @@ def states(
 
     Interrupted training goes on after its last epoch.
     """
-    network = supervised.new_model(windows, model, seed).to(torch_device(device))
+    network, wanted, found = (
+        supervised.new_model(windows, model, seed).to(torch_device(device)),
+        marks(training.epochs),
+        {},
+    )
     x, y = (torch.as_tensor(a, device=torch_device(device)) for a in (windows.train.x, windows.train.activity))
-    files = {m: checkpoint / f"{m}.safetensors" for m in marks(training.epochs)}
 
     def note(epoch: int, loss: float) -> None:
-        if epoch + 1 in files:
-            supervised.save_state(files[epoch + 1], dict(network.state_dict()))
+        if epoch + 1 in wanted:
+            found.update({f"{epoch + 1}.{name}": value.clone() for name, value in network.state_dict().items()})
 
-    title = "evolution of one network"
+    options = {"each_epoch": note, "notes": found, "checkpoint": checkpoint, "title": "evolution of one network"}
     with threads_inside(1):
-        supervised.fit(network, x, y, training, seed, each_epoch=note, checkpoint=checkpoint, title=title)
-    found = {m: supervised.load_state(file) for m, file in files.items()}
-    return {f"{m}.{name}": value for m, state in found.items() for name, value in state.items()}
+        supervised.fit(network, x, y, training, seed, **options)
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def train(cfg: Settings, windows: Windows) -> list[Moment]:
@@ -94,16 +96,15 @@ def train(cfg: Settings, windows: Windows) -> list[Moment]:
     Of more than ``n_trained`` windows every n-th is used. On the same windows the last moment equals, bit for bit, what
     :func:`harvis_utils.training.supervised.train` has after its last epoch.
     """
-    few, seed, most = windows, cfg.evolution.seed, cfg.evolution.n_trained
-    if most and len(windows.train) > most:
-        few = dataclasses.replace(windows, train=deconvnet.searched(windows.train, most))
+    seed, most = cfg.evolution.seed, cfg.evolution.n_trained or len(windows.train)
+    few = dataclasses.replace(windows, train=deconvnet.searched(windows.train, most))
     wanted = (few, cfg.model, dataclasses.replace(cfg.training, seeds=()), seed)
     found, key = states(*wanted, device=cfg.device), states.key(*wanted)
     moments = []
     for epoch in (0, *marks(cfg.training.epochs)):
-        model, of = supervised.new_model(windows, cfg.model, seed), f"{epoch}."
+        model = supervised.new_model(windows, cfg.model, seed)
         if epoch:
-            model.load_state_dict({k.removeprefix(of): v for k, v in found.items() if k.startswith(of)})
+            model.load_state_dict(supervised.part_of(found, f"{epoch}."))
         moments.append(Moment(epoch, model.eval(), f"{key}/{epoch}"))
     return moments
 
@@ -121,18 +122,19 @@ def features_of(moment: Moment, windows: Windows, layers: Sequence[str | Tap] | 
     for place in places:
         own = maps[place.name]
         try:
-            found = deconvnet.project_top(model, place, split, top[place.name], ("deconvnet",)).isel(rank=0)
+            found = deconvnet.project_top(model, place, split, top[place.name], ("deconvnet",))
         except ValueError:  # Choice: where that rule is not defined, the gradient, and ``rule`` says so
-            found = deconvnet.project_top(model, place, split, top[place.name], ("gradient",)).isel(rank=0)
+            found = deconvnet.project_top(model, place, split, top[place.name], ("gradient",))
+        found = found.isel(rank=0)
         if own.shape[3] != split.length:
             at = (taps.positions(model, place, fixed) + 0.5).clip(0, split.length - 1).astype(int)
             found = found.assign(time=("unit", at[found["time"].values]))
         mixed = own.shape[2] != fixed.shape[1]
         flat = own.transpose(0, 1).flatten(1)[:, ::PLACES].cpu().numpy()
-        projection = deconvnet.around(found["projection"].isel(rule=0).values, found, mixed)
+        dims = ("unit", "input_axis", "sample") if mixed else ("unit", "sample")
         columns = {
             "maps": (("unit", "place"), flat),
-            "projection": (("unit", *(("input_axis",) if mixed else ()), "sample"), projection),
+            "projection": (dims, deconvnet.around(found["projection"].isel(rule=0).values, found, mixed)),
             "window": ("unit", found["window"].values),
             "rule": found["rule"].values[0],
         }
@@ -196,25 +198,28 @@ def settling(alike: xr.Dataset) -> pd.DataFrame:
     Columns ``epoch``, ``epoch low``, ``epoch high``, ``last epoch``, ``settled before the end``, and ``before
     training``: the median correlation of the random start with the end, with its interval.
     """
-    epochs, rows = alike["epoch"].values, {}
-    rng = np.random.default_rng(0)
+    epochs, rows, rng = alike["epoch"].values, {}, np.random.default_rng(0)
     for layer, measure in product(alike["layer"].values, MEASURES):
         values = alike[measure].sel(layer=layer).dropna("unit", how="all").values
         drawn = resampled((values.shape[1],), n=N_DRAWS // 4, seed=rng)
         # an epoch that was kept, not one between two
         low, high = np.quantile([settled(epochs, values[:, d]) for (d,) in drawn], LEVEL, method="inverted_cdf")
-        first, bounds = interval(values[0], "median")
-        first_low, first_high = bounds or (np.nan, np.nan)
-        rows[str(layer), measure] = {
-            "epoch": settled(epochs, values),
-            "epoch low": low,
-            "epoch high": high,
-            "last epoch": int(epochs[-1]),
-            "before training": first,
-            "units": values.shape[1],
-            "before training low": first_low,
-            "before training high": first_high,
-        }
-    table = pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["layer", "measure"]))
-    table["settled before the end"] = table["epoch"] < table["last epoch"]
-    return table
+        row = {"epoch": settled(epochs, values), "epoch low": low, "epoch high": high, "last epoch": int(epochs[-1])}
+        rows[str(layer), measure] = (
+            row | with_interval("before training", values[0], "median") | {"units": values.shape[1]}
+        )
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis(["layer", "measure"])
+    return table.assign(**{"settled before the end": table["epoch"] < table["last epoch"]})
+
+
+def course(alike: xr.Dataset, when: pd.DataFrame) -> pd.DataFrame:
+    """Median ``likeness`` over units, its quartiles as low and high, by layer, measure and epoch (columns).
+
+    ``settled`` is true at the epoch that :func:`settling`'s table ``when`` names.
+    """
+    quartiles = alike[list(MEASURES)].to_dataarray("measure").quantile([0.25, 0.5, 0.75], "unit").to_series()
+    names = ["likeness low", "likeness", "likeness high"]
+    table = quartiles.unstack("quantile").set_axis(names, axis=1).reset_index()
+    first = when["epoch"].rename("first").reset_index()
+    table = table.merge(first, on=["layer", "measure"])
+    return table.assign(settled=table["epoch"] == table.pop("first"))

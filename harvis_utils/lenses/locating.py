@@ -11,7 +11,7 @@ and spectrum. No activity has those. A lens that points at what moves cannot tel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import concepts, deconvnet, dreams, occlusion
 from harvis_utils.lenses.occlusion import Occluder
-from harvis_utils.metrics.intervals import with_interval
+from harvis_utils.metrics.intervals import tabulated
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 
@@ -74,23 +74,21 @@ def longest_run(flags: np.ndarray) -> tuple[int, int]:
     return int(ends[best]), int(lengths[best])
 
 
+def projecting(network: Network, rules: Sequence[str] = tuple(deconvnet.RULES)) -> dict[str, Lens]:
+    """Projections of the ``KEPT`` strongest activations of each layer, by each rule."""
+    return {
+        f"{rule}, {layer}, {'strongest' if n == 1 else f'{n} strongest'}": (layer, n, rule)
+        for rule, layer, n in product(rules, network.model.layers, KEPT)
+    }
+
+
 def candidates(network: Network) -> dict[str, Lens]:
     """Lenses to choose from, by name."""
     return {f"occlusion, {o.name}": o for o in OCCLUDERS} | projecting(network, ("deconvnet",))
 
 
-def projecting(network: Network, rules: Sequence[str] = tuple(deconvnet.RULES)) -> dict[str, Lens]:
-    """Projections of the ``KEPT`` strongest activations of each layer, by each rule."""
-    return {
-        f"{rule}, {layer}, {'strongest' if n == 1 else f'{n} strongest'}": (layer, n, rule)
-        for rule in rules
-        for layer in network.model.layers
-        for n in KEPT
-    }
-
-
 def class_scores() -> dict[str, Lens]:
-    """Projections of the class score itself."""
+    """Projections of the class score itself, by each rule."""
     return {f"{rule}, class score": ("classes", 0, rule) for rule in deconvnet.RULES}
 
 
@@ -152,7 +150,7 @@ def hits(found: xr.Dataset, what: str = "motif", tolerance: int = 0) -> xr.DataA
 
 def rates(
     trained: Sequence[xr.Dataset],
-    random: Sequence[xr.Dataset] | None = None,
+    random: Sequence[xr.Dataset] = (),
     tolerance: int = 0,
     lenses: Sequence[str] | None = None,
 ) -> pd.DataFrame:
@@ -164,31 +162,37 @@ def rates(
     ``lowest network`` is the share of the worst trained one, ``chance`` that of the plane that motifs cover.
     ``tolerance`` as in :func:`hits`; ``lenses`` are those wanted, by default all.
     """
-    networks = {"trained": trained} | ({"random": random} if random else {})
-
-    def shares(of: Sequence[xr.Dataset], lens: str, what: str, planting: str) -> np.ndarray:
-        return padded([hits(found, what, tolerance).sel(lens=lens, planting=planting).values for found in of])
-
-    rows = {}
-    for lens in trained[0]["lens"].values if lenses is None else lenses:
-        values = {}
-        for who, of in networks.items():
-            motif, decoy = (shares(of, lens, what, PLANTINGS[1]) for what in ("motif", "decoy"))
-            values |= {who: shares(of, lens, "motif", PLANTINGS[0]), f"{who} motif": motif, f"{who} decoy": decoy}
-            values[f"{who} preference"] = motif - decoy
-        if random:
-            values["gain"] = values["trained"] - values["random"]
-        rows[str(lens)] = {end: v for name, of in values.items() for end, v in with_interval(name, of).items()}
-        rows[str(lens)]["lowest network"] = float(np.nanmin(np.nanmean(values["trained"], axis=1)))
-    table = pd.DataFrame.from_dict(rows, "index").rename_axis("lens")
+    wanted, values = list(trained[0]["lens"].values if lenses is None else lenses), {}
+    for who, of in {"trained": trained, "random": random}.items():
+        if of:
+            found = [[hits(one.sel(lens=wanted), what, tolerance) for one in of] for what in ("motif", "decoy")]
+            # a network's windows are its own: where it has none there is NaN
+            motif, decoy = (xr.concat(each, "seed", join="outer") for each in found)
+            values[who] = motif.sel(planting=PLANTINGS[0])
+            both = motif.sel(planting=PLANTINGS[1]), decoy.sel(planting=PLANTINGS[1])
+            values |= {f"{who} motif": both[0], f"{who} decoy": both[1], f"{who} preference": both[0] - both[1]}
+    if random:
+        values["gain"] = values["trained"] - values["random"]
+    table = tabulated(values, "lens")
+    table["lowest network"] = values["trained"].mean("window").min("seed").values
     table["chance"] = float(np.mean([found["motif"].isel(planting=0).mean() for found in trained]))
     table["networks"] = len(trained)
     return table
 
 
-def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of any length as one array, filled up with NaN."""
-    return np.array(list(zip_longest(*rows, fillvalue=np.nan)), float).T
+def by_weights(judged: pd.DataFrame, first: Sequence[str]) -> pd.DataFrame:
+    """:func:`rates` of trained networks and of random weights below each other, by ``weights`` and ``lens``.
+
+    ``hits`` are the shares of plain windows, with intervals; ``motif``, ``decoy`` and ``elsewhere`` say where peaks lie
+    in windows with decoys. Some lenses come ``first``; of conv1, below which there is no rectifier, one rule stands for
+    all.
+    """
+    rest = [n for n in judged.index.drop(first) if not n.startswith(("guided, conv1", "gradient, conv1"))]
+    names = {"": "hits", " low": "hits low", " high": "hits high", " motif": "motif", " decoy": "decoy"}
+    own = {who: judged.loc[[*first, *rest], [f"{who}{end}" for end in names]] for who in ("trained", "random")}
+    parts = {who: of.set_axis(list(names.values()), axis=1) for who, of in own.items()}
+    table = pd.concat(parts, names=["weights"]).rename(index={"random": "random weights"}, level="weights")
+    return table.assign(elsewhere=1 - table["motif"] - table["decoy"])
 
 
 def choose(table: pd.DataFrame, family: str, equal: float = 0.02) -> str:

@@ -6,16 +6,18 @@ zero says "free fall" to an accelerometer, so that the cover's value is a choice
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import deconvnet
+from harvis_utils.metrics.intervals import with_interval
 from harvis_utils.metrics.similarity import correlation
 from harvis_utils.networks import taps
 from harvis_utils.networks.sfhf import known
@@ -23,12 +25,9 @@ from harvis_utils.networks.taps import Tap
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 
-#: what stands in the covered samples
-FILLS = {
-    "mean": "the axis' own mean over the window",
-    "line": "a straight line between the samples beside the cover; at the window's edge, the one that is there",
-    "zero": "0 G",
-}
+#: what stands in the covered samples: the axis' own mean over the window, a straight line between the samples beside
+#: the cover (at the window's edge, the one that is there), or 0 G
+FILLS = ("mean", "line", "zero")
 #: covered windows pushed through a network at once
 BATCH = 1024
 
@@ -184,14 +183,25 @@ def covering(judge: Network, network: Network, windows: Windows, occluder: Occlu
     return found.assign_coords(window=chosen, activity_class=("window", y))
 
 
-def agreement(found: xr.Dataset, axes: Sequence[str], width: int, recording: np.ndarray) -> xr.Dataset:
+def sensor_costs(covered: Mapping[str, Sequence[xr.Dataset]], windows: Windows) -> pd.DataFrame:
+    """Mean drop of the log odds by covered sensor (column), for each kind of :func:`covering` and number of a class."""
+    sensors, costs = list(by_sensor(windows.axes)), {}
+    for kind, of in covered.items():
+        each = [
+            one["log_odds"].sel(group=sensors).mean("time").to_pandas().set_axis(one["activity_class"]) for one in of
+        ]
+        costs[kind] = pd.concat(each).groupby(level=0).mean().reindex(range(len(windows.activities)))
+    return pd.concat(costs, names=["network", "class"])
+
+
+def agreement(found: xr.Dataset, axes: Sequence[str], width: int, recording: np.ndarray) -> dict[str, np.ndarray]:
     """Does covering cost the strongest unit most where its projection is large? Correlations per window, (window,).
 
-    ``own``: Pearson correlation over axes and time of the drop of the unit's activity with its projection (absolute,
-    summed over what the occluder of ``width`` covers); ``other``: with that of a window of another recording, which
-    tells how much is the same in every window. Choice: another recording, as ``recording`` (window,) names it, because
-    neighbours in one overlap and are alike; windows are shifted by as many as the longest recording has. NaN where one
-    of them is constant, or no other recording is left.
+    "own projection": Pearson correlation over axes and time of the drop of the unit's activity with its projection
+    (absolute, summed over what the occluder of ``width`` covers); "other projection": with that of a window of another
+    recording, which tells how much is the same in every window. Choice: another recording, as ``recording`` (window,)
+    names it, because neighbours in one overlap and are alike; windows are shifted by as many as the longest recording
+    has. NaN where one of them is constant, or no other recording is left.
     """
     padded = np.pad(np.abs(found["projection"].values), ((0, 0), (0, 0), (width // 2, width // 2)))
     size = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2).sum(-1)
@@ -200,4 +210,14 @@ def agreement(found: xr.Dataset, axes: Sequence[str], width: int, recording: np.
     order, other = np.argsort(recording, kind="stable"), np.empty(len(recording), int)
     other[order] = np.roll(order, np.unique(recording, return_counts=True)[1].max())
     of_others = np.where(recording[other] != recording, correlation(lost, size[other]), np.nan)
-    return xr.Dataset({"own": ("window", correlation(lost, size)), "other": ("window", of_others)})
+    return {"own projection": correlation(lost, size), "other projection": of_others}
+
+
+def agreement_table(covered: Mapping[str, Sequence[xr.Dataset]], windows: Windows, width: int) -> pd.DataFrame:
+    """:func:`agreement` of several kinds of networks' :func:`covering`, with intervals: one row per kind."""
+    rows: dict = {kind: {} for kind in covered}
+    for kind, of in covered.items():
+        found = [agreement(one, windows.axes, width, windows.test.recording[one["window"].values]) for one in of]
+        for name in found[0]:
+            rows[kind] |= with_interval(name, pd.DataFrame([pd.Series(one[name]) for one in found]))
+    return pd.DataFrame.from_dict(rows, "index")

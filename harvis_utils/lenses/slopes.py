@@ -25,10 +25,6 @@ from harvis_utils.settings import Step
 
 #: plain ascent first; then what is compared with it
 SLOPES = (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)
-#: a value counts as reached from this share of it on
-REACHED = 0.95
-#: a sample lies at its bound from this share of it on
-AT_BOUND = 1 - 1e-5
 
 #: signals (row, ...) -> value of each row's objective, (row,), and the direction to climb in, like the signals
 Field = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -134,40 +130,3 @@ def ascend_units(
         rows = unit.repeat_interleave(len(start))
         x = start.repeat(len(unit), *[1] * (start.ndim - 1))
         return ascend(unit_field(network, place, rows, slope), x, step, n_steps, bound)
-
-
-def steps_until(curve: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """First step at which each curve of highest values is at ``target``: (..., step), (...) -> (...); inf if never."""
-    there = curve >= target[..., None]
-    return np.where(there.any(-1), there.argmax(-1), np.inf)
-
-
-def at_bounds(x: np.ndarray, bound: float) -> np.ndarray:
-    """Share of the samples of each signal that lie at ±bound: (..., time) -> (...)."""
-    return (np.abs(x) >= AT_BOUND * bound).mean(-1)
-
-
-def one_sided(x: np.ndarray, bound: float) -> np.ndarray:
-    """Whether all samples of a signal lie at the same bound, the "white image" of one axis: (..., time) -> (...)."""
-    return (x >= AT_BOUND * bound).all(-1) | (x <= -AT_BOUND * bound).all(-1)
-
-
-def best_in_box(weights: np.ndarray, biases: np.ndarray, bound: float, length: int) -> np.ndarray:
-    """Exact maximum of each first-layer unit's mean output over all signals within ±bound, (unit,).
-
-    ``weights`` are (unit, kernel), ``biases`` (unit,). A rectified weighted sum is convex, unlike deeper layers, so the
-    maximum lies in a corner of the box, and along the signal only the last ``kernel - 1`` samples matter for the rest.
-    """
-    kernel = weights.shape[1]
-    half = kernel // 2
-    reached = {(0.0,) * (kernel - 1): np.zeros(len(weights))}  # zeros stand where the signal is padded
-    for entering in range(length + half):
-        further: dict[tuple[float, ...], np.ndarray] = {}
-        for past, total in reached.items():
-            for sample in (-bound, bound) if entering < length else (0.0,):
-                seen = (*past, sample)
-                output = np.maximum(weights @ np.array(seen) + biases, 0) if entering >= half else 0.0
-                known = further.get(seen[1:], -np.inf)
-                further[seen[1:]] = np.maximum(known, total + output)
-        reached = further
-    return np.max(list(reached.values()), axis=0) / length

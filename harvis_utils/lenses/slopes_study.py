@@ -11,8 +11,7 @@ several seeds and a learning rate of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -31,7 +30,7 @@ from harvis_utils.maximization.paper_methods import recorded_steps
 from harvis_utils.maximization.starting import chosen_units, starting_points
 from harvis_utils.metrics.intervals import Difference, paired, tabulated, with_interval
 from harvis_utils.metrics.similarity import correlation
-from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
+from harvis_utils.networks.sfhf import Trunk, folded_trunk
 from harvis_utils.parallel import side_by_side, threads_inside, torch_device
 from harvis_utils.settings import ModelSettings, Settings, Step, TrainingSettings
 from harvis_utils.store.results import kept
@@ -43,81 +42,73 @@ STEP_SIZES = {"ascent": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "adam": (0.01, 0.03,
 DECAY = 0.99  # Choice: steps end at about a tenth of their size
 #: Choice: without bounds one step for all slopes (not the calibrated preset's), because a larger one always gets higher
 FREE = Step("adam", 0.1, 0.995)
+#: a value counts as reached from this share of it on
+REACHED = 0.95
+#: a sample lies at its bound from this share of it on
+AT_BOUND = 1 - 1e-5
 #: Choice: a larger gain counts as this one, also where plain ascent does not leave zero; medians do not mind
 HIGHEST_GAIN = 100.0
 #: what networks are trained with: with batch norm a unit hardly dies; without, it may
 KINDS = {"batch norm": True, "no batch norm": False}
 
-# -------------------------------------------------------------------------------------------- one unit and all units
+# ------------------------------------------------------------------------------------------ all units and slopes
 
 
 @torch.inference_mode()
 def climb(
-    trunk: Trunk,
-    layer: str,
-    unit: Tensor,
-    start: Tensor,
-    slope: float,
-    step: Step,
-    n_steps: int,
-    bound: float | None = None,
-    block_bytes: int = ascent.CPU_BLOCK_BYTES,
+    trunk: Trunk, layer: str, unit: Tensor, start: Tensor, slope: float, step: Step, n_steps: int, bound: float | None
 ) -> Ascent:
     """Climb each row's ``unit`` (row,) of a layer from ``start`` (row, time) in G under one backward slope."""
-    size = ascent.block_rows(trunk, layer, start.shape[1], start.dtype, block_bytes)
+    size = ascent.block_rows(trunk, layer, start.shape[1], start.dtype, ascent.CPU_BLOCK_BYTES)
     parts = []
-    for at in range(0, len(start), size):
-        maps = gradients.UnitMaps(trunk, layer, unit[at : at + size], slope)
+    for own, x in zip(unit.split(size), start.split(size), strict=True):
+        maps = gradients.UnitMaps(trunk, layer, own, slope)
 
         def field(x: Tensor, maps=maps) -> tuple[Tensor, Tensor]:
             out = maps.forward(x)
             return out.mean(1), maps.backward(gradients.rectified(torch.full_like(out, 1 / out.shape[1]), out, slope))
 
-        parts.append(slopes.ascend(field, start[at : at + size], step, n_steps, bound))
+        parts.append(slopes.ascend(field, x, step, n_steps, bound))
     return Ascent(*(torch.cat([getattr(p, name) for p in parts]) for name in ("curve", "best", "last")))
-
-
-# ------------------------------------------------------------------------------------------ all units and slopes
 
 
 def climb_all(
     trunk: Trunk,
     steps: Mapping[float, Step],
     starts: np.ndarray,
+    units: Sequence[int],
     n_steps: int,
     bound: float | None,
-    units: Sequence[int] | None = None,
 ) -> xr.Dataset:
-    """All layers, ``units`` (None: all) and ``starts`` (start, time) under each slope of ``steps``, with its own step.
+    """All layers, ``units`` and ``starts`` (start, time) under each slope of ``steps``, with its own step.
 
     Returns over (layer, slope, start, unit): ``maximum``; ``until``, the first step at 95 % of the highest value that
-    any slope and start gave this unit (inf: never); ``signal`` (also time) in G; ``curve`` (also step); with a bound
-    :func:`slopes.at_bounds` and :func:`slopes.one_sided`. ``at_start`` is (layer, start, unit).
+    any slope and start gave this unit (inf: never, NaN: it is dead); ``signal`` (also time) in G; ``curve`` (also
+    step); with a bound ``at_bounds``, the share of samples at ±bound, and ``one_sided``, whether all of them are at the
+    same one (the "white image" of one axis). ``at_start`` is (layer, start, unit).
     """
-    units = list(range(min(map(len, trunk.biases))) if units is None else units)
-    n_starts, length = starts.shape
     x = torch.tensor(np.repeat(starts, len(units), axis=0))  # rows are (start, unit)
-    unit = torch.tensor(units).repeat(n_starts)
+    unit = torch.tensor(list(units)).repeat(len(starts))
     cases = product(trunk.layers, steps.items())
     found = [climb(trunk, layer, unit, x, slope, step, n_steps, bound) for layer, (slope, step) in cases]
-    shape = (len(trunk.layers), len(steps), n_starts, len(units))
-    curve = np.stack([a.curve.numpy() for a in found]).reshape(*shape, n_steps + 1)
-    signal = np.stack([a.best.numpy() for a in found]).reshape(*shape, length)
-    maximum = curve[..., -1]
-    target = slopes.REACHED * maximum.max((1, 2), keepdims=True)
-    until = slopes.steps_until(curve, np.broadcast_to(target, shape))
+    shape = (len(trunk.layers), len(steps), len(starts), len(units), -1)
+    curve, signal = (np.stack([getattr(a, name).numpy() for a in found]).reshape(shape) for name in ("curve", "best"))
+    target = REACHED * curve[..., -1].max((1, 2))[:, None, None]
+    there = curve >= target[..., None]
+    until = np.where(there.any(-1), there.argmax(-1), np.inf)
     dims = ("layer", "slope", "start", "unit")
     arrays = {
-        "maximum": (dims, maximum),
-        "until": (dims, np.where(target > 0, until, np.nan)),  # a dead unit is nowhere
+        "maximum": (dims, curve[..., -1]),
+        "until": (dims, np.where(target > 0, until, np.nan)),
         "signal": ((*dims, "time"), signal),
         "curve": ((*dims, "step"), curve),
         "at_start": (("layer", "start", "unit"), curve[:, 0, :, :, 0]),
     }
     if bound is not None:
-        arrays["at_bounds"] = dims, slopes.at_bounds(signal, bound)
-        arrays["one_sided"] = dims, slopes.one_sided(signal, bound)
-    return xr.Dataset(arrays, {"layer": list(trunk.layers), "slope": list(steps), "unit": units})
+        high, low = signal >= AT_BOUND * bound, signal <= -AT_BOUND * bound
+        arrays["at_bounds"] = dims, (high | low).mean(-1)
+        arrays["one_sided"] = dims, high.all(-1) | low.all(-1)
+    return xr.Dataset(arrays, {"layer": list(trunk.layers), "slope": list(steps), "unit": list(units)})
 
 
 @kept("slopes")
@@ -125,8 +116,9 @@ def climbs_of(
     network: Network, starts: np.ndarray, steps: Mapping[float, Step], n_steps: int, bound: float | None
 ) -> xr.Dataset:
     """:func:`climb_all` of one network and all its units; of the curve only some steps."""
-    few = recorded_steps(n_steps, 30)
-    return climb_all(network.trunk, steps, starts, n_steps, bound).isel(step=few).assign_coords(step=few)
+    few, trunk = recorded_steps(n_steps, 30), network.trunk
+    every = range(min(map(len, trunk.biases)))
+    return climb_all(trunk, steps, starts, every, n_steps, bound).isel(step=few).assign_coords(step=few)
 
 
 def climbs(
@@ -141,32 +133,24 @@ def climbs(
     return of_networks(networks, one, cfg=dataclasses.replace(cfg, device="cpu"), title="slopes")
 
 
-# --------------------------------------------------------------------------------------------- choosing the steps
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The step of each slope, and ``table``: the score of every optimizer and step size (row) under every slope."""
-
-    steps: dict[float, Step]
-    table: pd.DataFrame
-
-
 @kept("slope_steps")
 def maxima_of(
     network: Network, starts: np.ndarray, tried: Sequence[Step], units: Sequence[int], n_steps: int, bound: float
 ) -> xr.Dataset:
     """``maximum`` of :func:`climb_all` with each step for all slopes, dims (tried, layer, slope, start, unit)."""
-    made = [climb_all(network.trunk, dict.fromkeys(SLOPES, step), starts, n_steps, bound, units) for step in tried]
+    made = [climb_all(network.trunk, dict.fromkeys(SLOPES, step), starts, units, n_steps, bound) for step in tried]
     return xr.concat([one[["maximum"]] for one in made], "tried")
 
 
-def choose_steps(cfg: Settings, windows: Windows, networks: list[Network], bound: float) -> Chosen:
-    """One step size per slope, chosen on ``networks`` that are judged nowhere.
+def choose_steps(
+    cfg: Settings, windows: Windows, networks: list[Network], bound: float
+) -> tuple[dict[float, Step], pd.DataFrame]:
+    """One step per slope, chosen on ``networks`` that are judged nowhere, and the scores it was chosen by.
 
-    A setting's score is how high it comes, as a share of the highest that any setting under any slope reached for that
-    unit, mean over starts, units and networks. The optimizer is the one under which plain ascent scores best, so that
-    plain ascent is never handicapped; each slope then takes the step size that scores best for it.
+    The table has a row per optimizer and step size and a column per slope: how high it comes, as a share of the highest
+    that any setting under any slope reached for that unit, mean over starts, units and networks. The optimizer is the
+    one under which plain ascent scores best, so that plain ascent is never handicapped; each slope then takes the step
+    size that scores best for it.
     """
     starts = starting_points(cfg.maximization, windows.train, cfg.slopes.n_starts)
     units = chosen_units(cfg.model.n_units, cfg.readings.n_units)
@@ -180,10 +164,18 @@ def choose_steps(cfg: Settings, windows: Windows, networks: list[Network], bound
     highest = joined.max(("tried", "slope", "start"))
     share = (joined / highest.where(highest > 0)).mean(("network", "layer", "start", "unit"))
     labels = pd.MultiIndex.from_tuples([(t.optimizer, t.step_size) for t in tried], names=["optimizer", "step size"])
-    table = pd.DataFrame(share.transpose("tried", "slope").values, labels, pd.Index(SLOPES, name="backward slope"))
-    optimizer = str(table[SLOPES[0]].idxmax()[0])
-    best = table.loc[optimizer].idxmax()
-    return Chosen({slope: Step(optimizer, float(best[slope]), DECAY) for slope in SLOPES}, table)
+    scores = pd.DataFrame(share.transpose("tried", "slope").values, labels, pd.Index(SLOPES, name="backward slope"))
+    optimizer = str(scores[SLOPES[0]].idxmax()[0])
+    best = scores.loc[optimizer].idxmax()
+    return {slope: Step(optimizer, float(best[slope]), DECAY) for slope in SLOPES}, scores
+
+
+def tried(steps: Mapping[float, Step], scores: pd.DataFrame) -> pd.DataFrame:
+    """What :func:`choose_steps` returns with a row per optimizer, step size and slope: ``share``, and if ``taken``."""
+    table = scores.stack().rename("share").reset_index()
+    taken = {(step.optimizer, step.step_size, slope) for slope, step in steps.items()}
+    each = table[["optimizer", "step size", "backward slope"]].itertuples(index=False, name=None)
+    return table.assign(taken=[row in taken for row in each])
 
 
 # -------------------------------------------------------------------------------------------------------- tables
@@ -234,18 +226,50 @@ def table(found: xr.Dataset) -> pd.DataFrame:
     for part, chosen in {"all": layers, **{layer: [layer] for layer in layers}}.items():
         own = {name: values.sel(layer=chosen) for name, values in measures.items()}
         until = found["until"].sel(layer=chosen).transpose("slope", ...).values
-        parts[part] = tabulated(own, "slope", medians)
-        parts[part]["steps"] = [_median(u[~np.isnan(u)]) for u in until]
-        parts[part]["steps if reached"] = [_median(u[np.isfinite(u)]) for u in until]
-        parts[part]["networks"] = found.sizes["seed"]
-        parts[part]["units"] = int(alive.sel(layer=chosen).sum())
+        parts[part] = tabulated(own, "slope", medians).assign(
+            steps=[_median(u[~np.isnan(u)]) for u in until],
+            **{"steps if reached": [_median(u[np.isfinite(u)]) for u in until]},
+            networks=found.sizes["seed"],
+            units=int(alive.sel(layer=chosen).sum()),
+        )
     return pd.concat(parts, names=["layer"])
+
+
+def progress(found: xr.Dataset) -> pd.DataFrame:
+    """``share`` of a unit's highest known value that is reached so far, by layer, slope and step.
+
+    Mean over networks, starts and living units.
+    """
+    highest = found["maximum"].max(("slope", "start"))
+    share = (found["curve"] / highest.where(highest > 0)).mean(("seed", "start", "unit"))
+    return share.rename("share").to_dataframe()
+
+
+def best_in_box(weights: np.ndarray, biases: np.ndarray, bound: float, length: int) -> np.ndarray:
+    """Exact maximum of each first-layer unit's mean output over all signals within ±bound, (unit,).
+
+    ``weights`` are (unit, kernel), ``biases`` (unit,). A rectified weighted sum is convex, unlike deeper layers, so the
+    maximum lies in a corner of the box, and along the signal only the last ``kernel - 1`` samples matter for the rest.
+    """
+    kernel = weights.shape[1]
+    half = kernel // 2
+    reached = {(0.0,) * (kernel - 1): np.zeros(len(weights))}  # zeros stand where the signal is padded
+    for entering in range(length + half):
+        further: dict[tuple[float, ...], np.ndarray] = {}
+        for past, total in reached.items():
+            for sample in (-bound, bound) if entering < length else (0.0,):
+                seen = (*past, sample)
+                output = np.maximum(weights @ np.array(seen) + biases, 0) if entering >= half else 0.0
+                known = further.get(seen[1:], -np.inf)
+                further[seen[1:]] = np.maximum(known, total + output)
+        reached = further
+    return np.max(list(reached.values()), axis=0) / length
 
 
 def _optimum(network: Network, bound: float, length: int) -> np.ndarray:
     """Exact maximum of each first-layer unit in the box, (unit,)."""
     weights, biases = (a[0].double().numpy() for a in (network.trunk.weights, network.trunk.biases))
-    return slopes.best_in_box(weights[:, 0], biases, bound, length)
+    return best_in_box(weights[:, 0], biases, bound, length)
 
 
 def against_optimum(networks: list[Network], found: xr.Dataset, bound: float) -> pd.DataFrame:
@@ -258,9 +282,9 @@ def against_optimum(networks: list[Network], found: xr.Dataset, bound: float) ->
     share = found["maximum"].isel(layer=0) / optimum.where(optimum > 0)
     solved = (share >= 0.99).where(share.notnull())
     measures = {"share": share.mean("start"), "solved": solved.mean("start"), "solved, best start": solved.max("start")}
-    found = tabulated(measures, "slope")
-    found.insert(0, "highest share", [float(share.sel(slope=slope).max()) for slope in found.index])
-    return found
+    reached = tabulated(measures, "slope")
+    reached.insert(0, "highest share", share.max(("seed", "start", "unit")).values)
+    return reached
 
 
 def white_optima(networks: list[Network], bound: float, length: int) -> np.ndarray:
@@ -274,16 +298,6 @@ def white_optima(networks: list[Network], bound: float, length: int) -> np.ndarr
     return np.array(shares)
 
 
-def bounds_and_height(found: xr.Dataset) -> xr.DataArray:
-    """Rank correlation, over the ascents of one unit, of the maximum reached and the share of samples at the bounds.
-
-    (seed, layer, unit); NaN where either is the same for all ascents.
-    """
-    stacked = found[["maximum", "at_bounds"]].stack(ascent=("slope", "start")).transpose(..., "ascent")
-    ranks = [rankdata(stacked[name].values, axis=-1) for name in ("maximum", "at_bounds")]
-    return stacked["maximum"].isel(ascent=0, drop=True).copy(data=correlation(*ranks))
-
-
 def over_plain(found: xr.Dataset, name: str, slope: float) -> Difference:
     """What this slope's signals have more of a measure (``at_bounds``, ``one_sided``) than those of plain ascent.
 
@@ -294,21 +308,20 @@ def over_plain(found: xr.Dataset, name: str, slope: float) -> Difference:
     return paired(*both.reshape(*both.shape[:2], -1))
 
 
-def height_table(height: xr.DataArray) -> pd.DataFrame:
-    """Mean of :func:`bounds_and_height` per layer, and over "all", with its interval: ``correlation``, its ends."""
+def bounds_and_height(found: xr.Dataset) -> pd.DataFrame:
+    """Do higher ascents have more samples at the bounds? ``correlation`` per layer and over "all", with its interval.
+
+    The mean over units of the rank correlation, over the ascents of one unit, of the maximum reached and the share of
+    samples at the bounds; units for which either is the same in all ascents are left out.
+    """
+    stacked = found[["maximum", "at_bounds"]].stack(ascent=("slope", "start")).transpose(..., "ascent")
+    ranks = [rankdata(stacked[name].values, axis=-1) for name in ("maximum", "at_bounds")]
+    height = stacked["maximum"].isel(ascent=0, drop=True).copy(data=correlation(*ranks))
     every = height.rename(layer="layers").expand_dims(layer=["all"])
     return pd.concat([tabulated({"correlation": of}, "layer") for of in (height, every)])
 
 
 # ----------------------------------------------------------------------------------------------- trained with slopes
-
-
-def fit(
-    few: Windows, model: ModelSettings, training: TrainingSettings, seed: int, slope: float, device: str | None = None
-) -> tuple[SFHF, dict]:
-    """A network trained with ``slope`` backward (None: plainly), and what :func:`supervised.fit_best` notes of it."""
-    network = supervised.new_model(few, model, seed).to(torch_device(device))
-    return network, supervised.fit_best(network, few, training, seed, around=lambda: slopes.sloped(slope))
 
 
 @kept("slope_training", apart=("device",))
@@ -323,13 +336,14 @@ def outcome(
     device: str | None = None,
 ) -> dict[str, float]:
     """F1 on both other splits, and the share ``dead`` of the trunk's units that answer no training window at all."""
-    network, found = fit(few, model, training, seed, slope, device)
+    network = supervised.new_model(few, model, seed).to(torch_device(device))
+    found = supervised.fit_best(network, few, training, seed, around=lambda: slopes.sloped(slope))
     best = int(np.nanargmax(found["val_f1"]))
     units = unit_statistics.collect(folded_trunk(network), few.train.segments, torch_device(device))
     return {name: found[name][best] for name in ("val_f1", "test_f1")} | {"dead": float(units["dead"].mean())}
 
 
-def _outcomes(cfg: Settings, few: Windows, jobs: Sequence[tuple[str, float, float, int]]) -> pd.DataFrame:
+def _outcomes(cfg: Settings, few: Windows, jobs: Iterable[tuple[str, float, float, int]]) -> pd.DataFrame:
     """Outcomes of (kind, slope, rate, seed); rectifiers are caught thread by thread."""
 
     def one(job: tuple[str, float, float, int]) -> dict[str, float]:
@@ -338,34 +352,32 @@ def _outcomes(cfg: Settings, few: Windows, jobs: Sequence[tuple[str, float, floa
         training = TrainingSettings(seeds=(), epochs=cfg.slopes.epochs, learning_rate=rate)
         return outcome(few, model, training, seed, slope, device=cfg.device)
 
+    jobs = list(jobs)
     found = side_by_side(cfg, one, jobs, "training with slopes")
     return pd.DataFrame(found, pd.MultiIndex.from_tuples(jobs, names=["kind", "slope", "rate", "seed"]))
 
 
-def choose_rates(cfg: Settings, few: Windows, seeds: Sequence[int]) -> dict[tuple[str, float], float]:
-    """For each kind and slope the learning rate with the best mean validation F1 on ``seeds``; one needs no choice."""
-    rates = cfg.slopes.rates
-    cases = [(kind, slope) for kind in KINDS for slope in cfg.slopes.trained]
-    if len(rates) == 1:
-        return dict.fromkeys(cases, rates[0])
-    tried = _outcomes(cfg, few, [(*case, rate, seed) for case in cases for rate in rates for seed in seeds])
-    scores = tried["val_f1"].groupby(level=["kind", "slope", "rate"]).mean().unstack("rate")
-    return {case: float(scores.loc[case].idxmax()) for case in cases}
+def outcomes(cfg: Settings, few: Windows, choosing: Sequence[int]) -> pd.DataFrame:
+    """F1 and dead units by kind, slope and seed, each at the learning ``rate`` of its kind and slope.
 
-
-def outcomes(cfg: Settings, few: Windows, rates: Mapping[tuple[str, float], float]) -> pd.DataFrame:
-    """F1 and dead units by kind, slope and seed, each at the rate of its kind and slope."""
-    jobs = [(*case, rate, seed) for case, rate in rates.items() for seed in cfg.slopes.seeds]
+    That is the one with the best mean validation F1 on the seeds ``choosing``; a single one needs no choice.
+    """
+    cases, rates = list(product(KINDS, cfg.slopes.trained)), cfg.slopes.rates
+    best = dict.fromkeys(cases, rates[0])
+    if len(rates) > 1:
+        tried = _outcomes(cfg, few, ((*case, rate, seed) for case in cases for rate in rates for seed in choosing))
+        best = tried["val_f1"].groupby(level=["kind", "slope", "rate"]).mean().unstack("rate").idxmax(axis=1)
+    jobs = ((*case, float(best[case]), seed) for case in cases for seed in cfg.slopes.seeds)
     return _outcomes(cfg, few, jobs).reset_index("rate")
 
 
-def compare(table: pd.DataFrame) -> pd.DataFrame:
+def compare(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Each slope against plain training (the smallest slope), paired by seed, with intervals over the seeds."""
-    measures = table[["test_f1", "dead"]].sort_index()
+    measures = outcomes[["test_f1", "dead"]].sort_index()
     differences = measures - measures.groupby(["kind", "seed"]).transform("first")
     rows = {}
     for of, own in measures.groupby(["kind", "slope"]):
-        rows[of] = {"rate": table.loc[of, "rate"].iloc[0]}
+        rows[of] = {"rate": outcomes.loc[of, "rate"].iloc[0]}
         for name in measures:
             rows[of] |= {name: own[name].mean()} | with_interval(f"{name} difference", differences.loc[of, name])
         rows[of]["networks"] = len(own)
