@@ -15,9 +15,11 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
+import pandas as pd
 import scipy.signal
 import torch
 import xarray as xr
@@ -374,6 +376,27 @@ def climbing_rows(
 def recorded_steps(n_steps: int, n: int = 60) -> list[int]:
     """Steps whose history is kept: 0, the last one, and about ``n`` between them, evenly spaced in log time."""
     return sorted({0, n_steps, *np.unique(np.geomspace(1, max(n_steps, 1), n).astype(int)).tolist()})
+
+
+def lowpass_failures(
+    trunk: Trunk,
+    th_eap: xr.DataArray,
+    cutoffs_hz: Sequence[float],
+    settings: MaximizationSettings,
+    limit_g: float,
+    device: torch.device | str = "cpu",
+) -> pd.DataFrame:
+    """Share of units whose signal ends beyond ``limit_g`` under the low-pass method, a row for each layer and cut-off.
+
+    ``th_eap`` is (layer, unit). At most 1,000 steps are taken.
+    """
+    rows, about = [], {"methods": ["lowpass"], "device": device}
+    for layer, hz in product(trunk.layers, cutoffs_hz):
+        changed = replace(settings, lowpass_hz=hz, n_steps=min(1000, settings.n_steps))
+        found = maximize(trunk, layer, th_eap.sel(layer=layer).values, settings=changed, **about)
+        share = float((found["amplitude_g"].isel(step=-1) > limit_g).mean())
+        rows.append({"layer": layer, "cut-off [Hz]": hz, f"share of units beyond {limit_g:g} G": share})
+    return pd.DataFrame(rows)
 
 
 @kept("signals", apart=("device",))
