@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from harvis_utils.fast import ascent
 from harvis_utils.fast.gradients import TERMS
-from harvis_utils.maximization import coordinates, paper_methods, transforms, unit_statistics
+from harvis_utils.maximization import coordinates, paper_methods, unit_statistics
 from harvis_utils.maximization.ascent import climb
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import signal_measures
-from harvis_utils.networks import backward, taps, trunks
+from harvis_utils.networks import taps, trunks
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.settings import PRESETS, MaximizationSettings, ModelSettings, Step
 
@@ -134,7 +134,7 @@ def test_a_unit_that_mixes_axes_climbs_as_in_a_plain_loop(preset):
 
 
 def test_rows_of_any_network_stop_when_nothing_can_move_them():
-    about = WINDOWS | {"preset": Step("adam", 0.3, 0.9), "chunk": 20}
+    about = WINDOWS | {"preset": Step("adam", 0.3, 0.9)}
     made = [
         paper_methods.maximize(
             Mixing(), "second", np.full(4, 0.2), settings=MaximizationSettings(n_steps=200, tolerance_g=of), **about
@@ -169,10 +169,6 @@ def test_several_threads_climb_what_one_climbs(monkeypatch):
     network.memory = torch.ones(3, requires_grad=True) * 2  # which cannot be copied
     one = paper_methods.maximize(network, "second", th, workers=3, **about)
     assert one.identical(alone)
-    naive_rows = paper_methods.climbing_rows([paper_methods.METHODS["naive"]], [0], np.ones(1), WEIGHTS)
-    begin, how = torch.zeros(1, 1, LENGTH), {"n_steps": 1, "transforms": [transforms.shift(1)]}
-    with pytest.raises(ValueError, match="there can be only one network"):
-        climb([torch.relu] * 2, naive_rows, begin, about["preset"], **how)
 
 
 def test_a_place_that_sees_single_axes_climbs_as_its_trunk():
@@ -183,30 +179,6 @@ def test_a_place_that_sees_single_axes_climbs_as_its_trunk():
     alone = paper_methods.maximize(trunk, "conv2", th, **about)
     assert whole.sizes == alone.sizes and whole["steps"].equals(alone["steps"])
     assert all(np.allclose(whole[name], alone[name], atol=1e-4) for name in alone.data_vars)
-
-
-def test_starts_transforms_coordinates_and_rules_are_arguments():
-    network, start = Mixing(), 0.3 * np.random.default_rng(0).normal(size=(2, 1, 1, N_AXES, LENGTH))
-    about = steps(15, methods=["naive"], start=start)
-    plain, *others = (
-        paper_methods.maximize(network, "second", np.ones(4), **about, **aids)
-        for aids in (
-            {},
-            {"transforms": [transforms.shift(3)]},
-            {"coordinates": coordinates.in_frequency(LENGTH, 2.0)},
-            {"after": lambda x: x.clamp(-0.5, 0.5)},
-        )
-    )
-    assert dict(plain["signal"].sizes) == {"start": 2, "technique": 1, "unit": 4, "axis": N_AXES, "time": LENGTH}
-    assert not any(np.allclose(plain["signal"], other["signal"]) for other in others)
-    assert np.abs(others[1]["signal"]).max() <= 2 and np.abs(others[2]["signal"]).max() <= 0.5
-    network = nn.Sequential(nn.Conv1d(N_AXES, 1, 1), nn.ReLU())
-    network[0].bias.data.fill_(-3.0)
-    closed, leaking = (
-        paper_methods.maximize(network, "1", np.ones(1), **about, rule=rule)["signal"]
-        for rule in (None, backward.sloped(0.1))
-    )
-    assert np.allclose(closed[:, 0, 0], start[:, 0, 0]) and not np.allclose(leaking, closed)
 
 
 class Placed(nn.Module):
