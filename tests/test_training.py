@@ -143,11 +143,6 @@ def test_the_first_of_the_best_epochs_is_kept(tiny_windows, monkeypatch):
     assert all(torch.equal(v, seen[-1][k]) for k, v in last.items())
 
 
-def test_best_epoch_of_a_real_history(trained):
-    history = trained[0].history["val_f1"].tolist()
-    assert trained[0].best_epoch == history.index(max(history))
-
-
 # --------------------------------------------------------------------------------------------- the same means
 
 
@@ -156,13 +151,7 @@ def test_the_same_seed_gives_bit_equal_networks(trained, tiny_windows):
     assert_same(supervised.train(tiny(), tiny_windows, 0), trained[0])
 
 
-def test_another_seed_gives_another_network(trained, tiny_windows):
-    (first, second) = supervised.networks(tiny(seeds=(0, 1), epochs=1), tiny_windows)
-    assert (first.seed, second.seed) == (0, 1) and first.key != second.key
-    assert not torch.equal(first.model.conv1.weight, second.model.conv1.weight)
-
-
-@pytest.mark.parametrize("epoch", range(EPOCHS))
+@pytest.mark.parametrize("epoch", [0, 1, EPOCHS - 1])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(epoch, trained, tiny_windows, monkeypatch):
     with monkeypatch.context() as patched:
         interrupt(patched, "_epoch", epoch)

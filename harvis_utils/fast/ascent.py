@@ -1,7 +1,7 @@
 """Gradient ascent on many signals at once: what :mod:`harvis_utils.maximization.paper_methods` says, computed fast.
 
 A row is one signal, of one unit and one method. Rows never mix, so a batch gives what single runs give;
-``tests/test_engine.py`` holds the readable loop that it must equal. Four ideas make it fast, none costs accuracy:
+``tests/made_trunks.py`` holds the readable loop that it must equal. Four ideas make it fast, none costs accuracy:
 
 * Only what is needed: the network stops at the layer, and of that layer each row computes its own unit alone.
 * The gradient is written out (:mod:`harvis_utils.fast.gradients`), which spares autograd's bookkeeping.

@@ -15,9 +15,11 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
+import pandas as pd
 import scipy.signal
 import torch
 import xarray as xr
@@ -222,7 +224,6 @@ def maximize(
     dtype: torch.dtype = torch.float32,
     block_bytes: int | None = None,
     workers: int | None = None,
-    **aids,
 ) -> xr.Dataset:
     """Signals that excite units of ``layer`` most, all methods, units and starts in one batch.
 
@@ -240,10 +241,10 @@ def maximize(
     layers, methods, units, presets and optimizers raise ``ValueError`` listing the valid ones.
 
     A trunk is climbed by :mod:`harvis_utils.fast.ascent`: in ``workers`` shares at once, by default one on each of
-    torch's threads; ``block_bytes`` bounds the memory of each. Everything else, a trunk with a ``scale``, with ``aids``
-    (arguments of :func:`harvis_utils.maximization.ascent.climb`) or not ``fast`` too, is climbed by that; without aids
-    on a CPU, where it takes long (:data:`SHARED`), in as many shares, by copies of the network. Signals are computed in
-    ``device`` and ``dtype``, what a module computes where it is and in its own precision.
+    torch's threads; ``block_bytes`` bounds the memory of each. Everything else, a trunk with a ``scale`` or not
+    ``fast`` too, is climbed by :func:`harvis_utils.maximization.ascent.climb`; on a CPU, where it takes long
+    (:data:`SHARED`), in as many shares, by copies of the network. Signals are computed in ``device`` and ``dtype``,
+    what a module computes where it is and in its own precision.
     """
     settings = settings or MaximizationSettings()
     if isinstance(network, Trunk):
@@ -278,17 +279,10 @@ def maximize(
             with lock:
                 bar.update(n)
 
-        how = {
-            "n_steps": settings.n_steps,
-            "record": record,
-            "tolerance_g": settings.tolerance_g,
-            "th_aap_g": settings.th_aap_g,
-            "lowpass": lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, rate_hz)
-            if filters
-            else None,
-            "tick": tick,
-        }
-        if isinstance(network, Trunk) and fast and scale is None and not aids:
+        filtering = (length, settings.lowpass_hz, settings.lowpass_order, rate_hz)
+        how = {"n_steps": settings.n_steps, "record": record, "tolerance_g": settings.tolerance_g, "tick": tick}
+        how |= {"th_aap_g": settings.th_aap_g, "lowpass": lowpass_matrix(*filtering) if filters else None}
+        if isinstance(network, Trunk) and fast and scale is None:
             workers = workers or (torch.get_num_threads() if torch.device(device).type == "cpu" else 1)
             how |= {"device": device, "dtype": dtype, "block_bytes": block_bytes, "workers": workers}
             found = ascent.climb(network, layer, rows, x, preset, **how)
@@ -297,10 +291,10 @@ def maximize(
             evaluating = nullcontext() if isinstance(network, Trunk) else taps.evaluating(network)
             with evaluating, ascent.exact_products(begin.device):
                 n_copies = 0
-                if begin.device.type == "cpu" and not aids and len(rows) * settings.n_steps >= SHARED:
+                if begin.device.type == "cpu" and len(rows) * settings.n_steps >= SHARED:
                     n_copies = (workers or torch.get_num_threads()) - 1
                 others = [target_of(of, layer, n_axes, length, scale, at) for of in _copies(network, n_copies)]
-                found = climb([of.maps for of in (target, *others)], rows, begin, preset, **how, **aids)
+                found = climb([of.maps for of in (target, *others)], rows, begin, preset, **how)
     signal, outputs = found.signal, found.map
     if scale is not None:
         signal = target.scale.windows(torch.as_tensor(signal)).numpy()
@@ -374,6 +368,27 @@ def climbing_rows(
 def recorded_steps(n_steps: int, n: int = 60) -> list[int]:
     """Steps whose history is kept: 0, the last one, and about ``n`` between them, evenly spaced in log time."""
     return sorted({0, n_steps, *np.unique(np.geomspace(1, max(n_steps, 1), n).astype(int)).tolist()})
+
+
+def lowpass_failures(
+    trunk: Trunk,
+    th_eap: xr.DataArray,
+    cutoffs_hz: Sequence[float],
+    settings: MaximizationSettings,
+    limit_g: float,
+    device: torch.device | str = "cpu",
+) -> pd.DataFrame:
+    """Share of units whose signal ends beyond ``limit_g`` under the low-pass method, a row for each layer and cut-off.
+
+    ``th_eap`` is (layer, unit). At most 1,000 steps are taken.
+    """
+    rows, about = [], {"methods": ["lowpass"], "device": device}
+    for layer, hz in product(trunk.layers, cutoffs_hz):
+        changed = replace(settings, lowpass_hz=hz, n_steps=min(1000, settings.n_steps))
+        found = maximize(trunk, layer, th_eap.sel(layer=layer).values, settings=changed, **about)
+        share = float((found["amplitude_g"].isel(step=-1) > limit_g).mean())
+        rows.append({"layer": layer, "cut-off [Hz]": hz, f"share of units beyond {limit_g:g} G": share})
+    return pd.DataFrame(rows)
 
 
 @kept("signals", apart=("device",))

@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from harvis_utils.networks import backward
 from harvis_utils.networks.layouts import Groups
+from harvis_utils.networks.local import NORMS
 
-NORMS = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm")
 _PASSING = ("dropout", "dropout1d", "dropout2d", "feature_dropout", "alpha_dropout", "contiguous", "clone")
 _PASSING = (*_PASSING, "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d")
 _MOVING = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis")

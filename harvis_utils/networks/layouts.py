@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from harvis_utils.networks.local import Local
 from harvis_utils.settings import HarvisError
 
 
@@ -37,9 +39,8 @@ N_WINDOWS, N_TIMES, N_AVERAGED = 3, 16, 6
 #: Choice: how many standard deviations of a random order a dimension follows time by, to be that of time; from how many
 #: samples on a random order can tell; and how many and which correlation are enough where one dimension alone is left
 CLEAR, N_CLEAR, LIKELY, ENOUGH = 4.0, 6, 2.0, 0.4
-#: Choice: a dimension turns with time where that leaves less than this share of the difference that turning makes; of
-#: two that follow time one alone does, where its correlation is so many times that of the other
-TURNED, FAR = 0.5, 1.5
+#: Choice: of two that follow time one alone does, where its correlation is so many times that of the other
+FAR = 1.5
 #: changes below this share of an output's largest value are rounding errors
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -121,12 +122,6 @@ def declared(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
         return declared(module.layers[0])
     return None
-
-
-#: kinds of modules whose output has the dimensions of their input, but for that of the units
-HANDING_ON = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.MultiheadAttention, nn.GroupNorm)
-HANDING_ON = (*HANDING_ON, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-HANDING_ON = (*HANDING_ON, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
 # ------------------------------------------------------------------------------------------------ found by watching
@@ -257,13 +252,15 @@ class Watched:
         self.answer, self.windows = answer, windows
         self.base, self.other = made_windows(example, N_AVERAGED), made_windows(example, N_AVERAGED, seed=1)
 
-    def touched(self, parts: Sequence[tuple]) -> Tensor:
-        """Which entries see each part of a window: (part, ...), found by what NaN reaches, else by other values."""
+    def touched(self, parts: Sequence[tuple], mode: AbstractContextManager | None = None) -> Tensor:
+        """Which entries see each part of a window, where nothing but what a ``mode`` allows carries it to all others:
+        (part, ...), found by what NaN reaches, else by other values."""
         x = self.base[:1].repeat(len(parts), 1, 1)
         for row, part in enumerate(parts):
             x[row][part] = torch.nan
         try:
-            reached = self.windows.apart(self.answer(x), len(x)).isnan()
+            with mode or Local(summaries=False):
+                reached = self.windows.apart(self.answer(x), len(x)).isnan()
         except Exception:  # a network may refuse such windows in whatever way
             reached = torch.zeros(1, dtype=torch.bool)
         return reached if reached.any() else self.sizes(parts) > 0
@@ -279,19 +276,6 @@ class Watched:
             found.append(torch.where(differs(out[:-1], out[-1:]), (out[:-1] - out[-1:]).abs().float(), 0.0))
         return torch.stack(found).mean(0)
 
-    def turns(self, of: int, dim: int, size: int) -> bool:
-        """Whether dimension ``dim`` of the output, of this ``size``, turns round as dimension ``of`` of windows does.
-
-        Layers with the same weights at all times do that, but for what lies at the windows' ends.
-        """
-        length = self.base.shape[of]
-        step = max(round(length / size), 1)
-        by = max(length // (3 * step), 1) * step
-        both = self.base, self.base.roll(by, of)
-        before, after = (self.windows.apart(self.answer(x), len(x)).float() for x in both)
-        moved = min(float((after - before.roll(shift, dim + 1)).norm()) for shift in {by // step, by})
-        return moved < TURNED * float((after - before).norm())
-
 
 def times(length: int, n: int = N_TIMES) -> list[int]:
     """At most ``n`` samples of a window, spread evenly from the first to the last."""
@@ -304,10 +288,9 @@ def _along(values: Tensor, dim: int) -> Tensor:
     return flat.any(2) if values.dtype == torch.bool else flat.mean(2)
 
 
-def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, given: Answer | None = None) -> str:
+def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None) -> str:
     """The layout of a layer's output by watching what moves it; ``unit`` is what :func:`declared` says of the layer.
 
-    ``given`` is what it gets, for a kind of layer that hands on all dimensions but its units' (:data:`HANDING_ON`).
     Raises ``ValueError`` that says what was seen and what to declare where roles are missing or stand against the
     declaration.
     """
@@ -331,13 +314,6 @@ def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, 
     if left:
         alone = len(left) == 1 and "unit" in roles.values()
         moving = _moving(Watched(answer, windows, example), {i: sizes[i] for i in open_dims}, left if alone else [])
-        unclear = [i for i in left if not any(i in of for of in moving.values())]
-        if unclear and given is not None:
-            # what moves a dimension of the input, in the same place, moves that of the output
-            before = tuple(given(made_windows(example, N_WINDOWS)).shape)
-            own_before = {i: before[own[i]] for i in unclear if len(before) == len(shape) and own[i] != windows.dim}
-            told = _moving(Watched(given, windows, example), own_before, unclear if alone else [])
-            moving = {role: dims or told[role] for role, dims in moving.items()}
         for role, dims in moving.items():
             # channels that each see one axis, as those of a depthwise convolution, are units by their declaration
             dims = [i for i in dims if not (role == "axis" and roles.get(i) == "unit")]
@@ -365,29 +341,28 @@ def found(answer: Answer, example: Tensor, unit: tuple[int, int] | None = None, 
 def _moving(watched: Watched, sizes: dict[int, int], alone: Sequence[int]) -> dict[str, list[int]]:
     """Which dimensions, out of those with their sizes, follow time and which the sensor axes.
 
-    What single samples reach decides; where it is everything, how far they change it does. ``alone`` are dimensions
-    that can only be one or the other.
+    What single samples and axes reach decides; where that is everything, how far they change it. ``alone`` are
+    dimensions that can only be one or the other.
     """
-    if watched.base.ndim != 3:  # points instead of windows, without time
-        return {"time": [], "axis": []}
-    n_axes, length = watched.base.shape[1:]
-    parts = {"time": [(slice(None), t) for t in times(length)], "axis": [(a, slice(None)) for a in range(n_axes)]}
-    parts = {role: of for role, of in parts.items() if len(of) > 1}
     moving: dict[str, list[int]] = {"time": [], "axis": []}
-    for role, of in parts.items():
-        touched = watched.touched(of)
+    if watched.base.ndim != 3:  # points instead of windows, without time
+        return moving
+    n_axes, length = watched.base.shape[1:]
+    samples, axes = [(slice(None), t) for t in times(length)], [(a, slice(None)) for a in range(n_axes)]
+    for role, parts in (("time", samples), ("axis", axes)):
+        if len(parts) < 2:
+            continue
+        touched = watched.touched(parts)
         # padding adds a few axes; a longer dimension holds something else, as times and axes in turn
         fits = [i for i, n in sizes.items() if role == "time" or n < 2 * n_axes]
         moving[role] = [i for i in fits if _moves(_along(touched, i))]
-    for role, of in [(role, of) for role, of in parts.items() if not moving[role]]:
-        change, near = watched.sizes(of), {}
+    for role, parts in (("time", samples), ("axis", axes)):
+        if moving[role] or len(parts) < 2:
+            continue
+        change, near = watched.sizes(parts), {}
         for i in (i for i in sizes if not any(i in dims for dims in moving.values())):
             by = _along(change, i)
-            if role == "time":
-                near[i] = _in_time(by, i in alone, length) or float(watched.turns(2, i, sizes[i]))
-            elif sizes[i] == n_axes:
-                near[i] = float(_own_axis(by, i in alone) or watched.turns(1, i, n_axes))
-        # units of both directions of a recurrent layer follow time too, but by far not as times do
+            near[i] = _in_time(by, i in alone, length) if role == "time" else float(_own_axis(by))
         moving[role] = [i for i, of_it in near.items() if of_it > max(near.values()) / FAR]
     return moving
 
@@ -400,13 +375,10 @@ def _in_time(change: Tensor, alone: bool, length: int) -> float:
     return correlation if enough or (clear > CLEAR and change.shape[1] >= N_CLEAR) else 0.0
 
 
-def _own_axis(change: Tensor, alone: bool) -> bool:
+def _own_axis(change: Tensor) -> bool:
     n, inside = len(change), torch.eye(len(change), dtype=torch.bool)
-    clear, _ = _followed(change, inside)
     scaled = change / change.mean(0).clamp(min=1e-30)
-    first = (scaled.argmax(1) == torch.arange(n)).all() and (scaled.argmax(0) == torch.arange(n)).all()
-    apart_by = scaled[inside].min() > (1.5 if n > 2 else 4) * scaled[~inside].max()
-    return (clear > CLEAR and n >= N_CLEAR) or bool(first and apart_by and (alone or n > 3))
+    return n > 3 and change.shape[1] == n and bool(scaled[inside].min() > 1.5 * scaled[~inside].max())
 
 
 def _folded(answer: Answer, windows: Windows, example: Tensor, dim: int, roles: dict[int, str], sizes) -> bool:

@@ -261,18 +261,16 @@ def _takes(network: nn.Module, x: Tensor, layout: str) -> bool:
     return True
 
 
-def answer_of(
-    network: nn.Module, tap: Tap, part: int | None = None, given: bool = False
-) -> Callable[[Tensor], Tensor | list[Tensor]]:
-    """What a module gives for windows, or what it is ``given``, as it is: one tensor of that, or all."""
+def answer_of(network: nn.Module, tap: Tap, part: int | None = None) -> Callable[[Tensor], Tensor | list[Tensor]]:
+    """What a module gives for windows, as it is: one tensor of that, or all."""
 
     def answer(x: Tensor):
         calls = []
 
-        def met(module, args, kwargs, output) -> None:
-            calls.append([tensor.clone() for tensor in tensors_of([args, kwargs] if given else output)])
+        def met(module, args, output) -> None:
+            calls.append([tensor.clone() for tensor in tensors_of(output)])
 
-        with network.get_submodule(tap.module).register_forward_hook(met, with_kwargs=True):
+        with network.get_submodule(tap.module).register_forward_hook(met):
             run(network, x)
         out = calls[which_call(tap, len(calls))]
         return out if part is None else out[part]
@@ -319,7 +317,6 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
     every = answer_of(network, tap)(windows)
     if not every:
         raise PlaceError("it returns no tensor (window, unit, ...) of floating type")
-    given = answer_of(network, tap, 0, given=True) if isinstance(module, layouts.HANDING_ON) else None
     faults: list[PlaceError] = []
     # of layers that are known the first one counts: recurrent ones give their last states too, attention its weights
     for part in range(tap.part, tap.part + 1 if layouts.declared(module) else len(every)):
@@ -327,7 +324,7 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
         try:
             layout = None
             if tap.layout is None or len(every) > 1:
-                layout = layouts.found(answer, example, layouts.declared(module), given)
+                layout = layouts.found(answer, example, layouts.declared(module))
             if tap.layout in (None, layout):
                 break
         except layouts.UnsteadyError:

@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from harvis_utils.networks import layouts
-from harvis_utils.networks.following import NORMS
 from harvis_utils.networks.layouts import PlaceError
-from harvis_utils.networks.places import Tap, answer_of, as_windows, located, run, sizes_of, tensors_of, watching
+from harvis_utils.networks.local import Local
+from harvis_utils.networks.places import Tap, answer_of, as_windows, located, sizes_of, watching
 
 #: changed windows pushed through a network at once
 CHUNK = 64
-
-
-#: functions that sum up windows: those of gates (squeeze and excitation) and of networks that standardize windows
-_SUMMARIES = ("mean", "std", "var", "amax", "amin", "max", "min", "sum", "norm", "softmax")
-_SUMMARIES = (*_SUMMARIES, *(f"adaptive_{of}_pool{n}d" for of in ("avg", "max") for n in (1, 2)))
-
-
-class _Local(TorchFunctionMode):
-    """While the block runs, norms do nothing, so that they do not carry what happens at one time to all others.
-
-    Without ``summaries`` what sums up whole windows does not carry it either; ``met`` says whether anything did.
-    """
-
-    def __init__(self, summaries: bool):
-        super().__init__()
-        self.summaries, self.met = summaries, False
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if name in (*NORMS, "normalize"):
-            return args[0] if args else kwargs["input"]
-        out = func(*args, **kwargs)
-        first = out[0] if isinstance(out, tuple) else out
-        if name not in _SUMMARIES or not isinstance(first, Tensor) or not first.isnan().all():
-            return out
-        self.met = True
-        if self.summaries:
-            return out
-        return func(*(one.nan_to_num() if isinstance(one, Tensor) else one for one in args), **kwargs)
 
 
 def positions(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) -> np.ndarray:
     """The sample of the window that each sample of a layer's maps is about, (map sample,), as floats.
 
     It is the centre of what the map's sample sees: without padding the first one is not 0. Where the window's end cuts
-    that, the other samples tell. A layer that sees the whole window everywhere (recurrent, attention) is about the
-    samples of what it gets. Raises ``ValueError`` where that cannot be told.
+    that, the other samples tell. Steps of a recurrent layer and places of attention are about what they get
+    (:class:`harvis_utils.networks.local.Local`). Raises ``ValueError`` where that cannot be told.
     """
     tap = located(network, layer, example)
     with watching(network) as watched:
@@ -66,25 +36,22 @@ def positions(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor
         seeing = layouts.Watched(maps, layouts.Windows(0), x)
         parts = [(slice(None), t) for t in range(length)]
         for summaries in (True, False):
-            with _Local(summaries) as mode:
-                touched = [seeing.touched(parts[i : i + CHUNK]).flatten(1, 2).any(1) for i in range(0, length, CHUNK)]
-            sees = torch.cat(touched).T.numpy()
+            mode = Local(summaries)
+            each = [seeing.touched(parts[i : i + CHUNK], mode).flatten(1, 2).any(1) for i in range(0, length, CHUNK)]
+            sees = torch.cat(each).T.numpy()
+            if len(sees) == 1:  # all that it sees, the steps before the last one of a recurrent layer too
+                sees = seeing.touched(parts, nullcontext()).flatten(1, 2).any(1).T.numpy()
             found, n = _centres(sees), len(sees)
             if found is not None or not mode.met:
                 break
-        middle = sees.argmax(1) - sees[:, ::-1].argmax(1)
-        if found is None and middle[0] - middle[-1] > length / 2:
-            raise PlaceError(f"{tap.name} runs through the window from its end to its begin; name a layer before it")
-        if found is None and n == length:
-            found = np.arange(n, dtype=float)
-        if found is None:
-            with _Local(summaries=True):
-                earlier = _earlier(watched, tap, x, n)
-            found = next((of for of in map(_centres, reversed(earlier)) if of is not None), None)
+    if found is None and n == length:
+        return np.arange(n, dtype=float)
+    if found is not None and found[0] > found[-1]:
+        raise PlaceError(f"{tap.name} runs through the window from its end to its begin; name a layer before it")
     if found is None:
         raise PlaceError(
-            f"{tap.name} sees the whole window with each of its {n} samples, and no layer before it tells which of the "
-            f"window's {length} samples they are about; name a layer before it"
+            f"{tap.name} sees the whole window with each of its {n} samples, and nothing tells which of the window's "
+            f"{length} samples they are about; name a layer before it"
         )
     return found
 
@@ -119,25 +86,3 @@ def _centres(sees: np.ndarray) -> np.ndarray | None:
         first = (a + b) / 2
     line, own = np.round(first + step * index, 6) + 0.0, (low + high) / 2
     return np.where(inside & (np.abs(own - line) < 0.75), own, line)
-
-
-def _earlier(network: nn.Module, tap: Tap, x: Tensor, n: int) -> list[np.ndarray]:
-    """What layers before a place see that have ``n`` samples as well, in the order in which they ran: (n, sample)."""
-    length, found, before = x.shape[2], [], True
-    changed = layouts.made_windows(x, 1).repeat(length, 1, 1)
-    changed[torch.arange(length), :, torch.arange(length)] = torch.nan
-
-    def met(module: nn.Module, args, output) -> None:
-        nonlocal before
-        before &= module is not network.get_submodule(tap.module)
-        for tensor in tensors_of(output) if before else ():
-            if tensor.shape[0] % length == 0:  # windows first, or with others folded in behind them
-                reached = tensor.isnan().unflatten(0, (length, -1))
-                same = [dim for dim in range(1, reached.ndim) if reached.shape[dim] == n]
-                found.extend(reached.movedim(dim, 1).flatten(2).any(2).T.numpy() for dim in same)
-
-    with ExitStack() as hooks:
-        for module in network.modules():
-            hooks.enter_context(module.register_forward_hook(met))
-        run(network, changed)
-    return found
