@@ -16,28 +16,15 @@ METHODS = (*variants.FREE, *variants.PENALIZED)
 def made(good=(), seed=0):
     """Scores of twelve readings: those in ``good`` meet the paper's facts, the others hardly move."""
     rng = np.random.default_rng(seed)
-    dims = {"seed": SEEDS, "reading": len(GRID), "technique": len(METHODS), "layer": 3, "unit": UNITS}
-    names = tuple(dims)
+    coords = {"reading": LABELS, "technique": list(METHODS), "layer": list(LAYERS)}
+    dims, shape = ("seed", *coords, "unit"), (SEEDS, len(GRID), len(METHODS), 3, UNITS)
 
     def table(fill):
-        return xr.DataArray(
-            fill * rng.uniform(0.9, 1.1, tuple(dims.values())),
-            dims=names,
-            coords={"reading": LABELS, "technique": list(METHODS), "layer": list(LAYERS)},
-        )
+        return xr.DataArray(fill * rng.uniform(0.9, 1.1, shape), coords, dims)
 
-    scores = xr.Dataset(
-        {
-            "s_u": table(0.001),
-            "activation_ratio": table(0.3),
-            "activation_ratio_p95": table(0.4),
-            "peak_amplitude_g": table(0.3),
-            "high_frequency_share": table(0.05),
-            "total_variation_g": table(1.0),
-            "n_frequencies": table(3.0),
-            "shape_match": table(0.95),
-        }
-    )
+    sizes = {"s_u": 0.001, "activation_ratio": 0.3, "activation_ratio_p95": 0.4, "peak_amplitude_g": 0.3}
+    sizes |= {"high_frequency_share": 0.05, "total_variation_g": 1.0, "n_frequencies": 3.0, "shape_match": 0.95}
+    scores = xr.Dataset({name: table(size) for name, size in sizes.items()})
     scores["failed"] = xr.zeros_like(scores["s_u"], dtype=bool)
     scores["dead"] = xr.zeros_like(scores["failed"])
     wanted = {
@@ -48,11 +35,9 @@ def made(good=(), seed=0):
         "L2+TV+EAP+clip": {"activation_ratio": 1.0, "s_u": 0.01},
     }
     for k in good:
-        for method, changes in wanted.items():
-            for name, value in changes.items():
-                scores[name].loc[{"reading": LABELS[k], "technique": method}] *= value / float(
-                    scores[name].sel(reading=LABELS[k], technique=method).mean()
-                )
+        for method, name, value in ((m, *change) for m, changes in wanted.items() for change in changes.items()):
+            where = {"reading": LABELS[k], "technique": method}
+            scores[name].loc[where] *= value / float(scores[name].sel(where).mean())
         scores["failed"].loc[{"reading": LABELS[k], "technique": "lowpass"}] = True
         scores["failed"].loc[{"reading": LABELS[k], "technique": "L2+TV", "unit": 0}] = True
         scores["activation_ratio"].loc[{"reading": LABELS[k], "technique": "L2+TV+EAP", "unit": 1}] = 2.0
