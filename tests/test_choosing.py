@@ -67,6 +67,9 @@ def test_the_reading_that_meets_the_facts_is_found():
     assert table.attrs["winner"] == table.index[0] == LABELS[7]
     assert table["score"].iloc[0] == 1 and table["admissible"].sum() == 1
     assert (table["difference high"].iloc[1:] < 0).all()
+    by_weight = choosing.by_parameter(table).loc["weight: 0.1"]
+    own = table.loc[table["weight"] == 0.1, "score"]
+    assert by_weight.tolist() == [own.mean(), own.min(), own.max()]
 
 
 def test_readings_that_agree_cannot_be_told_apart_and_the_nearest_to_the_paper_wins():
@@ -115,7 +118,7 @@ def test_points_scores_and_draws_equal_plain_loops():
         array[:, 0, 1] = np.nan
     rng = np.random.default_rng(5)
     network, unit = rng.integers(SEEDS, size=SEEDS), rng.integers(UNITS, size=(SEEDS, 3, UNITS))
-    found = facts.points(network, unit)
+    found, standing = facts.points(network, unit), facts.standing(network, unit)
     for r in range(len(GRID)):
         for k, (array, criterion) in enumerate(zip(facts.values, facts.criteria, strict=True)):
             values = [
@@ -127,6 +130,8 @@ def test_points_scores_and_draws_equal_plain_loops():
             values = [v for v in values if not np.isnan(v)]
             expected = np.median(values) if criterion.summary == "median" else np.mean(values)
             assert found[r, k] == pytest.approx(expected)
+            ends = (expected < criterion.low, expected > criterion.high)
+            assert standing[r, k] == ends[1] * 1 - ends[0]
     met = facts.met(network, unit)
     total, drawn = facts.score(met, without="C5"), facts.score(np.stack([met, ~met]), without="C5")
     assert np.array_equal(drawn, [total, facts.score(~met, without="C5")])

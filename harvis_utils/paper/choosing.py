@@ -42,6 +42,9 @@ SOME_FAIL = Criterion(
     0.5,
 )
 
+#: what the paper leaves open, as :func:`table` names it
+OPEN = ("optimizer", "step size", "L2 and TV", "weight", "decay", "periods")
+
 #: Choice: bootstrap draws for differences of scores
 N_DRAWS = 400
 
@@ -80,11 +83,15 @@ class Facts:
             found[known, k] = measure(flat[known], axis=1)
         return found
 
-    def met(self, network=None, unit=None) -> np.ndarray:
-        """Whether each point lies in its fact's range: (reading, fact), False where there is none."""
+    def standing(self, network=None, unit=None) -> np.ndarray:
+        """Where each point lies: -1 below its fact's range, 0 in it, 1 above; (reading, fact), NaN without a point."""
         low, high = (np.array([getattr(criterion, end) for criterion in self.criteria]) for end in ("low", "high"))
         found = self.points(network, unit)
-        return (found >= low) & (found <= high)  # NaN compares as False
+        return np.where(np.isnan(found), np.nan, (found > high) * 1.0 - (found < low))
+
+    def met(self, network=None, unit=None) -> np.ndarray:
+        """Whether each point lies in its fact's range: (reading, fact), False where there is none."""
+        return self.standing(network, unit) == 0
 
     def draws(self, n_units: int, n: int = N_DRAWS) -> np.ndarray:
         """Bootstrap of what is met: (draw, reading, fact). All readings are drawn alike: networks, then units."""
@@ -149,6 +156,16 @@ def table(readings: Sequence[Variant], found: Facts, drawn: np.ndarray) -> pd.Da
     rows.attrs["winner"] = readings[winner(total, alike, readings)].name
     order = sorted(range(len(readings)), key=lambda i: (i != top, -total[i], departures(readings[i])))
     return rows.iloc[order]
+
+
+def by_parameter(rows: pd.DataFrame) -> pd.DataFrame:
+    """Score by the value of each of :data:`OPEN`, over all others: mean, smallest ("low") and largest ("high").
+
+    ``rows`` is what :func:`table` returns.
+    """
+    parts = {name: rows.groupby(name)["score"].agg(["mean", "min", "max"]) for name in OPEN}
+    found = pd.concat(part.rename(index=lambda value, name=name: f"{name}: {value}") for name, part in parts.items())
+    return found.set_axis(["score", "score low", "score high"], axis=1).rename_axis("parameter")
 
 
 def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others: Facts | None = None) -> pd.DataFrame:
