@@ -23,7 +23,6 @@ from harvis_utils.settings import load_settings
 from harvis_utils.store import results
 from harvis_utils.store.files import (
     ArtifactError,
-    read_dataset,
     read_json,
     replacing,
     write_dataset,
@@ -153,25 +152,6 @@ def test_a_missing_or_broken_json_file_is_named(tmp_path):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(ArtifactError, match=r"a\.json is not readable as JSON .* delete it and run its notebook"):
             read_json(tmp_path / "a.json")
-
-
-def test_dataset_round_trip(tmp_path):
-    dataset = xr.Dataset(
-        {
-            "signal": (("layer", "unit", "time"), np.random.default_rng(0).normal(size=(2, 3, 30)).astype(np.float32)),
-            "ssim": (("layer", "unit"), np.array([[0.1, np.nan, 2.0], [1, 2, 3]]), {"units": "G^2"}),
-            "failed": (("layer", "unit"), np.array([[True, False, True], [False, False, True]])),
-        },
-        coords={"layer": ["conv1", "conv2"], "unit": np.arange(3)},
-        attrs={"caveat": "made-up data"},
-    )
-    path = write_dataset(tmp_path / "a.nc", dataset)
-    again = read_dataset(path)
-    xr.testing.assert_identical(again, dataset)
-    assert again["signal"].dtype == np.float32 and again["failed"].dtype == bool
-    assert files(tmp_path) == ["a.nc"]
-    path.unlink()  # read into memory and closed
-    assert float(again["signal"].sum()) == float(dataset["signal"].sum())
 
 
 # ------------------------------------------------------------------------------------------------- provenance

@@ -1,7 +1,9 @@
 """A run of tiny networks: it makes what is missing, reads what is there, and its stages and its report agree."""
 
 import base64
+import copy
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -15,8 +17,9 @@ from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import similarity
-from harvis_utils.paper import report
+from harvis_utils.paper import claims, report
 from harvis_utils.run import Run
+from harvis_utils.settings import load_settings
 from harvis_utils.store.results import around_builds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,16 +118,6 @@ def test_scores_of_the_start_itself_are_those_of_the_sine_control(done):
     assert (literal["inactive_at_start"] == sine["inactive_at_start"]).all()
 
 
-def test_the_report_follows_its_schema_and_counts_its_time(done):
-    results = done.results
-    report.validate(results)
-    assert results["n_seeds"] == 2 and set(results["timings_s"]) >= {"networks", "statistics", "signals", "scores"}
-    assert all(seconds >= 0 for seconds in results["timings_s"].values()) and results["timings_s"]["networks"] > 0
-    assert results["caveat"] == "made-up data" and not results["verified_data"]
-    assert "chosen on validation: batch_norm True" in results["claims"][0]["why"]
-    assert len(results["training"]["macro_f1"]["per_seed"]) == 2
-
-
 def test_what_is_shown_is_what_is_written(run, cfg):
     figure, again = (Figure(figsize=(2, 1), layout="constrained", label="A line goes up") for _ in range(2))
     for of in (figure, again):
@@ -143,3 +136,106 @@ def test_what_is_shown_is_what_is_written(run, cfg):
     written = json.loads((cfg.reports / "found.json").read_text(encoding="utf-8"))
     about = {"dataset": cfg.dataset, "profile": cfg.profile, "caveat": run.data.caveat}
     assert written == about | {"f1": 0.5, "none": None} and found["f1"] == 0.5
+
+
+# --------------------------------------------------------------------------------------------------- the report
+
+
+def test_the_report_follows_its_schema_and_counts_its_time(done):
+    results = done.results
+    report.validate(results)
+    assert results["n_seeds"] == 2 and set(results["timings_s"]) >= {"networks", "statistics", "signals", "scores"}
+    assert all(seconds >= 0 for seconds in results["timings_s"].values()) and results["timings_s"]["networks"] > 0
+    assert results["caveat"] == "made-up data" and not results["verified_data"]
+    assert "chosen on validation: batch_norm True" in results["claims"][0]["why"]
+    assert len(results["training"]["macro_f1"]["per_seed"]) == 2
+
+
+def changed(results, path, value):
+    """A copy of results with one place changed; ``None`` as value removes it."""
+    results = copy.deepcopy(results)
+    place = functools.reduce(lambda inside, step: inside[step], path[:-1], results)
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return results
+
+
+SSIM = ("methods", "calibrated", "naive", "conv1", "ssim")
+MISSING = dict.fromkeys(("mean", "min", "max", "interval"))
+
+
+def test_what_is_missing_has_a_reason(done):
+    report.validate(changed(done.results, SSIM, MISSING | {"reason": "no unit is left"}))
+    report.validate(changed(done.results, ("motifs",), [{"motif": "a", "proposed": 0.9}]))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ((*SSIM, "mean"), float("nan"), "value that JSON has not"),
+        (("data", "amplitude_threshold_g"), np.float32(1), "value that JSON has not"),
+        (("methods", "literal", "L2+TV"), None, "methods/literal: 'L2\\+TV' is a required"),
+        (("methods", "literal", "L3"), {}, "methods/literal.*L3"),
+        (("methods", "calibrated"), None, "methods: 'calibrated'"),
+        (("controls", "flat-zero"), None, "controls: 'flat-zero'"),
+        (SSIM, MISSING, "conv1/ssim: 'reason' is a required"),
+        (("methods", "calibrated", "naive", "conv2", "failed_units"), None, "'failed_units' is a required"),
+        (("claims", 3, "verdict"), "perhaps", "claims/3/verdict: 'perhaps'"),
+        (("claims", 11), None, "claims: .* too short"),
+        (("atlas", "conv1", "hopkins"), 0.5, "atlas/conv1/hopkins"),
+        (("atlas", "conv1", "spread"), None, "atlas/conv1: 'spread'"),
+        (("training", "macro_f1", "per_seed"), [73.7], "per_seed/0: 73.7"),
+        (("extra",), 1, "top level.*extra"),
+    ],
+)
+def test_what_must_not_be_in_it_is_refused_by_name(done, path, value, message):
+    with pytest.raises(report.ResultsError, match=message):
+        report.validate(changed(done.results, path, value))
+
+
+def test_one_network_has_no_spread():
+    one = {"per_seed": [0.7], "mean": 0.7, "std": None, "reason": "one network has no spread"}
+    assert report.over_seeds([0.7]) == one
+    assert report.over_seeds([0.6, 0.8])["std"] == pytest.approx(np.sqrt(0.02))
+
+
+def test_tables_hold_every_claim_criterion_method_and_control(done):
+    results = changed(done.results, (*SSIM, "mean"), 4.5)
+    untested = {"ours": None, "interval": None, "verdict": claims.UNTESTABLE, "criteria": []}
+    tested = {"ours": 0.5, "interval": [0.4, 0.6], "criteria": results["claims"][5]["criteria"]}
+    results["claims"] = [claim | (untested if i == 0 else tested) for i, claim in enumerate(results["claims"])]
+    table, criteria = report.claims_table(results), report.criteria_table(results)
+    assert list(table.index) == [c.id for c in claims.CLAIMS]
+    assert tuple(table.loc["C1", ["ours", "interval", "verdict"]]) == ("", "", claims.UNTESTABLE)
+    assert tuple(table.loc["C2", ["ours", "interval"]]) == ("0.5", "0.4 to 0.6")
+    assert list(criteria.index.unique()) == [c.id for c in claims.CLAIMS][1:]
+    assert report.criteria_table({"claims": results["claims"][:1]}).empty
+    scores = report.scores_table(results)
+    assert len(scores) == (len(paper_methods.METHODS) + len(similarity.CONTROLS)) * 3
+    assert scores.loc[("technique", "naive", "conv1"), "ssim"] == 4.5
+    assert scores.loc[("control", "flat-zero", "conv1"), "failed_units"] == 0
+
+
+def test_choices_table_covers_every_setting_and_says_who_fixed_it():
+    cfg = load_settings()
+    table = report.choices_table(cfg)
+    sections = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+    sections = {name: section for name, section in sections.items() if dataclasses.is_dataclass(section)}
+    assert list(table.index) == [f"{n}.{f.name}" for n, of in sections.items() for f in dataclasses.fields(of)]
+    assert set(table["fixed by"]) == {"the paper", "us"}
+    assert table.loc["maximization.weight", "fixed by"] == "the paper"
+    assert table.loc["model.batch_norm", "fixed by"] == "us"
+    assert tuple(table.loc["training.epochs", ["default", "here", "changed here"]]) == ("200", "6", "yes")
+    assert table.loc["windows.length", "changed here"] == ""
+    assert "start" in table.loc["maximization.start_amplitude_g", "note"]
+
+
+def test_triples_and_averages_leave_out_what_is_missing():
+    values = {"conv1": (0.5, 0.45, 0.55), "conv2": (None, None, None), "conv3": (0.2, 0.1, 0.3)}
+    by_layer = {la: {"ssim": dict(zip(("mean", "min", "max"), of, strict=True))} for la, of in values.items()}
+    found = report.triples(by_layer, "ssim")
+    assert found[0].tolist() == [0.5, 0.45, 0.55] and np.isnan(found[1]).all()
+    assert report.average(by_layer, "ssim") == pytest.approx(0.35)
+    assert np.isnan(report.average({"conv2": by_layer["conv2"]}, "ssim"))

@@ -46,28 +46,16 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
     archived = raw_data(cfg)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
     given |= {"WEIGHTS": cfg.weights} if cfg.weights != "trained" else {}
-    place = {
-        **BEFORE_STARTING,
-        **os.environ,
-        "HARVIS_JOURNAL": str(journal),
-        "HARVIS_WRITTEN": str(written),
-        "HARVIS_PROGRESS": str(progress),  # to be watched with tail -f
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+    # progress is to be watched with tail -f
+    noted = {"HARVIS_JOURNAL": journal, "HARVIS_WRITTEN": written, "HARVIS_PROGRESS": progress}
+    place = BEFORE_STARTING | os.environ | {name: str(path) for name, path in noted.items()}
+    place |= {"JUPYTER_PREFER_ENV_PATH": "1"}
+    place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    how = {"kernel_name": "python3", "language": "python", "progress_bar": False, "start_timeout": 180}
     try:
         # for the kernel, and put back afterwards
         with mock.patch.dict(os.environ, place), _stopping_with_the_chain():
-            papermill.execute_notebook(
-                notebook,
-                log,
-                parameters=given,
-                kernel_name="python3",
-                language="python",
-                cwd=notebook.parent,
-                progress_bar=False,
-                start_timeout=180,
-            )
+            papermill.execute_notebook(notebook, log, parameters=given, cwd=notebook.parent, **how)
     except papermill.exceptions.PapermillExecutionError as error:
         raise ChainError(_failure(notebook, log, error)) from None
     except Exception as error:  # the kernel did not start, died, or the notebook cannot be read
