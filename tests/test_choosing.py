@@ -56,7 +56,7 @@ def judged(good, seed=0):
 
 
 def test_facts_are_the_claims_criteria_unchanged_and_one_more():
-    wanted = choosing.criteria_of()
+    wanted = judged(())[0].criteria
     assert list(dict.fromkeys(c.claim for c in wanted)) == list(choosing.CHOOSING)
     of_claims = [c for c in claims.CRITERIA if c.claim in choosing.CHOOSING]
     assert [c for c in wanted if c is not choosing.SOME_FAIL] == of_claims and len(wanted) == len(of_claims) + 1
@@ -84,7 +84,7 @@ def test_the_winner_is_the_nearest_to_the_paper_among_those_that_cannot_be_told_
     near, far = departures.index(min(departures)), departures.index(max(departures))
     scores = np.full(len(GRID), 0.1)
     scores[[near, far]] = 0.7, 0.8
-    assert choosing.best(scores, GRID) == far
+    assert choosing.admissible(scores, scores[None], GRID)[0] == far
     alike = scores > 0.5
     assert choosing.winner(scores, alike, GRID) == near
     assert choosing.winner(scores, scores > 0.75, GRID) == far, "one that can be told apart does not win"
