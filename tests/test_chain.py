@@ -244,16 +244,6 @@ def test_a_kill_leaves_no_process_and_no_lock(root, victim):
         pass
 
 
-def test_half_written_files_of_dead_writers_are_swept(tmp_path):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    dead, living = (tmp_path / f".t.csv.{pid}.part" for pid in (gone.pid, os.getpid()))
-    for path in (dead, living):
-        path.write_text("half")
-    commands._sweep(tmp_path)
-    assert not dead.exists() and living.exists()
-
-
 def test_clean_removes_runs_and_nothing_else(root, capsys):
     kept = {"reports/published/desk/x", "derived/notes"}
     for name in ("reports/quick/synthetic/a", "derived/store/networks/k", *kept):

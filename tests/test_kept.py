@@ -315,6 +315,7 @@ def test_what_killed_computations_left_is_swept_but_not_what_living_ones_or_othe
     living, elsewhere = f".k.{os.getpid()}@{files.node()}.x.part", f".k.{process.pid}@other.x.part"
     for name in (living, elsewhere):
         (place / name).mkdir()
+    (place / f".t.csv.{process.pid}@{files.node()}.part").write_text("a file half written")
     counted(Made())
     assert {path.name for path in place.iterdir()} == {living, elsewhere, counted.key(Made())}
 

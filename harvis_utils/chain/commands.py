@@ -13,13 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from harvis_utils.chain.execution import CHAIN, notebook_seconds, run_notebook, watched
 from harvis_utils.chain.stamps import NOTEBOOKS, PARTS, ChainError, find_notebooks, outdated, stamp_of
 from harvis_utils.parallel import command_line, threads
 from harvis_utils.settings import PROFILES, REPOSITORY, Settings, artifact_root, load_settings, report_root
-from harvis_utils.store.files import write_text
+from harvis_utils.store.files import sweep, write_text
 
 SNAKEFILE = REPOSITORY / "Snakefile"
 
@@ -72,7 +70,7 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) 
     names, logs = [book.stem for book in find_notebooks(folder, part)], cfg.reports / "logs"
     with alone(cfg) as lock:
         logs.mkdir(exist_ok=True)
-        _sweep(cfg.reports)
+        sweep(cfg.reports.rglob(".*.part"))
         before, force = _stamped(cfg, names), outdated(cfg, names)
         for error in logs.glob("*.error.txt"):
             error.unlink()
@@ -85,14 +83,6 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) 
         if code:
             raise ChainError(_why_it_stopped(logs, code))
     return [name for name, at in _stamped(cfg, names).items() if before[name] != at]
-
-
-def _sweep(folder: Path) -> None:
-    """Remove half-written files whose writer was killed."""
-    for part in folder.rglob(".*.part"):
-        writer = part.name.split(".")[-2]
-        if part.is_file() and writer.isdigit() and not psutil.pid_exists(int(writer)):
-            part.unlink()
 
 
 def _stamped(cfg: Settings, names: list[str]) -> dict[str, int]:
