@@ -1,5 +1,7 @@
 """Choosing among readings: the rule against plain loops, and choices planted in made-up scores."""
 
+import functools
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -50,20 +52,21 @@ def made(good=(), seed=0):
     return scores, real
 
 
-def judged(good, seed=0):
+@functools.cache
+def judged(*good, seed=0):
     found = choosing.facts(*made(good, seed), GRID)
     return found, found.draws(UNITS, n=60)
 
 
 def test_facts_are_the_claims_criteria_unchanged_and_one_more():
-    wanted = judged(())[0].criteria
+    wanted = judged(7)[0].criteria
     assert list(dict.fromkeys(c.claim for c in wanted)) == list(choosing.CHOOSING)
     of_claims = [c for c in claims.CRITERIA if c.claim in choosing.CHOOSING]
     assert [c for c in wanted if c is not choosing.SOME_FAIL] == of_claims and len(wanted) == len(of_claims) + 1
 
 
 def test_the_reading_that_meets_the_facts_is_found():
-    table = choosing.table(GRID, *judged(good=[7]))
+    table = choosing.table(GRID, *judged(7))
     assert table.attrs["winner"] == table.index[0] == LABELS[7]
     assert table["score"].iloc[0] == 1 and table["admissible"].sum() == 1
     assert (table["difference high"].iloc[1:] < 0).all()
@@ -73,7 +76,7 @@ def test_the_reading_that_meets_the_facts_is_found():
 
 
 def test_readings_that_agree_cannot_be_told_apart_and_the_nearest_to_the_paper_wins():
-    table = choosing.table(GRID, *judged(good=[2, 1, 8]))
+    table = choosing.table(GRID, *judged(2, 1, 8))
     assert set(table.index[table["admissible"]]) == {LABELS[k] for k in (1, 2, 8)}
     fewest = min((1, 2, 8), key=lambda k: (variants.departures(GRID[k]), k))
     assert table.attrs["winner"] == LABELS[fewest]
@@ -108,12 +111,12 @@ def test_a_claim_is_judged_under_readings_chosen_by_the_others():
 def test_claims_that_chose_nothing_are_judged_too():
     deep, real = made(good=[3])
     deep["n_frequencies"].loc[{"layer": "conv3", "reading": LABELS[3]}] += 1
-    found = choosing.shares(GRID, *judged(good=[3]), choosing.facts(deep, real, GRID, ("C11",)))
+    found = choosing.shares(GRID, *judged(3), choosing.facts(deep, real, GRID, ("C11",)))
     assert found.loc["C11", "admissible readings"] == 1 and found.loc["C11", "all facts met in"] == 1
 
 
 def test_points_scores_and_draws_equal_plain_loops():
-    facts, _ = judged(good=[0, 5], seed=3)
+    facts, _ = judged(0, 5, seed=3)
     for array in facts.values:
         array[:, 0, 1] = np.nan
     rng = np.random.default_rng(5)
@@ -145,5 +148,5 @@ def test_points_scores_and_draws_equal_plain_loops():
 
 
 def test_what_was_not_measured_is_not_met():
-    facts, _ = judged(good=[0])
+    facts, _ = judged(7)
     assert not Facts(facts.criteria, [facts.values[0] * np.nan, *facts.values[1:]]).met()[:, 0].any()

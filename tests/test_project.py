@@ -30,7 +30,7 @@ def test_constraints_are_exact_and_not_local():
     assert "harvis-utils" not in pins()
 
 
-@pytest.mark.parametrize("asked", map(Requirement, ASKED), ids=str)
+@pytest.mark.parametrize("asked", [Requirement(line) for line in ASKED], ids=str)
 def test_every_dependency_is_pinned_within_what_pyproject_asks_for(asked):
     assert asked.specifier.contains(pins()[normal(asked.name)])
 
