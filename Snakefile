@@ -7,17 +7,21 @@ import sys
 from pathlib import Path
 
 # names of their own: a Snakefile shares its globals with Snakemake
-import harvis_utils.chain.stamps as harvis_chain
+import harvis_utils.chain.execution as harvis_execution
+import harvis_utils.chain.stamps as harvis_stamps
 import harvis_utils.parallel as harvis_parallel
 import harvis_utils.settings as harvis_settings
 
-DEVICE = str(config.get("device", "auto"))
-NOTEBOOKS = Path(config.get("notebooks", harvis_chain.NOTEBOOKS))
-RUN = harvis_settings.load_settings(str(config.get("profile", "quick")), str(config.get("dataset", "synthetic")),
-                    None if DEVICE == "auto" else DEVICE, str(config.get("weights", "trained")))
-PART = str(config.get("part", "all"))
-JOBS = harvis_chain.plan(RUN, NOTEBOOKS, None if PART == "all" else PART)
+# what is executed ends with this process
+os.environ[harvis_execution.CHAIN] = harvis_execution.watched()
 
+ASKED = {"profile": "quick", "dataset": "synthetic", "device": "auto", "weights": "trained", "part": "all"}
+ASKED = {name: str(config.get(name, default)) for name, default in ASKED.items()}
+DEVICE = None if ASKED["device"] == "auto" else ASKED["device"]
+RUN = harvis_settings.load_settings(ASKED["profile"], ASKED["dataset"], DEVICE, ASKED["weights"])
+NOTEBOOKS = harvis_stamps.find_notebooks(
+    Path(config.get("notebooks", harvis_stamps.NOTEBOOKS)), None if ASKED["part"] == "all" else ASKED["part"]
+)
 THREADS = harvis_parallel.threads()
 
 RUN.reports.mkdir(parents=True, exist_ok=True)
@@ -31,34 +35,34 @@ def near(path):
     return os.path.relpath(path, RUN.reports)
 
 
-PACKAGE = [near(path) for path in harvis_chain.package_files()]
+PACKAGE = [near(path) for path in harvis_stamps.package_files()]
 
 
 rule all:
     input:
-        [f"{job.name}.ipynb" for job in JOBS],
-        [f"stamps/{job.name}.json" for job in JOBS],
+        [f"{book.stem}.ipynb" for book in NOTEBOOKS],
+        [f"stamps/{book.stem}.json" for book in NOTEBOOKS],
 
 
-for place, job in enumerate(JOBS):
+for place, book in enumerate(NOTEBOOKS):
 
     rule:
         name:
-            f"n{job.name}"
+            f"n{book.stem}"
         input:
-            notebook=near(job.notebook),
+            notebook=near(book),
             package=PACKAGE,
         output:
-            executed=f"{job.name}.ipynb",
-            stamp=f"stamps/{job.name}.json",
+            executed=f"{book.stem}.ipynb",
+            stamp=f"stamps/{book.stem}.json",
         # the executed notebook while it runs; unlike an output it stays when the job fails
         log:
-            notebook=f"logs/{job.name}.ipynb",
+            notebook=f"logs/{book.stem}.ipynb",
         params:
-            settings=job.settings,
+            settings=harvis_stamps.settings_digest(RUN),
         threads: THREADS
         # No notebook is an input of another: what they share are stored results, made by whoever comes first.
-        priority: len(JOBS) - place
+        priority: len(NOTEBOOKS) - place
         shell:
             "HARVIS_THREADS={threads} OMP_NUM_THREADS={threads} {sys.executable:q} -m harvis_utils.chain run "
             "{input.notebook:q} --profile {RUN.profile} --dataset {RUN.dataset} --weights {RUN.weights}"

@@ -5,7 +5,7 @@
       01         01          01         02           03         03        04       05      06
 
 The rooms, from the ground up; each imports only from those before it: settings, parallel, store, data, networks,
-training, fast, maximization, metrics, lenses, paper, figures (imports none of them), run, chain.
+fast, training, maximization, metrics, lenses, paper, figures (imports none of them), run, chain.
 """
 
 import os

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import types
 import typing
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 
 import pandas as pd
@@ -78,20 +81,13 @@ PASSED = "_harvis_parameters_passed"
 def check_parameters(namespace: dict, **declared) -> None:
     """Refuse unknown names and wrong types among a notebook's parameters.
 
-    ``namespace`` is the notebook's ``globals()``; ``declared`` maps each parameter to its type (``str``, ``int``,
-    ``str | None``). Call it before anything else is assigned: any other plain value was injected by mistake, which
-    papermill only warns about, unless IPython's startup files set it. Once a namespace has passed, its notebook assigns
-    names of its own; when the cells are run again in the same kernel, only the declared ones are looked at.
+    ``declared`` maps names to types. A parameter is what a cell up to this one assigned: the parameters cell, or
+    papermill. Raises :class:`SettingsError`. Where the notebook is run again in the same kernel, only the declared
+    ones are looked at.
     """
-    plain = (str, int, float, bool, list, dict, tuple, types.NoneType)
-    ipython = {"In", "Out", "PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
-    shell = namespace.get("get_ipython", lambda: None)()
-    at_startup = getattr(shell, "user_ns_hidden", {})
-    for name, value in namespace.items() if PASSED not in namespace else ():
-        if name.startswith("_") or name in ipython or name in declared or not isinstance(value, plain):
-            continue
-        if name in at_startup and at_startup[name] is value:
-            continue
+    unknown = _assigned(namespace.get("In", ())) & namespace.keys() - declared.keys()
+    if unknown and PASSED not in namespace:
+        name = sorted(unknown)[0]
         raise SettingsError(f"unknown notebook parameter {name!r}; valid parameters: {', '.join(sorted(declared))}")
     for name, kind in declared.items():
         if name not in namespace:
@@ -104,6 +100,17 @@ def check_parameters(namespace: dict, **declared) -> None:
             wanted = " or ".join("None" if k is types.NoneType else k.__name__ for k in allowed)
             raise SettingsError(f"notebook parameter {name} = {value!r} should be {wanted}")
     namespace[PASSED] = True
+
+
+def _assigned(cells: Sequence[str]) -> set[str]:
+    """Names that the cells of a kernel assign, outside functions and blocks."""
+    found = set()
+    for cell in cells:
+        with suppress(SyntaxError):  # a cell that was refused
+            statements = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign | ast.AnnAssign)]
+            names = [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Name)]
+            found |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    return found
 
 
 #: parameters of every notebook

@@ -8,11 +8,22 @@ import os
 # fixture of a module is made before any fixture of a test could say so.
 os.environ["OMP_NUM_THREADS"] = os.environ["HARVIS_THREADS"] = "1"
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
+from harvis_utils.data import windowing
 from harvis_utils.data.kinds import Dataset, Recording, Recordings
-from harvis_utils.settings import WindowSettings
+from harvis_utils.settings import (
+    MaximizationSettings,
+    ModelSettings,
+    SimilaritySettings,
+    TrainingSettings,
+    WindowSettings,
+    load_settings,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +38,6 @@ def own_folders(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def one_thread(monkeypatch):
     """One computing thread: tiny networks get no faster by more, and a run is bit-equal to another one."""
-    import torch
-
     before = torch.get_num_threads()
     monkeypatch.setenv("HARVIS_THREADS", "1")
     torch.set_num_threads(1)
@@ -42,18 +51,9 @@ def made_recordings(lengths: dict[tuple[int, int], int], rate_hz: float = 30.0, 
     Subjects 1 and 2 train, 3 validates, 4 tests; ``changes`` replace fields of the data set.
     """
     activities = tuple(f"activity {i}" for i in range(1 + max((activity for _, activity in lengths), default=0)))
-    fields = {
-        "name": "made",
-        "title": "Made",
-        "source": "made by the tests",
-        "licence": "MIT",
-        "rate_hz": rate_hz,
-        "activities": activities,
-        "axes": tuple(f"axis {i}" for i in range(n_axes)),
-        "split": {"train": (1, 2), "val": (3,), "test": (4,)},
-        "read": lambda _: (),
-        "made_up": True,
-    }
+    fields = {"name": "made", "title": "Made", "source": "made by the tests", "licence": "MIT", "made_up": True}
+    fields |= {"rate_hz": rate_hz, "activities": activities, "axes": tuple(f"axis {i}" for i in range(n_axes))}
+    fields |= {"split": {"train": (1, 2), "val": (3,), "test": (4,)}, "read": lambda _: ()}
     items = []
     for index, ((subject, activity), n_samples) in enumerate(lengths.items()):
         rng = np.random.default_rng((index, n_samples))
@@ -72,8 +72,6 @@ def make_recordings():
 @pytest.fixture(scope="session")
 def tiny_windows():
     """48 training, 24 validation and 24 test windows of 3 activities on 3 axes."""
-    from harvis_utils.data import windowing
-
     lengths = {(s, a): 30 + 15 * 7 for s in (1, 2, 3, 4) for a in range(3)}
     return windowing.cut(made_recordings(lengths), WindowSettings())
 
@@ -81,16 +79,6 @@ def tiny_windows():
 @pytest.fixture(scope="module")
 def cfg():
     """Settings of two tiny networks, few steps and few neighbours."""
-    import dataclasses
-
-    from harvis_utils.settings import (
-        MaximizationSettings,
-        ModelSettings,
-        SimilaritySettings,
-        TrainingSettings,
-        load_settings,
-    )
-
     return dataclasses.replace(
         load_settings("quick", "synthetic", "cpu"),
         model=ModelSettings(n_units=6, n_dense=8),

@@ -5,13 +5,9 @@ from pathlib import Path
 import nbformat
 
 PARAMETERS = 'PROFILE = "quick"  # settings\nDATASET = "synthetic"  # data\nDEVICE = None  # chosen automatically'
-SETUP = """from harvis_utils.run import Run, check_parameters
-from harvis_utils.settings import load_settings
-from harvis_utils.store.results import obtain
+SETUP = """from harvis_utils.settings import load_settings
 from harvis_utils.store.files import write_json, write_text
-check_parameters(globals(), PROFILE=str, DATASET=str, DEVICE=str | None)
-cfg = load_settings(PROFILE, DATASET)
-run = Run(cfg)"""
+cfg = load_settings(PROFILE, DATASET)"""
 
 
 def write(folder: Path, name: str, *cells: str, prose: str = "Some prose.") -> Path:

@@ -1,5 +1,7 @@
 """Choosing among readings: the rule against plain loops, and choices planted in made-up scores."""
 
+import functools
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -16,28 +18,15 @@ METHODS = (*variants.FREE, *variants.PENALIZED)
 def made(good=(), seed=0):
     """Scores of twelve readings: those in ``good`` meet the paper's facts, the others hardly move."""
     rng = np.random.default_rng(seed)
-    dims = {"seed": SEEDS, "reading": len(GRID), "technique": len(METHODS), "layer": 3, "unit": UNITS}
-    names = tuple(dims)
+    coords = {"reading": LABELS, "technique": list(METHODS), "layer": list(LAYERS)}
+    dims, shape = ("seed", *coords, "unit"), (SEEDS, len(GRID), len(METHODS), 3, UNITS)
 
     def table(fill):
-        return xr.DataArray(
-            fill * rng.uniform(0.9, 1.1, tuple(dims.values())),
-            dims=names,
-            coords={"reading": LABELS, "technique": list(METHODS), "layer": list(LAYERS)},
-        )
+        return xr.DataArray(fill * rng.uniform(0.9, 1.1, shape), coords, dims)
 
-    scores = xr.Dataset(
-        {
-            "s_u": table(0.001),
-            "activation_ratio": table(0.3),
-            "activation_ratio_p95": table(0.4),
-            "peak_amplitude_g": table(0.3),
-            "high_frequency_share": table(0.05),
-            "total_variation_g": table(1.0),
-            "n_frequencies": table(3.0),
-            "shape_match": table(0.95),
-        }
-    )
+    sizes = {"s_u": 0.001, "activation_ratio": 0.3, "activation_ratio_p95": 0.4, "peak_amplitude_g": 0.3}
+    sizes |= {"high_frequency_share": 0.05, "total_variation_g": 1.0, "n_frequencies": 3.0, "shape_match": 0.95}
+    scores = xr.Dataset({name: table(size) for name, size in sizes.items()})
     scores["failed"] = xr.zeros_like(scores["s_u"], dtype=bool)
     scores["dead"] = xr.zeros_like(scores["failed"])
     wanted = {
@@ -48,11 +37,9 @@ def made(good=(), seed=0):
         "L2+TV+EAP+clip": {"activation_ratio": 1.0, "s_u": 0.01},
     }
     for k in good:
-        for method, changes in wanted.items():
-            for name, value in changes.items():
-                scores[name].loc[{"reading": LABELS[k], "technique": method}] *= value / float(
-                    scores[name].sel(reading=LABELS[k], technique=method).mean()
-                )
+        for method, name, value in ((m, *change) for m, changes in wanted.items() for change in changes.items()):
+            where = {"reading": LABELS[k], "technique": method}
+            scores[name].loc[where] *= value / float(scores[name].sel(where).mean())
         scores["failed"].loc[{"reading": LABELS[k], "technique": "lowpass"}] = True
         scores["failed"].loc[{"reading": LABELS[k], "technique": "L2+TV", "unit": 0}] = True
         scores["activation_ratio"].loc[{"reading": LABELS[k], "technique": "L2+TV+EAP", "unit": 1}] = 2.0
@@ -65,27 +52,31 @@ def made(good=(), seed=0):
     return scores, real
 
 
-def judged(good, seed=0):
+@functools.cache
+def judged(*good, seed=0):
     found = choosing.facts(*made(good, seed), GRID)
     return found, found.draws(UNITS, n=60)
 
 
 def test_facts_are_the_claims_criteria_unchanged_and_one_more():
-    wanted = choosing.criteria_of()
+    wanted = judged(7)[0].criteria
     assert list(dict.fromkeys(c.claim for c in wanted)) == list(choosing.CHOOSING)
     of_claims = [c for c in claims.CRITERIA if c.claim in choosing.CHOOSING]
     assert [c for c in wanted if c is not choosing.SOME_FAIL] == of_claims and len(wanted) == len(of_claims) + 1
 
 
 def test_the_reading_that_meets_the_facts_is_found():
-    table = choosing.table(GRID, *judged(good=[7]))
+    table = choosing.table(GRID, *judged(7))
     assert table.attrs["winner"] == table.index[0] == LABELS[7]
     assert table["score"].iloc[0] == 1 and table["admissible"].sum() == 1
     assert (table["difference high"].iloc[1:] < 0).all()
+    by_weight = choosing.by_parameter(table).loc["weight: 0.1"]
+    own = table.loc[table["weight"] == 0.1, "score"]
+    assert by_weight.tolist() == [own.mean(), own.min(), own.max()]
 
 
 def test_readings_that_agree_cannot_be_told_apart_and_the_nearest_to_the_paper_wins():
-    table = choosing.table(GRID, *judged(good=[2, 1, 8]))
+    table = choosing.table(GRID, *judged(2, 1, 8))
     assert set(table.index[table["admissible"]]) == {LABELS[k] for k in (1, 2, 8)}
     fewest = min((1, 2, 8), key=lambda k: (variants.departures(GRID[k]), k))
     assert table.attrs["winner"] == LABELS[fewest]
@@ -96,7 +87,7 @@ def test_the_winner_is_the_nearest_to_the_paper_among_those_that_cannot_be_told_
     near, far = departures.index(min(departures)), departures.index(max(departures))
     scores = np.full(len(GRID), 0.1)
     scores[[near, far]] = 0.7, 0.8
-    assert choosing.best(scores, GRID) == far
+    assert choosing.admissible(scores, scores[None], GRID)[0] == far
     alike = scores > 0.5
     assert choosing.winner(scores, alike, GRID) == near
     assert choosing.winner(scores, scores > 0.75, GRID) == far, "one that can be told apart does not win"
@@ -120,17 +111,17 @@ def test_a_claim_is_judged_under_readings_chosen_by_the_others():
 def test_claims_that_chose_nothing_are_judged_too():
     deep, real = made(good=[3])
     deep["n_frequencies"].loc[{"layer": "conv3", "reading": LABELS[3]}] += 1
-    found = choosing.shares(GRID, *judged(good=[3]), choosing.facts(deep, real, GRID, ("C11",)))
+    found = choosing.shares(GRID, *judged(3), choosing.facts(deep, real, GRID, ("C11",)))
     assert found.loc["C11", "admissible readings"] == 1 and found.loc["C11", "all facts met in"] == 1
 
 
 def test_points_scores_and_draws_equal_plain_loops():
-    facts, _ = judged(good=[0, 5], seed=3)
+    facts, _ = judged(0, 5, seed=3)
     for array in facts.values:
         array[:, 0, 1] = np.nan
     rng = np.random.default_rng(5)
     network, unit = rng.integers(SEEDS, size=SEEDS), rng.integers(UNITS, size=(SEEDS, 3, UNITS))
-    found = facts.points(network, unit)
+    found, standing = facts.points(network, unit), facts.standing(network, unit)
     for r in range(len(GRID)):
         for k, (array, criterion) in enumerate(zip(facts.values, facts.criteria, strict=True)):
             values = [
@@ -142,6 +133,8 @@ def test_points_scores_and_draws_equal_plain_loops():
             values = [v for v in values if not np.isnan(v)]
             expected = np.median(values) if criterion.summary == "median" else np.mean(values)
             assert found[r, k] == pytest.approx(expected)
+            ends = (expected < criterion.low, expected > criterion.high)
+            assert standing[r, k] == ends[1] * 1 - ends[0]
     met = facts.met(network, unit)
     total, drawn = facts.score(met, without="C5"), facts.score(np.stack([met, ~met]), without="C5")
     assert np.array_equal(drawn, [total, facts.score(~met, without="C5")])
@@ -155,5 +148,5 @@ def test_points_scores_and_draws_equal_plain_loops():
 
 
 def test_what_was_not_measured_is_not_met():
-    facts, _ = judged(good=[0])
+    facts, _ = judged(7)
     assert not Facts(facts.criteria, [facts.values[0] * np.nan, *facts.values[1:]]).met()[:, 0].any()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import re
+import resource
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from safetensors.numpy import save_file
 
+from harvis_utils.run import Run
+from harvis_utils.settings import load_settings
 from harvis_utils.store import results
 from harvis_utils.store.files import (
     ArtifactError,
-    read_dataset,
     read_json,
     replacing,
     write_dataset,
@@ -62,82 +65,57 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     assert files(tmp_path) == ["a", "a/full"]
 
 
+BIG = np.random.default_rng(0).normal(size=50_000)
+
+
+def drawn() -> Figure:
+    figure = Figure()
+    figure.subplots().plot(BIG[:3000])
+    return figure
+
+
+def weights(path: Path) -> None:
+    with replacing(path) as part:
+        save_file({"a": BIG}, part)
+
+
+#: what is written into a folder, or by a run into its reports
 WRITES = {
-    "text": "write_text(root / 'x.txt', 'x' * 100_000)",
-    "json": "write_json(root / 'x.json', big.tolist())",
-    "table": "run.table('x', pd.DataFrame({'a': big}))",
-    "figure": "run.figure('x', figure(big))",
-    "dataset": "write_dataset(root / 'x.nc', xr.Dataset({'a': ('t', big)}))",
-    "weights": "weights(root / 'x.safetensors')",
-    "result": "obtain('made', 'x', lambda f: np.save(f / 'a.npy', big), {})",
-    "result with weights": "obtain('made', 'x', lambda f: save_file({'a': big}, f / 'a.safetensors'), {})",
+    "text": lambda root, run: write_text(root / "x.txt", "x" * 100_000),
+    "json": lambda root, run: write_json(root / "x.json", BIG.tolist()),
+    "table": lambda root, run: run.table("x", pd.DataFrame({"a": BIG})),
+    "figure": lambda root, run: run.figure("x", drawn()),
+    "dataset": lambda root, run: write_dataset(root / "x.nc", xr.Dataset({"a": ("t", BIG)})),
+    "weights": lambda root, run: weights(root / "x.safetensors"),
+    "result": lambda root, run: results.obtain("made", "x", lambda f: np.save(f / "a.npy", BIG), {}),
+    "result with weights": lambda root, run: results.obtain(
+        "made", "x", lambda f: save_file({"a": BIG}, f / "a.safetensors"), {}
+    ),
 }
 
 
-FULL_DISK = """
-    import json, os, resource, sys
-    from pathlib import Path
-    import matplotlib; matplotlib.use("Agg")
-    import matplotlib.pyplot as plt, numpy as np, pandas as pd, xarray as xr
-    from safetensors.numpy import save_file
-    from harvis_utils.run import Run
-    from harvis_utils.settings import load_settings
-    from harvis_utils.store.results import obtain
-    from harvis_utils.store.files import ArtifactError, replacing
-    from harvis_utils.store.files import write_dataset, write_json, write_text
-
-    root, big = Path(sys.argv[1]), np.random.default_rng(0).normal(size=50_000)
-    run = Run(load_settings())
-    run.recordings  # made before the disk is full
-
-    def figure(values):
-        made, axes = plt.subplots()
-        axes.plot(values[:3000])
-        return made
-
-    def weights(path):
-        with replacing(path) as part:
-            save_file({"a": big}, part)
-
-    for write in json.loads(sys.argv[2]):
-        if not os.fork():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-            try:
-                eval(write)
-            except BaseException as error:
-                print(json.dumps([write, type(error).__name__, str(error)]), flush=True)
-            os._exit(0)
-        os.wait()
-"""
-
-
-@pytest.fixture(scope="module")
-def full_disk(tmp_path_factory):
-    """Every write with a limit on the size of files standing for the disk: its error, and what was left behind."""
-    root = tmp_path_factory.mktemp("full")
-    roots = {"HARVIS_ARTIFACTS": str(root / "derived"), "HARVIS_REPORTS": str(root / "reports")}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(root), json.dumps(list(WRITES.values()))],
-        env=os.environ | roots,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    errors = {write: (kind, message) for write, kind, message in map(json.loads, done.stdout.splitlines())}
-    return root, errors, [p for p in root.rglob("*") if p.is_file() or p.name.startswith(".")]
+def on_a_full_disk(name: str, root: Path, run: Run, said: Path) -> None:
+    """In a process of its own: that write with a limit on the size of files; its error goes to ``said``."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        WRITES[name](root, run)
+    except BaseException as error:
+        said.write_text(json.dumps([type(error).__name__, str(error)]))
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_full_disk_is_one_error_that_names_the_file(name, full_disk):
-    root, errors, _ = full_disk
-    kind, message = errors[WRITES[name]]
+def test_a_full_disk_is_one_error_that_names_the_file_and_leaves_nothing(name, own_folders, make_recordings, tmp_path):
+    run = Run(load_settings())
+    run.recordings = make_recordings({(1, 0): 30})
+    about = (name, own_folders, run, tmp_path / "said")
+    process = multiprocessing.get_context("fork").Process(target=on_a_full_disk, args=about)
+    process.start()
+    process.join()
+    kind, message = json.loads((tmp_path / "said").read_text())
     assert kind == "ArtifactError", message
     why = r"could not be written \(.*(File too large|requested and \d+ written).*\); nothing was left behind"
-    assert re.fullmatch(rf"{re.escape(str(root))}/\S*x(\.\w+)?: {why}", message), message
-
-
-def test_a_full_disk_leaves_nothing_half_written(full_disk):
-    assert full_disk[2] == []
+    assert re.fullmatch(rf"{re.escape(str(own_folders))}/\S*x(\.\w+)?: {why}", message), message
+    assert not [p for p in own_folders.rglob("*") if p.is_file() or p.name.startswith(".")]
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -170,32 +148,10 @@ def test_nan_is_refused_in_json(tmp_path, bad):
 def test_a_missing_or_broken_json_file_is_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"a\.json does not exist"):
         read_json(tmp_path / "a.json")
-    for text in ('{"a": 1', ""):
-        (tmp_path / "a.json").write_text(text)
+    for content in (b'{"a": 1', b"", b"\xff\xfe\x00"):
+        (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(ArtifactError, match=r"a\.json is not readable as JSON .* delete it and run its notebook"):
             read_json(tmp_path / "a.json")
-    (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArtifactError, match="is not readable as JSON"):
-        read_json(tmp_path / "a.json")
-
-
-def test_dataset_round_trip(tmp_path):
-    dataset = xr.Dataset(
-        {
-            "signal": (("layer", "unit", "time"), np.random.default_rng(0).normal(size=(2, 3, 30)).astype(np.float32)),
-            "ssim": (("layer", "unit"), np.array([[0.1, np.nan, 2.0], [1, 2, 3]]), {"units": "G^2"}),
-            "failed": (("layer", "unit"), np.array([[True, False, True], [False, False, True]])),
-        },
-        coords={"layer": ["conv1", "conv2"], "unit": np.arange(3)},
-        attrs={"caveat": "made-up data"},
-    )
-    path = write_dataset(tmp_path / "a.nc", dataset)
-    again = read_dataset(path)
-    xr.testing.assert_identical(again, dataset)
-    assert again["signal"].dtype == np.float32 and again["failed"].dtype == bool
-    assert files(tmp_path) == ["a.nc"]
-    path.unlink()  # read into memory and closed
-    assert float(again["signal"].sum()) == float(dataset["signal"].sum())
 
 
 # ------------------------------------------------------------------------------------------------- provenance

@@ -105,7 +105,7 @@ def test_names_are_used_once_and_profiles_try_what_they_say():
 # ---------------------------------------------------------------------------------------------------- readings
 
 
-@pytest.mark.parametrize("reading", SOME[:: max(1, len(SOME) // 4)], ids=lambda one: one.name)
+@pytest.mark.parametrize("reading", [SOME[1], SOME[-1]], ids=lambda one: one.name)
 def test_a_reading_equals_the_ascent_with_its_settings(cfg, made, tiny_windows, reading):
     """Climbed together with others, or by itself with the same weight, reduction, step and start."""
     net, th_eap = made.nets[0], made.stats["th_eap"].isel(seed=0)
@@ -147,11 +147,6 @@ def test_scores_cover_everything(made):
     assert set(made.real.dims) == {"control", "seed", "layer", "unit"}
 
 
-def test_units_are_spread_over_the_layer():
-    assert chosen_units(64, 12)[0] == 0 and chosen_units(64, 12)[-1] == 63
-    assert chosen_units(4, 12) == [0, 1, 2, 3]
-
-
 def test_a_kill_loses_at_most_one_step_of_one_network(cfg, made, tiny_windows, tmp_path, monkeypatch):
     monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
     calls = []
@@ -174,31 +169,16 @@ def test_a_kill_loses_at_most_one_step_of_one_network(cfg, made, tiny_windows, t
 # ----------------------------------------------------------------------------------------------------- recipes
 
 
-def test_the_papers_recipe_is_the_papers_method(cfg, made):
-    for layer in made.nets[0].trunk.layers:
-        expected = paper_methods.maximize(
-            made.nets[0].trunk, layer, made.stats["th_eap"].isel(seed=0).sel(layer=layer).values, methods=[PROPOSED],
-            units=UNITS, settings=cfg.maximization,
-        )  # fmt: skip
-        ours = made.recipes["signal"].isel(seed=0).sel(recipe=PAPERS, layer=layer)
-        assert np.abs(ours.values - expected["signal"].values[0]).max() < 1e-5
-
-
-def test_our_method_is_the_recipe_of_means_and_stands_beside_the_papers(cfg, made, monkeypatch, tmp_path):
-    monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
+def test_our_method_is_the_recipe_of_means_and_stands_beside_the_papers(cfg, made):
     ours = climbing.our_signals(cfg, made.nets, made.stats)
     recipe = made.recipes["signal"].sel(recipe=variants.OUR_RECIPE)
-    found = ours["signal"].sel(preset="calibrated", technique=variants.OURS).sel(unit=UNITS)
+    found = ours["signal"].sel(preset="calibrated", technique=variants.OURS, unit=UNITS)
     assert np.abs(found.transpose(*recipe.dims).values - recipe.values).max() < 1e-5
     papers = paper_methods.signals(cfg, made.nets, made.stats, (PROPOSED,), ("calibrated",))
-    both = comparing.joined(papers, ours, "technique")
+    both = comparing.joined(papers, ours, "technique")["signal"]
     assert list(both["technique"].values) == [PROPOSED, variants.OURS]
-    for name, of in ((PROPOSED, papers), (variants.OURS, ours)):
-        assert np.array_equal(both["signal"].sel(technique=name), of["signal"].isel(technique=0))
-    assert np.abs(both["signal"].diff("technique")).max() > 1e-3, "means pull less than sums"
-    before = set(tmp_path.rglob("result.nc"))
-    assert climbing.our_signals(cfg, made.nets, made.stats).identical(ours)
-    assert set(tmp_path.rglob("result.nc")) == before
+    assert np.array_equal(both[:, :, :, 0], papers["signal"][:, :, :, 0])
+    assert np.abs(both.diff("technique")).max() > 1e-3, "means pull less than sums"
 
 
 def test_every_variant_gives_signals_of_its_own(made):
@@ -244,7 +224,8 @@ def test_quantile_thresholds_leave_silent_windows_out():
     assert found[0] == 2 and np.isnan(found[1])
 
 
-def test_there_are_five_starts(cfg, tiny_windows):
+def test_units_are_spread_over_the_layer_and_there_are_five_starts(cfg, tiny_windows):
+    assert chosen_units(64, 12)[0] == 0 and chosen_units(64, 12)[-1] == 63 and chosen_units(4, 12) == [0, 1, 2, 3]
     starts = starting_points(cfg.maximization, tiny_windows.train, 5)
     assert np.array_equal(starts[0], starting_signal(cfg.maximization, 30))
     assert len(np.unique(starts.round(6), axis=0)) == 5
@@ -272,7 +253,9 @@ def test_penalties_per_unit_make_a_unit_independent_of_its_scale(tiny_windows):
 # ---------------------------------------------------------------------------------------- feature visualization
 
 
-def test_maps_are_those_of_the_signals_own_units(made):
+def test_maps_are_those_of_the_signals_own_units_and_signals_within_the_reach_of_movement(made, tiny_windows):
+    reach = visualization.amplitude_bound(tiny_windows.train)
+    assert np.abs(made.visual["signal"].drop_sel(recipe=PAPERS)).max() <= reach + 1e-6
     for net in made.nets:
         for layer in net.trunk.layers:
             some = made.visual.sel(seed=net.seed, layer=layer)
@@ -295,11 +278,6 @@ def test_a_plain_recipe_is_visualizing_layer_by_layer(made, tiny_windows):
         )  # fmt: skip
         ours = made.visual["signal"].sel(seed=net.seed, recipe="time", layer=layer).values
         assert np.allclose(ours, alone.signal[:, 0], atol=1e-4)
-
-
-def test_signals_stay_within_the_reach_of_real_movement(made, tiny_windows):
-    ours = made.visual["signal"].drop_sel(recipe=PAPERS)
-    assert np.abs(ours).max() <= visualization.amplitude_bound(tiny_windows.train) + 1e-6
 
 
 def test_of_several_copies_the_one_with_the_highest_objective_is_kept(made, tiny_windows, monkeypatch):
@@ -339,9 +317,8 @@ def test_controls_and_random_weights_are_judged_by_the_trained_units(made):
     for net in made.nets:
         name = comparing.RANDOM_PREFIX + "frequency"
         one = made.beside.sel(seed=net.seed, layer="conv2", recipe=name)
-        assert np.array_equal(
-            one["signal"], made.others["signal"].sel(seed=net.seed, layer="conv2", recipe="frequency")
-        )
+        theirs = made.others["signal"].sel(seed=net.seed, layer="conv2", recipe="frequency")
+        assert np.array_equal(one["signal"], theirs)
         x = torch.tensor(one["signal"].values.astype(np.float32))
         assert np.allclose(one["map"], net.trunk.feature_map(x, "conv2")[range(3), UNITS], atol=1e-5)
     real = made.measured.sel(recipe="real window")
@@ -352,10 +329,8 @@ def test_comparison_is_paired_by_hand(made):
     table = comparing.gains(made.measured)
     assert (table.loc[PAPERS, ["activation difference", "nearness difference"]] == 0).all()
     assert not table.loc[PAPERS, "beats"] and set(table["networks"]) == {2}
-    near = 1 / (1 + made.measured["distance_ratio"])
-    near = xr.where(made.measured["failed"] & ~made.measured["dead"], 0.0, near).transpose(
-        "recipe", "seed", "layer", "unit"
-    )
+    lost, near = made.measured["failed"] & ~made.measured["dead"], 1 / (1 + made.measured["distance_ratio"])
+    near = xr.where(lost, 0.0, near).transpose("recipe", "seed", "layer", "unit")
     ours, paper = (near.sel(recipe=n).values.reshape(2, -1) for n in ("frequency", PAPERS))
     expected = paired(ours, paper)
     assert table.loc["frequency", "nearness difference"] == pytest.approx(expected.mean)

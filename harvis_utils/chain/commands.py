@@ -13,20 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
-from harvis_utils.chain.execution import CHAIN, named, notebook_seconds, run_notebook
-from harvis_utils.chain.stamps import NOTEBOOKS, PARTS, ChainError, Job, find_notebooks, outdated, plan, stamp_of
+from harvis_utils.chain.execution import CHAIN, notebook_seconds, run_notebook, watched
+from harvis_utils.chain.stamps import NOTEBOOKS, PARTS, ChainError, find_notebooks, outdated, stamp_of
 from harvis_utils.parallel import command_line, threads
-from harvis_utils.settings import (
-    PROFILES,
-    REPOSITORY,
-    Settings,
-    artifact_root,
-    load_settings,
-    report_root,
-)
-from harvis_utils.store.files import write_text
+from harvis_utils.settings import PROFILES, REPOSITORY, Settings, artifact_root, load_settings, report_root
+from harvis_utils.store.files import sweep, write_text
 
 SNAKEFILE = REPOSITORY / "Snakefile"
 
@@ -76,36 +67,27 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) 
 
     Raises :class:`ChainError` with the messages of those that failed, once all others are done.
     """
-    jobs = plan(cfg, folder, part)
-    logs = cfg.reports / "logs"
+    names, logs = [book.stem for book in find_notebooks(folder, part)], cfg.reports / "logs"
     with alone(cfg) as lock:
         logs.mkdir(exist_ok=True)
-        _sweep(cfg.reports)
-        before, force = _stamped(cfg, jobs), outdated(cfg, jobs)
+        sweep(cfg.reports.rglob(".*.part"))
+        before, force = _stamped(cfg, names), outdated(cfg, names)
         for error in logs.glob("*.error.txt"):
             error.unlink()
         with open(logs / "snakemake.log", "w", encoding="utf-8") as log:
             log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
             log.flush()
             command = snakemake_command(cfg, folder.resolve(), part, force)
-            told = os.environ | {CHAIN: named(psutil.Process())}
+            told = os.environ | {CHAIN: watched()}
             code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
         if code:
             raise ChainError(_why_it_stopped(logs, code))
-    return [name for name, at in _stamped(cfg, jobs).items() if before[name] != at]
+    return [name for name, at in _stamped(cfg, names).items() if before[name] != at]
 
 
-def _sweep(folder: Path) -> None:
-    """Remove half-written files whose writer was killed."""
-    for part in folder.rglob(".*.part"):
-        writer = part.name.split(".")[-2]
-        if part.is_file() and writer.isdigit() and not psutil.pid_exists(int(writer)):
-            part.unlink()
-
-
-def _stamped(cfg: Settings, jobs: list[Job]) -> dict[str, int]:
+def _stamped(cfg: Settings, names: list[str]) -> dict[str, int]:
     """When each notebook was stamped, 0 where it has no stamp."""
-    paths = {job.name: stamp_of(cfg, job.name) for job in jobs}
+    paths = {name: stamp_of(cfg, name) for name in names}
     return {name: path.stat().st_mtime_ns if path.exists() else 0 for name, path in paths.items()}
 
 

@@ -17,7 +17,7 @@ from harvis_utils.chain.stamps import ChainError, raw_data, stamp_of
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, report_root
 from harvis_utils.store.files import read_json, write_json, write_text
 
-#: names the chain that the notebooks executed under it end with
+#: names the processes, the chain and its Snakemake, that the notebooks executed under them end with
 CHAIN = "HARVIS_CHAIN"
 
 #: what a process that computes must find in its environment when it starts; the package comes too late to say so
@@ -30,11 +30,11 @@ BEFORE_STARTING = {
 }
 
 
-def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None) -> Path:
+def run_notebook(notebook: Path, cfg: Settings) -> Path:
     """Execute a notebook with papermill and return the executed copy in the run's folder.
 
-    While it runs, and when it fails, the notebook with its outputs is ``logs/<name>.ipynb``. ``parameters`` are
-    injected beside PROFILE, DATASET and DEVICE. Raises :class:`ChainError` naming the cell that failed.
+    While it runs, and when it fails, the notebook with its outputs is ``logs/<name>.ipynb``. Raises
+    :class:`ChainError` naming the cell that failed.
     """
     import papermill
 
@@ -46,28 +46,16 @@ def run_notebook(notebook: Path, cfg: Settings, parameters: dict | None = None) 
     archived = raw_data(cfg)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
     given |= {"WEIGHTS": cfg.weights} if cfg.weights != "trained" else {}
-    place = {
-        **BEFORE_STARTING,
-        **os.environ,
-        "HARVIS_JOURNAL": str(journal),
-        "HARVIS_WRITTEN": str(written),
-        "HARVIS_PROGRESS": str(progress),  # to be watched with tail -f
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+    # progress is to be watched with tail -f
+    noted = {"HARVIS_JOURNAL": journal, "HARVIS_WRITTEN": written, "HARVIS_PROGRESS": progress}
+    place = BEFORE_STARTING | os.environ | {name: str(path) for name, path in noted.items()}
+    place |= {"JUPYTER_PREFER_ENV_PATH": "1"}
+    place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    how = {"kernel_name": "python3", "language": "python", "progress_bar": False, "start_timeout": 180}
     try:
         # for the kernel, and put back afterwards
         with mock.patch.dict(os.environ, place), _stopping_with_the_chain():
-            papermill.execute_notebook(
-                notebook,
-                log,
-                parameters=given | (parameters or {}),
-                kernel_name="python3",
-                language="python",
-                cwd=notebook.parent,
-                progress_bar=False,
-                start_timeout=180,
-            )
+            papermill.execute_notebook(notebook, log, parameters=given, cwd=notebook.parent, **how)
     except papermill.exceptions.PapermillExecutionError as error:
         raise ChainError(_failure(notebook, log, error)) from None
     except Exception as error:  # the kernel did not start, died, or the notebook cannot be read
@@ -110,58 +98,42 @@ def _failure(notebook: Path, log: Path, error) -> str:
 
 @contextlib.contextmanager
 def _stopping_with_the_chain():
-    """Stop this process and its kernel when Snakemake or the chain above it is killed.
+    """Stop this process and its kernel when one of the processes that :data:`CHAIN` names is killed.
 
     A kernel has a session of its own, so no signal to a process group reaches it; ipykernel itself ends within a
     second when its parent is gone, and this ends the parent.
     """
-    above = [p for p in psutil.Process().parents() if {"snakemake", "harvis_utils.chain"} & set(_words(p))]
-    chain = os.environ.get(CHAIN, "")  # also where it was killed before this process could look
-    done = threading.Event()
+    above, done = os.environ.get(CHAIN, "").split(), threading.Event()
 
     def watch() -> None:
         while not done.wait(0.2):
-            if all(_alive(p) for p in above) and (not chain or _this_process(chain)):
+            if all(map(runs, above)):
                 continue
             for child in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
             os._exit(137)
 
-    if above or chain:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         done.set()
 
 
-def named(process: psutil.Process) -> str:
-    """A process by its number and when it began: numbers are used again."""
-    return f"{process.pid} {process.create_time()}"
+def watched() -> str:
+    """The value of :data:`CHAIN` for what this process starts: what stands there already, and this process."""
+    own = psutil.Process()
+    return f"{os.environ.get(CHAIN, '')} {own.pid}@{own.create_time()}"  # numbers of processes are used again
 
 
-def _this_process(name: str) -> bool:
-    """Whether the process that :func:`named` called so still runs."""
-    pid, began = name.split()
+def runs(name: str) -> bool:
+    """Whether the process that :func:`watched` called so, by its number and when it began, still runs."""
+    pid, began = name.split("@")
     try:
         process = psutil.Process(int(pid))
         # a clock that is set right meanwhile moves the time at which it began
-        return abs(process.create_time() - float(began)) < 60 and _alive(process)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:  # gone, or not ours to look at
-        return []
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return abs(process.create_time() - float(began)) < 60 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from harvis_utils.data import archive, kinds
@@ -23,9 +22,6 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 
 #: parts of the book by the numbers of their notebooks
 PARTS = {"paper": range(0, 7), "lenses": range(7, 100)}
-
-#: folders of a run that are about the run, not made by a notebook
-OWN_FOLDERS = ("logs", "stamps", "html", ".snakemake")
 
 
 class ChainError(HarvisError, RuntimeError):
@@ -52,19 +48,9 @@ def package_files() -> list[Path]:
     return sorted(p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One notebook of a run; ``settings`` is a digest of the run's settings and of library versions."""
-
-    name: str
-    notebook: Path
-    settings: str
-
-
-def plan(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) -> list[Job]:
-    """The jobs of a run, in order."""
-    libraries = ",".join(f"{lib}={number}" for lib, number in versions().items())
-    return [Job(book.stem, book, f"{cfg.digest()} {libraries}") for book in find_notebooks(folder, part)]
+def settings_digest(cfg: Settings) -> str:
+    """What tells a run's settings and library versions from others."""
+    return " ".join([cfg.digest(), *(f"{library}={number}" for library, number in versions().items())])
 
 
 def raw_data(cfg: Settings) -> str | None:
@@ -94,29 +80,20 @@ def stamp_of(cfg: Settings, name: str) -> Path:
     return cfg.reports / "stamps" / f"{name}.json"
 
 
-def made_files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Files of a run that notebooks made, with inode and time: an atomically replaced file gets a new inode."""
-    own = [p for p in sorted(folder.rglob("*")) if p.relative_to(folder).parts[0] not in OWN_FOLDERS and p.is_file()]
-    made = [p for p in own if not p.name.startswith(".") and (p.parent != folder or p.suffix != ".ipynb")]
-    return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in made}
-
-
-def outdated(cfg: Settings, jobs: list[Job]) -> list[str]:
+def outdated(cfg: Settings, names: list[str]) -> list[str]:
     """Finished notebooks to execute again, because what they made or used is gone, or the archive is another one.
 
     Snakemake sees none of it: stored results are kept by content and are not its outputs, and an archive may be
     downloaded while the chain runs.
     """
     store, archived = artifact_root() / "store", raw_data(cfg)
-    names, claimed = [], set()
-    for job in jobs:
-        if not (path := stamp_of(cfg, job.name)).exists():
-            continue
-        stamp = read_json(path)
+    found, claimed = [], set()
+    for name in (name for name in names if stamp_of(cfg, name).exists()):
+        stamp = read_json(stamp_of(cfg, name))
         gone = {s for s in stamp["stored"] if not (store / s / "manifest.json").exists()} - claimed
         gone |= {f for f in stamp["files"] if not (cfg.reports / f).exists()}
         replaced = archived is not None and archived != stamp.get("archive")  # without one, what is stored counts
         if gone or replaced:
-            names.append(job.name)
+            found.append(name)
             claimed |= gone  # the first notebook that answers for a result makes it again
-    return names
+    return found

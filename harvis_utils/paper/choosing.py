@@ -2,19 +2,18 @@
 
 Facts are the criteria of the claims C3 to C8, unchanged (:mod:`harvis_utils.paper.claims`), and one more: that L2+TV
 fails sometimes. A claim counts by the share of its facts whose point estimate lies in its range; a reading's score
-is the mean over the claims. The rule was fixed before any reading was tried on real data, but for one step: that the
-winner is the reading nearest to the paper among those that cannot be told apart, and not simply the best, was
-settled when the networks kept for choosing had been seen, and before any reading but ``literal`` and the one then in
-use had been tried on those that judge:
+is the mean over the claims. The rule was fixed before any reading was tried on real data, except that the winner is
+the nearest to the paper and not simply the best: this was settled when the networks kept for choosing had been seen,
+and before any reading but ``literal`` and the one then in use had been tried on those that judge.
 
-* the *best* reading has the highest score; among equals the one that departs least from what is stated, then the
-  first in the order of the list;
-* a reading *cannot be told apart* from the best where the 95 % bootstrap interval of the difference of their scores
-  (networks, then units, the same draws for both) reaches zero;
-* the *winner* departs least from what is stated among those that cannot be told apart; of equals it is the one with
-  the highest score, then the first. (So do one-standard-error rules for trees: Breiman et al. 1984.);
-* a claim is judged under the readings that are admissible *by the other claims*: those that cannot be told apart from
-  the best when the claim itself is left out. Otherwise it would be asked of readings chosen because they meet it.
+* The *best* reading has the highest score; among equals the one that departs least from what is stated, then the
+  first in the order of the list.
+* A reading *cannot be told apart* from the best where the 95 % bootstrap interval of the difference of their scores
+  (networks, then units, the same draws for both) reaches zero.
+* The *winner* departs least from what is stated among those; of equals it is the one with the highest score, then the
+  first. (So do one-standard-error rules for trees: Breiman et al. 1984.)
+* A claim is judged under the readings that are admissible *by the other claims*, the same rule without it. Otherwise
+  it would be asked of readings chosen because they meet it.
 """
 
 from __future__ import annotations
@@ -42,13 +41,11 @@ SOME_FAIL = Criterion(
     0.5,
 )
 
+#: what the paper leaves open, as :func:`table` names it
+OPEN = ("optimizer", "step size", "L2 and TV", "weight", "decay", "periods")
+
 #: Choice: bootstrap draws for differences of scores
 N_DRAWS = 400
-
-
-def criteria_of(names: Sequence[str] = CHOOSING) -> list[Criterion]:
-    """The criteria of these claims, in their order, and the one more of C5."""
-    return sorted((c for c in (*CRITERIA, SOME_FAIL) if c.claim in names), key=lambda c: names.index(c.claim))
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,15 @@ class Facts:
             found[known, k] = measure(flat[known], axis=1)
         return found
 
-    def met(self, network=None, unit=None) -> np.ndarray:
-        """Whether each point lies in its fact's range: (reading, fact), False where there is none."""
+    def standing(self, network=None, unit=None) -> np.ndarray:
+        """Where each point lies: -1 below its fact's range, 0 in it, 1 above; (reading, fact), NaN without a point."""
         low, high = (np.array([getattr(criterion, end) for criterion in self.criteria]) for end in ("low", "high"))
         found = self.points(network, unit)
-        return (found >= low) & (found <= high)  # NaN compares as False
+        return np.where(np.isnan(found), np.nan, (found > high) * 1.0 - (found < low))
+
+    def met(self, network=None, unit=None) -> np.ndarray:
+        """Whether each point lies in its fact's range: (reading, fact), False where there is none."""
+        return self.standing(network, unit) == 0
 
     def draws(self, n_units: int, n: int = N_DRAWS) -> np.ndarray:
         """Bootstrap of what is met: (draw, reading, fact). All readings are drawn alike: networks, then units."""
@@ -106,16 +107,12 @@ def facts(
     ``scores`` is as :func:`harvis_utils.paper.climbing.reading_scores` returns it, ``controls`` as
     :func:`harvis_utils.paper.climbing.real_windows`.
     """
-    criteria, renamed = criteria_of(names), scores.rename(reading="preset")
+    criteria = sorted((c for c in (*CRITERIA, SOME_FAIL) if c.claim in names), key=lambda c: names.index(c.claim))
+    renamed = scores.rename(reading="preset")
     unused = {"dataset": "dsads", "epochs": 0, "amplitude_threshold_g": np.nan, "atlas": {}}
     unused["macro_f1"] = np.full(scores.sizes["seed"], np.nan)
     each = [Evidence(scores=renamed.sel(preset=[r.name]), controls=controls, preset=r.name, **unused) for r in readings]
     return Facts(criteria, [np.stack([np.asarray(c.values(e), dtype=float) for e in each]) for c in criteria])
-
-
-def best(scores: np.ndarray, readings: Sequence[Variant]) -> int:
-    """Index of the best reading: highest score, then fewest departures, then the earliest."""
-    return min(range(len(readings)), key=lambda i: (-round(float(scores[i]), 9), departures(readings[i]), i))
 
 
 def winner(scores: np.ndarray, alike: np.ndarray, readings: Sequence[Variant]) -> int:
@@ -123,13 +120,16 @@ def winner(scores: np.ndarray, alike: np.ndarray, readings: Sequence[Variant]) -
     return min(np.flatnonzero(alike), key=lambda i: (departures(readings[i]), -round(float(scores[i]), 9), i))
 
 
-def admissible(scores: np.ndarray, drawn: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Readings that cannot be told apart from the best, (reading,), and the interval of the difference, (reading, 2).
+def admissible(
+    scores: np.ndarray, drawn: np.ndarray, readings: Sequence[Variant]
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """The best reading, which cannot be told apart from it, (reading,), and the differences' intervals, (reading, 2).
 
     ``drawn`` is (draw, reading): bootstrap scores. A reading with the best one's score always belongs to them.
     """
+    top = min(range(len(readings)), key=lambda i: (-round(float(scores[i]), 9), departures(readings[i]), i))
     bounds = np.quantile(drawn - drawn[:, [top]], LEVEL, axis=0).T
-    return (bounds[:, 1] >= 0) | (scores >= scores[top]), bounds
+    return top, (bounds[:, 1] >= 0) | (scores >= scores[top]), bounds
 
 
 def table(readings: Sequence[Variant], found: Facts, drawn: np.ndarray) -> pd.DataFrame:
@@ -138,8 +138,7 @@ def table(readings: Sequence[Variant], found: Facts, drawn: np.ndarray) -> pd.Da
     ``drawn`` is what :meth:`Facts.draws` returned. ``attrs["winner"]`` is the name of the winner.
     """
     total = found.score(found.met())
-    top = best(total, readings)
-    alike, bounds = admissible(total, found.score(drawn), top)
+    top, alike, bounds = admissible(total, found.score(drawn), readings)
     what = ["optimizer", "step size", "decay", "L2 and TV", "weight", "periods", "departures"]
     own = [(*astuple(r.step), r.reduction, r.weight, r.periods, departures(r)) for r in readings]
     low, high = bounds.T
@@ -151,6 +150,16 @@ def table(readings: Sequence[Variant], found: Facts, drawn: np.ndarray) -> pd.Da
     return rows.iloc[order]
 
 
+def by_parameter(rows: pd.DataFrame) -> pd.DataFrame:
+    """Score by the value of each of :data:`OPEN`, over all others: mean, smallest ("low") and largest ("high").
+
+    ``rows`` is what :func:`table` returns.
+    """
+    parts = {name: rows.groupby(name)["score"].agg(["mean", "min", "max"]) for name in OPEN}
+    found = pd.concat(part.rename(index=lambda value, name=name: f"{name}: {value}") for name, part in parts.items())
+    return found.set_axis(["score", "score low", "score high"], axis=1).rename_axis("parameter")
+
+
 def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others: Facts | None = None) -> pd.DataFrame:
     """For each claim: under which share of the readings that the other claims admit all of its facts are met.
 
@@ -160,17 +169,10 @@ def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others:
     both = [found] if others is None else [found, others]
     for name, own in [(n, of.met()[:, of.claims == n]) for of in both for n in dict.fromkeys(of.claims)]:
         total = found.score(met, without=name)
-        alike, _ = admissible(total, found.score(drawn, without=name), best(total, readings))
-        rows.append(
-            {
-                "claim": str(name),
-                "facts": own.shape[1],
-                "admissible readings": int(alike.sum()),
-                "all facts met in": float(own[alike].all(1).mean()),
-                "facts met on average": float(own[alike].mean()),
-                "in all readings": float(own.all(1).mean()),
-            }
-        )
+        _, alike, _ = admissible(total, found.score(drawn, without=name), readings)
+        row = {"claim": str(name), "facts": own.shape[1], "admissible readings": int(alike.sum())}
+        row |= {"all facts met in": float(own[alike].all(1).mean()), "facts met on average": float(own[alike].mean())}
+        rows.append(row | {"in all readings": float(own.all(1).mean())})
     return pd.DataFrame(rows).set_index("claim")
 
 

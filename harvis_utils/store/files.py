@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def replacing(path: Path):
     """Yield a temporary sibling of ``path`` to write to; it takes the name when the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}@{node()}.part")
     try:
         with writing(path):
             yield part
@@ -59,8 +60,16 @@ def replacing(path: Path):
 
 
 def node() -> str:
-    """This machine's name, as it stands in the names of temporary folders."""
+    """This machine's name, as it stands in the names of unfinished files and folders."""
     return platform.node().replace(".", "-")
+
+
+def sweep(parts: Iterable[Path]) -> None:
+    """Remove those unfinished files and folders that killed processes of this machine left."""
+    for part in list(parts):
+        owner = re.search(r"\.(\d+)@([^.]+)\.(\w+\.)?part$", part.name)
+        if owner and owner[2] == node() and not psutil.pid_exists(int(owner[1])):
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -70,10 +79,7 @@ def scratch(path: Path) -> Iterator[Path]:
     What killed processes of this machine left there is removed first; others may share the place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for orphan in path.parent.glob(".*.part"):
-        pid, _, where = orphan.name.split(".")[-3].partition("@")
-        if pid.isdigit() and where == node() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(orphan, ignore_errors=True)
+    sweep(path.parent.glob(".*.part"))
     prefix = f".{path.name}.{os.getpid()}@{node()}."
     part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
     try:

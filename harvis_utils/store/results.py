@@ -47,12 +47,9 @@ def git_revision() -> str:
     """The checked-out or packed revision, with ``+`` when files differ from it; ``unknown`` outside a checkout."""
     if "git" in packed():
         return packed()["git"]
-
-    def git(*words: str) -> str:
-        return subprocess.check_output(("git", *words), cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
-
+    words = ("git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return subprocess.check_output(words, cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -270,37 +267,26 @@ class Kept:
         KEPT.append(self)
 
     def __call__(self, *args, **kwargs):
-        bound = self._bind(args, kwargs)
-        key = self._key(bound)
+        bound, about, key = self._addressed(args, kwargs)
+        for value in bound.values():  # what data and networks say of themselves
+            about |= {name: getattr(value, name) for name in ("caveat", "seed") if hasattr(value, name)}
         if "checkpoint" in self.signature.parameters:
             bound["checkpoint"] = folder_of(self.stage, key).with_name(f"{key}.checkpoint")
-        folder = obtain(self.stage, key, lambda part: write_result(part, self.function(**bound)), self._about(bound))
-        return read_result(folder)
+        about = provenance(bound.get("device"), **about)
+        return read_result(obtain(self.stage, key, lambda part: write_result(part, self.function(**bound)), about))
 
     def key(self, *args, **kwargs) -> str:
         """The address of the result for these arguments."""
-        return self._key(self._bind(args, kwargs))
+        return self._addressed(args, kwargs)[2]
 
-    def _bind(self, args, kwargs) -> dict:
+    def _addressed(self, args, kwargs) -> tuple[dict, dict, str]:
+        """The arguments by name, those that decide the result as their descriptions, and the address."""
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return bound.arguments
-
-    def _key(self, bound: dict) -> str:
-        content = {
-            "stage": self.stage,
-            "arguments": {name: described(value) for name, value in bound.items() if name not in self.apart},
-            "code": self.version or _code(self.function.__module__, self.function.__name__),
-            "versions": versions(),
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-
-    def _about(self, bound: dict) -> dict:
-        """Provenance: the arguments, and what data and networks among them say of themselves."""
-        found = {"arguments": {n: described(v) for n, v in bound.items() if n not in self.apart}}
-        for value in bound.values():
-            found |= {name: getattr(value, name) for name in ("caveat", "seed") if hasattr(value, name)}
-        return provenance(bound.get("device"), **found)
+        about = {"arguments": {n: described(v) for n, v in bound.arguments.items() if n not in self.apart}}
+        code = self.version or _code(self.function.__module__, self.function.__name__)
+        content = about | {"stage": self.stage, "code": code, "versions": versions()}
+        return bound.arguments, about, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def kept(stage: str, *, apart: Sequence[str] = (), version: int | None = None) -> Callable[[Callable], Kept]:
