@@ -67,7 +67,7 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 	HARVIS_ARTIFACTS="$$root/derived" HARVIS_REPORTS="$$root/reports" JUPYTER_PREFER_ENV_PATH=1 \
 	$(PY) -m pytest -q --nbval-lax --nbval-current-env notebooks/*.ipynb
 
-minutes: $(ENV) ## where the minutes of a finished run went: notebooks, their beginnings, imports
+minutes: $(ENV) ## where the minutes of a finished run went, notebook by notebook
 	@$(PY) -m workflow.minutes $(RUN)
 
 test-long: $(ENV) ## each notebook alone and twice, runs killed at every stage; goes on where it was interrupted
