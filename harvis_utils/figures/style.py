@@ -41,6 +41,7 @@ COLOURS = {
     **{"train": "#1b4965", "val": "#edae49", "test": "#d1495b"},
     **{"conv1": "#5fa8d3", "conv2": "#1b4965", "conv3": "#d1495b"},
     **{"trained": SIGNAL, "rotated": "#edae49", "random weights": GREY, "phase-scrambled": "#b5838d"},
+    **{"motif": GOOD, "decoy": ACCENT, "elsewhere": "#e6e6e6"},
 }
 #: colour and marker of controls in a plane: black did nothing, grey knew nothing of the unit, brown is real
 CONTROL_LOOKS = {
