@@ -90,6 +90,10 @@ def test_every_activity_has_motifs_of_its_own(truth):
         assert len(own) == 6 and len(set(own)) == 3 and {LENGTH[name] for name in own} == {5, 9, 13}
         assert all(len(set(own) & set(other)) <= 1 for other in shapes[:a])
     assert set(itertools.chain(*shapes)) == set(truth.names)
+    counted = truth.counts(synthetic.ACTIVITIES)
+    assert (counted["samples"] == [LENGTH[name] for name in counted.index]).all()
+    for activity, own in zip(synthetic.ACTIVITIES, shapes, strict=True):
+        assert set(counted.index[counted[activity] > 0]) == set(own)
 
 
 # ---------------------------------------------------------------------------------------------- the ground truth
@@ -105,6 +109,9 @@ def test_recordings_are_background_plus_the_recorded_occurrences(recordings, tru
         for row in groups[r.subject, r.activity].itertuples():
             shape = shape_of[row.motif]
             rest[row.start : row.start + len(shape), row.axis] -= row.scale * shape
+        places = truth.within(r.subject, r.activity, 0, len(rest))
+        assert [p[0] for p in places] == groups[r.subject, r.activity]["axis"].tolist(), "all lie whole in it"
+        assert truth.within(r.subject, r.activity, places[0][1] + 1, 100)[:1] != places[:1]
         session = list(synthetic.order(r.subject)).index(r.activity)
         np.testing.assert_allclose(rest, synthetic.body(r.subject, session).background, atol=1e-4)
 

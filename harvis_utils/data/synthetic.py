@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -82,7 +82,22 @@ class PlantedMotifs:
     names: tuple[str, ...]
     shapes: tuple[np.ndarray, ...]  # (time,) each, in G
     layers: tuple[str, ...]  # first layer whose receptive field holds the motif
-    occurrences: object  # pandas DataFrame
+    occurrences: pd.DataFrame
+
+    def within(self, subject: int, activity: int, first: int, n_samples: int) -> list[tuple[int, int, int, str]]:
+        """(axis, first sample, length, motif) of those whole in ``n_samples`` of a recording from ``first`` on."""
+        length = {name: len(shape) for name, shape in zip(self.names, self.shapes, strict=True)}
+        own = self.occurrences.query("subject == @subject and activity == @activity")
+        found = ((o.axis, o.start - first, length[o.motif], o.motif) for o in own.itertuples())
+        return [place for place in found if 0 <= place[1] <= n_samples - place[2]]
+
+    def counts(self, activities: Sequence[str]) -> pd.DataFrame:
+        """How often each motif (row) is planted in each activity (column), after its first layer and its samples."""
+        planted = pd.Categorical.from_codes(self.occurrences["activity"], activities)
+        table = pd.crosstab(self.occurrences["motif"], planted).reindex(self.names).rename_axis(columns=None)
+        table.insert(0, "first layer", self.layers)
+        table.insert(1, "samples", [len(shape) for shape in self.shapes])
+        return table
 
 
 def _stream(*key: int) -> np.random.Generator:
