@@ -71,7 +71,7 @@ def test_cut_against_its_twin(make_recordings, data):
     lengths |= {(s, 2): 60 for s in (1, 3, 4)}  # so that no split is empty
     recordings = make_recordings(lengths, rate_hz=data.draw(st.sampled_from([25.0, 30.0, 50.0])), n_axes=2)
     found = windowing.cut(recordings, own)
-    labels = found.labels().set_index("split")
+    table = found.labels().set_index("split")
     for name in SPLITS:
         split, twin = getattr(found, name), naive_cut(recordings, name, own)
         assert len(split) == len(twin) == found.counts()[name]
@@ -80,7 +80,7 @@ def test_cut_against_its_twin(make_recordings, data):
         for column, expected in zip(COLUMNS, labels, strict=True):
             assert getattr(split, column).tolist() == list(expected)
             names = [f"activity {i}" for i in expected] if column == "activity" else list(expected)
-            assert labels.loc[[name], column].tolist() == names
+            assert table.loc[[name], column].tolist() == names
 
 
 def test_x_and_segments_share_the_samples_of_one_series(tiny_windows):
