@@ -66,7 +66,7 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 	echo "all notebooks, two at once, in an empty root" && \
 	HARVIS_ARTIFACTS="$$root/derived" HARVIS_REPORTS="$$root/reports" $(CHAIN) reproduce
 
-minutes: $(ENV) ## where the minutes of a finished run went: notebooks, their beginnings, imports
+minutes: $(ENV) ## where the minutes of a finished run went, notebook by notebook
 	@$(PY) -m workflow.minutes $(RUN)
 
 test-long: $(ENV) ## each notebook alone and twice, runs killed at every stage; goes on where it was interrupted

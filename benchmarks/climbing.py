@@ -72,10 +72,13 @@ def live_units(layer: str, th: xr.DataArray, n_steps: int, n_units: int | None =
     return Task(layer, level, level.isfinite().nonzero()[:n_units, 0], n_steps)
 
 
-def engine(trunk: Trunk, task: Task) -> Tensor:
-    """Signals (signal, time) by our engine."""
+def engine(network: Trunk | nn.Module, task: Task, **windows: int) -> Tensor:
+    """Signals (signal, time), or (signal, axis, time) of units that mix the axes, by our engine.
+
+    ``windows`` are ``n_axes`` and ``length`` of those that a module takes which is no trunk.
+    """
     found = paper_methods.maximize(
-        trunk,
+        network,
         task.layer,
         task.th.cpu().numpy(),
         methods=[task.technique],
@@ -84,6 +87,7 @@ def engine(trunk: Trunk, task: Task) -> Tensor:
         settings=replace(SETTINGS, n_steps=task.n_steps),
         device=task.th.device,
         dtype=task.th.dtype,
+        **windows,
     )
     return torch.tensor(found["signal"].values[0])
 

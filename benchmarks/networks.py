@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
-from benchmarks.climbing import LENGTH, SETTINGS, Task, climb
-from harvis_utils.maximization import paper_methods
+from benchmarks.climbing import LENGTH, Task, climb, engine
 from harvis_utils.parallel import threads_inside
 
 N_AXES, N_CLASSES = 6, 19
@@ -97,19 +96,8 @@ def places() -> dict[str, Place]:
 
 
 def ours(place: Place, task: Task) -> Tensor:
-    """Signals (signal, time), or (signal, axis, time) of units that mix the axes, by :func:`paper_methods.maximize`."""
-    found = paper_methods.maximize(
-        place.network,
-        place.module,
-        task.th.numpy(),
-        methods=[task.technique],
-        units=task.units.tolist(),
-        preset=task.preset,
-        settings=replace(SETTINGS, n_steps=task.n_steps),
-        n_axes=N_AXES,
-        length=LENGTH,
-    )
-    return torch.tensor(found["signal"].values[0])
+    """Signals (signal, time), or (signal, axis, time) of units that mix the axes, by our engine."""
+    return engine(place.network, task, n_axes=N_AXES, length=LENGTH)
 
 
 class Reached(Exception):

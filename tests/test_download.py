@@ -17,11 +17,9 @@ from pathlib import Path
 import pytest
 from made_archives import example_files, isolate, left_over, register_example, write_zip
 
-from harvis_utils.data import archive, kinds
+from harvis_utils.data import archive
 from harvis_utils.data.kinds import DataError
 from harvis_utils.settings import REPOSITORY
-
-REPOSITORY = REPOSITORY
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -97,21 +95,15 @@ def refused(pattern: str, root: Path) -> None:
     assert left_over(root) == []
 
 
-def test_the_archive_is_downloaded_once(mirror, server):
+def test_the_archive_is_downloaded_once(mirror, server, tmp_path, monkeypatch):
     raw = mirror("whole")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("HARVIS_DATA", "empty")  # a folder without the archive
     recordings = archive.load_recordings("example")
     assert recordings.verified and len(recordings.items) == 6
     assert [p.name for p in raw.iterdir()] == ["example.zip"]
     archive.load_recordings("example")
     assert server.asked == ["whole"]
-
-
-def test_a_folder_without_the_archive_in_harvis_data_leads_to_a_download(mirror, tmp_path, monkeypatch):
-    raw = mirror("whole")
-    (tmp_path / "empty").mkdir()
-    monkeypatch.setenv("HARVIS_DATA", "empty")
-    archive.load_recordings("example")
-    assert (raw / "example.zip").exists()
 
 
 def test_a_failed_download_is_tried_again(mirror, server, monkeypatch):
@@ -122,38 +114,24 @@ def test_a_failed_download_is_tried_again(mirror, server, monkeypatch):
     assert [p.name for p in raw.iterdir()] == ["example.zip"]
 
 
-def test_a_broken_connection(mirror, tmp_path):
-    mirror("short")
-    refused(
-        r"example\.zip could not be downloaded from .*: the connection broke .*get it by hand, put it into", tmp_path
-    )
-
-
-def test_a_missing_file(mirror, tmp_path):
-    mirror("missing")
-    refused(r"could not be downloaded from http.*missing/example\.zip: the server answered 404 Not Found", tmp_path)
-
-
-def test_a_page_instead_of_the_archive(mirror, tmp_path):
-    mirror("page")
-    refused(r"page/example\.zip \(downloaded, refused, not kept\): is an HTML page", tmp_path)
-
-
-def test_a_wrong_checksum_names_the_member(mirror, tmp_path):
-    mirror("wrong")
-    refused(r"\(downloaded, refused, not kept\): subject2_walking\.csv: its SHA-256 starts with", tmp_path)
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("short", r"example\.zip could not be downloaded from .*: the connection broke .*get it by hand, put it into"),
+        ("missing", r"could not be downloaded from http.*missing/example\.zip: the server answered 404 Not Found"),
+        ("page", r"page/example\.zip \(downloaded, refused, not kept\): is an HTML page"),
+        ("wrong", r"\(downloaded, refused, not kept\): subject2_walking\.csv: its SHA-256 starts with"),
+    ],
+)
+def test_what_is_no_archive_is_refused_and_not_kept(mirror, tmp_path, behaviour, said):
+    mirror(behaviour)
+    refused(said, tmp_path)
 
 
 def test_no_network(mirror, tmp_path, monkeypatch):
     mirror("whole")
     monkeypatch.setenv("HARVIS_MIRROR", "http://127.0.0.1:9")  # the discard port: nobody listens
     refused(r"from http://127\.0\.0\.1:9/example\.zip: no connection to the server; get it by hand", tmp_path)
-
-
-def test_without_a_mirror_the_address_is_the_archives_own(monkeypatch):
-    monkeypatch.delenv("HARVIS_MIRROR", raising=False)
-    described = kinds.registry()["dsads"].archive
-    assert archive.address(described) == described.url
 
 
 def test_downloading_can_be_switched_off(mirror, server):

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,16 +203,13 @@ def all_of(run: Stages) -> list:
 # ------------------------------------------------------------------------------------------------- the whole way
 
 
-def stages_of(addresses: list[str]) -> Counter:
-    return Counter(address.partition("/")[0] for address in addresses)
-
-
 def test_interrupted_calls_go_on_and_end_with_what_a_direct_run_stores(computed, collected, direct):
     _, (first, last) = computed
     assert "0 results are there; the time is up, the same command goes on" in first
     assert f"all {len(direct[-1])} results are there" in last
     assert last.count("networks/") == 1 and "statistics/" in last, "only those for choosing were not there yet"
-    assert stages_of(read_json(collected / gpu.MANIFEST)["results"]) == stages_of(direct[-1])
+    there = read_json(collected / gpu.MANIFEST)["results"]
+    assert [a.partition("/")[0] for a in there] == [a.partition("/")[0] for a in direct[-1]], "as many of each stage"
 
 
 def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packing_machine):
@@ -234,24 +230,17 @@ def test_brought_back_results_are_those_of_a_direct_run(collected, direct, packi
             assert all(torch.equal(v, net.model.state_dict()[k]) for k, v in mine.model.state_dict().items())
             assert (mine.history["val_f1"] == net.history["val_f1"]).all() and mine.best_epoch == net.best_epoch
 
-
-def test_provenance_is_that_of_the_machine_that_computed(collected, packing_machine):
-    gpu.unpack([collected])
-    manifests = [read_json(p) for p in artifact_root().rglob("manifest.json")]
-    real = {lib: importlib.metadata.version(lib) for lib in results.VERSIONED}
-    for manifest in manifests:
+    real = {lib: importlib.metadata.version(lib) for lib in results.VERSIONED}  # of the machine that computed
+    for manifest in map(read_json, artifact_root().rglob("manifest.json")):
         about = manifest["provenance"]
         assert {lib: about["versions"][lib] for lib in real} == real and about["device"].startswith("cpu")
         assert about["git"] == results.git_revision() and manifest["wall_s"] > 0
 
-
-def test_a_result_that_is_there_is_kept(collected, packing_machine):
-    n, _ = gpu.unpack([collected])
     one = next(artifact_root().glob("store/scores/*/manifest.json"))
     other = next(artifact_root().glob("store/statistics/*"))
     before = one.stat().st_ino
     shutil.rmtree(other)
-    assert gpu.unpack(sorted(collected.iterdir())) == (1, n - 1)
+    assert gpu.unpack(sorted(collected.iterdir())) == (1, len(stored) - 1), "a result that is there is kept"
     assert one.stat().st_ino == before and other.exists()
 
 
@@ -280,17 +269,14 @@ def nothing_stored() -> bool:
     return not list(artifact_root().rglob("manifest.json"))
 
 
-def test_too_large_names_the_largest(packing_machine, tmp_path):
-    with pytest.raises(gpu.BundleError, match=r"the limit is 0.1; its largest files: recordings.npz \d"):
-        gpu.pack(CFG, tmp_path / "x.tar", limit_mib=0.1)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_command_says_what_it_packed(tmp_path, capsys):
+def test_the_command_says_what_it_packed_and_refuses_what_is_too_large(tmp_path, capsys):
     out = tmp_path / "x.tar"
     assert gpu.main(["pack", "--out", str(out)]) == 0
     size, said = f"{out.stat().st_size / gpu.MIB:.1f} MiB", capsys.readouterr().out
     assert re.search(rf"{re.escape(str(out))}: {size}, .* recordings.npz \d.*\nthere: tar xf x.tar && sh ", said)
+    with pytest.raises(gpu.BundleError, match=r"the limit is 0.1; its largest files: recordings.npz \d"):
+        gpu.pack(CFG, tmp_path / "y.tar", limit_mib=0.1)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def damage(path: Path) -> None:
@@ -351,16 +337,13 @@ def test_a_changed_package_is_not_run(computed, tmp_path, monkeypatch):
         gpu.collect(tmp_path / "out")
 
 
-def test_missing_packages_are_named(computed, tmp_path):
+def test_missing_packages_are_named_and_outside_a_bundle_nothing_runs(computed, tmp_path, capsys):
     made, _ = computed
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
     empty = dict(made.env, PYTHON=str(tmp_path / "empty" / "bin" / "python"))
     done = subprocess.run(**made.command(), env=empty, capture_output=True)
     assert done.returncode == 1 and "not installed here: torch, h5py, numpy" in done.stderr
     assert "scikit-learn" in done.stderr and "--wheels-for" in done.stderr
-
-
-def test_outside_a_bundle_nothing_runs(capsys):
     assert gpu.main(["run"]) == 1
     assert "this is no unpacked bundle" in capsys.readouterr().err
 

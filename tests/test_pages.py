@@ -78,11 +78,8 @@ def test_pages_are_made_once_and_linked(finished, capsys):
     assert [p.name for p in made] == ["06_report.html"] and not page.exists()
 
 
-def test_an_index_without_runs_says_what_to_do():
+def test_what_an_index_says_without_runs_and_of_data_sets():
     assert "make reproduce" in pages.build_index().read_text()
-
-
-def test_caveats():
     assert pages.caveat("dsads") == "" and pages.caveat("synthetic") == "made-up data"
     assert pages.caveat("mhealth-approximate").startswith("approximate")
     assert "does not know" in pages.caveat("gone")
@@ -118,42 +115,34 @@ def test_links_to_notebooks_that_are_not_published_lead_to_their_sources(finishe
     nbformat.validate(nbformat.read(target / "01_data.ipynb", 4))
 
 
-def _spoil(finished, what):
-    run = finished.run
+def _execution(run):
     book = run / "01_data.ipynb"
-    if what == "unexecuted":
-        (run / "06_report.ipynb").unlink()
-    elif what == "unfinished":
-        book.write_text(book.read_text().replace('"execution_count": 1', '"execution_count": null', 1))
-    elif what == "path":
-        book.write_text(book.read_text().replace("ok\\n", f"{REPOSITORY}/x", 1))
-    elif what == "user":
-        (run / "tables/t.csv").write_text("a\n/Users/someone/data\n")
-    elif what == "invalid":
-        write_json(run / "results.json", {})
-    elif what == "no results":
-        (run / "results.json").unlink()
-    elif what == "no table":
-        (run / "tables/t.csv").unlink()
-    elif what == "large":
-        (run / "tables/t.csv").write_bytes(b"1" * (publish.PUBLISHED_BYTES + 1))
+    book.write_text(book.read_text().replace('"execution_count": 1', '"execution_count": null', 1))
+
+
+def _path(run):
+    book = run / "01_data.ipynb"
+    book.write_text(book.read_text().replace("ok\\n", f"{REPOSITORY}/x", 1))
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("spoil", "message"),
     [
-        ("unexecuted", "06_report.ipynb has not been executed"),
-        ("unfinished", "01_data.ipynb was not executed to its end"),
-        ("path", "01_data.ipynb contains paths of this machine"),
-        ("user", "t.csv contains paths of this machine, as '/Users/someone/data'"),
-        ("invalid", "results.json is not valid: 'training' is missing"),
-        ("no results", "results.json is missing"),
-        ("no table", "t.csv is missing"),
-        ("large", "at most 8 MB"),
+        (lambda run: (run / "06_report.ipynb").unlink(), "06_report.ipynb has not been executed"),
+        (_execution, "01_data.ipynb was not executed to its end"),
+        (_path, "01_data.ipynb contains paths of this machine"),
+        (
+            lambda run: (run / "tables/t.csv").write_text("a\n/Users/someone/data\n"),
+            "t.csv contains paths of this machine, as '/Users/someone/data'",
+        ),
+        (lambda run: write_json(run / "results.json", {}), "results.json is not valid: 'training' is missing"),
+        (lambda run: (run / "results.json").unlink(), "results.json is missing"),
+        (lambda run: (run / "tables/t.csv").unlink(), "t.csv is missing"),
+        (lambda run: (run / "tables/t.csv").write_bytes(b"1" * (publish.PUBLISHED_BYTES + 1)), "at most 8 MB"),
     ],
 )
-def test_publish_refuses(finished, what, message):
-    _spoil(finished, what)
+def test_publish_refuses(finished, spoil, message):
+    spoil(finished.run)
     with pytest.raises(publish.PublishError, match=re.escape(message)):
         publish.publish(finished.cfg, finished.books)
     assert not (report_root() / "published").exists() or not list((report_root() / "published").rglob("*.*"))

@@ -20,15 +20,8 @@ from harvis_utils.data import kinds
 from harvis_utils.paper import report
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line
-from harvis_utils.settings import (
-    REPOSITORY,
-    Settings,
-    artifact_root,
-    data_folders,
-    load_settings,
-    report_root,
-)
-from harvis_utils.store.files import ArtifactError, read_json
+from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, load_settings, report_root
+from harvis_utils.store.files import ArtifactError, read_json, scratch
 from harvis_utils.store.results import around_builds
 from harvis_utils.training import published
 
@@ -65,13 +58,15 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
         about = read_json(stamp)
         made |= {Path(file) for file in about["files"]}
         stored |= set(about["stored"])
-    # figures are in the notebooks; README shows some by themselves
-    seen = README.read_text(encoding="utf-8")
-    wanted = {p for p in made if f"{cfg.profile}/{cfg.dataset}/{p.as_posix()}" in seen}
-    wanted |= {p for p in made if p.parts[0] == "tables" and p.suffix != ".html"}
-    wanted |= {p for p in made if len(p.parts) == 1 and p.suffix in (".json", ".html")}
-    wanted |= {Path("results.json"), *(Path(notebook.name) for notebook in notebooks)}
-    places = {cfg.reports / p: p for p in sorted(wanted)}
+    shown = README.read_text(encoding="utf-8")  # figures are in the notebooks; README shows some by themselves
+
+    def wanted(file: Path) -> bool:
+        alone = len(file.parts) == 1 and file.suffix in (".json", ".html")
+        table = file.parts[0] == "tables" and file.suffix != ".html"
+        return alone or table or f"{cfg.profile}/{cfg.dataset}/{file.as_posix()}" in shown
+
+    files = {Path("results.json"), *(Path(notebook.name) for notebook in notebooks), *filter(wanted, made)}
+    places = {cfg.reports / file: file for file in sorted(files)}
     for path in places:
         if not path.exists():
             raise PublishError(f"{path} is missing; {again}")
@@ -115,11 +110,9 @@ def machine_paths(path: Path) -> list[str]:
 
 def _replace(target: Path, files: dict[Path, Path]) -> Path:
     """Copy files, to the given places, beside ``target`` first, then let the copy take its place in two renames."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     sources = Path(os.path.relpath(REPOSITORY / "notebooks", target)).as_posix()
-    try:
-        part.chmod(0o755)  # mkdtemp makes it private
+    with scratch(target) as part:
+        part.chmod(0o755)  # a temporary folder is private
         for path, place in files.items():
             copy = part / place
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -138,8 +131,6 @@ def _replace(target: Path, files: dict[Path, Path]) -> Path:
             os.rename(target, older)
         os.rename(part, target)
         shutil.rmtree(older, ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target
 
 

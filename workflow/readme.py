@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -118,16 +119,9 @@ def _number(value: dict) -> str:
     return "-" if value["mean"] is None else f"{value['mean']:.3g}"
 
 
-def _layers(quantity: str) -> Callable[[dict], str]:
-    def said(results: dict) -> str:
-        of = [results["methods"]["calibrated"][name] for name in (BASELINE, PROPOSED)]
-        return ", ".join(" / ".join(_number(m[la][quantity]) for m in of) for la in ("conv1", "conv2", "conv3"))
-
-    return said
-
-
-def _sine(results: dict) -> str:
-    return _number(results["controls"]["starting-sine"]["conv3"]["ssim"])
+def _layers(quantity: str, results: dict) -> str:
+    of = [results["methods"]["calibrated"][name] for name in (BASELINE, PROPOSED)]
+    return ", ".join(" / ".join(_number(m[la][quantity]) for m in of) for la in ("conv1", "conv2", "conv3"))
 
 
 def _readings(readings: dict) -> str:
@@ -161,9 +155,19 @@ ROWS: list[tuple[str, str, str, Callable[[dict], str]]] = [
     ("networks x epochs, computing of all stages", "5 x 200", "results", _size),
     ("macro F1, test subjects", "0.737, 0.955", "results", lambda r: pages.spread(r["training"]["macro_f1"])),
     ("2-sigma amplitude [G]", "1.37, 1.57", "results", lambda r: f"{r['data']['amplitude_threshold_g']:.3f}"),
-    (f"Ssim, {BASELINE} / proposed, Conv1, 2, 3 [G²]", "(bars)", "results", _layers("ssim")),
-    (f"max output / th, {BASELINE} / proposed, Conv1, 2, 3", "-, about 1", "results", _layers("activation_ratio")),
-    ("conv3 Ssim of the untouched sine [G²]", "-", "results", _sine),
+    (f"Ssim, {BASELINE} / proposed, Conv1, 2, 3 [G²]", "(bars)", "results", partial(_layers, "ssim")),
+    (
+        f"max output / th, {BASELINE} / proposed, Conv1, 2, 3",
+        "-, about 1",
+        "results",
+        partial(_layers, "activation_ratio"),
+    ),
+    (
+        "conv3 Ssim of the untouched sine [G²]",
+        "-",
+        "results",
+        lambda r: _number(r["controls"]["starting-sine"]["conv3"]["ssim"]),
+    ),
     ("readings that fit the paper's results as well as the best", "-", "readings", _readings),
     (f"activation / nearness to real: proposed, {OURS}, real windows, sine, flat zero", "-", "evidence", _axes),
     (

@@ -80,14 +80,15 @@ def run(dataset: str, device: str | None = None) -> pd.DataFrame:
     for variant in VARIANTS:
         cfg = settings_of(variant, base)
         found = supervised.networks(cfg, third)
-        test = np.array([n.history["test_f1"][n.best_epoch] for n in found])
+        val = [n.history["val_f1"] for n in found]
+        test = [n.history["test_f1"][n.best_epoch] for n in found]
         rows[variant] = {
             "additions": additions(cfg),
-            "val_f1": np.mean([n.history["val_f1"][cfg.training.epochs // 2 :].mean() for n in found]),
-            "val_f1_best_epoch": np.mean([n.history["val_f1"].max() for n in found]),
-            "test_f1": test.mean(),
-            "test_f1_min": test.min(),
-            "test_f1_max": test.max(),
+            "val_f1": np.mean([f1[cfg.training.epochs // 2 :].mean() for f1 in val]),
+            "val_f1_best_epoch": np.mean([f1.max() for f1 in val]),
+            "test_f1": np.mean(test),
+            "test_f1_min": min(test),
+            "test_f1_max": max(test),
             "seeds": len(found),
             "epochs": cfg.training.epochs,
         }

@@ -264,22 +264,22 @@ def cost(sweep: Sweep, measured: bool = True) -> str:
     by Snakemake's own benchmarks, if these are to count (``measured``); else what those of a published run of this
     profile took, whatever its architecture. Raises :class:`SweepError` where neither is there.
     """
-    lines, total, n_seeds = [], 0.0, len(sweep.seeds)
+    lines, hours, n_seeds = [], 0.0, len(sweep.seeds)
     for dataset, architecture in itertools.product(sweep.datasets, sweep.architectures):
         own = _measured(sweep, dataset, architecture) if measured else None
         core_s, source = own or _published(sweep, dataset)
-        hours = n_seeds * core_s / 3600
-        total += hours
-        lines.append(f"- {dataset}, {architecture}: {hours:.3g} core-hours ({core_s:.3g} s a network); from {source}")
-    n_parts = len(lines)
-    n_jobs = n_parts * len(sweep.groups()) * (2 + len(sweep.presets))
-    head = (
-        f"**A projection, not a measurement**: the {n_parts * n_seeds} networks of `{sweep.path.name}` (data sets: "
+        own_hours = n_seeds * core_s / 3600
+        hours += own_hours
+        lines.append(
+            f"- {dataset}, {architecture}: {own_hours:.3g} core-hours ({core_s:.3g} s a network); from {source}"
+        )
+    n_jobs = len(lines) * len(sweep.groups()) * (2 + len(sweep.presets))
+    return (
+        f"**A projection, not a measurement**: the {len(lines) * n_seeds} networks of `{sweep.path.name}` (data sets: "
         f"{len(sweep.datasets)}, architectures: {len(sweep.architectures)}, seeds: {n_seeds}; presets: "
-        f"{len(sweep.presets)}) would take about {total:.3g} core-hours, in {n_jobs} jobs, on cores like those "
-        "measured. Waiting in queues is not counted."
+        f"{len(sweep.presets)}) would take about {hours:.3g} core-hours, in {n_jobs} jobs, on cores like those "
+        "measured. Waiting in queues is not counted.\n\n" + "\n".join(lines)
     )
-    return "\n".join([head, "", *lines])
 
 
 def _measured(sweep: Sweep, dataset: str, architecture: str) -> tuple[float, str] | None:

@@ -12,7 +12,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -25,8 +25,7 @@ from harvis_utils.settings import APPROXIMATE, data_folders
 from harvis_utils.store.files import scratch
 from harvis_utils.store.results import kept
 
-#: how often a failed download is tried again
-RETRIES = 3
+RETRIES = 3  # of a failed download
 
 
 def parse_table(
@@ -49,8 +48,7 @@ def parse_table(
             try:
                 values.append(float("text" if "_" in field else field))  # Python alone takes 1_0 for 10
             except ValueError:
-                what = f"{field[:40]!r}, not a number"
-                raise ValueError(f"row {number}, column {column + 1} is {what}") from None
+                raise ValueError(f"row {number}, column {column + 1} is {field[:40]!r}, not a number") from None
     table = np.array(values).reshape(len(lines), len(columns))
     for row, column in np.argwhere(~np.isfinite(table))[:1]:
         raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {table[row, column]}, not a finite number")
@@ -91,24 +89,21 @@ def _extracted(folder: Path, archive: Archive) -> Path | None:
     return next((root for root in chain([folder], below) if any((root / member).is_file() for member in sample)), None)
 
 
-def address(archive: Archive) -> str:
-    """Where the archive is downloaded from: its own address, or the mirror that ``HARVIS_MIRROR`` names."""
-    mirror = os.environ.get("HARVIS_MIRROR")
-    return f"{mirror.rstrip('/')}/{archive.filename}" if mirror else archive.url
-
-
 def fetch(name: str, archive: Archive) -> Path:
-    """Download the archive to ``data/raw``, verify it, and only then give it its name."""
+    """Download the archive to ``data/raw``, verify it, and only then give it its name.
+
+    It comes from its own address, or from the mirror that ``HARVIS_MIRROR`` names.
+    """
     import pooch
     import requests
 
-    url, path = address(archive), data_folders()[-1] / archive.filename
+    path, mirror = data_folders()[-1] / archive.filename, os.environ.get("HARVIS_MIRROR")
+    url = f"{mirror.rstrip('/')}/{archive.filename}" if mirror else archive.url
     shown = sys.stderr.isatty() or "ipykernel" in sys.modules
     try:
         with scratch(path) as folder:
-            source = pooch.create(
-                folder, "", registry={path.name: None}, urls={path.name: url}, retry_if_failed=RETRIES
-            )
+            urls = {path.name: url}
+            source = pooch.create(folder, "", registry={path.name: None}, urls=urls, retry_if_failed=RETRIES)
             found = Path(source.fetch(path.name, progressbar=shown))
             with verified(name, archive, found, title=f"{url} (downloaded, refused, not kept)"):
                 pass
@@ -153,30 +148,26 @@ def opened(path: Path, archive: Archive, title: str | None = None) -> Iterator[C
     """
     title = title or str(path)
     again = f"get the archive again from {archive.url}"
-    with ExitStack() as stack:
-        if path.is_dir():
-            names = archive.members
-        else:
-            try:
-                container = stack.enter_context(zipfile.ZipFile(path))
-                names = container.namelist()
-            except PermissionError as error:
-                raise DataError(f"{title}: may not be read; give yourself the permission to") from error
-            except Exception as error:  # zipfile raises many kinds for damaged files; each is the same news
-                raise DataError(f"{title}: {_not_a_zip(path)}; {again}") from error
-        _refuse_leaving(title, names)
-        if path.is_dir():
-            index = {member: path / member for member in archive.members if (path / member).is_file()}
-            read = Path.read_bytes
-        else:
-            index, read = _index(title, names, archive.members), container.read
+    try:
+        container = nullcontext() if path.is_dir() else zipfile.ZipFile(path)
+    except PermissionError as error:
+        raise DataError(f"{title}: may not be read; give yourself the permission to") from error
+    except Exception as error:  # zipfile raises many kinds for damaged files; each is the same news
+        raise DataError(f"{title}: {_not_a_zip(path)}; {again}") from error
+    with container as packed:
+        names = packed.namelist() if packed else [m for m in archive.members if (path / m).is_file()]
+        for name in (*archive.members, *names):
+            inside = PurePosixPath(name.replace("\\", "/"))
+            if inside.is_absolute() or ".." in inside.parts or "".join(inside.parts[:1]).endswith(":"):
+                raise DataError(f"{title}: {name!r} is a path that leaves the folder; do not use this archive")
+        index = _index(title, names, archive.members)
         if missing := [member for member in archive.members if member not in index]:
             more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
             raise DataError(f"{title}: {missing[0]}{more} missing; {again}")
 
         def open_member(member: str) -> bytes:
             try:
-                return read(index[member])
+                return packed.read(index[member]) if packed else (path / member).read_bytes()
             except Exception as error:
                 raise DataError(f"{title}: {member}: damaged or unreadable ({error}); {again}") from error
 
@@ -197,13 +188,6 @@ def _not_a_zip(path: Path) -> str:
     if head.startswith(b"PK"):
         return "is a truncated or damaged zip file"
     return _foreign(head) or ("is not a zip file" if head else "is empty")
-
-
-def _refuse_leaving(title: str, names: Iterable[str]) -> None:
-    for name in names:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-            raise DataError(f"{title}: {name!r} is a path that leaves the folder; do not use this archive")
 
 
 def _index(title: str, names: Iterable[str], members: Iterable[str]) -> dict[str, str]:
@@ -259,13 +243,6 @@ def verified(name: str, archive: Archive, path: Path, title: str | None = None) 
         found = members_digest(digests)
         if found != archive.digest:
             refuse("members together", f"their digest is {found} instead of {archive.digest}")
-
-
-def _as_found(archive: Archive, path: Path) -> Archive:
-    """The archive description with the digests of what lies at ``path``, whatever it is."""
-    with opened(path, archive) as open_member:
-        digests = {member: hashlib.sha256(open_member(member)).hexdigest() for member in archive.members}
-    return replace(archive, digest=members_digest(digests), member_digests=digests)
 
 
 # ---------------------------------------------------------------------------------------------------- loading
@@ -341,8 +318,11 @@ def load_recordings(name: str, *, download: bool = True) -> Recordings:
         return generate(dataset)
     path = locate(name, archive)
     if approximate:
-        # its digest is not known beforehand: computed each time, so that a changed archive is never missed
-        archive = _as_found(archive, path or _absent(archive, "an unverified archive is never downloaded"))
+        # its digests are not known beforehand: computed each time, so that a changed archive is never missed
+        path = path or _absent(archive, "an unverified archive is never downloaded")
+        with opened(path, archive) as open_member:
+            digests = {member: hashlib.sha256(open_member(member)).hexdigest() for member in archive.members}
+        archive = replace(archive, digest=members_digest(digests), member_digests=digests)
 
     def source() -> Path:
         return path or (fetch(name, archive) if download else _absent(archive, "downloading is switched off"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harvis_utils.settings import HarvisError, APPROXIMATE, SettingsError
+from harvis_utils.settings import APPROXIMATE, HarvisError, SettingsError
 
 #: standard gravity; dividing m/s^2 by it gives G
 STANDARD_GRAVITY = 9.80665

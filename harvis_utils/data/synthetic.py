@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -82,7 +82,22 @@ class PlantedMotifs:
     names: tuple[str, ...]
     shapes: tuple[np.ndarray, ...]  # (time,) each, in G
     layers: tuple[str, ...]  # first layer whose receptive field holds the motif
-    occurrences: object  # pandas DataFrame
+    occurrences: pd.DataFrame
+
+    def within(self, subject: int, activity: int, first: int, n_samples: int) -> list[tuple[int, int, int, str]]:
+        """(axis, first sample, length, motif) of those whole in ``n_samples`` of a recording from ``first`` on."""
+        length = {name: len(shape) for name, shape in zip(self.names, self.shapes, strict=True)}
+        own = self.occurrences.query("subject == @subject and activity == @activity")
+        found = ((o.axis, o.start - first, length[o.motif], o.motif) for o in own.itertuples())
+        return [place for place in found if 0 <= place[1] <= n_samples - place[2]]
+
+    def counts(self, activities: Sequence[str]) -> pd.DataFrame:
+        """How often each motif (row) is planted in each activity (column), after its first layer and its samples."""
+        planted = pd.Categorical.from_codes(self.occurrences["activity"], activities)
+        table = pd.crosstab(self.occurrences["motif"], planted).reindex(self.names).rename_axis(columns=None)
+        table.insert(0, "first layer", self.layers)
+        table.insert(1, "samples", [len(shape) for shape in self.shapes])
+        return table
 
 
 def _stream(*key: int) -> np.random.Generator:
@@ -109,8 +124,13 @@ def _turning_gravity(rng, time_s: np.ndarray) -> np.ndarray:
     return np.cos(tilt) * up + np.sin(tilt) * (np.cos(turn) * east + np.sin(turn) * north)
 
 
-def body(subject: int, session: int) -> Body:
-    """The background and the motif places of a subject's ``session``-th recording; the activity is not known here."""
+def body(subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0) -> Body:
+    """The background and the motif places of a subject's ``session``-th recording; the activity is not known here.
+
+    ``noise_g`` is the standard deviation, in G, of noise added to its own ``NOISE_G``; each event of each axis is kept
+    with probability ``prevalence``, dropped ones have a scale of 0. Everything else stays bit for bit, and all levels
+    share what is drawn: the noise of one is that of another times a factor, and what one drops, every lower one drops.
+    """
     person = _stream(1, subject)
     spacing, strength = person.uniform(22, 28), person.uniform(0.8, 1.2)  # samples between events; factor
 
@@ -127,7 +147,12 @@ def body(subject: int, session: int) -> Body:
     centres = np.rint(events[:, None] + rng.uniform(-2, 2, (n_events, len(AXES)))).astype(np.int64)
     scales = strength * rng.uniform(0.85, 1.15, centres.shape) * (rng.random(centres.shape) < 0.9)
     fits = centres.max(axis=1) < N_SAMPLES - 8
-    return Body(gravity + sway + noise, centres[fits], scales[fits])
+    background, centres, scales = gravity + sway + noise, centres[fits], scales[fits]
+    if prevalence < 1:
+        scales = np.where(_stream(4, subject, session).random(scales.shape) < prevalence, scales, 0.0)
+    if noise_g > 0:
+        background += noise_g * _stream(5, subject, session).standard_normal(background.shape)
+    return Body(background, centres, scales)
 
 
 def plant(own: Body, activity: int) -> np.ndarray:
@@ -146,36 +171,31 @@ def order(subject: int) -> np.ndarray:
     return _stream(3, subject).permutation(len(ACTIVITIES))
 
 
-def read(_=None) -> Iterator[Recording]:
-    """Make all recordings, subject by subject in the order of the activities; there is no archive to open."""
-    for subject, activity, own in _bodies(body):
+def _bodies(**changes: float) -> Iterator[tuple[int, int, Body]]:
+    """Subject, activity and body of every recording, subject by subject in the order of the activities."""
+    for subject in SUBJECTS:
+        for activity, session in enumerate(np.argsort(order(subject))):
+            yield subject, activity, body(subject, int(session), **changes)
+
+
+def read(_=None, **changes: float) -> Iterator[Recording]:
+    """Make all recordings, with :func:`body`'s ``changes``; there is no archive to open."""
+    for subject, activity, own in _bodies(**changes):
         yield Recording(subject, activity, plant(own, activity))
 
 
-def _bodies(body_of: Callable[[int, int], Body]) -> Iterator[tuple[int, int, Body]]:
-    """Subject, activity and body of every recording; ``body_of(subject, session)`` makes a body."""
-    for subject in SUBJECTS:
-        for activity, session in enumerate(np.argsort(order(subject))):
-            yield subject, activity, body_of(subject, int(session))
-
-
 @lru_cache
-def motifs() -> PlantedMotifs:
-    """The planted motifs and where they are."""
-    return _planted(body)
-
-
-def _planted(body_of: Callable[[int, int], Body]) -> PlantedMotifs:
+def motifs(**changes: float) -> PlantedMotifs:
+    """The planted motifs and where they are, with :func:`body`'s ``changes``."""
     tables = []
-    for subject, activity, own in _bodies(body_of):
+    for subject, activity, own in _bodies(**changes):
         for axis, name in enumerate(activity_motifs(activity)):
             there = own.scales[:, axis] > 0
             start = own.centres[there, axis] - len(MOTIFS[name][1]) // 2
             row = {"subject": subject, "activity": activity, "axis": axis, "start": start, "motif": name}
             tables.append(pd.DataFrame(row | {"scale": own.scales[there, axis]}))
-    shapes = tuple(np.array(shape) for _, shape in MOTIFS.values())
-    layers = tuple(layer for layer, _ in MOTIFS.values())
-    return PlantedMotifs(tuple(MOTIFS), shapes, layers, pd.concat(tables, ignore_index=True))
+    layers, shapes = zip(*MOTIFS.values(), strict=True)
+    return PlantedMotifs(tuple(MOTIFS), tuple(map(np.array, shapes)), layers, pd.concat(tables, ignore_index=True))
 
 
 DATASET = Dataset(
@@ -193,24 +213,6 @@ DATASET = Dataset(
 )
 
 
-
-def changed_body(subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0) -> Body:
-    """:func:`body` with more sensor noise and fewer events; everything else stays as it is, bit for bit.
-
-    ``noise_g`` is the standard deviation, in G, of the noise added (its own is ``NOISE_G``); each event of each axis is
-    kept with probability ``prevalence``, dropped ones have a scale of 0. All levels share what is drawn: the noise of
-    one is that of another times a factor, and what one drops, every lower one drops too.
-    """
-    own = body(subject, session)
-    if prevalence < 1:
-        kept = _stream(4, subject, session).random(own.scales.shape) < prevalence
-        own = dataclasses.replace(own, scales=np.where(kept, own.scales, 0.0))
-    if noise_g > 0:
-        noise = _stream(5, subject, session).standard_normal(own.background.shape)
-        own = dataclasses.replace(own, background=own.background + noise_g * noise)
-    return own
-
-
 def variant(noise_g: float = 0.0, prevalence: float = 1.0) -> Recordings:
     """The data set with noise added (standard deviation ``noise_g`` in G) and events thinned to ``prevalence``.
 
@@ -224,13 +226,12 @@ def variant(noise_g: float = 0.0, prevalence: float = 1.0) -> Recordings:
     if not any(changes.values()):
         return archive.generate(DATASET)
     name = "-".join([DATASET.name, *(change for change, there in changes.items() if there)])
-    body_of = partial(changed_body, noise_g=noise_g, prevalence=prevalence)
     dataset = dataclasses.replace(
         DATASET,
         name=name,
         title=f"{DATASET.title}, changed: {noise_g:g} G of noise added, {prevalence:.0%} of the motifs planted",
-        read=lambda _: (Recording(s, a, plant(own, a)) for s, a, own in _bodies(body_of)),
-        motifs=lru_cache(lambda: _planted(body_of)),
+        read=partial(read, noise_g=noise_g, prevalence=prevalence),
+        motifs=partial(motifs, noise_g=noise_g, prevalence=prevalence),
     )
     made = archive.generate(dataset)
     return dataclasses.replace(made, digest=hashlib.sha256(f"{name} {made.digest}".encode()).hexdigest())

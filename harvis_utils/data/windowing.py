@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from harvis_utils.data.kinds import Recordings
 from harvis_utils.settings import WindowSettings
@@ -88,6 +89,16 @@ class Windows:
     def thinned(self, n_windows: int) -> Windows:
         """Every n-th window of all splits, so that about ``n_windows`` remain for training."""
         return self.every(max(1, round(len(self.train) / n_windows)))
+
+    def labels(self) -> pd.DataFrame:
+        """One row per window: split, window (its index there), subject, person (with the split), activity, recording,
+        offset; activities are categories in their order.
+        """
+        columns = ("subject", "activity", "recording", "offset")
+        of = {name: pd.DataFrame({c: getattr(getattr(self, name), c) for c in columns}) for name in SPLITS}
+        table = pd.concat(of, names=["split", "window"]).reset_index()
+        table["person"] = table["subject"].astype(str) + " (" + table["split"] + ")"
+        return table.assign(activity=pd.Categorical.from_codes(table["activity"], self.activities))
 
     def counts(self) -> dict[str, int]:
         """Number of windows per split."""
