@@ -105,7 +105,7 @@ class _Drawing:
         ticks = [textwrap.fill(name, 44 if self.across else 12, break_long_words=False) for name in self.order]
         for i, (ax, ((column, said), (panel, rows))) in enumerate(zip(axes.flat, cells, strict=False)):
             first, last = i % columns == 0, i + columns >= len(cells)
-            said = textwrap.fill(said, 40 if len(cells) < 3 else 26)
+            said = textwrap.fill(said, 100 // columns if self.across else 32)
             if self.across:
                 labels = {"xlabel": said, "ylabel": self.names if first else ""}
                 ax.set_yticks(range(len(ticks)), ticks)
