@@ -90,18 +90,6 @@ def test_variants_are_trained_stored_and_tabulated(cfg, tiny_windows, one_thread
     assert list(table.index) == list(TINY.variants) and table.loc[BASE, "gain"] == 0
     other = table.loc["width 9, stride 4"]
     assert other["gain"] == pytest.approx(other["test F1"] - table.loc[BASE, "test F1"]) and other["aliased"] > 0.2
-    assert architecture.chosen_by_looking(table) in (BASE, "width 9, stride 4")
-
-
-def test_looks_are_ranked_against_f1():
-    table = pd.DataFrame(
-        {"question": ["both", "first layer", "first layer", "layers"], "val F1": [0.1, 0.2, 0.3, 0.0]}
-        | {name: [1.0, 2.0, 3.0, 9.0] for name in ("score", "evenness", "middle")}
-        | {"aliased": [3.0, 2.0, 1.0, 0.0], "dead": [0.0] * 4, "dominance": [1.0, 3.0, 2.0, 0.0]}
-    )
-    found = architecture.looks_against_f1(table)
-    assert found["score"] == pytest.approx(1) and found["aliased"] == pytest.approx(-1) and np.isnan(found["dead"])
-    assert found["dominance"] == pytest.approx(0.5)
 
 
 # --------------------------------------------------------------------------------------------------- carried over
