@@ -1,4 +1,7 @@
-"""Projections: equal to an explicit unpool, rectify and filter; the gradient without non-linearities; nothing left."""
+"""Projections: equal to an explicit unpool, rectify and filter; the gradient without non-linearities; nothing left.
+
+That they go back stage by stage is tested for every network in ``test_matrix.py``.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +14,6 @@ from torch.nn import functional as F
 
 from harvis_utils.lenses import deconvnet
 from harvis_utils.networks import taps
-from harvis_utils.networks.sfhf import folded_trunk
 
 seeds = st.integers(0, 10_000)
 few = settings(max_examples=8, deadline=None)
@@ -20,25 +22,6 @@ EVERY = torch.ones(0, dtype=torch.bool)
 
 
 # ------------------------------------------------------------------------------------------------- identities
-
-
-@few
-@given(seeds, st.sampled_from(["conv1", "conv2", "conv3"]))
-def test_sfhf_is_projected_as_by_explicit_rectifying_and_transposed_filters(seed, layer):
-    model, x = sfhf(), windows(2, seed)
-    trunk, rng = folded_trunk(model), np.random.default_rng(seed)
-    unit, axis, time = rng.integers(6, size=2), rng.integers(N_AXES, size=2), rng.integers(LENGTH, size=2)
-    found = deconvnet.project(model, layer, x, deconvnet.places(unit, axis, time))
-    maps = model.feature_maps(x)[layer].detach().numpy()
-    for i in range(2):
-        back = np.zeros((6, LENGTH))
-        back[unit[i], time[i]] = maps[i, unit[i], axis[i], time[i]]
-        for w in trunk.weights[: trunk.depth(layer)][::-1]:
-            half, each = w.shape[2] // 2, zip(np.maximum(back, 0), w.numpy(), strict=True)
-            back = sum(np.array([np.convolve(row, k)[half : half + LENGTH] for k in of]) for row, of in each)
-        expected = np.zeros((N_AXES, LENGTH))
-        expected[axis[i]] = back[0]
-        assert np.allclose(found[i], expected, atol=1e-4)
 
 
 class Pooled(nn.Module):

@@ -120,27 +120,18 @@ def naive_ascent(start, weights, unit, slope, step, n_steps, bound):
     return curve, x
 
 
-class TwoLayers(nn.Module):
-    def __init__(self, seed):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.first, self.second = nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(3, 4, 3, padding=1)
-
-    def forward(self, x):
-        return self.second(F.relu(self.first(x)))
-
-
 ways = st.sampled_from(SLOPES), st.sampled_from(list(STEPS)), st.sampled_from([None, 0.7])
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), *ways)
 def test_all_units_and_starts_equal_a_loop_with_a_backward_pass_by_hand(seed, slope, optimizer, bound):
-    model = TwoLayers(seed).double()
-    weights = [(la.weight.detach().numpy(), la.bias.detach().numpy()) for la in (model.first, model.second)]
+    torch.manual_seed(seed)
+    first, second = nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(3, 4, 3, padding=1)
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU()).double()
+    weights = [(la.weight.detach().numpy(), la.bias.detach().numpy()) for la in (first, second)]
     start = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    tap = taps.find(model, "second", rectified=True)
-    found = slopes.ascend_units(model, tap, range(4), start, STEPS[optimizer], 6, slope, bound)
+    found = slopes.ascend_units(model, "3", range(4), start, STEPS[optimizer], 6, slope, bound)
     for k, (unit, x) in enumerate(itertools.product(range(4), start.numpy())):
         curve, last = naive_ascent(x, weights, unit, slope, STEPS[optimizer], 6, bound)
         assert np.allclose(found.curve[k], curve, atol=1e-9)
@@ -184,8 +175,9 @@ def test_the_exact_maximum_in_a_box_is_that_of_all_its_corners(seed, kernel, len
 # ------------------------------------------------------------------------------------------------- what it does
 
 
-@pytest.mark.parametrize(("slope", "optimizer"), [(0.0, "adam"), (0.1, "ascent"), (1.0, "adam")])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "slope", "optimizer"), [("sfhf", 0.0, "adam"), ("one", 0.1, "ascent"), ("two", 1.0, "adam")]
+)
 def test_every_objective_rises_and_values_are_those_of_the_network(name, optimizer, slope):
     model = MODELS[name]()
     place = taps.find(model, LAYERS[name], rectified=True)
@@ -215,10 +207,8 @@ def test_nothing_is_left_behind_also_after_an_error(name, monkeypatch):
     keeps = [p.requires_grad for p in model.parameters()]
     forwards = {m: m.forward.__func__ for m in model.modules()}
     climbed(model, layer, 0.5, n_steps=2)
-    monkeypatch.setattr(
-        "harvis_utils.maximization.ascent.move", lambda *_: (_ for _ in ()).throw(RuntimeError("on purpose"))
-    )
-    with pytest.raises(RuntimeError, match="on purpose"):
+    monkeypatch.delattr("harvis_utils.maximization.ascent.move")
+    with pytest.raises(NameError):
         climbed(model, layer, 0.5)
     with pytest.raises(RuntimeError, match="on purpose"), slopes.sloped(0.5):
         raise RuntimeError("on purpose")
@@ -262,23 +252,23 @@ def test_the_highest_value_of_each_landscape_is_known(landscape):
 
 
 def test_where_plain_ascent_fails_and_where_slopes_do(monkeypatch):
-    monkeypatch.setattr(landscapes, "SLOPES", (0.0, 0.1, 1.0))
-    table = landscapes.successes(16, ["adam"])
+    monkeypatch.setattr(landscapes, "SLOPES", (0.0, 1.0))
+    table = landscapes.successes(9, ["adam"])
     adam = table.xs("adam", level="optimizer")
     assert len(adam) == len(landscapes.landscapes()) and table.stack().between(0, 1).all()
-    assert (adam.loc[["flat", "gate", "two hills", "race"], 0.0] < 0.5).all()
-    assert (adam.loc[["flat", "gate", "two hills", "race"], 1.0] == 1).all()
+    climbed = ["flat", "gate", "two hills", "race"]
+    assert (adam.loc[climbed, 0.0] < 0.5).all() and (adam.loc[climbed, 1.0] == 1).all()
     assert adam.loc["tent", 0.0] == 1 and adam.loc["tent", 1.0] < 0.5 and adam.loc["tent on a plain", 1.0] == 0
-    assert adam.loc["tent on a plain", 0.1] == 1 and adam.loc["tent on a plain", 0.0] < 0.5
 
 
 def test_paths_are_those_of_the_ascents():
-    landscape = landscapes.landscapes()[1]
+    landscape = landscapes.landscapes()[-1]
     start = landscapes.starts(2, 9)
     assert start.shape == (9, 2) and start.abs().max() < 1
-    path = landscapes.path(landscape, 0.3, landscapes.STEPS["adam"], start, 20)
-    found = landscapes.climb(landscape, 0.3, landscapes.STEPS["adam"], start, 20)
-    assert path.shape == (21, 9, 2) and np.array_equal(path[-1], found.last.numpy())
+    path = landscapes.path(landscape, 0.1, landscapes.STEPS["adam"], start, 50)
+    found = landscapes.climb(landscape, 0.1, landscapes.STEPS["adam"], start, 50)
+    assert path.shape == (51, 9, 2) and np.array_equal(path[-1], found.last.numpy())
+    assert (found.maximum > 0.98 * landscape.maximum).all(), "a small slope leaves the plain and keeps the tent"
 
 
 # ------------------------------------------------------------------------------------------------------- stages
@@ -297,14 +287,15 @@ def cfg():
 
 def test_climbs_are_stored_and_say_what_they_should(cfg, tiny_windows, monkeypatch):
     monkeypatch.setattr(slopes_study, "STEP_SIZES", {"ascent": (1.0,), "adam": (0.05, 0.2)})
+    monkeypatch.setattr(slopes_study, "SLOPES", (0.0, 0.3, 1.0))
     nets = supervised.untrained(cfg, tiny_windows)
     steps, scores = slopes_study.choose_steps(cfg, tiny_windows, nets[:1], 1.0)
-    assert scores.shape == (3, len(SLOPES)) and scores.stack().between(0, 1).all()
+    assert scores.shape == (3, 3) and scores.stack().between(0, 1).all()
     assert {s.optimizer for s in steps.values()} == {scores[0.0].idxmax()[0]}
     for slope, step in steps.items():
         assert step.step_size == scores.loc[step.optimizer, slope].idxmax()
     found = slopes_study.climbs(cfg, tiny_windows, nets, steps, 1.0)
-    assert dict(found["maximum"].sizes) == {"seed": 2, "layer": 3, "slope": 6, "start": 2, "unit": 4}
+    assert dict(found["maximum"].sizes) == {"seed": 2, "layer": 3, "slope": 3, "start": 2, "unit": 4}
     starts = torch.tensor(starting_points(cfg.maximization, tiny_windows.train, 2))
     alone = slopes_study.climb(nets[1].trunk, "conv2", torch.tensor([3]), starts[1:2], 0.3, steps[0.3], 8, 1.0)
     one = found.sel(seed=1, layer="conv2", slope=0.3, unit=3).isel(start=1)
@@ -316,7 +307,7 @@ def test_climbs_are_stored_and_say_what_they_should(cfg, tiny_windows, monkeypat
     monkeypatch.setattr(slopes_study, "climb_all", lambda *_: pytest.fail("computed again"))
     assert slopes_study.climbs(cfg, tiny_windows, nets, steps, 1.0).identical(found)
     table = slopes_study.table(found)
-    assert len(table) == 4 * 6 and (table.loc[("all", 0.0), ["gain", "higher"]] == 0).all()
+    assert len(table) == 4 * 3 and (table.loc[("all", 0.0), ["gain", "higher"]] == 0).all()
     solved = slopes_study.against_optimum(nets, found, 1.0)
     assert 0 < solved["highest share"].max() <= 1 + 1e-5
 

@@ -29,7 +29,7 @@ class ChainError(HarvisError, RuntimeError):
 
 
 def find_notebooks(folder: Path = NOTEBOOKS, part: str | None = None) -> list[Path]:
-    """The notebooks ``NN_name.ipynb`` and ``NNb_name.ipynb`` of a folder, in order; only those of a ``part`` if named."""
+    """The notebooks ``NN_name.ipynb`` and ``NNb_name.ipynb`` of a folder, in order; those of a ``part`` if named."""
     if part is not None and part not in PARTS:
         raise ChainError(f"unknown part {part!r}; valid parts: {', '.join(PARTS)}")
     found = sorted(p for p in Path(folder).glob("*.ipynb") if re.fullmatch(r"\d\d[a-z]?_\w+", p.stem))

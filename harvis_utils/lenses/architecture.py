@@ -5,9 +5,9 @@ between, dead ones, and aliasing by a large stride; a smaller filter and stride 
 becomes shares of power, compared with F1. All networks are small and see thinned windows: they are compared with one
 another only.
 
-They also (section 5) retrain the last layer of a trained network on another data set with few examples a class, and
-compare with training from scratch. Here the source is half of the training people doing half of the activities; the
-targets are the other people, with the same activities and with the others.
+They also (section 5) retrain the last layer of a trained network on other data with few examples a class. Here the
+source is half of the training people doing half of the activities; the targets are the other people, with the same
+activities and with the others.
 """
 
 from __future__ import annotations
@@ -163,18 +163,6 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
             rows[name] |= over_networks(column, own[column], 2)
         rows[name] |= own.loc[:, "low":"score"].mean().to_dict()
     return pd.DataFrame.from_dict(rows, "index").rename_axis("variant")
-
-
-def looks_against_f1(of: pd.DataFrame) -> dict[str, float]:
-    """Rank correlation of each thing one sees with validation F1 over the first-layer variants; NaN if constant."""
-    first = of[of["question"] != "layers"]
-    seen = ("score", "evenness", "middle", "aliased", "dead", "dominance")
-    return {n: first[n].corr(first["val F1"], "spearman") if first[n].nunique() > 1 else np.nan for n in seen}
-
-
-def chosen_by_looking(of: pd.DataFrame) -> str:
-    """The first layer whose filters look best: the largest ``score`` of :func:`looks`."""
-    return str(of.loc[of["question"] != "layers", "score"].idxmax())
 
 
 # --------------------------------------------------------------------------------------------------- carried over

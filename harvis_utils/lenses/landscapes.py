@@ -129,10 +129,10 @@ def surface(landscape: Landscape, n: int = 101) -> tuple[np.ndarray, np.ndarray]
     return ticks.numpy(), landscape.network(points).view([n] * landscape.n_dims).numpy()
 
 
-def ascents(n_dims: int, slopes: Sequence[float] = (0.0, 0.3, 1.0), n: int = 12) -> tuple[dict, dict, dict]:
+def ascents(n_dims: int, by: Sequence[float] = (0.0, 0.3, 1.0)) -> tuple[dict, dict, dict]:
     """Functions of so many inputs by name: their :func:`surface`, :func:`path` by slope and name (Adam), and top."""
-    start, chosen = starts(n_dims, n), {la.name: la for la in landscapes() if la.n_dims == n_dims}
-    paths = {f"slope {s:g}": {name: path(la, s, STEPS["adam"], start) for name, la in chosen.items()} for s in slopes}
+    start, chosen = starts(n_dims, 12), {la.name: la for la in landscapes() if la.n_dims == n_dims}
+    paths = {f"slope {s:g}": {name: path(la, s, STEPS["adam"], start) for name, la in chosen.items()} for s in by}
     return {name: surface(la) for name, la in chosen.items()}, paths, {name: la.at for name, la in chosen.items()}
 
 

@@ -113,36 +113,32 @@ def drops(
     classes = torch.as_tensor(np.asarray(classes), dtype=torch.int64, device=x.device)
     if len(classes) != len(x) or max(max(axes) for axes in groups.values()) >= x.shape[1]:
         raise ValueError(f"a class for each of {len(x)} windows and groups of their {x.shape[1]} axes are wanted")
+    n_at_once = max(1, BATCH // x.shape[2])
     with taps.evaluating(network), torch.no_grad():
-        parts = [
-            _drops(network, some, wanted, groups, occluder, tap)
-            for some, wanted in zip(*(v.split(max(1, BATCH // x.shape[2])) for v in (x, classes)), strict=True)
-        ]
+        batches = zip(x.split(n_at_once), classes.split(n_at_once), strict=True)
+        parts = [_drops(network, some, wanted, groups, occluder, tap) for some, wanted in batches]
+    found = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
     dims = ("window", "group", "time")
-    return xr.Dataset(
-        {name: (dims[: of.ndim], torch.cat([part[name] for part in parts]).numpy()) for name, of in parts[0].items()},
-        coords={"group": list(groups)},
-    )
+    return xr.Dataset({name: (dims[: of.ndim], of) for name, of in found.items()}, {"group": list(groups)})
 
 
 def _drops(network, x: Tensor, classes: Tensor, groups, occluder: Occluder, tap) -> dict[str, Tensor]:
-    """:func:`drops` of one batch of windows, on the CPU."""
-    length, many = x.shape[2], (len(groups), x.shape[2], len(x))
+    """:func:`drops` of one batch of windows."""
     odds, maps = _answers(network, x, classes, tap)
-    # for each group one batch of all centres, (time * window, axis, time)
-    batches = (torch.cat([covered(x, axes, t, occluder) for t in range(length)]) for axes in groups.values())
-    answers = [_answers(network, batch, classes.repeat(length), tap) for batch in batches]
-    after = torch.stack([of for of, _ in answers]).view(many)
-    # group by group: the last bits of a sigmoid depend on how many numbers it is given at once
-    probability = torch.stack([torch.sigmoid(odds) - torch.sigmoid(of) for of in after])
-    found = {"log_odds": odds - after, "probability": probability}
-    if maps is not None:
-        unit = maps.argmax(1, keepdim=True)
-        before = maps.gather(1, unit)[:, 0]
-        now = torch.stack([of.gather(1, unit.repeat(length, 1)) for _, of in answers]).view(many)
-        found["activity"] = torch.where(before > 0, (before - now) / before, torch.nan)
-    found = {name: of.permute(2, 0, 1).cpu() for name, of in found.items()}  # (window, group, time)
-    return found if maps is None else found | {"unit": unit[:, 0].cpu()}
+    unit = None if maps is None else maps.argmax(1)
+    length, found = x.shape[2], {}
+    for axes in groups.values():  # one batch of all centres, (time * window, axis, time)
+        covers = torch.cat([covered(x, axes, t, occluder) for t in range(length)])
+        after, sums = _answers(network, covers, classes.repeat(length), tap)
+        after = after.view(length, -1)
+        found.setdefault("log_odds", []).append(odds - after)
+        found.setdefault("probability", []).append(torch.sigmoid(odds) - torch.sigmoid(after))
+        if maps is not None:
+            before = maps.gather(1, unit[:, None])[:, 0]
+            now = sums.gather(1, unit.repeat(length)[:, None]).view(length, -1)
+            found.setdefault("activity", []).append(torch.where(before > 0, (before - now) / before, torch.nan))
+    found = {name: torch.stack(of).permute(2, 0, 1) for name, of in found.items()}  # (window, group, time)
+    return found if unit is None else found | {"unit": unit}
 
 
 def _answers(network: nn.Module, x: Tensor, classes: Tensor, tap: str | Tap | None) -> tuple[Tensor, Tensor | None]:
