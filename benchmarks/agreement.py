@@ -11,22 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from benchmarks.climbing import (
-    LENGTH,
-    LOWPASS,
-    SETTINGS,
-    OnAllAxes,
-    Task,
-    engine,
-    layer_by_autograd,
-    layer_maps,
-    live_units,
-    lucent_itself,
-    objective,
-    one_at_a_time,
-    own_units_by_autograd,
-    plain_steps,
-)
+from benchmarks import climbing
 from harvis_utils.fast import ascent
 from harvis_utils.maximization import paper_methods
 from harvis_utils.networks.sfhf import Trunk
@@ -47,16 +32,16 @@ def one_step(network: Network, th: xr.DataArray, n_axes: int, n_units: int = 3) 
 
     def pairs():
         # folding the batch norm rounds to float32; of the trunk both sides get the folded weights
-        trunk, whole = network.trunk, OnAllAxes(network.model, n_axes)
+        trunk, whole = network.trunk, climbing.OnAllAxes(network.model, n_axes)
         others = {
-            "float32": (layer_by_autograd, trunk),
-            "whole_network": (one_at_a_time, whole),
-            "lucent": (lucent_itself, whole),
+            "float32": (climbing.layer_by_autograd, trunk),
+            "whole_network": (climbing.one_at_a_time, whole),
+            "lucent": (climbing.lucent_itself, whole),
         }
         for layer, (name, (run, net)) in product(trunk.layers, others.items()):
-            task = live_units(layer, th, 1, n_units, dtype=torch.float32)
+            task = climbing.live_units(layer, th, 1, n_units, dtype=torch.float32)
             try:
-                yield f"{name}_one_step_g", engine(trunk, task), run(net, task)
+                yield f"{name}_one_step_g", climbing.engine(trunk, task), run(net, task)
             except ImportError:
                 continue  # the table of times says so
 
@@ -73,14 +58,14 @@ def reordered(trunk: Trunk, layer: str, seed: int = 0) -> Trunk:
     return Trunk(tuple(weights), tuple(biases))
 
 
-def engine_path(trunk: Trunk, task: Task) -> Tensor:
-    """The engine's signals at the start and after every step, (step, signal, time), for :func:`plain_steps`."""
+def engine_path(trunk: Trunk, task: climbing.Task) -> Tensor:
+    """The engine's signals at the start and after every step, (step, signal, time); a path for the plain loop."""
     method, step = paper_methods.METHODS[task.technique], PRESETS[task.preset]
-    weights = paper_methods.penalty_weights(SETTINGS.weight, SETTINGS.reduction, LENGTH)
+    weights = paper_methods.penalty_weights(climbing.SETTINGS.weight, climbing.SETTINGS.reduction, climbing.LENGTH)
     rows = paper_methods.climbing_rows([method], task.units.tolist(), task.th.numpy(), weights)
-    lowpass, block = LOWPASS.to(task.th), len(rows)
+    lowpass, block = climbing.LOWPASS.to(task.th), len(rows)
     rows = rows.to("cpu", task.th.dtype)
-    chunk = ascent.Chunk(trunk, task.layer, rows, task.start, step, SETTINGS.th_aap_g, lowpass, block)
+    chunk = ascent.Chunk(trunk, task.layer, rows, task.start, step, climbing.SETTINGS.th_aap_g, lowpass, block)
     path = [chunk.x.clone()]
     for number in range(task.n_steps):
         chunk.advance(number)
@@ -91,20 +76,21 @@ def engine_path(trunk: Trunk, task: Task) -> Tensor:
 def by_method(network: Network, th: xr.DataArray, n_units: int = 10, n_steps: int = 200) -> dict:
     """Largest differences in G after ``n_steps`` in float64, for every method, over layers, presets and units.
 
-    ``engine`` is the engine against :func:`plain_steps`; ``reordered`` is that loop against itself with its additions
-    in another order, so what rounding alone does; ``step`` is the largest difference after any single one of these
-    steps, the loop taking each from where the engine stands, so that rounding has no time to grow.
+    ``engine`` is the engine against :func:`climbing.plain_steps`; ``reordered`` is that loop against itself with its
+    additions in another order, so what rounding alone does; ``step`` is the largest difference after any single one of
+    these steps, the loop taking each from where the engine stands, so that rounding has no time to grow.
     """
     trunk = network.trunk.to("cpu", torch.float64)
 
     def pairs(technique: str):
         for layer, preset in product(trunk.layers, PRESETS):
-            task = live_units(layer, th, n_steps, n_units, dtype=torch.float64)
+            task = climbing.live_units(layer, th, n_steps, n_units, dtype=torch.float64)
             task = replace(task, technique=technique, preset=preset)
-            loop, path = layer_by_autograd(trunk, task), engine_path(trunk, task)
-            yield "engine", engine(trunk, task), loop
-            yield "reordered", layer_by_autograd(reordered(trunk, layer), task), loop
-            for end, x in zip(path[1:], plain_steps(task, layer_maps(trunk, task), path), strict=True):
+            loop, path = climbing.layer_by_autograd(trunk, task), engine_path(trunk, task)
+            yield "engine", climbing.engine(trunk, task), loop
+            yield "reordered", climbing.layer_by_autograd(reordered(trunk, layer), task), loop
+            steps = climbing.plain_steps(task, climbing.layer_maps(trunk, task), path)
+            for end, x in zip(path[1:], steps, strict=True):
                 yield "step", end, x
 
     methods = {technique: largest(pairs(technique)) for technique in paper_methods.METHODS}
@@ -115,12 +101,15 @@ def full_runs(network: Network, th: xr.DataArray, n_steps: int = 5000) -> dict:
     """Mean objective and failed signals after full float32 runs: the engine, and autograd's batch."""
     found: dict[str, dict] = {}
     for layer in network.trunk.layers:
-        task = live_units(layer, th, n_steps, dtype=torch.float32)
-        maps_of = layer_maps(network.trunk, task)
-        both = {"engine": engine(network.trunk, task), "autograd": own_units_by_autograd(network.trunk, task)}
+        task = climbing.live_units(layer, th, n_steps, dtype=torch.float32)
+        maps_of = climbing.layer_maps(network.trunk, task)
+        both = {
+            "engine": climbing.engine(network.trunk, task),
+            "autograd": climbing.own_units_by_autograd(network.trunk, task),
+        }
         found[layer] = {
             name: {
-                "mean_objective": float(objective(x, maps_of(x), task).mean()),
+                "mean_objective": float(climbing.objective(x, maps_of(x), task).mean()),
                 "failed": int((x.abs().amax(1) > 10).sum()),
             }
             for name, x in both.items()

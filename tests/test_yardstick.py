@@ -47,6 +47,12 @@ def runs(tmp_path):
     return made_run(tmp_path / "a"), made_run(tmp_path / "b")
 
 
+def edit(run, change):
+    """Change the table of a run in place."""
+    path = run / "tables" / "scores.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
+
+
 def wrong(reference, current, rules=RULES):
     """The lines of the verdicts that are differences, by file."""
     return {v.file: str(v) for v in yardstick.compare_reports(rules, reference, current) if v.differences}
@@ -100,21 +106,16 @@ def test_the_ends_of_intervals_in_json_find_each_other(runs, at, value, passes):
 
 
 def test_a_rule_may_name_a_row(runs):
-    path = runs[1] / "tables" / "scores.csv"
-    table = pd.read_csv(path)
-    table["p"] = [0.65, 0.5]
-    table.to_csv(path, index=False)
+    edit(runs[1], lambda table: table.assign(p=[0.65, 0.5]))
     assert not wrong(*runs)
-    table["p"] = [0.5, 0.65]
-    table.to_csv(path, index=False)
+    edit(runs[1], lambda table: table.assign(p=[0.5, 0.65]))
     assert "row 2" in wrong(*runs)["tables/scores.csv"]
 
 
 @pytest.mark.parametrize(("flips", "passes"), [(1, True), (2, False)])
 def test_a_share_of_the_values_under_a_rule_may_lie_outside(tmp_path, runs, flips, passes):
     for run, beats in zip(runs, (["yes", "yes"], ["no"] * flips + ["yes"] * (2 - flips)), strict=True):
-        path = run / "tables" / "scores.csv"
-        pd.read_csv(path).assign(beats=beats).to_csv(path, index=False)
+        edit(run, lambda table, beats=beats: table.assign(beats=beats))
     assert bool(wrong(*runs)) != passes
     said = {v.file: str(v) for v in yardstick.compare_reports(RULES, *runs)}["tables/scores.csv"]
     assert ("; 1 beyond tolerance, which is few" in said) == passes
@@ -131,8 +132,7 @@ def test_intervals_that_all_move_a_little_are_no_chance(tmp_path):
 
 
 def test_missing_and_new_files_columns_rows_and_paths_are_differences(tmp_path, runs):
-    table = pd.read_csv(runs[1] / "tables" / "scores.csv")
-    table.rename(columns={"ssim": "other"}).head(1).to_csv(runs[1] / "tables" / "scores.csv", index=False)
+    edit(runs[1], lambda table: table.rename(columns={"ssim": "other"}).head(1))
     (runs[1] / "results.json").unlink()
     (runs[1] / "more.json").write_text("{}")
     assert set(wrong(*runs)) == {"tables/scores.csv", "results.json", "more.json"}
@@ -148,10 +148,9 @@ def test_a_named_change_is_let_through(tmp_path, runs):
 
 
 def test_renamed_columns_and_texts_are_followed_in_any_order_of_columns_and_rows(runs):
-    path = runs[1] / "tables" / "scores.csv"
-    pd.read_csv(path).iloc[::-1, ::-1].to_csv(path, index=False)
+    edit(runs[1], lambda table: table.iloc[::-1, ::-1])
     assert not wrong(*runs)
-    path.write_text(path.read_text().replace("method", "way").replace("naive", "plain"))
+    edit(runs[1], lambda table: table.rename(columns={"method": "way"}).replace("naive", "plain"))
     assert not wrong(*runs)
     assert wrong(*runs, rules=Rules(RULES.rules))
 

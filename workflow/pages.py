@@ -55,12 +55,10 @@ class Run:
 
 def caveat(dataset: str) -> str:
     """What every page made from a data set has to say; empty for verified real data."""
-    if dataset.endswith(APPROXIMATE):
-        return "approximate data (archive not verified)"
-    known = kinds.registry().get(dataset)
+    known = kinds.registry().get(dataset.removesuffix(APPROXIMATE))
     if known is None:
         return "a data set this checkout does not know"
-    return "made-up data" if known.made_up else ""
+    return kinds.Recordings(dataset, known, (), verified=not dataset.endswith(APPROXIMATE), digest="").caveat
 
 
 def describe(folder: Path) -> Run:
