@@ -52,8 +52,7 @@ KINDS = list(every_objective("a", 4))
 # -------------------------------------------------------------------------------------------------------- objectives
 
 
-@pytest.mark.parametrize("parametrized", ["time", "frequency"])
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("sign", "parametrized"), [(1, "time"), (-1, "frequency")])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_objective_rises_within_a_few_steps(name, kind, sign, parametrized):
