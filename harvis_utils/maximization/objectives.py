@@ -114,9 +114,7 @@ def of_units(maps: Tensor, unit: int | Sequence[int], where: str, axis: int | No
     return chosen if axis is None else chosen[:, [_within("axis", axis, maps.shape[2], where)]]
 
 
-def neuron(
-    place: str | Tap, unit: int | Sequence[int], time: int | None = None, axis: int | None = None
-) -> Objective:
+def neuron(place: str | Tap, unit: int | Sequence[int], time: int | None = None, axis: int | None = None) -> Objective:
     """Output of a unit at one sample (the middle one where not given), averaged over the axes unless one is named.
 
     ``unit`` may be a sequence: one unit per window of the batch.
