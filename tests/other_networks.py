@@ -34,7 +34,8 @@ class Case:
     The place is the output of ``module``, ``rectified`` where the network does that later by a function; the roles of
     its dimensions are in ``layout``. ``by_hand`` turns windows into the place's maps (window, unit, axis, time) and
     class scores (window, class), in float64. Sample i of a map is about sample ``first + stride * i`` of the window.
-    ``silence`` edits the weights of a copy so that what follows sees zeros of one unit. ``stages`` are the steps from
+    ``silence`` names modules: where their weights of a unit are zero, what follows sees zeros of it; those with a
+    colon read it, the others give it out. ``stages`` are the steps from
     one rectifier to the next, up to the place, for networks that are such a chain. In ``smooth`` ones other functions
     than rectifiers bend what comes to the place. Units that see each axis by itself are ``by_axis``.
     """
@@ -43,7 +44,7 @@ class Case:
     module: str
     layout: str
     by_hand: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    silence: Callable[[nn.Module, int], None]
+    silence: tuple[str, ...]
     rectified: bool = False
     first: float = 0.0
     stride: float = 1.0
@@ -62,8 +63,12 @@ class Case:
     def edited(self, unit: int) -> nn.Module:
         """A copy of the network in which ``unit`` is silent by its weights."""
         other = copy.deepcopy(self.network)
-        with torch.no_grad():
-            self.silence(other, unit)
+        for name in self.silence:
+            module = other.get_submodule(name.strip(":"))
+            if name.endswith(":"):
+                module.weight.data[:, unit] = 0
+            else:
+                module.weight.data[unit] = module.bias.data[unit] = 0
         return other
 
 
@@ -229,16 +234,13 @@ def sf_hf() -> Case:
         maps = h.reshape(len(x), N_AXES, 6, LENGTH).transpose(0, 2, 1, 3)
         return maps, np_linear(np_relu(np_linear(maps.reshape(len(x), -1), w, "dense")), w, "classes")
 
-    def silence(other: SFHF, unit: int) -> None:
-        other.norm_conv2.weight[unit] = other.norm_conv2.bias[unit] = 0
-
     stages = (lambda x: network.norm_conv1(network.conv1(x[:, None])), lambda h: network.norm_conv2(network.conv2(h)))
     return Case(
         network,
         "norm_conv2",
         "window unit axis time",
         by_hand,
-        silence,
+        ("norm_conv2",),
         rectified=True,
         stages=stages,
         by_axis=True,
@@ -260,12 +262,9 @@ def cnn() -> Case:
         h = np_relu(np_conv(h, w, "0.3"))
         return h[:, :, None], np_linear(h.reshape(len(x), -1), w, "3")
 
-    def silence(other: nn.Sequential, unit: int) -> None:
-        other[0][3].weight[unit] = other[0][3].bias[unit] = 0
-
     stages = (body[0], lambda h: body[3](body[2](h)))
     # the pooled pairs of unpadded outputs: 2 to either side, half a sample, then one pooled sample
-    return Case(network, "0.4", "window unit time", by_hand, silence, first=4.5, stride=2, stages=stages)
+    return Case(network, "0.4", "window unit time", by_hand, ("0.3",), first=4.5, stride=2, stages=stages)
 
 
 class DeepConvLSTM(nn.Module):
@@ -287,7 +286,6 @@ class DeepConvLSTM(nn.Module):
         self.dropout, self.classes = nn.Dropout(0.1), nn.Linear(n_units, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (window, class)."""
         h = x.flatten(0, 1)[:, None] if self.folded else x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             h = F.relu(conv(h))
@@ -314,9 +312,6 @@ def deep_conv_lstm() -> Case:
     network = fitted(Taking(DeepConvLSTM(folded=False), time_first_with_channel), 80, 0.01)
     w, inner = weights_of(network), network.network
 
-    def silence(other: Taking, unit: int) -> None:
-        other.network.conv4.weight[unit] = other.network.conv4.bias[unit] = 0
-
     stages = (lambda x: inner.conv1(time_first_with_channel(x)), inner.conv2, inner.conv3)
     stages = (*stages, lambda h: inner.conv4(h).transpose(2, 3))
 
@@ -329,7 +324,7 @@ def deep_conv_lstm() -> Case:
         "network.conv4",
         "window unit time axis",
         by_hand,
-        silence,
+        ("network.conv4",),
         rectified=True,
         first=8,
         stages=stages,
@@ -346,10 +341,7 @@ def deep_conv_lstm_folded() -> Case:
         _, steps, scores = np_deep_conv_lstm(w, x, 2)
         return units_last(steps), scores
 
-    def silence(other: DeepConvLSTM, unit: int) -> None:
-        other.classes.weight[:, unit] = 0
-
-    return Case(network, "lstm", "window time unit", by_hand, silence, smooth=True)
+    return Case(network, "lstm", "window time unit", by_hand, ("classes:",), smooth=True)
 
 
 class Recurrent(nn.Module):
@@ -361,7 +353,6 @@ class Recurrent(nn.Module):
         self.gru, self.classes = nn.GRU(N_AXES, 6, batch_first=True), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (window, class)."""
         return self.classes(self.gru(x)[0][:, -1])
 
 
@@ -374,10 +365,7 @@ def gru() -> Case:
         steps = np_gru(x.transpose(0, 2, 1), w, "network.gru")
         return units_last(steps), np_linear(steps[:, -1], w, "network.classes")
 
-    def silence(other: Taking, unit: int) -> None:
-        other.network.classes.weight[:, unit] = 0
-
-    return Case(network, "network.gru", "window time unit", by_hand, silence, smooth=True)
+    return Case(network, "network.gru", "window time unit", by_hand, ("network.classes:",), smooth=True)
 
 
 class Inception(nn.Module):
@@ -397,7 +385,6 @@ class Inception(nn.Module):
         return self.norm(torch.cat([*(conv(narrow) for conv in self.wide), self.pooled(self.pool(x))], 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (window, unit, time)."""
         return F.relu(self.joined(x))
 
 
@@ -411,7 +398,6 @@ class InceptionTime(nn.Module):
         self.classes = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (window, class)."""
         return self.classes(F.relu(self.second(self.first(x)) + self.shortcut(x)).mean(2))
 
 
@@ -431,11 +417,8 @@ def inception_time() -> Case:
         beside = np_batch_norm(np_conv(x, w, "shortcut.0"), w, "shortcut.1")
         return maps[:, :, None], np_linear(np_relu(maps + beside).mean(2), w, "classes")
 
-    def silence(other: InceptionTime, unit: int) -> None:
-        other.second.norm.weight[unit] = other.second.norm.bias[unit] = 0
-
     stages = (network.first.joined, network.second.joined)
-    return Case(network, "second", "window unit time", by_hand, silence, stages=stages)
+    return Case(network, "second", "window unit time", by_hand, ("second.norm",), stages=stages)
 
 
 class Block(nn.Module):
@@ -449,7 +432,6 @@ class Block(nn.Module):
         self.down = nn.Conv1d(n_in, n_out, 1, stride, bias=False) if stride > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (window, unit, time)."""
         h = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
         return self.relu(h + self.down(x))
 
@@ -466,7 +448,6 @@ class ResNet(nn.Module):
         self.classes = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (window, class)."""
         return self.classes(self.block2(self.block1(self.pool(F.relu(self.norm(self.conv(x)))))).mean(2))
 
 
@@ -485,10 +466,7 @@ def resnet() -> Case:
         h = block(maps, "block2", 2, np_conv(maps, w, "block2.down", 2))
         return maps[:, :, None], np_linear(h.mean(2), w, "classes")
 
-    def silence(other: ResNet, unit: int) -> None:
-        other.block2.conv1.weight[:, unit] = other.block2.down.weight[:, unit] = 0
-
-    return Case(network, "block1", "window unit time", by_hand, silence, stride=4)
+    return Case(network, "block1", "window unit time", by_hand, ("block2.conv1:", "block2.down:"), stride=4)
 
 
 class Encoder(nn.Module):
@@ -503,7 +481,6 @@ class Encoder(nn.Module):
         self.classes = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (window, class)."""
         return self.classes(self.encoder(self.embed(x) + self.position).mean(1))
 
 
@@ -520,16 +497,12 @@ def transformer() -> Case:
             h = np_layer_norm(h + np_linear(neurons, w, f"{name}.linear2"), w, f"{name}.norm2")
         return units_last(neurons), np_linear(h.mean(1), w, "network.classes")
 
-    def silence(other: Taking, unit: int) -> None:
-        dense = other.network.encoder.layers[1].linear1
-        dense.weight[unit] = dense.bias[unit] = 0
-
     return Case(
         network,
         f"{layers[1]}.linear1",
         "window time unit",
         by_hand,
-        silence,
+        ("network.encoder.layers.1.linear1",),
         rectified=True,
         smooth=True,
     )
@@ -549,7 +522,6 @@ class SelfAttention(nn.Module):
         self.classes = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (window, class)."""
         x = x * self.score(F.relu(self.look(x[:, None])))[:, 0].softmax(2)
         h = F.relu(self.embed(x))
         attended, _ = self.attention(h, h, h)
@@ -579,11 +551,7 @@ def sa_har() -> Case:
         share = softmax(np_linear(np.tanh(np_linear(h, w, "when")), w, "weight"), axis=1)
         return units_last(attended), np_linear((h * share).sum(1), w, "classes")
 
-    def silence(other: Taking, unit: int) -> None:
-        out = other.network.attention.out_proj
-        out.weight[unit] = out.bias[unit] = 0
-
-    return Case(network, "network.attention", "window time unit", by_hand, silence, smooth=True)
+    return Case(network, "network.attention", "window time unit", by_hand, ("network.attention.out_proj",), smooth=True)
 
 
 class Mixer(nn.Module):
@@ -601,7 +569,6 @@ class Mixer(nn.Module):
         self.norm, self.classes = nn.LayerNorm(6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (window, class)."""
         h = self.embed(x)
         h = h + self.over_time(self.norm1(h).transpose(1, 2)).transpose(1, 2)
         h = h + self.over_channels(self.norm2(h))
@@ -624,11 +591,9 @@ def mixer() -> Case:
         h = h + np_linear(neurons, w, "over_channels.2")
         return units_last(neurons), np_linear(np_layer_norm(h, w, "norm").mean(1), w, "classes")
 
-    def silence(other: Taking, unit: int) -> None:
-        dense = other.network.over_channels[0]
-        dense.weight[unit] = dense.bias[unit] = 0
-
-    return Case(network, "network.over_channels.1", "window time unit", by_hand, silence, smooth=True)
+    return Case(
+        network, "network.over_channels.1", "window time unit", by_hand, ("network.over_channels.0",), smooth=True
+    )
 
 
 class FullyConvolutional(nn.Module):
@@ -642,7 +607,6 @@ class FullyConvolutional(nn.Module):
         self.classes = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (window, class)."""
         return self.classes(F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))).mean(2))
 
 
@@ -656,19 +620,8 @@ def conv_norm_relu() -> Case:
         h = np_relu(np_batch_norm(np_conv(h, w, "conv2", padding=2), w, "norm2"))
         return h[:, :, None], np_linear(h.mean(2), w, "classes")
 
-    def silence(other: FullyConvolutional, unit: int) -> None:
-        other.norm2.weight[unit] = other.norm2.bias[unit] = 0
-
     stages = (lambda x: network.norm1(network.conv1(x)), lambda h: network.norm2(network.conv2(h)))
-    return Case(
-        network,
-        "conv2",
-        "window unit time",
-        by_hand,
-        silence,
-        rectified=True,
-        stages=stages,
-    )
+    return Case(network, "conv2", "window unit time", by_hand, ("norm2",), rectified=True, stages=stages)
 
 
 MAKERS: dict[str, Callable[[], Case]] = {

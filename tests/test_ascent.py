@@ -324,38 +324,6 @@ def test_scales_come_back_and_bad_ones_are_refused():
 # ------------------------------------------------------------------------------------------------ statistics
 
 
-def test_statistics_of_a_place_are_those_of_its_trunk():
-    network, x = sfhf(), np.random.default_rng(0).normal(size=(700, N_AXES, LENGTH)).astype(np.float32)
-    trunk = unit_statistics.collect(folded_trunk(network), x.reshape(-1, LENGTH))
-    for layer in network.layers:
-        found, expected = unit_statistics.collect(network, x, place=layer), trunk.sel(layer=layer)
-        for name in expected.data_vars:
-            assert np.allclose(found[name], expected[name], atol=1e-4, equal_nan=True), name
-        assert (found["top_segment"] == expected["top_segment"]).all()
-
-
-@pytest.mark.parametrize(
-    ("layer", "rectified"), [("first", False), ("second", False), ("second", True), ("out", False)]
-)
-def test_statistics_of_units_that_mix_axes_equal_plain_numpy(layer, rectified):
-    network = Mixing()
-    network.second.bias.data[2] = -100.0
-    x = np.random.default_rng(0).normal(size=(600, N_AXES, LENGTH))
-    tap = taps.find(network, layer, rectified)
-    found = unit_statistics.collect(network, x, place=tap, n_top=3)
-    maps = taps.outputs(network, tap, x.astype(np.float32)).double().flatten(2).numpy()
-    for unit in range(maps.shape[1]):
-        values, one = maps[:, unit].ravel(), found.sel(unit=unit)
-        counted = values if (values < 0).any() else values[values > 0]
-        assert bool(one["dead"]) == (len(counted) == 0)
-        if len(counted):
-            assert np.isclose(one["th_eap"], counted.mean() + 2 * counted.std(), rtol=1e-4)
-        assert np.isclose(one["maximum"], values.max(), rtol=1e-5)
-        assert np.isclose(one["p95"], np.quantile(values, 0.95), rtol=1e-4, atol=1e-6)
-        top = maps[one["top_window"].values, unit].mean(1)
-        assert np.allclose(top, np.sort(maps[:, unit].mean(1))[::-1][:3], atol=1e-5)
-
-
 def test_a_unit_that_always_says_the_same_below_zero_is_dead():
     network = nn.Sequential(nn.Conv1d(N_AXES, 2, 1))
     network[0].weight.data[1] = 0.0

@@ -68,14 +68,6 @@ def test_every_lens_sees_a_layer_of_another_network_and_leaves_it_as_it_was(name
     assert all(p.requires_grad for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_an_unknown_layer_is_refused_with_the_valid_names(name):
-    make, layer, _ = NETWORKS[name]
-    data = made_windows()
-    with pytest.raises(ValueError, match=f"unknown layer 'conv9'; valid layers: .*{re.escape(layer)}"):
-        through_every_lens(make(), "conv9", data, data.train)
-
-
 def trained_deep_conv_lstm(windows: Windows) -> DeepConvLSTM:
     """As its owner has it: for windows (window, 1, time, axis), convolutions without padding."""
     torch.manual_seed(0)

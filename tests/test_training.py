@@ -113,12 +113,6 @@ def test_predictions_are_those_of_the_two_epochs(trained, tiny_windows):
             assert supervised.macro_f1(split, predicted[name]) == history[epoch]
 
 
-def test_predict_in_small_batches(trained, tiny_windows, monkeypatch):
-    network, _ = trained
-    monkeypatch.setattr(supervised, "EVALUATION_BATCH", 7)
-    np.testing.assert_array_equal(supervised.predict(network.model, tiny_windows.test), network.predicted["test"])
-
-
 def test_the_first_of_the_best_epochs_is_kept(tiny_windows, monkeypatch):
     """Made-up validation scores with a tie: the weights are those of the earlier epoch."""
     scores = iter([0.2, 0.9, 0.5, 0.9, 0.9])

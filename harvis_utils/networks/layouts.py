@@ -277,9 +277,9 @@ class Watched:
         return torch.stack(found).mean(0)
 
 
-def times(length: int, n: int = N_TIMES) -> list[int]:
-    """At most ``n`` samples of a window, spread evenly from the first to the last."""
-    return sorted({round(i) for i in torch.linspace(0, length - 1, n).tolist()})
+def times(length: int) -> list[int]:
+    """At most ``N_TIMES`` samples of a window, spread evenly from the first to the last."""
+    return sorted({round(i) for i in torch.linspace(0, length - 1, N_TIMES).tolist()})
 
 
 def _along(values: Tensor, dim: int) -> Tensor:

@@ -28,11 +28,11 @@ class Local(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in (*NORMS, "normalize"):
             return args[0] if args else kwargs["input"]
-        if name in _RECURRENT and isinstance(args[-1], bool):  # packed sequences end in something else
+        if name in _RECURRENT and args[0].ndim == 3:  # packed sequences have two dimensions
             return _each_step(func, *args)
-        if name == "multi_head_attention_forward" and args[0].shape == args[1].shape:
+        if name == "multi_head_attention_forward" and len(args) > 2 and args[0].shape == args[1].shape:
             return _each_place(func, args, kwargs)
-        if name == "scaled_dot_product_attention" and args[0].shape[:-1] == args[2].shape[:-1]:
+        if name == "scaled_dot_product_attention" and len(args) > 2 and args[0].shape[:-1] == args[2].shape[:-1]:
             return args[2]
         out = func(*args, **kwargs)
         first = out[0] if isinstance(out, tuple) else out
@@ -64,4 +64,6 @@ def _each_place(func, args, kwargs):
     places, n, width = args[0].shape
     without = kwargs | {"key_padding_mask": None, "attn_mask": None, "is_causal": False}
     out, weights = func(*(of.reshape(1, -1, of.shape[2]) for of in args[:3]), *args[3:], **without)
-    return out.view(places, n, -1), None if weights is None else weights.new_zeros(n, places, places)
+    if weights is not None:
+        weights = weights.new_zeros(n, *weights.shape[1:-2], places, places)
+    return out.view(places, n, -1), weights

@@ -102,9 +102,7 @@ def save(
         "axes": list(windows.axes),
         "activities": list(windows.activities),
         # of the training, which may have been done on another machine than this
-        "provenance": [
-            read_json(results.folder_of(trained.stage, net.key) / "manifest.json")["provenance"] for net in networks
-        ],
+        "provenance": [one["provenance"] for one in trainings],
     }
     write_json(folder / "networks.json", about)
     return folder
