@@ -112,9 +112,6 @@ def test_our_method_is_the_one_that_was_chosen_and_judged():
     assert winner["calibrated_wins"], "notebook 07 chose another reading than the preset"
 
 
-# ------------------------------------------------------------------------------------------------ gains on both axes
-
-
 def measured(**gains):
     """Made-up measures: each recipe's gain on (activation, nearness) over the paper's method."""
     rng = np.random.default_rng(0)
