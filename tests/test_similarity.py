@@ -144,15 +144,12 @@ def test_a_table_of_methods_and_controls_averages_units_then_seeds():
     assert (table["inactive_at_start"] == 1).all() and (table["failed_units"] == 0).all()
 
 
-def test_best_examples_and_lift():
+def test_best_examples_match_best():
     found, _, _ = made_scores()
     found["shape"] = (("layer", "unit"), np.array([["peak", "other", "peak"]]))
     match = found["shape_match"].values[0]
     expected = ("conv1", 0 if match[0] > match[2] else 2, "peak")
     assert similarity.best_examples(found, ("peak", "valley")) == [expected]
-    found = found.assign(activity_share=("activity", np.array([0.5, 0.25, 0.25])))
-    lift = similarity.activity_lift(found)
-    assert np.allclose(lift.values, found["nearest_share"].values / [0.5, 0.25, 0.25])
 
 
 def test_maps_of_another_length_must_say_where_they_look():
