@@ -39,9 +39,6 @@ def three_clusters(per=12, noise=0.02, seed=0):
     return shapes[kind] + noise * generator.standard_normal((3 * per, 30)), kind
 
 
-# ----------------------------------------------------------------------------------------------- naive twins
-
-
 def naive_correlation(a, b, max_shift):
     best = -1.0
     for shift in range(-max_shift, max_shift + 1):
@@ -189,17 +186,6 @@ def test_superiority_agrees_with_counting(shallow, deep):
     assert np.isnan(clustering.superiority([np.nan], deep)).all()
 
 
-# ------------------------------------------------------------------------------- known structure is recognized
-
-
-def test_effective_rank_counts_independent_shapes():
-    generator = np.random.default_rng(0)
-    shapes = np.linalg.qr(generator.normal(size=(30, 3)))[0].T
-    weights = np.linalg.qr(generator.normal(size=(40, 3)))[0]
-    assert clustering.effective_rank((weights - weights.mean(0)) @ shapes) == pytest.approx(3, rel=0.02)
-    assert clustering.effective_rank(np.outer(generator.normal(size=9), shapes[0])) == pytest.approx(1, abs=1e-6)
-
-
 def test_shifted_and_scaled_copies_are_duplicates_but_mirrored_ones_are_not():
     edge = np.tanh(12 * (TIME - 0.5))
     signals = np.stack([edge, 3 * np.roll(edge, 0) + 1, np.tanh(12 * (TIME - 0.6)), -edge, sines(1, 4)[0]])
@@ -242,9 +228,6 @@ def test_gaussian_null_has_the_covariance_of_the_points():
     assert draws.mean(0) == pytest.approx(np.cov(points.T), abs=0.15)
 
 
-# ---------------------------------------------------------------------------------------------------- the map
-
-
 def test_the_map_keeps_clusters_together_and_leaves_units_without_shape_out():
     signals, kind = three_clusters()
     signals[4], signals[20, 3] = 0.7, np.nan
@@ -283,9 +266,6 @@ def test_sensitivity_compares_other_maps_with_the_shown_one():
 def test_input_that_cannot_be_measured_says_so(call, message):
     with pytest.raises(clustering.AtlasError, match=message):
         call()
-
-
-# --------------------------------------------------------------------------------------------------- the page
 
 
 def a_layer(name="conv1", n=7, **more):
@@ -376,8 +356,6 @@ def test_a_layer_that_does_not_fit_together_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         page.atlas([a_layer(**change)], NAMES, COLOURS)
 
-
-# --------------------------------------------------------------------------------------------- stored measures
 
 LAYERS = ("conv1", "conv2", "conv3")
 

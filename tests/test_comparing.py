@@ -1,15 +1,18 @@
 """Tables of measures: what each row says, who is better, and which variant gains on both axes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from made_trunks import made_trunk
 
 from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.metrics import realism
 from harvis_utils.metrics.intervals import interval, paired
 from harvis_utils.paper import choosing, comparing, variants
-from harvis_utils.settings import REPOSITORY
+from harvis_utils.settings import REPOSITORY, MaximizationSettings, Settings
 from harvis_utils.store.files import read_json
 
 LAYERS, SEEDS, UNITS = ["conv1", "conv2"], 5, 8
@@ -102,6 +105,16 @@ def test_what_recall_depends_on_is_said_in_words():
     }
 
 
+def test_a_method_that_does_nothing_keeps_its_starts_apart(tiny_windows):
+    cfg = Settings("quick", "synthetic", device="cpu", maximization=MaximizationSettings(n_steps=0))
+    trunk = made_trunk(4, 0)
+    layers = list(trunk.layers)
+    th_eap = xr.DataArray(np.ones((len(layers), 4)), {"layer": layers}, ("layer", "unit"))
+    found = comparing.spreads(cfg, tiny_windows, SimpleNamespace(trunk=trunk), th_eap, ["naive", "L2+TV"], [0, 3])
+    assert found.index.tolist() == [(layer, name) for layer in layers for name in ("naive", "L2+TV")]
+    assert np.allclose(found, 1)
+
+
 def test_our_method_is_the_one_that_was_chosen_and_judged():
     path = REPOSITORY / "reports/published/desk/dsads/recipes.json"
     if not path.exists():
@@ -110,9 +123,6 @@ def test_our_method_is_the_one_that_was_chosen_and_judged():
     assert published["chosen"] == variants.OUR_RECIPE in variants.BY_NAME and published["judged"]["beats"]
     winner = read_json(path.with_name("readings.json"))
     assert winner["calibrated_wins"], "notebook 07 chose another reading than the preset"
-
-
-# ------------------------------------------------------------------------------------------------ gains on both axes
 
 
 def measured(**gains):

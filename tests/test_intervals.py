@@ -116,8 +116,6 @@ def test_a_table_for_reading_has_value_and_interval_in_one_place():
     assert "a low" in table, "the table itself is left as it is"
 
 
-# -------------------------------------------------------------------------------------------------------- in words
-
 ROW = {"x": 0.234, "x low": 0.11, "x high": 0.36, "y": -1.5, "z": 2.0, "z low": np.nan, "z high": np.nan, "n": np.nan}
 
 
@@ -150,9 +148,6 @@ def test_numbers_for_json_keep_their_intervals_and_leave_out_what_is_missing():
     assert of["x"] == [0.234, 0.11, 0.36] and np.array_equal(of["z"], [2.0, np.nan, np.nan], equal_nan=True)
     assert intervals.bounded(ROW, "x", "y", "z", "n") == {"x": {"value": 0.234, "low": 0.11, "high": 0.36}}
     assert intervals.known(pd.Series({"a": 1, "b": np.nan})) == {"a": 1.0}
-
-
-# --------------------------------------------------------------------------------------------- recordings that trade
 
 
 @given(

@@ -89,8 +89,6 @@ def test_unusable_input_is_named(shapes, signals, message):
         motifs.best_match(shapes, signals)
 
 
-# ----------------------------------------------------------------------------------- recovery among units' signals
-
 LAYERS = ("conv1", "conv2", "conv3")
 
 

@@ -47,9 +47,6 @@ def made_signals(trunk, layer, x) -> xr.Dataset:
     return xr.Dataset({"signal": (dims, x[:, None]), "map": (dims, maps[:, None])}, coords=coords)
 
 
-# -------------------------------------------------------------------------------------------- the readable twin
-
-
 def naive_mean_nearest(values):
     return np.mean(sorted(values)[: signal_measures.N_NEAREST])
 
@@ -155,8 +152,6 @@ def test_distances_equal_loops(seed, width):
     )
 
 
-# ------------------------------------------------------------------------------------------------ planted cases
-
 BUMP = np.cos(np.linspace(-np.pi / 2, np.pi / 2, 9)) ** 2
 BUMP_TRUNK = Trunk((torch.tensor(BUMP - BUMP.mean(), dtype=torch.float32)[None, None],), (torch.zeros(1),))
 
@@ -244,9 +239,6 @@ def test_failed_signals_get_the_smallest_p_and_dead_units_none(planted):
     assert dead["dead"].all() and dead["failed"].sum() == 1
 
 
-# ----------------------------------------------------------------------------------- which windows are references
-
-
 def one_unit(x, subject, threshold):
     """References of a unit whose output is the input itself: its largest output is a window's largest sample."""
     trunk = Trunk((torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]),), (torch.zeros(1),))
@@ -314,9 +306,6 @@ def test_largest_outputs_equal_the_maps(monkeypatch):
     assert list(realism.largest_outputs(trunk, x, ["conv2"])) == ["conv2"]
 
 
-# ------------------------------------------------------------------------------------- spectrum, spread, reached
-
-
 def test_spread_of_what_stays_converges_and_shrinks():
     starts = np.random.default_rng(0).normal(size=(4, LENGTH))
     still = np.broadcast_to(starts[:, None, None], (4, 2, 3, LENGTH))
@@ -334,9 +323,6 @@ def test_a_spread_without_different_starts_is_an_error():
             signal_measures.spread(np.zeros((len(same), 5, 30)), same)
     with pytest.raises(ValueError, match="3 signals per unit do not match 2 starting points"):
         signal_measures.spread(np.zeros((3, 5, 30)), np.eye(2, 30))
-
-
-# ------------------------------------------------------------------------------------------------ stored results
 
 
 @pytest.fixture(scope="module")

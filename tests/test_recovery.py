@@ -63,9 +63,6 @@ def made_table(signals=None, random=None, settings=FEW):
     return recovery.recall(Settings("quick", "synthetic"), windows_of(2), TRUTH, signals, random, settings)
 
 
-# ---------------------------------------------------------------------------------------------------- the 95 % point
-
-
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), n=st.integers(19, 60), quantile=st.sampled_from([0.5, 0.8, 0.95]))
 def test_chance_point_is_the_smallest_value_that_enough_draws_do_not_exceed(seed, n, quantile):
@@ -93,9 +90,6 @@ def test_scrambled_signals_keep_mean_and_spectrum(seed, n_time):
     np.testing.assert_allclose(found.mean(-1), signals.mean(-1), atol=1e-12)
     if n_time > 3:
         assert not np.allclose(found, signals)
-
-
-# ------------------------------------------------------------------------------------------------------------ matches
 
 
 @settings(deadline=None, max_examples=15)
@@ -127,9 +121,6 @@ def test_matches_equal_a_search_by_hand(seed, n_units, n_seeds):
 def test_matches_need_the_layers_that_hold_the_motifs():
     with pytest.raises(ValueError, match="motifs are held from conv3 on, but the signals are of conv1, conv2"):
         motifs.matches(TRUTH, noise_of(0, seed=[0]).sel(layer=["conv1", "conv2"]))
-
-
-# ----------------------------------------------------------------------------------------------------------- the null
 
 
 def test_nulls_choose_among_equally_many_signals_and_the_largest_point_counts():
@@ -166,9 +157,6 @@ def test_leaving_one_out_uses_all_the_others():
     assert found.sel(seed=1007, drop=True).identical(recovery.thresholds(alone))
     with pytest.raises(ValueError, match="18 draws have no 95% point"):
         recovery.thresholds_without(chance.isel(seed=slice(19)))
-
-
-# ---------------------------------------------------------------------------------------------------------- the table
 
 
 def test_signals_with_the_motif_are_recovered_where_they_have_it_and_inverted_ones_are_not():
@@ -245,20 +233,6 @@ def test_signals_as_random_as_the_null_are_recovered_about_one_time_in_twenty():
     assert 0.02 < shares[0] < 0.055 and 0.08 < shares[1] < 0.2
 
 
-def test_the_view_of_any_layer_has_a_null_of_as_many_layers():
-    signals = noise_of(12, 4, seed=range(80), technique=("L2+TV", "L2+TV+EAP+clip"))
-    many = dataclasses.replace(FEW, n_noise=400)
-    table = made_table(signals, noise_of(13, 4, seed=range(1000, 1199)), many)
-    ours = table[(table["technique"] == "L2+TV+EAP+clip") & (table["layer"] == motifs.ANY)]
-    by_length = ours.groupby("length")["recovered"].mean()
-    assert by_length.between(0.015, 0.07).all(), by_length
-    one = table[(table["layer"] == "conv3") & (table["technique"] == "L2+TV")].groupby("motif")["threshold"].first()
-    short = ours[ours["length"] == 5]
-    assert (short["best"] > short["motif"].map(one)).mean() > 0.1  # what a null of one layer would call recovered
-    each = table[(table["motif"] == "short A") & (table["layer"] != motifs.ANY)]["threshold"].max()
-    assert ours[ours["motif"] == "short A"]["threshold"].iloc[0] >= each - 1e-9
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -303,9 +277,6 @@ def test_places_are_means_over_networks_and_nothing_planted_is_an_empty_table():
     assert list(nothing) == recovery.COLUMNS and recovery.places(nothing, "naive").empty
     assert recovery.by_length(recovery.summarize(nothing)).empty
     assert recovery.detectors(None, None, None, METHODS, FEW).empty
-
-
-# ---------------------------------------------------------------------------------------------------- tiny experiments
 
 
 @pytest.fixture
@@ -416,9 +387,6 @@ def test_an_error_in_one_job_stops_the_others(one_thread):
         side_by_side(load_settings("quick", "synthetic", "cpu"), job, range(2000))
     assert len(done) < 2000
     assert side_by_side(load_settings("quick", "synthetic", "cpu"), lambda k: k + 1, [3, 1, 2]) == [4, 2, 3]
-
-
-# --------------------------------------------------------------------------------------------------------- detectors
 
 
 def test_a_unit_that_looks_for_the_shape_writes_it(tiny_windows, one_thread):

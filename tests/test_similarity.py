@@ -18,8 +18,6 @@ from harvis_utils.maximization.starting import spectrum_noise
 from harvis_utils.metrics import realism, signal_measures, similarity
 from harvis_utils.settings import SimilaritySettings
 
-# ----------------------------------------------------------------------------------------------- the piece
-
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), length=st.integers(1, 12))
@@ -33,9 +31,6 @@ def test_best_piece_equals_a_loop(seed, length):
         best = max(sums)
         first = sums.index(best)
         assert start[row] == first and np.array_equal(pieces[row], signals[row, first : first + length])
-
-
-# --------------------------------------------------------------------------------------------- the measures
 
 
 def test_spectral_measures_of_known_signals():
@@ -72,9 +67,6 @@ def test_spectrum_noise_has_the_mean_power_spectrum():
     noise = spectrum_noise(segments, 20_000, rng)
     wanted, found = ((np.abs(np.fft.rfft(v, axis=1)) ** 2).mean(0) for v in (segments, noise))
     assert np.allclose(found / wanted, 1, atol=0.05)
-
-
-# ----------------------------------------------------------------------------------------------- the scores
 
 
 def made_scores(failed_unit=None, dead_unit=None):
@@ -152,18 +144,12 @@ def test_a_table_of_methods_and_controls_averages_units_then_seeds():
     assert (table["inactive_at_start"] == 1).all() and (table["failed_units"] == 0).all()
 
 
-def test_best_examples_and_lift():
+def test_best_examples_match_best():
     found, _, _ = made_scores()
     found["shape"] = (("layer", "unit"), np.array([["peak", "other", "peak"]]))
     match = found["shape_match"].values[0]
     expected = ("conv1", 0 if match[0] > match[2] else 2, "peak")
     assert similarity.best_examples(found, ("peak", "valley")) == [expected]
-    found = found.assign(activity_share=("activity", np.array([0.5, 0.25, 0.25])))
-    lift = similarity.activity_lift(found)
-    assert np.allclose(lift.values, found["nearest_share"].values / [0.5, 0.25, 0.25])
-
-
-# ---------------------------------------------------------------------------------------- any place in any network
 
 
 def test_maps_of_another_length_must_say_where_they_look():

@@ -134,15 +134,12 @@ def motif_recovery(
     columns = {name: each.sel(technique=method, drop=True) for name, method in METHOD_COLUMNS.items()}
     columns["random weights"] = random_signals["signal"].isel(preset=0, technique=0, drop=True, missing_dims="ignore")
     best = {name: matches(truth, of)["best"] for name, of in columns.items()}
-    rows = []
-    for motif, shape, first in zip(truth.names, truth.shapes, truth.layers, strict=True):
-        holding = layers[layers.index(first) :]
-        row = {"motif": motif, "first layer": first, "length": len(shape)}
-        row["n_signals"] = len(holding) * signals.sizes["unit"]
-        for name, values in best.items():
-            of_any, of_each = (values.sel(motif=motif, layer=of).values for of in (ANY, holding))  # (seed[, layer])
-            row |= {name: float(of_any.mean()), f"{name} min": float(of_any.min()), f"{name} max": float(of_any.max())}
-            row[f"{name} layer"] = holding[int(of_each.mean(0).argmax())]
-        row["starting sine"] = ncc(shape, start)
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("motif")
+    found = {"first layer": truth.layers, "length": [len(shape) for shape in truth.shapes]}
+    found["n_signals"] = [signals.sizes["unit"] * (len(layers) - layers.index(first)) for first in truth.layers]
+    table = pd.DataFrame(found, pd.Index(truth.names, name="motif"))
+    for name, values in best.items():
+        of_any = values.sel(layer=ANY).to_series().unstack("motif")
+        table = table.assign(**{name: of_any.mean(), f"{name} min": of_any.min(), f"{name} max": of_any.max()})
+        each = values.sel(layer=layers).mean("seed").to_series().unstack("layer")[layers]
+        table[f"{name} layer"] = each.idxmax(axis=1)  # NaN where a layer cannot hold the motif
+    return table.assign(**{"starting sine": best_match(truth.shapes, start[None])[:, 0]})

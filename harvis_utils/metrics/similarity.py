@@ -415,8 +415,3 @@ def best_examples(scores: xr.Dataset, shapes: tuple[str, ...]) -> list[tuple[str
     named = scores[["shape", "shape_match"]].to_dataframe().dropna(subset="shape_match")
     best = named.groupby("shape")["shape_match"].idxmax()
     return [(str(best[shape][0]), int(best[shape][1]), shape) for shape in shapes if shape in best]
-
-
-def activity_lift(scores: xr.Dataset) -> xr.DataArray:
-    """Share of each activity among the nearest windows over its share of all: (..., unit, activity); 1 is chance."""
-    return scores["nearest_share"] / scores["activity_share"]
