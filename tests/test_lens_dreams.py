@@ -19,7 +19,7 @@ from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = PriorSettings(n_hidden=64, n_code=32, n_steps=400, learning_rate=5e-3)
+SMALL = PriorSettings(n_hidden=64, n_code=32, n_steps=400, learning_rate=5e-3, batch_size=128)
 
 
 # --------------------------------------------------------------------------------------------------------- the prior
@@ -135,8 +135,8 @@ def made(tiny_windows, tmp_path_factory):
         load_settings("quick", "synthetic", "cpu"),
         model=ModelSettings(n_units=6, n_dense=8),
         training=TrainingSettings(seeds=(0, 1), epochs=12, learning_rate=1e-2, batch_size=8),
-        dreams=DreamSettings(n_windows=4, n_steps=40),
-        prior=SMALL,
+        dreams=DreamSettings(n_windows=4, n_steps=20),
+        prior=PriorSettings(n_hidden=16, n_code=8, n_steps=20),
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("dreams")))
