@@ -523,7 +523,10 @@ def test_kinds_of_networks_are_compared_over_networks(tiny):
 
 def test_factors_compare_small_networks(tiny):
     table, three = tiny.factors, tiny.three[0].model
-    assert list(table["level"].values) == list(tiny.small) and set(table["weights"].values) == {"trained", "random"}
+    assert list(table["level"].values) == list(tiny.small) and set(table["weights"].values) == {
+        "trained",
+        "random weights",
+    }
     assert table["unique"].min() >= 0 and table["unique"].max() <= len(tiny.known.names)
     assert three.settings.n_units == 3 and three.settings.dropout == 0
     assert not tiny.small["no batch norm"][0].model.batch_norm and np.isfinite(table["f1"]).all()
@@ -535,7 +538,7 @@ def test_factors_compare_small_networks(tiny):
     rows = dissection_factors.factor_table(table)
     mean = table["unique"].sel(weights="trained", rule="IoU > 0.04").mean(("layer", "seed"))
     assert rows["unique detectors"].tolist() == pytest.approx(mean.values) and list(rows.index) == list(tiny.small)
-    untrained = table["iou"].sel(weights="random").mean(("layer", "seed"))
+    untrained = table["iou"].sel(weights="random weights").mean(("layer", "seed"))
     assert rows["mean best IoU, random weights"].tolist() == pytest.approx(untrained.values)
     gap = rows["unique detectors, base minus this"]
     assert gap["3 units"] == pytest.approx(rows["unique detectors"].iloc[0] - rows.loc["3 units", "unique detectors"])
