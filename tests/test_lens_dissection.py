@@ -173,8 +173,8 @@ def test_thresholds_are_order_statistics_of_all_outputs(maps, share):
 @given(maps=MAPS, masks=hnp.arrays(bool, (4, 7, 3, 5)), share=st.sampled_from([0.05, 0.3]))
 @some
 def test_iou_and_its_null_equal_naive_twins(maps, masks, share):
-    t_k, rest = dissection.thresholds(torch.as_tensor(maps), share)
-    units = dissection.unit_masks(torch.as_tensor(maps), (t_k, rest), 3, 5)
+    t_k, rest = limits = dissection.thresholds(torch.as_tensor(maps), share)
+    units = dissection.unit_masks(torch.as_tensor(maps), limits, 3, 5)
     recording = np.array([0, 0, 1, 2, 2, 2, 3])
     found, draws = dissection.iou(units, masks), dissection.chance(units, masks, 3, np.random.default_rng(1), recording)
     others = list(intervals.traded(recording, 3, np.random.default_rng(1)))
@@ -202,8 +202,8 @@ def test_windows_of_a_recording_are_no_independent_witnesses():
         rng = np.random.default_rng(repetition)
         maps = (rng.normal(size=(40, 1, 1, 1))[recording] + rng.normal(size=(800, 1, 1, 2))).astype(np.float32)
         masks = np.broadcast_to((rng.permutation(40) < 10)[recording][None, :, None, None], (1, 800, 1, 2))
-        t_k, rest = dissection.thresholds(torch.as_tensor(maps), 0.1)
-        units = dissection.unit_masks(torch.as_tensor(maps), (t_k, rest), 1, 2)
+        limits = dissection.thresholds(torch.as_tensor(maps), 0.1)
+        units = dissection.unit_masks(torch.as_tensor(maps), limits, 1, 2)
         for name, whose in (("recordings", recording), ("windows", np.arange(800))):
             null = dissection.chance(units, masks, 19, np.random.default_rng(0), whose)
             above[name] += int(dissection.iou(units, masks)[0, 0] > dissection.chance_point(null[0]))
@@ -282,7 +282,7 @@ def test_shorter_maps_are_put_where_they_look_and_dense_layers_hold_for_whole_wi
     assert np.array_equal(positions, np.arange(15) * 2 + 0.5)
     units = dissection.unit_masks(pooled, limits, N_AXES, LENGTH, positions).toarray().reshape(-1, 60, LENGTH) > 0
     stretched = torch.nn.functional.interpolate(pooled[:, :, 0], LENGTH, mode="linear")
-    on = (stretched >= limits[0][:, None]).numpy().swapaxes(0, 1)
+    on = (stretched.numpy() >= limits.t_k[:, None]).swapaxes(0, 1)
     assert np.array_equal(units[..., 1:-1], on[..., 1:-1]) and not units[..., [0, -1]].any()
     with pytest.raises(ValueError, match="maps have 15 samples, the windows 30: say where"):
         dissection.unit_masks(pooled, limits, N_AXES, LENGTH)
