@@ -1,6 +1,5 @@
 """Dissection: every rule, threshold and overlap against a naive twin, on SF-HF and on networks of other shapes."""
 
-import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import linalg
 from scipy.stats import spearmanr
-from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of
+from test_lens_taps import CLASSES, LENGTH, MODELS, N_AXES, hooks_of
 
 from harvis_utils.data import synthetic, windowing
 from harvis_utils.data.archive import load_recordings
@@ -174,8 +173,8 @@ def test_thresholds_are_order_statistics_of_all_outputs(maps, share):
 @given(maps=MAPS, masks=hnp.arrays(bool, (4, 7, 3, 5)), share=st.sampled_from([0.05, 0.3]))
 @some
 def test_iou_and_its_null_equal_naive_twins(maps, masks, share):
-    t_k, rest = dissection.thresholds(torch.as_tensor(maps), share)
-    units = dissection.unit_masks(torch.as_tensor(maps), (t_k, rest), 3, 5)
+    t_k, rest = limits = dissection.thresholds(torch.as_tensor(maps), share)
+    units = dissection.unit_masks(torch.as_tensor(maps), limits, 3, 5)
     recording = np.array([0, 0, 1, 2, 2, 2, 3])
     found, draws = dissection.iou(units, masks), dissection.chance(units, masks, 3, np.random.default_rng(1), recording)
     others = list(intervals.traded(recording, 3, np.random.default_rng(1)))
@@ -203,8 +202,8 @@ def test_windows_of_a_recording_are_no_independent_witnesses():
         rng = np.random.default_rng(repetition)
         maps = (rng.normal(size=(40, 1, 1, 1))[recording] + rng.normal(size=(800, 1, 1, 2))).astype(np.float32)
         masks = np.broadcast_to((rng.permutation(40) < 10)[recording][None, :, None, None], (1, 800, 1, 2))
-        t_k, rest = dissection.thresholds(torch.as_tensor(maps), 0.1)
-        units = dissection.unit_masks(torch.as_tensor(maps), (t_k, rest), 1, 2)
+        limits = dissection.thresholds(torch.as_tensor(maps), 0.1)
+        units = dissection.unit_masks(torch.as_tensor(maps), limits, 1, 2)
         for name, whose in (("recordings", recording), ("windows", np.arange(800))):
             null = dissection.chance(units, masks, 19, np.random.default_rng(0), whose)
             above[name] += int(dissection.iou(units, masks)[0, 0] > dissection.chance_point(null[0]))
@@ -275,24 +274,6 @@ def test_unique_and_counted_detectors_are_those_of_a_loop():
 # --------------------------------------------------------------------------------------- networks of any shape
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_any_network_is_dissected_and_left_as_it_was(name, monkeypatch):
-    monkeypatch.setattr(taps, "CHUNK", 16)
-    model, x = MODELS[name](), windows_like(50)
-    model.train()
-    before, (shapes, _) = copy.deepcopy(model.state_dict()), concepts.waveforms(x, RATE)
-    masks, about = np.stack(list(shapes.values())), (np.arange(50) % 4, np.arange(50))
-    found = dissection.dissect(taps.outputs(model, LAYERS[name], x), masks, list(shapes), 19, *about, share=0.05)
-    with taps.evaluating(model), torch.no_grad():
-        outputs = taps.maps_of(model, LAYERS[name], torch.as_tensor(x)).numpy()
-    own = masks if outputs.shape[2] == N_AXES else masks.any(2, keepdims=True)
-    for unit, (t_k, seldom) in enumerate(zip(found["t_k"].values, found["seldom"].values, strict=True)):
-        on = outputs[:, unit] > t_k if seldom else outputs[:, unit] >= np.float32(t_k)
-        assert found["iou"].values[unit] == pytest.approx([overlap(on, mask, False) for mask in own])
-    assert not hooks_of(model) and all(m.training for m in model.modules())
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
-
-
 def test_shorter_maps_are_put_where_they_look_and_dense_layers_hold_for_whole_windows():
     model, x = MODELS["one"]().eval(), windows_like(60)
     pooled = taps.maps_of(model, "pool", torch.as_tensor(x)).detach()
@@ -301,7 +282,7 @@ def test_shorter_maps_are_put_where_they_look_and_dense_layers_hold_for_whole_wi
     assert np.array_equal(positions, np.arange(15) * 2 + 0.5)
     units = dissection.unit_masks(pooled, limits, N_AXES, LENGTH, positions).toarray().reshape(-1, 60, LENGTH) > 0
     stretched = torch.nn.functional.interpolate(pooled[:, :, 0], LENGTH, mode="linear")
-    on = (stretched >= limits[0][:, None]).numpy().swapaxes(0, 1)
+    on = (stretched.numpy() >= limits.t_k[:, None]).swapaxes(0, 1)
     assert np.array_equal(units[..., 1:-1], on[..., 1:-1]) and not units[..., [0, -1]].any()
     with pytest.raises(ValueError, match="maps have 15 samples, the windows 30: say where"):
         dissection.unit_masks(pooled, limits, N_AXES, LENGTH)
@@ -390,30 +371,13 @@ def test_the_task_without_labels_is_windows_like_any_other():
         dissection_factors.transformed(data.train.x[:1], np.array([4]), np.random.default_rng(0))
 
 
-def test_ablation_is_one_f1_minus_another_and_leaves_no_hook():
-    data = windowing.cut(made_recordings({(s, a): 100 for s in (1, 2, 3, 4) for a in (0, 1, 2)}))
-    split, model = data.test, supervised.new_model(data, ModelSettings(n_units=3, n_dense=8), 0)
-    found = ablation.drops(model, ["conv1", "conv3"], split, 4)
-    assert dict(found.sizes) == {"layer": 2, "unit": 3, "class": 4} and np.isnan(found["f1"].values[..., 3]).all()
-    model.eval()
-
-    def measured():
-        with torch.no_grad():
-            scores = model(torch.as_tensor(split.x))
-        own = scores.softmax(1).numpy()[np.arange(len(split)), split.activity]
-        probability = [own[split.activity == c].mean() for c in range(3)]
-        return np.array([supervised.class_f1(split, scores.argmax(1).numpy(), 4)[:3], probability])
-
-    whole = measured()
-    assert found["f1_whole"].values[:3] == pytest.approx(whole[0])
-    for layer in ("conv1", "conv3"):
-        for unit in range(3):
-            with taps.silenced(model, layer, [unit]):
-                f1, probability = whole - measured()
-            row = found.sel(layer=layer, unit=unit)
-            assert row["f1"].values[:3] == pytest.approx(f1)
-            assert row["probability"].values[:3] == pytest.approx(probability, abs=1e-6)
-    assert np.abs(found["probability"].values[..., :3]).max() > 0 and not hooks_of(model)
+def test_ablation_says_nothing_of_a_class_without_windows():
+    data = windowing.cut(made_recordings({(s, a): 60 for s in (1, 2, 3, 4) for a in (0, 1, 2)}))
+    model = supervised.new_model(data, ModelSettings(n_units=3, n_dense=8), 0)
+    found = ablation.drops(model, ["conv1", "conv3"], data.test, 4)
+    assert dict(found.sizes) == {"layer": 2, "unit": 3, "class": 4}
+    lacking = found["f1"].isel({"class": 3}), found["probability"].isel({"class": 3}), found["f1_whole"][3]
+    assert all(of.isnull().all() for of in lacking) and found.isel({"class": [0, 1, 2]}).notnull().all()["f1"]
 
 
 @given(both=hnp.arrays(float, (2, 8, 3), elements=st.integers(0, 5)))
@@ -458,12 +422,10 @@ def tiny(tmp_path_factory):
         patched.setitem(PROFILES, "quick", PROFILES["quick"] | {"training": training, "model": model})
         split, nets = dissection.dissected_windows(cfg, data), supervised.untrained(cfg, data)
         known = concepts.of_windows(data, split)
-        kinds, curve = (
-            of(cfg, data, nets, *more, known) for of, *more in ((dissection.kinds, nets), (dissection.curve,))
-        )
+        kinds, curve = (of(cfg, data, nets, nets, known) for of in (dissection.kinds, dissection.curve))
         lost = ablation.ablate(cfg, data, nets)
         n_stored = len(list(artifact_root().glob("store/*/*/manifest.json")))
-        again = dissection.curve(cfg, data, nets, known)
+        again = dissection.curve(cfg, data, nets, nets, known)
         small = dissection_factors.kinds(cfg, data)
         factors = dissection_factors.factors(cfg, data, known)
         three = supervised.networks(*small["3 units"])
@@ -472,18 +434,17 @@ def tiny(tmp_path_factory):
 
 
 def test_a_run_is_stored_and_its_first_angle_is_the_network_itself(tiny):
-    assert dict(tiny.curve["best"].sizes) == {"alpha": 2, "seed": 2, "layer": 3, "unit": 4}
-    assert tiny.n_stored == 2 * 2 + 2 and tiny.again.identical(tiny.curve)
+    assert tiny.n_stored == 2 * 2 + 2 and tiny.again.equals(tiny.curve)
+    assert list(tiny.curve.index.unique("alpha")) == [0.0, 1.0] and len(tiny.curve) == 2 * 3 * 2
+    best = dissection.summary(dissection.detectors(tiny.kinds)).loc["mean best IoU", "value"].unstack("units")
+    turned = tiny.curve["mean best IoU"].xs("trained", level="units").unstack("alpha")
+    assert np.array_equal(turned, best[["trained", "rotated"]]) and (turned[0.0] != turned[1.0]).all()
     maps, about = taps.outputs(tiny.nets[1].model, "conv2", tiny.split.x), (tiny.split.activity, tiny.split.recording)
     q = torch.tensor(dissection.random_rotation(4, np.random.default_rng((1, 1))), dtype=torch.float32)
     for who, seen in {"trained": maps, "rotated": torch.einsum("vu,wuat->wvat", q, maps)}.items():
         twin = dissection.dissect(seen, tiny.known.masks, tiny.known.names, 19, *about)
         found = tiny.kinds.sel(units=who, seed=1, layer="conv2")
         assert np.allclose(found["iou"], twin["iou"], atol=1e-3) and np.allclose(found["on"], twin["on"], atol=1e-3)
-        assert np.array_equal(
-            tiny.kinds["iou"].sel(units=who).max("concept"), tiny.curve["best"].sel(alpha=float(who != "trained"))
-        )
-    assert not np.array_equal(tiny.curve["best"].sel(alpha=1.0), tiny.curve["best"].sel(alpha=0.0))
     table = ablation.explanations(tiny.kinds.sel(units="trained"), tiny.lost, tiny.data.activities, 19)
     assert len(table) == 9 and table["networks"].eq(2).all() and table["p"].dropna().between(0, 1).all()
     assert not any(hooks_of(net.model) for net in tiny.nets)
@@ -523,7 +484,10 @@ def test_kinds_of_networks_are_compared_over_networks(tiny):
 
 def test_factors_compare_small_networks(tiny):
     table, three = tiny.factors, tiny.three[0].model
-    assert list(table["level"].values) == list(tiny.small) and set(table["weights"].values) == {"trained", "random"}
+    assert list(table["level"].values) == list(tiny.small) and set(table["weights"].values) == {
+        "trained",
+        "random weights",
+    }
     assert table["unique"].min() >= 0 and table["unique"].max() <= len(tiny.known.names)
     assert three.settings.n_units == 3 and three.settings.dropout == 0
     assert not tiny.small["no batch norm"][0].model.batch_norm and np.isfinite(table["f1"]).all()
@@ -535,7 +499,7 @@ def test_factors_compare_small_networks(tiny):
     rows = dissection_factors.factor_table(table)
     mean = table["unique"].sel(weights="trained", rule="IoU > 0.04").mean(("layer", "seed"))
     assert rows["unique detectors"].tolist() == pytest.approx(mean.values) and list(rows.index) == list(tiny.small)
-    untrained = table["iou"].sel(weights="random").mean(("layer", "seed"))
+    untrained = table["iou"].sel(weights="random weights").mean(("layer", "seed"))
     assert rows["mean best IoU, random weights"].tolist() == pytest.approx(untrained.values)
     gap = rows["unique detectors, base minus this"]
     assert gap["3 units"] == pytest.approx(rows["unique detectors"].iloc[0] - rows.loc["3 units", "unique detectors"])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,8 +43,15 @@ SHARE, DETECTOR_IOU = 0.005, 0.04
 # -------------------------------------------------------------------------------------------------- thresholds
 
 
-def thresholds(maps: Tensor, share: float = SHARE) -> tuple[Tensor, Tensor]:
-    """T_k of every unit, the output that a ``share`` of all its outputs exceeds, and its smallest output: (unit,) each.
+class Thresholds(NamedTuple):
+    """``t_k`` of every unit, and ``rest``, its smallest output; (unit,) each."""
+
+    t_k: np.ndarray
+    rest: np.ndarray
+
+
+def thresholds(maps: Tensor, share: float = SHARE) -> Thresholds:
+    """T_k of every unit, the output that a ``share`` of all its outputs exceeds, and its output at rest.
 
     ``maps`` are (window, unit, axis, time). Of n outputs T_k is the (floor(share n) + 1)-th largest, so without ties
     exactly floor(share n) exceed it. Raises ``ValueError`` for a share outside (0, 1), no window, or outputs that are
@@ -58,11 +66,11 @@ def thresholds(maps: Tensor, share: float = SHARE) -> tuple[Tensor, Tensor]:
     n_outputs = maps[:, 0].numel()
     at = max(n_outputs - int(np.floor(share * n_outputs + 1e-9)), 1)
     t_k = torch.stack([maps[:, unit].flatten().kthvalue(at).values for unit in range(maps.shape[1])])
-    return t_k, maps.amin((0, 2, 3))
+    return Thresholds(t_k.cpu().numpy(), maps.amin((0, 2, 3)).cpu().numpy())
 
 
 def unit_masks(
-    maps: Tensor, limits: tuple[Tensor, Tensor], n_axes: int, n_time: int, positions: np.ndarray | None = None
+    maps: Tensor, limits: Thresholds, n_axes: int, n_time: int, positions: np.ndarray | None = None
 ) -> sparse.csr_matrix:
     """Where each unit's output is T_k or more: (unit, sample), samples being (window, axis, time) in that order.
 
@@ -87,7 +95,7 @@ def unit_masks(
             f"these maps have {time} samples, the windows {n_time}: say where in a window they are, "
             "positions=taps.positions(network, layer, windows)"
         )
-    t_k, rest = (of[:, None, None] for of in limits)
+    t_k, rest = (torch.as_tensor(of, device=maps.device)[:, None, None] for of in limits)
     on = (maps >= t_k) & ((t_k > rest) | (maps > rest))
     return sparse.csr_matrix(on.transpose(0, 1).flatten(1).cpu().numpy()).astype(np.float64)
 
@@ -214,8 +222,8 @@ def dissect(
     share of samples in a unit's mask; T_k of a ``seldom`` unit is its output at rest. Raises ``ValueError`` where maps,
     masks and recordings are not of the same windows, or recordings are too few to trade places.
     """
-    t_k, rest = thresholds(maps, share)
-    units = unit_masks(maps, (t_k, rest), *masks.shape[2:], positions)
+    limits = thresholds(maps, share)
+    units = unit_masks(maps, limits, *masks.shape[2:], positions)
     own = masks if units.shape[1] == masks[0].size else masks.any(2, keepdims=True)
     if units.shape[1] != own[0].size:
         raise ValueError(f"maps of {units.shape[1]} samples and masks of {own[0].size} are not of the same windows")
@@ -226,8 +234,8 @@ def dissect(
         {
             "iou": (("unit", "concept"), iou(units, own)),
             **nulls,
-            "t_k": ("unit", t_k.cpu().numpy().astype(np.float64)),
-            "seldom": ("unit", (t_k <= rest).cpu().numpy()),
+            "t_k": ("unit", limits.t_k.astype(np.float64)),
+            "seldom": ("unit", limits.t_k <= limits.rest),
             "on": ("unit", np.diff(units.indptr) / units.shape[1]),
         },
         coords={"unit": np.arange(units.shape[0]), "concept": list(names)},

@@ -76,7 +76,7 @@ def kinds(cfg: Settings, windows: Windows) -> dict[str, tuple[Settings, Windows]
 
 
 def factors(cfg: Settings, windows: Windows, concepts: Concepts) -> xr.Dataset:
-    """Detectors of small networks, trained (``weights`` "trained") and with random weights ("random").
+    """Detectors of small networks, trained (``weights`` "trained") and with random weights.
 
     They are trained where they are not there yet. ``unique`` over (level, weights, seed, layer, rule), ``iou``, the
     mean of the units' best, over (level, weights, seed, layer), and ``f1`` (level, seed): macro F1 on thinned test
@@ -84,7 +84,10 @@ def factors(cfg: Settings, windows: Windows, concepts: Concepts) -> xr.Dataset:
     """
     levels, found = kinds(cfg, windows), []
     for settings, learned in levels.values():
-        both = {"trained": supervised.networks(settings, learned), "random": supervised.untrained(settings, learned)}
+        both = {
+            "trained": supervised.networks(settings, learned),
+            "random weights": supervised.untrained(settings, learned),
+        }
         dissected = [dissection.dissect_networks(cfg, windows, networks, concepts) for networks in both.values()]
         labels = xr.concat([dissection.detectors(of) for of in dissected], pd.Index(both, name="weights"))
         f1 = [supervised.macro_f1(learned.test, net.predicted["test"]) for net in both["trained"]]
@@ -106,6 +109,6 @@ def factor_table(found: xr.Dataset, rule: str = dissection.RULES[0]) -> pd.DataF
         for suffix in ("", " low", " high"):
             columns[f"{name}{suffix}"] = table[f"value{suffix}"]
             columns[f"{name}, base minus this{suffix}"] = table[f"{BASE} minus this{suffix}"]
-        columns[f"{name}, random weights"] = both.sel(weights="random").mean(("layer", "seed")).to_series()
+        columns[f"{name}, random weights"] = both.sel(weights="random weights").mean(("layer", "seed")).to_series()
     table = pd.DataFrame(columns).loc[found["level"].values].assign(networks=found.sizes["seed"])
     return table.rename_axis("kind")

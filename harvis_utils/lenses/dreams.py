@@ -151,11 +151,17 @@ def random_change(shape: tuple[int, ...], rms_g: np.ndarray, seed: int) -> np.nd
     return noise * (rms_g / rms(noise))[:, None, None].astype(np.float32)
 
 
+#: white noise, and the change that it is as large as
+NOISES = {"noise of that size": "smallest change", "noise as large as the dream": "dream"}
 #: what becomes of a window: itself, the nearest point found beyond the border to another class, ascents of that class's
 #: score, without the prior and with a step of denoising after each, and white noise as large as two of these changes
 VARIANTS = (
-    *("window", "smallest change", "noise of that size"),
-    *("dream", "dream with prior", "noise as large as the dream"),
+    "window",
+    "smallest change",
+    "noise of that size",
+    "dream",
+    "dream with prior",
+    "noise as large as the dream",
 )
 
 
@@ -189,8 +195,7 @@ def dream(
     score, space = objectives.class_score(flipped.after.tolist()), coordinates.in_frequency(x.shape[2], bound)
     for name, of_prior in (("dream", None), ("dream with prior", denoiser)):
         found[name] = visualization.visualize(network.model, score, x, space, prior=of_prior, **shared).signal
-    sizes = {"noise of that size": "smallest change", "noise as large as the dream": "dream"}
-    for k, (name, of) in enumerate(sizes.items()):
+    for k, (name, of) in enumerate(NOISES.items()):
         found[name] = x + random_change(x.shape, rms(found[of] - x), settings.seed + network.seed + k)
     signal = ("variant", "window", "axis", "time"), np.stack([found[name] for name in VARIANTS]).astype(np.float32)
     classes = {"before": ("window", flipped.before), "after": ("window", flipped.after)}
@@ -240,9 +245,9 @@ def measures(networks: Sequence[Network], made: xr.Dataset, denoiser: Denoiser) 
 #: the measures that are shown, and what stands at their axes
 MEASURES = {
     "size_g": "change [G RMS]",
-    "own": "its network sees\nthe other class",
-    "others": "other networks\nsee it",
-    "unreal_g": "what the prior would\nchange [G RMS]",
+    "own": "its network sees the other class",
+    "others": "other networks see it",
+    "unreal_g": "what the prior would change [G RMS]",
 }
 
 

@@ -27,8 +27,6 @@ SUCCESS = 0.99
 #: Choice: moves of at most about a tenth of the box where all is open, shrinking to a hundredth of that
 STEPS = {"ascent": Step("ascent", 0.1, 0.96), "adam": Step("adam", 0.1, 0.96)}
 N_STEPS = 100
-
-
 #: weights and biases of a linear layer
 Layer = tuple[Sequence[Sequence[float]], Sequence[float]]
 
@@ -61,11 +59,6 @@ class Landscape:
     def n_dims(self) -> int:
         """Number of inputs."""
         return len(self.at)
-
-    @property
-    def last(self) -> str:
-        """The network's last layer."""
-        return str(len(self.network) - 1)
 
 
 def landscapes() -> list[Landscape]:
@@ -104,15 +97,19 @@ def starts(n_dims: int, n: int = 144) -> Tensor:
     return torch.cartesian_prod(*[ticks] * n_dims).reshape(-1, n_dims) * 0.997
 
 
+def _last(landscape: Landscape) -> str:
+    return str(len(landscape.network) - 1)
+
+
 def climb(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> Ascent:
     """Climb one landscape from each of ``start`` (point, dimension) under a backward slope, within ±1."""
-    return slopes.ascend_units(landscape.network, landscape.last, [0], start, step, n_steps, slope, BOUND)
+    return slopes.ascend_units(landscape.network, _last(landscape), [0], start, step, n_steps, slope, BOUND)
 
 
 def path(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> np.ndarray:
     """Where the ascents from ``start`` (point, dimension) pass: (step, point, dimension)."""
     unit, passed = torch.zeros(len(start), dtype=torch.int64), []
-    field = slopes.unit_field(landscape.network, landscape.last, unit, slope)
+    field = slopes.unit_field(landscape.network, _last(landscape), unit, slope)
 
     def noting(x: Tensor) -> tuple[Tensor, Tensor]:
         passed.append(x.clone())
