@@ -36,6 +36,7 @@ def every_objective(layer, n_units):
         "neuron at a sample": objectives.neuron(layer, 1, time=3, axis=0),
         "a neuron per window": objectives.neuron(layer, [0, 1, 2, 3, 0]),
         "channel": objectives.channel(layer, 2),
+        "channel, clipped": objectives.channel(layer, 2, at_most=50.0),
         "layer": objectives.layer(layer),
         "direction": objectives.direction(layer, along),
         "class before softmax": objectives.class_score(1),
@@ -91,10 +92,12 @@ def test_objectives_are_what_they_say(name):
     )
 
 
-def test_a_window_alone_in_its_group_is_like_no_other():
-    model, x = model_of("one"), windows(3)
-    found = objectives.alike("second", [7, 7, 1])(model, x)
-    assert found[2] == 0 and torch.isclose(found[0], found[1])
+def test_clipping_counts_outputs_up_to_the_limit_of_each_window():
+    model, x = model_of("sfhf"), windows()
+    maps, limit = taps.maps_of(model, "conv1", x)[:, 2], torch.tensor([0.1, 0.2, 0.3, 0.0, torch.inf])
+    found = objectives.channel("conv1", 2, at_most=limit)(model, x)
+    assert torch.allclose(found, torch.stack([m.clamp(max=t).mean() for m, t in zip(maps, limit, strict=True)]))
+    assert torch.allclose(objectives.neuron("conv1", 2, 4, at_most=0.1)(model, x), maps[:, :, 4].clamp(max=0.1).mean(1))
 
 
 @some

@@ -99,11 +99,16 @@ def _within(what: str, value: int, size: int, where: str) -> int:
     return value
 
 
-def of_units(maps: Tensor, unit: int | Sequence[int], where: str, axis: int | None = None) -> Tensor:
+Limit = float | Sequence[float] | Tensor | None
+
+
+def of_units(
+    maps: Tensor, unit: int | Sequence[int], where: str, axis: int | None = None, at_most: Limit = None
+) -> Tensor:
     """Outputs of one unit, or of one unit per window: (window, unit, axis, time) -> (window, axis, time).
 
-    ``axis`` keeps one sensor axis. Raises ``ValueError`` for units and axes that ``where`` does not have, and for
-    another number of units than of windows.
+    ``axis`` keeps one sensor axis; outputs beyond ``at_most``, one number or one per window, count as that. Raises
+    ``ValueError`` for units and axes that ``where`` does not have, and for another number of units than of windows.
     """
     units = [unit] * len(maps) if isinstance(unit, int) else [int(u) for u in unit]
     if len(units) != len(maps):
@@ -111,17 +116,23 @@ def of_units(maps: Tensor, unit: int | Sequence[int], where: str, axis: int | No
     for u in set(units):
         _within("unit", u, maps.shape[1], where)
     chosen = maps[torch.arange(len(maps), device=maps.device), torch.tensor(units, device=maps.device)]
-    return chosen if axis is None else chosen[:, [_within("axis", axis, maps.shape[2], where)]]
+    if axis is not None:
+        chosen = chosen[:, [_within("axis", axis, maps.shape[2], where)]]
+    if at_most is None:
+        return chosen
+    return torch.minimum(chosen, torch.as_tensor(at_most, dtype=maps.dtype, device=maps.device).view(-1, 1, 1))
 
 
-def neuron(place: str | Tap, unit: int | Sequence[int], time: int | None = None, axis: int | None = None) -> Objective:
+def neuron(
+    place: str | Tap, unit: int | Sequence[int], time: int | None = None, axis: int | None = None, at_most: Limit = None
+) -> Objective:
     """Output of a unit at one sample (the middle one where not given), averaged over the axes unless one is named.
 
-    ``unit`` may be a sequence: one unit per window of the batch.
+    ``unit`` may be a sequence: one unit per window of the batch. ``at_most`` is as in :func:`channel`.
     """
 
     def of(seen: Seen) -> Tensor:
-        maps = of_units(seen.maps[_name(place)], unit, _name(place), axis)
+        maps = of_units(seen.maps[_name(place)], unit, _name(place), axis, at_most)
         at = maps.shape[2] // 2 if time is None else _within("sample", time, maps.shape[2], _name(place))
         return maps[:, :, at].mean(1)
 
@@ -130,11 +141,14 @@ def neuron(place: str | Tap, unit: int | Sequence[int], time: int | None = None,
     return Objective(f"{_name(place)} unit {_numbers(unit)} at {at}{on}", (place,), of)
 
 
-def channel(place: str | Tap, unit: int | Sequence[int], axis: int | None = None) -> Objective:
-    """Mean of a unit's outputs over time, and over the axes unless one is named: the paper's f (section 3.1)."""
+def channel(place: str | Tap, unit: int | Sequence[int], axis: int | None = None, at_most: Limit = None) -> Objective:
+    """Mean of a unit's outputs over time, and over the axes unless one is named: the paper's f (section 3.1).
+
+    Outputs beyond ``at_most``, one number or one per window, count as that (Activation Clipping, paper eq. 7).
+    """
 
     def of(seen: Seen) -> Tensor:
-        return of_units(seen.maps[_name(place)], unit, _name(place), axis).mean((1, 2))
+        return of_units(seen.maps[_name(place)], unit, _name(place), axis, at_most).mean((1, 2))
 
     on = "" if axis is None else f" on axis {axis}"
     return Objective(f"{_name(place)} unit {_numbers(unit)}{on}", (place,), of)
