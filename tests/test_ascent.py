@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from harvis_utils.fast import ascent
 from harvis_utils.fast.gradients import TERMS
-from harvis_utils.maximization import coordinates, paper_methods, unit_statistics
+from harvis_utils.maximization import coordinates, paper_methods, transforms, unit_statistics
 from harvis_utils.maximization.ascent import climb
 from harvis_utils.maximization.starting import starting_signal
 from harvis_utils.metrics import signal_measures
-from harvis_utils.networks import taps, trunks
+from harvis_utils.networks import backward, taps, trunks
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.settings import PRESETS, MaximizationSettings, ModelSettings, Step
 
@@ -213,6 +213,37 @@ def test_maps_say_which_samples_they_are_about():
     assert unknown.sizes["map_time"] == 7 and "map_time" not in unknown.coords
     with pytest.raises(ValueError, match="do not say which of a window's 30 samples"):
         signal_measures.in_time(unknown, LENGTH)
+
+
+def test_starts_transforms_coordinates_and_rules_are_arguments():
+    network, start = Mixing(), 0.3 * np.random.default_rng(0).normal(size=(2, 1, 1, N_AXES, LENGTH))
+    about = {
+        "methods": ["naive"],
+        "n_axes": N_AXES,
+        "length": LENGTH,
+        "settings": MaximizationSettings(n_steps=30),
+        "start": start,
+    }
+    plain, *others = (
+        paper_methods.maximize(network, "second", np.ones(4), **about, **aids)
+        for aids in (
+            {},
+            {"transforms": [transforms.shift(3)]},
+            {"coordinates": coordinates.in_frequency(LENGTH, 2.0)},
+            {"after": lambda x: x.clamp(-0.5, 0.5)},
+        )
+    )
+    assert dict(plain["signal"].sizes) == {"start": 2, "technique": 1, "unit": 4, "axis": N_AXES, "time": LENGTH}
+    assert not any(np.allclose(plain["signal"], other["signal"]) for other in others)
+    assert np.abs(others[1]["signal"]).max() <= 2 and np.abs(others[2]["signal"]).max() <= 0.5
+    network = nn.Sequential(nn.Conv1d(N_AXES, 1, 1), nn.ReLU())
+    network[0].bias.data.fill_(-3.0)
+    closed, leaking = (
+        paper_methods.maximize(network, "1", np.ones(1), **about, rule=rule) for rule in (None, backward.sloped(0.1))
+    )
+    assert np.allclose(closed["signal"][:, 0, 0], start[:, 0, 0]) and not np.allclose(
+        leaking["signal"], closed["signal"]
+    )
 
 
 @pytest.mark.parametrize("layer", ["dense", "classes", "norm_conv3"])

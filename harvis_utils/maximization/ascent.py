@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
+from contextlib import nullcontext
 from queue import SimpleQueue
 
 import numpy as np
@@ -30,8 +31,9 @@ from harvis_utils import parallel
 from harvis_utils.fast.ascent import Climbed, move, stopping_step
 from harvis_utils.fast.gradients import TERMS, Rows, l2_norm, terms
 from harvis_utils.maximization.coordinates import Parametrization
+from harvis_utils.maximization.transforms import Transform
 from harvis_utils.networks import taps
-from harvis_utils.networks.backward import gradient_of
+from harvis_utils.networks.backward import Rule, gradient_of, rectifiers, refuse_others
 from harvis_utils.networks.sfhf import known
 from harvis_utils.settings import OPTIMIZERS, Step
 
@@ -107,7 +109,12 @@ def climb(
     th_aap_g: float = 1.5,
     lowpass: np.ndarray | None = None,
     prior: np.ndarray | None = None,
+    coordinates: Parametrization | None = None,
+    transforms: Sequence[Transform] = (),
+    after: Callable[[Tensor], Tensor] | None = None,
+    rule: Rule | None = None,
     gradient: np.ndarray | float = np.inf,
+    seed: int = 0,
     chunk: int = CHUNK,
     tick: Callable[[int], object] = lambda n: None,
 ) -> Climbed:
@@ -115,25 +122,33 @@ def climb(
 
     ``maps`` turns windows (row, axis, time) into maps (row, unit, axis, time) and treats rows apart; several, of equal
     networks, share the rows, each in a thread of its own. Computations are in the device and precision of ``start``.
-    What differs from row to row is in ``rows``. ``prior`` is the (time, time) matrix of rows with a weight for it.
+    What differs from row to row is in ``rows``. The network sees signals after the ``transforms``, drawn anew from
+    ``seed`` in every step, and its rectifiers pass back what ``rule`` says. Moves are made in ``coordinates``.
+    ``prior`` is the (time, time) matrix of rows with a weight for it; ``after`` is done to the start and after each
+    step, behind the method's own filter or normalization: a bound, a denoiser.
 
     Rows stop as in :func:`harvis_utils.fast.ascent.stopping_step`, where ``gradient`` is the largest that theirs can
-    be. Returns ``signal`` (row, axis, time), the unit's ``map`` likewise, the history of :data:`TERMS` at the steps
-    ``record``. ``tick`` is called with the number of row-steps done. Raises ``ValueError`` for an unknown optimizer and
-    a missing prior.
+    be; all steps are taken in other coordinates and with an ``after``, where nothing is known. Returns ``signal``
+    (row, axis, time), the unit's ``map`` likewise, the history of :data:`TERMS` at the steps ``record``. ``tick`` is
+    called with the number of row-steps done. Raises ``ValueError`` for an unknown optimizer and a missing prior.
     """
     if prior is None and rows.prior.any():
         raise ValueError("some rows have a weight for the prior, but no prior matrix was given")
     rows, record = rows.to(start.device, start.dtype), np.asarray(sorted(record), dtype=int)
     matrices = (np.eye(start.shape[2]) if lowpass is None else lowpass, prior)
     filtering, expected = (None if m is None else torch.tensor(np.array(m)).to(start) for m in matrices)
+    tolerance_g = tolerance_g if coordinates is None and after is None else 0.0
     until = stopping_step(rows, step, n_steps, start[0].numel(), tolerance_g, gradient)
+    generator = torch.Generator().manual_seed(seed)
     history = {name: np.empty((len(rows), len(record))) for name in TERMS}
     signal, mapped = torch.empty_like(start, device="cpu").numpy(), np.empty(0)
+    plain = rule is None and not transforms  # then what a step looks at is what is recorded
     places: SimpleQueue[Callable[[Tensor], Tensor]] = SimpleQueue()
     for one in [maps] if callable(maps) else maps:
         places.put(one)
     n_places, lock, halt = places.qsize(), threading.Lock(), threading.Event()
+    if n_places > 1 and transforms:
+        raise ValueError("transforms are drawn for all rows at once, so there can be only one network")
     order = np.argsort(-until, kind="stable")  # rows that stop together are climbed together
     chunk = min(chunk, -(-len(order) // n_places))
 
@@ -153,9 +168,15 @@ def climb(
             return maps(x)[torch.arange(len(x), device=x.device), part.unit]
 
         def score(x: Tensor, at: Tensor, number: int) -> Tensor:
-            part = rows.take(every[at])
-            found = terms(x, own(x, part).flatten(1), part, th_aap_g, expected)
-            if number in record:
+            seen, part = x, rows.take(every[at])
+            for transform in transforms:
+                seen = transform(seen, generator)
+            with nullcontext() if rule is None else rectifiers(rule):
+                outputs = own(seen, part)
+            if rule is not None:
+                refuse_others(outputs, "the place")
+            found = terms(x, outputs.flatten(1), part, th_aap_g, expected)
+            if plain and number in record:
                 note(number, chosen[at.cpu().numpy()], found)
             return found["objective"]
 
@@ -163,15 +184,17 @@ def climb(
             filtered, normed = (flags[every[at]][:, None, None] for flags in (rows.filtered, rows.normed))
             x = torch.where(filtered, x @ filtering.T, x)
             size = l2_norm(x.flatten(1)).clamp(min=1e-12)[:, None, None] / x.shape[1] ** 0.5
-            return torch.where(normed, x / size, x)
+            x = torch.where(normed, x / size, x)
+            return x if after is None else after(x)
 
         begin = project(start[every], torch.arange(len(every), device=start.device))
-        for number, at, x in path(uphill(score), begin, step, n_steps, ends=until[chosen], after=project):
+        steps = path(uphill(score), begin, step, n_steps, ends=until[chosen], after=project, coordinates=coordinates)
+        for number, at, x in steps:
             if halt.is_set():
                 return
             row = chosen[at.cpu().numpy()]
             leaves = until[row] <= number
-            if leaves.any():
+            if leaves.any() or (number in record and not plain):
                 with torch.no_grad():
                     part = rows.take(every[at])
                     outputs = own(x, part)

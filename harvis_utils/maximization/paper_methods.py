@@ -224,6 +224,7 @@ def maximize(
     dtype: torch.dtype = torch.float32,
     block_bytes: int | None = None,
     workers: int | None = None,
+    **aids,
 ) -> xr.Dataset:
     """Signals that excite units of ``layer`` most, all methods, units and starts in one batch.
 
@@ -241,10 +242,10 @@ def maximize(
     layers, methods, units, presets and optimizers raise ``ValueError`` listing the valid ones.
 
     A trunk is climbed by :mod:`harvis_utils.fast.ascent`: in ``workers`` shares at once, by default one on each of
-    torch's threads; ``block_bytes`` bounds the memory of each. Everything else, a trunk with a ``scale`` or not
-    ``fast`` too, is climbed by :func:`harvis_utils.maximization.ascent.climb`; on a CPU, where it takes long
-    (:data:`SHARED`), in as many shares, by copies of the network. Signals are computed in ``device`` and ``dtype``,
-    what a module computes where it is and in its own precision.
+    torch's threads; ``block_bytes`` bounds the memory of each. Everything else, a trunk with a ``scale``, with ``aids``
+    (arguments of :func:`harvis_utils.maximization.ascent.climb`) or not ``fast`` too, is climbed by that; without aids
+    on a CPU, where it takes long (:data:`SHARED`), in as many shares, by copies of the network. Signals are computed in
+    ``device`` and ``dtype``, what a module computes where it is and in its own precision.
     """
     settings = settings or MaximizationSettings()
     if isinstance(network, Trunk):
@@ -282,7 +283,7 @@ def maximize(
         filtering = (length, settings.lowpass_hz, settings.lowpass_order, rate_hz)
         how = {"n_steps": settings.n_steps, "record": record, "tolerance_g": settings.tolerance_g, "tick": tick}
         how |= {"th_aap_g": settings.th_aap_g, "lowpass": lowpass_matrix(*filtering) if filters else None}
-        if isinstance(network, Trunk) and fast and scale is None:
+        if isinstance(network, Trunk) and fast and scale is None and not aids:
             workers = workers or (torch.get_num_threads() if torch.device(device).type == "cpu" else 1)
             how |= {"device": device, "dtype": dtype, "block_bytes": block_bytes, "workers": workers}
             found = ascent.climb(network, layer, rows, x, preset, **how)
@@ -291,10 +292,10 @@ def maximize(
             evaluating = nullcontext() if isinstance(network, Trunk) else taps.evaluating(network)
             with evaluating, ascent.exact_products(begin.device):
                 n_copies = 0
-                if begin.device.type == "cpu" and len(rows) * settings.n_steps >= SHARED:
+                if begin.device.type == "cpu" and not aids and len(rows) * settings.n_steps >= SHARED:
                     n_copies = (workers or torch.get_num_threads()) - 1
                 others = [target_of(of, layer, n_axes, length, scale, at) for of in _copies(network, n_copies)]
-                found = climb([of.maps for of in (target, *others)], rows, begin, preset, **how)
+                found = climb([of.maps for of in (target, *others)], rows, begin, preset, **how, **aids)
     signal, outputs = found.signal, found.map
     if scale is not None:
         signal = target.scale.windows(torch.as_tensor(signal)).numpy()
