@@ -64,7 +64,8 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
 	echo "all notebooks, two at once, in an empty root" && \
-	HARVIS_ARTIFACTS="$$root/derived" HARVIS_REPORTS="$$root/reports" $(CHAIN) reproduce
+	HARVIS_ARTIFACTS="$$root/derived" HARVIS_REPORTS="$$root/reports" JUPYTER_PREFER_ENV_PATH=1 \
+	$(PY) -m pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env notebooks/*.ipynb
 
 minutes: $(ENV) ## where the minutes of a finished run went, notebook by notebook
 	@$(PY) -m workflow.minutes $(RUN)
