@@ -163,3 +163,11 @@ def test_activation_beyond_the_threshold_is_no_merit_and_failure_is_no_gap():
     made["reached"][:, :, 2, 0] = np.nan
     made["distance_ratio"][:, :, 2, 0] = np.nan
     assert realism.nearness(made).isel(layer=2, unit=0).isnull().all()
+
+
+def test_what_a_measure_lacks_is_left_out_and_all_of_it_is_nan():
+    made = made_measures()
+    made["matched_ssim"][{"technique": 0}] = np.nan
+    found = comparing.table(made, "technique")
+    missing = [f"matched Ssim, log10 G²{end}" for end in ("", " low", " high")]
+    assert found.loc["a", missing].isna().all(axis=None) and found.loc["b", missing].notna().all(axis=None)

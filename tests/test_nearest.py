@@ -123,3 +123,22 @@ def test_no_piece_and_a_single_piece():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(split_of(np.zeros((60, 2)), [0, 15], 30))
+
+
+def test_a_whole_window_is_a_piece_too():
+    split = split_of(np.random.default_rng(2).normal(size=(200, 1)), np.arange(0, 180, 9), 12)
+    pieces = np.random.default_rng(3).normal(size=(4, 12)).astype(np.float32)
+    found = nearest.PieceIndex(split, 12).nearest(pieces, len(split))
+    expected = list(naive_search(pieces, split.segments, len(split)))
+    assert np.array_equal(found[1], expected[1]) and (found[2] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-22, 1e12])
+def test_search_is_exact_at_the_ends_of_the_numbers(size):
+    """Where squares in float32 vanish altogether, and where they are huge."""
+    rng = np.random.default_rng(8)
+    split = split_of(size * rng.normal(size=(200, 2)), np.arange(0, 180, 9), 12)
+    pieces = (size * rng.normal(size=(6, 10))).astype(np.float32)
+    found = nearest.PieceIndex(split, 10).nearest(pieces, 7)
+    expected = list(naive_search(pieces, split.segments, 7))
+    assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], rtol=1e-9, atol=0)
