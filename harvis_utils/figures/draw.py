@@ -297,6 +297,8 @@ def curves(
         if levels or (scale == "log" and len(ticks) < 8):
             ax.set_xticks(range(len(ticks)) if levels else ticks, map(_text, ticks))
             ax.minorticks_off()
+        if levels:  # a single level would stretch the distance of its groups over the panel
+            ax.set_xlim(-0.5, len(ticks) - 0.5)
         elif scale == "symlog":
             ax.set_xlim(0, max(ticks))
     return drawing.done(title, 6, references, across=False, line="-")
