@@ -150,7 +150,7 @@ class DreamSettings:
 
 @dataclass(frozen=True)
 class EvolutionSettings:
-    """One network kept at several epochs of its training (notebook 12)."""
+    """One network kept at several epochs of its training (notebook 12b)."""
 
     seed: int = 300  # Choice: of a network that no other notebook uses
     n_trained: int | None = None  # Choice: at most so many training windows, every n-th of all; None: all
@@ -158,7 +158,7 @@ class EvolutionSettings:
 
 @dataclass(frozen=True)
 class ArchitectureSettings:
-    """Variants of the network, small so that many fit into a notebook (notebook 12)."""
+    """Variants of the network, small so that many fit into a notebook (notebook 12b)."""
 
     variants: tuple[str, ...] = ()  # Choice: of architecture.VARIANTS; none named: all
     seeds: tuple[int, ...] = (400, 401, 402, 403, 404)  # Choice: of networks that no other notebook uses
@@ -169,7 +169,7 @@ class ArchitectureSettings:
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """A frozen trunk with a new last layer, and networks from scratch beside it (notebook 12)."""
+    """A frozen trunk with a new last layer, and networks from scratch beside it (notebook 12b)."""
 
     n_steps: int = 150  # Choice: of Adam, however few the windows: from scratch
     n_head_steps: int = 300  # Choice: of Adam on all windows at once: last layer

@@ -212,12 +212,6 @@ def verdict(row: Mapping, name: str) -> str:
     return "higher" if low > 0 else "lower" if high < 0 else "not told apart"
 
 
-def hedged(row: Mapping, name: str, form: str = "+.2f") -> str:
-    """As :func:`said`, with "not clear" where the interval reaches zero."""
-    text = said(row, name, form)
-    return text[:-1] + ", not clear)" if text.endswith(")") and verdict(row, name) == "not told apart" else text
-
-
 def listed(names: Iterable, joint: str = ", ", nothing: str = "none") -> str:
     """Names in one line, ``nothing`` where there is none."""
     return joint.join(str(n) for n in names) or nothing
