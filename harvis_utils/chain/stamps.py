@@ -90,6 +90,9 @@ def outdated(cfg: Settings, names: list[str]) -> list[str]:
     found, claimed = [], set()
     for name in (name for name in names if stamp_of(cfg, name).exists()):
         stamp = read_json(stamp_of(cfg, name))
+        if "stored" not in stamp:  # written before results were kept by content
+            found.append(name)
+            continue
         gone = {s for s in stamp["stored"] if not (store / s / "manifest.json").exists()} - claimed
         gone |= {f for f in stamp["files"] if not (cfg.reports / f).exists()}
         replaced = archived is not None and archived != stamp.get("archive")  # without one, what is stored counts
