@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import torch
-
 from harvis_utils.settings import HarvisError, Settings, SettingsError
 
 
@@ -29,6 +27,8 @@ def threads() -> int:
 
 def torch_device(device: str | None = None):
     """The one place where the device is chosen: the one asked for, else CUDA where there is one, else the CPU."""
+    import torch  # here and below: takes a second, which what only starts notebooks need not wait for
+
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -49,6 +49,8 @@ def progress(iterable=None, **options):
 @contextmanager
 def threads_inside(n: int | None):
     """Compute on ``n`` threads (None: no change) and put the number back afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     if n:
         torch.set_num_threads(n)
@@ -64,6 +66,8 @@ def workers(n: int | None = None) -> Iterator[ThreadPoolExecutor]:
 
     What is not begun when the block ends, by an error or an interrupt too, is not begun any more.
     """
+    import torch
+
     n = n or torch.get_num_threads()
     with threads_inside(1), ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:

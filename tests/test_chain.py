@@ -48,6 +48,11 @@ def test_every_notebook_depends_on_the_package_and_on_the_settings():
     assert stamps.settings_digest(load_settings("quick")) != stamps.settings_digest(load_settings("desk"))
 
 
+def test_the_chain_starts_without_what_only_notebooks_need():
+    heavy = "import sys, harvis_utils.chain.commands; print({'torch', 'pandas', 'snakemake'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "set()"
+
+
 def test_a_part_is_some_of_the_notebooks(root):
     with pytest.raises(stamps.ChainError, match="no numbered notebooks"):
         stamps.find_notebooks(root)
@@ -156,6 +161,11 @@ def test_only_what_is_needed_is_executed_again_even_where_the_run_was_moved(firs
     assert stamps.outdated(cfg, names) == ["01_data"], "the first of those that need a result makes it"
     (cfg.reports / "results.json").unlink()
     assert stamps.outdated(cfg, names) == ["01_data", "06_report"]
+    older = stamps.stamp_of(cfg, "02_model")
+    kept = older.read_text()
+    older.write_text(json.dumps({"made": {}}))
+    assert stamps.outdated(cfg, names) == ["01_data", "02_model", "06_report"], "a stamp of another form says nothing"
+    older.write_text(kept)
     before = stamps.stamp_of(cfg, "01_data").read_text()
     write(books, "01_data", *BOOKS["01_data"], prose="Better prose.")
     write(books, "03_broken", "1")

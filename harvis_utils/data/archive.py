@@ -18,7 +18,6 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 
 from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name
 from harvis_utils.settings import APPROXIMATE, data_folders
@@ -251,11 +250,12 @@ def verified(name: str, archive: Archive, path: Path, title: str | None = None) 
 @kept("recordings", apart=("dataset", "archive", "source"))
 def parsed(
     name: str, read: Callable, digest: str, *, dataset: Dataset, archive: Archive, source: Callable[[], Path]
-) -> dict[str, torch.Tensor]:
+) -> dict:
     """Recordings of an archive end to end, ``signal`` (sample, axis) in G, and ``length``, ``subject``, ``activity``.
 
-    The archive with this ``digest`` lies at ``source()``, which is asked for only where it has not been parsed before.
+    All are tensors. The archive with this ``digest`` lies at ``source()``, which is asked for only where it has not been parsed before.
     """
+    import torch
     from tqdm.auto import tqdm
 
     path, items = source(), []
