@@ -47,13 +47,13 @@ class Run(Stages):
 
     # --------------------------------------------------------------------------- what a notebook shows and leaves
 
-    def figure(self, name: str, figure: Figure) -> Image:
+    def figure(self, name: str, figure: Figure, caveat: str | None = None) -> Image:
         """Write a figure, with what is to be known of the data below it, to ``figures/NAME.png`` of the reports.
 
-        Returns that picture, for the cell to show.
+        ``caveat`` says that of a figure of other data than the run's own. Returns that picture, for the cell to show.
         """
         path = self.cfg.reports / "figures" / f"{name}.png"
-        style.add_caveat(figure, self.recordings.caveat)
+        style.add_caveat(figure, self.recordings.caveat if caveat is None else caveat)
         with replacing(path) as part:
             part.write_bytes(style.picture(figure))
         return Image(path.read_bytes(), width=round(100 * figure.get_figwidth()), alt=figure.get_label())

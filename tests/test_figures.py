@@ -324,6 +324,13 @@ def test_numbers_of_a_heat_map_are_written():
     assert "25%" in said and "0%" not in said
 
 
+@pytest.mark.parametrize(("amplitude", "spans"), [(1e-3, waves.LEAST_SPAN_G), (1.0, 2.2)])
+def test_what_is_flat_is_drawn_flat(amplitude, spans):
+    made = xr.Dataset({"signal": (("technique", "time"), amplitude * np.sin(np.arange(30) / 30 * 2 * np.pi)[None])})
+    ends = waves.unit_methods(made.assign_coords(technique=["naive"])).axes[0].get_ylim()
+    assert np.ptp(ends) == pytest.approx(spans, rel=0.02) and np.mean(ends) == pytest.approx(0, abs=1e-6)
+
+
 def test_methods_are_drawn_with_all_axes_and_maps_where_they_look():
     at = 4.5 + 2 * np.arange(11)
     made = by_method(3, at).isel(technique=slice(2))

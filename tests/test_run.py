@@ -119,8 +119,8 @@ def test_scores_of_the_start_itself_are_those_of_the_sine_control(done):
 
 
 def test_what_is_shown_is_what_is_written(run, cfg):
-    figure, again = (Figure(figsize=(2, 1), layout="constrained", label="A line goes up") for _ in range(2))
-    for of in (figure, again):
+    figure, again, of_others = (Figure(figsize=(2, 1), layout="constrained", label="A line goes up") for _ in range(3))
+    for of in (figure, again, of_others):
         of.subplots().plot([1, 2])
     shown, picture = run.figure("03_gallery", figure), cfg.reports / "figures" / "03_gallery.png"
     assert shown.data == picture.read_bytes() and shown.data.startswith(b"\x89PNG")
@@ -129,6 +129,8 @@ def test_what_is_shown_is_what_is_written(run, cfg):
     assert base64.b64decode(data["image/png"]) == shown.data
     assert figure.get_supxlabel() == run.data.caveat != ""
     assert run.figure("03_gallery", again).data == shown.data, "the same figure gives the same file"
+    run.figure("00_published", of_others, caveat="")
+    assert not of_others.get_supxlabel(), "the data are real, whatever the run's own are"
     table = pd.DataFrame({"f1": [0.5, 0.25]}, index=pd.Index(["walking", "sitting"], name="activity"))
     assert run.table("02_f1", table) is table
     pd.testing.assert_frame_equal(pd.read_csv(cfg.reports / "tables" / "02_f1.csv", index_col=0), table)

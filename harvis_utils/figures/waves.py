@@ -31,6 +31,8 @@ from harvis_utils.figures.style import (
 #: what of a signal is compared with data; bands above and below a signal: where they begin in its frame, their colour
 COMPARED = "#f6c177"
 BANDS = ((0.9, ACCENT), (0.0, "#7fb069"))
+#: a signal's axis spans at least this much, so that what hardly moves is drawn as flat as it is. Choice
+LEAST_SPAN_G = 0.5
 #: statistics of a unit that its outputs are compared with
 LEVELS = (("p95", ":", "95 % point"), ("th_eap", "--", "th"))
 
@@ -114,6 +116,8 @@ def unit_methods(
         ax.axhline(0, color="#bbbbbb", linewidth=0.7)
         plot_axes(ax, np.arange(length) / rate_hz, signals.values[i], METHOD_COLOURS.get(name, SIGNAL))
         ax.set(title=name, xlabel="time [s]" if i + columns >= n else "")
+        if label == "signal [G]" and np.ptp(ax.get_ylim()) < LEAST_SPAN_G:
+            ax.set_ylim(np.mean(ax.get_ylim()) + LEAST_SPAN_G * np.array([-0.5, 0.5]))
         ax.set_xlim(-0.6 / rate_hz, (length - 0.4) / rate_hz)
         if compared:
             ends = compared[0][i] + np.array([-0.5, compared[1] - 0.5])
