@@ -102,11 +102,8 @@ def p_value(found: np.ndarray) -> float:
     return np.nan if np.isnan(found[0]) else float((found >= found[0] - 1e-12).mean())
 
 
-def of_activities(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str]) -> tuple[xr.DataArray, xr.Dataset]:
-    """Overlap of units with the activities that are concepts, and what silencing them costs these: (..., concept).
-
-    ``found`` are :func:`dissection.dissect_networks`' results, ``lost`` those of :func:`ablate`.
-    """
+def _of_activities(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str]) -> tuple[xr.DataArray, xr.Dataset]:
+    """Overlap of units with the activities that are concepts, and what silencing them costs these: (..., concept)."""
     known = [a for a in activities if a in found["concept"]]
     lost = lost.assign_coords({"class": list(activities)}).rename({"class": "concept"})
     return found["iou"].sel(concept=known), lost.sel(concept=known, seed=found["seed"])
@@ -116,10 +113,10 @@ def costs(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str]) -> pd.
     """Overlap of units with activities beside what silencing them costs these: a row per unit and activity, and means.
 
     Means are of fifths of a layer's rows, fewer where many are equal, by overlap; "dot", in the index, tells them from
-    the rows. Arguments as for :func:`of_activities`.
+    the rows. ``found`` are :func:`dissection.dissect_networks`' results, ``lost`` those of :func:`ablate`.
     """
     x, y = "IoU of unit and activity", "drop in the activity's probability"
-    iou, cost = of_activities(found, lost, activities)
+    iou, cost = _of_activities(found, lost, activities)
     every = xr.Dataset({x: iou, y: cost["probability"]}).to_dataframe().reset_index()
     fifth = every.groupby("layer")[x].transform(pd.qcut, 5, labels=False, duplicates="drop").rename("fifth")
     means = every.groupby(["layer", fifth])[[x, y]].mean().reset_index("layer")
@@ -129,10 +126,10 @@ def costs(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str]) -> pd.
 def explanations(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str], n_draws: int) -> pd.DataFrame:
     """Do concepts explain effects? One row per layer and question, averaged over networks, draw by draw.
 
-    Arguments are as for :func:`of_activities`. "own activity": do units that overlap an activity cost that activity's
+    Arguments are as for :func:`costs`. "own activity": do units that overlap an activity cost that activity's
     F1, or the probability its windows get? "any concept": do units with a large best IoU cost macro F1?
     """
-    (own, cost), rows = of_activities(found, lost, activities), {}
+    (own, cost), rows = _of_activities(found, lost, activities), {}
     best, macro = found["iou"].max("concept"), lost["f1"].sel(seed=found["seed"]).mean("class")
     questions = {
         "own activity, F1": (own, cost["f1"]),

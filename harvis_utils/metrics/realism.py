@@ -228,10 +228,6 @@ def nearness(measured: xr.Dataset) -> xr.DataArray:
     return xr.where(measured["failed"] & ~measured["dead"], 0.0, near)
 
 
-#: a method has to be good on both; each alone is easily won
-AXES = {"activation": activation, "nearness": nearness}
-
-
 @kept("realism", apart=("device",))
 def references_of(
     network: Network, windows: Windows, th_eap: xr.DataArray, settings: SimilaritySettings, *, device: str | None = None

@@ -39,7 +39,7 @@ MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
 
 #: measures of which more is better; of the others less is, and moving is neither
 MORE_IS_BETTER = ("activation", "nearness", "realism p")
-#: the two axes, and what stands at them
+#: a variant has to be good on both axes, each alone is easily won; and what stands at them
 LABELS = {
     "activation": "activation: share of th reached (at most 1)",
     "nearness": "nearness to real strong windows (0.5: real ones)",
@@ -123,7 +123,7 @@ def gains(measured: xr.Dataset) -> pd.DataFrame:
     failed signals. ``beats`` says that both differences' intervals lie above zero; ``surety`` is the smaller of the
     two differences in units of half its interval's width.
     """
-    axes = {axis: of(measured) for axis, of in realism.AXES.items()}
+    axes = {axis: MEASURES[axis](measured) for axis in LABELS}
     rows = []
     for name in measured["recipe"].values.tolist():
         row, some, sure = {"recipe": name}, measured.sel(recipe=name), []
@@ -145,7 +145,7 @@ def above_random(measured: xr.Dataset) -> pd.DataFrame:
 
     ``measured`` is as for :func:`gains`; one row per variant that was run on networks with random weights too.
     """
-    axes = {axis: of(measured) for axis, of in realism.AXES.items()}
+    axes = {axis: MEASURES[axis](measured) for axis in LABELS}
     rows = []
     for random in [n for n in measured["recipe"].values.tolist() if n.startswith(RANDOM_PREFIX)]:
         row = {"recipe": random.removeprefix(RANDOM_PREFIX)}
