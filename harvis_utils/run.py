@@ -118,9 +118,10 @@ STANDARD = {"PROFILE": str, "DATASET": str, "DEVICE": str | None, "WEIGHTS": str
 
 
 def begin(namespace: dict, **declared) -> Run:
-    """Check a notebook's parameters, ``STANDARD`` and those ``declared``, set threads and style, and return its run."""
+    """Check a notebook's parameters, ``STANDARD`` and those ``declared``, set threads and looks, and return its run."""
     check_parameters(namespace, **STANDARD, **declared)
     torch.set_num_threads(threads())
     style.use_style()
+    pd.set_option("display.max_colwidth", None, "display.max_rows", 200)
     kinds.check_name(namespace["DATASET"])
     return Run(load_settings(*(namespace[name] for name in STANDARD)))

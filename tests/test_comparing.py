@@ -98,7 +98,7 @@ def test_the_proposed_method_is_compared_with_all_others_and_with_controls():
 def test_what_recall_depends_on_is_said_in_words():
     row = {"factor": "noise_g", "level": 0.1, "seed": 3, "recall": 0.2, "random_recall": 0.1, "macro_f1": 0.9}
     found = comparing.by_factor(pd.DataFrame([row, row | {"factor": "epochs", "level": 6.0}]))
-    assert found.set_index(["factor", "of"])["share"].to_dict() == {
+    assert found.set_index(["factor", "of"])["recall, macro F1"].to_dict() == {
         (factor, name): share
         for factor in ("noise added [G]", "epochs")
         for name, share in (("recall", 0.2), ("random weights", 0.1), ("macro F1", 0.9))

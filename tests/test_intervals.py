@@ -143,10 +143,9 @@ def test_names_are_listed_and_none_is_said():
 
 def test_numbers_for_json_keep_their_intervals_and_leave_out_what_is_missing():
     assert intervals.triple(ROW, "x") == [0.234, 0.11, 0.36]
-    of = intervals.triples(pd.Series(ROW), "x", "z")
+    of = intervals.triples(pd.DataFrame([ROW], ["row"]), "x", "z")["row"]
     assert of["x"] == [0.234, 0.11, 0.36] and np.array_equal(of["z"], [2.0, np.nan, np.nan], equal_nan=True)
     assert intervals.bounded(ROW, "x", "y", "z", "n") == {"x": {"value": 0.234, "low": 0.11, "high": 0.36}}
-    assert intervals.known(pd.Series({"a": 1, "b": np.nan})) == {"a": 1.0}
 
 
 @given(

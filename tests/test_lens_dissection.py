@@ -447,6 +447,14 @@ def test_a_run_is_stored_and_its_first_angle_is_the_network_itself(tiny):
         assert np.allclose(found["iou"], twin["iou"], atol=1e-3) and np.allclose(found["on"], twin["on"], atol=1e-3)
     table = ablation.explanations(tiny.kinds.sel(units="trained"), tiny.lost, tiny.data.activities, 19)
     assert len(table) == 9 and table["networks"].eq(2).all() and table["p"].dropna().between(0, 1).all()
+    costs = ablation.costs(tiny.kinds.sel(units="trained"), tiny.lost, tiny.data.activities)
+    iou, drop = costs.columns[-2:]
+    each, means = costs.loc["a unit and an activity"], costs.loc["mean of a fifth of them"]
+    row = each[(each["seed"] == 1) & (each["layer"] == "conv2") & (each["unit"] == 3)].iloc[0]
+    at = {"seed": 1, "layer": "conv2", "unit": 3}
+    assert row[iou] == tiny.kinds["iou"].sel(at | {"units": "trained", "concept": row["concept"]})
+    assert row[drop] == tiny.lost["probability"].sel(at)[list(tiny.data.activities).index(row["concept"])]
+    assert (means.groupby("layer")[iou].diff().dropna() > 0).all() and means.groupby("layer").size().max() <= 5
     assert not any(hooks_of(net.model) for net in tiny.nets)
 
 

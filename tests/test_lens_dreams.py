@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_lens_taps import LENGTH, MODELS, N_AXES, hooks_of, windows
 from torch import nn
 
 from harvis_utils.lenses import dreams
-from harvis_utils.maximization import priors, visualization
+from harvis_utils.maximization import objectives, priors, visualization
+from harvis_utils.metrics import intervals
 from harvis_utils.networks import taps
 from harvis_utils.settings import DreamSettings, ModelSettings, PriorSettings, TrainingSettings, load_settings
 from harvis_utils.training import supervised
@@ -33,7 +35,7 @@ def waves(n, seed):
 
 def test_a_prior_removes_noise_from_held_out_segments():
     model, losses = priors.fit(waves(500, 0), SMALL)
-    found = priors.errors(model, waves(500, 0), waves(200, 1), 0.3)
+    found = priors.errors(model, waves(500, 0), waves(200, 1), (0.1, 0.3)).loc["0.3 G of noise"]
     assert found["nothing"] == pytest.approx(0.3, rel=0.05)
     assert found["learned prior"] < 0.7 * found["nothing"] and found["best linear map"] < 0.6 * found["nothing"]
     assert losses[-50:].mean() < losses[:50].mean() / 2
@@ -203,8 +205,8 @@ def test_measures_are_what_one_computes_by_hand(made):
 
 
 def test_the_tables_have_a_row_for_every_variant_and_for_whose_change_it_is(made, tiny_windows):
-    table = dreams.table(made.measured)
-    assert list(table.index) == list(dreams.VARIANTS) and (table["networks"] == 2).all()
+    table = intervals.tabulated(made.measured, "variant")
+    assert list(table.index) == list(dreams.VARIANTS)
     mean = made.measured["size_g"].mean(("seed", "window")).values
     assert table["size_g"].to_numpy() == pytest.approx(mean, rel=1e-5)
     assert (table["size_g low"] <= table["size_g"] + 1e-9).all() and np.isnan(table.loc["window", "along"])
@@ -224,7 +226,10 @@ def test_windows_that_were_not_flipped_do_not_count_and_one_network_has_no_other
 
 def test_a_unit_has_what_is_made_for_it_beside_the_real_windows_that_excite_it_most_and_least(made, tiny_windows):
     split, net, start = tiny_windows.train, made.nets[0], windows(4)[:, :1]
-    found = dreams.of_unit(net, "conv2", 3, 1.0, start, split, n_steps=12)
+    largest = xr.DataArray([[1.0]], {"layer": ["conv2"], "unit": [3]})
+    several = dreams.of_units(net, [("conv2", 3)] * 2, largest, start, split, n_steps=12)
+    assert all(np.array_equal(*of) for of in several.values()), "each unit by itself"
+    found = {kind: of[0] for kind, of in several.items()}
     view = visualization.PerAxis(net.model, "conv2")
 
     def middle(x):
@@ -240,3 +245,25 @@ def test_a_unit_has_what_is_made_for_it_beside_the_real_windows_that_excite_it_m
     assert (
         most[0] == every.max() and least[0] == every.min() and (most >= most[-1]).all() and (least <= least[-1]).all()
     )
+
+
+def test_a_class_has_its_strongest_real_window_beside_what_each_way_makes_for_it(made, tiny_windows):
+    model, real = made.nets[0].model, tiny_windows.train.x
+    found = dreams.of_classes(model, [2, 0], real[:2], real, {"short": {"n_steps": 0}, "long": {"n_steps": 12}})
+    scores = {
+        n: model(torch.tensor(x.swapaxes(0, 1).copy())).detach().numpy()[[0, 1], [2, 0]] for n, x in found.items()
+    }
+    assert np.array_equal(found["short"].swapaxes(0, 1), real[:2]) and (scores["long"] > scores["short"]).all()
+    every = visualization.scores(model, objectives.class_score(2), real)
+    assert scores["strongest real window"][0] == pytest.approx(every.max(), abs=1e-5)
+
+
+def test_each_kind_of_objective_has_a_column_and_each_signal_its_steps(made, tiny_windows):
+    model, start = made.nets[0].model, tiny_windows.train.x[:4]
+    table = dreams.of_objectives(model, "conv2", start, 3, n_steps=12)
+    assert table.shape[1] == 6 and table.index.names == ["signal", "step"] and table.notna().all(axis=None)
+    first, last = (table.xs(step, level="step") for step in (0, 12))
+    assert (first["neurons, maximized"] == -first["neurons, minimized"]).all()
+    assert (last.sum() > first.sum()).all()
+    score = model(torch.tensor(start)).detach().numpy()[range(4), [0, 1, 2, 0]]
+    assert first["classes, score"].to_numpy() == pytest.approx(score, abs=1e-5)

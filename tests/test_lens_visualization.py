@@ -222,6 +222,15 @@ def test_scaling_and_noise_stay_within_what_they_say():
     assert moved[0, 0, 1] == 0 and moved[0, 0, 0] == 29
 
 
+def test_each_transform_is_drawn_once_beside_the_window_itself():
+    x, aids = np.arange(12, dtype=np.float32).reshape(3, 4), [transforms.shift(1), transforms.scale(0.2)]
+    found = transforms.beside(x, (2, 0), aids)
+    assert all(np.array_equal(found["a real window"][:, k], x[[2, 0]]) for k in range(2))
+    for k, aid in enumerate(aids):
+        twin = aid(torch.tensor(x)[None], torch.Generator().manual_seed(1))[0]
+        assert np.array_equal(found["after one draw"][:, k], twin[[2, 0]])
+
+
 def test_sensors_are_found_by_the_names_of_their_axes():
     axes = ("arm x", "leg y", "arm y", "leg x", "arm z", "leg z")
     assert transforms.sensors_of(axes) == ((0, 2, 4), (3, 1, 5)) and transforms.sensors_of("xyz") == ((0, 1, 2),)

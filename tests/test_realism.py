@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 from harvis_utils.data.windowing import Split
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import realism, signal_measures
+from harvis_utils.metrics import realism, signal_measures, similarity
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import MaximizationSettings, ModelSettings, Settings, TrainingSettings, load_settings
 from harvis_utils.training import supervised
@@ -376,7 +376,7 @@ def test_stored_measures_are_those_of_a_direct_call(run, cfg, tiny_windows):
 
 def test_controls_are_judged_by_the_trained_unit(run, cfg, tiny_windows):
     found = run["controls"]
-    assert list(found["control"].values) == list(realism.CONTROLS)
+    assert list(found["control"].values) == [*similarity.CONTROLS, "held-out-strong"]
     net = run["nets"][0]
     x = run["random_signals"]["signal"].sel(seed=0, layer="conv2").values
     top = np.array([maps_of(net.trunk, "conv2", u, x[[u]]).max() for u in range(5)])

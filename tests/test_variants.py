@@ -13,7 +13,7 @@ from made_trunks import made_trunk
 from harvis_utils.maximization import coordinates, objectives, paper_methods, priors, unit_statistics, visualization
 from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.maximization.starting import chosen_units, starting_points, starting_signal
-from harvis_utils.metrics import motifs
+from harvis_utils.metrics import motifs, realism
 from harvis_utils.metrics.intervals import paired
 from harvis_utils.paper import climbing, comparing, variants
 from harvis_utils.paper.variants import BY_NAME, PAPERS, READINGS, RECIPES, VISUAL
@@ -71,7 +71,7 @@ def made(cfg, tiny_windows, tmp_path_factory):
         with results.around_builds(lambda stage, key: pytest.fail(f"a result of {stage} is made again")):
             again = everything()
         beside = comparing.beside(found["visual"], found["others"], tiny_windows, nets, stats)
-        measured = comparing.measures(cfg, tiny_windows, nets, stats, beside)
+        measured = realism.realism(cfg, tiny_windows, nets, stats, beside)
     return SimpleNamespace(
         nets=nets, stats=stats, again=again, denoiser=denoiser, beside=beside, measured=measured, **found
     )
@@ -350,7 +350,7 @@ def test_motifs_are_matched_within_the_layers_that_hold_them(made):
     for shape, layers in ((shapes[0], ["conv1", "conv2", "conv3"]), (shapes[1], ["conv3"])):
         for seed in (0, 1):
             some = few.sel(seed=seed, recipe="frequency", layer=layers).values
-            expected.append(max(motifs.ncc(shape, x) for x in some.reshape(-1, 30)))
+            expected.append(motifs.best_match([shape], some.reshape(-1, 30)).max())
     row = table.loc["frequency"]
     assert row["trained"] == pytest.approx(np.mean(expected))
     assert row["above random"] == pytest.approx(row["trained"] - row["random weights"])

@@ -102,29 +102,45 @@ def p_value(found: np.ndarray) -> float:
     return np.nan if np.isnan(found[0]) else float((found >= found[0] - 1e-12).mean())
 
 
+def _of_activities(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str]) -> tuple[xr.DataArray, xr.Dataset]:
+    """Overlap of units with the activities that are concepts, and what silencing them costs these: (..., concept)."""
+    known = [a for a in activities if a in found["concept"]]
+    lost = lost.assign_coords({"class": list(activities)}).rename({"class": "concept"})
+    return found["iou"].sel(concept=known), lost.sel(concept=known, seed=found["seed"])
+
+
+def costs(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str]) -> pd.DataFrame:
+    """Overlap of units with activities beside what silencing them costs these: a row per unit and activity, and means.
+
+    Means are of fifths of a layer's rows, fewer where many are equal, by overlap; "dot", in the index, tells them from
+    the rows. ``found`` are :func:`dissection.dissect_networks`' results, ``lost`` those of :func:`ablate`.
+    """
+    x, y = "IoU of unit and activity", "drop in the activity's probability"
+    iou, cost = _of_activities(found, lost, activities)
+    every = xr.Dataset({x: iou, y: cost["probability"]}).to_dataframe().reset_index()
+    fifth = every.groupby("layer")[x].transform(pd.qcut, 5, labels=False, duplicates="drop").rename("fifth")
+    means = every.groupby(["layer", fifth])[[x, y]].mean().reset_index("layer")
+    return pd.concat({"a unit and an activity": every, "mean of a fifth of them": means}, names=["dot"])
+
+
 def explanations(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str], n_draws: int) -> pd.DataFrame:
     """Do concepts explain effects? One row per layer and question, averaged over networks, draw by draw.
 
-    ``found`` are :func:`dissection.dissect_networks`' results, ``lost`` those of :func:`ablate`. "own activity": do
-    units that overlap an activity cost that activity's F1, or the probability its windows get? "any concept": do units
-    with a large best IoU cost macro F1?
+    Arguments are as for :func:`costs`. "own activity": do units that overlap an activity cost that activity's
+    F1, or the probability its windows get? "any concept": do units with a large best IoU cost macro F1?
     """
-    known = [a for a in activities if a in found["concept"]]
-    lost, rows = lost.assign_coords({"class": list(activities)}), {}
+    (own, cost), rows = _of_activities(found, lost, activities), {}
+    best, macro = found["iou"].max("concept"), lost["f1"].sel(seed=found["seed"]).mean("class")
+    questions = {
+        "own activity, F1": (own, cost["f1"]),
+        "own activity, probability": (own, cost["probability"]),
+        "any concept, macro F1": (best.expand_dims("concept"), macro.expand_dims("concept")),
+    }
     for layer in map(str, found["layer"].values):
-        each: dict[str, list[np.ndarray]] = {}
-        for seed in found["seed"].values:
-            iou, cost = found["iou"].sel(seed=seed, layer=layer), lost.sel(seed=seed, layer=layer)
-            own, best = iou.sel(concept=known).values, iou.max("concept").values[:, None]
-            pairs = {
-                "own activity, F1": (own, cost["f1"].sel({"class": known}).values),
-                "own activity, probability": (own, cost["probability"].sel({"class": known}).values),
-                "any concept, macro F1": (best, cost["f1"].mean("class").values[:, None]),
-            }
-            rng = np.random.default_rng(0)
-            for question, pair in pairs.items():
-                each.setdefault(question, []).append(explained(*pair, n_draws, rng))
-        for question, parts in each.items():
+        rngs = [np.random.default_rng(0) for _ in found["seed"]]
+        for question, pair in questions.items():
+            both = (of.sel(layer=layer).transpose("seed", "unit", "concept").values for of in pair)
+            parts = [explained(*of, n_draws, rng) for *of, rng in zip(*both, rngs, strict=True)]
             whole = pd.DataFrame(parts).mean().to_numpy()  # without networks that have no such class
             values, (low, high) = [part[0] for part in parts], bounds(whole[1:])
             row = {"correlation": whole[0], "p": p_value(whole), "chance low": low, "chance high": high}

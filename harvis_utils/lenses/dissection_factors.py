@@ -84,10 +84,8 @@ def factors(cfg: Settings, windows: Windows, concepts: Concepts) -> xr.Dataset:
     """
     levels, found = kinds(cfg, windows), []
     for settings, learned in levels.values():
-        both = {
-            "trained": supervised.networks(settings, learned),
-            "random weights": supervised.untrained(settings, learned),
-        }
+        both = {"trained": supervised.networks(settings, learned)}
+        both["random weights"] = supervised.untrained(settings, learned)
         dissected = [dissection.dissect_networks(cfg, windows, networks, concepts) for networks in both.values()]
         labels = xr.concat([dissection.detectors(of) for of in dissected], pd.Index(both, name="weights"))
         f1 = [supervised.macro_f1(learned.test, net.predicted["test"]) for net in both["trained"]]

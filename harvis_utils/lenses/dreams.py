@@ -11,7 +11,7 @@ an upper bound on the true one. Choice: L2, in G RMS over all samples of all axe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.maximization import coordinates, objectives, visualization
 from harvis_utils.maximization.priors import Denoiser
-from harvis_utils.metrics.intervals import tabulated, with_interval
+from harvis_utils.metrics.intervals import with_interval
 from harvis_utils.networks import taps
 from harvis_utils.networks.backward import gradient_of
+from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.settings import DreamSettings, Settings
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network, of_networks
@@ -251,13 +252,6 @@ MEASURES = {
 }
 
 
-def table(measured: xr.Dataset) -> pd.DataFrame:
-    """Mean and interval of every measure for each variant, over networks and windows: one row each."""
-    found = tabulated(dict(measured.data_vars), "variant")
-    found.insert(0, "networks", measured.sizes["seed"])
-    return found
-
-
 def sizes(measured: xr.Dataset, windows: Windows, untrained: Sequence[Network], chosen: np.ndarray) -> pd.DataFrame:
     """G RMS with its interval of the smallest change, by trained and untrained networks, and of windows' movement."""
     real = np.ascontiguousarray(windows.test.x[chosen])
@@ -269,19 +263,63 @@ def sizes(measured: xr.Dataset, windows: Windows, untrained: Sequence[Network], 
     return pd.DataFrame([with_interval("G RMS", of) for of in found.values()], index=list(found))
 
 
-def of_unit(
-    network: Network, layer: str, unit: int, maximum: float, start: np.ndarray, real: Split, **how
-) -> dict[str, np.ndarray]:
-    """Signals made for a unit, and single axes of ``real`` windows that excite it most and least: (row, time) in G.
+def of_objectives(network: SFHF, layer: str, start: np.ndarray, n_classes: int, **how) -> pd.DataFrame:
+    """How kinds of objectives rise from ``start`` (signal, axis, time) in G: (signal, step), a column for each kind.
 
-    Made from ``start`` (4, 1, time) are a maximum, two that should differ in what the layer does, likeness counting a
-    tenth of the unit's ``maximum``, and a minimum; ``how`` as :func:`visualization.visualize` takes it.
+    Neurons of the ``layer``, one for each signal, before its ReLU; minus their outputs; the layer's mean square; a
+    random direction, all of the first axis alone; classes in turn. ``how`` as :func:`visualization.visualize` takes it.
     """
-    view = visualization.PerAxis(network.model, layer)
-    objective = objectives.neuron(view.tap(layer, before_relu=True), unit)
-    differing = objective - 0.1 * maximum * objectives.alike(view.tap(layer))
-    four = objectives.in_blocks([(objective, 1), (differing, 2), (-objective, 1)])
-    made = visualization.visualize(view, four, start, **how).signal[:, 0]
+    view = visualization.PerAxis(network, layer)
+    before, direction = view.tap(layer, before_relu=True), np.random.default_rng(0).standard_normal
+    axis, classes = start[:, :1], [k % n_classes for k in range(len(start))]
+    neurons = objectives.neuron(before, list(range(len(start))))
+    tried = {
+        "neurons, maximized": (view, neurons, axis),
+        "neurons, minimized": (view, -neurons, axis),
+        "a layer, dreaming": (view, objectives.layer(view.tap(layer)), axis),
+        "a direction": (view, objectives.direction(before, direction(network.settings.n_units)), axis),
+        "classes, score": (network, objectives.class_score(classes), start),
+        "classes, softmax": (network, objectives.class_probability(classes), start),
+    }
+    made = {name: visualization.visualize(*of, **how) for name, of in tried.items()}
+    history = {name: pd.DataFrame(of.history, columns=of.steps).stack() for name, of in made.items()}
+    return pd.DataFrame(history).rename_axis(["signal", "step"])
+
+
+def of_units(
+    network: Network, units: Sequence[tuple[str, int]], maximum: xr.DataArray, start: np.ndarray, real: Split, **how
+) -> dict[str, np.ndarray]:
+    """Signals made for units, and single axes of ``real`` windows that excite them most and least: (unit, row, time).
+
+    A unit is a layer and a number. Made from ``start`` (4, 1, time) are a maximum, two that should differ in what the
+    layer does, likeness counting a tenth of the unit's ``maximum`` (layer, unit), and a minimum; all in G. ``how`` is
+    as :func:`visualization.visualize` takes it.
+    """
     segments, recording = real.segments[:, None], np.repeat(real.recording, real.x.shape[1])
-    most, least = visualization.extremes(visualization.scores(view, objective, segments), recording, 3)
-    return {"made": made, "real, strongest": segments[most, 0], "real, weakest": segments[least, 0]}
+    made, strongest, weakest = [], [], []
+    for layer, unit in units:
+        view = visualization.PerAxis(network.model, layer)
+        objective = objectives.neuron(view.tap(layer, before_relu=True), unit)
+        scale = 0.1 * float(maximum.sel(layer=layer, unit=unit))
+        differing = objective - scale * objectives.alike(view.tap(layer))
+        four = objectives.in_blocks([(objective, 1), (differing, 2), (-objective, 1)])
+        made.append(visualization.visualize(view, four, start, **how).signal[:, 0])
+        most, least = visualization.extremes(visualization.scores(view, objective, segments), recording, 3)
+        strongest.append(segments[most, 0])
+        weakest.append(segments[least, 0])
+    found = {"made": made, "real, strongest": strongest, "real, weakest": weakest}
+    return {kind: np.stack(of) for kind, of in found.items()}
+
+
+def of_classes(
+    network: SFHF, classes: Sequence[int], start: np.ndarray, real: np.ndarray, ways: Mapping[str, dict]
+) -> dict[str, np.ndarray]:
+    """The ``real`` window (window, axis, time) with each class's highest score, and ascents of it: (axis, class, time).
+
+    Ascents begin at ``start`` (class, axis, time) in G; each of the ``ways`` says how, as
+    :func:`visualization.visualize` takes it.
+    """
+    best = [visualization.scores(network, objectives.class_score(k), real).argmax() for k in classes]
+    score, found = objectives.class_score(classes), {"strongest real window": real[best]}
+    found |= {name: visualization.visualize(network, score, start, **how).signal for name, how in ways.items()}
+    return {name: x.swapaxes(0, 1) for name, x in found.items()}

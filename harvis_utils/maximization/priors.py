@@ -9,8 +9,10 @@ visualization: steps alternate between raising the objective and denoising
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -82,16 +84,20 @@ def linear_denoiser(segments: np.ndarray, noise_g: float) -> tuple[np.ndarray, n
 
 
 @torch.no_grad()
-def errors(model: Denoiser, train: np.ndarray, held_out: np.ndarray, noise_g: float, seed: int = 0) -> dict[str, float]:
-    """Root mean squared error in G on held-out segments (segment, time) with noise of ``noise_g``.
+def errors(model: Denoiser, train: np.ndarray, held_out: np.ndarray, noises_g: Sequence[float]) -> pd.DataFrame:
+    """Root mean squared error in G on held-out segments (segment, time) with noise, a row for each of ``noises_g``.
 
     Of doing nothing, of the best linear map (given this very noise), and of the learned prior, which is not told.
     """
-    noisy = held_out + noise_g * np.random.default_rng(seed).standard_normal(held_out.shape).astype(np.float32)
-    mean, matrix = linear_denoiser(train, noise_g)
-    linear = mean + (noisy - mean) @ matrix.T
-    found = {"nothing": noisy, "best linear map": linear, "learned prior": model(torch.tensor(noisy)).numpy()}
-    return {name: float(np.sqrt(((values - held_out) ** 2).mean())) for name, values in found.items()}
+    rows = {}
+    for noise_g in noises_g:
+        noisy = held_out + noise_g * np.random.default_rng(0).standard_normal(held_out.shape).astype(np.float32)
+        mean, matrix = linear_denoiser(train, noise_g)
+        linear, learned = mean + (noisy - mean) @ matrix.T, model(torch.tensor(noisy)).numpy()
+        found = {"nothing": noisy, "best linear map": linear, "learned prior": learned}
+        wrong = {name: np.sqrt(((values - held_out) ** 2).mean()) for name, values in found.items()}
+        rows[f"{noise_g:g} G of noise"] = wrong
+    return pd.DataFrame(rows, dtype=float).T
 
 
 @kept("priors")

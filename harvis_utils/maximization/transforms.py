@@ -7,8 +7,9 @@ scaled and turned, a sensor starts at another moment, a person moves more strong
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,3 +95,9 @@ def rotated(x: Tensor, matrices: Tensor, sensors: Sequence[Sequence[int]]) -> Te
     for k, triple in enumerate(sensors):
         turned[:, list(triple)] = matrices[:, k] @ x[:, list(triple)]
     return turned
+
+
+def beside(x: np.ndarray, axes: Sequence[int], aids: Iterable[Transform], seed: int = 1) -> dict[str, np.ndarray]:
+    """These axes of a window (axis, time) in G, as they are and after one draw of each transform: (axis, aid, time)."""
+    drawn = [aid(torch.tensor(x)[None], torch.Generator().manual_seed(seed))[0, list(axes)] for aid in aids]
+    return {"a real window": np.stack([x[list(axes)]] * len(drawn), 1), "after one draw": np.stack(drawn, 1)}

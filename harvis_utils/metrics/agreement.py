@@ -190,7 +190,7 @@ def summarize_agreement(table: pd.DataFrame) -> pd.DataFrame:
     """Means over pairs with 95 % intervals, one row per layer and measure; no interval for a single pair.
 
     ``measure`` is "agreement", "above null" (agreement minus the larger of the nulls' means) or "share above". The
-    intervals draw pairs, and pairs share networks: they are too narrow, and the attribute ``note`` says so.
+    intervals draw pairs, and pairs share networks: they are too narrow.
     """
     rows = []
     higher = table[["random_agreement", "scrambled_agreement"]].max(axis=1)
@@ -203,6 +203,4 @@ def summarize_agreement(table: pd.DataFrame) -> pd.DataFrame:
             low, high = bounds if n_pairs > 1 else (np.nan, np.nan)
             row = {"layer": layer, "measure": measure, "mean": point, "low": low, "high": high, "n_pairs": n_pairs}
             rows.append(row | {"n_networks": len({*part["seed_a"], *part["seed_b"]})})
-    result = pd.DataFrame(rows)
-    result.attrs["note"] = "pairs share networks, so intervals over pairs are too narrow"
-    return result
+    return pd.DataFrame(rows)

@@ -222,14 +222,9 @@ def triple(row: Mapping, name: str) -> list[float]:
     return [float(row[name]), *_ends(row, name)]
 
 
-def triples(row: Mapping, *names: str) -> dict[str, list[float]]:
-    """:func:`triple` of several numbers, by name."""
-    return {name: triple(row, name) for name in names}
-
-
-def known(row: pd.Series) -> dict[str, float]:
-    """The numbers of a row that are there, by name, for JSON."""
-    return {str(name): float(value) for name, value in row.dropna().items()}
+def triples(table: pd.DataFrame, *names: str) -> pd.Series:
+    """:func:`triple` of several columns, by name, for each row of a table."""
+    return table.apply(lambda row: {name: triple(row, name) for name in names}, axis=1)
 
 
 def columns(table: pd.DataFrame, names: Iterable[str], digits: int = 2) -> pd.DataFrame:

@@ -28,18 +28,11 @@ CHUNK = 4096
 ANY = "any"
 
 
-def ncc(shape: np.ndarray, signal: np.ndarray) -> float:
-    """Best Pearson correlation, in [-1, 1], between ``shape`` (length,) and the pieces of ``signal`` (time,).
-
-    Constant pieces count 0. Raises ``ValueError`` as :func:`best_match` does.
-    """
-    return float(best_match([shape], np.asarray(signal)[None])[0, 0])
-
-
 def best_match(shapes: Sequence[np.ndarray], signals: np.ndarray) -> np.ndarray:
-    """:func:`ncc` of every shape with every signal: (shape, signal) from ``signals`` (signal, time).
+    """Best Pearson correlation, in [-1, 1], of each shape with the pieces of each signal: (shape, signal).
 
-    Raises ``ValueError`` for a constant shape, a shape longer than the signals, or values that are not finite.
+    ``signals`` are (signal, time); constant pieces count 0. Raises ``ValueError`` for a constant shape, a shape longer
+    than the signals, or values that are not finite.
     """
     return best_places(shapes, signals)[0]
 

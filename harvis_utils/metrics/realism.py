@@ -39,10 +39,6 @@ N_PROBED = 20_000
 #: single-axis segments pushed through the trunk at once; bounds the memory
 CHUNK = 1024
 
-CONTROLS = similarity.CONTROLS | {
-    "held-out-strong": "a real test window that reaches the unit's threshold, drawn at random"
-}
-
 
 @torch.no_grad()
 def references(
@@ -232,10 +228,6 @@ def nearness(measured: xr.Dataset) -> xr.DataArray:
     return xr.where(measured["failed"] & ~measured["dead"], 0.0, near)
 
 
-#: a method has to be good on both; each alone is easily won
-AXES = {"activation": activation, "nearness": nearness}
-
-
 @kept("realism", apart=("device",))
 def references_of(
     network: Network, windows: Windows, th_eap: xr.DataArray, settings: SimilaritySettings, *, device: str | None = None
@@ -279,7 +271,7 @@ def realism(
 def controls(
     cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, random_signals: xr.Dataset
 ) -> xr.Dataset:
-    """Measures of all :data:`CONTROLS`, dims (seed, control, layer, unit); missing ones are made.
+    """Measures of all :func:`control_signals`, dims (seed, control, layer, unit); missing ones are made.
 
     ``random_signals`` has dims (seed, layer, unit, time): the proposed method on the untrained networks. Other than
     in :func:`similarity.controls` it is judged by the *trained* unit, its outputs and its threshold, because the

@@ -262,8 +262,9 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 
 def by_length(summary: pd.DataFrame) -> pd.DataFrame:
     """The view of each layer of a :func:`summarize`: "recall", its ends, and "planted motifs", of which length."""
-    each = summary[summary["view"] == "each layer"].rename(columns={"low": "recall low", "high": "recall high"})
-    return each.assign(**{"planted motifs": [f"{n} samples" if n else "all" for n in each["length"]]})
+    each = summary[summary["view"] == "each layer"]
+    ends = {"recall low": each["low"], "recall high": each["high"]}
+    return each.assign(**ends, **{"planted motifs": [f"{n} samples" if n else "all" for n in each["length"]]})
 
 
 def places(table: pd.DataFrame, method: str) -> pd.DataFrame:

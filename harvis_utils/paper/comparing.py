@@ -39,8 +39,11 @@ MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
 
 #: measures of which more is better; of the others less is, and moving is neither
 MORE_IS_BETTER = ("activation", "nearness", "realism p")
-#: measures of all variants' signals are those of methods': dims (seed, recipe, layer, unit)
-measures = realism.realism
+#: a variant has to be good on both axes, each alone is easily won; and what stands at them
+LABELS = {
+    "activation": "activation: share of th reached (at most 1)",
+    "nearness": "nearness to real strong windows (0.5: real ones)",
+}
 
 
 def by_network(values: xr.DataArray) -> np.ndarray:
@@ -106,11 +109,11 @@ def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
 
 
 def by_factor(depends: pd.DataFrame) -> pd.DataFrame:
-    """:func:`recovery.dependence` in words, one row per "factor", "level", "seed" and what there is a "share" "of"."""
+    """:func:`recovery.dependence` in words, one row per "factor", "level", "seed" and what it is a share "of"."""
     factors = {"noise_g": "noise added [G]", "prevalence": "share of motifs planted", "n_units": "units per layer"}
     named = depends.rename(columns={"random_recall": "random weights", "macro_f1": "macro F1"})
     named = named.replace({"factor": factors})
-    return named.melt(["factor", "level", "seed"], ["recall", "random weights", "macro F1"], "of", "share")
+    return named.melt(["factor", "level", "seed"], ["recall", "random weights", "macro F1"], "of", "recall, macro F1")
 
 
 def gains(measured: xr.Dataset) -> pd.DataFrame:
@@ -120,7 +123,7 @@ def gains(measured: xr.Dataset) -> pd.DataFrame:
     failed signals. ``beats`` says that both differences' intervals lie above zero; ``surety`` is the smaller of the
     two differences in units of half its interval's width.
     """
-    axes = {axis: of(measured) for axis, of in realism.AXES.items()}
+    axes = {axis: MEASURES[axis](measured) for axis in LABELS}
     rows = []
     for name in measured["recipe"].values.tolist():
         row, some, sure = {"recipe": name}, measured.sel(recipe=name), []
@@ -142,7 +145,7 @@ def above_random(measured: xr.Dataset) -> pd.DataFrame:
 
     ``measured`` is as for :func:`gains`; one row per variant that was run on networks with random weights too.
     """
-    axes = {axis: of(measured) for axis, of in realism.AXES.items()}
+    axes = {axis: MEASURES[axis](measured) for axis in LABELS}
     rows = []
     for random in [n for n in measured["recipe"].values.tolist() if n.startswith(RANDOM_PREFIX)]:
         row = {"recipe": random.removeprefix(RANDOM_PREFIX)}
@@ -226,8 +229,5 @@ def spreads(
     parts = {}
     for layer in network.trunk.layers:
         made = paper_methods.maximize(network.trunk, layer, th_eap.sel(layer=layer).values, **how)["signal"].values
-        spread = pd.DataFrame(signal_measures.spread(made, starts), index=methods).T
-        parts[layer] = pd.DataFrame(
-            {"median spread": spread.median(), "smallest": spread.min(), "largest": spread.max()}
-        )
-    return pd.concat(parts, names=["layer", "technique"])
+        parts[layer] = pd.DataFrame(signal_measures.spread(made, starts), methods).agg(["median", "min", "max"], axis=1)
+    return pd.concat(parts, names=["layer", "technique"]).set_axis(["median spread", "smallest", "largest"], axis=1)

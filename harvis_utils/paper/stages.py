@@ -8,6 +8,7 @@ import xarray as xr
 
 from harvis_utils.data import archive, windowing
 from harvis_utils.data.kinds import Recordings
+from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
@@ -35,6 +36,12 @@ class Stages:
     def data(self) -> Windows:
         """Its windows."""
         return windowing.cut(self.recordings, self.cfg.windows)
+
+    @cached_property
+    def truth(self) -> PlantedMotifs | None:
+        """The motifs that were planted; ``None`` for data of which nobody knows any."""
+        motifs = self.recordings.dataset.motifs
+        return motifs and motifs()
 
     @cached_property
     def networks(self) -> list[Network]:
