@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import xarray as xr
@@ -96,7 +97,12 @@ class Stages:
 
     @cached_property
     def choosing(self) -> Stages:
-        """The same data with the networks that are kept for choosing, which take no part in judging."""
+        """Other networks, trained on other people, on which readings and recipes are chosen; they judge nothing.
+
+        Choice: they are trained on the test people; the validation people choose their epoch and are held out too. So
+        no person on whom a judging network was trained has a part in a choice.
+        """
         other = Stages(for_choosing(self.cfg))
-        other.recordings, other.data = self.recordings, self.data
+        other.recordings = self.recordings
+        other.data = replace(self.data, train=self.data.test, test=self.data.val)
         return other
