@@ -193,8 +193,7 @@ def all_of(run: Stages) -> list:
     """What notebooks 02 to 04, 07 and 09 ask for."""
     choosing = run.choosing
     units = starting.chosen_units(CFG.model.n_units, CFG.readings.n_units)
-    found = [run.statistics, run.signals, run.random_signals, run.scores, run.controls]
-    found.append(climbing.reading_scores(CFG, choosing.data, choosing.networks, choosing.statistics, variants.READINGS))
+    found = [run.statistics, run.signals, run.random_signals, run.scores, run.controls, run.readings, choosing.controls]
     for some in (choosing, run):
         found.append(climbing.signals(some.cfg, some.data, some.networks, some.statistics, variants.RECIPES, units))
     return found

@@ -170,9 +170,9 @@ def compute(run: Stages, workers: int = 1) -> None:
     if workers > 1 and torch_device(cfg.device).type == "cuda":
         train(run, workers)
     with results.around_builds(_said):
-        for name in ("scores", "controls"):  # which ask for networks, statistics and signals
-            getattr(run, name)
-        climbing.reading_scores(cfg, choosing.data, choosing.networks, choosing.statistics, variants.READINGS)
+        # which ask for networks, statistics and signals
+        for some, name in ((run, "scores"), (run, "controls"), (run, "readings"), (choosing, "controls")):
+            getattr(some, name)
         units = starting.chosen_units(cfg.model.n_units, cfg.readings.n_units)
         for some in (choosing, run):
             climbing.signals(some.cfg, some.data, some.networks, some.statistics, variants.RECIPES, units)

@@ -13,6 +13,7 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import similarity
+from harvis_utils.paper import climbing, variants
 from harvis_utils.settings import Settings, for_choosing
 from harvis_utils.training import published, supervised
 from harvis_utils.training.supervised import Network
@@ -89,6 +90,12 @@ class Stages:
         return similarity.controls(
             self.cfg, self.data, self.networks, self.statistics, self.untrained, self.random_statistics, proposed
         )
+
+    @cached_property
+    def readings(self) -> xr.Dataset:
+        """Scores of all readings of the hyper-parameters, from the networks that are kept for choosing."""
+        own, tried = self.choosing, variants.readings(self.cfg.readings)
+        return climbing.reading_scores(own.cfg, own.data, own.networks, own.statistics, tried)
 
     @property
     def layers(self) -> list[str]:
