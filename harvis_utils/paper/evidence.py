@@ -25,9 +25,6 @@ EXPLODED = 1.5
 #: Choice: values that differ by less than this share are equal
 TIE = 1e-3
 
-#: where the interval of a size lies, beside what the paper states
-AS_STATED, SMALLER, LARGER = "as stated", "smaller", "larger"
-
 #: values over (..., seed, unit), and what is read from the scores for them
 Values = np.ndarray
 Quantity = str | Callable[[xr.Dataset], xr.DataArray]
@@ -39,8 +36,10 @@ class Evidence:
 
     ``scores`` has dims ([reading,] seed, technique, layer, unit) and ``controls`` (seed, control, layer, unit), both as
     :mod:`harvis_utils.metrics.similarity` makes them; ``scores`` may also hold ``nonlinearity`` (seed, layer, unit).
-    ``atlas`` maps a layer to the measures of notebook 05, one value per network each. ``widths`` and ``people`` are the
-    tables of :mod:`harvis_utils.paper.people`, where these were run.
+    ``atlas`` maps a layer to the measures of notebook 05, one value per network each. Where these were run,
+    ``widths`` has ``near_duplicates`` and ``near_duplicates_null`` (seed, layer), ``f1_change`` (seed,), half the width
+    minus the full one, and ``merging`` (seed, layer), what merging near-duplicates costs less than merging others;
+    ``people`` is a table with a row per person left out and layer.
     """
 
     dataset: str
@@ -50,7 +49,7 @@ class Evidence:
     scores: xr.Dataset
     controls: xr.Dataset
     atlas: Mapping[str, Mapping[str, Sequence]]
-    widths: pd.DataFrame | None = None
+    widths: Mapping[str, np.ndarray] | None = None
     people: pd.DataFrame | None = None
     network: np.ndarray | None = None  # (draw, seed) indices of networks
     unit: np.ndarray | None = None  # (draw, seed, layer, unit) indices of units
@@ -78,24 +77,24 @@ class Evidence:
         """Whether the method's signals are not flat, as in :meth:`of`; False for dead units."""
         return self.of(method, "range_g", layer) >= FLAT_G
 
-    def once(self, values: Sequence) -> Values:
-        """What every network, or person, has once, (seed,), as values ([draw,] seed, 1); of fewer than five no draws.
+    def once(self, values: Sequence | np.ndarray) -> Values:
+        """What every network, or person, has once, (seed[, k]), as values ([draw,] seed, k).
 
-        As many as there are networks are drawn with these, others by themselves.
+        As many as there are networks are drawn with these, others by themselves; fewer than five are not drawn: NaN.
         """
-        array = np.asarray(values, dtype=float)[:, None]
+        array = np.asarray(values, dtype=float)
+        array = array.reshape(len(array), -1)
         if self.network is None:
             return array
         shape = (len(self.network), len(array))
         if shape[1] < ENOUGH_SEEDS:
-            return np.full((*shape, 1), np.nan)
+            return np.full((*shape, array.shape[1]), np.nan)
         same = shape == self.network.shape
         return array[self.network if same else np.random.default_rng(0).integers(shape[1], size=shape)]
 
-    def at_width(self, name: str, share: float = 1.0) -> Values:
-        """A column of ``widths`` at this share of the full width, by network, as :meth:`once` gives it."""
-        rows = self.widths[self.widths["width"] == share * self.widths["width"].max()]
-        return self.once(rows.sort_values("seed")[name])
+    def of_people(self, name: str) -> Values:
+        """A column of ``people``, by person and layer, as :meth:`once` gives it."""
+        return self.once(self.people.pivot(index="person", columns="layer", values=name))
 
     def _drawn(self, values: np.ndarray, layer: int) -> Values:
         if self.network is None:
@@ -119,43 +118,6 @@ class Evidence:
     def base(self) -> str:
         """The data set's name without "-approximate"."""
         return self.dataset.removesuffix("-approximate")
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """One number of a claim and the range that the paper's words stand for.
-
-    ``statistic(evidence)`` reduces the last two axes (seed, unit) of what :meth:`Evidence.of` gives; a number that is
-    the same in every draw needs no interval. ``unit`` is "times", "share", "G", "p" or another name.
-    """
-
-    claim: str
-    what: str
-    statistic: Callable[[Evidence], np.ndarray]
-    low: float = -np.inf
-    high: float = np.inf
-    unit: str = ""
-    kind: str = "direction"  # or "size"
-
-    def right(self, values: np.ndarray) -> np.ndarray:
-        """Whether values lie on the right side or, of a size, where the paper states; False for NaN."""
-        values = np.asarray(values)
-        inside = (values > self.low) & (values < self.high)
-        return inside if self.kind == "direction" else (values >= self.low) & (values <= self.high)
-
-    def standing(self, bounds: Sequence[float] | None) -> str:
-        """Where an interval lies: "right", "wrong" or "open" of a direction; of a size as :data:`AS_STATED` says.
-
-        A direction that only reaches its bound, such as a tie, is on the wrong side.
-        """
-        if bounds is None:
-            return "open"
-        below, above = bounds[1] < self.low, bounds[0] > self.high
-        if self.kind == "size":
-            return SMALLER if below else LARGER if above else AS_STATED if self.right(bounds).all() else "open"
-        if self.right(bounds).all():
-            return "right"
-        return "wrong" if bounds[1] <= self.low or bounds[0] >= self.high else "open"
 
 
 # --------------------------------------------------------------------------------------------- numbers of the evidence
@@ -319,13 +281,3 @@ def all_different(e: Evidence) -> np.ndarray:
     layer = LAYERS[::2][int(np.nan_to_num(clusters_p(e), nan=1.0).argmin())]
     own, chance = (e.once(e.atlas[layer][f"clusters_all_different{end}"]) for end in ("", "_chance"))
     return mean(own - chance)
-
-
-def narrower(e: Evidence) -> np.ndarray:
-    """Macro F1 of networks of half the width minus that of full width."""
-    return mean(e.at_width("macro_f1", 0.5) - e.at_width("macro_f1"))
-
-
-def at_full_width(e: Evidence, name: str, less: str) -> np.ndarray:
-    """One column of ``widths`` minus another at full width."""
-    return mean(e.at_width(name) - e.at_width(less))

@@ -16,7 +16,7 @@ import xarray as xr
 from harvis_utils.data.windowing import Windows, amplitude_threshold
 from harvis_utils.metrics import linearity, similarity
 from harvis_utils.metrics.intervals import interval
-from harvis_utils.paper import claims
+from harvis_utils.paper import claims, verdicts
 from harvis_utils.paper.evidence import Evidence
 from harvis_utils.settings import HarvisError, Settings, as_json
 from harvis_utils.store.files import read_json
@@ -72,13 +72,15 @@ def assemble(
     motifs: list[dict] | None,
     *,
     robust: Mapping[str, float | None] | None = None,
-    widths: pd.DataFrame | None = None,
+    widths: Mapping[str, np.ndarray] | None = None,
+    people: pd.DataFrame | None = None,
 ) -> dict:
     """The content of ``results.json``; checked against the schema before it is returned.
 
     ``atlas`` maps layers to measures, each a list with one value per seed; ``motifs`` is the recovery table of a
     data set with planted motifs, else ``None``. ``robust`` maps claims to the share of admissible readings with the
-    same direction, ``widths`` is the table that claim C12 needs; both where they are known.
+    same direction, ``widths`` is what claim C12 needs, ``people`` the table over people (see :class:`Evidence`); each
+    where it is known.
     """
     chosen, last = test_f1(windows, networks)
     threshold = amplitude_threshold(windows.train)
@@ -92,6 +94,7 @@ def assemble(
         controls=controls,
         atlas=atlas,
         widths=widths,
+        people=people,
     )
     results = {
         "dataset": cfg.dataset,
@@ -159,7 +162,7 @@ def claims_table(results: dict) -> pd.DataFrame:
             "the paper says": f"{c['paper']} ({c['where']})",
             "so it is": c["direction"],
             "as much as stated": c["size"],
-            "number": "" if c["value"] is None else claims.number(c["value"], c["unit"], c["interval"]),
+            "number": verdicts.number(c["value"], c["unit"], c["interval"]),
             "readings that agree": "" if c["robust"] is None else f"{c['robust']:.0%}",
             "why": c["why"],
         }
