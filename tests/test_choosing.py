@@ -66,7 +66,7 @@ def judged(*good, seed=0):
 def test_facts_are_the_claims_criteria_unchanged_and_those_about_failures_and_shape():
     wanted = judged(7)[0].criteria
     assert list(dict.fromkeys(c.claim for c in wanted)) == [*choosing.CHOOSING, choosing.SHAPE]
-    of_claims = [c for c in claims.CRITERIA if c.claim in choosing.CHOOSING]
+    of_claims = [c for c in claims.CRITERIA if c.claim in choosing.CHOOSING and not c.needs]
     assert [c for c in wanted if c not in choosing.MORE] == of_claims and set(choosing.MORE) < set(wanted)
     assert len(choosing.MORE) == 1 + len(LAYERS)
 
@@ -138,6 +138,7 @@ def test_a_claim_is_judged_under_readings_chosen_by_the_others():
     scores["failed"].loc[{"reading": LABELS[4], "technique": "lowpass"}] = False
     found = choosing.every_share(scores, controls, GRID, "synthetic")
     assert found.loc["C4", "admissible readings"] == 2 and found.loc["C4", "yes in"] == 0.5
+    assert found.loc["C4", "no in"] == 0.5
     assert found.loc["C6", "admissible readings"] == 1 and found.loc["C6", "yes in"] == 1
     assert found.loc["C4", "yes in all"] == pytest.approx(1 / len(GRID))
     nearest = min((3, 4), key=lambda k: (variants.departures(GRID[k]), k))

@@ -32,8 +32,9 @@ import xarray as xr
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics.intervals import LEVEL
 from harvis_utils.paper.claims import CRITERIA
-from harvis_utils.paper.evidence import LAYERS, Criterion, Evidence, mean
+from harvis_utils.paper.evidence import LAYERS, Evidence, mean
 from harvis_utils.paper.variants import PAPERS, Variant, departures, penalties
+from harvis_utils.paper.verdicts import Criterion
 
 #: claims that a reading has to meet; the step sizes have no part in the others
 CHOOSING = ("C3", "C4", "C5", "C6", "C7", "C8")
@@ -126,12 +127,12 @@ class Facts:
 
 
 def facts(scores: xr.Dataset, controls: xr.Dataset, dataset: str, names: Sequence[str] = (*CHOOSING, SHAPE)) -> Facts:
-    """The facts of these claims under every reading.
+    """The facts of these claims under every reading, without those that need more than scores.
 
     ``scores`` is as :func:`harvis_utils.paper.climbing.reading_scores` returns it, ``controls`` those of the same
     networks, of all units.
     """
-    of_claims = [criterion for name in names for criterion in (*CRITERIA, *MORE) if criterion.claim == name]
+    of_claims = [c for name in names for c in (*CRITERIA, *MORE) if c.claim == name and not c.needs]
     nothing = np.full(scores.sizes["seed"], np.nan)
     own = controls.sel(unit=scores["unit"])
     return Facts(of_claims, Evidence(dataset, 0, nothing, np.nan, scores, own, atlas={}))
@@ -230,9 +231,10 @@ def excluding(found: Facts) -> pd.DataFrame:
 def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others: Facts | None = None) -> pd.DataFrame:
     """For each claim: under which share of the readings that the *other* claims admit it is so.
 
-    "yes in": all its criteria of direction are right; "as stated in": all its criteria of size, where it has any.
-    "chosen without it" is the winner by the other claims, "yes there" whether the claim is so under it. ``others`` are
-    facts of claims that took no part in choosing.
+    "yes in": all its criteria of direction are right; "no in": one of them is wrong; "as stated in": all its criteria of
+    size are as stated, where it has any; "yes in all" is the share of all readings. "chosen without it" is the winner by
+    the other claims, "yes there" whether the claim is so under it. ``others`` are facts of claims that took no part in
+    choosing.
     """
     met, rows = found.met, []
     for of in [found] if others is None else [found, others]:
@@ -241,9 +243,15 @@ def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others:
             total, own = found.score(met, without=name), of.claims == name
             _, alike, _ = admissible(total, found.score(drawn, without=name), readings)
             chosen = winner(total, alike, readings)
-            yes, stated = right[:, own & (kinds == "direction")].all(1), right[:, own & (kinds == "size")].all(1)
+            asked = own & (kinds == "direction")
+            yes, no = right[:, asked].all(1), (~right & ~np.isnan(of.points))[:, asked].any(1)
+            stated = right[:, own & (kinds == "size")].all(1)
             row = {"claim": str(name), "facts": int(own.sum()), "admissible readings": int(alike.sum())}
-            row |= {"yes in": float(yes[alike].mean()), "yes in all": float(yes.mean())}
+            row |= {
+                "yes in": float(yes[alike].mean()),
+                "no in": float(no[alike].mean()),
+                "yes in all": float(yes.mean()),
+            }
             row["as stated in"] = float(stated[alike].mean()) if (own & (kinds == "size")).any() else np.nan
             rows.append(row | {"chosen without it": readings[chosen].name, "yes there": bool(yes[chosen])})
     return pd.DataFrame(rows).set_index("claim")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
+import pandas as pd
 import xarray as xr
 
 from harvis_utils.data import archive, windowing
@@ -13,7 +14,7 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import similarity
-from harvis_utils.paper import climbing, variants
+from harvis_utils.paper import choosing, climbing, variants
 from harvis_utils.settings import Settings, for_choosing
 from harvis_utils.training import published, supervised
 from harvis_utils.training.supervised import Network
@@ -96,6 +97,12 @@ class Stages:
         """Scores of all readings of the hyper-parameters, from the networks that are kept for choosing."""
         own, tried = self.choosing, variants.readings(self.cfg.readings)
         return climbing.reading_scores(own.cfg, own.data, own.networks, own.statistics, tried)
+
+    @cached_property
+    def shares(self) -> pd.DataFrame:
+        """Under which readings each claim is so, those that the other claims admit (:func:`choosing.every_share`)."""
+        tried = variants.readings(self.cfg.readings)
+        return choosing.every_share(self.readings, self.choosing.controls, tried, self.cfg.dataset)
 
     @property
     def layers(self) -> list[str]:
