@@ -231,10 +231,10 @@ def excluding(found: Facts) -> pd.DataFrame:
 def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others: Facts | None = None) -> pd.DataFrame:
     """For each claim: under which share of the readings that the *other* claims admit it is so.
 
-    "yes in": all its criteria of direction are right; "no in": one of them is wrong; "as stated in": all its criteria of
-    size are as stated, where it has any; "yes in all" is the share of all readings. "chosen without it" is the winner by
-    the other claims, "yes there" whether the claim is so under it. ``others`` are facts of claims that took no part in
-    choosing.
+    "yes in": all its criteria of direction are right; "no in": one of them is wrong; "as stated in": all its criteria
+    of size are as stated, where it has any; "yes in all" is the share of all readings. "chosen without it" is the
+    winner by the other claims, "yes there" whether the claim is so under it. ``others`` are facts of claims that took
+    no part in choosing.
     """
     met, rows = found.met, []
     for of in [found] if others is None else [found, others]:
