@@ -82,6 +82,14 @@ def test_the_reading_that_meets_the_facts_is_found():
     assert {name for name, _ in choosing.by_parameter(table).index} == set(choosing.OPEN)
 
 
+def test_a_parameter_decides_by_what_it_alone_changes():
+    """Two groups of readings differ in the weight only, by 0.3 and 0.1; the step never differs alone."""
+    what = [("a", 1, "sum", 0.1, 1), ("a", 1, "sum", 0.3, 1), ("b", 1, "mean", 0.1, 1), ("b", 1, "mean", 1.0, 1)]
+    rows = pd.DataFrame(what, columns=choosing.OPEN).assign(score=[0.2, 0.5, 0.8, 0.7])
+    found = choosing.deciding(rows, ("score",))["score"]
+    assert found["weight"] == pytest.approx(0.2) and found.drop("weight").isna().all()
+
+
 def test_the_table_tells_flat_shares_and_how_far_the_printed_numbers_are():
     scores, controls = made([4, 7])
     scores["range_g"].loc[{"reading": LABELS[4], "technique": PROPOSED, "unit": [0, 1, 2]}] = 0.04

@@ -215,8 +215,23 @@ def by_parameter(rows: pd.DataFrame, what: str = "score") -> pd.DataFrame:
     return found.set_axis([what, f"{what} low", f"{what} high"], axis=1)
 
 
+def deciding(rows: pd.DataFrame, what: Sequence[str] = ("score", "flat", "off")) -> pd.DataFrame:
+    """How far each of :data:`OPEN` alone moves ``what``: one row per parameter.
+
+    Largest minus smallest value among readings that differ in this parameter only, mean over all such groups.
+    """
+    moved = {}
+    for name in OPEN:
+        groups = rows.groupby([other for other in OPEN if other != name])[[*what]]
+        moved[name] = (groups.max() - groups.min())[groups.size() > 1].mean()
+    return pd.DataFrame(moved).T.rename_axis("parameter")
+
+
 def excluding(found: Facts) -> pd.DataFrame:
-    """Pairs of facts that some readings meet, each, and no reading meets both: how many meet the one and the other."""
+    """Pairs of facts that some readings meet, each, and no reading meets both: how many meet the one and the other.
+
+    First the pairs of which both are met often.
+    """
     met = found.met
     names = [f"{criterion.claim} {criterion.what}" for criterion in found.criteria]
     counts = met.sum(0)
@@ -225,6 +240,7 @@ def excluding(found: Facts) -> pd.DataFrame:
         for a, b in combinations(range(len(names)), 2)
         if counts[a] and counts[b] and not (met[:, a] & met[:, b]).any()
     ]
+    rows = sorted(rows, key=lambda row: -min(row[2:]))
     return pd.DataFrame(rows, columns=["fact", "excludes", "readings with the first", "readings with the second"])
 
 
