@@ -193,7 +193,7 @@ def test_what_is_missing_has_a_reason(done):
         (("controls", "flat-zero"), None, "controls: 'flat-zero'"),
         (SSIM, MISSING, "conv1/ssim: 'reason' is a required"),
         (("methods", "calibrated", "naive", "conv2", "failed_units"), None, "'failed_units' is a required"),
-        (("claims", 3, "verdict"), "perhaps", "claims/3/verdict: 'perhaps'"),
+        (("claims", 3, "direction"), "partly", "claims/3/direction: 'partly'"),
         (("claims", 11), None, "claims: .* too short"),
         (("atlas", "conv1", "hopkins"), 0.5, "atlas/conv1/hopkins"),
         (("atlas", "conv1", "spread"), None, "atlas/conv1: 'spread'"),
@@ -214,13 +214,21 @@ def test_one_network_has_no_spread():
 
 def test_tables_hold_every_claim_criterion_method_and_control(done):
     results = changed(done.results, (*SSIM, "mean"), 4.5)
-    untested = {"ours": None, "interval": None, "verdict": claims.UNTESTABLE, "criteria": []}
-    tested = {"ours": 0.5, "interval": [0.4, 0.6], "criteria": results["claims"][5]["criteria"]}
+    untested = {
+        "value": None,
+        "interval": None,
+        "unit": "",
+        "robust": None,
+        "direction": "not testable",
+        "criteria": [],
+    }
+    tested = {"value": 0.5, "interval": [0.4, 0.6], "unit": "share", "robust": 0.25}
+    tested |= {"criteria": results["claims"][5]["criteria"]}
     results["claims"] = [claim | (untested if i == 0 else tested) for i, claim in enumerate(results["claims"])]
     table, criteria = report.claims_table(results), report.criteria_table(results)
     assert list(table.index) == [c.id for c in claims.CLAIMS]
-    assert tuple(table.loc["C1", ["ours", "interval", "verdict"]]) == ("", "", claims.UNTESTABLE)
-    assert tuple(table.loc["C2", ["ours", "interval"]]) == ("0.5", "0.4 to 0.6")
+    assert tuple(table.loc["C1", ["is it so", "number", "readings that agree"]]) == ("not testable", "", "")
+    assert tuple(table.loc["C2", ["number", "readings that agree"]]) == ("50 % (40 to 60)", "25%")
     assert list(criteria.index.unique()) == [c.id for c in claims.CLAIMS][1:]
     assert report.criteria_table({"claims": results["claims"][:1]}).empty
     scores = report.scores_table(results)

@@ -156,14 +156,16 @@ def _with_tuning(claim: dict, cfg: Settings) -> dict:
 
 
 def claims_table(results: dict) -> pd.DataFrame:
-    """What the paper says, direction, size, the first criterion's number, robustness and why, one row per claim."""
+    """What the paper says, direction, size, its own statistic here, robustness and control, one row per claim."""
+    control = {claim.id: claim.control for claim in claims.CLAIMS}
     rows = {
         c["id"]: {
             "the paper says": f"{c['paper']} ({c['where']})",
-            "so it is": c["direction"],
-            "as much as stated": c["size"],
-            "number": verdicts.number(c["value"], c["unit"], c["interval"]),
+            "is it so": c["direction"],
+            "how much": c["size"],
+            "number": "" if c["value"] is None else verdicts.number(c["value"], c["unit"], c["interval"]),
             "readings that agree": "" if c["robust"] is None else f"{c['robust']:.0%}",
+            "could fail against": control[c["id"]],
             "why": c["why"],
         }
         for c in results["claims"]
