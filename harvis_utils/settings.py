@@ -122,8 +122,8 @@ class ReadingSettings:
 
     seeds: tuple[int, ...] = (100, 101)  # Choice: networks trained for this alone, so that the others stay untouched
     n_units: int = 12  # Choice: units tried in each layer, spread evenly
-    # Choice: step sizes, the stated one first, then from hardly moving to far beyond what the paper shows. Momentum is
-    # left out: its readings hardly differ from those of plain ascent with ten times the step
+    # Choice: step sizes, the stated one first, then up to far beyond what the paper shows. Momentum is left out: its
+    # readings hardly differ from those of plain ascent with ten times the step
     ascent: tuple[float, ...] = (1e-4, 0.3, 0.6, 1.0, 3.0)
     adam: tuple[float, ...] = (1e-4, 0.01, 0.03, 0.1, 0.3, 1.0)
     weights: tuple[float, ...] = (0.03, 0.1, 0.3)  # Choice: w of sums, the stated one among them
