@@ -57,7 +57,8 @@ def flat_share(evidence: Evidence, layer: str | None = None, at_rest: bool | Non
 #: Choice: from the paper's words on Fig. 8. Conv1's signals are edges or flat, two simple kinds, of which flat is the
 #: second: fewer than half. Conv3's are of many kinds, and none is called flat: fewer than a tenth. Of Conv2 it says
 #: nothing, and Figs. 3 and 4 treat it as the others: fewer than half. When this was written it was known that the
-#: preset in use leaves more than that flat at Conv2 and Conv3
+#: preset in use leaves more than that flat at Conv2 and Conv3. Doing nothing keeps the start's shape and meets this; it
+#: is what the claims' criteria are there for
 FLATTEST = dict(zip(LAYERS, (0.5, 0.5, 0.1), strict=True))
 
 #: facts that the claims' criteria leave out
