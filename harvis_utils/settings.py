@@ -125,7 +125,7 @@ class ReadingSettings:
     # momentum is left out: its readings hardly differ from those of plain ascent with ten times the step
     ascent: tuple[float, ...] = (1e-4, 0.3, 0.6, 1.0, 3.0)  # Choice: step sizes, the stated one first
     adam: tuple[float, ...] = (1e-4, 0.01, 0.03, 0.1, 0.3, 1.0)  # Choice: step sizes in G, the stated one first
-    weights: tuple[float, ...] = (0.03, 0.1, 0.3)  # Choice: w of sums, the stated one among them
+    weights: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)  # Choice: w of sums, the stated one among them
     mean_weights: tuple[float, ...] = (0.1, 0.3, 1.0)  # Choice: w of means, which pull less
     tolerance_g: float = 0.01  # Choice: a signal stops once its remaining steps cannot move it by more
 

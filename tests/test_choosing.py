@@ -13,7 +13,7 @@ from harvis_utils.paper import choosing, claims, variants
 from harvis_utils.settings import ReadingSettings
 
 LAYERS, UNITS, SEEDS = ("conv1", "conv2", "conv3"), 6, 3
-GRID = variants.readings(ReadingSettings())[5:17]
+GRID = variants.readings(ReadingSettings(weights=(0.03, 0.1, 0.3)))[5:17]
 LABELS = [r.name for r in GRID]
 METHODS = (*variants.FREE, *variants.PENALIZED)
 AAP, EAP = "L2+TV+AAP", "L2+TV+EAP"

@@ -85,7 +85,7 @@ def test_what_is_stored_is_read(made):
 
 
 def test_readings_vary_every_open_parameter_and_are_named_once():
-    assert len(READINGS) == 109 == len({one.name for one in READINGS})
+    assert len(READINGS) == 127 == len({one.name for one in READINGS})
     for name in ("step", "reduction", "per_unit", "weight", "periods"):
         assert len({getattr(one, name) for one in READINGS}) > 1, name
     for profile in PROFILES:
