@@ -3,9 +3,9 @@
 Facts are the criteria of the claims C3 to C8, unchanged (:mod:`harvis_utils.paper.claims`), that L2+TV fails sometimes,
 and that signals keep a shape. A claim counts by the share of its facts that are met; a reading's score is the mean over
 the claims. The rule, with the grid of readings and its measure of how far one departs from the paper, was fixed before
-any reading was tried on the networks that choose now; one value of the grid, the smallest weight of sums, was added when
-the winner on MHEALTH lay at the smallest one tried. Known were the results of an earlier search, on other networks, by
-an earlier rule which had no fact about shape and counted departures without their size.
+any reading was tried on the networks that choose now. One value of the grid, the smallest weight of sums, was added
+when the winner on MHEALTH lay at the smallest one tried. Known were the results of an earlier search, on other
+networks, by an earlier rule which had no fact about shape and counted departures without their size.
 
 * The *best* reading has the highest score; among equals the one that departs least from what is stated, then the
   first in the order of the list.
