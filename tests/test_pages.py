@@ -17,7 +17,7 @@ from harvis_utils.store.files import read_json, write_json, write_text
 from harvis_utils.training import published, supervised
 from workflow import pages, publish
 
-RESULTS = {"training": {"macro_f1": {"mean": 0.5, "std": 0.1}}, "claims": [{"verdict": "holds"}]}
+RESULTS = {"training": {"macro_f1": {"mean": 0.5, "std": 0.1}}, "claims": [{"direction": "yes"}]}
 
 
 @pytest.fixture

@@ -58,7 +58,16 @@ def made_run(verified: bool) -> dict:
         "data": {"amplitude_threshold_g": 1.37132},
         "methods": {"calibrated": {m: copy.deepcopy(scores) for m in ("L2+TV", "L2+TV+EAP+clip")}},
         "controls": {"starting-sine": {"conv3": {"ssim": {"mean": 0.00049}}}},
-        "claims": [{"id": "C1", "paper": "something (section 1)", "verdict": "holds"}],
+        "claims": [
+            {
+                "id": "C1",
+                "paper": "something",
+                "where": "section 1",
+                "direction": "yes",
+                "size": "larger",
+                "robust": 0.25,
+            }
+        ],
     }
 
 

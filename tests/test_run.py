@@ -65,9 +65,20 @@ def done(cfg, place):
 def test_nothing_is_read_before_it_is_asked_for_and_nothing_twice(run, place, cfg):
     assert place[1] == []
     assert run.data is run.data and run.recordings is run.recordings and place[1] == [cfg.dataset]
-    assert run.choosing.data is run.data and place[1] == [cfg.dataset]
+    assert run.choosing.recordings is run.recordings and place[1] == [cfg.dataset]
     assert [n.seed for n in run.choosing.networks] == list(cfg.readings.seeds)
     assert set(cfg.readings.seeds).isdisjoint(cfg.training.seeds)
+
+
+def test_no_person_whom_judging_networks_learn_from_trains_or_chooses(run):
+    judging = set(run.data.train.subject)
+    others = run.choosing.data
+    assert np.array_equal(others.train.x, run.data.test.x) and others.activities == run.data.activities
+    for split in (others.train, others.val, others.test):
+        assert len(split) and judging.isdisjoint(split.subject)
+    for net, own in zip(run.choosing.networks, run.choosing.statistics["top_segment"], strict=True):
+        assert len(net.predicted["test"]) == len(run.data.val)
+        assert int(own.max()) < len(run.data.test.segments), "units are known by the windows trained on"
 
 
 def test_what_one_run_stored_is_read_by_the_next_and_not_made_again(done, run, cfg):
@@ -184,7 +195,7 @@ def test_what_is_missing_has_a_reason(done):
         (("controls", "flat-zero"), None, "controls: 'flat-zero'"),
         (SSIM, MISSING, "conv1/ssim: 'reason' is a required"),
         (("methods", "calibrated", "naive", "conv2", "failed_units"), None, "'failed_units' is a required"),
-        (("claims", 3, "verdict"), "perhaps", "claims/3/verdict: 'perhaps'"),
+        (("claims", 3, "direction"), "partly", "claims/3/direction: 'partly'"),
         (("claims", 11), None, "claims: .* too short"),
         (("atlas", "conv1", "hopkins"), 0.5, "atlas/conv1/hopkins"),
         (("atlas", "conv1", "spread"), None, "atlas/conv1: 'spread'"),
@@ -205,13 +216,21 @@ def test_one_network_has_no_spread():
 
 def test_tables_hold_every_claim_criterion_method_and_control(done):
     results = changed(done.results, (*SSIM, "mean"), 4.5)
-    untested = {"ours": None, "interval": None, "verdict": claims.UNTESTABLE, "criteria": []}
-    tested = {"ours": 0.5, "interval": [0.4, 0.6], "criteria": results["claims"][5]["criteria"]}
+    untested = {
+        "value": None,
+        "interval": None,
+        "unit": "",
+        "robust": None,
+        "direction": "not testable",
+        "criteria": [],
+    }
+    tested = {"value": 0.5, "interval": [0.4, 0.6], "unit": "share", "robust": 0.25}
+    tested |= {"criteria": results["claims"][5]["criteria"]}
     results["claims"] = [claim | (untested if i == 0 else tested) for i, claim in enumerate(results["claims"])]
     table, criteria = report.claims_table(results), report.criteria_table(results)
     assert list(table.index) == [c.id for c in claims.CLAIMS]
-    assert tuple(table.loc["C1", ["ours", "interval", "verdict"]]) == ("", "", claims.UNTESTABLE)
-    assert tuple(table.loc["C2", ["ours", "interval"]]) == ("0.5", "0.4 to 0.6")
+    assert tuple(table.loc["C1", ["is it so", "number", "readings that agree"]]) == ("not testable", "", "")
+    assert tuple(table.loc["C2", ["number", "readings that agree"]]) == ("50 % (40 to 60)", "25%")
     assert list(criteria.index.unique()) == [c.id for c in claims.CLAIMS][1:]
     assert report.criteria_table({"claims": results["claims"][:1]}).empty
     scores = report.scores_table(results)

@@ -72,8 +72,8 @@ def test_the_last_digit_of_an_exact_cell_and_an_exact_text_are_found_and_named(t
     found = wrong(runs[0], made_run(tmp_path / "c", ssim=float(np.nextafter(0.25, 1))))
     assert list(found) == ["tables/scores.csv"] and "1 differ" in found["tables/scores.csv"]
     assert "row 2 (L2+TV, 3), column 'ssim': '0.25', now '0.25000000000000006' (exact)" in found["tables/scores.csv"]
-    found = wrong(made_run(tmp_path / "d", verdict="holds"), made_run(tmp_path / "e", verdict="partly"))
-    assert "'holds', now 'partly'" in found["tables/scores.csv"]
+    found = wrong(made_run(tmp_path / "d", verdict="yes"), made_run(tmp_path / "e", verdict="no"))
+    assert "'yes', now 'no'" in found["tables/scores.csv"]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def describe(folder: Path) -> Run:
         title = notebook.stem.replace("_", " ")
         pages.append(Page(title, notebook, html / f"{notebook.stem}.html", took, date))
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    verdicts = Counter(claim["verdict"] for claim in results.get("claims", []))
+    verdicts = Counter(claim["direction"] for claim in results.get("claims", []))
     facts = {
         "macro F1": spread(results["training"]["macro_f1"]) if results else "",
         "claims": ", ".join(f"{verdict} {n}" for verdict, n in verdicts.most_common()),

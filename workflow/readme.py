@@ -16,7 +16,7 @@ from benchmarks import tables
 from harvis_utils.chain.execution import notebook_seconds
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import intervals
-from harvis_utils.metrics.clustering import FLAT_G
+from harvis_utils.metrics.signal_measures import FLAT_G
 from harvis_utils.paper.variants import OURS
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import read_json, write_text
@@ -180,6 +180,13 @@ ROWS: list[tuple[str, str, str, Callable[[dict], str]]] = [
 ]
 
 
+def _verdict(claim: dict) -> str:
+    """Direction, size where one is stated, and in how many admissible readings the direction is the same."""
+    size = "" if claim["size"] == "not stated" or claim["direction"] == "not testable" else f", {claim['size']}"
+    robust = "" if claim["robust"] is None else f" ({claim['robust']:.0%} of readings)"
+    return claim["direction"] + size + robust
+
+
 def results(runs: dict[str, dict]) -> str:
     """Key numbers and evidence, then the verdicts, one column per published run."""
     if not runs:
@@ -188,8 +195,10 @@ def results(runs: dict[str, dict]) -> str:
         [what, paper, *(read(run[file]) if file in run else "-" for run in runs.values())]
         for what, paper, file, read in ROWS
     ]
-    claims = [{claim["id"]: claim for claim in run["results"]["claims"]} for run in runs.values()]
-    verdicts = [[k, claim["paper"], *(of[k]["verdict"] for of in claims)] for k, claim in claims[0].items()]
+    claims = [run["results"]["claims"] for run in runs.values()]
+    verdicts = [
+        [of[0]["id"], f"{of[0]['paper']} ({of[0]['where']})", *map(_verdict, of)] for of in zip(*claims, strict=True)
+    ]
     parts = [pd.DataFrame(found, columns=[head, "paper", *runs]) for head, found in (("", rows), ("claim", verdicts))]
     return "\n\n".join(map(tables.markdown, parts))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
+import pandas as pd
 import xarray as xr
 
 from harvis_utils.data import archive, windowing
@@ -13,6 +15,7 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import similarity
+from harvis_utils.paper import choosing, climbing, variants
 from harvis_utils.settings import Settings, for_choosing
 from harvis_utils.training import published, supervised
 from harvis_utils.training.supervised import Network
@@ -96,6 +99,18 @@ class Stages:
             self.cfg, self.data, self.networks, self.statistics, self.untrained, self.random_statistics, proposed
         )
 
+    @cached_property
+    def readings(self) -> xr.Dataset:
+        """Scores of all readings of the hyper-parameters, from the networks that are kept for choosing."""
+        own, tried = self.choosing, variants.readings(self.cfg.readings)
+        return climbing.reading_scores(own.cfg, own.data, own.networks, own.statistics, tried)
+
+    @cached_property
+    def shares(self) -> pd.DataFrame:
+        """Under which readings each claim is so, those that the other claims admit (:func:`choosing.every_share`)."""
+        tried = variants.readings(self.cfg.readings)
+        return choosing.every_share(self.readings, self.choosing.controls, tried, self.cfg.dataset)
+
     @property
     def layers(self) -> list[str]:
         """Names of the convolutions, the first one first."""
@@ -103,7 +118,12 @@ class Stages:
 
     @cached_property
     def choosing(self) -> Stages:
-        """The same data with the networks that are kept for choosing, which take no part in judging."""
+        """Other networks, trained on other people, on which readings and recipes are chosen; they judge nothing.
+
+        Choice: they are trained on the test people; the validation people choose their epoch and are held out too. So
+        no person on whom a judging network was trained has a part in a choice.
+        """
         other = Stages(for_choosing(self.cfg))
-        other.recordings, other.data = self.recordings, self.data
+        other.recordings = self.recordings
+        other.data = replace(self.data, train=self.data.test, test=self.data.val)
         return other
