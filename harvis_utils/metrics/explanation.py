@@ -211,8 +211,8 @@ def explained(
     ``place`` is a trunk, or one place of any network (:func:`paper_methods.target_of`; ``width`` is then how many
     samples its units see, by default whole windows). ``signals`` is (..., unit[, example][, axis], time) in the
     windows' unit, with unit numbers as coordinate: methods, variants or references under any other dimension, each
-    compared with its own units only. Of several ``example`` of a unit the best counts, for each window anew. Signals
-    shorter than windows stand in the middle of zeros. ``th_eap`` is (unit,) over all units of the layer; ``held_out``
+    compared with its own units only. Of several ``example`` of a unit the nearest to a window counts, and the mean of
+    their cross-correlations. Signals shorter than windows stand in the middle of zeros. ``th_eap`` is (unit,) over all units of the layer; ``held_out``
     are windows on which neither signals nor references were made, of which ``n_segments`` segments (one axis of one
     window, whole windows where units mix axes) are drawn.
 
@@ -346,7 +346,9 @@ def _explained(pieces, still, windows: Pieces, outputs, pairs, about) -> dict[st
     n, n_examples = still.shape
     near = windows.near(pieces.reshape(n * n_examples, *pieces.shape[2:]))
     near[1:, still.ravel()] = 0
-    near = near.reshape(3, n, n_examples, -1).max(2)
+    near = near.reshape(3, n, n_examples, -1)
+    # the largest of templates would follow whichever level one of them has
+    near = np.stack([near[0].max(1), near[1].max(1), near[2].mean(1)])
     by_error, by_shape = (accuracies(of, pairs) for of in near[:2])
     fits = partial_spearman(near[2], outputs, about)
     tables = {"accuracy": (by_error + by_shape) / 2, "accuracy by error": by_error, "accuracy by shape": by_shape}
