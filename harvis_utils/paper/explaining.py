@@ -23,7 +23,7 @@ from harvis_utils.training.supervised import Network, of_networks
 def explained_of(
     network: Network, windows: Windows, signals: xr.DataArray, th_eap: xr.DataArray, settings: ExplanationSettings
 ) -> xr.Dataset:
-    """:func:`explained` of one network's signals (technique, layer, unit, time) in test windows: (technique, layer, unit)."""
+    """:func:`explained` of one network's signals (technique, layer, unit, time) in test windows."""
     made = [
         explained(network.trunk, layer, signals.sel(layer=layer), windows.test, th_eap.sel(layer=layer), settings)
         for layer in signals["layer"].values.tolist()
