@@ -18,7 +18,7 @@ from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.settings import ExplanationSettings, ModelSettings
 from tests.made_trunks import made_trunk
 
-SETTINGS = ExplanationSettings(n_segments=400, n_quantiles=4, n_pairs=160, n_train=2000)
+SETTINGS = ExplanationSettings(n_segments=400, n_groups=(2, 2), n_pairs=160, n_train=2000)
 LENGTH = 30
 
 
@@ -85,7 +85,7 @@ def plain(trunk, layer, signals, segments, th, settings):
                 moving = [0.0 if np.ptp(cut) <= 0.05 else np.corrcoef(piece, cut)[0, 1] for cut in cuts]
                 shape[u, i] = max(moving)
     about = np.stack([segments.astype(float).var(1), segments.mean(1, dtype=float), np.abs(segments).max(1)])
-    pairs = drawn_pairs(active, about[0], settings)
+    pairs = drawn_pairs(active, about[0], about[1], settings)
     known = np.vstack([np.ones(len(segments)), rankdata(about, axis=1)]).T
 
     def rest(values):
@@ -140,7 +140,7 @@ def test_the_filter_explains_a_linear_unit_and_a_shared_sine_does_not():
     th = thresholds(trunk, split).sel(layer="conv1")
     found = explained(trunk, "conv1", as_signals(np.stack([filters, sine, np.zeros_like(sine)])), split, th, SETTINGS)
     assert (found["fidelity"][0] > 0.999).all() and (found["identified"][0] == 1).all()
-    assert (found["accuracy by shape"][0] > 0.65).all()
+    assert (found["accuracy by shape"][0] > 0.5).all() and found["accuracy by shape"][0].mean() > 0.55
     assert (found["specificity"][0] > 0.6).all() and (np.abs(found["specificity"][1]) < 0.4).all()
     assert found["identified"][1].mean() < 1 and (found["identified"][2] == 0.25).all()
 
@@ -169,17 +169,19 @@ def test_signals_are_scaled_to_the_threshold_or_left():
     assert (seen.own(unit[:3], rows[:3] * factor[:3, None, None]).max(1) >= th[:3]).all()
 
 
-def test_pairs_are_matched_in_energy_and_differ_in_output():
+def test_pairs_are_matched_in_level_and_energy_and_differ_in_output():
     rng = np.random.default_rng(0)
-    energy, outputs = rng.exponential(size=400), rng.normal(size=(3, 400)).clip(min=0)
+    (energy, level), outputs = rng.exponential(size=(2, 400)), rng.normal(size=(3, 400)).clip(min=0)
     outputs[2] = 0
-    pairs = drawn_pairs(outputs, energy, SETTINGS)
+    pairs = drawn_pairs(outputs, energy, level, SETTINGS)
     assert pairs.shape == (2, 3, 160) and (pairs[:, 2] == -1).all()
-    group = np.argsort(np.argsort(energy)) // 100
+    high = level > np.median(level)
+    lively = np.where(high, energy > np.median(energy[high]), energy > np.median(energy[~high]))
     for unit in range(2):
         strong, weak = pairs[:, unit]
-        assert (group[strong] == group[weak]).all() and (outputs[unit, strong] > outputs[unit, weak]).all()
-    assert np.array_equal(pairs, drawn_pairs(outputs, energy, SETTINGS))
+        assert (high[strong] == high[weak]).all() and (lively[strong] == lively[weak]).all()
+        assert (outputs[unit, strong] > outputs[unit, weak]).all()
+    assert np.array_equal(pairs, drawn_pairs(outputs, energy, level, SETTINGS))
 
 
 def test_partial_correlation_takes_away_what_is_known():
