@@ -10,12 +10,14 @@ from scipy.stats import rankdata, spearmanr
 
 from harvis_utils.data import synthetic
 from harvis_utils.data.windowing import Split
-from harvis_utils.lenses.triggered import REFERENCES, references, triggered
+from harvis_utils.lenses.triggered import REFERENCES, STRONGEST, references, triggered
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.metrics import explanation, motifs, similarity
 from harvis_utils.metrics.explanation import Seen, drawn_pairs, explained, to_threshold
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
+from harvis_utils.paper import explaining
 from harvis_utils.settings import ExplanationSettings, ModelSettings
+from harvis_utils.training import supervised
 from tests.made_trunks import made_trunk
 
 SETTINGS = ExplanationSettings(n_segments=400, n_groups=(2, 2), n_pairs=160, n_train=2000)
@@ -313,3 +315,47 @@ def test_a_layer_is_asked_for_the_motifs_that_it_holds():
         assert np.allclose(found["chance"].dropna("unit"), 1 / n) and found["shown"].max() < n
     quiet = Trunk(tuple(-w.abs() * 0 for w in trunk.weights), trunk.biases)
     assert motifs.identification(quiet, "conv1", signals, truth, th)["identified"].isnull().all()
+
+
+# ------------------------------------------------------------------------------------------------- of several networks
+
+
+@pytest.fixture(scope="module")
+def explained_networks(cfg, tiny_windows, tmp_path_factory):
+    """Settings, windows, two tiny networks, their statistics and made signals of one method."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("explained")))
+        networks = supervised.networks(cfg, tiny_windows)
+        statistics = unit_statistics.statistics(cfg, tiny_windows, networks)
+    own = dataclasses.replace(cfg, explanation=dataclasses.replace(SETTINGS, n_segments=60, n_groups=(1, 1)))
+    values = np.random.default_rng(0).normal(size=(2, 1, 3, 6, LENGTH)).astype(np.float32)
+    dims = ("seed", "technique", "layer", "unit", "time")
+    coords = {"seed": [0, 1], "technique": ["made"], "layer": ["conv1", "conv2", "conv3"], "unit": np.arange(6)}
+    return own, tiny_windows, networks, statistics, xr.DataArray(values, dims=dims, coords=coords)
+
+
+def test_methods_and_references_stand_in_one_table_with_intervals(explained_networks):
+    found = explaining.explanations(*explained_networks)
+    assert found["technique"].values.tolist() == ["made", *REFERENCES, STRONGEST]
+    again = explaining.explanations(*explained_networks)
+    xr.testing.assert_identical(found, again)  # names are not cut off in files
+    table = explaining.table(found).set_index(["technique", "layer"])
+    assert len(table) == 3 * (len(REFERENCES) + 2) and (table["networks"] == 2).all()
+    specific = table["specificity"]
+    assert specific["made"].between(table["specificity low"]["made"], table["specificity high"]["made"]).all()
+    assert specific["linear filter"].mean() > specific["starting sine"].mean()
+    against = explaining.against(found, "linear filter").set_index(["technique", "layer", "measure"])
+    expected = found["fidelity"].sel(layer="conv1")
+    expected = (expected.sel(technique="made") - expected.sel(technique="linear filter")).mean()
+    assert np.isclose(against.loc[("made", "conv1", "fidelity"), "difference"], expected)
+
+
+def test_motifs_are_identified_for_methods_references_and_detecting_units(explained_networks):
+    found = explaining.motif_identification(*explained_networks, synthetic.motifs())
+    table = explaining.motif_table(found)
+    assert set(table["technique"]) == {"made", *REFERENCES} and set(table["layer"]) == {"conv1", "conv2", "conv3"}
+    own, windows = explained_networks[:2]
+    units = explaining.detector_units(own, windows, synthetic.motifs(), ["L2+TV"])
+    assert units["motif"].nunique() == 9 and set(units["technique"]) == {"L2+TV", *REFERENCES}
+    linear = units[units["technique"] == "linear filter"]
+    assert linear["match"].mean() > 0.9 and linear["identified"].mean() > 0.8
