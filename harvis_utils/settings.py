@@ -332,7 +332,7 @@ PROFILES: dict[str, dict] = {
             widths=(4,),
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
-        "explanation": ExplanationSettings(n_segments=1500, n_groups=(5, 5), n_pairs=200, n_train=6000),
+        "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
