@@ -39,14 +39,19 @@ SCORES = (
 # ------------------------------------------------------------------------------------------------ the paper's ascent
 
 
+def second_moment(split: Split) -> np.ndarray:
+    """(time, time) second moment of real windows, over all their axes, in G^2."""
+    segments = split.segments.astype(np.float64)
+    return segments.T @ segments / len(segments)
+
+
 def window_prior(split: Split, floor: float = 1e-3) -> np.ndarray:
     """(time, time) matrix P of a norm sqrt(x' P x) in which real windows are short: inverse of their second moment.
 
     Scaled so that a real window costs on average what its L2 norm would. Directions in which real windows hold less
     than ``floor`` of the strongest one's power count as holding that much.
     """
-    segments = split.segments.astype(np.float64)
-    moment = segments.T @ segments / len(segments)
+    moment = second_moment(split)
     power, directions = np.linalg.eigh(moment)
     inverse = (directions / np.maximum(power, floor * power[-1])) @ directions.T
     inverse = (inverse + inverse.T) / 2
@@ -228,7 +233,6 @@ def visual_signals(
     """
     length, layers = windows.train.length, list(network.trunk.layers)
     view = visualization.PerAxis(network.model, layers[-1])
-    bound = visualization.amplitude_bound(windows.train)
     each = [unit for unit in units for _ in range(variant.copies)]
     blocks = [(_objective(view, th_eap.sel(layer=la), variant, each, windows), len(each)) for la in layers]
     aids = (
@@ -236,18 +240,22 @@ def visual_signals(
         (transforms.scale, variant.scale),
         (partial(transforms.rotate, sensors=((0, 1, 2),)), variant.rotate),
         (transforms.noise, variant.noise_g),
+        (partial(transforms.background, torch.tensor(_some_segments(windows)[:, None])), variant.background),
     )
+    slope = {"waking_steps": settings.n_steps, "waking_slope": variant.slope} if variant.slope else {}
     made = visualization.visualize(
         view,
         objectives.in_blocks(blocks),
         noise_starts(windows, len(layers) * len(each), 3 if variant.rotate else 1, network.seed),
-        coordinates.in_frequency(length, bound) if variant.frequency else coordinates.in_time(bound),
+        _space(variant.space, windows.train),
         transforms=[aid(size) for aid, size in aids if size],
         prior=denoiser if variant.prior else None,
         prior_rate=settings.prior_rate,
         n_steps=settings.n_steps,
         step_size=settings.step_size,
+        decay=variant.decay,
         seed=network.seed,
+        **slope,
     )
     shape = (len(layers), len(units), variant.copies)
     best = made.score.reshape(shape).argmax(-1)
@@ -259,18 +267,32 @@ def visual_signals(
     )
 
 
+def _space(name: str, split: Split) -> coordinates.Parametrization:
+    bound = visualization.amplitude_bound(split)
+    spaces = {
+        "time": lambda: coordinates.in_time(bound),
+        "frequency": lambda: coordinates.in_frequency(split.length, bound),
+        "principal": lambda: coordinates.in_principal(second_moment(split), bound),
+        "phase": lambda: coordinates.in_phase(coordinates.mean_magnitude(torch.tensor(split.segments)), split.length),
+    }
+    return spaces[name]()
+
+
 def _objective(
     view: visualization.PerAxis, th_eap: xr.DataArray, variant: Visual, units: Sequence[int], windows: Windows
 ) -> objectives.Objective:
     tap = view.tap(str(th_eap["layer"].values))
     th = torch.tensor(th_eap.sel(unit=list(units)).values, dtype=torch.float32)
     limit = torch.nan_to_num(th, nan=torch.inf) if variant.clip else None
-    of = {"channel": objectives.channel, "neuron": objectives.neuron}[variant.objective]
+    of = {"channel": objectives.channel, "neuron": objectives.neuron, "largest": objectives.largest}[variant.objective]
     objective = of(tap, units, axis=0, at_most=limit)
     scale = float(th.nanmedian()) if not th.isnan().all() else 1.0
     if variant.spectral:
         power = objectives.mean_power(torch.tensor(_some_segments(windows)[:, None]))
         objective = objective - variant.spectral * scale * objectives.spectrum(power)
+    if variant.unlikely:
+        inverse = window_prior(windows.train) / np.trace(second_moment(windows.train))
+        objective = objective - objectives.mahalanobis(inverse) * (variant.unlikely * torch.nan_to_num(th, nan=1.0))
     if variant.diversity:
         objective = objective - variant.diversity * scale * objectives.alike(tap, units)
     return objective

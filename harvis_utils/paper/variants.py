@@ -4,7 +4,8 @@
   say whether the norms are sums or means. Which reading meets the paper's facts is chosen in
   :mod:`harvis_utils.paper.choosing`.
 * Recipes change what the paper does not try to change, one thing at a time, then those that could help together.
-* Visual variants climb by feature visualization instead: coordinates x aids x prior.
+* Visual variants climb by feature visualization instead: coordinates x aids x prior; and those that are to explain
+  the unit (:data:`EXPLAINING`).
 
 Each list was written before any of it was run on real data.
 """
@@ -130,27 +131,31 @@ class Visual:
 
     name: str
     family: str
-    frequency: bool = True  # else in time
-    objective: str = "channel"  # or "neuron": the middle sample alone
+    space: str = "frequency"  # coordinates: or "time", "principal" (directions of real windows), "phase" (MACO)
+    objective: str = "channel"  # or "neuron": the middle sample alone; "largest": the largest output, wherever
     clip: bool = True  # outputs beyond the unit's threshold count as that
     shift: int = 0  # samples
     scale: float = 0.0  # share
     noise_g: float = 0.0
     rotate: float = 0.0  # degrees
+    background: float = 0.0  # share of a real window that is added in each step
     spectral: float = 0.0  # weight of the cost of the spectrum, in units of the threshold
+    unlikely: float = 0.0  # weight of x' P x, P from real windows' covariance, in units of each unit's threshold
     copies: int = 1  # signals per unit, of which the one with the highest objective is kept
     diversity: float = 0.0  # weight of the likeness of the copies, in units of the threshold
     prior: bool = False
+    slope: float = 0.0  # backward slope of closed rectifiers in all steps; else they are woken in the first ones alone
+    decay: float = 1.0  # of the step size
 
 
 _AIDS = {"shift": 2, "scale": 0.2, "noise_g": 0.1, "rotate": 10.0}
 
 #: Choice: coordinates x all aids x prior, each aid alone, other objectives
 VISUAL = (
-    Visual("time", "time", False),
-    Visual("time, aids", "time", False, **_AIDS),
-    Visual("time, prior", "time", False, prior=True),
-    Visual("time, aids, prior", "time", False, prior=True, **_AIDS),
+    Visual("time", "time", "time"),
+    Visual("time, aids", "time", "time", **_AIDS),
+    Visual("time, prior", "time", "time", prior=True),
+    Visual("time, aids, prior", "time", "time", prior=True, **_AIDS),
     Visual("frequency", "frequency"),
     Visual("frequency, aids", "frequency", **_AIDS),
     Visual("frequency, prior", "frequency", prior=True),
