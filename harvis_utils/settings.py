@@ -221,6 +221,19 @@ class RecoverySettings:
 
 
 @dataclass(frozen=True)
+class ExplanationSettings:
+    """How well signals explain their units, in windows that nothing was made of (notebook 08b)."""
+
+    n_segments: int = 4000  # Choice: held-out segments, drawn at random
+    n_quantiles: int = 20  # Choice: groups of about one energy, within which segments are paired
+    share: float = 0.25  # Choice: of a group, that is taken for the upper and for the lower part of a unit's outputs
+    n_pairs: int = 400  # Choice: pairs of segments per unit
+    n_train: int = 30_000  # Choice: training segments among which the strongest are looked for, and averaged
+    n_strongest: int = 9  # Choice: as in Borowski et al.
+    seed: int = 0  # Choice
+
+
+@dataclass(frozen=True)
 class DissectionSettings:
     """Units compared with concepts, silenced, and small networks that differ in one thing (notebook 11)."""
 
@@ -264,6 +277,7 @@ class Settings:
     slopes: SlopeSettings = SlopeSettings()
     recovery: RecoverySettings = RecoverySettings()
     dissection: DissectionSettings = DissectionSettings()
+    explanation: ExplanationSettings = ExplanationSettings()
     locating: LocatingSettings = LocatingSettings()
     visual: VisualSettings = VisualSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
@@ -320,6 +334,7 @@ PROFILES: dict[str, dict] = {
             widths=(4,),
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
+        "explanation": ExplanationSettings(n_segments=1500, n_quantiles=10, n_pairs=200, n_train=6000),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {

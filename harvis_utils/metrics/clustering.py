@@ -18,12 +18,11 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist, squareform
 
 from harvis_utils.metrics import intervals
+from harvis_utils.metrics.signal_measures import flat, ranges
 from harvis_utils.metrics.similarity import CONSTANT_G, unit_norm
 from harvis_utils.settings import HarvisError
 from harvis_utils.store.results import kept
 
-#: Choice: a signal that ranges over less than this, in G, says nothing that a sensor could tell from rest
-FLAT_G = 0.05
 #: fewer units than this have no map
 FEWEST_UNITS = 5
 
@@ -40,14 +39,6 @@ def usable(signals: np.ndarray) -> np.ndarray:
             f"not of shape {np.shape(signals)}"
         )
     return ranges(signals) > CONSTANT_G  # NaN is not
-
-
-def ranges(signals: np.ndarray) -> np.ndarray:
-    """From the lowest to the highest value of the axis that moves most, (unit,); NaN where a signal is not finite."""
-    with np.errstate(invalid="ignore"):
-        found = np.ptp(np.asarray(signals, dtype=np.float64), axis=-1)
-    found = found.max(1) if found.ndim == 2 else found
-    return np.where(np.isfinite(found), found, np.nan)
 
 
 def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
@@ -279,7 +270,7 @@ def measure(signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarr
     together whatever the others do. Nulls are means over their draws.
     """
     has_shape = usable(signals)
-    moving = has_shape & (ranges(signals) >= FLAT_G)
+    moving = has_shape & ~flat(signals)
     found, reasons, inner = {}, [], [1] * (np.ndim(signals) - 1)
     with_shape, in_motion = (np.where(of.reshape(-1, *inner), signals, np.nan) for of in (has_shape, moving))
 

@@ -15,8 +15,8 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.metrics.clustering import CONSTANT_G, FLAT_G, AtlasError, measure, ranges, shaped, usable
-from harvis_utils.metrics.signal_measures import in_rows
+from harvis_utils.metrics.clustering import CONSTANT_G, AtlasError, measure, shaped, usable
+from harvis_utils.metrics.signal_measures import FLAT_G, flat, in_rows, ranges
 from harvis_utils.settings import AtlasSettings, Settings
 from harvis_utils.store.results import kept
 
@@ -157,12 +157,11 @@ def counted(views: Mapping[str, AtlasLayer]) -> pd.DataFrame:
     """Units of each layer by what becomes of them: how many are left out, and how many of the others are flat."""
     rows = {}
     for layer, one in views.items():
-        moved, shape = ranges(one.signals), usable(one.signals)
-        flat = moved < FLAT_G
-        zero = flat & (np.abs(one.signals).reshape(len(flat), -1).max(1) < FLAT_G)
-        groups = {"failed or dead": np.isnan(moved), "flat": flat, "of these at zero": zero}
-        groups |= {"of these constant: left out": flat & ~shape, "on the map": shape}
-        groups |= {"of these flat": flat & shape, "of these flat at zero": zero & shape}
+        still, shape = flat(one.signals), usable(one.signals)
+        zero = still & (np.abs(one.signals).reshape(len(still), -1).max(1) < FLAT_G)
+        groups = {"failed or dead": np.isnan(ranges(one.signals)), "flat": still, "of these at zero": zero}
+        groups |= {"of these constant: left out": still & ~shape, "on the map": shape}
+        groups |= {"of these flat": still & shape, "of these flat at zero": zero & shape}
         rows[layer] = {name: int(group.sum()) for name, group in groups.items()}
     return pd.DataFrame(rows).T
 
