@@ -122,6 +122,13 @@ class ReadingSettings:
 
     seeds: tuple[int, ...] = (100, 101)  # Choice: networks trained for this alone, so that the others stay untouched
     n_units: int = 12  # Choice: units tried in each layer, spread evenly
+    # Choice: step sizes, the stated one first, then from hardly moving to far beyond what the paper shows. Momentum is
+    # left out: its readings hardly differ from those of plain ascent with ten times the step
+    ascent: tuple[float, ...] = (1e-4, 0.1, 0.3, 0.6, 1.0, 3.0)
+    adam: tuple[float, ...] = (1e-4, 0.01, 0.03, 0.1, 0.3, 1.0)
+    weights: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)  # Choice: w of sums, the stated one among them
+    mean_weights: tuple[float, ...] = (0.1, 0.3, 1.0)  # Choice: w of means, which pull less
+    tolerance_g: float = 0.01  # Choice: a signal stops once its remaining steps cannot move it by more
 
 
 @dataclass(frozen=True)
@@ -304,7 +311,14 @@ PROFILES: dict[str, dict] = {
         "model": SMALL_MODEL,
         "training": SMALL_TRAINING,
         "maximization": MaximizationSettings(n_steps=400),
-        "readings": ReadingSettings(seeds=(100,), n_units=4),
+        "readings": ReadingSettings(
+            seeds=(100,),
+            n_units=4,
+            ascent=(1e-4, 0.3, 1.0),
+            adam=(1e-4, 0.03, 0.3),
+            weights=(0.03, 0.1),
+            mean_weights=(0.1, 0.3),
+        ),
         "prior": PriorSettings(n_steps=1500),
         "dreams": DreamSettings(n_windows=12, n_steps=50),
         "architecture": ArchitectureSettings(

@@ -193,10 +193,9 @@ def all_of(run: Stages) -> list:
     """What notebooks 02 to 04, 07 and 09 ask for."""
     choosing = run.choosing
     units = starting.chosen_units(CFG.model.n_units, CFG.readings.n_units)
-    found = [run.statistics, run.signals, run.random_signals, run.scores, run.controls]
-    found.append(climbing.reading_scores(CFG, run.data, choosing.networks, choosing.statistics, variants.READINGS))
+    found = [run.statistics, run.signals, run.random_signals, run.scores, run.controls, run.readings, choosing.controls]
     for some in (choosing, run):
-        found.append(climbing.signals(some.cfg, run.data, some.networks, some.statistics, variants.RECIPES, units))
+        found.append(climbing.signals(some.cfg, some.data, some.networks, some.statistics, variants.RECIPES, units))
     return found
 
 
@@ -353,7 +352,7 @@ def test_networks_trained_at_once_in_processes_are_those_of_one_and_say_what_fai
     run, *_ = direct
     monkeypatch.setattr(gpu, "torch_device", lambda _: SimpleNamespace(type="cuda"))
     fails = dataclasses.replace(CFG, training=TrainingSettings(seeds=(7,), epochs=1, learning_rate=1e30, batch_size=8))
-    both = SimpleNamespace(cfg=CFG, data=run.data, choosing=SimpleNamespace(cfg=fails))
+    both = SimpleNamespace(cfg=CFG, data=run.data, choosing=SimpleNamespace(cfg=fails, data=run.data))
     with pytest.raises(supervised.TrainingError, match="network 7: the loss is"):
         gpu.compute(both, workers=2)
     (address,) = gpu.stored()

@@ -65,9 +65,20 @@ def done(cfg, place):
 def test_nothing_is_read_before_it_is_asked_for_and_nothing_twice(run, place, cfg):
     assert place[1] == []
     assert run.data is run.data and run.recordings is run.recordings and place[1] == [cfg.dataset]
-    assert run.choosing.data is run.data and place[1] == [cfg.dataset]
+    assert run.choosing.recordings is run.recordings and place[1] == [cfg.dataset]
     assert [n.seed for n in run.choosing.networks] == list(cfg.readings.seeds)
     assert set(cfg.readings.seeds).isdisjoint(cfg.training.seeds)
+
+
+def test_no_person_whom_judging_networks_learn_from_trains_or_chooses(run):
+    judging = set(run.data.train.subject)
+    others = run.choosing.data
+    assert np.array_equal(others.train.x, run.data.test.x) and others.activities == run.data.activities
+    for split in (others.train, others.val, others.test):
+        assert len(split) and judging.isdisjoint(split.subject)
+    for net, own in zip(run.choosing.networks, run.choosing.statistics["top_segment"], strict=True):
+        assert len(net.predicted["test"]) == len(run.data.val)
+        assert int(own.max()) < len(run.data.test.segments), "units are known by the windows trained on"
 
 
 def test_what_one_run_stored_is_read_by_the_next_and_not_made_again(done, run, cfg):

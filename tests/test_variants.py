@@ -16,12 +16,14 @@ from harvis_utils.maximization.starting import chosen_units, starting_points, st
 from harvis_utils.metrics import motifs
 from harvis_utils.metrics.intervals import paired
 from harvis_utils.paper import climbing, comparing, variants
-from harvis_utils.paper.variants import BY_NAME, PAPERS, READINGS, RECIPES, VISUAL
+from harvis_utils.paper.variants import BY_NAME, PAPERS, RECIPES, VISUAL
 from harvis_utils.settings import (
     PRESETS,
+    PROFILES,
     MaximizationSettings,
     PriorSettings,
     ReadingSettings,
+    Step,
     VisualSettings,
     load_settings,
 )
@@ -33,14 +35,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 UNITS = [0, 2, 5]
 SMALL = PriorSettings(n_hidden=32, n_code=16, n_steps=100, batch_size=64)
 STEPS = VisualSettings(n_steps=4)
+SINE_OF_TWO = variants.reading(PRESETS["literal"], periods=2.0)
 TRIED = {name: METHODS[name] for name in (*variants.FREE, *variants.PENALIZED)}
-SOME = [
-    one
-    for one in READINGS
-    if (one.step.optimizer, one.step.step_size) in {("adam", 0.1), ("ascent", 0.3)}
-    and one.weight != 0.01
-    and one.step.decay == 0.995
-]
+READINGS = variants.readings(ReadingSettings())
+SOME = variants.readings(
+    ReadingSettings(ascent=(0.3,), adam=(0.1,), weights=(0.1, 0.3), mean_weights=(0.1, 1.0)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,6 @@ def made(cfg, tiny_windows, tmp_path_factory):
         def everything():
             return {
                 "scores": climbing.reading_scores(cfg, tiny_windows, nets, stats, SOME),
-                "real": climbing.real_windows(cfg, tiny_windows, nets),
                 "recipes": climbing.signals(cfg, tiny_windows, nets, stats, RECIPES, UNITS),
                 "visual": climbing.signals(cfg, tiny_windows, nets, stats, [BY_NAME[PAPERS], *VISUAL], UNITS, denoiser),
                 "others": climbing.signals(cfg, tiny_windows, random, random_stats, few, UNITS, denoiser),
@@ -86,13 +85,30 @@ def test_what_is_stored_is_read(made):
 
 
 def test_readings_vary_every_open_parameter_and_are_named_once():
-    assert len(READINGS) == 150 == len({one.name for one in READINGS})
-    for name in ("step", "reduction", "weight", "periods"):
+    assert len(READINGS) == 140 == len({one.name for one in READINGS})
+    for name in ("step", "reduction", "per_unit", "weight", "periods"):
         assert len({getattr(one, name) for one in READINGS}) > 1, name
-    stated = [one for one in READINGS if variants.departures(one) == 0]
-    assert {one.step.step_size for one in stated} == {1e-4} and {one.reduction for one in stated} == {"sum"}
-    for preset, step in PRESETS.items():
-        assert any(one.step == step for one in READINGS), f"the preset {preset} is one of the readings"
+    for profile in PROFILES:
+        for preset, step in PRESETS.items():
+            own = variants.reading(step).name
+            assert own in {one.name for one in variants.readings(load_settings(profile).readings)}, (profile, preset)
+
+
+def test_readings_depart_by_how_far_they_are_from_what_is_stated():
+    literal = PRESETS["literal"]
+    assert variants.departures(variants.reading(literal)) == 0 == variants.departures(SINE_OF_TWO)
+    by_size = [dataclasses.replace(literal, step_size=size) for size in (1e-5, 1e-3, 0.1)]
+    assert [variants.departures(variants.reading(step)) for step in by_size] == pytest.approx([1, 1, 3])
+    for change, far in (
+        ({"weight": 1.0}, 1),
+        ({"weight": 0.01}, 1),
+        ({"penalties": variants.MEAN}, 1),
+        ({"penalties": variants.SCALED, "weight": 1.0}, 2),
+        ({"step": Step("adam", 1e-4, 0.9995)}, 2),
+    ):
+        assert variants.departures(variants.reading(**{"step": literal} | change)) == pytest.approx(far), change
+    for how in (variants.SUM, variants.MEAN, variants.SCALED):
+        assert variants.penalties(variants.reading(literal, how)) == how
 
 
 def test_names_are_used_once_and_profiles_try_what_they_say():
@@ -144,7 +160,7 @@ def test_scores_cover_everything(made):
     alike = free.sel(reading=[one.name for one in SOME if one.step == SOME[0].step and one.periods == 1])
     spread = alike.max("reading") - alike.min("reading")
     assert float(spread.max()) == 0, "methods without penalties do not depend on weights"
-    assert set(made.real.dims) == {"control", "seed", "layer", "unit"}
+    assert made.scores["at_rest"].dims == ("seed", "layer", "unit")
 
 
 def test_a_kill_loses_at_most_one_step_of_one_network(cfg, made, tiny_windows, tmp_path, monkeypatch):

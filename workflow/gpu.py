@@ -30,7 +30,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -171,21 +170,21 @@ def compute(run: Stages, workers: int = 1) -> None:
     if workers > 1 and torch_device(cfg.device).type == "cuda":
         train(run, workers)
     with results.around_builds(_said):
-        for name in ("scores", "controls"):  # which ask for networks, statistics and signals
-            getattr(run, name)
-        climbing.reading_scores(cfg, run.data, choosing.networks, choosing.statistics, variants.READINGS)
+        # which ask for networks, statistics and signals
+        for some, name in ((run, "scores"), (run, "controls"), (run, "readings"), (choosing, "controls")):
+            getattr(some, name)
         units = starting.chosen_units(cfg.model.n_units, cfg.readings.n_units)
         for some in (choosing, run):
-            climbing.signals(some.cfg, run.data, some.networks, some.statistics, variants.RECIPES, units)
+            climbing.signals(some.cfg, some.data, some.networks, some.statistics, variants.RECIPES, units)
 
 
 def train(run: Stages, workers: int) -> None:
     """Train the networks of a run and those for choosing, ``workers`` at once, each in a process of its own."""
-    pairs = [(cfg, seed) for cfg in (run.cfg, run.choosing.cfg) for seed in cfg.training.seeds]
-    each = [replace(cfg, training=replace(cfg.training, seeds=(seed,))) for cfg, seed in pairs]
+    pairs = [(some, seed) for some in (run, run.choosing) for seed in some.cfg.training.seeds]
+    each = [replace(some.cfg, training=replace(some.cfg.training, seeds=(seed,))) for some, seed in pairs]
     spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
-        list(pool.map(_train, each, repeat(run.data)))
+        list(pool.map(_train, each, [some.data for some, _ in pairs]))
 
 
 def _train(cfg: Settings, data: Windows) -> None:

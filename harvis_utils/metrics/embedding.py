@@ -188,12 +188,16 @@ def positions(cfg: Settings, scores: xr.Dataset, signals: xr.Dataset) -> xr.Data
 
 def measures(windows: Windows, scores: xr.Dataset, signals: xr.Dataset) -> dict[str, dict[str, list]]:
     """:func:`clustering.measure` of every layer, each a list with one value per seed; missing ones are made."""
-    found = {}
-    for layer in map(str, signals["layer"].values):
+    found, seeds = {}, signals["seed"].values
+    layers = [str(layer) for layer in signals["layer"].values]
+    of = {(layer, seed): kept_signals(signals, scores, seed, layer) for layer in layers for seed in seeds}
+    moving = {place: int((usable(own) & ~flat(own)).sum()) for place, own in of.items()}
+    for layer in layers:
         rows = []
-        for seed in signals["seed"].values:
+        for seed in seeds:
             activities = activities_of(scores, windows.train, seed, layer, "axis" in signals["signal"].dims)
             n_frequencies = _of(scores["n_frequencies"], seed, layer).values
-            rows.append(measure(kept_signals(signals, scores, seed, layer), activities, n_frequencies))
+            n_equal = min(moving[other, seed] for other in layers)
+            rows.append(measure(of[layer, seed], activities, n_frequencies, n_equal))
         found[layer] = {name: [row[name] for row in rows] for name in rows[0]}
     return found

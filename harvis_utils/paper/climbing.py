@@ -19,8 +19,8 @@ from harvis_utils.fast import ascent
 from harvis_utils.maximization import coordinates, objectives, paper_methods, priors, transforms, visualization
 from harvis_utils.maximization.paper_methods import METHODS, PENALTIES, PROPOSED, Method
 from harvis_utils.maximization.starting import chosen_units, spectrum_noise, starting_points, starting_signal
-from harvis_utils.maximization.unit_statistics import collect
 from harvis_utils.metrics import realism, similarity
+from harvis_utils.metrics.signal_measures import flat
 from harvis_utils.paper.variants import FREE, OURS, PENALIZED, Variant, Visual, by_step
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import MaximizationSettings, Settings, SimilaritySettings, VisualSettings
@@ -31,7 +31,7 @@ from harvis_utils.training.supervised import Network, of_networks
 N_PROBED = 30_000
 #: what of a reading's scores is kept: all that a claim asks of single units
 SCORES = (
-    "failed", "dead", "silent", "peak_amplitude_g", "displacement_g", "max_output", "total_variation_g",
+    "failed", "dead", "silent", "peak_amplitude_g", "range_g", "displacement_g", "max_output", "total_variation_g",
     "high_frequency_share", "n_frequencies", "s_u", "shape_match", "shape", "nearest_share", "activation_ratio",
     "activation_ratio_p95",
 )  # fmt: skip
@@ -178,27 +178,18 @@ def scores_of(
 def reading_scores(
     cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, readings: Sequence[Variant]
 ) -> xr.Dataset:
-    """Scores of readings, dims (seed, reading, technique, layer, unit[, activity]), on units spread over the layers."""
+    """Scores of readings, dims (seed, reading, technique, layer, unit[, activity]), on units spread over the layers.
+
+    ``at_rest`` (seed, layer, unit) says whose strongest real windows are all flat.
+    """
     units = chosen_units(statistics.sizes["unit"], cfg.readings.n_units)
-    decides = (windows, list(readings), units, cfg.maximization, cfg.similarity)
+    settings = dataclasses.replace(cfg.maximization, tolerance_g=cfg.readings.tolerance_g)
+    decides = (windows, list(readings), units, settings, cfg.similarity)
     found = of_networks(networks, lambda net, own: scores_of(net, own, *decides, device=cfg.device), statistics)
+    top = statistics["top_segment"].sel(unit=units)
+    still = flat(windows.train.segments[top.values.reshape(-1)]).reshape(top.shape)
+    found["at_rest"] = top.copy(data=still).all("rank")
     return similarity.with_activities(found, windows)
-
-
-@kept("reading_scores", apart=("device",))
-def strongest_share(network: Network, windows: Windows, *, device: str | None = None) -> xr.Dataset:
-    """Share of power above 5 Hz of the real test window that excites each unit most, dims (layer, unit)."""
-    held_out = windows.test.segments
-    top = collect(network.trunk, held_out, torch_device(device), n_top=1)["top_segment"].isel(rank=0, drop=True)
-    share = similarity.high_frequency_share(held_out[top.values], windows.rate_hz)
-    return top.copy(data=share).to_dataset(name="high_frequency_share")
-
-
-def real_windows(cfg: Settings, windows: Windows, networks: Sequence[Network]) -> xr.Dataset:
-    """The control that claim C3 asks for, for units as in :func:`reading_scores`: (seed, control, layer, unit)."""
-    found = of_networks(networks, lambda net: strongest_share(net, windows, device=cfg.device))
-    units = chosen_units(found.sizes["unit"], cfg.readings.n_units)
-    return found.sel(unit=units).expand_dims(control=["held-out-strongest"], axis=1)
 
 
 def our_signals(cfg: Settings, networks: list[Network], statistics: xr.Dataset) -> xr.Dataset:

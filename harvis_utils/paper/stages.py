@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import xarray as xr
@@ -12,6 +13,7 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import similarity
+from harvis_utils.paper import climbing, variants
 from harvis_utils.settings import Settings, for_choosing
 from harvis_utils.training import published, supervised
 from harvis_utils.training.supervised import Network
@@ -89,6 +91,12 @@ class Stages:
             self.cfg, self.data, self.networks, self.statistics, self.untrained, self.random_statistics, proposed
         )
 
+    @cached_property
+    def readings(self) -> xr.Dataset:
+        """Scores of all readings of the hyper-parameters, from the networks that are kept for choosing."""
+        own, tried = self.choosing, variants.readings(self.cfg.readings)
+        return climbing.reading_scores(own.cfg, own.data, own.networks, own.statistics, tried)
+
     @property
     def layers(self) -> list[str]:
         """Names of the convolutions, the first one first."""
@@ -96,7 +104,12 @@ class Stages:
 
     @cached_property
     def choosing(self) -> Stages:
-        """The same data with the networks that are kept for choosing, which take no part in judging."""
+        """Other networks, trained on other people, on which readings and recipes are chosen; they judge nothing.
+
+        Choice: they are trained on the test people; the validation people choose their epoch and are held out too. So
+        no person on whom a judging network was trained has a part in a choice.
+        """
         other = Stages(for_choosing(self.cfg))
-        other.recordings, other.data = self.recordings, self.data
+        other.recordings = self.recordings
+        other.data = replace(self.data, train=self.data.test, test=self.data.val)
         return other

@@ -1,8 +1,8 @@
 """What is tried beside the paper's own method: lists of variants, which are changed settings of the ascent.
 
 * Readings fill in what the paper leaves open. Its step sizes cannot give its results (notebook 03), and it does not
-  say whether the norms are sums or means. Which reading meets the paper's facts is chosen in
-  :mod:`harvis_utils.paper.choosing`.
+  say whether the norms are sums or means, nor how large its network's outputs are beside them. Which reading meets the
+  paper's facts is chosen in :mod:`harvis_utils.paper.choosing`.
 * Recipes change what the paper does not try to change, one thing at a time, then those that could help together.
 * Visual variants climb by feature visualization instead: coordinates x aids x prior; and those that are to explain
   the unit (:data:`EXPLAINING`).
@@ -12,11 +12,12 @@ Each list was written before any of it was run on real data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harvis_utils.maximization.paper_methods import METHODS, PROPOSED, Method
-from harvis_utils.settings import PRESETS, Step, VisualSettings
+from harvis_utils.settings import PRESETS, ReadingSettings, Step, VisualSettings
 
 PAPERS = "the paper's method"
 #: the recipe that notebook 09 chose on DSADS and judged on other networks (profile ``desk``), and what the method it
@@ -47,43 +48,56 @@ class Variant:
 FREE = ("naive", "lowpass")
 PENALIZED = ("L2+TV", "L2+TV+AAP", "L2+TV+EAP", "L2+TV+EAP+clip")
 
-#: step sizes tried for each optimizer: the stated one, and a range in which X moves by about 0.1 to 100 G
-STEP_SIZES = {
-    "ascent": (1e-4, 0.03, 0.1, 0.3, 1.0),
-    "momentum": (1e-4, 0.003, 0.01, 0.03, 0.1),
-    "adam": (1e-4, 0.01, 0.03, 0.1, 0.3),
-}
+#: Paper: the step size, its decay and the weight as they are stated
+STATED = (1e-4, 0.995, 0.1)
+#: how the penalties are read: L2 and TV as sums or as means, and sums in units of the unit's threshold. The last stands
+#: for the scale of the network, which the paper leaves open: outputs half as large halve what is gained against them
+SUM, MEAN, SCALED = "sum", "mean", "sum x th"
 
 
-def reading(step: Step, reduction: str = "sum", weight: float = 0.1, periods: float = 1.0) -> Variant:
+def reading(step: Step, penalties: str = SUM, weight: float = 0.1, periods: float = 1.0) -> Variant:
     """One way to fill in what the paper leaves open, named by its values."""
     how = f"{step.optimizer} {step.step_size:g}, decay {step.decay:g}"
-    name = f"{how}, {reduction}, w {weight:g}, {periods:g} per."
-    return Variant(name, weight=weight, reduction=reduction, step=step, periods=periods)
+    name = f"{how}, {penalties}, w {weight:g}, {periods:g} per."
+    reduction, scaled = ("mean" if penalties == MEAN else "sum"), penalties == SCALED
+    return Variant(name, weight=weight, reduction=reduction, per_unit=scaled, step=step, periods=periods)
 
 
-def departures(variant: Variant) -> int:
-    """How many stated values a reading does not take as they stand; means count as one, because sums are written."""
-    # Paper: what is stated; the optimizer is "gradient ascent", the starting sine's period is not stated
-    stated = (variant.step.step_size == 1e-4, variant.step.decay == 0.995, variant.weight == 0.1)
-    return sum(not as_stated for as_stated in (*stated, variant.reduction == "sum"))
+def penalties(variant: Variant) -> str:
+    """How a reading takes the penalties: :data:`SUM`, :data:`MEAN` or :data:`SCALED`."""
+    return SCALED if variant.per_unit else {"sum": SUM, "mean": MEAN}[variant.reduction]
 
 
-def _grid(step_size: float, optimizer: str, reduction: str) -> list[Variant]:
-    step = Step(optimizer, step_size, 0.995)
-    weights = [reading(step, reduction, weight) for weight in (0.01, 0.1, 1.0)]
-    slower = reading(Step(optimizer, step_size, 0.999), reduction)
-    return [*weights, slower, reading(step, reduction, periods=2.0)]
+def departures(variant: Variant) -> float:
+    """How far a reading lies from what is stated, in factors of ten; 0 takes everything as it stands.
+
+    The sum of the distances on a log scale of step size, decay (as 1 - gamma, over which the steps add up) and weight.
+    Choice: what is no number counts as one factor of ten each: another optimizer than gradient ascent (Adam, whose
+    steps do not grow with the gradient), means instead of the sums that are written, penalties in units of the
+    threshold. The starting sine's period is not stated.
+    """
+    step, (size, decay, weight) = variant.step, STATED
+    numbers = (step.step_size / size, (1 - step.decay) / (1 - decay), variant.weight / weight)
+    others = (step.optimizer != "ascent", variant.reduction != "sum", variant.per_unit)
+    return round(sum(abs(math.log10(ratio)) for ratio in numbers) + sum(others), 9)
 
 
-#: every optimizer, step size, reduction and weight; other decays and starts at the stated weight
-READINGS = tuple(
-    one
-    for optimizer, sizes in STEP_SIZES.items()
-    for size in sizes
-    for reduction in ("sum", "mean")
-    for one in _grid(size, optimizer, reduction)
-)
+def readings(settings: ReadingSettings) -> tuple[Variant, ...]:
+    """The readings that are tried: step sizes of each optimizer x penalties x weights.
+
+    Another decay and a start of two periods are tried at the stated weight of sums. The stated step size is tried with
+    the stated weight alone: it moves a signal by 0.02 G at most.
+    """
+    found = []
+    for optimizer in ("ascent", "adam"):
+        for size in getattr(settings, optimizer):
+            step, slower = (Step(optimizer, size, decay) for decay in (STATED[1], 0.999))
+            for how in (SUM, MEAN, SCALED):
+                weights = settings.mean_weights if how == MEAN else settings.weights
+                weights = STATED[2:] if size == STATED[0] else weights
+                found += [reading(step, how, weight) for weight in weights]
+            found += [reading(slower), reading(step, periods=2.0)]
+    return tuple(found)
 
 
 def by_step(readings: Sequence[Variant]) -> dict[Step, list[Variant]]:

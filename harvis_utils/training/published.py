@@ -6,7 +6,7 @@ A published run carries, in ``reports/published/<profile>/<data set>/networks/``
   (:class:`harvis_utils.networks.sfhf.Trunk`), history and predicted classes;
 * ``network.safetensors``: all weights of the network of the first seed, float32;
 * ``statistics.nc`` and ``signals.nc``: what its units did in training, and the signals of all methods;
-* ``networks.json``: digests of these files, of the windows trained on, and how each network was trained.
+* ``networks.json``: digests of these files, and how and on which windows each network was trained.
 
 With ``WEIGHTS=published`` a run takes these networks instead of training.
 """
@@ -94,7 +94,6 @@ def save(
     trainings = [read_json(results.folder_of(trained.stage, net.key) / "manifest.json") for net in networks]
     about = {
         "files": {name: file_digest(folder / name) for name in FILES},
-        "windows": windows.digest,
         "caveat": windows.caveat,
         "seeds": [net.seed for net in networks],
         "best_epochs": [net.best_epoch for net in networks],
@@ -120,14 +119,15 @@ def load(folder: Path, windows: Windows, model: ModelSettings, seeds: Sequence[i
     for name, digest in about["files"].items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise PublishedError(f"{folder / name} is missing or damaged; get it again, or train (WEIGHTS=trained)")
-    if about["windows"] != windows.digest:
-        raise PublishedError(
-            f"the networks in {folder} were trained on other windows than these; train them (WEIGHTS=trained)"
-        )
     if unknown := sorted(set(seeds) - set(about["seeds"])):
         raise PublishedError(
             f"networks {', '.join(map(str, unknown))} are not published in {folder}; published are "
             f"{', '.join(map(str, about['seeds']))}; train the others (WEIGHTS=trained)"
+        )
+    trained_on = {about["provenance"][about["seeds"].index(seed)]["arguments"]["windows"] for seed in seeds}
+    if trained_on != {windows.digest}:
+        raise PublishedError(
+            f"the networks in {folder} were trained on other windows than these; train them (WEIGHTS=trained)"
         )
     tensors = load_file(folder / "trunks.safetensors")
     return [_network(folder, about, tensors, windows, model, seed) for seed in seeds]
