@@ -16,7 +16,7 @@ from harvis_utils.maximization.starting import chosen_units, starting_points, st
 from harvis_utils.metrics import motifs
 from harvis_utils.metrics.intervals import paired
 from harvis_utils.paper import climbing, comparing, variants
-from harvis_utils.paper.variants import BY_NAME, PAPERS, RECIPES, VISUAL
+from harvis_utils.paper.variants import BY_NAME, EXPLAINING, PAPERS, RECIPES, VISUAL
 from harvis_utils.settings import (
     PRESETS,
     PROFILES,
@@ -112,10 +112,19 @@ def test_readings_depart_by_how_far_they_are_from_what_is_stated():
 
 
 def test_names_are_used_once_and_profiles_try_what_they_say():
-    assert len(BY_NAME) == len(RECIPES) + len(VISUAL) == 42
+    assert len(BY_NAME) == len(RECIPES) + len(VISUAL) + len(EXPLAINING) == 56
     assert variants.tried(load_settings("desk").visual) == list(VISUAL)
     quick = {one.name for one in variants.tried(load_settings("quick").visual)}
     assert set(variants.RANDOM) <= quick < {one.name for one in VISUAL} and len(quick) == 11
+
+
+def test_what_explains_most_is_chosen_and_of_equals_what_does_least():
+    accuracy = dict.fromkeys((one.name for one in EXPLAINING), 0.6)
+    assert variants.levers(BY_NAME["frequency"]) == 0 and variants.levers(BY_NAME["one position"]) == 1
+    assert variants.most_explaining(accuracy) == "one position", "fewest levers, first of the list"
+    assert variants.most_explaining(accuracy | {"surroundings": 0.7}) == "surroundings"
+    close = accuracy | {"surroundings": 0.7, "covariance as norm": 0.696, "one position": 0.694}
+    assert variants.most_explaining(close) == "covariance as norm"
 
 
 # ---------------------------------------------------------------------------------------------------- readings
