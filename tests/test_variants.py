@@ -305,6 +305,19 @@ def test_a_plain_recipe_is_visualizing_layer_by_layer(made, tiny_windows):
         assert np.allclose(ours, alone.signal[:, 0], atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", EXPLAINING, ids=lambda one: one.name)
+def test_what_is_to_explain_keeps_what_it_says(made, tiny_windows, variant):
+    net, th_eap, train = made.nets[0], made.stats["th_eap"].isel(seed=0), tiny_windows.train
+    denoiser = made.denoiser if variant.prior else None
+    x = climbing.visual_signals.function(net, th_eap, tiny_windows, variant, UNITS, STEPS, denoiser)["signal"].values
+    assert x.shape == (3, len(UNITS), 30) and (np.ptp(x, axis=-1) > 0).all()
+    if variant.space == "phase":
+        real = np.abs(np.fft.rfft(train.segments, norm="ortho")).mean(0)
+        assert np.allclose(np.abs(np.fft.rfft(x, norm="ortho")), real, atol=1e-5)
+    else:
+        assert np.abs(x).max() <= visualization.amplitude_bound(train)
+
+
 def test_of_several_copies_the_one_with_the_highest_objective_is_kept(made, tiny_windows, monkeypatch):
     net, th_eap, kept = made.nets[0], made.stats["th_eap"].isel(seed=0), []
     whole = visualization.visualize
