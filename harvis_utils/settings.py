@@ -236,8 +236,6 @@ class ExplanationSettings:
     share: float = 0.25  # Choice: of a group, that is taken for the upper and for the lower part of a unit's outputs
     n_pairs: int = 400  # Choice: pairs of segments per unit
     n_train: int = 30_000  # Choice: training segments among which the strongest are looked for, and averaged
-    n_strongest: int = 9  # Choice: as in Borowski et al.
-    seed: int = 0  # Choice
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ import xarray as xr
 from harvis_utils.data.windowing import Split
 from harvis_utils.maximization.paper_methods import Target
 from harvis_utils.maximization.starting import spectrum_noise
-from harvis_utils.metrics.explanation import Seen
+from harvis_utils.metrics.explanation import SEED, Seen
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import ExplanationSettings
 
 #: segments pushed through a network at once; bounds the memory
 CHUNK = 1024
+#: strongest windows of a unit. Choice: as in Borowski et al.
+N_STRONGEST = 9
 #: share of the pieces' mean power that is added to every direction's, without which a filter needs no limit
 RIDGE = 1e-4
 
@@ -48,14 +50,14 @@ def triggered(
     ``place``, ``layer`` and ``width`` are as in :func:`harvis_utils.metrics.explanation.explained`. Returns ``average``
     and ``filter`` over (unit[, axis], lag), zeros for a unit that is always silent, and ``strongest`` over (unit,
     example, [axis,] time): the windows with the unit's largest outputs, no two of one recording, because neighbours
-    are alike. Outputs below zero count as none. ``n_train`` segments of ``split`` are looked at, drawn by ``seed``;
+    are alike. Outputs below zero count as none. ``n_train`` segments of ``split`` are looked at, drawn at random;
     every map sample counts that sees nothing beyond the window.
     """
     settings = settings or ExplanationSettings()
     seen = Seen.by(place, layer, split.length, width)
     target, at = seen.target, torch.as_tensor(seen.inside)
     segments = split.of_units(target.axes > 1)
-    some = np.sort(np.random.default_rng(settings.seed).permutation(len(segments))[: settings.n_train])
+    some = np.sort(np.random.default_rng(SEED).permutation(len(segments))[: settings.n_train])
     n_inputs = target.axes * seen.width
     count, sum_x, sum_xx = 0, np.zeros(n_inputs), np.zeros((n_inputs, n_inputs))
     sum_a, sum_ax = np.zeros(target.n_units), np.zeros((target.n_units, n_inputs))
@@ -79,7 +81,7 @@ def triggered(
     best = np.stack(
         [np.flatnonzero(recording == r)[largest[:, recording == r].argmax(1)] for r in np.unique(recording)]
     )
-    order = np.argsort(-np.take_along_axis(largest, best.T, 1), axis=1, kind="stable")[:, : settings.n_strongest]
+    order = np.argsort(-np.take_along_axis(largest, best.T, 1), axis=1, kind="stable")[:, :N_STRONGEST]
     windows = segments[some[np.take_along_axis(best.T, order, 1)]]
     axis = ("axis",) if target.axes > 1 else ()
     windows = windows.reshape(*order.shape, target.axes, split.length)
@@ -110,7 +112,7 @@ def references(
     found = triggered(place, layer, split, settings, width)
     shape = (target.n_units, target.axes, split.length)
     real = target.scale.signals(split.of_units(target.axes > 1)[:: max(1, len(split) // 4000)].reshape(-1, *shape[1:]))
-    rng = np.random.default_rng((settings.seed, seed))
+    rng = np.random.default_rng((SEED, seed))
     noise = [spectrum_noise(real.numpy()[:, axis], target.n_units, rng) for axis in range(target.axes)]
     made = {
         "strongest real window": found["strongest"].values[:, 0],

@@ -33,6 +33,8 @@ from harvis_utils.settings import ExplanationSettings, SimilaritySettings
 AMPLITUDES_G = SimilaritySettings().fail_amplitude_g * 2.0 ** np.arange(-10, 0.5, 0.5)
 #: halvings of the half octave in which the threshold is reached: the amplitude is then within 0.3 %
 N_HALVINGS = 7
+#: decides which segments and pairs are drawn
+SEED = 0
 #: a unit with fewer pairs has no accuracy
 FEWEST_PAIRS = 20
 #: signals slid along all segments at once, which bounds the memory
@@ -141,10 +143,10 @@ def drawn_pairs(outputs: np.ndarray, energy: np.ndarray, settings: ExplanationSe
 
     The rule: segments, in the order of their ``energy`` (segment,), are cut into ``n_quantiles`` equal groups. In each
     group and for each unit, one of the ``share`` of segments with the largest ``outputs`` (unit, segment) meets one
-    of the ``share`` with the smallest, ``n_pairs`` in all, drawn by ``seed``. Segments between which the unit does not
+    of the ``share`` with the smallest, ``n_pairs`` in all, drawn at random. Segments between which the unit does not
     tell, as where it is silent in both, are no pair.
     """
-    rng = np.random.default_rng(settings.seed)
+    rng = np.random.default_rng(SEED)
     each, found = max(1, settings.n_pairs // settings.n_quantiles), []
     for group in np.array_split(np.argsort(energy, kind="stable"), settings.n_quantiles):
         n = max(1, round(settings.share * len(group)))
@@ -212,9 +214,9 @@ def explained(
     samples its units see, by default whole windows). ``signals`` is (..., unit[, example][, axis], time) in the
     windows' unit, with unit numbers as coordinate: methods, variants or references under any other dimension, each
     compared with its own units only. Of several ``example`` of a unit the nearest to a window counts, and the mean of
-    their cross-correlations. Signals shorter than windows stand in the middle of zeros. ``th_eap`` is (unit,) over all units of the layer; ``held_out``
-    are windows on which neither signals nor references were made, of which ``n_segments`` segments (one axis of one
-    window, whole windows where units mix axes) are drawn.
+    their cross-correlations. Signals shorter than windows stand in the middle of zeros. ``th_eap`` is (unit,) over all
+    units of the layer; ``held_out`` are windows of which neither signals nor references were made; ``n_segments`` of
+    their segments (one axis of one window, whole windows where units mix axes) are drawn.
 
     From each signal, scaled to the amplitude at which it brings its unit to its threshold (:func:`to_threshold`; what
     cannot, or is flat, is left as it is), comes its strongest receptive-field piece. Returns
@@ -268,9 +270,9 @@ def in_windows(signals: xr.DataArray, names: Sequence[str], target: Target, leng
 
 
 def drawn_segments(split: Split, target: Target, settings: ExplanationSettings) -> np.ndarray:
-    """``n_segments`` of what the units see of a split's windows, drawn by ``seed``: (segment, axis, time) in s."""
+    """``n_segments`` of what the units see of a split's windows, drawn at random: (segment, axis, time) in s."""
     segments = split.of_units(target.axes > 1)
-    some = np.sort(np.random.default_rng(settings.seed).permutation(len(segments))[: settings.n_segments])
+    some = np.sort(np.random.default_rng(SEED).permutation(len(segments))[: settings.n_segments])
     segments = segments[some].reshape(len(some), target.axes, split.length)
     return target.scale.signals(segments.astype(np.float64)).numpy()
 
@@ -334,7 +336,7 @@ def strongest_pieces(
     """
     shape = signals.shape[:3]
     rows = signals.reshape(-1, *signals.shape[3:])
-    unit, th = (np.broadcast_to(of[:, None], shape).ravel() for of in (units, th_eap))
+    unit, th = (np.broadcast_to(of[:, None], shape).flatten() for of in (units, th_eap))
     still = flat(rows)
     factor = to_threshold(seen, unit, rows, np.where(still, np.nan, th))
     pieces = seen.pieces(unit, rows * np.nan_to_num(factor, nan=1.0)[:, None, None])

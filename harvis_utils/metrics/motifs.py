@@ -18,8 +18,11 @@ import xarray as xr
 from harvis_utils.data.kinds import Dataset
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
+from harvis_utils.maximization.paper_methods import Target
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import similarity
+from harvis_utils.metrics import explanation, similarity
+from harvis_utils.metrics.explanation import Seen
+from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import Settings
 
 #: signals at a time: bounds memory, changes no result
@@ -143,3 +146,64 @@ def motif_recovery(
         each = values.sel(layer=layers).mean("seed").to_series().unstack("layer")[layers]
         table[f"{name} layer"] = each.idxmax(axis=1)  # NaN where a layer cannot hold the motif
     return table.assign(**{"starting sine": best_match(truth.shapes, start[None])[:, 0]})
+
+
+def isolated(shape: np.ndarray, length: int) -> np.ndarray:
+    """Windows of zeros that hold a motif (time,), one for each place where it fits: (place, 1, length)."""
+    n_places = length - len(shape) + 1
+    windows = np.zeros((n_places, 1, length))
+    for place in range(n_places):
+        windows[place, 0, place : place + len(shape)] = shape
+    return windows
+
+
+def identification(
+    place: Trunk | Target, layer: str, signals: xr.DataArray, truth: PlantedMotifs, th_eap: xr.DataArray
+) -> xr.Dataset:
+    """Whether signals show the motif that their unit prefers, dims (..., unit): ground truth without a threshold.
+
+    What a unit prefers is measured, not assumed: the motif that alone in a window of zeros, at whichever place, gives
+    the largest output (:func:`isolated`). What a signal shows is the motif that, slid past in its window of zeros,
+    correlates best with the signal's strongest receptive-field piece (:func:`explanation.strongest_pieces`) as a whole:
+    so long and short motifs, which have one energy, compete alike. Both choose among the motifs that the receptive
+    field holds.
+
+    ``place``, ``layer``, ``signals`` (..., unit, time) and ``th_eap`` are as in :func:`explanation.explained`, units of
+    single axes only. Returns ``preferred`` and ``shown`` (numbers in ``truth.names``, -1 for none), ``match``
+    (correlation with the preferred one), ``identified``, which is chance for flat signals and NaN for units that no
+    motif excites more than a quiet window does, ``chance`` (1 / number of motifs), and ``lead``: by how much of its
+    output the preferred motif excites the unit more than the next one.
+    """
+    length = signals.sizes["time"]
+    seen = Seen.by(place, layer, length)
+    if seen.target.axes > 1:
+        raise ValueError("motifs are of one axis, but these units mix the axes of a window")
+    held = [k for k, shape in enumerate(truth.shapes) if len(shape) <= seen.width]
+    names, units = [d for d in signals.dims if d not in ("unit", "time")], signals["unit"].values
+    x = explanation.in_windows(signals, names, seen.target, length)
+    pieces, _, still = explanation.strongest_pieces(seen, units, x, th_eap.sel(unit=units).values)
+    shapes, output, match = similarity.unit_norm(pieces[:, :, 0, 0]), [], []
+    for k in held:
+        windows = isolated(truth.shapes[k], length)
+        output.append(seen.outputs(windows)[units].max(1))
+        every = np.lib.stride_tricks.sliding_window_view(windows, seen.width, axis=2).reshape(-1, seen.width)
+        match.append((shapes @ every.T).max(-1) / np.linalg.norm(truth.shapes[k]))
+    quiet = seen.outputs(np.zeros((1, 1, length)))[units, 0]
+    output, match = np.stack(output), np.where(still[None, :, :, 0], 0.0, np.stack(match))
+    order, excited = np.sort(output, axis=0), output.max(0) > quiet
+    preferred, shown = output.argmax(0), np.where(still[..., 0], -1, match.argmax(0))
+    chance = 1 / len(held)
+    right = np.where(shown < 0, chance, shown == preferred)
+    lead = 1 - order[-2] / np.where(excited, order[-1], 1) if len(held) > 1 else np.ones(len(units))
+    numbers = np.array([*held, -1])
+    found = {
+        "preferred": np.broadcast_to(np.where(excited, numbers[preferred], -1), right.shape),
+        "shown": numbers[shown],
+        "match": np.take_along_axis(match, preferred[None, None], 0)[0],
+        "identified": np.where(excited, right, np.nan),
+        "lead": np.broadcast_to(np.where(excited, lead, np.nan), right.shape),
+        "chance": np.where(excited, chance, np.nan) * np.ones(right.shape),
+    }
+    shape, dims = [signals.sizes[d] for d in names], (*names, "unit")
+    shaped = {name: (dims, of.reshape(*shape, len(units))) for name, of in found.items()}
+    return xr.Dataset(shaped, {d: signals[d] for d in dims if d in signals.coords})

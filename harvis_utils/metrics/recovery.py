@@ -278,30 +278,41 @@ def places(table: pd.DataFrame, method: str) -> pd.DataFrame:
     return found.assign(**{"first sample (median)": own["first"].median()})
 
 
+def detecting(
+    windows: Windows, truth: PlantedMotifs, length: int, thinning: int
+) -> tuple[list[str], Trunk, xr.DataArray]:
+    """Motifs of ``length`` samples, a trunk of one layer whose units' filters they are, and its thresholds (unit,).
+
+    Filters have no mean, a norm of one and no bias; thresholds are taken over every ``thinning``-th training window.
+    """
+    shapes = {n: shape for n, shape in zip(truth.names, truth.shapes, strict=True) if len(shape) == length}
+    filters = similarity.unit_norm(np.stack(list(shapes.values()))).astype(np.float32)
+    trunk = Trunk((torch.tensor(filters)[:, None],), (torch.zeros(len(shapes)),))
+    found = unit_statistics.collect(trunk, windows.train.every(thinning).segments, n_top=1)
+    return list(shapes), trunk, found["th_eap"].sel(layer="conv1")
+
+
 def detectors(
     cfg: Settings, windows: Windows, truth: PlantedMotifs | None, methods: Sequence[str], settings: RecoverySettings
 ) -> pd.DataFrame:
     """What the methods write for units that look for a motif and nothing else: one row per motif and method.
 
-    Each motif is the filter of a unit of its own, in a network of one layer: without its mean, of unit norm, no bias.
-    Thresholds come from the training windows as for any unit. ``match`` is the best correlation of the unit's signal
-    with its motif, ``reached`` its largest output as a share of the threshold; a signal beyond the amplitude at which
-    it has failed still has both. No row where nothing was planted.
+    Each motif is the filter of a unit of its own (:func:`detecting`). ``match`` is the best correlation of the unit's
+    signal with its motif, ``reached`` its largest output as a share of the threshold; a signal beyond the amplitude at
+    which it has failed still has both. No row where nothing was planted.
     """
     if truth is None:
         return pd.DataFrame(columns=["motif", "length", "technique", "match", "reached"])
-    segments, tables = windows.train.every(settings.thinning).segments, []
+    tables = []
     for length in dict.fromkeys(map(len, truth.shapes)):
-        shapes = {n: shape for n, shape in zip(truth.names, truth.shapes, strict=True) if len(shape) == length}
-        filters = similarity.unit_norm(np.stack(list(shapes.values()))).astype(np.float32)
-        trunk = Trunk((torch.tensor(filters)[:, None],), (torch.zeros(len(shapes)),))
-        th = unit_statistics.collect(trunk, segments, n_top=1)["th_eap"].sel(layer="conv1").values
+        names, trunk, th_eap = detecting(windows, truth, length, settings.thinning)
+        th, shapes = th_eap.values, [truth.shapes[truth.names.index(name)] for name in names]
         options = {"settings": cfg.maximization, "length": windows.train.length, "rate_hz": windows.rate_hz}
         found = paper_methods.maximize(trunk, "conv1", th, methods=methods, **options)
         for method in methods:
             signals, maps = (found[v].sel(technique=method).transpose("unit", "time").values for v in ("signal", "map"))
-            match, reached = np.diag(motifs.best_match(list(shapes.values()), signals)), maps.max(1) / th
-            row = {"motif": list(shapes), "length": length, "technique": method, "match": match}
+            match, reached = np.diag(motifs.best_match(shapes, signals)), maps.max(1) / th
+            row = {"motif": names, "length": length, "technique": method, "match": match}
             tables.append(pd.DataFrame(row | {"reached": reached.astype(float)}))
     return pd.concat(tables, ignore_index=True)
 
