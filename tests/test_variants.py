@@ -345,6 +345,20 @@ def test_a_dead_unit_is_neither_clipped_nor_in_the_way(made, tiny_windows):
     assert found["signal"].notnull().all()
 
 
+def test_variants_are_chosen_by_the_mean_of_means(cfg, made, tiny_windows, monkeypatch, tmp_path):
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
+    some = [BY_NAME[name] for name in ("one position", "covariance as norm")]
+    found = climbing.explanations(cfg, tiny_windows, made.nets, made.stats, some, UNITS)
+    assert set(found["accuracy"].dims) == {"seed", "recipe", "layer", "unit"} and found["accuracy"].notnull().any()
+    values = np.linspace(0, 1, found["accuracy"].size).reshape(found["accuracy"].shape)
+    first = found.assign(accuracy=(found["accuracy"].dims, values))
+    gaps = first.assign(accuracy=first["accuracy"].where((first["unit"] != 0) | (first["layer"] != "conv1")))
+    accuracy = climbing.mean_accuracy([first, gaps])
+    a, b = (one["accuracy"].transpose("recipe", "layer", "seed", "unit").values for one in (first, gaps))
+    expected = [(np.mean(p) + np.mean([[np.nanmean(u) for u in s] for s in q])) / 2 for p, q in zip(a, b, strict=True)]
+    assert list(accuracy.values()) == pytest.approx(expected) and list(accuracy) == [one.name for one in some]
+
+
 # ----------------------------------------------------------------------------------------------------------- judging
 
 

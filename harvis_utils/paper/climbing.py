@@ -21,6 +21,7 @@ from harvis_utils.maximization.paper_methods import METHODS, PENALTIES, PROPOSED
 from harvis_utils.maximization.starting import chosen_units, spectrum_noise, starting_points, starting_signal
 from harvis_utils.metrics import realism, similarity
 from harvis_utils.metrics.signal_measures import flat
+from harvis_utils.paper import explaining
 from harvis_utils.paper.variants import FREE, OURS, PENALIZED, Variant, Visual, by_step
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import MaximizationSettings, Settings, SimilaritySettings, VisualSettings
@@ -337,3 +338,35 @@ def signals(
         return xr.concat([one(net, th_eap, variant) for variant in bar], names)
 
     return of_networks(networks, every, statistics["th_eap"])
+
+
+def explanations(
+    cfg: Settings,
+    windows: Windows,
+    networks: Sequence[Network],
+    statistics: xr.Dataset,
+    chosen: Sequence[Visual],
+    units: Sequence[int],
+    denoiser: priors.Denoiser | None = None,
+) -> xr.Dataset:
+    """How well :func:`signals` explain their units in held-out windows, dims (seed, recipe, layer, unit).
+
+    See :func:`harvis_utils.metrics.explanation.explained`.
+    """
+    made = signals(cfg, windows, networks, statistics, chosen, units, denoiser)["signal"].rename(recipe="technique")
+    made = made.transpose("seed", "technique", "layer", "unit", "time")
+
+    def one(net: Network, own: xr.DataArray, th_eap: xr.DataArray) -> xr.Dataset:
+        return explaining.explained_of(net, windows, own, th_eap, cfg.explanation)
+
+    return of_networks(networks, one, made, statistics["th_eap"]).rename(technique="recipe")
+
+
+def mean_accuracy(found: Sequence[xr.Dataset]) -> dict[str, float]:
+    """Machine interpretability by which :func:`variants.most_explaining` chooses, of :func:`explanations` by data set.
+
+    The mean over units, then networks, then layers, then data sets.
+    """
+    each = [one["accuracy"].mean("unit").mean("seed").mean("layer") for one in found]
+    mean = xr.concat(each, "dataset").mean("dataset")
+    return dict(zip(mean["recipe"].values.tolist(), mean.values.tolist(), strict=True))
