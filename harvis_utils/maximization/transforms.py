@@ -44,7 +44,9 @@ def noise(std_g: float) -> Transform:
 def background(windows: Tensor, share: float) -> Transform:
     """Plus ``share`` of a real window, another one for each window and step: ``windows`` (real window, axis, time).
 
-    What excites a unit in any surroundings is sought, and units that are silent by themselves are heard.
+    What excites a unit in any surroundings is sought, and units that are silent by themselves are heard. The gradient
+    is then the mean one over real windows; times their second moment, for Gaussian ones, it is the covariance of window
+    and output (Stein's lemma), a triggered average.
     """
 
     def transform(x: Tensor, generator: torch.Generator) -> Tensor:

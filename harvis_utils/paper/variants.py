@@ -140,7 +140,8 @@ class Visual:
     """One way to visualize; every number 0 switches its aid off.
 
     All start from the same noise, keep signals within the reach of real movement (real magnitudes need no bound) and,
-    unless one says otherwise, count outputs up to the unit's threshold, as the paper's clipping does.
+    unless one says otherwise, count outputs up to the unit's threshold, as the paper's clipping does. What the spectrum
+    and unlikeliness cost is that of what the network sees, behind the transforms.
     """
 
     name: str
