@@ -232,7 +232,7 @@ class ExplanationSettings:
     """How well signals explain their units, in windows that nothing was made of (notebook 08b)."""
 
     n_segments: int = 4000  # Choice: held-out segments, drawn at random
-    n_quantiles: int = 20  # Choice: groups of about one energy, within which segments are paired
+    n_groups: tuple[int, int] = (10, 8)  # Choice: segments are paired within groups of one level, and in it one energy
     share: float = 0.25  # Choice: of a group, that is taken for the upper and for the lower part of a unit's outputs
     n_pairs: int = 400  # Choice: pairs of segments per unit
     n_train: int = 30_000  # Choice: training segments among which the strongest are looked for, and averaged
@@ -346,7 +346,7 @@ PROFILES: dict[str, dict] = {
             widths=(4,),
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
-        "explanation": ExplanationSettings(n_segments=1500, n_quantiles=10, n_pairs=200, n_train=6000),
+        "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {

@@ -10,15 +10,17 @@ from scipy.stats import rankdata, spearmanr
 
 from harvis_utils.data import synthetic
 from harvis_utils.data.windowing import Split
-from harvis_utils.lenses.triggered import REFERENCES, references, triggered
+from harvis_utils.lenses.triggered import REFERENCES, STRONGEST, references, triggered
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.metrics import explanation, motifs, similarity
 from harvis_utils.metrics.explanation import Seen, drawn_pairs, explained, to_threshold
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
+from harvis_utils.paper import explaining
 from harvis_utils.settings import ExplanationSettings, ModelSettings
+from harvis_utils.training import supervised
 from tests.made_trunks import made_trunk
 
-SETTINGS = ExplanationSettings(n_segments=400, n_quantiles=4, n_pairs=160, n_train=2000)
+SETTINGS = ExplanationSettings(n_segments=400, n_groups=(2, 2), n_pairs=160, n_train=2000)
 LENGTH = 30
 
 
@@ -85,7 +87,7 @@ def plain(trunk, layer, signals, segments, th, settings):
                 moving = [0.0 if np.ptp(cut) <= 0.05 else np.corrcoef(piece, cut)[0, 1] for cut in cuts]
                 shape[u, i] = max(moving)
     about = np.stack([segments.astype(float).var(1), segments.mean(1, dtype=float), np.abs(segments).max(1)])
-    pairs = drawn_pairs(active, about[0], settings)
+    pairs = drawn_pairs(active, about[0], about[1], settings)
     known = np.vstack([np.ones(len(segments)), rankdata(about, axis=1)]).T
 
     def rest(values):
@@ -140,7 +142,7 @@ def test_the_filter_explains_a_linear_unit_and_a_shared_sine_does_not():
     th = thresholds(trunk, split).sel(layer="conv1")
     found = explained(trunk, "conv1", as_signals(np.stack([filters, sine, np.zeros_like(sine)])), split, th, SETTINGS)
     assert (found["fidelity"][0] > 0.999).all() and (found["identified"][0] == 1).all()
-    assert (found["accuracy by shape"][0] > 0.65).all()
+    assert (found["accuracy by shape"][0] > 0.5).all() and found["accuracy by shape"][0].mean() > 0.55
     assert (found["specificity"][0] > 0.6).all() and (np.abs(found["specificity"][1]) < 0.4).all()
     assert found["identified"][1].mean() < 1 and (found["identified"][2] == 0.25).all()
 
@@ -169,17 +171,19 @@ def test_signals_are_scaled_to_the_threshold_or_left():
     assert (seen.own(unit[:3], rows[:3] * factor[:3, None, None]).max(1) >= th[:3]).all()
 
 
-def test_pairs_are_matched_in_energy_and_differ_in_output():
+def test_pairs_are_matched_in_level_and_energy_and_differ_in_output():
     rng = np.random.default_rng(0)
-    energy, outputs = rng.exponential(size=400), rng.normal(size=(3, 400)).clip(min=0)
+    (energy, level), outputs = rng.exponential(size=(2, 400)), rng.normal(size=(3, 400)).clip(min=0)
     outputs[2] = 0
-    pairs = drawn_pairs(outputs, energy, SETTINGS)
+    pairs = drawn_pairs(outputs, energy, level, SETTINGS)
     assert pairs.shape == (2, 3, 160) and (pairs[:, 2] == -1).all()
-    group = np.argsort(np.argsort(energy)) // 100
+    high = level > np.median(level)
+    lively = np.where(high, energy > np.median(energy[high]), energy > np.median(energy[~high]))
     for unit in range(2):
         strong, weak = pairs[:, unit]
-        assert (group[strong] == group[weak]).all() and (outputs[unit, strong] > outputs[unit, weak]).all()
-    assert np.array_equal(pairs, drawn_pairs(outputs, energy, SETTINGS))
+        assert (high[strong] == high[weak]).all() and (lively[strong] == lively[weak]).all()
+        assert (outputs[unit, strong] > outputs[unit, weak]).all()
+    assert np.array_equal(pairs, drawn_pairs(outputs, energy, level, SETTINGS))
 
 
 def test_partial_correlation_takes_away_what_is_known():
@@ -311,3 +315,47 @@ def test_a_layer_is_asked_for_the_motifs_that_it_holds():
         assert np.allclose(found["chance"].dropna("unit"), 1 / n) and found["shown"].max() < n
     quiet = Trunk(tuple(-w.abs() * 0 for w in trunk.weights), trunk.biases)
     assert motifs.identification(quiet, "conv1", signals, truth, th)["identified"].isnull().all()
+
+
+# ------------------------------------------------------------------------------------------------- of several networks
+
+
+@pytest.fixture(scope="module")
+def explained_networks(cfg, tiny_windows, tmp_path_factory):
+    """Settings, windows, two tiny networks, their statistics and made signals of one method."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("explained")))
+        networks = supervised.networks(cfg, tiny_windows)
+        statistics = unit_statistics.statistics(cfg, tiny_windows, networks)
+    own = dataclasses.replace(cfg, explanation=dataclasses.replace(SETTINGS, n_segments=60, n_groups=(1, 1)))
+    values = np.random.default_rng(0).normal(size=(2, 1, 3, 6, LENGTH)).astype(np.float32)
+    dims = ("seed", "technique", "layer", "unit", "time")
+    coords = {"seed": [0, 1], "technique": ["made"], "layer": ["conv1", "conv2", "conv3"], "unit": np.arange(6)}
+    return own, tiny_windows, networks, statistics, xr.DataArray(values, dims=dims, coords=coords)
+
+
+def test_methods_and_references_stand_in_one_table_with_intervals(explained_networks):
+    found = explaining.explanations(*explained_networks)
+    assert found["technique"].values.tolist() == ["made", *REFERENCES, STRONGEST]
+    again = explaining.explanations(*explained_networks)
+    xr.testing.assert_identical(found, again)  # names are not cut off in files
+    table = explaining.table(found).set_index(["technique", "layer"])
+    assert len(table) == 3 * (len(REFERENCES) + 2) and (table["networks"] == 2).all()
+    specific = table["specificity"]
+    assert specific["made"].between(table["specificity low"]["made"], table["specificity high"]["made"]).all()
+    assert specific["linear filter"].mean() > specific["starting sine"].mean()
+    against = explaining.against(found, "linear filter").set_index(["technique", "layer", "measure"])
+    expected = found["fidelity"].sel(layer="conv1")
+    expected = (expected.sel(technique="made") - expected.sel(technique="linear filter")).mean()
+    assert np.isclose(against.loc[("made", "conv1", "fidelity"), "difference"], expected)
+
+
+def test_motifs_are_identified_for_methods_references_and_detecting_units(explained_networks):
+    found = explaining.motif_identification(*explained_networks, synthetic.motifs())
+    table = explaining.motif_table(found)
+    assert set(table["technique"]) == {"made", *REFERENCES} and set(table["layer"]) == {"conv1", "conv2", "conv3"}
+    own, windows = explained_networks[:2]
+    units = explaining.detector_units(own, windows, synthetic.motifs(), ["L2+TV"])
+    assert units["motif"].nunique() == 9 and set(units["technique"]) == {"L2+TV", *REFERENCES}
+    linear = units[units["technique"] == "linear filter"]
+    assert linear["match"].mean() > 0.9 and linear["identified"].mean() > 0.8

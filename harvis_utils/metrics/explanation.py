@@ -1,12 +1,14 @@
 """Signals turned into how well they explain their unit: does the picture tell what excites it in windows not seen?
 
 *Machine interpretability* (Borowski et al., ICLR 2021; Zimmermann et al., NeurIPS 2024, with a distance in place of
-people): of two held-out windows, matched in energy, which excites the unit more? It is answered from the signal alone,
-and the share of right answers is the score. *Template fidelity*: does the signal, slid along held-out windows as a
-matched filter, rise and fall with the unit, beyond what energy, level and amplitude explain? Any lively signal does to
-some degree, so that what counts is its *specificity*, the fidelity above that of other units' signals, and
-*identification*, whether no other unit's signal of the same method fits the unit better.
+people): of two held-out windows, matched in energy and level, which excites the unit more? It is answered from the
+signal alone, and the share of right answers is the score. *Template fidelity*: does the signal, slid along held-out
+windows as a matched filter, rise and fall with the unit, beyond what energy, level and amplitude explain? Any lively
+signal does to some degree, so that what counts is its *specificity*, the fidelity above that of other units' signals,
+and *identification*, whether no other unit's signal of the same method fits the unit better.
 
+The unit says which piece of its signal counts, as in the paper's similarity, and at which amplitude; nothing else of
+the network is used. The best piece of the untouched start therefore tells more than nothing: it is to be read beside.
 Units are taken where their receptive field lies inside the window, so that zeros beyond its ends count nowhere. All
 of it is a Choice; the paper measures none of this. What flat signals get is chance: they show nothing.
 """
@@ -138,23 +140,29 @@ def to_threshold(seen: Seen, unit: np.ndarray, signals: np.ndarray, th_eap: np.n
     return above
 
 
-def drawn_pairs(outputs: np.ndarray, energy: np.ndarray, settings: ExplanationSettings) -> np.ndarray:
+def drawn_pairs(
+    outputs: np.ndarray, energy: np.ndarray, level: np.ndarray, settings: ExplanationSettings
+) -> np.ndarray:
     """Pairs of segments for every unit, the more exciting one first: (2, unit, pair) indices, -1 where there is none.
 
-    The rule: segments, in the order of their ``energy`` (segment,), are cut into ``n_quantiles`` equal groups. In each
-    group and for each unit, one of the ``share`` of segments with the largest ``outputs`` (unit, segment) meets one
-    of the ``share`` with the smallest, ``n_pairs`` in all, drawn at random. Segments between which the unit does not
-    tell, as where it is silent in both, are no pair.
+    The rule: segments, in the order of their ``level`` (segment,), are cut into equal groups, and each of these, in the
+    order of their ``energy``, into groups again (``n_groups``). In each and for each unit, one of the ``share`` of
+    segments with the largest ``outputs`` (unit, segment) meets one of the ``share`` with the smallest, ``n_pairs`` in
+    all, drawn at random. Segments between which the unit does not tell, as where it is silent in both, are no pair.
+
+    Choice: the level too, because with the energy alone it decides: on a network that judges nothing (DSADS, Conv1),
+    the untouched sine then gives 84 % right answers, and flat signals of the paper's method as many.
     """
-    rng = np.random.default_rng(SEED)
-    each, found = max(1, settings.n_pairs // settings.n_quantiles), []
-    for group in np.array_split(np.argsort(energy, kind="stable"), settings.n_quantiles):
-        n = max(1, round(settings.share * len(group)))
-        order = group[np.argsort(outputs[:, group], axis=1, kind="stable")]
-        low, high = rng.integers(n, size=each), len(group) - 1 - rng.integers(n, size=each)
-        pair = np.stack([order[:, high], order[:, low]])
-        strong, weak = np.take_along_axis(outputs, pair[0], 1), np.take_along_axis(outputs, pair[1], 1)
-        found.append(np.where(strong > weak, pair, -1))
+    rng, (n_levels, n_energies) = np.random.default_rng(SEED), settings.n_groups
+    each, found = max(1, settings.n_pairs // (n_levels * n_energies)), []
+    for alike in np.array_split(np.argsort(level, kind="stable"), n_levels):
+        for group in np.array_split(alike[np.argsort(energy[alike], kind="stable")], n_energies):
+            n = max(1, round(settings.share * len(group)))
+            order = group[np.argsort(outputs[:, group], axis=1, kind="stable")]
+            low, high = rng.integers(n, size=each), len(group) - 1 - rng.integers(n, size=each)
+            pair = np.stack([order[:, high], order[:, low]])
+            strong, weak = np.take_along_axis(outputs, pair[0], 1), np.take_along_axis(outputs, pair[1], 1)
+            found.append(np.where(strong > weak, pair, -1))
     return np.concatenate(found, axis=2)
 
 
@@ -243,7 +251,7 @@ def explained(
     x = in_windows(signals, names, seen.target, held_out.length)
     segments = drawn_segments(held_out, seen.target, settings)
     outputs, about = seen.outputs(segments)[units], described(segments)
-    pairs = drawn_pairs(outputs, about[0], settings)
+    pairs = drawn_pairs(outputs, *about[:2], settings)
     windows, th = Pieces.of(segments, seen.width), th_eap.sel(unit=units).values
     pieces, factor, still = strongest_pieces(seen, units, x, th)
     rows = [_explained(*of, windows, outputs, pairs, about) for of in zip(pieces, still, strict=True)]

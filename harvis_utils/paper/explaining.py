@@ -58,6 +58,8 @@ def with_references(
     start = starting_signal(cfg.maximization, windows.train.length)
     found = of_networks(networks, lambda net: references_of(net, windows, start, cfg.explanation))
     both = xr.concat([signals, found["signal"]], "technique", join="inner")
+    # names that were read from a file keep its length, and longer ones would be cut off when they are written
+    both = both.assign_coords(technique=both["technique"].values.tolist())
     strongest = found["strongest"].expand_dims(technique=[STRONGEST])
     dims = ("seed", "technique", "layer", "unit")
     return both.transpose(*dims, "time"), strongest.sel(unit=both["unit"]).transpose(*dims, "example", "time")
