@@ -120,6 +120,7 @@ def test_names_are_used_once_and_profiles_try_what_they_say():
 
 def test_what_explains_most_is_chosen_and_of_equals_what_does_least():
     accuracy = dict.fromkeys((one.name for one in EXPLAINING), 0.6)
+    assert variants.EXPLAINER in accuracy
     assert variants.levers(BY_NAME["frequency"]) == 0 and variants.levers(BY_NAME["one position"]) == 1
     assert variants.most_explaining(accuracy) == "one position", "fewest levers, first of the list"
     assert variants.most_explaining(accuracy | {"surroundings": 0.7}) == "surroundings"
