@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from test_lens_taps import LENGTH, MODELS, N_AXES, hooks_of, windows
+from torch import nn
 from torch.nn import functional as F
 
 from harvis_utils.maximization import coordinates, objectives, transforms, visualization
@@ -37,6 +38,8 @@ def every_objective(layer, n_units):
         "a neuron per window": objectives.neuron(layer, [0, 1, 2, 3, 0]),
         "channel": objectives.channel(layer, 2),
         "channel, clipped": objectives.channel(layer, 2, at_most=50.0),
+        "largest": objectives.largest(layer, 2),
+        "unlikeliness": objectives.mahalanobis(np.diag(np.linspace(1, 2, LENGTH))),
         "layer": objectives.layer(layer),
         "direction": objectives.direction(layer, along),
         "class before softmax": objectives.class_score(1),
@@ -79,6 +82,9 @@ def test_objectives_are_what_they_say(name):
         assert torch.isclose(found["neuron at a sample"][i], maps[i, 1, 0, 3])
         assert torch.isclose(found["a neuron per window"][i], maps[i, (0, 1, 2, 3, 0)[i], :, n_time // 2].mean())
         assert torch.isclose(found["channel"][i], maps[i, 2].mean())
+        assert found["largest"][i] == maps[i, 2].max()
+        cost = np.mean([one @ (np.linspace(1, 2, LENGTH) * one) for one in x[i].numpy()])
+        assert float(found["unlikeliness"][i]) == pytest.approx(cost, rel=1e-5)
         assert torch.isclose(found["layer"][i], (maps[i] ** 2).mean())
         expected = sum(maps[i, u].mean() * along[u] for u in range(len(along))) / along.norm()
         assert torch.isclose(found["direction"][i], expected, atol=1e-6)
@@ -98,6 +104,8 @@ def test_clipping_counts_outputs_up_to_the_limit_of_each_window():
     found = objectives.channel("conv1", 2, at_most=limit)(model, x)
     assert torch.allclose(found, torch.stack([m.clamp(max=t).mean() for m, t in zip(maps, limit, strict=True)]))
     assert torch.allclose(objectives.neuron("conv1", 2, 4, at_most=0.1)(model, x), maps[:, :, 4].clamp(max=0.1).mean(1))
+    largest = objectives.largest("conv1", 2, at_most=limit)(model, x)
+    assert torch.equal(largest, torch.minimum(maps.amax((1, 2)), limit)) and (largest[:4] == limit[:4]).any()
 
 
 @some
@@ -109,6 +117,7 @@ def test_objectives_add_up(factors, seed):
     combined = factors[0] * parts[0] + parts[1] * factors[1] - factors[2] * parts[2]
     assert torch.allclose(combined(model, x), factors[0] * a + factors[1] * b - factors[2] * c, atol=1e-5)
     assert torch.allclose((-combined)(model, x), -combined(model, x))
+    assert torch.equal((parts[0] * torch.tensor([1.0, 2.0, 0.0, -1.0]))(model, x), a * torch.tensor([1.0, 2, 0, -1]))
 
 
 def test_objectives_describe_themselves_and_a_window_alone_in_its_group_is_like_no_other():
@@ -168,6 +177,7 @@ def test_other_bad_input_is_said():
 # -------------------------------------------------------------------------------------------------------- transforms
 
 OF_SIZE = {
+    "background": (lambda share: transforms.background(windows(50), share), 0.5),
     "shift": (transforms.shift, 3),
     "scale": (transforms.scale, 0.2),
     "noise": (transforms.noise, 0.1),
@@ -264,13 +274,69 @@ def test_frequency_space_is_a_sum_of_waves_over_f(length):
 
 
 def test_a_bound_is_never_left_and_cuts_what_lies_beyond():
-    for space in (coordinates.in_time(2.0), coordinates.in_frequency(LENGTH, 2.0)):
+    spaces = coordinates.in_time(2.0), coordinates.in_frequency(LENGTH, 2.0), coordinates.in_principal(moment(), 2.0)
+    for space in spaces:
         assert space.signal(1e3 * torch.ones_like(space.parameters(windows()))).abs().max() <= 2
         cut = space.signal(space.parameters(3 * windows()))
         assert torch.allclose(cut, (3 * windows()).clamp(-2 * coordinates.REACH, 2 * coordinates.REACH), atol=1e-3)
 
 
+def moment(length=LENGTH):
+    """Second moment of smooth windows."""
+    lag = np.subtract.outer(np.arange(length), np.arange(length))
+    return np.exp(-np.abs(lag) / 5) * (1 + 0.3 * np.cos(lag / 2))
+
+
+def test_a_step_in_principal_coordinates_is_one_along_the_pattern():
+    """Amplitudes come back to the same windows, and the gradient of a linear unit leads along M w."""
+    space, x, w = coordinates.in_principal(moment(), floor=0), windows(3), torch.randn(LENGTH)
+    assert torch.allclose(space.signal(space.parameters(x)), x, atol=1e-5)
+    p = torch.zeros(1, 1, LENGTH, requires_grad=True)
+    (gradient,) = torch.autograd.grad((space.signal(p) @ w).sum(), p)
+    pattern = torch.tensor(moment()).float() @ w
+    assert F.cosine_similarity(space.signal(gradient)[0, 0], pattern, dim=0) > 1 - 1e-5
+    assert F.cosine_similarity(w, pattern, dim=0) < 0.9
+
+
+@pytest.mark.parametrize("length", [30, 31])
+def test_phases_alone_keep_the_magnitudes_of_real_windows(length):
+    x = torch.randn(40, 2, length, generator=torch.Generator().manual_seed(1)) + 0.5
+    magnitude = coordinates.mean_magnitude(x)
+    assert np.allclose(magnitude, np.abs(np.fft.rfft(x.numpy(), norm="ortho")).mean(0), atol=1e-6)
+    space, alone = coordinates.in_phase(magnitude, length), nn.Identity()
+    of = objectives.Objective("sample 3", (), lambda seen: seen.windows[:, :, 3].mean(1))
+    made = visualization.visualize(alone, of, x[:5], space, n_steps=50)
+    assert np.allclose(np.abs(np.fft.rfft(made.signal, norm="ortho")), magnitude.expand(5, -1, -1), atol=1e-5)
+    assert (made.score > 2 * np.abs(made.history[:, 0])).all(), "phases agree at that sample"
+    assert np.array_equal(np.sign(made.signal.mean(2)), np.sign(x[:5].mean(2).numpy())), "the mean has no phase"
+
+
 # ------------------------------------------------------------------------------------------------------- the ascent
+
+
+@pytest.mark.parametrize("at_most", [None, 0.7])
+@pytest.mark.parametrize(
+    "space", [coordinates.in_time(), coordinates.in_principal(moment())], ids=["time", "principal"]
+)
+def test_the_likeliest_window_of_a_linear_unit_is_its_pattern_not_its_filter(space, at_most):
+    """Haufe et al. (2014): what goes along with the output in real windows, M w, at the threshold where clipped."""
+    torch.manual_seed(3)
+    unit = nn.Conv2d(1, 1, (1, 5), padding=(0, 2), bias=False)
+    network = nn.Sequential(nn.Unflatten(1, (1, 1)), unit)
+    objective = objectives.neuron("1", 0, at_most=at_most) - 0.1 * objectives.mahalanobis(np.linalg.inv(moment()))
+    how = {"n_steps": 1000, "step_size": 0.2, "decay": 0.993}
+    made = visualization.visualize(network, objective, 0.1 * windows(3)[:, :1], space, **how)
+    w = np.zeros(LENGTH)
+    w[13:18] = unit.weight.detach().numpy().ravel()  # as seen by the middle sample
+    pattern, signal = moment() @ w, made.signal[:, 0]
+    r = signal @ np.stack([pattern / np.linalg.norm(pattern), w / np.linalg.norm(w)], 1)
+    r = r / np.linalg.norm(signal, axis=1, keepdims=True)
+    assert (r[:, 0] > 0.999).all() and (r[:, 1] < 0.9).all()
+    size = 1 / (2 * 0.1)  # where gain and cost of growing meet
+    if at_most:
+        assert at_most < size * (w @ pattern)
+        size = at_most / (w @ pattern)
+    assert signal == pytest.approx(np.tile(size * pattern, (3, 1)), abs=0.03 * np.abs(size * pattern).max())
 
 
 def naive(model, objective, x, n_steps, step_size):
@@ -338,6 +404,9 @@ def test_a_silent_unit_is_woken():
     asleep = visualization.visualize(view, objective, start, n_steps=60, step_size=0.2, waking_steps=0)
     awake = visualization.visualize(view, objective, start, n_steps=60, step_size=0.2)
     assert asleep.score == 0 and np.array_equal(asleep.signal, start.numpy()) and awake.score > 0
+    how = {"n_steps": 60, "step_size": 0.2, "waking_slope": 1.0}
+    late = [visualization.visualize(view, objective, start, waking_steps=n, **how).score for n in (1, 60)]
+    assert late[0] == 0 < late[1], "a backward slope in all steps"
 
 
 def test_steps_alternate_with_the_prior():

@@ -16,7 +16,7 @@ from harvis_utils.maximization.starting import chosen_units, starting_points, st
 from harvis_utils.metrics import motifs, realism
 from harvis_utils.metrics.intervals import paired
 from harvis_utils.paper import climbing, comparing, variants
-from harvis_utils.paper.variants import BY_NAME, PAPERS, RECIPES, VISUAL
+from harvis_utils.paper.variants import BY_NAME, EXPLAINING, PAPERS, RECIPES, VISUAL
 from harvis_utils.settings import (
     PRESETS,
     PROFILES,
@@ -112,10 +112,20 @@ def test_readings_depart_by_how_far_they_are_from_what_is_stated():
 
 
 def test_names_are_used_once_and_profiles_try_what_they_say():
-    assert len(BY_NAME) == len(RECIPES) + len(VISUAL) == 42
+    assert len(BY_NAME) == len(RECIPES) + len(VISUAL) + len(EXPLAINING) == 56
     assert variants.tried(load_settings("desk").visual) == list(VISUAL)
     quick = {one.name for one in variants.tried(load_settings("quick").visual)}
     assert set(variants.RANDOM) <= quick < {one.name for one in VISUAL} and len(quick) == 11
+
+
+def test_what_explains_most_is_chosen_and_of_equals_what_does_least():
+    accuracy = dict.fromkeys((one.name for one in EXPLAINING), 0.6)
+    assert variants.EXPLAINER in accuracy
+    assert variants.levers(BY_NAME["frequency"]) == 0 and variants.levers(BY_NAME["one position"]) == 1
+    assert variants.most_explaining(accuracy) == "one position", "fewest levers, first of the list"
+    assert variants.most_explaining(accuracy | {"surroundings": 0.7}) == "surroundings"
+    close = accuracy | {"surroundings": 0.7, "covariance as norm": 0.696, "one position": 0.694}
+    assert variants.most_explaining(close) == "covariance as norm"
 
 
 # ---------------------------------------------------------------------------------------------------- readings
@@ -296,6 +306,19 @@ def test_a_plain_recipe_is_visualizing_layer_by_layer(made, tiny_windows):
         assert np.allclose(ours, alone.signal[:, 0], atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", EXPLAINING, ids=lambda one: one.name)
+def test_what_is_to_explain_keeps_what_it_says(made, tiny_windows, variant):
+    net, th_eap, train = made.nets[0], made.stats["th_eap"].isel(seed=0), tiny_windows.train
+    denoiser = made.denoiser if variant.prior else None
+    x = climbing.visual_signals.function(net, th_eap, tiny_windows, variant, UNITS, STEPS, denoiser)["signal"].values
+    assert x.shape == (3, len(UNITS), 30) and (np.ptp(x, axis=-1) > 0).all()
+    if variant.space == "phase":
+        real = np.abs(np.fft.rfft(train.segments, norm="ortho")).mean(0)
+        assert np.allclose(np.abs(np.fft.rfft(x, norm="ortho")), real, atol=1e-5)
+    else:
+        assert np.abs(x).max() <= visualization.amplitude_bound(train)
+
+
 def test_of_several_copies_the_one_with_the_highest_objective_is_kept(made, tiny_windows, monkeypatch):
     net, th_eap, kept = made.nets[0], made.stats["th_eap"].isel(seed=0), []
     whole = visualization.visualize
@@ -321,6 +344,20 @@ def test_a_dead_unit_is_neither_clipped_nor_in_the_way(made, tiny_windows):
     recipe = dataclasses.replace(BY_NAME["spectral penalty"], diversity=0.1, copies=2)
     found = climbing.visual_signals.function(made.nets[0], th_eap, tiny_windows, recipe, UNITS, STEPS, None)
     assert found["signal"].notnull().all()
+
+
+def test_variants_are_chosen_by_the_mean_of_means(cfg, made, tiny_windows, monkeypatch, tmp_path):
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(tmp_path))
+    some = [BY_NAME[name] for name in ("one position", "covariance as norm")]
+    found = climbing.explanations(cfg, tiny_windows, made.nets, made.stats, some, UNITS)
+    assert set(found["accuracy"].dims) == {"seed", "recipe", "layer", "unit"} and found["accuracy"].notnull().any()
+    values = np.linspace(0, 1, found["accuracy"].size).reshape(found["accuracy"].shape)
+    first = found.assign(accuracy=(found["accuracy"].dims, values))
+    gaps = first.assign(accuracy=first["accuracy"].where((first["unit"] != 0) | (first["layer"] != "conv1")))
+    accuracy = climbing.mean_accuracy([first, gaps])
+    a, b = (one["accuracy"].transpose("recipe", "layer", "seed", "unit").values for one in (first, gaps))
+    expected = [(np.mean(p) + np.mean([[np.nanmean(u) for u in s] for s in q])) / 2 for p, q in zip(a, b, strict=True)]
+    assert list(accuracy.values()) == pytest.approx(expected) and list(accuracy) == [one.name for one in some]
 
 
 # ----------------------------------------------------------------------------------------------------------- judging

@@ -1,7 +1,8 @@
 """Numbers that are optimized turned into windows in G, and windows into such numbers.
 
 The gradient points elsewhere in other coordinates. In time every sample is as easily changed as any other, which gives
-noise; with 1/f scaling a step changes most where natural signals have most power (Olah et al. 2017, "preconditioning").
+noise; with 1/f scaling a step changes most where natural signals have most power (Olah et al. 2017, "preconditioning"),
+and so it does along real windows' own principal directions. Phases alone leave every window a real one's spectrum.
 """
 
 from __future__ import annotations
@@ -49,6 +50,43 @@ def in_frequency(length: int, bound_g: float | None = None) -> Parametrization:
         return torch.fft.irfft(torch.view_as_complex(p.contiguous()) * weight.to(p), n=length, norm="ortho")
 
     return bounded(Parametrization(parameters, signal), bound_g)
+
+
+def in_principal(moment: np.ndarray, bound_g: float | None = None, floor: float = 1e-3) -> Parametrization:
+    """Amplitudes along the principal directions of real windows over their size there: (window, axis, direction).
+
+    ``moment`` (time, time) is real windows' second moment, the same for each axis. A step from zero along a linear
+    unit's gradient leads to its pattern, not its filter (see :func:`objectives.mahalanobis`). Directions count as
+    holding at least ``floor`` of the strongest one's power; sizes have a root mean square of 1.
+    """
+    power, directions = np.linalg.eigh(np.asarray(moment, np.float64))
+    power = np.maximum(power, floor * power[-1])
+    size = np.sqrt(power / power.mean())
+    to, back = (torch.tensor(m) for m in (directions / size, (directions * size).T))
+    return bounded(Parametrization(lambda x: x @ to.to(x), lambda p: p @ back.to(p)), bound_g)
+
+
+def in_phase(magnitude: Tensor, length: int) -> Parametrization:
+    """Phases alone, (window, axis, frequency): every window has the ``magnitude`` of real ones.
+
+    MACO (Fel et al. 2023), "Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained
+    Optimization". ``magnitude`` is (frequency,) or (axis, frequency), see :func:`mean_magnitude`. Waves that have no
+    phase, the mean and the highest one of an even length, keep the sign that they have in the start.
+    """
+    real = torch.zeros(length // 2 + 1, dtype=torch.bool)
+    real[[0] + [-1] * (length % 2 == 0)] = True
+
+    def signal(p: Tensor) -> Tensor:
+        sign = torch.where(p.detach().cos() < 0, -1.0, 1.0).to(p)
+        along = torch.where(real.to(p.device), sign, p.cos()), torch.where(real.to(p.device), 0.0, p.sin())
+        return torch.fft.irfft(torch.complex(*along) * magnitude.to(p), n=length, norm="ortho")
+
+    return Parametrization(lambda x: torch.fft.rfft(x, norm="ortho").angle(), signal)
+
+
+def mean_magnitude(windows: Tensor) -> Tensor:
+    """Mean magnitude of windows (window, axis, time) per axis and frequency, (axis, frequency), in G."""
+    return torch.fft.rfft(windows.double(), norm="ortho").abs().mean(0).float()
 
 
 def bounded(inner: Parametrization, bound_g: float | None) -> Parametrization:

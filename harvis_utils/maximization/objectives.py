@@ -8,8 +8,8 @@ An objective turns (network, windows) into one number per window. What it listen
     (-objective).name            # "-(conv2 unit 5 - 0.1 * (cost of the spectrum))"
 
 They are those of Olah et al. (2017), "Feature Visualization": neuron, channel, layer (DeepDream), class before and
-after softmax, direction. ``-objective`` is the same minimized; rectified units cannot fall below zero, so a unit is
-minimized on its output *before* the ReLU (``norm_conv2`` of SF-HF), as in the source.
+after softmax, direction; and a unit's largest output. ``-objective`` is the same minimized; rectified units cannot
+fall below zero, so a unit is minimized on its output *before* the ReLU (``norm_conv2`` of SF-HF), as in the source.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,10 +74,12 @@ class Objective:
         places = tuple(dict.fromkeys((*self.places, *other.places)))
         return Objective(f"{self.name} {sign} {second}", places, lambda seen: self.of(seen) + factor * other.of(seen))
 
-    def __mul__(self, number: float) -> Objective:
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+    def __mul__(self, factor: float | Tensor) -> Objective:
+        """Times a number, or a tensor of numbers, one per window."""
+        if isinstance(factor, bool) or not isinstance(factor, (int, float, Tensor)):
             return NotImplemented
-        return Objective(f"{number:g} * ({self.name})", self.places, lambda seen: number * self.of(seen))
+        named = "a factor per window" if isinstance(factor, Tensor) else f"{factor:g}"
+        return Objective(f"{named} * ({self.name})", self.places, lambda seen: factor * self.of(seen))
 
     __rmul__ = __mul__
 
@@ -152,6 +155,19 @@ def channel(place: str | Tap, unit: int | Sequence[int], axis: int | None = None
 
     on = "" if axis is None else f" on axis {axis}"
     return Objective(f"{_name(place)} unit {_numbers(unit)}{on}", (place,), of)
+
+
+def largest(place: str | Tap, unit: int | Sequence[int], axis: int | None = None, at_most: Limit = None) -> Objective:
+    """A unit's largest output, wherever it lies; arguments as in :func:`channel`.
+
+    What it excites is one piece of the window, where the mean asks for many at once.
+    """
+
+    def of(seen: Seen) -> Tensor:
+        return of_units(seen.maps[_name(place)], unit, _name(place), axis, at_most).amax((1, 2))
+
+    on = "" if axis is None else f" on axis {axis}"
+    return Objective(f"largest output of {_name(place)} unit {_numbers(unit)}{on}", (place,), of)
 
 
 def in_blocks(parts: Sequence[tuple[Objective, int]]) -> Objective:
@@ -235,6 +251,17 @@ def mean_power(windows: Tensor, floor: float = 1e-3) -> Tensor:
     """
     power = torch.fft.rfft(windows.double(), norm="ortho").abs().square().mean(0)
     return power.clamp(min=floor * power[..., 1:].amax(-1, keepdim=True)).float()
+
+
+def mahalanobis(inverse: np.ndarray | Tensor) -> Objective:
+    """How unlikely windows are: x' P x, averaged over the axes; up to constants minus the log of a Gaussian's density.
+
+    ``inverse`` is P, (time, time): the inverse of real windows' second moment, each axis by itself. For a linear unit
+    the cheapest window of a given output is then not its filter w but its *pattern* P^-1 w, what goes along with the
+    output in real windows (Haufe et al. 2014). To be subtracted.
+    """
+    inverse = torch.as_tensor(inverse)
+    return Objective("unlikeliness", (), lambda seen: ((x := seen.windows) @ inverse.to(x) * x).sum(2).mean(1))
 
 
 def alike(place: str | Tap, group: Sequence[int] | None = None) -> Objective:

@@ -42,6 +42,20 @@ def noise(std_g: float) -> Transform:
     return lambda x, generator: x + std_g * torch.randn(x.shape, generator=generator).to(x)
 
 
+def background(windows: Tensor, share: float) -> Transform:
+    """Plus ``share`` of a real window, another one for each window and step: ``windows`` (real window, axis, time).
+
+    What excites a unit in any surroundings is sought, and units that are silent by themselves are heard. The gradient
+    is then the mean one over real windows; times their second moment, for Gaussian ones, it is the covariance of window
+    and output (Stein's lemma), a triggered average.
+    """
+
+    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x + share * windows[torch.randint(len(windows), (len(x),), generator=generator)].to(x)
+
+    return transform
+
+
 def rotate(degrees: float, sensors: Sequence[Sequence[int]]) -> Transform:
     """Turn each sensor's three axes together, by an angle of this standard deviation about a random direction.
 

@@ -84,14 +84,18 @@ def visualize(
     prior_rate: float = 0.1,
     n_steps: int = 200,
     step_size: float = 0.05,
+    decay: float = 1.0,
     waking_steps: int = 16,
+    waking_slope: float = WAKING_SLOPE,
     seed: int = 0,
 ) -> Visualization:
     """The signals that ascent with Adam finds from ``start`` (window, axis, time) in G, in the parametrization's space.
 
     Every step shows the network the signal after the ``transforms``, drawn anew from ``seed``. With a ``prior``, which
-    denoises windows, every step is followed by one towards what it returns, ``prior_rate`` of the way. In the first
-    ``waking_steps`` closed rectifiers pass a tenth of the gradient, to wake silent units (Olah et al. 2017, appendix).
+    denoises windows, every step is followed by one towards what it returns, ``prior_rate`` of the way. After each step
+    the step size is multiplied by ``decay``. In the first ``waking_steps`` closed rectifiers pass ``waking_slope`` of
+    the gradient, to wake silent units (Olah et al. 2017, appendix); in all steps, this is ascent under a backward slope
+    (Linse et al. 2024, :mod:`harvis_utils.lenses.slopes`).
 
     The network computes in evaluation mode and is left as it was. Raises ``ValueError`` for windows of another shape
     and where the objective is not finite.
@@ -108,7 +112,7 @@ def visualize(
     def score(seen: Tensor, rows: Tensor, number: int) -> Tensor:
         for transform in transforms:
             seen = transform(seen, generator)
-        with backward.rectifiers(backward.waking(WAKING_SLOPE)) if number < waking_steps else nullcontext():
+        with backward.rectifiers(backward.waking(waking_slope)) if number < waking_steps else nullcontext():
             return objective(network, seen)
 
     def denoised(seen: Tensor, rows: Tensor) -> Tensor:
@@ -116,7 +120,7 @@ def visualize(
 
     how = {"after": prior and denoised, "coordinates": parametrization}
     with taps.evaluating(network), torch.no_grad():
-        for number, _, seen in path(uphill(score), x, Step("adam", step_size, 1.0), n_steps, **how):
+        for number, _, seen in path(uphill(score), x, Step("adam", step_size, decay), n_steps, **how):
             if number in record:
                 history.append(_scored(network, objective, seen, number))
     scores = np.stack(history, 1)

@@ -21,6 +21,7 @@ from harvis_utils.maximization.paper_methods import METHODS, PENALTIES, PROPOSED
 from harvis_utils.maximization.starting import chosen_units, spectrum_noise, starting_points, starting_signal
 from harvis_utils.metrics import realism, similarity
 from harvis_utils.metrics.signal_measures import flat
+from harvis_utils.paper import explaining
 from harvis_utils.paper.variants import FREE, OURS, PENALIZED, Variant, Visual, by_step
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import MaximizationSettings, Settings, SimilaritySettings, VisualSettings
@@ -39,14 +40,19 @@ SCORES = (
 # ------------------------------------------------------------------------------------------------ the paper's ascent
 
 
+def second_moment(split: Split) -> np.ndarray:
+    """(time, time) second moment of real windows, over all their axes, in G^2."""
+    segments = split.segments.astype(np.float64)
+    return segments.T @ segments / len(segments)
+
+
 def window_prior(split: Split, floor: float = 1e-3) -> np.ndarray:
     """(time, time) matrix P of a norm sqrt(x' P x) in which real windows are short: inverse of their second moment.
 
     Scaled so that a real window costs on average what its L2 norm would. Directions in which real windows hold less
     than ``floor`` of the strongest one's power count as holding that much.
     """
-    segments = split.segments.astype(np.float64)
-    moment = segments.T @ segments / len(segments)
+    moment = second_moment(split)
     power, directions = np.linalg.eigh(moment)
     inverse = (directions / np.maximum(power, floor * power[-1])) @ directions.T
     inverse = (inverse + inverse.T) / 2
@@ -219,7 +225,6 @@ def visual_signals(
     """
     length, layers = windows.train.length, list(network.trunk.layers)
     view = visualization.PerAxis(network.model, layers[-1])
-    bound = visualization.amplitude_bound(windows.train)
     each = [unit for unit in units for _ in range(variant.copies)]
     blocks = [(_objective(view, th_eap.sel(layer=la), variant, each, windows), len(each)) for la in layers]
     aids = (
@@ -227,18 +232,22 @@ def visual_signals(
         (transforms.scale, variant.scale),
         (partial(transforms.rotate, sensors=((0, 1, 2),)), variant.rotate),
         (transforms.noise, variant.noise_g),
+        (partial(transforms.background, torch.tensor(_some_segments(windows)[:, None])), variant.background),
     )
+    slope = {"waking_steps": settings.n_steps, "waking_slope": variant.slope} if variant.slope else {}
     made = visualization.visualize(
         view,
         objectives.in_blocks(blocks),
         noise_starts(windows, len(layers) * len(each), 3 if variant.rotate else 1, network.seed),
-        coordinates.in_frequency(length, bound) if variant.frequency else coordinates.in_time(bound),
+        _space(variant.space, windows.train),
         transforms=[aid(size) for aid, size in aids if size],
         prior=denoiser if variant.prior else None,
         prior_rate=settings.prior_rate,
         n_steps=settings.n_steps,
         step_size=settings.step_size,
+        decay=variant.decay,
         seed=network.seed,
+        **slope,
     )
     shape = (len(layers), len(units), variant.copies)
     best = made.score.reshape(shape).argmax(-1)
@@ -250,18 +259,32 @@ def visual_signals(
     )
 
 
+def _space(name: str, split: Split) -> coordinates.Parametrization:
+    bound = visualization.amplitude_bound(split)
+    spaces = {
+        "time": lambda: coordinates.in_time(bound),
+        "frequency": lambda: coordinates.in_frequency(split.length, bound),
+        "principal": lambda: coordinates.in_principal(second_moment(split), bound),
+        "phase": lambda: coordinates.in_phase(coordinates.mean_magnitude(torch.tensor(split.segments)), split.length),
+    }
+    return spaces[name]()
+
+
 def _objective(
     view: visualization.PerAxis, th_eap: xr.DataArray, variant: Visual, units: Sequence[int], windows: Windows
 ) -> objectives.Objective:
     tap = view.tap(str(th_eap["layer"].values))
     th = torch.tensor(th_eap.sel(unit=list(units)).values, dtype=torch.float32)
     limit = torch.nan_to_num(th, nan=torch.inf) if variant.clip else None
-    of = {"channel": objectives.channel, "neuron": objectives.neuron}[variant.objective]
+    of = {"channel": objectives.channel, "neuron": objectives.neuron, "largest": objectives.largest}[variant.objective]
     objective = of(tap, units, axis=0, at_most=limit)
     scale = float(th.nanmedian()) if not th.isnan().all() else 1.0
     if variant.spectral:
         power = objectives.mean_power(torch.tensor(_some_segments(windows)[:, None]))
         objective = objective - variant.spectral * scale * objectives.spectrum(power)
+    if variant.unlikely:
+        inverse = window_prior(windows.train) / np.trace(second_moment(windows.train))
+        objective = objective - objectives.mahalanobis(inverse) * (variant.unlikely * torch.nan_to_num(th, nan=1.0))
     if variant.diversity:
         objective = objective - variant.diversity * scale * objectives.alike(tap, units)
     return objective
@@ -315,3 +338,35 @@ def signals(
         return xr.concat([one(net, th_eap, variant) for variant in bar], names)
 
     return of_networks(networks, every, statistics["th_eap"])
+
+
+def explanations(
+    cfg: Settings,
+    windows: Windows,
+    networks: Sequence[Network],
+    statistics: xr.Dataset,
+    chosen: Sequence[Visual],
+    units: Sequence[int],
+    denoiser: priors.Denoiser | None = None,
+) -> xr.Dataset:
+    """How well :func:`signals` explain their units in held-out windows, dims (seed, recipe, layer, unit).
+
+    See :func:`harvis_utils.metrics.explanation.explained`.
+    """
+    made = signals(cfg, windows, networks, statistics, chosen, units, denoiser)["signal"].rename(recipe="technique")
+    made = made.transpose("seed", "technique", "layer", "unit", "time")
+
+    def one(net: Network, own: xr.DataArray, th_eap: xr.DataArray) -> xr.Dataset:
+        return explaining.explained_of(net, windows, own, th_eap, cfg.explanation)
+
+    return of_networks(networks, one, made, statistics["th_eap"]).rename(technique="recipe")
+
+
+def mean_accuracy(found: Sequence[xr.Dataset]) -> dict[str, float]:
+    """Machine interpretability by which :func:`variants.most_explaining` chooses, of :func:`explanations` by data set.
+
+    The mean over units, then networks, then layers, then data sets.
+    """
+    each = [one["accuracy"].mean("unit").mean("seed").mean("layer") for one in found]
+    mean = xr.concat(each, "dataset").mean("dataset")
+    return dict(zip(mean["recipe"].values.tolist(), mean.values.tolist(), strict=True))
