@@ -244,6 +244,14 @@ class LocatingSettings:
 
 
 @dataclass(frozen=True)
+class FoolingSettings:
+    """Ascents on networks that are built to show another picture."""
+
+    n_units: int = 12  # Choice: units of each layer, spread evenly
+    n_steps: int = 400  # Choice: of each ascent, by autograd; the signals have long chosen their picture by then
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -265,6 +273,7 @@ class Settings:
     recovery: RecoverySettings = RecoverySettings()
     dissection: DissectionSettings = DissectionSettings()
     locating: LocatingSettings = LocatingSettings()
+    fooling: FoolingSettings = FoolingSettings()
     visual: VisualSettings = VisualSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
@@ -320,6 +329,7 @@ PROFILES: dict[str, dict] = {
             widths=(4,),
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
+        "fooling": FoolingSettings(n_units=4, n_steps=80),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
