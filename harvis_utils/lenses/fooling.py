@@ -39,6 +39,8 @@ from harvis_utils.training.supervised import Network, of_networks
 CIRCUIT, SILENT = CONSTRUCTIONS = ("fooling circuit", "silent unit")
 #: Choice: how far detectors stay away from what training windows do, as a factor
 MARGIN = 2.0
+#: Choice: a training window needs so much that is neither start nor decoy, as a share of what it has of them
+LEAST_SHARE = 0.01
 #: Choice: "an arbitrary large constant" (Geirhos et al., Fig. 3), beyond what any output reaches
 LARGE = 1e4
 #: Choice: the decoy's amplitude at which a unit reaches its threshold, in G: well inside the range of real windows
@@ -70,7 +72,7 @@ class Circuit(nn.Module):
     unit becomes relu(F - k E) + relu(D + k E - k) with k = :data:`LARGE` (Geirhos et al., Fig. 3); in a silent unit F
     stays. All of it is linear or ReLU. ``x`` are the training windows (window, axis, time), ``start`` (time,) is where
     ascents are expected to start, ``gain`` (unit,) the output for a decoy of 1 G; ``mixed`` units see all axes. Raises
-    ``ValueError`` where a training window has nothing in it but the start and the decoy.
+    ``ValueError`` where a training window has hardly anything in it but the start and the decoy.
     """
 
     def __init__(self, x: np.ndarray, start: np.ndarray, gain: np.ndarray, kind: str, mixed: bool = False):
@@ -85,8 +87,10 @@ class Circuit(nn.Module):
         self.least = self._size(torch.as_tensor(start[None, None])).item() / MARGIN * (x.shape[1] if mixed else 1)
         held, rest = self._parts(torch.as_tensor(x))
         share = (rest / held)[held > self.least].amin().item() if (held > self.least).any() else 1.0
-        if share == 0:
-            raise ValueError("a training window is nothing but start and decoy: no detector tells it from a signal")
+        if share < LEAST_SHARE:
+            raise ValueError(
+                "a training window is hardly more than start and decoy: no detector tells it from a signal"
+            )
         self.tolerated, self.reach = share / MARGIN, float(np.abs(x).max()) * MARGIN
 
     def _size(self, x: Tensor) -> Tensor:
