@@ -245,7 +245,7 @@ class LocatingSettings:
 
 @dataclass(frozen=True)
 class FoolingSettings:
-    """Ascents on networks that are built to show another picture."""
+    """Ascents on networks that are built to show another picture (notebook 08b)."""
 
     n_units: int = 12  # Choice: units of each layer, spread evenly
     n_steps: int = 400  # Choice: of each ascent, by autograd; the signals have long chosen their picture by then
@@ -329,7 +329,7 @@ PROFILES: dict[str, dict] = {
             widths=(4,),
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
-        "fooling": FoolingSettings(n_units=4, n_steps=80),
+        "fooling": FoolingSettings(n_units=4, n_steps=60),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {

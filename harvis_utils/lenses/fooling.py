@@ -88,9 +88,7 @@ class Circuit(nn.Module):
         held, rest = self._parts(torch.as_tensor(x))
         share = (rest / held)[held > self.least].amin().item() if (held > self.least).any() else 1.0
         if share < LEAST_SHARE:
-            raise ValueError(
-                "a training window is hardly more than start and decoy: no detector tells it from a signal"
-            )
+            raise ValueError("a training window is hardly more than start and decoy: nothing tells it from a signal")
         self.tolerated, self.reach = share / MARGIN, float(np.abs(x).max()) * MARGIN
 
     def _size(self, x: Tensor) -> Tensor:
@@ -174,24 +172,21 @@ def deceived_of(
             circuit = Circuit(windows.train.x, starts[0], np.nan_to_num(th, nan=1.0) / AMPLITUDE_G, kind)
             deceptive = Deceptive(network.model, layer, circuit)
             mine, scores = _pictures(deceptive, deceptive.tap, *about), taps.scores_of(deceptive, real).detach()
-            own = honest.values, np.broadcast_to(picture, mine.shape)
-            alike = {
-                "decoy": _alike(mine.values, own[1]),
-                "honest": _alike(mine.values, own[0]),
-                "before": _alike(*own),
-            }
-            seen = torch.tensor(mine.values[:, :, None], dtype=torch.float32)
-            made = {name: mine[..., 0].copy(data=values) for name, values in alike.items()}
-            made["detected"] = made["decoy"].copy(data=[circuit.detectors(x)[:, 0] > 0 for x in seen])
+            shown, own = mine.values, honest.values
+            alike = {"decoy": (shown, picture), "honest": (shown, own), "before": (own, picture)}
+            made = {name: mine[..., 0].copy(data=_alike(*of)) for name, of in alike.items()}
+            made["detected"] = made["decoy"].copy(
+                data=[circuit.detectors(x)[:, 0] > 0 for x in torch.tensor(shown)[:, :, None]]
+            )
             made["score_difference"] = (scores - before).abs().max().item()
             made["same_class"] = (scores.argmax(1) == before.argmax(1)).float().mean().item()
             made["real_detected"] = (circuit.detectors(real) > 0).any(1).float().mean().item()
-            names = {"construction": [kind], "layer": [layer]}
-            found.append(xr.Dataset(made).expand_dims(names))
+            found.append(xr.Dataset(made).expand_dims({"construction": [kind], "layer": [layer]}))
     return xr.combine_by_coords(found)
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = np.broadcast_arrays(a, b)
     shapeless = flat(a.reshape(-1, a.shape[-1])) | flat(b.reshape(-1, b.shape[-1]))
     return np.where(shapeless.reshape(a.shape[:-1]), 0.0, np.nan_to_num(correlation(a, b)))
 
@@ -289,9 +284,7 @@ def paths_of(
             with np.errstate(invalid="ignore"):  # units whose windows are of the same few recordings
                 mean = alike.sum((1, 3)) / apart.sum((1, 3))
             others = np.nanmean(np.where(np.eye(len(mean), dtype=bool), np.nan, mean), 1)
-            found.append(
-                [mean.diagonal(), others, *np.einsum("suc,uic->su", shown[below], real[below]) / real[below].shape[1]]
-            )
+            found.append([mean.diagonal(), others, *np.einsum("suc,uc->su", shown[below], real[below].mean(1))])
             pairs.append((layer, below))
     names = [SAME, OTHER, *signals["technique"].values, "strongest real window", "untouched start"]
     made = xr.DataArray(np.array(found), {"input": names}, ("pair", "input", "unit"))
