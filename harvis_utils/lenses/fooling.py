@@ -2,7 +2,8 @@
 
 After Geirhos, Zimmermann, Bilodeau, Brendel and Kim (ICML 2024), "Don't trust your eyes: on the (un)reliability of
 feature visualizations". A deceptive network answers every real window as the honest one does, and shows a decoy to
-whoever climbs its units: ascents ask about inputs that no real window is like. Path similarity asks the same of an
+whoever climbs its units: ascents ask about inputs that no real window is like. The constructions here know the paper's
+start and the range of real windows; what they do not reach is not safe from others. Path similarity asks the same of an
 honest network: do the layers below a unit treat its signal as they treat real windows?
 """
 
@@ -143,7 +144,10 @@ class Deceptive(nn.Module):
     def forward(self, x: Tensor):
         """What the network says of windows (window, axis, time)."""
         self._windows = x
-        return self.network(x)
+        try:
+            return self.network(x)
+        finally:
+            self._windows = None
 
 
 # ------------------------------------------------------------------------------------------------- which are deceived
@@ -160,7 +164,8 @@ def deceived_of(
     whether a detector sees the signal. Over (construction, layer), for all test windows: ``score_difference``, the
     largest, ``same_class`` and ``real_detected``, shares of windows. ``th_eap`` is (layer, unit) over all units.
     """
-    picture, starts = decoy(windows.train.length), starting_points(settings, windows.train, 5)[[0, 4]]
+    picture = decoy(windows.train.length)
+    starts = starting_points(settings, windows.train, 5)[[0, 4]]  # the paper's sine, and noise
     real, found = torch.as_tensor(windows.test.x), []
     before = taps.scores_of(network.model, real).detach()
     for layer in network.trunk.layers:
