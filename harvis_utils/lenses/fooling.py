@@ -167,7 +167,7 @@ def deceived_of(
     picture = decoy(windows.train.length)
     starts = starting_points(settings, windows.train, 5)[[0, 4]]  # the paper's sine, and noise
     real, found = torch.as_tensor(windows.test.x), []
-    before = taps.scores_of(network.model, real).detach()
+    before = _scores(network.model, real)
     for layer in network.trunk.layers:
         th = th_eap.sel(layer=layer).values
         units = chosen_units(len(th), n_units)
@@ -176,7 +176,7 @@ def deceived_of(
         for kind in CONSTRUCTIONS:
             circuit = Circuit(windows.train.x, starts[0], np.nan_to_num(th, nan=1.0) / AMPLITUDE_G, kind)
             deceptive = Deceptive(network.model, layer, circuit)
-            mine, scores = _pictures(deceptive, deceptive.tap, *about), taps.scores_of(deceptive, real).detach()
+            mine, scores = _pictures(deceptive, deceptive.tap, *about), _scores(deceptive, real)
             shown, own = mine.values, honest.values
             alike = {"decoy": (shown, picture), "honest": (shown, own), "before": (own, picture)}
             made = {name: mine[..., 0].copy(data=_alike(*of)) for name, of in alike.items()}
@@ -188,6 +188,12 @@ def deceived_of(
             made["real_detected"] = (circuit.detectors(real) > 0).any(1).float().mean().item()
             found.append(xr.Dataset(made).expand_dims({"construction": [kind], "layer": [layer]}))
     return xr.combine_by_coords(found)
+
+
+@torch.no_grad()
+def _scores(network: nn.Module, x: Tensor) -> Tensor:
+    with taps.evaluating(network):
+        return torch.cat([taps.scores_of(network, batch) for batch in x.split(taps.CHUNK)])
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
