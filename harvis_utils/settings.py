@@ -311,6 +311,7 @@ PROFILES: dict[str, dict] = {
             n_windows=1600,
         ),
         "transfer": TransferSettings(n_steps=60),
+        "fooling": FoolingSettings(n_units=4, n_steps=60),
         "slopes": SlopeSettings(60, 3, (0.0, 0.1, 1.0), (0, 1), (2e-3,), epochs=5, n_windows=1200),
         "visual": VisualSettings(
             n_steps=60, only=("time", "frequency", "spectral penalty", "best of 3, diverse", "neuron, prior")
@@ -329,7 +330,6 @@ PROFILES: dict[str, dict] = {
             widths=(4,),
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
-        "fooling": FoolingSettings(n_units=4, n_steps=60),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
