@@ -261,6 +261,14 @@ class LocatingSettings:
 
 
 @dataclass(frozen=True)
+class FoolingSettings:
+    """Ascents on networks that are built to show another picture (notebook 08b)."""
+
+    n_units: int = 12  # Choice: units of each layer, spread evenly
+    n_steps: int = 400  # Choice: of each ascent, by autograd; the signals have long chosen their picture by then
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -283,6 +291,7 @@ class Settings:
     dissection: DissectionSettings = DissectionSettings()
     explanation: ExplanationSettings = ExplanationSettings()
     locating: LocatingSettings = LocatingSettings()
+    fooling: FoolingSettings = FoolingSettings()
     visual: VisualSettings = VisualSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
@@ -327,6 +336,7 @@ PROFILES: dict[str, dict] = {
             n_windows=1600,
         ),
         "transfer": TransferSettings(n_steps=60),
+        "fooling": FoolingSettings(n_units=4, n_steps=60),
         "slopes": SlopeSettings(60, 3, (0.0, 0.1, 1.0), (0, 1), (2e-3,), epochs=5, n_windows=1200),
         "visual": VisualSettings(
             n_steps=60, only=("time", "frequency", "spectral penalty", "best of 3, diverse", "neuron, prior")
