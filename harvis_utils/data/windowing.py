@@ -57,8 +57,12 @@ class Split:
 
     def every(self, n: int) -> Split:
         """Every ``n``-th window, from the first; the series stays whole."""
+        return self.chosen(slice(None, None, n))
+
+    def chosen(self, which: np.ndarray | slice) -> Split:
+        """The windows that ``which`` selects, as an index into them; the series stays whole."""
         columns = ("start", "activity", "subject", "recording", "offset")
-        return replace(self, **{c: getattr(self, c)[::n] for c in columns})
+        return replace(self, **{c: getattr(self, c)[which] for c in columns})
 
 
 @dataclass(frozen=True)
