@@ -243,6 +243,7 @@ def made(name: str) -> Made:
         "failed": amplitude > SIMILARITY.fail_amplitude_g,
         "dead": dead,
         "peak_amplitude_g": amplitude,
+        "range_g": np.ptp(x, axis=-1).reshape(n, -1).max(1),
         "displacement_g": np.sqrt(((x - start) ** 2).reshape(n, -1).mean(1)),
         "max_output": maps.reshape(n, -1).max(1),
         "s_u": np.where(searched, near.mean(1), np.nan),

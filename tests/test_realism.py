@@ -47,6 +47,14 @@ def made_signals(trunk, layer, x) -> xr.Dataset:
     return xr.Dataset({"signal": (dims, x[:, None]), "map": (dims, maps[:, None])}, coords=coords)
 
 
+def test_flat_is_what_ranges_over_less_than_one_constant_at_any_level():
+    ramp = np.linspace(0, 1, 30)
+    high, at, constant = 5 + 0.049 * ramp, 0.0501 * ramp, np.full(30, 3.0)
+    assert signal_measures.flat(np.stack([high, at, constant, ramp * np.nan])).tolist() == [True, False, True, False]
+    several = np.stack([[high, constant], [high, at]])
+    assert signal_measures.flat(several).tolist() == [True, False], "the axis that moves most counts"
+
+
 def naive_mean_nearest(values):
     return np.mean(sorted(values)[: signal_measures.N_NEAREST])
 

@@ -109,7 +109,7 @@ def test_scores_of_a_unit_by_hand():
     assert np.allclose(one["nearest_share"], [(train.activity[index[0]] == k).mean() for k in range(3)])
     assert np.isnan(found["activation_ratio_p95"].sel(unit=1)).all(), "no ratio to zero"
     assert np.isclose(one["activation_ratio"], a.max() / 4) and np.isclose(one["activation_ratio_p95"], a.max() / 2)
-    assert np.isclose(one["peak_amplitude_g"], np.abs(x).max())
+    assert np.isclose(one["peak_amplitude_g"], np.abs(x).max()) and np.isclose(one["range_g"], x.max() - x.min())
     assert np.isclose(one["displacement_g"], np.sqrt((x**2).mean()))
     assert np.isclose(one["total_variation_g"], np.abs(np.diff(x)).sum(), rtol=1e-5)
     near = train.segments[index[0, 0], offset[0, 0] : offset[0, 0] + 10]

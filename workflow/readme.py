@@ -16,7 +16,7 @@ from benchmarks import tables
 from harvis_utils.chain.execution import notebook_seconds
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import intervals
-from harvis_utils.metrics.clustering import FLAT_G
+from harvis_utils.metrics.signal_measures import FLAT_G
 from harvis_utils.paper.variants import OURS
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import read_json, write_text

@@ -18,12 +18,11 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist, squareform
 
 from harvis_utils.metrics import intervals
+from harvis_utils.metrics.signal_measures import flat, ranges
 from harvis_utils.metrics.similarity import CONSTANT_G, unit_norm
 from harvis_utils.settings import HarvisError
 from harvis_utils.store.results import kept
 
-#: Choice: a signal that ranges over less than this, in G, says nothing that a sensor could tell from rest
-FLAT_G = 0.05
 #: fewer units than this have no map
 FEWEST_UNITS = 5
 
@@ -40,14 +39,6 @@ def usable(signals: np.ndarray) -> np.ndarray:
             f"not of shape {np.shape(signals)}"
         )
     return ranges(signals) > CONSTANT_G  # NaN is not
-
-
-def ranges(signals: np.ndarray) -> np.ndarray:
-    """From the lowest to the highest value of the axis that moves most, (unit,); NaN where a signal is not finite."""
-    with np.errstate(invalid="ignore"):
-        found = np.ptp(np.asarray(signals, dtype=np.float64), axis=-1)
-    found = found.max(1) if found.ndim == 2 else found
-    return np.where(np.isfinite(found), found, np.nan)
 
 
 def shaped(signals: np.ndarray, fewest: int = FEWEST_UNITS) -> np.ndarray:
@@ -143,9 +134,10 @@ def clusters_and_activities(
 
     ``points`` is (unit, dimension), ``activities`` (unit,) indices, negative for none. Units without finite points
     or without an activity are left out. ``labels`` (unit,), -1 for a unit left out; ``contingency`` (cluster,
-    activity) numbers of units; ``majority``, the commonest activity of each cluster, and whether they are
-    ``clusters_all_different``; ``purity``, the share of units that have their cluster's majority activity;
-    ``purity_chance``, its mean over shuffles of the activities; ``clusters_p``, the share of shuffles at least as pure.
+    activity) numbers of units; ``majority``, the commonest activity of each cluster, whether they are
+    ``clusters_all_different``, and in which share of shuffles of the activities they are,
+    ``clusters_all_different_chance``; ``purity``, the share of units that have their cluster's majority activity;
+    ``purity_chance``, its mean over shuffles; ``clusters_p``, the share of shuffles at least as pure.
     Clusters are numbered from the largest, and fewer where points coincide. Choice: units trade their activities, one
     each, because the null hypothesis is about units: no window is drawn.
     """
@@ -160,8 +152,10 @@ def clusters_and_activities(
     one_hot_activity = np.eye(activities[keep].max() + 1)[activities[keep]]
     contingency = one_hot_cluster.T @ one_hot_activity
     generator = np.random.default_rng(seed)
-    shuffles = (one_hot_activity[generator.permutation(len(inside))] for _ in range(n_permutations))
-    chance = np.array([(one_hot_cluster.T @ shuffled).max(1).sum() for shuffled in shuffles])
+    shuffled = (one_hot_activity[generator.permutation(len(inside))] for _ in range(n_permutations))
+    shuffles = np.stack([one_hot_cluster.T @ activity for activity in shuffled])
+    chance = shuffles.max(2).sum(1)
+    by_chance = np.sort(shuffles.argmax(2), axis=1)
     observed = contingency.max(1).sum()
     labels = np.full(len(points), -1)
     labels[keep] = inside
@@ -171,6 +165,7 @@ def clusters_and_activities(
         "contingency": contingency.astype(int),
         "majority": majority,
         "clusters_all_different": int(len(set(majority)) == len(majority)),
+        "clusters_all_different_chance": float((np.diff(by_chance, axis=1) > 0).all(1).mean()),
         "purity": float(observed / len(inside)),
         "purity_chance": float(chance.mean() / len(inside)),
         "clusters_p": float((1 + (chance >= observed).sum()) / (1 + n_permutations)),
@@ -189,6 +184,19 @@ def effective_rank(signals: np.ndarray) -> float:
     share = values / values.sum()
     logs = np.log(share, out=np.zeros_like(share), where=share > 0)
     return float(np.exp(-(share * logs).sum()))
+
+
+def variety(signals: np.ndarray, n: int, seed: int = 0, repeats: int = 20) -> dict[str, float]:
+    """How much ``n`` units differ: their :func:`effective_rank`, and the share of distinct ones (C11).
+
+    Means over random choices of ``n`` units, so that layers with unequal numbers of units can be compared; distinct are
+    the groups of :func:`near_duplicates`, over ``n``.
+    """
+    keep, rng = np.flatnonzero(usable(signals)), np.random.default_rng(seed)
+    shaped(signals, fewest=max(n, FEWEST_UNITS))
+    chosen = [signals[rng.permutation(keep)[:n]] for _ in range(repeats)]
+    groups = [near_duplicates(some, n_null=1)["n_groups"] for some in chosen]
+    return {"variety": float(np.mean([effective_rank(some) for some in chosen])), "distinct": np.mean(groups) / n}
 
 
 def superiority(shallow: np.ndarray, deep: np.ndarray, seed: int = 0, n: int = 2000) -> tuple[float, float, float]:
@@ -264,22 +272,26 @@ def near_duplicates(
 MEASURES = (
     *("hopkins", "hopkins_null", "hopkins_moving", "hopkins_moving_null", "silhouette", "silhouette_null", "best_k"),
     *("spread", "spread_null", "spread_moving", "spread_moving_null"),
-    *("clusters_p", "purity", "purity_chance", "clusters_all_different", "effective_rank", "n_frequencies"),
+    *("clusters_p", "purity", "purity_chance", "clusters_all_different", "clusters_all_different_chance"),
+    *("effective_rank", "variety", "distinct", "n_frequencies"),
     *("near_duplicates", "near_duplicates_null", "near_duplicates_moving", "near_duplicates_moving_null", "n_groups"),
     *("n_units", "n_flat", "n_excluded", "reason"),
 )
 
 
 @kept("atlas")
-def measure(signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarray) -> dict[str, float | str | None]:
+def measure(
+    signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarray, n_equal: int
+) -> dict[str, float | str | None]:
     """Every number about one layer's signals, NaN for units left out; null and a reason where there is none.
 
     ``activities`` (unit,) are those of the nearest real windows, ``n_frequencies`` (unit,) effective numbers of
-    frequencies. What ends in ``_moving`` leaves out units that are all but flat (less than 0.05 G), which lie
-    together whatever the others do. Nulls are means over their draws.
+    frequencies, ``n_equal`` how many moving units every layer of the network has. What ends in ``_moving``, and what
+    :func:`variety` gives, leaves out units that are all but flat (less than 0.05 G), which lie together whatever the
+    others do. Nulls are means over their draws.
     """
     has_shape = usable(signals)
-    moving = has_shape & (ranges(signals) >= FLAT_G)
+    moving = has_shape & ~flat(signals)
     found, reasons, inner = {}, [], [1] * (np.ndim(signals) - 1)
     with_shape, in_motion = (np.where(of.reshape(-1, *inner), signals, np.nan) for of in (has_shape, moving))
 
@@ -296,7 +308,7 @@ def measure(signals: np.ndarray, activities: np.ndarray, n_frequencies: np.ndarr
                 plain = name.removesuffix("_null")
                 found[plain + ending + name[len(plain) :]] = float(np.mean(value)) if plain != name else value
     found |= attempt(clusters_and_activities, with_shape.reshape(len(signals), -1), activities)
-    found |= attempt(lambda: {"effective_rank": effective_rank(signals)})
+    found |= attempt(lambda: {"effective_rank": effective_rank(signals)}) | attempt(variety, in_motion, n_equal)
     found["n_frequencies"] = float(np.mean(n_frequencies[has_shape])) if has_shape.any() else None
     found |= {"n_units": int(has_shape.sum()), "n_flat": int((has_shape & ~moving).sum())}
     found |= {"n_excluded": int((~has_shape).sum()), "reason": "; ".join(dict.fromkeys(reasons)) or None}

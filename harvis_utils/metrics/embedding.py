@@ -15,8 +15,8 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.metrics.clustering import CONSTANT_G, FLAT_G, AtlasError, measure, ranges, shaped, usable
-from harvis_utils.metrics.signal_measures import in_rows
+from harvis_utils.metrics.clustering import CONSTANT_G, AtlasError, measure, shaped, usable
+from harvis_utils.metrics.signal_measures import FLAT_G, flat, in_rows, ranges
 from harvis_utils.settings import AtlasSettings, Settings
 from harvis_utils.store.results import kept
 
@@ -157,12 +157,11 @@ def counted(views: Mapping[str, AtlasLayer]) -> pd.DataFrame:
     """Units of each layer by what becomes of them: how many are left out, and how many of the others are flat."""
     rows = {}
     for layer, one in views.items():
-        moved, shape = ranges(one.signals), usable(one.signals)
-        flat = moved < FLAT_G
-        zero = flat & (np.abs(one.signals).reshape(len(flat), -1).max(1) < FLAT_G)
-        groups = {"failed or dead": np.isnan(moved), "flat": flat, "of these at zero": zero}
-        groups |= {"of these constant: left out": flat & ~shape, "on the map": shape}
-        groups |= {"of these flat": flat & shape, "of these flat at zero": zero & shape}
+        still, shape = flat(one.signals), usable(one.signals)
+        zero = still & (np.abs(one.signals).reshape(len(still), -1).max(1) < FLAT_G)
+        groups = {"failed or dead": np.isnan(ranges(one.signals)), "flat": still, "of these at zero": zero}
+        groups |= {"of these constant: left out": still & ~shape, "on the map": shape}
+        groups |= {"of these flat": still & shape, "of these flat at zero": zero & shape}
         rows[layer] = {name: int(group.sum()) for name, group in groups.items()}
     return pd.DataFrame(rows).T
 
@@ -189,12 +188,16 @@ def positions(cfg: Settings, scores: xr.Dataset, signals: xr.Dataset) -> xr.Data
 
 def measures(windows: Windows, scores: xr.Dataset, signals: xr.Dataset) -> dict[str, dict[str, list]]:
     """:func:`clustering.measure` of every layer, each a list with one value per seed; missing ones are made."""
-    found = {}
-    for layer in map(str, signals["layer"].values):
+    found, seeds = {}, signals["seed"].values
+    layers = [str(layer) for layer in signals["layer"].values]
+    of = {(layer, seed): kept_signals(signals, scores, seed, layer) for layer in layers for seed in seeds}
+    moving = {place: int((usable(own) & ~flat(own)).sum()) for place, own in of.items()}
+    for layer in layers:
         rows = []
-        for seed in signals["seed"].values:
+        for seed in seeds:
             activities = activities_of(scores, windows.train, seed, layer, "axis" in signals["signal"].dims)
             n_frequencies = _of(scores["n_frequencies"], seed, layer).values
-            rows.append(measure(kept_signals(signals, scores, seed, layer), activities, n_frequencies))
+            n_equal = min(moving[other, seed] for other in layers)
+            rows.append(measure(of[layer, seed], activities, n_frequencies, n_equal))
         found[layer] = {name: [row[name] for row in rows] for name in rows[0]}
     return found

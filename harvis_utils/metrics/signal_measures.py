@@ -18,6 +18,28 @@ from scipy.special import rel_entr
 N_NEAREST = 5
 #: pieces that move less than this (standard deviation in G) count as moving this much. Choice: a sensor's noise
 REST_G = 0.01
+#: Choice: a signal that ranges over less than this, in G, says nothing that a sensor could tell from rest
+FLAT_G = 0.05
+
+
+def ranges(signals: np.ndarray) -> np.ndarray:
+    """From the lowest to the highest sample of the axis that moves most: (row[, axis], time) -> (row,).
+
+    NaN where a signal is not finite.
+    """
+    with np.errstate(invalid="ignore"):
+        found = np.ptp(np.asarray(signals, dtype=np.float64), axis=-1)
+    found = found.max(1) if found.ndim == 2 else found
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def flat(signals: np.ndarray) -> np.ndarray:
+    """Which signals range over less than ``FLAT_G``, bool: (row[, axis], time) -> (row,).
+
+    Signals are in G, or in units of the data's scale (:class:`harvis_utils.maximization.coordinates.Scale`). There is
+    no exemption; one that is not finite is not flat, it has failed.
+    """
+    return ranges(signals) < FLAT_G
 
 
 def in_rows(values: xr.DataArray, dims: Sequence[str]) -> np.ndarray:

@@ -26,7 +26,7 @@ from harvis_utils.maximization.coordinates import Scale
 from harvis_utils.maximization.paper_methods import Target
 from harvis_utils.maximization.starting import spectrum_noise, starting_signal
 from harvis_utils.metrics import nearest
-from harvis_utils.metrics.signal_measures import in_rows, in_time, largest
+from harvis_utils.metrics.signal_measures import in_rows, in_time, largest, ranges
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import Settings, SimilaritySettings
 from harvis_utils.store.results import kept
@@ -176,6 +176,7 @@ def score(
         "failed": failed,
         "dead": dead,
         "peak_amplitude_g": amplitude,
+        "range_g": ranges(x),
         "displacement_g": np.sqrt(((x - start) ** 2).reshape(n, -1).mean(1)),
         "max_output": top,
         "inactive_at_start": at_start <= 0,

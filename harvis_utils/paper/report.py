@@ -14,14 +14,15 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Windows, amplitude_threshold
-from harvis_utils.metrics import similarity
+from harvis_utils.metrics import linearity, similarity
 from harvis_utils.metrics.intervals import interval
-from harvis_utils.paper import claims
+from harvis_utils.paper import claims, verdicts
+from harvis_utils.paper.evidence import Evidence
 from harvis_utils.settings import HarvisError, Settings, as_json
 from harvis_utils.store.files import read_json
 from harvis_utils.store.results import provenance, seconds_by_stage
 from harvis_utils.training import supervised
-from harvis_utils.training.supervised import Network
+from harvis_utils.training.supervised import Network, of_networks
 
 #: stages whose seconds are told
 TIMED = ("networks", "statistics", "signals", "scores", "atlas")
@@ -69,22 +70,31 @@ def assemble(
     controls: xr.Dataset,
     atlas: dict[str, dict],
     motifs: list[dict] | None,
+    *,
+    robust: Mapping[str, float | None] | None = None,
+    widths: Mapping[str, np.ndarray] | None = None,
+    people: pd.DataFrame | None = None,
 ) -> dict:
     """The content of ``results.json``; checked against the schema before it is returned.
 
     ``atlas`` maps layers to measures, each a list with one value per seed; ``motifs`` is the recovery table of a
-    data set with planted motifs, else ``None``.
+    data set with planted motifs, else ``None``. ``robust`` maps claims to the share of admissible readings with the
+    same direction, ``widths`` is what claim C12 needs, ``people`` the table over people (see :class:`Evidence`); each
+    where it is known.
     """
     chosen, last = test_f1(windows, networks)
     threshold = amplitude_threshold(windows.train)
-    evidence = claims.Evidence(
+    linear = of_networks(networks, lambda net: linearity.nonlinearity(net, windows, device=cfg.device))
+    evidence = Evidence(
         dataset=cfg.dataset,
         epochs=cfg.training.epochs,
         macro_f1=np.array(chosen),
         amplitude_threshold_g=threshold,
-        scores=scores,
+        scores=scores.sel(preset="calibrated", drop=True).assign(nonlinearity=linear["nonlinearity"]),
         controls=controls,
         atlas=atlas,
+        widths=widths,
+        people=people,
     )
     results = {
         "dataset": cfg.dataset,
@@ -108,7 +118,7 @@ def assemble(
         "controls": summaries(controls, "control"),
         "atlas": atlas,
         "motifs": motifs,
-        "claims": [_with_tuning(c, cfg) if c["id"] == "C1" else c for c in claims.judge_all(evidence)],
+        "claims": [_with_tuning(c, cfg) if c["id"] == "C1" else c for c in claims.judge_all(evidence, robust)],
         "timings_s": {stage: round(s, 1) for stage, s in seconds_by_stage().items() if stage in TIMED},
     }
     validate(results)
@@ -142,26 +152,43 @@ def _with_tuning(claim: dict, cfg: Settings) -> dict:
     ours = table[(table["fixed by"] == "us") & table.index.str.startswith(("model.", "training."))]
     ours = ours.drop("training.evaluate_every")  # how often it is looked at, not tuned
     tuned = ", ".join(f"{name.partition('.')[2]} {value}" for name, value in ours["here"].items())
-    return claim | {"why": f"{claim['why']}; not stated by the paper and chosen on validation: {tuned}"}
+    return claim | {"why": f"{claim['why']} Not stated by the paper and chosen on validation: {tuned}."}
 
 
 def claims_table(results: dict) -> pd.DataFrame:
-    """Paper, ours, interval, verdict and why, one row per claim."""
-    table = pd.DataFrame(results["claims"])[["id", "paper", "ours", "interval", "verdict", "why"]]
-    table["ours"] = ["" if pd.isna(v) else f"{v:.3g}" for v in table["ours"]]
-    table["interval"] = ["" if ends is None else "{:.3g} to {:.3g}".format(*ends) for ends in table["interval"]]
-    return table.rename(columns={"id": "claim"}).set_index("claim")
+    """What the paper says, direction, size, the first criterion's number, robustness and why, one row per claim."""
+    rows = {
+        c["id"]: {
+            "the paper says": f"{c['paper']} ({c['where']})",
+            "so it is": c["direction"],
+            "as much as stated": c["size"],
+            "number": verdicts.number(c["value"], c["unit"], c["interval"]),
+            "readings that agree": "" if c["robust"] is None else f"{c['robust']:.0%}",
+            "why": c["why"],
+        }
+        for c in results["claims"]
+    }
+    return pd.DataFrame(rows).T.rename_axis("claim")
 
 
 def criteria_table(results: dict) -> pd.DataFrame:
     """Every criterion behind every verdict, with its interval and its range."""
-    columns = ["claim", "criterion", "ours", "low", "high", "range from", "range to", "standing"]
+    columns = ["claim", "criterion", "asks for", "value", "value low", "value high", "unit", "range from", "range to"]
     rows = [
-        (c["id"], k["what"], k["ours"], *(k["interval"] or (None, None)), *k["range"], k["standing"])
+        (
+            c["id"],
+            k["what"],
+            k["kind"],
+            k["value"],
+            *(k["interval"] or (None, None)),
+            k["unit"],
+            *k["range"],
+            k["standing"],
+        )
         for c in results["claims"]
         for k in c["criteria"]
     ]
-    return pd.DataFrame(rows, columns=columns).set_index("claim")
+    return pd.DataFrame(rows, columns=[*columns, "standing"]).set_index("claim")
 
 
 def triples(by_layer: Mapping[str, dict], quantity: str) -> np.ndarray:
