@@ -19,7 +19,7 @@ from harvis_utils.lenses.occlusion import by_sensor
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import similarity
-from harvis_utils.metrics.clustering import FLAT_G, ranges
+from harvis_utils.metrics.signal_measures import flat
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import progress
 from harvis_utils.training.supervised import macro_f1
@@ -81,7 +81,7 @@ def measured(run: Stages) -> pd.DataFrame:
             ratio = float(proposed["s_u"].mean() / baseline["s_u"].mean())
             of_layer = {
                 "layer": layer,
-                "flat share": float((ranges(signal.values) < FLAT_G).mean()),
+                "flat share": float(flat(signal.values).mean()),
                 "log10 Ssim ratio": float(np.log10(ratio)) if ratio > 0 else np.nan,
                 "largest output / threshold": float(proposed["activation_ratio"].mean()),
             }

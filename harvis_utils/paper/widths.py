@@ -22,7 +22,7 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import clustering, intervals
-from harvis_utils.metrics.clustering import FLAT_G
+from harvis_utils.metrics.signal_measures import FLAT_G
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import progress
