@@ -249,7 +249,7 @@ class WidthSettings:
     """Networks of several widths, and units of one kind merged (claim C12, notebook 06b)."""
 
     n_units: tuple[int, ...] = (8, 16, 32)  # Choice: units in each convolution, beside the judging networks
-    n_networks: int = 3  # Choice: of each of these widths, with the first seeds of the judging networks
+    n_networks: int = 5  # Choice: of each of these widths, with the first seeds of the judging networks
     thinning: int = 10  # Choice: every n-th test window, for what merging costs
     n_draws: int = 10  # Choice: random groups that duplicates are compared with
 
@@ -361,7 +361,7 @@ PROFILES: dict[str, dict] = {
         "dissection": DissectionSettings(thinning=10, ablation_thinning=5),
         "locating": LocatingSettings(n_val=100, n_test=400, n_covered=190),
         "people": PeopleSettings(n_windows=None),
-        "widths": WidthSettings(n_networks=5, n_draws=20),
+        "widths": WidthSettings(n_draws=20),
         "visual": VisualSettings(n_steps=500),
     },
 }

@@ -183,23 +183,19 @@ def merging_over_networks(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def evidence(table: pd.DataFrame, merging: pd.DataFrame) -> dict[str, np.ndarray]:
-    """What claim C12 is judged by, from :func:`measured` and :func:`merging_table`; NaN for what had no measure.
+    """What claim C12 is judged by (:class:`harvis_utils.paper.evidence.Evidence`); NaN for what had no measure.
 
-    ``near_duplicates`` and ``near_duplicates_null`` (seed, layer), shares of the moving units of the full width;
-    ``f1_change`` (seed,), half the width minus the full one, for the seeds that both have; ``merging`` (seed, layer),
-    the F1 that merging near-duplicates costs less than merging random groups of the same sizes.
+    From :func:`measured`, of the full width: ``near_duplicates`` and ``near_duplicates_null`` (seed, layer), shares of
+    the moving units, and ``f1_change`` (seed,), half the width minus the full one, for the seeds that both have. From
+    :func:`merging_table`: ``merging`` (seed, layer), the macro F1 with near-duplicates merged minus with others merged.
     """
-    full = table[table["units"] == table["units"].max()]
+    width = table["units"].max()
+    full = table[table["units"] == width].pivot(index="seed", columns="layer")
     f1 = table.drop_duplicates(["units", "seed"]).pivot(index="seed", columns="units", values="F1")
     gain = merging.assign(gain=merging["change"] - merging["change, random"])
-
-    def wide(of: pd.DataFrame, name: str) -> np.ndarray:
-        return of.pivot(index="seed", columns="layer", values=name).to_numpy()
-
-    half = f1.get(full["units"].iloc[0] // 2, pd.Series(np.nan, f1.index))
     return {
-        "near_duplicates": wide(full, "duplicates"),
-        "near_duplicates_null": wide(full, "duplicates, noise"),
-        "f1_change": (half - f1[full["units"].iloc[0]]).dropna().to_numpy(),
-        "merging": wide(gain, "gain"),
+        "near_duplicates": full["duplicates"].to_numpy(),
+        "near_duplicates_null": full["duplicates, noise"].to_numpy(),
+        "f1_change": (f1[width // 2] - f1[width]).dropna().to_numpy(),
+        "merging": gain.pivot(index="seed", columns="layer", values="gain").to_numpy(),
     }
