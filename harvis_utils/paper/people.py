@@ -6,20 +6,19 @@ in turn, so that what is said of networks can be said with an interval over peop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from scipy import stats
 
 from harvis_utils.data import windowing
-from harvis_utils.data.windowing import SPLITS, Split, Windows
-from harvis_utils.lenses.occlusion import by_sensor
+from harvis_utils.data.windowing import SPLITS, Windows, dropouts, without_dropouts
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import similarity
-from harvis_utils.metrics.signal_measures import flat
+from harvis_utils.metrics.signal_measures import FLAT_G
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import progress
 from harvis_utils.training.supervised import macro_f1
@@ -52,21 +51,23 @@ def everybody(run: Stages) -> list[int]:
 def measured(run: Stages) -> pd.DataFrame:
     """One row per person left out and layer of that person's network.
 
-    ``F1`` is the macro F1 on the person, ``F1 without dropouts`` that without the windows of :func:`dropouts`;
-    ``flat share`` the share of units whose signal by the proposed method ranges over less than 0.05 G; ``log10 Ssim
-    ratio`` of the layer's mean Ssim, proposed over L2+TV (claim C5, Fig. 3), each without its failed units as in the
-    paper; ``largest output / threshold`` the layer's mean under the proposed method (claim C6, Fig. 4).
+    ``F1`` is the macro F1 on the person, ``F1 without dropouts`` that without the windows in which a sensor was lost
+    (:func:`windowing.dropouts`); ``flat share`` the share of units whose signal by the proposed method ranges over less
+    than 0.05 G; ``log10 Ssim ratio`` that of the layer's mean Ssim, proposed over L2+TV (claim C5, Fig. 3), with
+    nearest windows searched among those without dropouts; ``largest output / threshold`` the layer's mean under the
+    proposed method (claim C6, Fig. 4).
     """
     rows = []
     for person in progress(everybody(run)[: run.cfg.people.n_people], desc="people left out", leave=False):
         other = left_out(run, person)
         (network,), test = other.networks, other.data.test
-        whole = ~dropouts(test, other.data.axes, run.cfg.people.shortest_dropout)
+        shortest = run.cfg.people.shortest_dropout
+        whole, searched = ~dropouts(test, run.data.axes, shortest), without_dropouts(other.data, shortest)
         predicted = network.predicted["test"]
         signals = paper_methods.signals(
             other.cfg, other.networks, other.statistics, (BASELINE, PROPOSED), ("calibrated",)
         )
-        scores = similarity.scores(other.cfg, other.data, other.networks, other.statistics, signals)
+        scores = similarity.scores(other.cfg, searched, other.networks, other.statistics, signals)
         of_person = {
             "person": person,
             "validated by": int(other.data.val.subject[0]),
@@ -76,17 +77,24 @@ def measured(run: Stages) -> pd.DataFrame:
         }
         for layer in network.trunk.layers:
             own = scores.sel(layer=layer).isel(seed=0, preset=0)
-            proposed, baseline = (own.sel(technique=name) for name in (PROPOSED, BASELINE))
-            signal = signals["signal"].sel(layer=layer, technique=PROPOSED).isel(seed=0, preset=0)
-            ratio = float(proposed["s_u"].mean() / baseline["s_u"].mean())
+            proposed = own.sel(technique=PROPOSED)
             of_layer = {
                 "layer": layer,
-                "flat share": float(flat(signal.values).mean()),
-                "log10 Ssim ratio": float(np.log10(ratio)) if ratio > 0 else np.nan,
+                "flat share": float((proposed["range_g"] < FLAT_G).mean()),
+                "log10 Ssim ratio": float(log_ssim_ratio(own)),
                 "largest output / threshold": float(proposed["activation_ratio"].mean()),
             }
             rows.append(of_person | of_layer)
     return pd.DataFrame(rows)
+
+
+def log_ssim_ratio(scores: xr.Dataset) -> xr.DataArray:
+    """log10 of Ssim of the proposed method over that of L2+TV, (..., technique, unit) -> (...,).
+
+    Each without its failed units, as in the paper; NaN where nothing is left, or Ssim is zero.
+    """
+    proposed, baseline = (scores["s_u"].sel(technique=name).mean("unit") for name in (PROPOSED, BASELINE))
+    return np.log10((proposed / baseline).where((proposed > 0) & (baseline > 0)))
 
 
 def over_people(table: pd.DataFrame) -> pd.DataFrame:
@@ -112,31 +120,40 @@ def over_people(table: pd.DataFrame) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------------- sensor dropouts
 
 
-def dropouts(split: Split, axes: Sequence[str], shortest: int) -> np.ndarray:
-    """Windows in which all axes of a sensor read exactly zero for ``shortest`` samples in a row: bool (window,).
-
-    ``axes`` names the axes of the windows. No real sensor says so: gravity is on one of its axes, and noise on all.
-    Choice: all axes of a sensor, because one alone reads zero wherever a copy of the data is coarse.
-    """
-    begun = np.zeros(len(split.series) + 1, int)  # runs of such samples that begin before each sample
-    for sensor in by_sensor(axes).values():
-        lost = (split.series[:, list(sensor)] == 0).all(1)
-        runs = np.lib.stride_tricks.sliding_window_view(lost, shortest).all(-1)
-        begun[1 : len(runs) + 1] += np.cumsum(runs)
-        begun[len(runs) + 1 :] += runs.sum()
-    return begun[split.start + split.length - shortest + 1] > begun[split.start]
-
-
-def without_dropouts(windows: Windows, shortest: int) -> Windows:
-    """The same windows without those of :func:`dropouts`, in all splits: those in which to search for nearest ones."""
-    splits = {name: getattr(windows, name) for name in SPLITS}
-    return replace(windows, **{name: of.chosen(~dropouts(of, windows.axes, shortest)) for name, of in splits.items()})
-
-
 def dropout_table(windows: Windows, shortest: int) -> pd.DataFrame:
-    """``windows``, ``dropouts`` and their ``share`` for every person and activity that has any, most affected first."""
+    """``windows``, ``dropouts`` and their ``share`` for every person and activity that has any, most affected first.
+
+    Dropouts are what :func:`windowing.dropouts` says.
+    """
     flags = [dropouts(getattr(windows, name), windows.axes, shortest) for name in SPLITS]
     labels = windows.labels().assign(dropout=np.concatenate(flags))
     found = labels.groupby(["person", "activity"], observed=True)["dropout"].agg(["size", "sum", "mean"])
     found = found.set_axis(["windows", "dropouts", "share"], axis=1)
     return found[found["dropouts"] > 0].sort_values("share", ascending=False)
+
+
+def dropout_effect(run: Stages) -> pd.DataFrame:
+    """What dropouts among the training windows do to nearest windows, one row per layer, means over all networks.
+
+    ``of all`` is the share of training windows that are dropouts, ``near flat`` and ``near moving`` their share of the
+    windows nearest to signals of the proposed method that are flat or not; ``log10 Ssim ratio`` as in :func:`measured`,
+    mean over networks, searched in all training windows, and ``log10 Ssim ratio without`` in the others.
+    """
+    train, n_axes = run.data.train, len(run.data.axes)
+    lost = dropouts(train, run.data.axes, run.cfg.people.shortest_dropout)
+    signals = run.signals.sel(preset=["calibrated"], technique=[BASELINE, PROPOSED])
+    with_all, without = (
+        similarity.scores(run.cfg, windows, run.networks, run.statistics, signals).isel(preset=0)
+        for windows in (run.data, without_dropouts(run.data, run.cfg.people.shortest_dropout))
+    )
+    near = with_all.sel(technique=PROPOSED)
+    found = near["segment"].copy(data=lost[near["segment"].values // n_axes]).mean("neighbour")
+    found = found.where(np.isfinite(near["s_u"]))  # of what was searched
+    still, rows = near["range_g"] < FLAT_G, {}
+    for layer in run.layers:
+        own, of = found.sel(layer=layer), still.sel(layer=layer)
+        rows[layer] = {"of all": lost.mean(), "near flat": float(own.where(of).mean())}
+        rows[layer] |= {"near moving": float(own.where(~of).mean())}
+        for name, scores in (("log10 Ssim ratio", with_all), ("log10 Ssim ratio without", without)):
+            rows[layer][name] = float(log_ssim_ratio(scores.sel(layer=layer)).mean())
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("layer")

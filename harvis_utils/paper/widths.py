@@ -19,9 +19,10 @@ import xarray as xr
 from torch import Tensor
 
 from harvis_utils.data.windowing import Windows
+from harvis_utils.lenses.dissection import over_networks
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.paper_methods import PROPOSED
-from harvis_utils.metrics import clustering, intervals
+from harvis_utils.metrics import clustering
 from harvis_utils.metrics.signal_measures import FLAT_G
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.paper.stages import Stages
@@ -77,13 +78,13 @@ def alike(signal: np.ndarray) -> dict[str, float]:
     return {"duplicates": found["near_duplicates"], "duplicates, noise": noise, "groups": found["n_groups"]}
 
 
-def over_networks(table: pd.DataFrame) -> pd.DataFrame:
+def by_width(table: pd.DataFrame) -> pd.DataFrame:
     """Means of :func:`measured` with their intervals over networks, one row per width and layer."""
     rows = {}
     for place, own in table.groupby(["units", "layer"], sort=False):
         rows[place] = {"networks": len(own)}
         for name in ("F1", "moving", "duplicates", "duplicates, noise", "groups"):
-            rows[place] |= intervals.with_interval(name, own[name])
+            rows[place] |= over_networks(name, own[name])
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["units", "layer"]))
 
 
@@ -143,13 +144,14 @@ def merging(
         labels = clustering.near_duplicates(own)["groups"] if len(moving) > 1 else np.full(len(own), -1)
         groups = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
         groups = [group for group in groups if len(group) > 1]
-        row = {"layer": layer, "merged": sum(len(group) - 1 for group in groups) / len(own)}
+        row = dict.fromkeys(("change", "change, random", "worse"), np.nan)
+        row = {"layer": layer, "merged": sum(len(group) - 1 for group in groups) / len(own)} | row
         if groups:
             tried = [groups, *(same_sizes(groups, moving, rng) for _ in range(n_draws))]
             found = [macro_f1(test, predict(merged(network.model, layer, of, scale), test)) for of in tried]
             change, *others = np.array(found) - whole
             row |= {"change": change, "change, random": np.mean(others), "worse": np.mean(np.array(others) < change)}
-        rows.append({"change": np.nan, "change, random": np.nan, "worse": np.nan} | row)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -167,10 +169,10 @@ def merging_table(run: Stages) -> pd.DataFrame:
         )
         for network in progress(run.networks, desc="units merged", leave=False)
     }
-    return pd.concat(parts, names=["seed"]).reset_index("seed").reset_index(drop=True)
+    return pd.concat(parts, names=["seed", None]).reset_index("seed").reset_index(drop=True)
 
 
-def merging_over_networks(table: pd.DataFrame) -> pd.DataFrame:
+def by_layer(table: pd.DataFrame) -> pd.DataFrame:
     """Means of :func:`merging_table` with their intervals over networks, and ``gain``: what merging near-duplicates
     costs less than merging others, network by network. One row per layer.
     """
@@ -178,7 +180,7 @@ def merging_over_networks(table: pd.DataFrame) -> pd.DataFrame:
     for layer, own in table.groupby("layer", sort=False):
         rows[layer] = {"networks": int(own["change"].notna().sum())}
         for name in ("merged", "change", "change, random", "gain", "worse"):
-            rows[layer] |= intervals.with_interval(name, own[name])
+            rows[layer] |= over_networks(name, own[name])
     return pd.DataFrame.from_dict(rows, "index").rename_axis("layer")
 
 
