@@ -357,10 +357,14 @@ def criteria_of(claim: str) -> list[Criterion]:
     return [criterion for criterion in CRITERIA if criterion.claim == claim]
 
 
-def judge_all(evidence: Evidence, robust: Mapping[str, float | None] | None = None) -> list[dict]:
-    """Verdicts on all claims, in the paper's order; ``robust`` has shares of readings with the same direction."""
-    drawn = evidence.resampled()
-    return [judge(claim, criteria_of(claim.id), evidence, drawn, (robust or {}).get(claim.id)) for claim in CLAIMS]
+def judge_all(evidence: Evidence, robust: Mapping[str, Mapping[str, float]] | None = None) -> list[dict]:
+    """Verdicts on all claims, in the paper's order.
+
+    ``robust`` has for each claim that depends on the reading the shares of admissible readings in which it is "yes"
+    and "no"; the share of the verdict's own direction is told.
+    """
+    drawn, robust = evidence.resampled(), robust or {}
+    return [judge(claim, criteria_of(claim.id), evidence, drawn, robust.get(claim.id, {})) for claim in CLAIMS]
 
 
 def rule() -> str:
