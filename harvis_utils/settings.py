@@ -242,12 +242,10 @@ class DissectionSettings:
 
 @dataclass(frozen=True)
 class PeopleSettings:
-    """Networks trained with each person left out, and windows in which a sensor was lost (notebook 06b)."""
+    """Networks trained with each person left out (notebook 06b)."""
 
-    first_seed: int = 500  # Choice: each network's seed is this one plus the number of the person
-    n_people: int | None = None  # Choice: at most so many people are left out, the first ones; None: all
+    n_people: int = 100  # Choice: at most so many people are left out, the first ones; no data set here has as many
     n_windows: int | None = 35_000  # Choice: about so many training windows, every n-th of all; None: all
-    shortest_dropout: int = 10  # Choice: samples in a row, a third of a second, in which a sensor reads exactly zero
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from harvis_utils.settings import WindowSettings
 from harvis_utils.store.results import described
 
 SPLITS = ("train", "val", "test")
+#: Choice: a sensor that reads exactly zero for so many samples, a third of a second, was lost
+SHORTEST_DROPOUT = 10
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def amplitude_threshold(split: Split) -> float:
     return float(amplitude.mean() + 2 * amplitude.std())
 
 
-def dropouts(split: Split, axes: Sequence[str], shortest: int) -> np.ndarray:
+def dropouts(split: Split, axes: Sequence[str], shortest: int = SHORTEST_DROPOUT) -> np.ndarray:
     """Windows in which all axes of a sensor read exactly zero for ``shortest`` samples in a row: bool (window,).
 
     ``axes`` names the axes of the windows, "<sensor> <axis>" each. No sensor that works says so: gravity is on one of
@@ -175,7 +177,7 @@ def dropouts(split: Split, axes: Sequence[str], shortest: int) -> np.ndarray:
     return begun[split.start + split.length - shortest + 1] > begun[split.start]
 
 
-def without_dropouts(windows: Windows, shortest: int) -> Windows:
+def without_dropouts(windows: Windows, shortest: int = SHORTEST_DROPOUT) -> Windows:
     """The same windows without those of :func:`dropouts`, in all splits: those in which to search for nearest ones."""
     splits = {name: getattr(windows, name) for name in SPLITS}
     chosen = {name: of.chosen(~dropouts(of, windows.axes, shortest)) for name, of in splits.items()}

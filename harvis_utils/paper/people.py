@@ -14,7 +14,7 @@ import xarray as xr
 from scipy import stats
 
 from harvis_utils.data import windowing
-from harvis_utils.data.windowing import SPLITS, Windows, dropouts, without_dropouts
+from harvis_utils.data.windowing import SHORTEST_DROPOUT, SPLITS, Windows, dropouts, without_dropouts
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import similarity
@@ -23,6 +23,8 @@ from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import progress
 from harvis_utils.training.supervised import macro_f1
 
+#: Choice: the seed of a person's network is this one plus the number of the person
+FIRST_SEED = 500
 #: columns of :func:`measured` that :func:`over_people` summarizes
 MEASURES = ("F1", "F1 without dropouts", "flat share", "log10 Ssim ratio", "largest output / threshold")
 
@@ -35,7 +37,7 @@ def left_out(run: Stages, person: int) -> Stages:
     cfg, people = run.cfg, everybody(run)
     after = people[(people.index(person) + 1) % len(people)]
     split = {"train": tuple(p for p in people if p not in (person, after)), "val": (after,), "test": (person,)}
-    training = replace(cfg.training, seeds=(cfg.people.first_seed + person,))
+    training = replace(cfg.training, seeds=(FIRST_SEED + person,))
     other = Stages(replace(cfg, training=training, weights="trained"))
     other.recordings = replace(run.recordings, dataset=replace(run.recordings.dataset, split=split))
     data = windowing.cut(other.recordings, cfg.windows)
@@ -61,8 +63,7 @@ def measured(run: Stages) -> pd.DataFrame:
     for person in progress(everybody(run)[: run.cfg.people.n_people], desc="people left out", leave=False):
         other = left_out(run, person)
         (network,), test = other.networks, other.data.test
-        shortest = run.cfg.people.shortest_dropout
-        whole, searched = ~dropouts(test, run.data.axes, shortest), without_dropouts(other.data, shortest)
+        whole, searched = ~dropouts(test, run.data.axes), without_dropouts(other.data)
         predicted = network.predicted["test"]
         signals = paper_methods.signals(
             other.cfg, other.networks, other.statistics, (BASELINE, PROPOSED), ("calibrated",)
@@ -120,7 +121,7 @@ def over_people(table: pd.DataFrame) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------------- sensor dropouts
 
 
-def dropout_table(windows: Windows, shortest: int) -> pd.DataFrame:
+def dropout_table(windows: Windows, shortest: int = SHORTEST_DROPOUT) -> pd.DataFrame:
     """``windows``, ``dropouts`` and their ``share`` for every person and activity that has any, most affected first.
 
     Dropouts are what :func:`windowing.dropouts` says.
@@ -140,11 +141,11 @@ def dropout_effect(run: Stages) -> pd.DataFrame:
     mean over networks, searched in all training windows, and ``log10 Ssim ratio without`` in the others.
     """
     train, n_axes = run.data.train, len(run.data.axes)
-    lost = dropouts(train, run.data.axes, run.cfg.people.shortest_dropout)
+    lost = dropouts(train, run.data.axes)
     signals = run.signals.sel(preset=["calibrated"], technique=[BASELINE, PROPOSED])
     with_all, without = (
         similarity.scores(run.cfg, windows, run.networks, run.statistics, signals).isel(preset=0)
-        for windows in (run.data, without_dropouts(run.data, run.cfg.people.shortest_dropout))
+        for windows in (run.data, without_dropouts(run.data))
     )
     near = with_all.sel(technique=PROPOSED)
     found = near["segment"].copy(data=lost[near["segment"].values // n_axes]).mean("neighbour")

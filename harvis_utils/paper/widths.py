@@ -156,7 +156,7 @@ def merging(
 
 
 def merging_table(run: Stages) -> pd.DataFrame:
-    """:func:`merging` of all judging networks, one row per network (``seed``) and layer."""
+    """:func:`merging` of the judging networks of which all weights are there, one row per ``seed`` and layer."""
     signal, of = signals(run), run.cfg.widths
     parts = {
         network.seed: merging(
@@ -167,7 +167,7 @@ def merging_table(run: Stages) -> pd.DataFrame:
             of.thinning,
             of.n_draws,
         )
-        for network in progress(run.networks, desc="units merged", leave=False)
+        for network in progress(run.whole, desc="units merged", leave=False)
     }
     return pd.concat(parts, names=["seed", None]).reset_index("seed").reset_index(drop=True)
 
@@ -190,6 +190,7 @@ def evidence(table: pd.DataFrame, merging: pd.DataFrame) -> dict[str, np.ndarray
     From :func:`measured`, of the full width: ``near_duplicates`` and ``near_duplicates_null`` (seed, layer), shares of
     the moving units, and ``f1_change`` (seed,), half the width minus the full one, for the seeds that both have. From
     :func:`merging_table`: ``merging`` (seed, layer), the macro F1 with near-duplicates merged minus with others merged.
+    Raises ``KeyError`` where half the width was not tried.
     """
     width = table["units"].max()
     full = table[table["units"] == width].pivot(index="seed", columns="layer")
