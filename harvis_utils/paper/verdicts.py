@@ -152,7 +152,8 @@ def number(value: float | None, unit: str, ends: Sequence[float] | None = None, 
     def form(v: float) -> str:
         return f"{100 * v:{sign}.0f}" if share else f"{v:{sign}.2g}" if abs(v) < 100 else f"{v:{sign}.0f}"
 
-    return form(value) + after + ("" if ends is None else f" ({form(ends[0])} to {form(ends[1])})")
+    sure = ends is None or ends[0] == ends[1]
+    return form(value) + after + ("" if sure else f" ({form(ends[0])} to {form(ends[1])})")
 
 
 def told(claim: Claim, entry: dict, n_networks: int) -> str:
