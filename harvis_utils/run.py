@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Image
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from harvis_utils.data import kinds
 from harvis_utils.figures import style
 from harvis_utils.metrics import embedding, motifs
-from harvis_utils.paper import report
+from harvis_utils.paper import people, report, widths
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import threads
 from harvis_utils.settings import SettingsError, load_settings
@@ -34,11 +35,23 @@ class Run(Stages):
         return motifs.motif_recovery(*about)
 
     @cached_property
+    def people(self) -> pd.DataFrame:
+        """Measures of networks trained with each person left out in turn (:func:`people.measured`)."""
+        return people.measured(self)
+
+    @cached_property
+    def widths(self) -> dict[str, np.ndarray]:
+        """What claim C12 is judged by: networks of several widths, and units merged (:func:`widths.evidence`)."""
+        return widths.evidence(widths.measured(self), widths.merging_table(self))
+
+    @cached_property
     def results(self) -> dict:
         """What ``results.json`` holds: the verdicts on the paper's claims and what they stand on."""
         found = None if self.motifs is None else self.motifs.reset_index().to_dict("records")
         atlas = embedding.measures(self.data, self.scores, self.signals)
-        return report.assemble(self.cfg, self.data, self.networks, self.scores, self.controls, atlas, found)
+        robust = self.shares.rename(columns={"yes in": "yes", "no in": "no"})[["yes", "no"]].to_dict("index")
+        about = (self.cfg, self.data, self.networks, self.scores, self.controls, atlas, found)
+        return report.assemble(*about, robust=robust, widths=self.widths, people=self.people)
 
     def headline(self, what: str | None = None) -> str:
         """One line of Markdown: data set, profile, ``what`` (by default how many networks) and the data's caveat."""

@@ -252,6 +252,24 @@ class DissectionSettings:
 
 
 @dataclass(frozen=True)
+class PeopleSettings:
+    """Networks trained with each person left out (notebook 06b)."""
+
+    n_people: int = 100  # Choice: at most so many people are left out, the first ones; no data set here has as many
+    n_windows: int | None = 35_000  # Choice: about so many training windows, every n-th of all; None: all
+
+
+@dataclass(frozen=True)
+class WidthSettings:
+    """Networks of several widths, and units of one kind merged (claim C12, notebook 06b)."""
+
+    n_units: tuple[int, ...] = (8, 16, 32)  # Choice: units in each convolution, beside the judging networks
+    n_networks: int = 5  # Choice: of each of these widths, with the first seeds of the judging networks
+    thinning: int = 10  # Choice: every n-th test window, for what merging costs
+    n_draws: int = 10  # Choice: random groups that duplicates are compared with
+
+
+@dataclass(frozen=True)
 class LocatingSettings:
     """How many correctly classified windows are looked at, spread evenly (notebook 12)."""
 
@@ -292,6 +310,8 @@ class Settings:
     explanation: ExplanationSettings = ExplanationSettings()
     locating: LocatingSettings = LocatingSettings()
     fooling: FoolingSettings = FoolingSettings()
+    people: PeopleSettings = PeopleSettings()
+    widths: WidthSettings = WidthSettings()
     visual: VisualSettings = VisualSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
@@ -356,6 +376,8 @@ PROFILES: dict[str, dict] = {
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
+        "people": PeopleSettings(n_people=3, n_windows=1000),
+        "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
@@ -372,6 +394,8 @@ PROFILES: dict[str, dict] = {
         ),
         "dissection": DissectionSettings(thinning=10, ablation_thinning=5),
         "locating": LocatingSettings(n_val=100, n_test=400, n_covered=190),
+        "people": PeopleSettings(n_windows=None),
+        "widths": WidthSettings(n_draws=20),
         "visual": VisualSettings(n_steps=500),
     },
 }

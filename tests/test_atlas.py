@@ -161,15 +161,22 @@ def test_contingency_and_p_value_agree_with_counting(activities, seed):
     points = np.random.default_rng(seed).normal(size=(len(activities), 2))
     got = clustering.clusters_and_activities(points, activities, 3, seed, n_permutations=40)
 
+    def counts(order):
+        labels = range(got["labels"].max() + 1)
+        members = [[activities[order[u]] for u in range(len(order)) if got["labels"][u] == c] for c in labels]
+        return [[of.count(a) for a in range(4)] for of in members]
+
     def pure(order):
-        total = 0
-        for c in set(got["labels"]):
-            members = [activities[order[u]] for u in range(len(order)) if got["labels"][u] == c]
-            total += max(members.count(a) for a in set(members))
-        return total
+        return sum(map(max, counts(order)))
+
+    def all_different(order):
+        majority = [of.index(max(of)) for of in counts(order)]
+        return len(set(majority)) == len(majority)
 
     generator, n = np.random.default_rng(seed), len(activities)
-    chance = [pure(generator.permutation(n)) for _ in range(40)]
+    orders = [generator.permutation(n) for _ in range(40)]
+    chance = [pure(order) for order in orders]
+    assert got["clusters_all_different_chance"] == pytest.approx(np.mean([all_different(order) for order in orders]))
     assert got["contingency"].sum() == n
     assert got["purity"] == pytest.approx(pure(range(n)) / n)
     assert got["purity_chance"] == pytest.approx(np.mean(chance) / n)
@@ -193,6 +200,19 @@ def test_shifted_and_scaled_copies_are_duplicates_but_mirrored_ones_are_not():
     assert found["near_duplicates"] == pytest.approx(3 / 5)
     assert found["n_groups"] == 3
     assert found["groups"].tolist()[:3] == [0, 0, 0]
+
+
+def test_as_many_units_of_each_layer_are_compared():
+    """Two shapes in many copies vary less than as few units that all differ, however many there are."""
+    edge, bump = np.tanh(12 * (TIME - 0.5)), np.cos(np.pi * (TIME - 0.5)) ** 2
+    noise = 0.02 * np.random.default_rng(0).normal(size=(60, 30))
+    alike = np.concatenate([np.repeat([edge, bump], 30, axis=0) + noise, np.ones((5, 30))])
+    differing = np.random.default_rng(1).normal(size=(10, 30))
+    few, many = clustering.variety(differing, 10), clustering.variety(alike, 10)
+    assert few["variety"] == pytest.approx(clustering.effective_rank(differing)) and few["distinct"] == 1
+    assert many["variety"] < few["variety"] - 2 and many["distinct"] <= 0.4
+    with pytest.raises(clustering.AtlasError, match="at least 11"):
+        clustering.variety(differing, 11)
 
 
 def test_copies_stand_out_from_noise_as_smooth_as_they_are():
@@ -438,7 +458,7 @@ def test_flat_units_are_counted_and_measured_apart():
     moving = three_clusters(4)[0]
     flat = 1 + 1e-3 * np.random.default_rng(0).normal(size=(6, 30))
     signals = np.concatenate([moving, flat, np.full((1, 30), np.nan)])
-    found = clustering.measure(signals, np.zeros(19, int), np.ones(19))
+    found = clustering.measure(signals, np.zeros(19, int), np.ones(19), 12)
     assert (found["n_units"], found["n_flat"], found["n_excluded"]) == (18, 6, 1)
     assert found["hopkins_moving"] == clustering.cluster_tendency(moving)["hopkins"] != found["hopkins"]
     json.dumps(found, allow_nan=False)

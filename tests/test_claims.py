@@ -315,10 +315,11 @@ def test_a_layer_without_a_unit_left_is_open():
 def test_all_claims_are_judged_in_order_and_soon():
     of = made(n_units=64)
     begun = time.process_time()
-    entries = claims.judge_all(of, {"C4": 0.25})
+    entries = claims.judge_all(of, {"C4": {"yes": 0.5, "no": 0.25}, "C6": {"yes": np.nan, "no": np.nan}})
     assert time.process_time() - begun < 60  # about 5 s
     assert [e["id"] for e in entries] == [f"C{i}" for i in range(1, 13)]
-    assert entries[3]["robust"] == 0.25 and "25% of the admissible readings" in entries[3]["why"]
+    assert entries[5]["robust"] is None and entries[3]["robust"] == 0.25 and entries[3]["direction"] == NO
+    assert "25% of the admissible readings" in entries[3]["why"]
     assert all(e["why"].endswith(".") for e in entries)
 
 

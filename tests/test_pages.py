@@ -58,7 +58,7 @@ def test_pages_are_made_once_and_linked(finished, capsys):
     published = publish.publish(finished.cfg, finished.books)
     assert pages.main([]) == 0 and "index.html" in capsys.readouterr().out
     index = (report_root() / "index.html").read_text()
-    for text in ("made-up data", "0.500 ± 0.100", "2026-01-02", "5 min", "holds 1", "Published results"):
+    for text in ("made-up data", "0.500 ± 0.100", "2026-01-02", "5 min", "yes 1", "Published results"):
         assert text in index
     for page in ("quick/synthetic/html/01_data.html", "html/quick/synthetic/06_report.html"):
         assert f'href="{page}"' in index and (report_root() / page).exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -19,6 +20,8 @@ from harvis_utils.settings import WindowSettings
 from harvis_utils.store.results import described
 
 SPLITS = ("train", "val", "test")
+#: Choice: a sensor that reads exactly zero for so many samples, a third of a second, was lost
+SHORTEST_DROPOUT = 10
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,12 @@ class Split:
 
     def every(self, n: int) -> Split:
         """Every ``n``-th window, from the first; the series stays whole."""
+        return self.chosen(slice(None, None, n))
+
+    def chosen(self, which: np.ndarray | slice) -> Split:
+        """The windows that ``which`` selects, as an index into them; the series stays whole."""
         columns = ("start", "activity", "subject", "recording", "offset")
-        return replace(self, **{c: getattr(self, c)[::n] for c in columns})
+        return replace(self, **{c: getattr(self, c)[which] for c in columns})
 
 
 @dataclass(frozen=True)
@@ -153,3 +160,25 @@ def amplitude_threshold(split: Split) -> float:
     """Mean + 2 standard deviations of ``|x|`` over all samples and axes, in G (paper section 4.4)."""
     amplitude = np.abs(split.series.astype(np.float64))
     return float(amplitude.mean() + 2 * amplitude.std())
+
+
+def dropouts(split: Split, axes: Sequence[str], shortest: int = SHORTEST_DROPOUT) -> np.ndarray:
+    """Windows in which all axes of a sensor read exactly zero for ``shortest`` samples in a row: bool (window,).
+
+    ``axes`` names the axes of the windows, "<sensor> <axis>" each. No sensor that works says so: gravity is on one of
+    its axes, and noise on all. Choice: all axes of a sensor, because one alone reads zero where a copy is coarse.
+    """
+    sensors = [name.rpartition(" ")[0] for name in axes]
+    begun = np.zeros(len(split.series) + 1, int)  # runs of such samples that begin before each sample
+    for sensor in dict.fromkeys(sensors):
+        lost = (split.series[:, [of == sensor for of in sensors]] == 0).all(1)
+        runs = np.lib.stride_tricks.sliding_window_view(lost, shortest).all(-1)
+        begun[1 : len(runs) + 1] += np.cumsum(runs)
+    return begun[split.start + split.length - shortest + 1] > begun[split.start]
+
+
+def without_dropouts(windows: Windows, shortest: int = SHORTEST_DROPOUT) -> Windows:
+    """The same windows without those of :func:`dropouts`, in all splits: those in which to search for nearest ones."""
+    splits = {name: getattr(windows, name) for name in SPLITS}
+    chosen = {name: of.chosen(~dropouts(of, windows.axes, shortest)) for name, of in splits.items()}
+    return replace(windows, **chosen)

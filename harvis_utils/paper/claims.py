@@ -22,8 +22,33 @@ from functools import partial
 import numpy as np
 
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
-from harvis_utils.paper import evidence as ev
-from harvis_utils.paper.evidence import AAP, EAP, EXPLODED, LAYERS, Evidence
+from harvis_utils.paper.evidence import (
+    AAP,
+    EAP,
+    EXPLODED,
+    LAYERS,
+    Evidence,
+    above,
+    all_different,
+    beyond_real,
+    deeper,
+    deeper_unexplained,
+    hopkins_above_noise,
+    layer_ratios,
+    layers_near,
+    lift,
+    lower,
+    matched,
+    mean,
+    median,
+    near_threshold,
+    smaller_p,
+    smoother,
+    ssim_ratio,
+    ssim_ratio_moving,
+    ssim_ratio_to_conv1,
+    still_moving,
+)
 from harvis_utils.paper.verdicts import Claim, Criterion, Statistic, judge
 from harvis_utils.store.code import code_digest
 
@@ -51,7 +76,7 @@ def _size(claim: str, what: str, statistic: Statistic, low: float, high: float, 
 
 
 def _f1(e: Evidence, paper: bool) -> np.ndarray:
-    return ev.mean(e.once(e.macro_f1 - (PAPER_F1[e.base] if paper else 1 / e.scores.sizes["activity"])))
+    return mean(e.once(e.macro_f1 - (PAPER_F1[e.base] if paper else 1 / e.scores.sizes["activity"])))
 
 
 def _threshold(e: Evidence) -> np.ndarray:
@@ -60,12 +85,12 @@ def _threshold(e: Evidence) -> np.ndarray:
 
 def _mean(method: str, variable: str, level: float | None = None) -> Statistic:
     """Mean of a method's values; of a ``level`` the share of units above it."""
-    return lambda e: ev.mean(e.of(method, variable) if level is None else ev.above(e.of(method, variable), level))
+    return lambda e: mean(e.of(method, variable) if level is None else above(e.of(method, variable), level))
 
 
 def _peak(method: str, layer: str | None = None, moving: bool = False) -> Statistic:
     """Largest output over the 95 % point, of the median unit."""
-    return lambda e: ev.median(e.of(method, "activation_ratio_p95", layer), e.moves(method, layer) if moving else None)
+    return lambda e: median(e.of(method, "activation_ratio_p95", layer), e.moves(method, layer) if moving else None)
 
 
 def _minus(first: Statistic, second: Statistic) -> Statistic:
@@ -73,12 +98,12 @@ def _minus(first: Statistic, second: Statistic) -> Statistic:
 
 
 def _width(name: str) -> Statistic:
-    return lambda e: ev.mean(e.once(e.widths[name]))
+    return lambda e: mean(e.once(e.widths[name]))
 
 
 def _named(shape: str, words: str) -> list[Criterion]:
     """Nearest windows of one shape: its activity, and that this is not just as near to other shapes."""
-    own, other = (partial(ev.lift, shape=shape, words=words, same=same) for same in (True, False))
+    own, other = (partial(lift, shape=shape, words=words, same=same) for same in (True, False))
     return [
         _above("C9", f"{shape}s: {words} near them over its share of all windows", own, 1.0, "times"),
         _above("C9", f"{shape}s: {words} minus the same near other shapes", _minus(own, other), 0.0, "times"),
@@ -87,13 +112,13 @@ def _named(shape: str, words: str) -> list[Criterion]:
 
 _LOWPASS, _BASELINE = _mean("lowpass", "failed"), _mean(BASELINE, "failed")
 _NOISY = _minus(_mean("naive", "high_frequency_share"), _mean("held-out-strongest", "high_frequency_share"))
-_NEAR, _BASELINE_NEAR = (partial(ev.near_threshold, method=method) for method in (PROPOSED, BASELINE))
+_NEAR, _BASELINE_NEAR = (partial(near_threshold, method=method) for method in (PROPOSED, BASELINE))
 _DUPLICATES = _minus(_width("near_duplicates"), _width("near_duplicates_null"))
-_MATCHED = partial(ev.matched, method=PROPOSED)
-_SSIM = {layer: partial(ev.ssim_ratio, layer=layer) for layer in LAYERS}
+_MATCHED = partial(matched, method=PROPOSED)
+_SSIM = {layer: partial(ssim_ratio, layer=layer) for layer in LAYERS}
 _EXPLODED = _mean(EAP, "activation_ratio", EXPLODED)
-_NEARER = partial(ev.lower, first=PROPOSED, second=BASELINE, variable="s_u")
-_LOWER = partial(ev.lower, first=PROPOSED, second=AAP, variable="max_output", layer="conv1")
+_NEARER = partial(lower, first=PROPOSED, second=BASELINE, variable="s_u")
+_LOWER = partial(lower, first=PROPOSED, second=AAP, variable="max_output", layer="conv1")
 
 CRITERIA = (
     _size("C1", "macro F1 minus the paper's", partial(_f1, paper=True), -0.02, 0.02, "F1"),
@@ -118,7 +143,7 @@ CRITERIA = (
         _below(
             "C5",
             f"{la}: Ssim over that of L2+TV, over the same at conv1",
-            partial(ev.ssim_ratio_to_conv1, layer=la),
+            partial(ssim_ratio_to_conv1, layer=la),
             1.0,
             "times",
         )
@@ -126,23 +151,23 @@ CRITERIA = (
     ),
     _above("C5", "share of units nearer than with L2+TV, failed ones worst, flat ties half", _NEARER, 0.5, "share"),
     _below(
-        "C5", "Ssim over that of L2+TV where both signals move, mean of the layers", ev.ssim_ratio_moving, 1.0, "times"
+        "C5", "Ssim over that of L2+TV where both signals move, mean of the layers", ssim_ratio_moving, 1.0, "times"
     ),
     Criterion(
         "C5",
         "Ssim over that of L2+TV with each person left out in turn, mean of people and layers",
-        lambda e: 10 ** ev.mean(e.of_people("log10 Ssim ratio")),
+        lambda e: 10 ** mean(e.of_people("log10 Ssim ratio")),
         *(-np.inf, HALF, "times", "direction", "people"),
     ),
-    _above("C6", "share of layers whose mean largest output / th is within 20 % of 1", ev.layers_near, 0.5, "share"),
+    _above("C6", "share of layers whose mean largest output / th is within 20 % of 1", layers_near, 0.5, "share"),
     _above(
         "C6", "share of units within 20 % of th minus the same of L2+TV", _minus(_NEAR, _BASELINE_NEAR), 0.0, "share"
     ),
-    _size("C6", "mean largest output / th over the layers", lambda e: ev.layer_ratios(e).mean(0), 0.8, 1.2, "times"),
+    _size("C6", "mean largest output / th over the layers", lambda e: layer_ratios(e).mean(0), 0.8, 1.2, "times"),
     Criterion(
         "C6",
         "mean largest output / th with each person left out in turn, mean of people and layers",
-        lambda e: ev.mean(e.of_people("largest output / threshold")),
+        lambda e: mean(e.of_people("largest output / threshold")),
         *(0.8, 1.2, "times", "size", "people"),
     ),
     _size(
@@ -159,61 +184,61 @@ CRITERIA = (
     _above("C7", "conv1: share of units that peak lower than with AAP, flat ties half", _LOWER, 0.5, "share"),
     _above("C8", "EAP alone: share of units above 1.5 x th", _EXPLODED, 0.01, "share"),
     _size("C8", "EAP alone: share of units above 1.5 x th, sometimes: 1 % to 50 %", _EXPLODED, 0.01, 0.5, "share"),
-    _below("C8", "total variation with clipping over that without, median exploding unit", ev.smoother, HALF, "times"),
-    _above("C8", "share of exploding units that still move with clipping", ev.still_moving, 0.5, "share"),
+    _below("C8", "total variation with clipping over that without, median exploding unit", smoother, HALF, "times"),
+    _above("C8", "share of exploding units that still move with clipping", still_moving, 0.5, "share"),
     _above("C9", "correlation of moving pieces with their nearest real piece, median unit", _MATCHED, 0.9, "r"),
     _above(
         "C9",
         "correlation with the nearest real piece minus that of the untouched sine",
-        _minus(_MATCHED, partial(ev.matched, method="starting-sine")),
+        _minus(_MATCHED, partial(matched, method="starting-sine")),
         0.0,
         "r",
     ),
     _above(
         "C9",
         "correlation with the nearest real piece minus that of noise",
-        _minus(_MATCHED, partial(ev.matched, method="spectrum-noise")),
+        _minus(_MATCHED, partial(matched, method="spectrum-noise")),
         0.0,
         "r",
     ),
     _above(
         "C9",
         "correlation with the nearest real piece minus that of real pieces of the shape",
-        ev.beyond_real,
+        beyond_real,
         -0.05,
         "r",
     ),
     *(c for shape, words in (("rising edge", "basketball"), ("peak", "running")) for c in _named(shape, words)),
-    _above("C10", "conv1: Hopkins statistic minus noise's", ev.hopkins_above_noise, 0.0),
+    _above("C10", "conv1: Hopkins statistic minus noise's", hopkins_above_noise, 0.0),
     _above(
         "C10",
         "conv1: Hopkins statistic minus noise's, moving signals",
-        partial(ev.hopkins_above_noise, which="_moving"),
+        partial(hopkins_above_noise, which="_moving"),
         0.0,
     ),
     _above(
         "C10",
         "spread of moving signals minus noise's, conv3 minus conv1",
-        partial(ev.deeper, name="spread_moving", null="spread_moving_null"),
+        partial(deeper, name="spread_moving", null="spread_moving_null"),
         0.0,
     ),
-    _below("C10", "p that clusters and activities are unrelated, all networks, two layers", ev.smaller_p, 0.05, "p"),
+    _below("C10", "p that clusters and activities are unrelated, all networks, two layers", smaller_p, 0.05, "p"),
     _above(
-        "C10", "share of networks with three activities in three clusters minus chance", ev.all_different, 0.0, "share"
+        "C10", "share of networks with three activities in three clusters minus chance", all_different, 0.0, "share"
     ),
     _above(
         "C11",
         "effective rank of equally many moving signals, conv3 minus conv1",
-        partial(ev.deeper, name="variety"),
+        partial(deeper, name="variety"),
         0.0,
     ),
     _above(
-        "C11", "share of distinct moving signals, conv3 minus conv1", partial(ev.deeper, name="distinct"), 0.0, "share"
+        "C11", "share of distinct moving signals, conv3 minus conv1", partial(deeper, name="distinct"), 0.0, "share"
     ),
     _above(
         "C11",
         "outputs that no linear filter explains, moving units, conv3 minus conv1",
-        ev.deeper_unexplained,
+        deeper_unexplained,
         0.0,
         "share",
     ),
@@ -357,10 +382,14 @@ def criteria_of(claim: str) -> list[Criterion]:
     return [criterion for criterion in CRITERIA if criterion.claim == claim]
 
 
-def judge_all(evidence: Evidence, robust: Mapping[str, float | None] | None = None) -> list[dict]:
-    """Verdicts on all claims, in the paper's order; ``robust`` has shares of readings with the same direction."""
-    drawn = evidence.resampled()
-    return [judge(claim, criteria_of(claim.id), evidence, drawn, (robust or {}).get(claim.id)) for claim in CLAIMS]
+def judge_all(evidence: Evidence, robust: Mapping[str, Mapping[str, float]] | None = None) -> list[dict]:
+    """Verdicts on all claims, in the paper's order.
+
+    ``robust`` has for each claim that depends on the reading the shares of admissible readings in which it is "yes"
+    and "no"; the share of the verdict's own direction is told.
+    """
+    drawn, robust = evidence.resampled(), robust or {}
+    return [judge(claim, criteria_of(claim.id), evidence, drawn, robust.get(claim.id, {})) for claim in CLAIMS]
 
 
 def rule() -> str:

@@ -71,16 +71,15 @@ def assemble(
     atlas: dict[str, dict],
     motifs: list[dict] | None,
     *,
-    robust: Mapping[str, float | None] | None = None,
+    robust: Mapping[str, Mapping[str, float]] | None = None,
     widths: Mapping[str, np.ndarray] | None = None,
     people: pd.DataFrame | None = None,
 ) -> dict:
     """The content of ``results.json``; checked against the schema before it is returned.
 
     ``atlas`` maps layers to measures, each a list with one value per seed; ``motifs`` is the recovery table of a
-    data set with planted motifs, else ``None``. ``robust`` maps claims to the share of admissible readings with the
-    same direction, ``widths`` is what claim C12 needs, ``people`` the table over people (see :class:`Evidence`); each
-    where it is known.
+    data set with planted motifs, else ``None``. ``robust`` maps claims to the shares of admissible readings with the
+    direction "yes" and "no"; ``widths`` and ``people`` are as in :class:`Evidence`.
     """
     chosen, last = test_f1(windows, networks)
     threshold = amplitude_threshold(windows.train)

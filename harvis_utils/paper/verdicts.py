@@ -10,8 +10,9 @@ fewer than five networks they are over units only, and numbers that a network ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -115,21 +116,29 @@ def decide(criteria: Sequence[dict]) -> dict[str, str]:
 
 
 def judge(
-    claim: Claim, criteria: Sequence[Criterion], evidence: Evidence, drawn: Evidence, robust: float | None = None
+    claim: Claim,
+    criteria: Sequence[Criterion],
+    evidence: Evidence,
+    drawn: Evidence,
+    robust: Mapping[str, float] = MappingProxyType({}),
 ) -> dict:
-    """Verdict on one claim as an entry of ``results.json``; ``drawn`` is the evidence :meth:`Evidence.resampled`."""
+    """Verdict on one claim as an entry of ``results.json``.
+
+    ``drawn`` is the evidence :meth:`Evidence.resampled`, ``robust`` the share of readings of each direction.
+    """
+    criteria = [c for c in criteria if not c.needs or getattr(evidence, c.needs) is not None]
     sized = any(c.kind == "size" for c in criteria)
     entry = {"id": claim.id, "where": claim.where, "paper": claim.paper}
     entry |= {"direction": UNTESTABLE, "size": UNDECIDED if sized else UNSTATED}
     entry |= {"value": None, "unit": "", "interval": None, "robust": None, "why": "", "criteria": []}
     if reason := claim.needs(evidence):
         return entry | {"why": f"Not testable: {reason}."}
-    criteria = [c for c in criteria if not c.needs or getattr(evidence, c.needs) is not None]
     found = [measure(c, evidence, drawn, 0.05 / len(criteria)) for c in criteria]
     entry |= decide(found) | {name: found[0][name] for name in ("value", "unit", "interval")} | {"criteria": found}
     if entry["direction"] == UNTESTABLE:
         return entry | {"why": "Not testable: no unit is left to measure it on."}
-    entry["robust"] = robust
+    share = robust.get(entry["direction"])
+    entry["robust"] = None if share is None or np.isnan(share) else float(share)
     return entry | {"why": told(claim, entry, evidence.scores.sizes["seed"])}
 
 
@@ -143,7 +152,8 @@ def number(value: float | None, unit: str, ends: Sequence[float] | None = None, 
     def form(v: float) -> str:
         return f"{100 * v:{sign}.0f}" if share else f"{v:{sign}.2g}" if abs(v) < 100 else f"{v:{sign}.0f}"
 
-    return form(value) + after + ("" if ends is None else f" ({form(ends[0])} to {form(ends[1])})")
+    sure = ends is None or ends[0] == ends[1]
+    return form(value) + after + ("" if sure else f" ({form(ends[0])} to {form(ends[1])})")
 
 
 def told(claim: Claim, entry: dict, n_networks: int) -> str:
