@@ -199,11 +199,12 @@ class SlopeSettings:
 
 @dataclass(frozen=True)
 class VisualSettings:
-    """Feature visualization as it is judged beside the method of paper section 3."""
+    """Feature visualization that is to explain units (notebook 09)."""
 
     n_steps: int = 200  # Choice
     step_size: float = 0.05  # Choice
     prior_rate: float = 0.1  # Choice: share of the way to the denoised signal that every step goes
+    n_units: int = 16  # Choice: units of each layer on which one is chosen, spread evenly
     only: tuple[str, ...] = ()  # Choice: variants that are tried, by name or family (paper.variants); empty: all
 
 
@@ -359,7 +360,12 @@ PROFILES: dict[str, dict] = {
         "fooling": FoolingSettings(n_units=4, n_steps=60),
         "slopes": SlopeSettings(60, 3, (0.0, 0.1, 1.0), (0, 1), (2e-3,), epochs=5, n_windows=1200),
         "visual": VisualSettings(
-            n_steps=60, only=("time", "frequency", "spectral penalty", "best of 3, diverse", "neuron, prior")
+            n_steps=60,
+            n_units=6,
+            only=(
+                *("one position", "largest output", "spectrum as norm", "covariance as norm"),
+                *("real magnitudes (MACO), best of 4", "surroundings", "covariance as norm, best of 4"),
+            ),
         ),
         # of the widths the base alone: each further one needs its own networks with random weights
         "recovery": RecoverySettings(
@@ -416,7 +422,7 @@ def load_settings(
 
 
 def for_choosing(cfg: Settings) -> Settings:
-    """The same run with the networks on which readings and recipes are chosen, and which take no part in judging."""
+    """The same run with the networks on which readings and variants are chosen, and which take no part in judging."""
     return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=cfg.readings.seeds))
 
 

@@ -1,4 +1,4 @@
-"""Scored variants turned into a choice: which reading meets what the paper reports, and which recipe beats it.
+"""Scored readings turned into a choice: which one meets what the paper reports.
 
 Facts are the criteria of the claims C3 to C8, unchanged (:mod:`harvis_utils.paper.claims`), that L2+TV fails sometimes,
 and that signals keep a shape. A claim counts by the share of its facts that are met; a reading's score is the mean over
@@ -34,7 +34,7 @@ from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics.intervals import LEVEL
 from harvis_utils.paper.claims import CRITERIA
 from harvis_utils.paper.evidence import LAYERS, Evidence, mean
-from harvis_utils.paper.variants import PAPERS, Variant, departures, penalties
+from harvis_utils.paper.variants import Variant, departures, penalties
 from harvis_utils.paper.verdicts import Criterion
 
 #: claims that a reading has to meet; the step sizes have no part in the others
@@ -280,8 +280,3 @@ def every_share(scores: xr.Dataset, controls: xr.Dataset, readings: Sequence[Var
     found = facts(scores, controls, dataset)
     more = facts(scores, controls, dataset, ("C9",)) if found.evidence.base == "dsads" else None
     return shares(readings, found, found.draws(), more)
-
-
-def choose(gains: pd.DataFrame) -> str:
-    """The recipe that is most surely better on both axes: the largest ``surety``; of equals the first."""
-    return str(gains["surety"].drop(PAPERS).idxmax())

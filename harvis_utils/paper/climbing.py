@@ -1,6 +1,6 @@
-"""Variants climbed, kept and measured, network by network, and the signals that stand beside them.
+"""Variants climbed, kept and measured, network by network.
 
-Readings and recipes are climbed by :mod:`harvis_utils.fast.ascent`, visual variants by
+Readings are climbed by :mod:`harvis_utils.fast.ascent`, visual variants by
 :mod:`harvis_utils.maximization.visualization`. What chooses among them uses networks that take no part in judging.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,19 +16,25 @@ import xarray as xr
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.fast import ascent
 from harvis_utils.maximization import coordinates, objectives, paper_methods, priors, transforms, visualization
-from harvis_utils.maximization.paper_methods import METHODS, PENALTIES, PROPOSED, Method
-from harvis_utils.maximization.starting import chosen_units, spectrum_noise, starting_points, starting_signal
-from harvis_utils.metrics import realism, similarity
+from harvis_utils.maximization.paper_methods import METHODS, PENALTIES, Method
+from harvis_utils.maximization.starting import chosen_units, spectrum_noise, starting_signal
+from harvis_utils.metrics import similarity
 from harvis_utils.metrics.signal_measures import flat
-from harvis_utils.paper import explaining
-from harvis_utils.paper.variants import FREE, OURS, PENALIZED, Variant, Visual, by_step
+from harvis_utils.paper.variants import (
+    BY_NAME,
+    EXPLAINER,
+    FREE,
+    LIKELIEST_TRIGGER,
+    PENALIZED,
+    Variant,
+    Visual,
+    by_step,
+)
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import MaximizationSettings, Settings, SimilaritySettings, VisualSettings
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network, of_networks
 
-#: training segments from which quantiles of outputs are taken, drawn at random
-N_PROBED = 30_000
 #: what of a reading's scores is kept: all that a claim asks of single units
 SCORES = (
     "failed", "dead", "silent", "peak_amplitude_g", "range_g", "displacement_g", "max_output", "total_variation_g",
@@ -59,89 +64,63 @@ def window_prior(split: Split, floor: float = 1e-3) -> np.ndarray:
     return inverse * np.trace(moment) / np.trace(inverse @ moment)
 
 
-def quantile_thresholds(outputs: np.ndarray, quantile: float) -> np.ndarray:
-    """That quantile of the largest outputs of the windows that excite a unit at all: (unit, window) -> (unit,)."""
-    excited = np.where(outputs > 0, outputs, np.nan)
-    silent = np.isnan(excited).all(1)
-    found = np.full(len(outputs), np.nan)
-    found[~silent] = np.nanquantile(excited[~silent], quantile, axis=1)
-    return found
+def start_of(reading: Variant, settings: MaximizationSettings, split: Split) -> np.ndarray:
+    """The sine that a reading starts from, (time,) in G."""
+    return starting_signal(dataclasses.replace(settings, start_periods=reading.periods), split.length)
 
 
-def starts_of(variant: Variant, settings: MaximizationSettings, split: Split) -> np.ndarray:
-    """The signals that a variant starts from, (start, time) in G: the paper's sine first."""
-    own = dataclasses.replace(settings, start_periods=variant.periods)
-    few = variant.n_starts == 1
-    return starting_signal(own, split.length)[None] if few else starting_points(own, split, variant.n_starts)
-
-
+@kept("readings", apart=("device",))
 def climb(
     network: Network,
     th_eap: xr.DataArray,
     windows: Windows,
-    variants: Sequence[Variant],
+    readings: Sequence[Variant],
     methods: Mapping[str, Method],
     units: Sequence[int],
     settings: MaximizationSettings,
     *,
     device: str | None = None,
 ) -> xr.Dataset:
-    """Signals of variants that share step, jitter, quantile and number of starts, each with all ``methods``, at once.
+    """Signals of readings that share a step, each with all ``methods``, at once.
 
-    Returns ``signal`` in G, ``map`` and ``start_map``, the unit's outputs to it and to the first start, over (variant,
-    technique, layer, unit, time), and over the same without time ``start``, the one that was kept. A method without
-    penalties is climbed once per start, whatever else its variants change. ``th_eap`` is (layer, unit) over all units;
-    of ``settings``, weight, reduction and periods are not used.
+    Returns ``signal`` in G, ``map`` and ``start_map``, the unit's outputs to it and to the start, over (reading,
+    technique, layer, unit, time). A method without penalties is climbed once per start, whatever else its readings
+    change. ``th_eap`` is (layer, unit) over all units; of ``settings``, weight, reduction and periods are not used.
     """
-    split, first, units = windows.train, variants[0], list(units)
+    split, units = windows.train, list(units)
     length, device = split.length, torch_device(device)
 
-    def job(variant: Variant, method: str) -> tuple:
-        return (variant.periods if method in FREE else variant.name, method)
+    def job(reading: Variant, method: str) -> tuple:
+        return (reading.periods if method in FREE else reading.name, method)
 
-    jobs = {job(variant, name): (variant, method) for variant in variants for name, method in methods.items()}
-    order = [[list(jobs).index(job(variant, name)) for name in methods] for variant in variants]
-    starts = np.stack([starts_of(variant, settings, split) for variant, _ in jobs.values()], 1)
-    shared = [paper_methods.penalty_weights(variant.weight, variant.reduction, length) for variant, _ in jobs.values()]
-    per_unit = np.array([variant.per_unit for variant, _ in jobs.values()])[:, None]
-    prior = window_prior(split) if any(method.prior for method in methods.values()) else None
-    outputs = {}
-    if first.quantile is not None:
-        some = split.segments[np.random.default_rng(0).permutation(len(split.segments))[:N_PROBED]]
-        outputs = realism.largest_outputs(network.trunk, some, device=device)
+    jobs = {job(reading, name): (reading, method) for reading in readings for name, method in methods.items()}
+    order = [[list(jobs).index(job(reading, name)) for name in methods] for reading in readings]
+    starts = np.stack([start_of(reading, settings, split) for reading, _ in jobs.values()])
+    shared = [paper_methods.penalty_weights(reading.weight, reading.reduction, length) for reading, _ in jobs.values()]
+    per_unit = np.array([reading.per_unit for reading, _ in jobs.values()])[:, None]
     parts = []
     for layer in network.trunk.layers:
-        own = th_eap.sel(layer=layer).values
-        th = own if first.quantile is None else quantile_thresholds(outputs[layer], first.quantile)
-        scale = np.where(per_unit, np.nan_to_num(own[units], nan=1.0), 1.0)
+        th = th_eap.sel(layer=layer).values
+        scale = np.where(per_unit, np.nan_to_num(th[units], nan=1.0), 1.0)
         weights = {name: np.array([w[name] for w in shared])[:, None] * scale for name in PENALTIES}
         weights["eap"] = np.array([w["eap"] for w in shared])[:, None]  # it is an output, as the objective is
-        rows = paper_methods.climbing_rows([m for _, m in jobs.values()], units, th, weights, first.n_starts)
+        rows = paper_methods.climbing_rows([m for _, m in jobs.values()], units, th, weights)
         found = ascent.climb(
-            network.trunk, layer, rows, np.repeat(starts.reshape(-1, length), len(units), axis=0), first.step,
-            n_steps=settings.n_steps, record=(settings.n_steps,), tolerance_g=settings.tolerance_g,
-            th_aap_g=settings.th_aap_g, prior=prior, jitter=first.jitter, device=device,
+            network.trunk, layer, rows, np.repeat(starts, len(units), axis=0), readings[0].step,
+            n_steps=settings.n_steps, tolerance_g=settings.tolerance_g, th_aap_g=settings.th_aap_g, device=device,
             lowpass=paper_methods.lowpass_matrix(length, settings.lowpass_hz, settings.lowpass_order, windows.rate_hz),
             workers=torch.get_num_threads() if device.type == "cpu" else 1,
         )  # fmt: skip
-        shape = (first.n_starts, len(jobs), len(units))
-        best = found.history["objective"][:, 0].reshape(shape).argmax(0)
-        each = {"signal": found.signal, "map": found.map}
-        each = {k: np.take_along_axis(v.reshape(*shape, length), best[None, ..., None], 0)[0] for k, v in each.items()}
+        each = {k: v.reshape(len(jobs), len(units), length) for k, v in (("signal", found.signal), ("map", found.map))}
         with torch.no_grad():
-            begun = network.trunk.to("cpu").feature_map(torch.as_tensor(starts[0]), layer)[:, units].numpy()
-        parts.append({k: v[order] for k, v in (each | {"start_map": begun, "start": best}).items()})
-    dims = ("layer", "variant", "technique", "unit", "time")
-    stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-    names = {"variant": [variant.name for variant in variants], "technique": list(methods)}
+            begun = network.trunk.to("cpu").feature_map(torch.as_tensor(starts), layer)[:, units].numpy()
+        parts.append({k: v[order] for k, v in (each | {"start_map": begun}).items()})
+    dims = ("layer", "reading", "technique", "unit", "time")
+    names = {"reading": [reading.name for reading in readings], "technique": list(methods)}
     return xr.Dataset(
-        {name: (dims[: values.ndim], values) for name, values in stacked.items()},
+        {name: (dims, np.stack([part[name] for part in parts])) for name in parts[0]},
         coords=names | {"layer": list(network.trunk.layers), "unit": units},
-    ).transpose("variant", "technique", "layer", "unit", "time")
-
-
-reading_signals = kept("readings", apart=("device",))(climb)
-recipe_signals = kept("recipes", apart=("device",))(climb)
+    ).transpose("reading", "technique", "layer", "unit", "time")
 
 
 @kept("reading_scores", apart=("device",))
@@ -162,13 +141,13 @@ def scores_of(
     """
     methods, th_eap = {name: METHODS[name] for name in (*FREE, *PENALIZED)}, statistics["th_eap"]
     made = [
-        reading_signals(network, th_eap, windows, alike, methods, units, settings, device=device)
+        climb(network, th_eap, windows, alike, methods, units, settings, device=device)
         for alike in progress(list(by_step(readings).values()), desc="readings", leave=False)
     ]
-    together, parts = xr.concat(made, "variant").rename(variant="reading"), []
+    together, parts = xr.concat(made, "reading"), []
     for periods in dict.fromkeys(one.periods for one in readings):  # displacements are from the reading's own start
         alike = [one for one in readings if one.periods == periods]
-        start, some = starts_of(alike[0], settings, windows.train)[0], together.sel(reading=[r.name for r in alike])
+        start, some = start_of(alike[0], settings, windows.train), together.sel(reading=[r.name for r in alike])
         scored = similarity.score(some, statistics.sel(unit=list(units)), start, windows, similarity_settings)
         parts.append(scored[list(SCORES)])
     names = [one.name for one in readings]
@@ -193,17 +172,6 @@ def reading_scores(
     return similarity.with_activities(found, windows)
 
 
-def our_signals(cfg: Settings, networks: list[Network], statistics: xr.Dataset) -> xr.Dataset:
-    """Signals of :data:`OURS`, a method that is not the paper's: L2 and TV are means over their terms, not sums.
-
-    As :func:`paper_methods.signals`, dims (seed, layer, preset, technique, unit, time), with the calibrated preset and
-    one method. They are stored beside those of the paper's methods, which stay as they are.
-    """
-    mine = dataclasses.replace(cfg, maximization=dataclasses.replace(cfg.maximization, reduction="mean"))
-    made = paper_methods.signals(mine, networks, statistics, (PROPOSED,), ("calibrated",))
-    return made.assign_coords(technique=[OURS])
-
-
 # --------------------------------------------------------------------------------------------- feature visualization
 
 
@@ -219,28 +187,21 @@ def visual_signals(
 ) -> xr.Dataset:
     """Signals of one visual variant: ``signal`` (G) and ``map`` over (layer, unit, time).
 
-    Units of SF-HF see one sensor axis, so one axis is optimized; only rotation needs a sensor's three, of which the
-    first is the unit's and is judged. ``th_eap`` is (layer, unit) over all units; a dead unit has none and is not
-    clipped. ``denoiser`` is needed by variants with a prior.
+    Units of SF-HF see one sensor axis, so one axis is optimized. ``th_eap`` is (layer, unit) over all units; a dead
+    unit has none and is not clipped. ``denoiser`` is needed by variants with a prior.
     """
     length, layers = windows.train.length, list(network.trunk.layers)
     view = visualization.PerAxis(network.model, layers[-1])
     each = [unit for unit in units for _ in range(variant.copies)]
     blocks = [(_objective(view, th_eap.sel(layer=la), variant, each, windows), len(each)) for la in layers]
-    aids = (
-        (transforms.shift, variant.shift),
-        (transforms.scale, variant.scale),
-        (partial(transforms.rotate, sensors=((0, 1, 2),)), variant.rotate),
-        (transforms.noise, variant.noise_g),
-        (partial(transforms.background, torch.tensor(_some_segments(windows)[:, None])), variant.background),
-    )
+    real = torch.tensor(_some_segments(windows)[:, None])
     slope = {"waking_steps": settings.n_steps, "waking_slope": variant.slope} if variant.slope else {}
     made = visualization.visualize(
         view,
         objectives.in_blocks(blocks),
-        noise_starts(windows, len(layers) * len(each), 3 if variant.rotate else 1, network.seed),
+        noise_starts(windows, len(layers) * len(each), network.seed),
         _space(variant.space, windows.train),
-        transforms=[aid(size) for aid, size in aids if size],
+        transforms=[transforms.background(real, variant.background)] if variant.background else [],
         prior=denoiser if variant.prior else None,
         prior_rate=settings.prior_rate,
         n_steps=settings.n_steps,
@@ -262,7 +223,6 @@ def visual_signals(
 def _space(name: str, split: Split) -> coordinates.Parametrization:
     bound = visualization.amplitude_bound(split)
     spaces = {
-        "time": lambda: coordinates.in_time(bound),
         "frequency": lambda: coordinates.in_frequency(split.length, bound),
         "principal": lambda: coordinates.in_principal(second_moment(split), bound),
         "phase": lambda: coordinates.in_phase(coordinates.mean_magnitude(torch.tensor(split.segments)), split.length),
@@ -285,8 +245,6 @@ def _objective(
     if variant.unlikely:
         inverse = window_prior(windows.train) / np.trace(second_moment(windows.train))
         objective = objective - objectives.mahalanobis(inverse) * (variant.unlikely * torch.nan_to_num(th, nan=1.0))
-    if variant.diversity:
-        objective = objective - variant.diversity * scale * objectives.alike(tap, units)
     return objective
 
 
@@ -294,15 +252,10 @@ def _some_segments(windows: Windows) -> np.ndarray:
     return windows.train.segments[:: max(1, len(windows.train) // 4000)]
 
 
-def noise_starts(windows: Windows, n: int, n_axes: int, seed: int) -> np.ndarray:
-    """Noise of the training windows' spectrum with the root mean square of the paper's sine: (window, axis, time).
-
-    The first axis does not depend on how many there are.
-    """
+def noise_starts(windows: Windows, n: int, seed: int) -> np.ndarray:
+    """Noise of the training windows' spectrum with the root mean square of the paper's sine: (window, 1, time)."""
     sine_rms = MaximizationSettings().start_amplitude_g / 2**0.5
-    segments = _some_segments(windows)
-    axes = [spectrum_noise(segments, n, np.random.default_rng((seed, axis))) for axis in range(n_axes)]
-    x = np.stack(axes, 1)
+    x = spectrum_noise(_some_segments(windows), n, np.random.default_rng((seed, 0)))[:, None]
     return (x * sine_rms / np.sqrt((x**2).mean(2, keepdims=True))).astype(np.float32)
 
 
@@ -314,59 +267,35 @@ def signals(
     windows: Windows,
     networks: Sequence[Network],
     statistics: xr.Dataset,
-    chosen: Sequence[Variant | Visual],
-    units: Sequence[int],
-    denoiser: priors.Denoiser | None = None,
-) -> xr.Dataset:
-    """``signal`` and ``map`` of recipes and visual variants, dims (seed, recipe, layer, unit, time).
-
-    One stored result per network and variant. ``denoiser`` is needed by visual variants with a prior.
-    """
-    visual = dataclasses.replace(cfg.visual, only=())
-
-    def one(net: Network, th_eap: xr.DataArray, variant: Variant | Visual) -> xr.Dataset:
-        if isinstance(variant, Visual):
-            return visual_signals(net, th_eap, windows, variant, units, visual, denoiser if variant.prior else None)
-        how = (windows, [variant], {"own": variant.method}, units, cfg.maximization)
-        made = recipe_signals(net, th_eap, *how, device=cfg.device)
-        return made.isel(variant=0, technique=0, drop=True)[["signal", "map"]]
-
-    names = xr.DataArray([variant.name for variant in chosen], dims="recipe", name="recipe")
-
-    def every(net: Network, th_eap: xr.DataArray) -> xr.Dataset:
-        bar = progress(chosen, desc=f"variants, network {net.seed}", leave=False)
-        return xr.concat([one(net, th_eap, variant) for variant in bar], names)
-
-    return of_networks(networks, every, statistics["th_eap"])
-
-
-def explanations(
-    cfg: Settings,
-    windows: Windows,
-    networks: Sequence[Network],
-    statistics: xr.Dataset,
     chosen: Sequence[Visual],
     units: Sequence[int],
     denoiser: priors.Denoiser | None = None,
 ) -> xr.Dataset:
-    """How well :func:`signals` explain their units in held-out windows, dims (seed, recipe, layer, unit).
+    """``signal`` and ``map`` of visual variants, dims (seed, technique, layer, unit, time).
 
-    See :func:`harvis_utils.metrics.explanation.explained`.
+    One stored result per network and variant. ``denoiser`` is needed by variants with a prior.
     """
-    made = signals(cfg, windows, networks, statistics, chosen, units, denoiser)["signal"].rename(recipe="technique")
-    made = made.transpose("seed", "technique", "layer", "unit", "time")
+    settings = dataclasses.replace(cfg.visual, only=(), n_units=VisualSettings.n_units)  # which decide no signal
+    names = xr.DataArray([variant.name for variant in chosen], dims="technique", name="technique")
 
-    def one(net: Network, own: xr.DataArray, th_eap: xr.DataArray) -> xr.Dataset:
-        return explaining.explained_of(net, windows, own, th_eap, cfg.explanation)
+    def every(net: Network, th_eap: xr.DataArray) -> xr.Dataset:
+        bar = progress(chosen, desc=f"variants, network {net.seed}", leave=False)
+        made = [
+            visual_signals(net, th_eap, windows, variant, units, settings, denoiser if variant.prior else None)
+            for variant in bar
+        ]
+        return xr.concat(made, names)
 
-    return of_networks(networks, one, made, statistics["th_eap"]).rename(technique="recipe")
+    return of_networks(networks, every, statistics["th_eap"])
 
 
-def mean_accuracy(found: Sequence[xr.Dataset]) -> dict[str, float]:
-    """Machine interpretability by which :func:`variants.most_explaining` chooses, of :func:`explanations` by data set.
+def likeliest_triggers(
+    cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset
+) -> xr.Dataset:
+    """Signals of :data:`LIKELIEST_TRIGGER` of all units, dims (seed, layer, technique, unit, time).
 
-    The mean over units, then networks, then layers, then data sets.
+    As :func:`paper_methods.signals` of one preset, so that they stand beside those of the paper's methods.
     """
-    each = [one["accuracy"].mean("unit").mean("seed").mean("layer") for one in found]
-    mean = xr.concat(each, "dataset").mean("dataset")
-    return dict(zip(mean["recipe"].values.tolist(), mean.values.tolist(), strict=True))
+    units = statistics["unit"].values.tolist()
+    made = signals(cfg, windows, networks, statistics, [BY_NAME[EXPLAINER]], units)
+    return made.assign_coords(technique=[LIKELIEST_TRIGGER]).transpose("seed", "layer", "technique", "unit", "time")

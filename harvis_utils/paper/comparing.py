@@ -1,4 +1,4 @@
-"""Measures of signals turned into tables with intervals: what each method or variant reaches, and what it gains.
+"""Measures of signals turned into tables with intervals: what each method reaches, and by how much they differ.
 
 The two axes are those of notebook 08: *activation*, the share of its threshold that a signal brings its unit to, and
 *nearness*, how near the exciting piece is to real ones, relative to how near these are to one another. Either alone is
@@ -14,18 +14,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.maximization.starting import starting_points
-from harvis_utils.metrics import motifs, realism, signal_measures, similarity
+from harvis_utils.metrics import realism, signal_measures
 from harvis_utils.metrics.intervals import paired, with_interval
-from harvis_utils.paper.climbing import noise_starts
-from harvis_utils.paper.variants import OURS, PAPERS
+from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 from harvis_utils.parallel import torch_device
 from harvis_utils.settings import Settings
-from harvis_utils.training.supervised import Network, of_networks
+from harvis_utils.training.supervised import Network
 
 #: column -> how it is read from the measures; every one is (..., layer, unit)
 MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
@@ -39,11 +37,6 @@ MEASURES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
 
 #: measures of which more is better; of the others less is, and moving is neither
 MORE_IS_BETTER = ("activation", "nearness", "realism p")
-#: a variant has to be good on both axes, each alone is easily won; and what stands at them
-LABELS = {
-    "activation": "activation: share of th reached (at most 1)",
-    "nearness": "nearness to real strong windows (0.5: real ones)",
-}
 
 
 def by_network(values: xr.DataArray) -> np.ndarray:
@@ -91,12 +84,12 @@ def differences(measured: xr.Dataset, dimension: str, pairs: Sequence[tuple[str,
 
 
 def against(measured: xr.Dataset, controls: xr.Dataset) -> pd.DataFrame:
-    """:func:`differences` of the proposed method and the paper's others, ours and it, and it and the ``controls``.
+    """:func:`differences` of the proposed method and the paper's others, the likeliest trigger and it, it and controls.
 
     ``measured`` has the dimension "technique", ``controls`` "control"; its "random-weights" are left out.
     """
     beside = controls.drop_sel(control="random-weights").rename(control="technique")
-    pairs = [(PROPOSED, name) for name in METHODS if name != PROPOSED] + [(OURS, PROPOSED)]
+    pairs = [(PROPOSED, name) for name in METHODS if name != PROPOSED] + [(LIKELIEST_TRIGGER, PROPOSED)]
     pairs += [(PROPOSED, name) for name in beside["technique"].values.tolist()]
     return differences(joined(measured, beside, "technique"), "technique", pairs)
 
@@ -114,100 +107,6 @@ def by_factor(depends: pd.DataFrame) -> pd.DataFrame:
     named = depends.rename(columns={"random_recall": "random weights", "macro_f1": "macro F1"})
     named = named.replace({"factor": factors})
     return named.melt(["factor", "level", "seed"], ["recall", "random weights", "macro F1"], "of", "recall, macro F1")
-
-
-def gains(measured: xr.Dataset) -> pd.DataFrame:
-    """Every variant beside the paper's method on the two axes: means, and paired differences with effect sizes.
-
-    ``measured`` has dims (seed, recipe, layer, unit). Also the mean realism p and spectral distance and the share of
-    failed signals. ``beats`` says that both differences' intervals lie above zero; ``surety`` is the smaller of the
-    two differences in units of half its interval's width.
-    """
-    axes = {axis: MEASURES[axis](measured) for axis in LABELS}
-    rows = []
-    for name in measured["recipe"].values.tolist():
-        row, some, sure = {"recipe": name}, measured.sel(recipe=name), []
-        for axis, values in axes.items():
-            ours, theirs = (by_network(values.sel(recipe=n)) for n in (name, PAPERS))
-            found = paired(ours, theirs)
-            row |= with_interval(axis, ours) | found.row(f"{axis} difference") | {f"{axis} dominance": found.dominance}
-            low, high = found.interval or (0.0, 0.0)
-            sure.append(found.mean / ((high - low) / 2) if high > low else 0.0)
-        row |= {n: float(some[n.replace(" ", "_")].mean()) for n in ("realism p", "spectral distance")}
-        row |= {"failed": _failed(some), "networks": found.n_networks, "pairs": found.n_pairs, "surety": min(sure)}
-        row["beats"] = all(row[f"{axis} difference low"] > 0 for axis in axes)
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("recipe")
-
-
-def above_random(measured: xr.Dataset) -> pd.DataFrame:
-    """What each variant's signals owe to training: paired differences to the same variant on random weights, both axes.
-
-    ``measured`` is as for :func:`gains`; one row per variant that was run on networks with random weights too.
-    """
-    axes = {axis: MEASURES[axis](measured) for axis in LABELS}
-    rows = []
-    for random in [n for n in measured["recipe"].values.tolist() if n.startswith(RANDOM_PREFIX)]:
-        row = {"recipe": random.removeprefix(RANDOM_PREFIX)}
-        for axis, values in axes.items():
-            found = paired(*(by_network(values.sel(recipe=n)) for n in (row["recipe"], random)))
-            row |= found.row(axis) | {f"{axis} dominance": found.dominance}
-        rows.append(row | {"networks": found.n_networks, "pairs": found.n_pairs})
-    return pd.DataFrame(rows).set_index("recipe")
-
-
-#: what stands beside visual variants, judged as they are
-CONTROLS = {
-    "untouched start": "the noise that every variant starts from",
-    "real window": "a held-out window that reaches the unit's threshold, drawn at random",
-}
-#: before the name of a variant whose signals were made on a network with random weights
-RANDOM_PREFIX = "random weights: "
-
-
-def beside(
-    made: xr.Dataset, random: xr.Dataset, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset
-) -> xr.Dataset:
-    """Variants, :data:`CONTROLS` and what variants made of networks with random weights, judged by trained networks.
-
-    ``made`` and ``random`` are as :func:`harvis_utils.paper.climbing.signals` returns them, one entry of seed per
-    network; the maps of all are those of the trained networks' units.
-    """
-    dims, units = ("seed", "recipe", "layer", "unit", "time"), made["unit"].values.tolist()
-    others = random["signal"].transpose(*dims)
-    others = others.assign_coords(recipe=[f"{RANDOM_PREFIX}{name}" for name in others["recipe"].values])
-    shape = (made.sizes["layer"], len(units), made.sizes["time"])
-
-    def one(net: Network, th_eap: xr.DataArray, other: xr.DataArray) -> xr.Dataset:
-        start = noise_starts(windows, shape[0] * shape[1], 1, net.seed).reshape(shape)
-        real = realism.held_out_strong(net.trunk, th_eap, windows.test, net.seed)
-        signals = np.stack([start, real[:, units], *other.values]).astype(np.float32)
-        maps = np.stack([similarity.own_maps(net.trunk, x, units) for x in signals])
-        return xr.Dataset({"signal": (dims[1:], signals), "map": (dims[1:], maps)})
-
-    found = of_networks(networks, one, statistics["th_eap"], others)
-    names = {"recipe": [*CONTROLS, *others["recipe"].values], "layer": made["layer"], "unit": units}
-    return xr.concat([made[["signal", "map"]], found.assign_coords(names)], "recipe")
-
-
-def motif_table(truth: PlantedMotifs, trained: xr.DataArray, random: xr.DataArray) -> pd.DataFrame:
-    """Matches of planted motifs per variant: trained, random weights, their difference, and that minus the paper's.
-
-    ``trained`` and ``random`` are signals (seed, recipe, layer, unit, time) of the same variants, networks paired in
-    their order. A match is the best one among the units of the layers that can hold the motif; differences are paired
-    by network and motif and have intervals. Raises ``ValueError`` where the variants differ.
-    """
-    names = trained["recipe"].values.tolist()
-    if names != random["recipe"].values.tolist():
-        raise ValueError("the random networks' signals are of other variants than the trained networks'")
-    found = (motifs.matches(truth, some)["best"].sel(layer=motifs.ANY) for some in (trained, random))
-    ours, theirs = (best.transpose("recipe", "seed", "motif").values for best in found)
-    gain, rows = ours - theirs, []
-    for k, name in enumerate(names):
-        row = {"recipe": name, "trained": ours[k].mean(), "random weights": theirs[k].mean()}
-        row |= paired(ours[k], theirs[k]).row("above random")
-        rows.append(row | paired(gain[k], gain[names.index(PAPERS)]).row("more than the paper's"))
-    return pd.DataFrame(rows).set_index("recipe")
 
 
 def spreads(

@@ -79,6 +79,16 @@ def explanations(
     return of_networks(networks, one, statistics["th_eap"], *with_references(cfg, windows, networks, signals))
 
 
+def mean_accuracy(found: Sequence[xr.Dataset], names: Sequence[str]) -> dict[str, float]:
+    """Accuracy of these techniques by which :func:`variants.most_explaining` chooses, of explanations by data set.
+
+    The mean over units, then networks, then layers, then data sets.
+    """
+    each = [one["accuracy"].sel(technique=[*names]).mean("unit").mean("seed").mean("layer") for one in found]
+    mean = xr.concat(each, "dataset").mean("dataset")
+    return dict(zip(mean["technique"].values.tolist(), mean.values.tolist(), strict=True))
+
+
 def table(found: xr.Dataset) -> pd.DataFrame:
     """Every measure, and what other units' signals get, with its interval: one row per method and layer.
 

@@ -80,6 +80,11 @@ class Stages:
         return paper_methods.signals(self.cfg, self.networks, self.statistics)
 
     @cached_property
+    def likeliest(self) -> xr.Dataset:
+        """Signals of the likeliest trigger, one more technique (:func:`climbing.likeliest_triggers`)."""
+        return climbing.likeliest_triggers(self.cfg, self.data, self.networks, self.statistics)
+
+    @cached_property
     def random_signals(self) -> xr.Dataset:
         """Signals of the proposed method for the untrained networks, a control."""
         return paper_methods.signals(
@@ -118,7 +123,7 @@ class Stages:
 
     @cached_property
     def choosing(self) -> Stages:
-        """Other networks, trained on other people, on which readings and recipes are chosen; they judge nothing.
+        """Other networks, trained on other people, on which readings and variants are chosen; they judge nothing.
 
         Choice: they are trained on the test people; the validation people choose their epoch and are held out too. So
         no person on whom a judging network was trained has a part in a choice.
