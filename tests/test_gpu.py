@@ -20,8 +20,6 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from harvis_utils.maximization import starting
-from harvis_utils.paper import climbing, variants
 from harvis_utils.paper.stages import Stages
 from harvis_utils.settings import (
     PROFILES,
@@ -190,13 +188,8 @@ def direct(tmp_path_factory):
 
 
 def all_of(run: Stages) -> list:
-    """What notebooks 02 to 04, 07 and 09 ask for."""
-    choosing = run.choosing
-    units = starting.chosen_units(CFG.model.n_units, CFG.readings.n_units)
-    found = [run.statistics, run.signals, run.random_signals, run.scores, run.controls, run.readings, choosing.controls]
-    for some in (choosing, run):
-        found.append(climbing.signals(some.cfg, some.data, some.networks, some.statistics, variants.RECIPES, units))
-    return found
+    """What notebooks 02 to 04 and 07 ask for."""
+    return [run.statistics, run.signals, run.random_signals, run.scores, run.controls, run.readings, run.choosing.controls]
 
 
 # ------------------------------------------------------------------------------------------------- the whole way

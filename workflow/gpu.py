@@ -37,8 +37,6 @@ import torch
 
 from harvis_utils.data import archive, kinds
 from harvis_utils.data.windowing import Windows
-from harvis_utils.maximization import starting
-from harvis_utils.paper import climbing, variants
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line, threads, torch_device
 from harvis_utils.settings import Settings, artifact_root, as_json, from_json, load_settings
@@ -173,9 +171,6 @@ def compute(run: Stages, workers: int = 1) -> None:
         # which ask for networks, statistics and signals
         for some, name in ((run, "scores"), (run, "controls"), (run, "readings"), (choosing, "controls")):
             getattr(some, name)
-        units = starting.chosen_units(cfg.model.n_units, cfg.readings.n_units)
-        for some in (choosing, run):
-            climbing.signals(some.cfg, some.data, some.networks, some.statistics, variants.RECIPES, units)
 
 
 def train(run: Stages, workers: int) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 WIDTH = 10.0
 SIGNAL, MAP, ACCENT, GREY, REAL, GOOD = "#1b4965", "#c9d6df", "#d1495b", "#8a8a8a", "#c08a2b", "#2f6f4e"
 
-#: the paper's methods, the proposed one darkest, and ours
+#: the paper's methods, the proposed one darkest, and the one that explains
 METHOD_COLOURS = {
     "naive": "#d1495b",
     "L2+TV": "#edae49",
@@ -30,7 +30,7 @@ METHOD_COLOURS = {
     "L2+TV+EAP+clip": "#1b4965",
     "lowpass": "#9d6fbf",
     "unit-norm": "#3fb8a5",
-    "ours (means)": "#e0218a",
+    "likeliest trigger": "#e0218a",
 }
 #: greys for what methods are compared with, told apart by hatching too
 CONTROL_GREYS = ("#3d3d3d", "#6b6b6b", "#919191", "#b4b4b4", "#d5d5d5", "#7d7d7d")

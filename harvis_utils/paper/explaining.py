@@ -16,7 +16,7 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.lenses.triggered import STRONGEST, references
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import motifs, recovery
+from harvis_utils.metrics import motifs, realism, recovery, similarity
 from harvis_utils.metrics.explanation import MEASURES, explained
 from harvis_utils.metrics.intervals import paired, with_interval
 from harvis_utils.settings import ExplanationSettings, Settings
@@ -106,19 +106,44 @@ def table(found: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def against(found: xr.Dataset, reference: str) -> pd.DataFrame:
-    """What every method has more than one of them, unit by unit: one row per method, layer and measure, with interval.
+def against(
+    found: xr.Dataset,
+    references: Sequence[str],
+    techniques: Sequence[str] | None = None,
+    measures: Sequence[str] = tuple(MEASURES),
+) -> pd.DataFrame:
+    """What every one of ``techniques`` (all) has more than each of ``references``, unit by unit, with intervals.
 
-    Columns "technique", "layer", "measure", "difference" with its ends, and "dominance".
+    One row per technique, layer and measure; columns "technique", "against", "layer", "measure", "difference" with its
+    ends, and "dominance".
     """
+    names = found["technique"].values.tolist() if techniques is None else techniques
     rows = []
-    others = [name for name in found["technique"].values.tolist() if name != reference]
-    for method, layer, name in product(others, found["layer"].values.tolist(), MEASURES):
-        pair = (found[name].sel(technique=m, layer=layer).transpose("seed", "unit") for m in (method, reference))
-        difference = paired(*pair)
-        row = {"technique": method, "layer": layer, "measure": name, "dominance": difference.dominance}
-        rows.append(row | difference.row("difference"))
+    for other, name, layer, measure in product(references, names, found["layer"].values.tolist(), measures):
+        if name != other:
+            pair = (found[measure].sel(technique=one, layer=layer).transpose("seed", "unit") for one in (name, other))
+            row = {"technique": name, "against": other, "layer": layer, "measure": measure}
+            difference = paired(*pair)
+            rows.append(row | {"dominance": difference.dominance} | difference.row("difference"))
     return pd.DataFrame(rows)
+
+
+def nearness(
+    cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, signals: xr.DataArray
+) -> xr.DataArray:
+    """:func:`realism.nearness` of methods and references, dims (seed, technique, layer, unit); missing ones are made.
+
+    ``signals`` is as for :func:`explanations`.
+    """
+    both, _ = with_references(cfg, windows, networks, signals)
+    both = both.astype(np.float32)
+
+    def maps(net: Network, own: xr.DataArray) -> xr.DataArray:
+        each = [similarity.own_maps(net.trunk, x, own["unit"].values).values for x in own.values]
+        return own.copy(data=np.stack(each))
+
+    made = xr.Dataset({"signal": both, "map": of_networks(networks, maps, both)})
+    return realism.nearness(realism.realism(cfg, windows, networks, statistics, made))
 
 
 # ---------------------------------------------------------------------------------------------- the truth, where known
