@@ -189,7 +189,15 @@ def direct(tmp_path_factory):
 
 def all_of(run: Stages) -> list:
     """What notebooks 02 to 04 and 07 ask for."""
-    return [run.statistics, run.signals, run.random_signals, run.scores, run.controls, run.readings, run.choosing.controls]
+    return [
+        run.statistics,
+        run.signals,
+        run.random_signals,
+        run.scores,
+        run.controls,
+        run.readings,
+        run.choosing.controls,
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- the whole way

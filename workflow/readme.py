@@ -170,7 +170,12 @@ ROWS: list[tuple[str, str, str, Callable[[dict], str]]] = [
         lambda r: _number(r["controls"]["starting-sine"]["conv3"]["ssim"]),
     ),
     ("readings that fit the paper's results as well as the best", "-", "readings", _readings),
-    (f"activation / nearness to real: proposed, {LIKELIEST_TRIGGER}, real windows, sine, flat zero", "-", "evidence", _axes),
+    (
+        f"activation / nearness to real: proposed, {LIKELIEST_TRIGGER}, real windows, sine, flat zero",
+        "-",
+        "evidence",
+        _axes,
+    ),
     (
         f"planted motifs recovered: proposed, naive, L2+TV, {LIKELIEST_TRIGGER}, random weights, proposed with scrambled phases",
         "-",

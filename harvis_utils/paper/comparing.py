@@ -98,6 +98,8 @@ def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:
     """Signals, or measures of them, of two groups under one dimension, so that they can be paired: what both have."""
     names = [name for name in first.data_vars if name in second and dimension in first[name].dims]
     both = xr.concat([first[names], second[names]], dimension, coords="minimal", compat="override")
+    # names that were read from a file keep its length, and longer ones would be cut off when they are written
+    both = both.assign_coords({dimension: both[dimension].values.tolist()})
     return both.assign(dead=first["dead"]) if "dead" in first else both
 
 
