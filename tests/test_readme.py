@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from harvis_utils.paper.variants import OURS
+from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import write_json, write_text
 from workflow import readme
@@ -73,13 +73,17 @@ def made_run(verified: bool) -> dict:
 
 def write_evidence(folder, more_recall=None):
     """What notebooks 07 to 09 leave of a run, as far as README quotes it."""
-    axes = {"method/L2+TV+EAP+clip": (0.9, 0.3), f"method/{OURS}": (0.95, 0.4), "control/held-out-strong": (1.0, 0.5)}
+    axes = {
+        "method/L2+TV+EAP+clip": (0.9, 0.3),
+        f"method/{LIKELIEST_TRIGGER}": (0.95, 0.4),
+        "control/held-out-strong": (1.0, 0.5),
+    }
     axes |= {"control/starting-sine": (0.1, 0.2), "control/flat-zero": (0.0, 0.1)}
     recall = {
         "L2+TV+EAP+clip": 0.2,
         "naive": 0.1,
         "L2+TV": 0.15,
-        OURS: 0.25,
+        LIKELIEST_TRIGGER: 0.25,
         "random weights": 0.05,
         "phase-scrambled": 0.3,
         **(more_recall or {}),
@@ -90,9 +94,11 @@ def write_evidence(folder, more_recall=None):
             "measures": {k: dict(zip(("activation", "nearness"), v, strict=True)) for k, v in axes.items()},
             "recall": {k: {"recall": v, "low": v - 0.05, "high": v + 0.05} for k, v in recall.items()},
         },
-        "recipes": {
-            "chosen": "more",
-            "judged": {"activation difference": 0.1, "nearness difference": -0.05, "beats": False},
+        "likeliest": {
+            "more than": {
+                name: {"accuracy": dict(zip(("conv1", "conv2"), ([of, 0.0, 0.2], [0.0, -0.1, 0.1]), strict=True))}
+                for name, of in (("L2+TV+EAP+clip", 0.1), ("strongest real window", -0.05))
+            },
         },
     }
     for name, content in files.items():
@@ -144,10 +150,10 @@ def test_tables_of_a_made_run(tmp_path):
     assert "sine, flat zero | - | - | 0.90 / 0.30, 0.95 / 0.40, 1.00 / 0.50, 0.10 / 0.20, 0.00 / 0.10 |" in text
     recalled = ", ".join(f"{v:.2f} ({v - 0.05:.2f} to {v + 0.05:.2f})" for v in (0.2, 0.1, 0.15, 0.25, 0.05, 0.3))
     assert f"scrambled phases | - | - | {recalled} |" in text
-    assert "| - | - | more: +0.10, -0.05 (does not beat it on both) |" in text
-    (tmp_path / "desk/aaa/recipes.json").unlink()  # what was not run has a dash, and only that
+    assert "strongest real window, Conv1, 2, 3 | - | - | +0.10, +0.00; -0.05, +0.00 |" in text
+    (tmp_path / "desk/aaa/likeliest.json").unlink()  # what was not run has a dash, and only that
     fewer = readme.results(readme.published(tmp_path))
-    assert "the paper's: activation, nearness | - | - | - |" in fewer and f"{recalled} |" in fewer
+    assert "strongest real window, Conv1, 2, 3 | - | - | - |" in fewer and f"{recalled} |" in fewer
     assert "| macro F1, test subjects | 0.737, 0.955 | 0.712 (one network) | 0.712 ± 0.010 |" in text
     assert "| networks x epochs, computing of all stages | 5 x 200 | 2 x 7, 2 min | 2 x 7, 2 min |" in text
     assert "| 2-sigma amplitude [G] | 1.37, 1.57 | 1.371 | 1.371 |" in text

@@ -127,7 +127,7 @@ def test_a_reading_equals_the_ascent_with_its_settings(cfg, made, tiny_windows, 
     """Climbed together with others, or by itself with the same weight, reduction, step and start."""
     net, th_eap = made.nets[0], made.stats["th_eap"].isel(seed=0)
     alike = [one for one in SOME if one.step == reading.step]
-    found = climbing.climb(net, th_eap, tiny_windows, alike, TRIED, [0, 3], cfg.maximization)
+    found = climbing.climb.function(net, th_eap, tiny_windows, alike, TRIED, [0, 3], cfg.maximization)
     found = found.sel(reading=reading.name)
     settings = dataclasses.replace(
         cfg.maximization, weight=reading.weight, start_periods=reading.periods, reduction=reading.reduction
@@ -200,8 +200,14 @@ def test_the_likeliest_trigger_is_what_was_chosen_and_stands_beside_the_papers_m
     assert list(both["technique"].values) == [PROPOSED, LIKELIEST_TRIGGER]
     assert np.array_equal(both.sel(technique=LIKELIEST_TRIGGER), signal)
     whole = dataclasses.replace(cfg.visual, n_units=16)
-    again = climbing.visual_signals(
-        made.nets[1], made.stats["th_eap"].isel(seed=1), tiny_windows, BY_NAME[EXPLAINER], range(6), whole, None
+    again = climbing.visual_signals.function(
+        made.nets[1],
+        made.stats["th_eap"].isel(seed=1, drop=True),
+        tiny_windows,
+        BY_NAME[EXPLAINER],
+        range(6),
+        whole,
+        None,
     )
     assert np.array_equal(signal[1], again["signal"])
 
