@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 UNITS = [0, 2, 5]
 SMALL = PriorSettings(n_hidden=32, n_code=16, n_steps=100, batch_size=64)
-STEPS = VisualSettings(n_steps=4)
+STEPS = VisualSettings(n_steps=30)
 SINE_OF_TWO = variants.reading(PRESETS["literal"], periods=2.0)
 TRIED = {name: METHODS[name] for name in (*variants.FREE, *variants.PENALIZED)}
 READINGS = variants.readings(ReadingSettings())

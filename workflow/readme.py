@@ -176,8 +176,8 @@ ROWS: list[tuple[str, str, str, Callable[[dict], str]]] = [
         _axes,
     ),
     (
-        f"planted motifs recovered: proposed, naive, L2+TV, {LIKELIEST_TRIGGER}, random weights, proposed with scrambled "
-        "phases",
+        f"planted motifs recovered: proposed, naive, L2+TV, {LIKELIEST_TRIGGER}, random weights, proposed with "
+        "scrambled phases",
         "-",
         "evidence",
         _motifs,
