@@ -18,11 +18,11 @@ def made_trunk(n_units: int = 4, seed: int = 0, dtype=torch.float32, n_layers: i
     return Trunk((first, *later), tuple(0.1 * normal(n_units) for _ in range(n_layers)))
 
 
-def naive(maps, th: float, recipe: Method, step: Step, few: MaximizationSettings, start, prior=None, shifts=None):
+def naive(maps, th: float, recipe: Method, step: Step, few: MaximizationSettings, start):
     """One unit, one method, the whole network, autograd, a plain loop: the specification of all that climbs.
 
     ``maps`` turns a signal (axis, time) into all outputs of the unit's map; ``start`` and the result are such signals
-    in float64. ``shifts`` is by how much the network sees the signal moved in each step.
+    in float64.
     """
     x = torch.as_tensor(start, dtype=torch.float64)
     made = lowpass_matrix(x.shape[1], few.lowpass_hz, few.lowpass_order, 30.0)
@@ -36,7 +36,7 @@ def naive(maps, th: float, recipe: Method, step: Step, few: MaximizationSettings
     first, second, eta = torch.zeros_like(x), torch.zeros_like(x), step.step_size
     for number in range(1, few.n_steps + 1):
         x = x.detach().requires_grad_()
-        outputs = maps(x if shifts is None else x.roll(shifts[number - 1], 1))
+        outputs = maps(x)
         f = torch.minimum(outputs, torch.tensor(th)).mean() if recipe.clip else outputs.mean()
         penalty = torch.zeros((), dtype=torch.float64)
         for axis in x:
@@ -47,8 +47,6 @@ def naive(maps, th: float, recipe: Method, step: Step, few: MaximizationSettings
                 penalty = penalty + (axis[1:] - axis[:-1]).abs().sum()
             if recipe.aap and len(beyond):
                 penalty = penalty + (beyond - few.th_aap_g).mean()
-            if recipe.prior:
-                penalty = penalty + (axis @ prior @ axis).sqrt()
         if recipe.eap and (outputs > th).any():
             penalty = penalty + (outputs[outputs > th] - th).mean()
         (g,) = torch.autograd.grad(f - few.weight * penalty, x)

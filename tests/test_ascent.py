@@ -36,12 +36,12 @@ def steps(n, **more):
     return WINDOWS | {"settings": MaximizationSettings(n_steps=n)} | more
 
 
-def both(trunk, layer, recipes, start, step, *, prior=None, **how):
+def both(trunk, layer, recipes, start, step, **how):
     """What the fast ascent and this one find for units 0 to 2, each from ``start`` (time,)."""
     th = np.linspace(0.2, 0.8, len(trunk.biases[0]))
     rows = paper_methods.climbing_rows(recipes, [0, 1, 2], th, WEIGHTS)
     x = np.tile(start, (len(rows), 1))
-    how = {"n_steps": 120, "record": (0, 7, 120), "prior": prior} | how
+    how = {"n_steps": 120, "record": (0, 7, 120)} | how
     how["lowpass"] = paper_methods.lowpass_matrix(LENGTH, FEW.lowpass_hz, FEW.lowpass_order, 30.0)
     fast = ascent.climb(trunk, layer, rows, x, step, dtype=torch.float64, **how)
     plain = climb(
@@ -49,7 +49,7 @@ def both(trunk, layer, recipes, start, step, *, prior=None, **how):
         rows,
         torch.tensor(x, dtype=torch.float64)[:, None],
         step,
-        gradient=ascent.steepest(trunk, layer, rows, LENGTH, prior),
+        gradient=ascent.steepest(trunk, layer, rows, LENGTH),
         chunk=10,
         **how,
     )
@@ -75,14 +75,12 @@ def test_it_ends_where_the_fast_ascent_ends(layer, preset):
     step=st.sampled_from(list(STEPS)),
     tolerance_g=st.sampled_from([0.0, 1e-2]),
 )
-def test_any_trunk_start_and_prior_climb_as_in_the_fast_ascent(seed, layer, step, tolerance_g):
+def test_any_trunk_and_start_climb_as_in_the_fast_ascent(seed, layer, step, tolerance_g):
     trunk, random = made_trunk(3, seed, torch.float64), np.random.default_rng(seed)
-    mixed = random.normal(size=(LENGTH, LENGTH))
-    prior = mixed @ mixed.T / LENGTH + np.eye(LENGTH)
-    recipes = [*paper_methods.METHODS.values(), paper_methods.Method(tv=True, clip=True, prior=True)]
+    recipes = [*paper_methods.METHODS.values(), paper_methods.Method(tv=True, clip=True)]
     quick = dataclasses.replace(STEPS[step], decay=0.9)
     start = random.normal(size=LENGTH)
-    fast, plain = both(trunk, layer, recipes, start, quick, n_steps=40, prior=prior, tolerance_g=tolerance_g)
+    fast, plain = both(trunk, layer, recipes, start, quick, n_steps=40, tolerance_g=tolerance_g)
     assert np.array_equal(fast.steps, plain.steps)
     assert np.abs(plain.signal[:, 0] - fast.signal).max() < 1e-11
     assert all(np.abs(plain.history[name] - fast.history[name]).max() < 1e-10 for name in TERMS)
@@ -265,9 +263,6 @@ def test_what_is_missing_is_said():
             paper_methods.maximize(Mixing(), "second", np.ones(4), **part)
     with pytest.raises(ValueError, match="unknown layer 'conv9'; valid layers: first, pool, second, out"):
         paper_methods.maximize(Mixing(), "conv9", np.ones(4), **WINDOWS)
-    with pytest.raises(ValueError, match="no prior matrix"):
-        rows = paper_methods.climbing_rows([paper_methods.Method(prior=True)], [0], np.ones(1), WEIGHTS)
-        climb(lambda x: x[:, None], rows, torch.zeros(1, 1, LENGTH), PRESETS["literal"], n_steps=1)
     with pytest.raises(ValueError, match=r"a place and windows \(window, axis, time\), not \(5, 30\)"):
         unit_statistics.collect(Mixing(), np.zeros((5, LENGTH)), place="second")
 

@@ -24,10 +24,10 @@ SINE, DOUBLE = starting_signal(FEW, LENGTH), torch.float64
 WEIGHTS = dict.fromkeys(paper_methods.PENALTIES, FEW.weight)
 
 
-def by_hand(trunk, layer, unit, th, method, step, few, start=SINE, **more):
+def by_hand(trunk, layer, unit, th, method, step, few, start=SINE):
     """The signal (time,) of the readable loop."""
     recipe = METHODS[method] if isinstance(method, str) else method
-    return naive(lambda x: trunk.feature_map(x, layer)[0, unit], th, recipe, step, few, start[None], **more)[0]
+    return naive(lambda x: trunk.feature_map(x, layer)[0, unit], th, recipe, step, few, start[None])[0]
 
 
 # ------------------------------------------------------------------------------------------- the penalties
@@ -90,22 +90,18 @@ def test_batch_equals_the_readable_loop_in_float64(layer, step):
     n_layers=st.integers(1, 4),
     kernel=st.sampled_from([1, 3, 5, 7]),
     step=st.sampled_from(list(STEPS)),
-    jitter=st.integers(0, 3),
 )
-def test_any_trunk_start_prior_and_jitter_climb_as_in_the_readable_loop(seed, n_layers, kernel, step, jitter):
-    """Jitter: a network that sees the signal moved a little, another way in every step."""
+def test_any_trunk_and_start_climb_as_in_the_readable_loop(seed, n_layers, kernel, step):
     trunk, layer = made_trunk(3, seed, DOUBLE, n_layers, kernel), f"conv{n_layers}"
     random = np.random.default_rng(seed)
-    start, th, mixed = random.normal(size=LENGTH), random.uniform(0.1, 2, 3), random.normal(size=(LENGTH, LENGTH))
-    prior = mixed @ mixed.T / LENGTH + np.eye(LENGTH)
-    recipes = [Method(tv=True, eap=True, prior=True), Method(clip=True, prior=True), METHODS["L2+TV+AAP"]]
+    start, th = random.normal(size=LENGTH), random.uniform(0.1, 2, 3)
+    recipes = [Method(tv=True, eap=True), Method(clip=True), METHODS["L2+TV+AAP"]]
     rows = paper_methods.climbing_rows(recipes, [0, 2], th, WEIGHTS)
-    how = {"n_steps": 15, "prior": prior, "jitter": jitter, "dtype": DOUBLE}
+    how = {"n_steps": 15, "dtype": DOUBLE}
     found = ascent.climb(trunk, layer, rows, np.tile(start, (6, 1)), STEPS[step], **how).signal
-    more = {"prior": torch.tensor(prior), "shifts": np.random.default_rng(0).integers(-jitter, jitter + 1, 15).tolist()}
     few = MaximizationSettings(n_steps=15)
     for k, (recipe, unit) in enumerate((r, u) for r in recipes for u in (0, 2)):
-        expected = by_hand(trunk, layer, unit, th[unit], recipe, STEPS[step], few, start, **more)
+        expected = by_hand(trunk, layer, unit, th[unit], recipe, STEPS[step], few, start)
         assert np.abs(found[k] - expected).max() < 1e-9
 
 
@@ -323,12 +319,6 @@ def test_unknown_names_list_the_valid_ones(wrong, message):
     about = {"layer": "conv1", "methods": ["naive"], "settings": FEW, "th_eap": np.ones(4)} | wrong
     with pytest.raises(ValueError, match=message):
         maximize(made_trunk(), **about)
-
-
-def test_rows_that_want_a_prior_need_one():
-    rows = paper_methods.climbing_rows([Method(prior=True)], [0], np.ones(1), WEIGHTS)
-    with pytest.raises(ValueError, match="no prior matrix"):
-        ascent.climb(made_trunk(), "conv1", rows, np.zeros((1, LENGTH)), STEPS["momentum"], n_steps=1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from harvis_utils import parallel
-from harvis_utils.fast.gradients import TERMS, Rows, UnitMaps, l2_norm, rectified, terms, weighted_norm
+from harvis_utils.fast.gradients import TERMS, Rows, UnitMaps, l2_norm, rectified, terms
 from harvis_utils.networks.sfhf import Trunk, known
 from harvis_utils.settings import OPTIMIZERS, Step
 
@@ -66,8 +66,6 @@ class Chunk:
     th_aap_g: float
     lowpass: Tensor
     block: int
-    prior: Tensor | None = None
-    shifts: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         # Adam's moments; momentum uses the first
@@ -82,7 +80,7 @@ class Chunk:
             maps = UnitMaps(self.trunk, self.layer, part.unit)
             self.blocks.append((at, part, maps, bool(part.clips.any()), bool(part.eap.any())))
         self.filtered, self.normed = rows.filtered.nonzero()[:, 0], rows.normed.nonzero()[:, 0]
-        self.bounded, self.expected = rows.aap.nonzero()[:, 0], rows.prior.nonzero()[:, 0]
+        self.bounded = rows.aap.nonzero()[:, 0]
 
     def keep(self, n: int) -> None:
         """Go on with the first ``n`` rows only."""
@@ -93,13 +91,9 @@ class Chunk:
         """Feature map of each row's unit, (row, time)."""
         return torch.cat([maps.forward(self.x[at]) for at, _, maps, *_ in self.blocks])
 
-    def gradient(self, shift: int = 0) -> Tensor:
-        """Gradient of each row's objective f - w R with respect to its signal, (row, time).
-
-        The network sees the signal moved by ``shift`` samples, what leaves at one end coming back at the other.
-        """
-        rows, g = self.rows, torch.empty_like(self.x)
-        x = self.x.roll(shift, 1) if shift else self.x
+    def gradient(self) -> Tensor:
+        """Gradient of each row's objective f - w R with respect to its signal, (row, time)."""
+        rows, x, g = self.rows, self.x, torch.empty_like(self.x)
         for at, part, maps, some_clip, some_eap in self.blocks:
             out = maps.forward(x[at])
             slope = torch.full_like(out, 1 / out.shape[1])
@@ -110,8 +104,6 @@ class Chunk:
             if some_eap:
                 slope -= over * (part.eap / over.sum(1).clamp(min=1))[:, None]
             g[at] = maps.backward(rectified(slope, out))
-        x = self.x
-        g = g.roll(-shift, 1) if shift else g
         g -= x * (rows.l2 / l2_norm(x).clamp(min=torch.finfo(x.dtype).tiny))[:, None]
         slope = x.diff(dim=1).sign_().mul_(rows.tv[:, None])
         g[:, 1:] -= slope
@@ -121,16 +113,11 @@ class Chunk:
             beyond = signal.abs() > self.th_aap_g
             weight = rows.aap[self.bounded] / beyond.sum(1).clamp(min=1)
             g[self.bounded] -= signal.sign() * beyond * weight[:, None]
-        if len(self.expected):
-            signal = x[self.expected]
-            size = weighted_norm(signal, self.prior).clamp(min=torch.finfo(x.dtype).tiny)
-            g[self.expected] -= (signal @ self.prior) * (rows.prior[self.expected] / size)[:, None]
         return g
 
     def advance(self, number: int) -> None:
         """One step of the optimizer, the ``number``-th from 0, then the method's projection."""
-        shift = self.shifts[number] if self.shifts else 0
-        move(self.x, self.gradient(shift), self.first, self.second, self.step, number)
+        move(self.x, self.gradient(), self.first, self.second, self.step, number)
         self.project()
 
     def project(self) -> None:
@@ -143,13 +130,13 @@ class Chunk:
 
     def terms(self) -> dict[str, Tensor]:
         """The objective and its parts as they are now, each (row,)."""
-        return terms(self.x[:, None], self.outputs(), self.rows, self.th_aap_g, self.prior)
+        return terms(self.x[:, None], self.outputs(), self.rows, self.th_aap_g)
 
 
 # ------------------------------------------------------------------------------------- when a row may stop
 
 
-def steepest(trunk: Trunk, layer: str, rows: Rows, length: int, prior: np.ndarray | None = None) -> np.ndarray:
+def steepest(trunk: Trunk, layer: str, rows: Rows, length: int) -> np.ndarray:
     """The largest that each row's gradient can be at any sample of any signal, (row,).
 
     Bounded by the absolute weights along every path of the network, plus what the penalties can add.
@@ -161,10 +148,7 @@ def steepest(trunk: Trunk, layer: str, rows: Rows, length: int, prior: np.ndarra
     impulse[0, impulse.shape[1] // 2] = 1
     response = positive.feature_map(impulse, layer)[0].numpy()[rows.unit.cpu().numpy()]
     l2, tv, aap, eap = (getattr(rows, name).double().cpu().numpy() for name in ("l2", "tv", "aap", "eap"))
-    found = response.sum(1) / length + l2 + 2 * tv + aap + eap * response.max(1)
-    if prior is not None:  # the steepest slope of sqrt(x' P x) is the root of P's largest eigenvalue
-        found = found + rows.prior.double().cpu().numpy() * np.linalg.eigvalsh(prior)[-1] ** 0.5
-    return found
+    return response.sum(1) / length + l2 + 2 * tv + aap + eap * response.max(1)
 
 
 def stopping_step(
@@ -221,8 +205,6 @@ def climb(
     tolerance_g: float = 0.0,
     th_aap_g: float = 1.5,
     lowpass: np.ndarray | None = None,
-    prior: np.ndarray | None = None,
-    jitter: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     block_bytes: int | None = None,
@@ -231,25 +213,18 @@ def climb(
 ) -> Climbed:
     """Climb from ``start`` (row, time) in G for ``n_steps``; ``record`` are the steps whose terms are kept.
 
-    ``prior`` is the (time, time) matrix of the rows that have a weight for it; with ``jitter`` the network sees all
-    signals moved by a random number of samples up to that, the same for all rows and another one in every step.
-
     Each worker climbs an equal share of the rows; the network sees blocks of as many rows as ``block_bytes`` of
     intermediate arrays allow, so memory is bounded by that and about 16 arrays of the size of ``start``. ``tick`` is
     called with the number of row-steps done since the last call. An exception in one worker stops the others. Raises
-    ``ValueError`` for an unknown optimizer and for rows that want a missing prior.
+    ``ValueError`` for an unknown optimizer.
     """
-    if prior is None and rows.prior.any():
-        raise ValueError("some rows have a weight for the prior, but no prior matrix was given")
     known("optimizer", step.optimizer, OPTIMIZERS)
     device = torch.device(device)
     length = start.shape[1]
     trunk, rows = trunk.to(device, dtype), rows.to(device, dtype)
     x = torch.tensor(np.ascontiguousarray(start), device=device).to(dtype)
     filtering = torch.tensor(np.eye(length) if lowpass is None else lowpass.copy()).to(device, dtype)
-    until = stopping_step(rows, step, n_steps, length, tolerance_g, steepest(trunk, layer, rows, length, prior))
-    expected = None if prior is None else torch.tensor(np.array(prior)).to(device, dtype)
-    shifts = np.random.default_rng(0).integers(-jitter, jitter + 1, n_steps).tolist() if jitter else None
+    until = stopping_step(rows, step, n_steps, length, tolerance_g, steepest(trunk, layer, rows, length))
     record = np.asarray(sorted(record), dtype=int)
     signal, maps = (torch.empty_like(x, device="cpu").numpy() for _ in range(2))
     found = Climbed(signal, maps, {name: np.empty((len(rows), len(record))) for name in TERMS}, until)
@@ -264,7 +239,7 @@ def climb(
     @torch.inference_mode()
     def run(chosen: np.ndarray) -> None:
         at = torch.as_tensor(chosen, device=device)
-        chunk = Chunk(trunk, layer, rows.take(at), x[at], step, th_aap_g, filtering, block, expected, shifts)
+        chunk = Chunk(trunk, layer, rows.take(at), x[at], step, th_aap_g, filtering, block)
         ends, done = until[chosen], 0
         for number in range(int(ends.max(initial=0)) + 1):
             if halt.is_set():

@@ -15,7 +15,7 @@ from harvis_utils.networks.sfhf import Trunk
 class Rows:
     """What belongs to each signal; every field's first dimension is the row.
 
-    ``l2``, ``tv``, ``aap``, ``eap``, ``prior`` are the weights of the penalties in its objective (0: not used),
+    ``l2``, ``tv``, ``aap``, ``eap`` are the weights of the penalties in its objective (0: not used),
     ``clips``, ``filtered`` and ``normed`` are booleans, ``threshold`` is th_eap of its unit (inf: none).
     """
 
@@ -25,7 +25,6 @@ class Rows:
     tv: Tensor
     aap: Tensor
     eap: Tensor
-    prior: Tensor
     clips: Tensor
     filtered: Tensor
     normed: Tensor
@@ -51,15 +50,6 @@ def l2_norm(x: Tensor) -> Tensor:
 def total_variation(x: Tensor) -> Tensor:
     """Sum of the absolute differences of neighbours: (signal, time) in G -> (signal,). Paper eq. 4."""
     return x.diff(dim=-1).abs().sum(-1)
-
-
-def weighted_norm(x: Tensor, matrix: Tensor) -> Tensor:
-    """Norm sqrt(x' P x) of each signal for a symmetric, positive definite P: (signal, time) in G -> (signal,).
-
-    With P the inverse covariance of real windows it is large for what they seldom do.
-    """
-    # not 0: there the root has no derivative
-    return ((x @ matrix) * x).sum(-1).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
 
 def _mean_excess(values: Tensor, threshold: Tensor | float) -> Tensor:
@@ -94,7 +84,7 @@ def clipped(maps: Tensor, th_eap: Tensor) -> Tensor:
 TERMS = ("activation", "l2", "tv", "aap", "eap", "objective", "amplitude_g")
 
 
-def terms(x: Tensor, maps: Tensor, rows: Rows, th_aap_g: float, prior: Tensor | None = None) -> dict[str, Tensor]:
+def terms(x: Tensor, maps: Tensor, rows: Rows, th_aap_g: float) -> dict[str, Tensor]:
     """The objective and its parts, each (row,), of signals ``x`` (row, axis, time) and ``maps`` (row, output).
 
     Choice: where a unit mixes the sensor axes, every penalty on the signal is the sum over its axes of the paper's, so
@@ -110,8 +100,6 @@ def terms(x: Tensor, maps: Tensor, rows: Rows, th_aap_g: float, prior: Tensor | 
     }
     # Paper: R is the plain sum of the penalties in use
     penalty = sum(getattr(rows, name) * found[name] for name in ("l2", "tv", "aap", "eap"))
-    if prior is not None:
-        penalty = penalty + rows.prior * weighted_norm(x, prior).sum(1)
     return found | {"objective": found["activation"] - penalty, "amplitude_g": x.abs().amax((1, 2))}
 
 

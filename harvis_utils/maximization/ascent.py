@@ -9,7 +9,7 @@ A unit that sees single axes gets a signal with one axis, as in the paper; one t
 Choice, what the paper's terms mean there (at one axis they are the paper's):
 
 * f is the mean over all outputs of the unit's map, also over its axes where it has any;
-* L2, TV, AAP and the prior are sums over the axes of what they are at one axis; EAP is that of all outputs of the map;
+* L2, TV and AAP are sums over the axes of what they are at one axis; EAP is that of all outputs of the map;
 * unit norm makes the root mean square of the whole signal what it is for one axis of norm 1;
 * the low-pass filter and the start are the same for each axis;
 * a signal is beyond an amplitude where one of its axes is.
@@ -108,7 +108,6 @@ def climb(
     tolerance_g: float = 0.0,
     th_aap_g: float = 1.5,
     lowpass: np.ndarray | None = None,
-    prior: np.ndarray | None = None,
     coordinates: Parametrization | None = None,
     transforms: Sequence[Transform] = (),
     after: Callable[[Tensor], Tensor] | None = None,
@@ -124,19 +123,16 @@ def climb(
     networks, share the rows, each in a thread of its own. Computations are in the device and precision of ``start``.
     What differs from row to row is in ``rows``. The network sees signals after the ``transforms``, drawn anew from
     ``seed`` in every step, and its rectifiers pass back what ``rule`` says. Moves are made in ``coordinates``.
-    ``prior`` is the (time, time) matrix of rows with a weight for it; ``after`` is done to the start and after each
+    ``after`` is done to the start and after each
     step, behind the method's own filter or normalization: a bound, a denoiser.
 
     Rows stop as in :func:`harvis_utils.fast.ascent.stopping_step`, where ``gradient`` is the largest that theirs can
     be; all steps are taken in other coordinates and with an ``after``, where nothing is known. Returns ``signal``
     (row, axis, time), the unit's ``map`` likewise, the history of :data:`TERMS` at the steps ``record``. ``tick`` is
-    called with the number of row-steps done. Raises ``ValueError`` for an unknown optimizer and a missing prior.
+    called with the number of row-steps done. Raises ``ValueError`` for an unknown optimizer.
     """
-    if prior is None and rows.prior.any():
-        raise ValueError("some rows have a weight for the prior, but no prior matrix was given")
     rows, record = rows.to(start.device, start.dtype), np.asarray(sorted(record), dtype=int)
-    matrices = (np.eye(start.shape[2]) if lowpass is None else lowpass, prior)
-    filtering, expected = (None if m is None else torch.tensor(np.array(m)).to(start) for m in matrices)
+    filtering = torch.tensor(np.array(np.eye(start.shape[2]) if lowpass is None else lowpass)).to(start)
     tolerance_g = tolerance_g if coordinates is None and after is None else 0.0
     until = stopping_step(rows, step, n_steps, start[0].numel(), tolerance_g, gradient)
     generator = torch.Generator().manual_seed(seed)
@@ -175,7 +171,7 @@ def climb(
                 outputs = own(seen, part)
             if rule is not None:
                 refuse_others(outputs, "the place")
-            found = terms(x, outputs.flatten(1), part, th_aap_g, expected)
+            found = terms(x, outputs.flatten(1), part, th_aap_g)
             if plain and number in record:
                 note(number, chosen[at.cpu().numpy()], found)
             return found["objective"]
@@ -198,7 +194,7 @@ def climb(
                 with torch.no_grad():
                     part = rows.take(every[at])
                     outputs = own(x, part)
-                    note(number, row, terms(x, outputs.flatten(1), part, th_aap_g, expected))
+                    note(number, row, terms(x, outputs.flatten(1), part, th_aap_g))
                 with lock:
                     if not mapped.size:
                         mapped = np.empty((len(rows), *outputs.shape[1:]), outputs.cpu().numpy().dtype)

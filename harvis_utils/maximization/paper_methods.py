@@ -49,7 +49,6 @@ class Method:
     tv: bool = False
     aap: bool = False
     eap: bool = False
-    prior: bool = False  # not the paper's: a norm in which what real windows seldom do counts more
     clip: bool = False
     after: str = "nothing"  # "lowpass" or "unit-norm"
 
@@ -57,7 +56,7 @@ class Method:
 #: L2 and TV as they are written, or over the number of their terms
 REDUCTIONS = ("sum", "mean")
 #: the terms of R, as fields of :class:`Method` and of :class:`Rows`
-PENALTIES = ("l2", "tv", "aap", "eap", "prior")
+PENALTIES = ("l2", "tv", "aap", "eap")
 
 #: Paper: sections 3.2, 3.3 and 4.4; the names are the paper's
 METHODS: dict[str, Method] = {
