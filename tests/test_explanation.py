@@ -344,10 +344,22 @@ def test_methods_and_references_stand_in_one_table_with_intervals(explained_netw
     specific = table["specificity"]
     assert specific["made"].between(table["specificity low"]["made"], table["specificity high"]["made"]).all()
     assert specific["linear filter"].mean() > specific["starting sine"].mean()
-    against = explaining.against(found, "linear filter").set_index(["technique", "layer", "measure"])
+    against = explaining.against(found, ["linear filter"]).set_index(["technique", "layer", "measure"])
     expected = found["fidelity"].sel(layer="conv1")
     expected = (expected.sel(technique="made") - expected.sel(technique="linear filter")).mean()
     assert np.isclose(against.loc[("made", "conv1", "fidelity"), "difference"], expected)
+    some = explaining.against(found, ["starting sine", "made"], ["made", "linear filter"], ["accuracy"])
+    pairs = some.drop_duplicates(["technique", "against"])[["technique", "against"]].values.tolist()
+    assert pairs == [["made", "starting sine"], ["linear filter", "starting sine"], ["linear filter", "made"]]
+
+
+def test_nearness_is_told_of_methods_and_references(explained_networks):
+    near = explaining.nearness(*explained_networks)
+    assert near.dims == ("seed", "technique", "layer", "unit") and near["technique"].values.tolist()[0] == "made"
+    assert (
+        near.dropna("unit").max() <= 1
+        and near.sel(technique="strongest real window").mean() > near.sel(technique="made").mean()
+    )
 
 
 def test_motifs_are_identified_for_methods_references_and_detecting_units(explained_networks):

@@ -103,10 +103,6 @@ FIGURES = {
         tidy("near", "up", technique=[*METHODS, *CONTROLS], layer=LAYERS), {"near": "nearness"}, {"up": "activation"},
         "technique", "layer", {m: (c, "o") for m, c in style.METHOD_COLOURS.items()}, {"real windows": 0.5}, **SAID,
     ),
-    "plane, numbered": lambda: draw.plane(
-        tidy("near", "up", recipe=[f"prior per unit 0.03, best of {i}" for i in range(23)]),
-        "near", "up", "recipe", zero=True, numbered=True, **SAID,
-    ),
     "heat": lambda: draw.heat(
         tidy("x", weights=WHO, activity=ACTIVITIES, sensor=["right arm", "left leg"])
         .pivot(index=["weights", "activity"], columns="sensor", values="x") - 0.5,
@@ -309,14 +305,6 @@ def test_a_measure_without_any_value_is_said_to_be_missing(verb, recwarn):
     given = tidy("y", x=[1, 2], who=["a", "b"]).assign(nothing=np.nan)
     _, ax = verb(given, "x", ["y", "nothing"], "who").axes
     assert "n/a" in [t.get_text() for t in ax.texts] and not len(recwarn)
-
-
-def test_numbered_points_are_the_numbers_of_the_legend():
-    given = tidy("x", "y", recipe=["one", "two"])
-    figure = draw.plane(given, "x", "y", "recipe", numbered=True)
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["1 one", "2 two"]
-    places = [(t.get_text(), *t.xy) for t in figure.axes[0].texts]
-    assert places == [(str(i + 1), given["x"][i], given["y"][i]) for i in range(2)]
 
 
 def test_numbers_of_a_heat_map_are_written():

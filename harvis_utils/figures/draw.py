@@ -304,37 +304,24 @@ def curves(
     return drawing.done(title, 6, references, across=False, line="-")
 
 
-def plane(
-    table, x, y, colour=None, panel=None, looks=None, across=None, zero=False, numbered=False, title=""
-) -> Figure:
+def plane(table, x, y, colour=None, panel=None, looks=None, across=None, title="") -> Figure:
     """Rows as points at ``x`` and ``y``, with the intervals of both; each is a column or maps it to the axis' text.
 
-    ``looks`` gives groups a colour and a marker of their own; ``across`` are levels of x to compare with, ``zero``
-    draws both axes' zero. With ``numbered`` points carry the number before their name in the legend at the right.
+    ``looks`` gives groups a colour and a marker of their own; ``across`` are levels of x to compare with.
     """
     drawing = _Drawing(table, y, None, None, colour, panel)
     ((x, xlabel),) = x.items() if isinstance(x, Mapping) else [(x, x)]
     looks = {g: CONTROL_LOOKS.get(g, (c, "o")) for g, c in drawing.colours.items()} | dict(looks or {})
     height = 4.3 if len(drawing.groups) > 3 else 2.7
     for ax, column, rows in drawing.panels(height, xlabel=xlabel, sharex=True, sharey=True):
-        for level in (ax.axhline, ax.axvline) if zero else ():
-            level(0, color="black", linewidth=0.8)
         for group, own in rows.groupby(drawing.colour, sort=False):
-            number, (face, marker) = drawing.groups.index(group) + 1, looks[group]
+            face, marker = looks[group]
             ends = {"xerr": _ends(own, x), "yerr": _ends(own, column), "elinewidth": 1}
             style = {"markersize": 3, "alpha": 0.5, "markeredgewidth": 0}
             if len(own) < 20:  # a star's points are thin
                 style = {"markersize": 14 if marker == "*" else 7, "markeredgecolor": "white", "markeredgewidth": 0.6}
-            said = f"{number} {group}" if numbered else group
-            ax.errorbar(own[x], own[column], **ends, fmt=marker, color=face, label=said or None, **style)
-            for at in own[[x, column]].to_numpy(float) if numbered else ():
-                ax.annotate(str(number), at, xytext=(5, 4), textcoords="offset points", fontsize=9)
-    if not numbered:
-        return drawing.done(title, 5, across, across=True)
-    legend = entries([ax for ax, _, _ in drawing.cells])
-    drawing.figure.legend(legend.values(), legend.keys(), loc="outside right upper")
-    ax.set(**drawing.labels[0], title=textwrap.fill(title, 56))
-    return finish(drawing.figure)
+            ax.errorbar(own[x], own[column], **ends, fmt=marker, color=face, label=group or None, **style)
+    return drawing.done(title, 5, across, across=True)
 
 
 def heat(table, label, panel=None, written="", least=-np.inf, limits=None, title="") -> Figure:

@@ -264,20 +264,16 @@ def mahalanobis(inverse: np.ndarray | Tensor) -> Objective:
     return Objective("unlikeliness", (), lambda seen: ((x := seen.windows) @ inverse.to(x) * x).sum(2).mean(1))
 
 
-def alike(place: str | Tap, group: Sequence[int] | None = None) -> Objective:
-    """Mean cosine similarity of a window's Gram matrix (unit x unit) to those of the others of its group: diversity.
+def alike(place: str | Tap) -> Objective:
+    """Mean cosine similarity of a window's Gram matrix (unit x unit) to those of the others: diversity.
 
-    ``group`` is one number per window, by default the same for all; 0 for a window that is alone in its group. To be
-    subtracted. Olah et al. (2017), after Gatys et al. (2015).
+    0 for a window that is alone. To be subtracted. Olah et al. (2017), after Gatys et al. (2015).
     """
 
     def of(seen: Seen) -> Tensor:
         maps = seen.maps[_name(place)].flatten(2)
         gram = F.normalize((maps @ maps.transpose(1, 2)).flatten(1), dim=1)
-        of_group = torch.zeros(len(maps), dtype=torch.int64) if group is None else torch.as_tensor(group)
-        if len(of_group) != len(maps):
-            raise ValueError(f"{len(of_group)} groups, one per window, do not match {len(maps)} windows")
-        same = (of_group[:, None] == of_group).to(gram) - torch.eye(len(maps)).to(gram)
-        return ((gram @ gram.T) * same).sum(1) / same.sum(1).clamp(min=1)
+        others = 1 - torch.eye(len(maps)).to(gram)
+        return ((gram @ gram.T) * others).sum(1) / max(len(maps) - 1, 1)
 
     return Objective(f"likeness in {_name(place)}", (place,), of)
