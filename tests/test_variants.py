@@ -27,6 +27,7 @@ from harvis_utils.settings import (
 )
 from harvis_utils.store import results
 from harvis_utils.training import supervised
+from harvis_utils.training.published import NotPublished
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -289,6 +290,17 @@ def test_what_is_to_explain_keeps_what_it_says(made, tiny_windows, variant):
         assert np.allclose(np.abs(np.fft.rfft(x, norm="ortho")), real, atol=1e-5)
     else:
         assert np.abs(x).max() <= visualization.amplitude_bound(train)
+
+
+def test_of_a_network_of_which_only_the_trunk_is_published_the_same_is_made(made, tiny_windows):
+    net, th_eap = made.nets[0], made.stats["th_eap"].isel(seed=0, drop=True)
+    bare = dataclasses.replace(net, model=NotPublished(net.seed), folded=net.trunk)
+    few = VisualSettings(n_steps=4)
+    whole, part = (
+        climbing.visual_signals.function(of, th_eap, tiny_windows, BY_NAME[EXPLAINER], UNITS, few, None)
+        for of in (net, bare)
+    )
+    assert np.abs(whole["signal"] - part["signal"]).max() < 1e-4
 
 
 def test_of_several_copies_the_one_with_the_highest_objective_is_kept(made, tiny_windows, monkeypatch):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from harvis_utils.networks import taps
-from harvis_utils.networks.sfhf import Trunk, folded
+from harvis_utils.networks.sfhf import SFHF, Trunk, folded
 from harvis_utils.networks.taps import Tap
+from harvis_utils.settings import ModelSettings
 
 #: amplitudes of the noise on which maps are compared: what is silent at one is not at another
 AMPLITUDES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -105,6 +106,17 @@ def trunk_of(network: nn.Module, place: str | Tap, x: np.ndarray | Tensor, unpad
             "name the rectifier, or say rectified=True where the network rectifies by a function"
         )
     return trunk
+
+
+def network_of(trunk: Trunk) -> SFHF:
+    """A network with the trunk's convolutions and no batch norm, for what wants modules; its head means nothing."""
+    shape = {"n_units": len(trunk.biases[0]), "n_layers": len(trunk.weights), "kernel": trunk.weights[0].shape[2]}
+    with torch.random.fork_rng(devices=[]):
+        network = SFHF(1, 1, 1, ModelSettings(**shape, batch_norm=False, pool="mean", n_dense=0))
+    of = zip(trunk.layers, trunk.weights, trunk.biases, strict=True)
+    own = {name: value for la, w, b in of for name, value in ((f"{la}.weight", w[:, :, None]), (f"{la}.bias", b))}
+    network.load_state_dict(own, strict=False)
+    return network.eval()
 
 
 def _fault(conv: nn.Conv1d | nn.Conv2d, unpadded: bool, n_in: int) -> str | None:

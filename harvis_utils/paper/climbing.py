@@ -20,6 +20,7 @@ from harvis_utils.maximization.paper_methods import METHODS, PENALTIES, Method
 from harvis_utils.maximization.starting import chosen_units, spectrum_noise, starting_signal
 from harvis_utils.metrics import similarity
 from harvis_utils.metrics.signal_measures import flat
+from harvis_utils.networks.trunks import network_of
 from harvis_utils.paper.variants import (
     BY_NAME,
     EXPLAINER,
@@ -33,6 +34,7 @@ from harvis_utils.paper.variants import (
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import MaximizationSettings, Settings, SimilaritySettings, VisualSettings
 from harvis_utils.store.results import kept
+from harvis_utils.training.published import NotPublished
 from harvis_utils.training.supervised import Network, of_networks
 
 #: what of a reading's scores is kept: all that a claim asks of single units
@@ -191,7 +193,8 @@ def visual_signals(
     unit has none and is not clipped. ``denoiser`` is needed by variants with a prior.
     """
     length, layers = windows.train.length, list(network.trunk.layers)
-    view = visualization.PerAxis(network.model, layers[-1])
+    only_trunk = isinstance(network.model, NotPublished)
+    view = visualization.PerAxis(network_of(network.trunk) if only_trunk else network.model, layers[-1])
     each = [unit for unit in units for _ in range(variant.copies)]
     blocks = [(_objective(view, th_eap.sel(layer=la), variant, each, windows), len(each)) for la in layers]
     real = torch.tensor(_some_segments(windows)[:, None])
