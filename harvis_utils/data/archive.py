@@ -253,7 +253,8 @@ def parsed(
 ) -> dict:
     """Recordings of an archive end to end, ``signal`` (sample, axis) in G, and ``length``, ``subject``, ``activity``.
 
-    All are tensors. The archive with this ``digest`` lies at ``source()``, which is asked for only where it has not been parsed before.
+    All are tensors. The archive with this ``digest`` lies at ``source()``, which is asked for only where it has not
+    been parsed before.
     """
     import torch
     from tqdm.auto import tqdm
