@@ -46,7 +46,7 @@ export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 .PHONY: help reproduce sweep test test-long minutes yardstick bench lab report publish gpu-bundle clean moved
 
 help: ## show this list
-	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., PART=paper|lenses, DEVICE=cpu|cuda, THREADS=n, WEIGHTS=published):"
+	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., PART=paper|lenses|systems, DEVICE=cpu|cuda, THREADS=n, WEIGHTS=published):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
 
 reproduce: $(ENV) ## execute all notebooks that are not up to date, then show where the results are

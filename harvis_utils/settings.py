@@ -50,6 +50,10 @@ class WindowSettings:
     step: int = 15  # Paper: 50 % overlap
 
 
+#: windows of the systems of notebooks 15 and later, 2.1 s: the self-attention network of their source sees 64 samples
+LONG_WINDOWS = WindowSettings(length=64, step=32)
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """SF-HF (paper section 4.2, Fig. 2, after Muenzner et al. 2017)."""
@@ -74,6 +78,7 @@ class TrainingSettings:
     batch_size: int = 64  # Choice: not stated
     weight_decay: float = 0.0  # Choice: not stated
     evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs between scores, beside the last one
+    schedule: str = field(default="constant", metadata={"unless": "constant"})  # Choice: or "cosine", to 0 by epochs
 
 
 #: networks that are trained in minutes: those of the quick profile, and where many are compared with one another

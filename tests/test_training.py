@@ -333,8 +333,8 @@ def test_networks_take_turns(tiny_windows, monkeypatch):
         start.wait(60)  # one of them could be done before the last one has begun
         return resume(*arguments)
 
-    resume = supervised._resume
-    monkeypatch.setattr(supervised, "_resume", together)
+    resume = supervised.resume
+    monkeypatch.setattr(supervised, "resume", together)
     monkeypatch.setattr(supervised, "_epoch", noting)
     supervised.networks(tiny(seeds=(0, 1, 2), epochs=6), tiny_windows)
     assert len(begun) == 18

@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from harvis_utils.chain import commands, stamps
@@ -21,7 +22,7 @@ from harvis_utils.paper import report
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, load_settings, report_root
-from harvis_utils.store.files import ArtifactError, read_json, scratch
+from harvis_utils.store.files import ArtifactError, read_json, scratch, write_json
 from harvis_utils.store.results import around_builds
 from harvis_utils.training import published
 
@@ -75,14 +76,24 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
             raise PublishError(f"{path} {said}")
     results = cfg.reports / "results.json"
     try:
-        report.validate(read_json(results))
+        whole = read_json(results) | with_systems(places)
+        report.validate(whole)
     except Exception as error:
         raise PublishError(f"{results} is not valid: {error}") from error
     target = report_root() / "published" / cfg.profile / cfg.dataset
     with tempfile.TemporaryDirectory() as folder:
+        del places[results]
+        places[write_json(Path(folder) / "results.json", whole)] = Path("results.json")
         if any(address.startswith("networks/") for address in stored):
             places |= _networks(cfg, Path(folder) / "networks", again)
         return _replace(target, places)
+
+
+def with_systems(files: Iterable[Path]) -> dict:
+    """The part of ``results.json`` that notebooks on systems of other sources have left: ``judged`` in their JSON."""
+    read = {path.stem: read_json(path) for path in files if path.suffix == ".json" and path.stem != "results"}
+    judged = {name: of["judged"] for name, of in read.items() if "judged" in of}
+    return {"systems": judged} if judged else {}
 
 
 def _networks(cfg: Settings, folder: Path, again: str) -> dict[Path, Path]:

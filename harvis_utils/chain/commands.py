@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
         of_run.add_argument(option, default=default)
     reproducing = commands.add_parser("reproduce", parents=[of_run])
     reproducing.add_argument("--notebooks", default=str(NOTEBOOKS))
-    reproducing.add_argument("--part", help=f"only {' or '.join(PARTS)}")
+    reproducing.add_argument("--part", help=f"only one of {', '.join(PARTS)}")
     commands.add_parser("run", parents=[of_run]).add_argument("notebook")
     commands.add_parser("clean")
     words = parser.parse_args(arguments)

@@ -28,6 +28,9 @@ from harvis_utils.training.supervised import Network, of_networks
 TIMED = ("networks", "statistics", "signals", "scores", "atlas")
 
 
+SCHEMA = Path(__file__).with_name("results.schema.json")
+
+
 class ResultsError(HarvisError, ValueError):
     """``results.json`` does not follow its schema; the message names the place and what is wrong there."""
 
@@ -38,7 +41,7 @@ def validate(results: dict) -> None:
 
     try:
         json.dumps(results, allow_nan=False)
-        schema = read_json(Path(__file__).with_name("results.schema.json"))
+        schema = read_json(SCHEMA)
         jsonschema.validate(results, schema, cls=jsonschema.Draft202012Validator)
     except jsonschema.ValidationError as error:
         where = "/".join(map(str, error.absolute_path)) or "the top level"

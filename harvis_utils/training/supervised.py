@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import threading
 import time
 from collections import deque
@@ -18,31 +18,27 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from sklearn.metrics import confusion_matrix, f1_score
 from torch import nn
 from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.fast.replay import Replayed, timed_kernels
-from harvis_utils.networks.sfhf import SFHF, Dropout, Trunk, folded_trunk
+from harvis_utils.networks import builders
+from harvis_utils.networks.sfhf import Dropout, Trunk, folded_trunk, known
 from harvis_utils.parallel import progress, side_by_side, threads_inside, torch_device, workers
-from harvis_utils.settings import HarvisError, ModelSettings, Settings, TrainingSettings
+from harvis_utils.settings import Settings, TrainingSettings
 from harvis_utils.store import results
-from harvis_utils.store.files import read_json, replacing
+from harvis_utils.store.files import read_json
 from harvis_utils.store.results import kept
+from harvis_utils.training.checkpoints import CHECKPOINT, TrainingError, resume, save_state
 
 #: windows pushed through a network at once when only its output is wanted
 EVALUATION_BATCH = 1024
-#: the file in a checkpoint's folder
-CHECKPOINT = "training.safetensors"
 #: what is noted of each epoch
 HISTORY = ("loss", "val_f1", "test_f1")
-
-
-class TrainingError(HarvisError, RuntimeError):
-    """Training diverged or its checkpoint is damaged; the message says what to do."""
+#: how the learning rate runs over the epochs
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Network:
     """
 
     seed: int
-    model: SFHF
+    model: nn.Module
     history: dict[str, np.ndarray]
     best_epoch: int
     predicted: dict[str, np.ndarray]
@@ -65,7 +61,7 @@ class Network:
 
     @property
     def trunk(self) -> Trunk:
-        """The per-axis trunk with batch norm folded in."""
+        """The per-axis trunk of an SF-HF with batch norm folded in."""
         return self.folded or folded_trunk(self.model)
 
 
@@ -81,27 +77,30 @@ def drawing(seed: int) -> Iterator[None]:
         yield
 
 
-def new_model(windows: Windows, settings: ModelSettings, seed: int) -> SFHF:
-    """An untrained network whose weights depend on ``seed`` alone."""
+def new_model(windows: Windows, settings, seed: int) -> nn.Module:
+    """The untrained network of ``settings`` (:mod:`builders`), whose weights depend on ``seed`` alone."""
     with drawing(seed):
-        model = SFHF(len(windows.axes), windows.train.length, len(windows.activities), settings)
+        model = builders.build(len(windows.axes), windows.train.length, len(windows.activities), settings)
     return model.to(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------------------------------------- stored networks
 
 
-def networks(cfg: Settings, windows: Windows) -> list[Network]:
+def networks(cfg: Settings, windows: Windows, model=None, training: TrainingSettings | None = None) -> list[Network]:
     """One trained network per seed; trains those that are not there yet, on a CPU as many at once as it has threads.
+
+    ``model`` are settings of any network that :mod:`builders` knows, by default those of the run, as ``training``.
 
     Each network is computed on one thread, so its weights do not depend on how many are trained beside it. They
     take turns epoch by epoch: no thread is idle while one last network trains.
     """
-    seeds = cfg.training.seeds
+    model, training = model or cfg.model, training or cfg.training
+    seeds = training.seeds
     at_once = torch.get_num_threads() if torch_device(cfg.device).type == "cpu" else 1
     turns = Turns(min(at_once, len(seeds)))
     with workers(len(seeds)) as pool:
-        futures = [pool.submit(train, cfg, windows, seed, turns) for seed in seeds]
+        futures = [pool.submit(train, cfg, windows, seed, turns, model, training) for seed in seeds]
         try:
             wait(futures)
         finally:  # an interrupt
@@ -112,13 +111,21 @@ def networks(cfg: Settings, windows: Windows) -> list[Network]:
     return [future.result() for future in futures]
 
 
-def train(cfg: Settings, windows: Windows, seed: int, turns: Turns | None = None) -> Network:
-    """One network trained with the settings of the run, on one thread, read from the store where it is there."""
-    about = (windows, cfg.model, dataclasses.replace(cfg.training, seeds=()), seed)
+def train(
+    cfg: Settings,
+    windows: Windows,
+    seed: int,
+    turns: Turns | None = None,
+    model=None,
+    training: TrainingSettings | None = None,
+) -> Network:
+    """One of :func:`networks`, trained on one thread, or read from the store where it is there."""
+    settings = model or cfg.model
+    about = (windows, settings, dataclasses.replace(training or cfg.training, seeds=()), seed)
     with threads_inside(1):
         found = trained(*about, device=cfg.device, turns=turns)
     key = trained.key(*about)
-    model = new_model(windows, cfg.model, seed)
+    model = new_model(windows, settings, seed)
     model.load_state_dict(part_of(found, "weights."))
     history = {name: found[name].numpy() for name in HISTORY}
     return Network(
@@ -141,7 +148,7 @@ def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch
 @kept("networks", version=1, apart=("device", "turns"))
 def trained(
     windows: Windows,
-    model: ModelSettings,
+    model,
     training: TrainingSettings,
     seed: int,
     *,
@@ -149,11 +156,11 @@ def trained(
     turns: Turns | None = None,
     checkpoint: Path | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Train SF-HF from ``seed``; ``training.seeds`` should be empty, because it is part of the address.
+    """Train the network of the settings ``model`` from ``seed``.
 
-    Returns ``weights.*`` and ``predicted.*`` of the epoch with the best validation F1, ``last_weights.*`` and
-    ``last_predicted.*`` of the last one, and "loss", "val_f1" and "test_f1" by epoch. Interrupted training goes on
-    after its last finished epoch.
+    ``training.seeds`` should be empty, because it is part of the address. Returns ``weights.*`` and ``predicted.*`` of
+    the epoch with the best validation F1, ``last_weights.*`` and ``last_predicted.*`` of the last one, and "loss",
+    "val_f1" and "test_f1" by epoch. Interrupted training goes on after its last finished epoch.
     """
     turns = turns or Turns(1)
     net = new_model(windows, model, seed).to(torch_device(device))
@@ -241,6 +248,8 @@ def fit(
 ) -> list[float]:
     """Train ``model`` in place with Adam on cross entropy; the mean loss of each epoch.
 
+    A model whose ``heads(x)`` returns several class scores, each (window, class), learns from the sum of their losses.
+
     ``x`` (window, ...) and ``y`` (window,) lie on the model's device. The order of the windows and the dropout of an
     epoch depend on (``seed``, epoch) alone. ``epochs`` counts instead of ``settings.epochs``. ``each_epoch(epoch,
     loss)`` is called after each one and may score and copy the model; what it returns stands on the bar, which is
@@ -253,17 +262,21 @@ def fit(
     replayed (:class:`~harvis_utils.fast.replay.Replayed`), which not every model allows. Raises
     :class:`TrainingError` where the loss diverges or the checkpoint is damaged.
     """
-    replay = replay and x.is_cuda
+    replay = replay and x.is_cuda and settings.schedule == "constant"  # a recorded step keeps its learning rate
     options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "capturable": replay}
+    known("schedule", settings.schedule, SCHEDULES)
     optimizer = torch.optim.Adam(model.parameters(), **options)
     notes = {} if notes is None else notes
-    losses = _resume(checkpoint, model, optimizer, notes) if checkpoint else []
+    losses = resume(checkpoint, model, optimizer, notes) if checkpoint else []
     step = partial(_step, model, optimizer, x, y)
     step = Replayed(step, settings.batch_size, torch.Generator(x.device)) if replay else step
     epochs = settings.epochs if epochs is None else epochs
     todo = range(len(losses), epochs)
     bar = progress(todo, initial=len(losses), total=epochs, desc=title) if title else None
     for epoch in bar or todo:
+        if settings.schedule == "cosine":
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
         with around():
             losses.append(_epoch(model, step, x, settings.batch_size, seed, epoch, check))
             if not np.isfinite(losses[-1]):
@@ -283,7 +296,8 @@ def fit(
 def _step(model, optimizer, x: torch.Tensor, y: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """One step on the windows with the numbers ``chosen``; the loss before it."""
     optimizer.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(model(x[chosen]), y[chosen])
+    heads = model.heads(x[chosen]) if hasattr(model, "heads") else [model(x[chosen])]
+    loss = sum(F.cross_entropy(scores, y[chosen]) for scores in heads)
     loss.backward()
     optimizer.step()
     return loss.detach()
@@ -305,55 +319,6 @@ def _epoch(model, step, x: torch.Tensor, batch_size: int, seed: int, epoch: int,
         total += step(chosen) * len(chosen)
         seen += len(chosen)
     return float(total / seen)
-
-
-def save_state(path: Path, state: dict) -> None:
-    """Write nested dicts and lists of tensors and plain values, all or nothing: tensors by number, the rest as JSON."""
-    tensors: list[torch.Tensor] = []
-
-    def plain(value):
-        if isinstance(value, torch.Tensor):
-            tensors.append(value.detach().cpu().clone(memory_format=torch.contiguous_format))
-            return {"tensor": len(tensors) - 1}
-        if isinstance(value, dict):  # as pairs, because some keys are numbers
-            return {"items": [[key, plain(inner)] for key, inner in value.items()]}
-        return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-    about = {"state": json.dumps(plain(state))}
-    with replacing(path) as part:
-        save_file({str(number): tensor for number, tensor in enumerate(tensors)}, part, metadata=about)
-
-
-def load_state(path: Path) -> dict:
-    """Read what :func:`save_state` wrote, on the CPU; tuples come back as lists."""
-    with safe_open(path, framework="pt") as file:
-
-        def nested(value):
-            if isinstance(value, dict) and "tensor" in value:
-                return file.get_tensor(str(value["tensor"]))
-            if isinstance(value, dict):
-                return {key: nested(inner) for key, inner in value["items"]}
-            return [nested(inner) for inner in value] if isinstance(value, list) else value
-
-        return nested(json.loads(file.metadata()["state"]))
-
-
-def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, notes: dict) -> list[float]:
-    """Losses of an interrupted run after loading its state; empty where there is none."""
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return []
-    try:
-        state = load_state(path)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error) or "it is empty").splitlines()[0]
-        raise TrainingError(f"{path} is damaged ({reason}); delete it and train again") from error
-    model.load_state_dict(state["model"])
-    for saved, here in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
-        saved["capturable"] = here["capturable"]  # it may have begun on another device
-    optimizer.load_state_dict(state["optimizer"])
-    notes |= state["notes"]
-    return state["losses"]
 
 
 def fit_best(model: nn.Module, windows: Windows, settings: TrainingSettings, seed: int, **options) -> dict:
@@ -388,7 +353,7 @@ def fit_best(model: nn.Module, windows: Windows, settings: TrainingSettings, see
 
 
 @torch.no_grad()
-def predict(model: SFHF, split: Split) -> np.ndarray:
+def predict(model: nn.Module, split: Split) -> np.ndarray:
     """Predicted class of every window, (window,)."""
     model.eval()
     device = next(model.parameters()).device

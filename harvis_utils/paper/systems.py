@@ -1,0 +1,110 @@
+"""What the sources of the systems in notebooks 15 and later say, and how it is judged: a difference with its margin.
+
+Such a claim is one difference, taken network by network with the same seed on both sides, or person by person inside
+that. It is so where the interval lies above zero and the difference reaches its margin; not so where the interval lies
+below zero, or altogether within the margin: then there is no difference that matters. Else it is undecided. Controls
+stand beside it: what else would give the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from harvis_utils.metrics.intervals import interval
+from harvis_utils.paper.verdicts import NO, UNDECIDED, UNSTATED, UNTESTABLE, YES, number
+from harvis_utils.settings import as_json
+
+#: Choice: networks on each side; fewer have no interval worth the name
+FEWEST_NETWORKS = 3
+
+
+@dataclass(frozen=True)
+class Question:
+    """One claim of a source, by its ``id``: what it says and where, and the ``difference`` by which it is asked here.
+
+    A difference of at least ``margin`` in ``unit`` ("share", "times", "G", ...) counts. ``control`` tells what could
+    give the same without what the source says.
+    """
+
+    id: str
+    where: str
+    source: str
+    difference: str
+    control: str
+    margin: float = 0.0
+    unit: str = ""
+
+
+def judge(
+    question: Question,
+    values,
+    controls: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    size: str = UNSTATED,
+    missing: str = "",
+) -> dict:
+    """The verdict as an entry of ``results.json``.
+
+    ``values`` are the differences, (seed,) or (seed, person); NaN is left out. ``controls`` maps names to the same of
+    what they replace. With ``missing`` words nothing is judged: they say what is not there.
+    """
+    values = np.atleast_1d(np.asarray(values, dtype=float))
+    many = int((~np.isnan(values.reshape(len(values), -1))).any(1).sum())
+    if not missing and many < FEWEST_NETWORKS:
+        missing = f"{many} networks; an interval wants {FEWEST_NETWORKS}"
+    value, ends = interval(values)
+    direction = UNTESTABLE if missing else direction_of(value, ends, question.margin)
+    beside = {name: dict(zip(("value", "interval"), interval(of), strict=True)) for name, of in controls.items()}
+    told = f"{question.difference}: {number(value if many else None, question.unit, ends, signed=True)}"
+    told += f", margin {number(question.margin, question.unit)}" if question.margin else ""
+    told += "".join(f"; {name}: {number(of['value'], question.unit, of['interval'])}" for name, of in beside.items())
+    why = f"Not testable: {missing}. {told}." if missing else f"{direction.capitalize()}. {told}."
+    return as_json(
+        {
+            "id": question.id,
+            "where": question.where,
+            "source": question.source,
+            "direction": direction,
+            "size": size,
+            "value": value,
+            "unit": question.unit,
+            "interval": ends,
+            "margin": question.margin,
+            "networks": many,
+            "per_network": pd.DataFrame(values.reshape(len(values), -1)).mean(axis=1).tolist(),
+            "control": question.control,
+            "controls": beside,
+            "why": why,
+        },
+        nan_as_null=True,
+    )
+
+
+def direction_of(value: float, ends: Sequence[float] | None, margin: float) -> str:
+    """The direction of a difference from its interval and the margin, as the module says."""
+    if ends is None:
+        return UNTESTABLE
+    low, high = ends
+    if low > 0 and value >= margin:
+        return YES
+    return NO if high <= 0 or (margin and -margin < low and high < margin) else UNDECIDED
+
+
+def table(verdicts: Sequence[Mapping]) -> pd.DataFrame:
+    """Verdicts for reading, one row per claim."""
+    rows = {
+        v["id"]: {
+            "the source says": f"{v['source']} ({v['where']})",
+            "is it so": v["direction"],
+            "number": number(v["value"], v["unit"], v["interval"], signed=True),
+            "margin": number(v["margin"], v["unit"]),
+            "could fail against": v["control"],
+            "why": v["why"],
+        }
+        for v in verdicts
+    }
+    return pd.DataFrame(rows).T.rename_axis("claim")

@@ -1,0 +1,73 @@
+"""States of interrupted trainings written to files and read again: nested tensors and plain values, no pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from harvis_utils.settings import HarvisError
+from harvis_utils.store.files import replacing
+
+#: the file in a checkpoint's folder
+CHECKPOINT = "training.safetensors"
+
+
+class TrainingError(HarvisError, RuntimeError):
+    """Training diverged or its checkpoint is damaged; the message says what to do."""
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Write nested dicts and lists of tensors and plain values, all or nothing: tensors by number, the rest as JSON."""
+    tensors: list[torch.Tensor] = []
+
+    def plain(value):
+        if isinstance(value, torch.Tensor):
+            tensors.append(value.detach().cpu().clone(memory_format=torch.contiguous_format))
+            return {"tensor": len(tensors) - 1}
+        if isinstance(value, dict):  # as pairs, because some keys are numbers
+            return {"items": [[key, plain(inner)] for key, inner in value.items()]}
+        return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    about = {"state": json.dumps(plain(state))}
+    with replacing(path) as part:
+        save_file({str(number): tensor for number, tensor in enumerate(tensors)}, part, metadata=about)
+
+
+def load_state(path: Path) -> dict:
+    """Read what :func:`save_state` wrote, on the CPU; tuples come back as lists."""
+    with safe_open(path, framework="pt") as file:
+
+        def nested(value):
+            if isinstance(value, dict) and "tensor" in value:
+                return file.get_tensor(str(value["tensor"]))
+            if isinstance(value, dict):
+                return {key: nested(inner) for key, inner in value["items"]}
+            return [nested(inner) for inner in value] if isinstance(value, list) else value
+
+        return nested(json.loads(file.metadata()["state"]))
+
+
+def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, notes: dict) -> list[float]:
+    """Losses of an interrupted training after loading its state; empty where there is none.
+
+    ``notes`` is filled with what was saved in it. Raises :class:`TrainingError` for a damaged checkpoint.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return []
+    try:
+        state = load_state(path)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error) or "it is empty").splitlines()[0]
+        raise TrainingError(f"{path} is damaged ({reason}); delete it and train again") from error
+    model.load_state_dict(state["model"])
+    for saved, here in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+        saved["capturable"] = here["capturable"]  # it may have begun on another device
+    optimizer.load_state_dict(state["optimizer"])
+    notes |= state["notes"]
+    return state["losses"]

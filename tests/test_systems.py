@@ -1,0 +1,59 @@
+"""Verdicts on what the sources of the systems say."""
+
+import jsonschema
+import numpy as np
+import pytest
+
+from harvis_utils.networks import builders
+from harvis_utils.paper import report, systems
+from harvis_utils.settings import LONG_WINDOWS, ModelSettings
+from harvis_utils.store.files import read_json
+
+ASKED = systems.Question("B9", "Tab. 9", "more is better", "F1 with more minus F1 without", "the same again", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("values", "direction"),
+    [
+        ((0.05, 0.06, 0.07), "yes"),
+        ((0.01, 0.012, 0.011), "no"),  # surely above zero and surely too little
+        ((-0.05, -0.06, -0.07), "no"),
+        ((0.0, 0.0, 0.0), "no"),
+        ((-0.05, 0.06, 0.07), "undecided"),
+        ((0.015, 0.018, 0.026), "undecided"),  # above zero, but the margin lies inside the interval
+        ((0.05, 0.06), "not testable"),
+        ((np.nan, 0.05, np.nan), "not testable"),
+    ],
+)
+def test_a_difference_counts_from_its_margin_on(values, direction):
+    found = systems.judge(ASKED, values, {"the same again": values})
+    assert found["direction"] == direction
+    assert found["networks"] == np.isfinite(values).sum() and len(found["per_network"]) == len(values)
+    schema = {"$defs": read_json(report.SCHEMA)["$defs"], "$ref": "#/$defs/question"}
+    jsonschema.validate(found, schema)
+    assert list(systems.table([found]).index) == ["B9"]
+
+
+def test_without_a_margin_a_tie_is_no():
+    asked = systems.Question("B3", "text", "it grows", "rank correlation", "shuffled")
+    assert systems.judge(asked, (0.0, 0.0, 0.0))["direction"] == "no"
+    assert systems.judge(asked, (0.1, 0.2, 0.3))["direction"] == "yes"
+    assert systems.judge(asked, (-0.1, 0.2, 0.3))["direction"] == "undecided"
+
+
+def test_what_is_missing_is_named():
+    found = systems.judge(ASKED, (0.05, 0.06, 0.07), missing="smoke runs judge nothing")
+    assert found["direction"] == "not testable" and found["why"].startswith("Not testable: smoke runs judge nothing.")
+
+
+def test_people_are_drawn_within_networks():
+    values = np.tile([0.0, 0.1], (5, 20))
+    low, high = systems.judge(ASKED, values)["interval"]
+    assert low < 0.05 < high and high - low < 0.05
+
+
+def test_settings_of_no_network_are_refused():
+    network = builders.build(3, 30, 4, ModelSettings(n_units=4, n_dense=8))
+    assert network.layers == ("conv1", "conv2", "conv3")
+    with pytest.raises(TypeError, match="WindowSettings are the settings of no network; known: ModelSettings"):
+        builders.build(3, 30, 4, LONG_WINDOWS)
