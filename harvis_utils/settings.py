@@ -87,6 +87,22 @@ SMALL_TRAINING = TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3)
 
 
 @dataclass(frozen=True)
+class GanSettings:
+    """Generators of windows of 64 samples against one discriminator (notebook 17)."""
+
+    n_generators: int = 1  # Choice: 1 is DCGAN; more are MAD-GAN, or with gates teach each other
+    norm: str = "spectral"  # Choice: of the discriminator: spectral, or batch as in DCGAN
+    gates: tuple[tuple[str, int, str], ...] = ()  # Choice: edges (from, to, gate) that are not as in MAD-GAN
+    alpha: float = 1.0  # Choice: weight of what generators learn from each other
+    n_units: int = 64  # Choice: of the narrowest stage
+    n_latent: int = 100  # Choice: the source's
+    batch_size: int = 256  # Choice: the source's
+    n_steps: int = 20_800  # Choice: the source's 200 epochs of DSADS
+    learning_rate: float = 2e-4  # Choice: DCGAN's; the source does not say
+    stages: tuple[float, ...] = (0.25, 0.5, 1.0)  # Choice: shares of the steps after which generators are kept
+
+
+@dataclass(frozen=True)
 class MaximizationSettings:
     """Activation Maximization (paper sections 3 and 4.3).
 

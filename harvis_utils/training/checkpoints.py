@@ -52,19 +52,29 @@ def load_state(path: Path) -> dict:
         return nested(json.loads(file.metadata()["state"]))
 
 
+def load_checkpoint(folder: Path) -> dict | None:
+    """The state that an interrupted training left; None where there is none.
+
+    Raises :class:`TrainingError` for a damaged one.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        return load_state(path)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error) or "it is empty").splitlines()[0]
+        raise TrainingError(f"{path} is damaged ({reason}); delete it and train again") from error
+
+
 def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, notes: dict) -> list[float]:
     """Losses of an interrupted training after loading its state; empty where there is none.
 
     ``notes`` is filled with what was saved in it. Raises :class:`TrainingError` for a damaged checkpoint.
     """
-    path = folder / CHECKPOINT
-    if not path.exists():
+    state = load_checkpoint(folder)
+    if state is None:
         return []
-    try:
-        state = load_state(path)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error) or "it is empty").splitlines()[0]
-        raise TrainingError(f"{path} is damaged ({reason}); delete it and train again") from error
     model.load_state_dict(state["model"])
     for saved, here in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
         saved["capturable"] = here["capturable"]  # it may have begun on another device

@@ -1,0 +1,172 @@
+"""Generated windows turned into scores by a judge, a network trained on real windows, and by distances.
+
+No score here can be read alone. The inception score is won by repeating one real window a class; the Frechet distance
+to the training windows is smaller for these with scrambled phases than for real windows of other people, and it falls
+with the number of windows. So all sets have one size, each table has the rows of :func:`controls`, and coverage,
+memorization and measures of time stand beside. Sets are (window, axis, time) in G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import kurtosis
+from torch import Tensor, nn
+
+from harvis_utils.data.windowing import SPLITS, Windows
+from harvis_utils.metrics import recovery, signal_measures, similarity
+from harvis_utils.settings import HarvisError
+from harvis_utils.training import supervised
+from harvis_utils.training.supervised import EVALUATION_BATCH, Network
+
+#: Choice: a class is reached that a hundredth of the windows is taken for
+REACHED = 0.01
+#: Choice: neighbours within which a real window counts as covered (Naeem et al. 2020)
+N_NEIGHBOURS = 5
+#: rows of :func:`controls`
+CONTROLS = (
+    *("held-out people", "validation people", "half of training", "one window a class, repeated"),
+    *("scrambled phases", "flat, real means", "white noise"),
+)
+
+
+class JudgeError(HarvisError, ValueError):
+    """A judge that knows too little to judge, or sets that cannot be compared; the message says which."""
+
+
+@torch.no_grad()
+def seen(judge: nn.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a judge makes of windows: features (window, feature), which its last layer ``classes`` reads, and the
+    probabilities of the classes (window, class); float64.
+    """
+    features: list[Tensor] = []
+    hook = judge.classes.register_forward_pre_hook(lambda module, given: features.append(given[0].cpu()))
+    device = next(judge.parameters()).device
+    try:
+        batches = torch.as_tensor(np.ascontiguousarray(x, dtype=np.float32)).split(EVALUATION_BATCH)
+        scores = torch.cat([judge.eval()(batch.to(device)).cpu() for batch in batches])
+    finally:
+        hook.remove()
+    return torch.cat(features).double().numpy(), scores.double().softmax(1).numpy()
+
+
+def admitted(judge: Network, windows: Windows, least_f1: float) -> float:
+    """The judge's macro F1 on the test people; raises :class:`JudgeError` where it is below ``least_f1``."""
+    f1 = supervised.macro_f1(windows.test, judge.predicted["test"])
+    if f1 < least_f1:
+        raise JudgeError(f"the judge's macro F1 is {f1:.2f} on the test people; below {least_f1:g} it judges nothing")
+    return f1
+
+
+def inception_score(probabilities: np.ndarray) -> float:
+    """exp of the mean Kullback-Leibler divergence of (window, class) probabilities from their mean: 1 to the number
+    of classes (Salimans et al. 2016).
+    """
+    p = np.asarray(probabilities, dtype=float)
+    ratio = np.log(np.where(p > 0, p, 1)) - np.log(np.where(p > 0, p.mean(0), 1))
+    return float(np.exp((p * ratio).sum(1).mean()))
+
+
+def frechet(first: np.ndarray, second: np.ndarray) -> float:
+    """Frechet distance of two sets of features (window, feature), each taken for a Gaussian (Heusel et al. 2017).
+
+    Raises :class:`JudgeError` for sets of different sizes: the distance falls with the number of windows.
+    """
+    if len(first) != len(second):
+        raise JudgeError(f"sets of {len(first)} and {len(second)} windows; Frechet distances need equal numbers")
+    (mean, spread), (other, wide) = ((f.mean(0), np.cov(f, rowvar=False)) for f in (first, second))
+    values, vectors = np.linalg.eigh(spread)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    both = np.sqrt(np.linalg.eigvalsh(root @ wide @ root).clip(0)).sum()  # the trace of the root of their product
+    return float(max(0.0, ((mean - other) ** 2).sum() + np.trace(spread) + np.trace(wide) - 2 * both))
+
+
+def distances(x: np.ndarray, others: np.ndarray) -> Tensor:
+    """Root mean square difference in G of every window from every other: (window, other)."""
+    first, second = (torch.as_tensor(np.ascontiguousarray(of, dtype=np.float32)).flatten(1) for of in (x, others))
+    return torch.cat([torch.cdist(part, second) for part in first.split(EVALUATION_BATCH)]) / first.shape[1] ** 0.5
+
+
+def memorization(x: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
+    """Median distance to the nearest training window, over that of windows of other people: below 1 is copied."""
+    near, usual = (distances(of, train).min(1).values.median() for of in (x, held_out))
+    return float(near / usual)
+
+
+def covered(x: np.ndarray, real: np.ndarray) -> float:
+    """Share of real windows with one of ``x`` within the distance of their ``N_NEIGHBOURS``-th nearest real one."""
+    reach = distances(real, real).kthvalue(N_NEIGHBOURS + 1, dim=1).values  # each is its own nearest
+    return float((distances(real, x).min(1).values <= reach).float().mean())
+
+
+def of_time(x: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """How far windows are from real ones in what changes: "spectral distance" of the mean spectra, and
+    "peakedness": the excess kurtosis of increments minus that of real ones. Scrambled phases keep the first only.
+    """
+    spectrum, usual = (signal_measures.mean_spectrum(similarity.power_spectrum(of, True)) for of in (x, real))
+    steps, others = (kurtosis(np.diff(of, axis=2), axis=(0, 2)).mean() for of in (x, real))
+    distance = signal_measures.spectral_distance(spectrum, usual)
+    return {"spectral distance": float(distance), "peakedness": float(steps - others)}
+
+
+def drawn(x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """``n`` windows without replacement. Raises :class:`JudgeError` where there are fewer."""
+    if len(x) < n:
+        raise JudgeError(f"{len(x)} windows are there and {n} are compared; set fewer (gans.n_scored)")
+    return x[np.sort(rng.choice(len(x), n, replace=False))]
+
+
+def controls(windows: Windows, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Sets of ``n`` windows that any score has to be read beside, by the names of ``CONTROLS``.
+
+    "half of training" are training windows that no other set is compared with (:func:`reference`), the best that can be
+    had; the last four show what a score is blind to.
+    """
+    train, val, test = (getattr(windows, name) for name in SPLITS)
+    own = drawn(train.x[1::2], n, rng)
+    each = [train.x[rng.choice(np.flatnonzero(train.activity == a))] for a in np.unique(train.activity)]
+    noise = rng.standard_normal((n, *train.x.shape[1:]))
+    sets = (
+        *(drawn(test.x, n, rng), drawn(val.x, n, rng), own, np.resize(np.stack(each), (n, *train.x.shape[1:]))),
+        *(recovery.scrambled(own, rng), np.broadcast_to(own.mean(2, keepdims=True), own.shape)),
+        noise * train.series.std(0)[:, None] + train.series.mean(0)[:, None],
+    )
+    return {name: np.asarray(of, dtype=np.float32) for name, of in zip(CONTROLS, sets, strict=True)}
+
+
+def reference(windows: Windows, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What sets are compared with: ``n`` windows of the "training" people, of every second window, and of "held out"
+    ones, the validation people's (the test people's are a row of :func:`controls`).
+    """
+    return {"training": drawn(windows.train.x[::2], n, rng), "held out": drawn(windows.val.x, n, rng)}
+
+
+def scored(
+    judge: Network, windows: Windows, sets: Mapping[str, np.ndarray], least_f1: float, seed: int = 0
+) -> pd.DataFrame:
+    """One row per set, ``set``: all sets and the controls, by one judge.
+
+    "IS", "FID" to training windows, "FID, held out" to other people's, "classes" (share reached), "covered" (real
+    windows of other people), "memorization" and :func:`of_time`. Raises :class:`JudgeError` for a judge below
+    ``least_f1`` and for sets of different sizes.
+    """
+    admitted(judge, windows, least_f1)
+    sizes = {name: len(of) for name, of in sets.items()}
+    if len(set(sizes.values())) > 1:
+        raise JudgeError(f"sets need one size: {', '.join(f'{name} {n}' for name, n in sizes.items())}")
+    n, rng = next(iter(sizes.values())), np.random.default_rng(seed)
+    real = reference(windows, n, rng)
+    features = {name: seen(judge.model, of)[0] for name, of in real.items()}
+    rows = []
+    for name, x in (sets | controls(windows, n, rng)).items():
+        own, p = seen(judge.model, x)
+        taken = np.bincount(p.argmax(1), minlength=p.shape[1]) / n
+        row = {"set": name, "IS": inception_score(p), "FID": frechet(own, features["training"])}
+        row |= {"FID, held out": frechet(own, features["held out"]), "classes": float((taken >= REACHED).mean())}
+        row |= {"covered": covered(x, real["held out"])}
+        row |= {"memorization": memorization(x, windows.train.x, real["held out"])}
+        rows.append(row | of_time(x, real["training"]))
+    return pd.DataFrame(rows)

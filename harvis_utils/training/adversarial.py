@@ -1,0 +1,235 @@
+"""Generators trained against a discriminator, and what they teach each other: a graph of networks with gated edges.
+
+A node is a network, an edge a loss of the node it leads to, times a gate that opens and closes with the progress of the
+training. Between generators knowledge is where in time their stages are active (attention transfer, Zagoruyko and
+Komodakis 2017): with Q = mean over units of the squared map (window, time),
+
+    L(t to s) = gate * alpha / M * sum over M stages of mean over windows and times (Q_t / |Q_t| - Q_s / |Q_s|)^2
+
+and only s learns from it. The norm runs over time; written over single values, as the source prints it, each quotient
+is 1 and the loss 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.networks import generator
+from harvis_utils.networks.generator import Discriminator, Generator
+from harvis_utils.networks.sfhf import known
+from harvis_utils.parallel import progress, torch_device
+from harvis_utils.settings import GanSettings
+from harvis_utils.store.results import kept
+from harvis_utils.training import supervised
+from harvis_utils.training.checkpoints import CHECKPOINT, TrainingError, load_checkpoint, save_state
+
+#: how an edge counts, by the progress of the training from 0 to 1
+GATES: dict[str, Callable[[float], float]] = {
+    "through": lambda done: 1.0,
+    "cut off": lambda done: 0.0,
+    "positive": lambda done: done,
+    "negative": lambda done: 1.0 - done,
+}
+#: Choice: between two checkpoints
+STEPS_KEPT = 100
+
+
+def gate(name: str, step: int, n_steps: int) -> float:
+    """How much an edge counts at a step, from 0 on. Raises ``ValueError`` for an unknown gate."""
+    return GATES[known("gate", name, GATES)](step / max(1, n_steps - 1))
+
+
+def attention(maps: Tensor, literal: bool = False) -> Tensor:
+    """Where in time a stage is active: Q / |Q| of (window, unit, time), as (window, time).
+
+    ``literal`` divides each value by its own size, which is 1 whatever it is (0 by 0 too).
+    """
+    q = maps.square().mean(1)
+    if literal:
+        return torch.where(q > 0, q / q.abs(), 1.0)
+    return q / torch.linalg.vector_norm(q, dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def transfer(teacher: Sequence[Tensor], student: Sequence[Tensor], literal: bool = False) -> Tensor:
+    """The loss L(t to s) for alpha = 1 of two networks' maps of the same inputs, stage by stage; t learns nothing."""
+    pairs = [(attention(t.detach(), literal), attention(s, literal)) for t, s in zip(teacher, student, strict=True)]
+    return torch.stack([F.mse_loss(s, t) for t, s in pairs]).mean()
+
+
+def edges(settings: GanSettings) -> dict[tuple[str, int], str]:
+    """Gates by (from, to): from "D" or a generator's number; what the settings do not name is open or shut.
+
+    Open are the edges from the discriminator, shut those between generators. Raises ``ValueError`` for an edge that
+    cannot be.
+    """
+    all_of = range(settings.n_generators)
+    found = {("D", s): "through" for s in all_of} | {(str(t), s): "cut off" for t in all_of for s in all_of if t != s}
+    for source, to, name in settings.gates:
+        if (source, to) not in found:
+            raise ValueError(f"no edge leads from {source!r} to generator {to}; known: {sorted(map(str, found))}")
+        found[source, to] = known("gate", name, GATES)
+    return found
+
+
+class Game:
+    """Generators, their discriminator, and one step of their training."""
+
+    def __init__(self, train: Split, settings: GanSettings, seed: int, device: str | None = None):
+        where = torch_device(device)
+        with supervised.drawing(seed):
+            self.generators, self.discriminator = generator.networks(train, settings)
+        self.networks: dict[str, Generator | Discriminator] = {f"G{i}": g for i, g in enumerate(self.generators)}
+        self.networks["D"] = self.discriminator
+        about = {"lr": settings.learning_rate, "betas": (0.5, 0.999)}  # as in DCGAN
+        self.optimizers = {n: torch.optim.Adam(of.to(where).parameters(), **about) for n, of in self.networks.items()}
+        self.settings, self.seed, self.edges = settings, seed, edges(settings)
+        self.x = torch.as_tensor(np.ascontiguousarray(train.x), device=where)
+
+    def state(self) -> dict:
+        """All that training goes on from: weights, buffers, among them those of spectral norms, and optimizers."""
+        parts = {"networks": self.networks, "optimizers": self.optimizers}
+        return {what: {name: of.state_dict() for name, of in group.items()} for what, group in parts.items()}
+
+    def load(self, state: dict) -> None:
+        """Go on from a :meth:`state`."""
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+
+    def draws(self, step: int) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Real windows, latent vectors of each generator for the discriminator, and those of all, by the step alone.
+
+        Choice: the discriminator sees other vectors of each generator; of the same ones it would see triples.
+        """
+        noise = torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, step)).generate_state(1)[0]))
+        size = self.settings.batch_size
+        real = self.x[torch.randint(len(self.x), (size,), generator=noise).to(self.x.device)]
+        *apart, together = torch.randn(len(self.generators) + 1, size, self.settings.n_latent, generator=noise)
+        return real, [z.to(self.x.device) for z in apart], together.to(self.x.device)
+
+    def discriminator_loss(self, real: Tensor, latent: Sequence[Tensor]) -> Tensor:
+        """Cross entropy of k + 1 classes. Choice: all generated windows together count as much as the real ones."""
+        k = len(self.generators)
+        loss = F.cross_entropy(self.discriminator(real), real.new_full((len(real),), k, dtype=torch.long))
+        for i, (own, z) in enumerate(zip(self.generators, latent, strict=True)):
+            with torch.no_grad():
+                x = own(z)
+            loss = loss + F.cross_entropy(self.discriminator(x), real.new_full((len(z),), i, dtype=torch.long)) / k
+        return loss
+
+    def generator_losses(self, z: Tensor, step: int) -> list[dict[str, Tensor]]:
+        """Of each generator its "adversarial" loss and the "transfer" from others, gated; all make windows of one z."""
+        found, maps = [], [own.maps(z) for own in self.generators]
+        for s, own in enumerate(maps):
+            weights = {t: gate(name, step, self.settings.n_steps) for (t, to), name in self.edges.items() if to == s}
+            real = z.new_full((len(z),), len(maps), dtype=torch.long)
+            losses = {"adversarial": weights.pop("D") * F.cross_entropy(self.discriminator(own[-1]), real)}
+            taught = [w * transfer(maps[int(t)][:-1], own[:-1]) for t, w in weights.items() if w]
+            found.append(losses | ({"transfer": self.settings.alpha * sum(taught)} if taught else {}))
+        return found
+
+    def step(self, number: int) -> list[float]:
+        """One step of the discriminator, then one of each generator; their losses before, the discriminator's first.
+
+        Every set of windows is a forward pass of its own, with batch norm over that set alone; of a spectral norm each
+        pass improves the estimate once, 2k + 1 times a step.
+        """
+        for network in self.networks.values():
+            network.train()
+        real, apart, z = self.draws(number)
+        losses = [self.discriminator_loss(real, apart)]
+        self._descend(["D"], losses[0])
+        of_each = [sum(losses.values()) for losses in self.generator_losses(z, number)]
+        self._descend([name for name in self.networks if name != "D"], sum(of_each))
+        return [float(loss.detach()) for loss in (*losses, *of_each)]
+
+    def _descend(self, names: Sequence[str], loss: Tensor) -> None:
+        for optimizer in self.optimizers.values():  # the discriminator's too: generators' losses pass through it
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for name in names:
+            self.optimizers[name].step()
+
+    def gradient_norms(self, number: int) -> dict[str, float]:
+        """Norms over all generators' weights of the gradients of the "adversarial" and of the "transfer" loss."""
+        weights = [p for own in self.generators for p in own.parameters()]
+        losses = self.generator_losses(self.draws(number)[2], number)
+        found = {}
+        for kind in ("adversarial", "transfer"):
+            parts = [of[kind] for of in losses if kind in of]
+            grads = torch.autograd.grad(sum(parts), weights, retain_graph=True, allow_unused=True) if parts else []
+            found[kind] = float(sum(g.square().sum() for g in grads if g is not None) ** 0.5) if parts else 0.0
+        return found
+
+
+@kept("gans", version=1, apart=("device",))
+def trained(
+    windows: Windows, settings: GanSettings, seed: int, *, device: str | None = None, checkpoint: Path | None = None
+) -> dict[str, Tensor]:
+    """Train from ``seed``; interrupted, it goes on after its last checkpoint, and ends with the same bits.
+
+    Returns ``losses`` (step, network: discriminator first), ``D.*`` and, for each of ``settings.stages``, shares of
+    the steps, ``<share>.G<i>.*``: weights and buffers. Raises :class:`TrainingError` where a loss diverges.
+    """
+    game = Game(windows.train, settings, seed, device)
+    losses, snapshots = [], {}
+    if checkpoint and (state := load_checkpoint(checkpoint)):
+        game.load(state["game"])
+        losses, snapshots = state["losses"], state["snapshots"]
+    stages = {max(1, round(share * settings.n_steps)): share for share in settings.stages}
+    bar = progress(
+        range(len(losses), settings.n_steps), initial=len(losses), total=settings.n_steps, desc=f"gan {seed}"
+    )
+    for number in bar:
+        losses.append(game.step(number))
+        if not np.isfinite(losses[-1]).all():
+            raise TrainingError(f"gan {seed}: losses are {losses[-1]} in step {number + 1}; lower gans.learning_rate")
+        if share := stages.get(number + 1):
+            for name, own in game.networks.items():
+                if name != "D":
+                    snapshots |= {f"{share:g}.{name}.{k}": v.clone() for k, v in own.state_dict().items()}
+        if checkpoint and (number + 1) % STEPS_KEPT == 0:
+            state = {"game": game.state(), "losses": losses, "snapshots": snapshots}
+            save_state(checkpoint / CHECKPOINT, state)
+    discriminator = {f"D.{name}": value for name, value in game.discriminator.state_dict().items()}
+    return {"losses": torch.tensor(losses, dtype=torch.float64)} | discriminator | snapshots
+
+
+def read(windows: Windows, settings: GanSettings, found: dict[str, Tensor], share: float = 1.0) -> Game:
+    """The networks of a :func:`trained` result at one of its stages, ready to generate (evaluation mode)."""
+    game = Game(windows.train, settings, 0)
+    for name, network in game.networks.items():
+        prefix = "D." if name == "D" else f"{share:g}.{name}."
+        network.load_state_dict(supervised.part_of(found, prefix))
+        network.eval()
+    return game
+
+
+@torch.no_grad()
+def generated(own: Generator, n: int, seed: int) -> np.ndarray:
+    """``n`` windows of standard normal latent vectors, (window, axis, time) in G float32."""
+    z = torch.randn(n, own.stage1[0].in_channels, generator=torch.Generator().manual_seed(seed))
+    return own.eval()(z).numpy()
+
+
+def balanced_alpha(windows: Windows, settings: GanSettings, seed: int, share: float = 0.1) -> float:
+    """The alpha for which both losses of the generators pull alike after a ``share`` of the training without transfer.
+
+    Choice: on networks that judge nothing. All edges between generators are open for that one look.
+    """
+    others = range(settings.n_generators)
+    apart = Game(windows.train, replace(settings, gates=()), seed)
+    for number in range(round(share * settings.n_steps)):
+        apart.step(number)
+    opened = tuple((str(t), s, "through") for t in others for s in others if t != s)
+    apart.edges, apart.settings = edges(replace(settings, gates=opened)), replace(settings, alpha=1.0)
+    norms = apart.gradient_norms(round(share * settings.n_steps))
+    return norms["adversarial"] / norms["transfer"]
