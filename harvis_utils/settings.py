@@ -87,6 +87,18 @@ SMALL_TRAINING = TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3)
 
 
 @dataclass(frozen=True)
+class BranchSettings:
+    """ST-ABN, SF-HF with an attention branch (:mod:`harvis_utils.networks.attention_branch`)."""
+
+    n_units: int = 64  # Choice: units in each convolution
+    spatial: bool = True  # Paper: attention to places; here to axes at samples
+    temporal: str = "absolute"  # Paper; Choice: "conv" along time, or "none"
+    fusion: str = "concat"  # Paper; Choice: "residual", as in the attention branch network for images
+    branch: str = "labels"  # Paper; Choice: "other labels" as a control, or "none"
+    dropout: float = 0.5  # Choice: before the class layer
+
+
+@dataclass(frozen=True)
 class MaximizationSettings:
     """Activation Maximization (paper sections 3 and 4.3).
 
@@ -293,6 +305,21 @@ class FoolingSettings:
 
 
 @dataclass(frozen=True)
+class AttentionSettings:
+    """Networks with an attention branch, and what their maps are compared with (notebook 16)."""
+
+    windows: WindowSettings = LONG_WINDOWS  # Choice
+    model: BranchSettings = BranchSettings()  # Choice
+    training: TrainingSettings = TrainingSettings(
+        epochs=60, learning_rate=2e-3, batch_size=128, schedule="cosine"
+    )  # Choice: five seeds compare accuracies
+    n_networks: int = 3  # Choice: of these seeds, for everything else
+    n_windows: int = 200  # Choice: test windows, spread evenly, whose maps are compared with other lenses
+    noise_g: float = 0.2  # Choice: noise of the harder made-up data
+    prevalence: float = 0.6  # Choice: share of the motifs that is planted in these
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -319,6 +346,7 @@ class Settings:
     people: PeopleSettings = PeopleSettings()
     widths: WidthSettings = WidthSettings()
     visual: VisualSettings = VisualSettings()
+    attention: AttentionSettings = AttentionSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
