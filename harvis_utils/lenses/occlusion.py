@@ -190,21 +190,29 @@ def sensor_costs(covered: Mapping[str, Sequence[xr.Dataset]], windows: Windows) 
     return pd.concat(costs, names=["network", "class"])
 
 
+def elsewhere(recording: np.ndarray) -> np.ndarray:
+    """For each window, (window,), the number of one of another recording, or of its own where no other is left.
+
+    Choice: another recording, because neighbours in one overlap and are alike; windows are shifted by as many as the
+    longest recording has.
+    """
+    order, other = np.argsort(recording, kind="stable"), np.empty(len(recording), int)
+    other[order] = np.roll(order, np.unique(recording, return_counts=True)[1].max())
+    return other
+
+
 def agreement(found: xr.Dataset, axes: Sequence[str], width: int, recording: np.ndarray) -> dict[str, np.ndarray]:
     """Does covering cost the strongest unit most where its projection is large? Correlations per window, (window,).
 
     "own projection": Pearson correlation over axes and time of the drop of the unit's activity with its projection
     (absolute, summed over what the occluder of ``width`` covers); "other projection": with that of a window of another
-    recording, which tells how much is the same in every window. Choice: another recording, as ``recording`` (window,)
-    names it, because neighbours in one overlap and are alike; windows are shifted by as many as the longest recording
-    has. NaN where one of them is constant, or no other recording is left.
+    recording (:func:`elsewhere`), which tells how much is the same in every window. NaN where one of them is constant,
+    or no other recording is left.
     """
     padded = np.pad(np.abs(found["projection"].values), ((0, 0), (0, 0), (width // 2, width // 2)))
     size = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2).sum(-1)
     lost = found["activity"].sel(group=list(axes)).transpose("window", "group", "time").values
-    lost, size = lost.reshape(len(lost), -1), size.reshape(len(size), -1)
-    order, other = np.argsort(recording, kind="stable"), np.empty(len(recording), int)
-    other[order] = np.roll(order, np.unique(recording, return_counts=True)[1].max())
+    lost, size, other = lost.reshape(len(lost), -1), size.reshape(len(size), -1), elsewhere(recording)
     of_others = np.where(recording[other] != recording, correlation(lost, size[other]), np.nan)
     return {"own projection": correlation(lost, size), "other projection": of_others}
 
