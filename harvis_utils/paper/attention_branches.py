@@ -50,7 +50,7 @@ ABLATIONS: dict[str, dict] = {
     SHUFFLED_LABELS: {"branch": "other labels"},
 }
 OWN, PLAIN, HARDER = "own data", "made-up data", "harder made-up data"
-#: Choice: units behind the fusion that are climbed, and steps of each ascent
+#: Choice: units behind the fusion that are climbed, and most steps of each ascent
 N_CLIMBED, N_STEPS = 6, 300
 
 
@@ -153,6 +153,23 @@ def following(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return found[:, 0], found[:, 1]
 
 
+# --------------------------------------------------------------------------------------- the lens beside other lenses
+
+
+def of_attention(alike: pd.DataFrame) -> pd.DataFrame:
+    """Of :func:`attention.agreement` what maps agree with, beside maps of other windows and of an untrained branch.
+
+    Columns ``attention``, ``beside``, ``whose`` and "rank correlation" with its interval over networks.
+    """
+    names = {"own": "this window's map", "other": "another window's map"}
+    own = alike[alike["lens"] == "attention"].rename(columns=names)
+    keys = ["attention", "beside"]
+    long = own.melt(["seed", *keys], list(names.values()), "whose", "rank correlation")
+    untrained = alike[alike["lens"] == "untrained branch"].rename(columns={"lens": "whose", "own": "rank correlation"})
+    both = pd.concat([long, untrained[~untrained["beside"].eq("attention")]])
+    return over_networks(both, [*keys, "whose"], ["rank correlation"])
+
+
 # ------------------------------------------------------------------------------------- maximization under attention
 
 
@@ -162,8 +179,8 @@ def climbed(
 ) -> pd.DataFrame:
     """The paper's method on units behind the fusion, with the maps free and with them frozen at their training mean.
 
-    One row per unit and ``climbed``: the largest output over the unit's threshold, "free" and "frozen", which tells
-    what of it a frozen attention leaves, and how far each map's mean is from its training mean.
+    One row per unit and ``climbed``: its largest output over its threshold, "output, maps free" and "output, maps
+    frozen", whichever it was climbed with, and how far each map's mean is from its training mean.
     """
     model, x = network.model, windows.train.every(max(1, len(windows.train) // 1000)).x
     mean = {name: torch.tensor(of.mean(0)) for name, of in attention.maps_of(model, x).items()}
@@ -172,16 +189,17 @@ def climbed(
     tap = taps.find(whole, "network.norm_fuse", rectified=True)
     th_eap = unit_statistics.collect(whole, x, place=tap)["th_eap"].values
     units = np.flatnonzero(~np.isnan(th_eap))[:N_CLIMBED]
-    about = {"methods": [PROPOSED], "settings": settings, "n_axes": x.shape[1], "length": x.shape[2], "units": units}
+    about = {"methods": [PROPOSED], "n_axes": x.shape[1], "length": x.shape[2], "units": units}
+    about |= {"settings": replace(settings, n_steps=min(settings.n_steps, N_STEPS)), "rate_hz": windows.rate_hz}
     rows = []
     for name, of in {"free": whole, "frozen": held}.items():
-        made = paper_methods.maximize(of, tap, th_eap, rate_hz=windows.rate_hz, device="cpu", **about)
+        made = paper_methods.maximize(of, tap, th_eap, **about)
         signals = made["signal"].isel(technique=0).values.astype(np.float32)
         maps = attention.maps_of(model, signals)
         row = {"climbed": name, "unit": units}
         for which, net in {"free": whole, "frozen": held}.items():
             outputs = taps.outputs(net, tap, signals).numpy()[np.arange(len(units)), units]
-            row[which] = outputs.max((1, 2)) / th_eap[units]
+            row[f"output, maps {which}"] = outputs.max((1, 2)) / th_eap[units]
         row |= {kind: of.mean((1, 2)) - float(mean[kind].mean()) for kind, of in maps.items()}
         rows.append(pd.DataFrame(row))
     return pd.concat(rows, ignore_index=True)
@@ -274,7 +292,7 @@ def judged(
     return found
 
 
-def drops(edited: pd.DataFrame) -> pd.DataFrame:
-    """What each edit costs in macro F1, (seed, edit), from :func:`attention.edits` of one map or both."""
-    by_edit = edited.pivot(index="seed", columns="edit", values="macro F1")
-    return by_edit.rsub(by_edit[ITSELF], axis=0)
+def drops(edited: pd.DataFrame, by: Sequence[str] = ("seed",)) -> pd.DataFrame:
+    """What each edit costs in macro F1, (by, edit), from :func:`attention.edits`; "macro F1" is what it is without."""
+    by_edit = edited.pivot(index=list(by), columns="edit", values="macro F1")
+    return by_edit.rsub(by_edit[ITSELF], axis=0).assign(**{"macro F1": by_edit[ITSELF]})
