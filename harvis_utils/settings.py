@@ -314,19 +314,17 @@ class AttentionSettings:
     """Networks with an attention branch, and what their maps are compared with (notebook 16)."""
 
     windows: WindowSettings = LONG_WINDOWS  # Choice
-    model: BranchSettings = BranchSettings()
-    # Choice: all seeds compare accuracies
-    training: TrainingSettings = TrainingSettings(
+    model: BranchSettings = BranchSettings()  # Choice
+    training: TrainingSettings = TrainingSettings(  # Choice: all seeds compare accuracies
         epochs=60, learning_rate=2e-3, batch_size=128, schedule="cosine", evaluate_every=2
     )
-    n_networks: int = 3  # Choice: the first of these, for everything else
+    n_networks: int = 3  # Choice: the first of these, for networks that are not compared
     n_windows: int = 120  # Choice: test windows, spread evenly, on which maps are compared with other lenses
     made_up_windows: WindowSettings = LONG_WINDOWS  # Choice: those of data whose motifs are known
     made_up_model: BranchSettings = SMALL_BRANCH  # Choice
     made_up_training: TrainingSettings = SMALL_BRANCH_TRAINING  # Choice
-    # Choice: so hard that small networks reach about 0.8
-    noise_g: float = 0.1
-    prevalence: float = 0.6
+    noise_g: float = 0.1  # Choice: with the next one so hard that small networks reach about 0.8
+    prevalence: float = 0.6  # Choice
 
 
 @dataclass(frozen=True)
@@ -443,7 +441,7 @@ PROFILES: dict[str, dict] = {
             windows=WindowSettings(length=64, step=64),
             model=BranchSettings(n_units=16),
             training=TrainingSettings(
-                epochs=8, learning_rate=2e-3, batch_size=128, schedule="cosine", evaluate_every=2
+                epochs=6, learning_rate=2e-3, batch_size=128, schedule="cosine", evaluate_every=2
             ),
         ),
     },

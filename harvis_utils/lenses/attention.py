@@ -33,16 +33,24 @@ from harvis_utils.training.supervised import EVALUATION_BATCH, Network, macro_f1
 
 #: how a map is changed: itself (window, axis or 1, time), a window of another recording for each, random numbers
 Edit = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
-ITSELF, INVERTED, MEAN, SCALED, SHUFFLED, OTHER, FLAT = EDIT_NAMES = (
-    *("as it is", "inverted", "constant at its mean", "constant at 1 - mean"),
-    *("shuffled in time", "of another window", "the same number everywhere"),
-)
+ITSELF, INVERTED, MEAN, SCALED = "as it is", "inverted", "constant at its mean", "constant at 1 - mean"
+SHUFFLED, OTHER, FLAT = "shuffled in time", "of another window", "the same number everywhere"
+
+
+def shuffled(maps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Maps whose samples are in another order in every window, the same for all its axes."""
+    return np.take_along_axis(maps, rng.random((len(maps), 1, maps.shape[2])).argsort(2), 2)
+
+
 EDITS: dict[str, Edit] = {
     ITSELF: lambda of, other, rng: of,
     INVERTED: lambda of, other, rng: 1 - of,
-    MEAN: lambda of, other, rng: np.broadcast_to(of.mean((1, 2), keepdims=True), of.shape),
     SCALED: lambda of, other, rng: np.broadcast_to(1 - of.mean((1, 2), keepdims=True), of.shape),
-    SHUFFLED: lambda of, other, rng: np.take_along_axis(of, rng.random((len(of), 1, of.shape[2])).argsort(2), 2),
+    # a constant has the scale of the inverted map but not its spread; these have both
+    f"{INVERTED}, {SHUFFLED}": lambda of, other, rng: 1 - shuffled(of, rng),
+    f"{INVERTED}, {OTHER}": lambda of, other, rng: 1 - of[other],
+    MEAN: lambda of, other, rng: np.broadcast_to(of.mean((1, 2), keepdims=True), of.shape),
+    SHUFFLED: lambda of, other, rng: shuffled(of, rng),
     OTHER: lambda of, other, rng: of[other],
     FLAT: lambda of, other, rng: np.full_like(of, of.mean()),
 }

@@ -17,7 +17,7 @@ from harvis_utils.data import synthetic, windowing
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import attention
-from harvis_utils.lenses.attention import BOTH, FLAT, INVERTED, ITSELF, MEAN, OTHER, SCALED, SHUFFLED
+from harvis_utils.lenses.attention import BOTH, EDITS, INVERTED, ITSELF, SCALED
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics.intervals import with_interval
@@ -287,7 +287,7 @@ def judged(
             name = f"D3 {kind}" if level == OWN else f"D3 {kind}, harder"
             if name in QUESTIONS:
                 values = drops(table[table["edited"] == kind])
-                controls = {f"drop, {of}": values[of] for of in (INVERTED, SCALED, MEAN, SHUFFLED, OTHER, FLAT)}
+                controls = {f"drop, {of}": values[of] for of in EDITS if of != ITSELF}
                 found.append(judge(QUESTIONS[name], values[INVERTED] - values[SCALED], controls))
     return found
 
