@@ -17,10 +17,10 @@ from harvis_utils.data import synthetic, windowing
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import attention
-from harvis_utils.lenses.attention import BOTH, EDITS, INVERTED, ITSELF, SCALED
+from harvis_utils.lenses.attention import BOTH, EDITS, INVERTED, ITSELF, OTHER, SCALED
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
-from harvis_utils.metrics.intervals import with_interval
+from harvis_utils.metrics.intervals import number, with_interval
 from harvis_utils.networks import builders, taps
 from harvis_utils.networks.attention_branch import SPATIAL, TEMPORAL, Edited
 from harvis_utils.paper.stages import Stages
@@ -290,6 +290,21 @@ def judged(
                 controls = {f"drop, {of}": values[of] for of in EDITS if of != ITSELF}
                 found.append(judge(QUESTIONS[name], values[INVERTED] - values[SCALED], controls))
     return found
+
+
+def answer(verdict: Mapping[str, Mapping]) -> str:
+    """What the verdicts, by id, say in two sentences, controls first and foremost."""
+    turned, other = verdict["D3 both"]["controls"], verdict["D1"]["controls"]
+    lost = [number(turned[f"drop, {of}"]["value"], ".3f") for of in (INVERTED, SCALED, f"{INVERTED}, {OTHER}")]
+    gained = [number(of["value"], "+.3f") for of in (verdict["D1"], other[WIDER], other[BRANCH])]
+    told = {name: verdict[name]["direction"] for name in ("D3 both", "D3 both, harder", "D1 equal weights")}
+    return (
+        f"**Turning both maps over costs {lost[0]} of macro F1, a constant of that scale, without any map, "
+        f"{lost[1]}**, inverted maps of other windows {lost[2]}. Does it cost more than the constant: "
+        f"{told['D3 both']}, on harder made-up data {told['D3 both, harder']}. **Top-1 gains {gained[0]} by attention, "
+        f"{gained[1]} by a wider network with as many weights and {gained[2]} by the branch's loss alone.** Is "
+        f"attention better than the wider network: {told['D1 equal weights']}."
+    )
 
 
 def drops(edited: pd.DataFrame, by: Sequence[str] = ("seed",)) -> pd.DataFrame:
