@@ -34,7 +34,7 @@ def test_pooling_halves_behind_every_convolution_and_addresses_tell_it_from_sfhf
 
 
 def unpooled_by_hand(model: nn.Module, x: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    """The deconvnet of Zeiler and Fergus written down: unpool, rectify, filter, from conv2 of a network in evaluation."""
+    """The deconvnet of Zeiler and Fergus written down: unpool, rectify, filter, from conv2 on."""
     conv, norm, _ = model.conv1
     _, switches = F.max_pool2d(model.conv1(x[:, None]), (1, 2), return_indices=True)
     for i, layer in enumerate((model.conv2, model.conv1)):
