@@ -6,7 +6,6 @@ SF-HF treats each axis by itself, so that it fits windows with any axes at the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from harvis_utils.data import archive, synthetic
+from harvis_utils.data import archive, synthetic, windowing
 from harvis_utils.data.kinds import Recordings, check_name
 from harvis_utils.data.windowing import Windows
 from harvis_utils.lenses.architecture import N_PER_CLASS, few_of_each
@@ -30,8 +29,8 @@ from harvis_utils.training.supervised import Network
 FROZEN, TUNED, RANDOM, SCRATCH = "carried, frozen", "carried, fine-tuned", "random trunk, frozen", "from scratch"
 #: data sets that features are carried to and from, the first one that is there; made-up data have a noisier variant
 OTHERS = {"dsads": ("mhealth", f"mhealth{APPROXIMATE}"), "mhealth": ("dsads",)}
-#: Choice: at most about so many test windows
-N_TEST = 2000
+#: Choice: networks of each data set, as many as an interval wants, and at most about so many test windows
+N_NETWORKS, N_TEST = 3, 2000
 
 
 def other_recordings(dataset: str) -> Recordings | None:
@@ -85,22 +84,30 @@ def carried(
     return pd.DataFrame(rows)
 
 
-def carrying(cfg: Settings, networks: Mapping[str, list[Network]], windows: Mapping[str, Windows]) -> pd.DataFrame:
-    """:func:`carried` from each of two data sets to the other, one row per way, arm and windows a class.
+def carrying(cfg: Settings, windows: Windows, networks: list[Network], other: Recordings) -> pd.DataFrame:
+    """:func:`carried` from the run's data set to another and back, one row per way, arm and windows a class.
+
+    ``N_NETWORKS`` of the run's ``networks`` carry, and as many that are trained like them on the ``other`` data.
 
     Mean ``F1`` over networks, its paired ``gain`` over training from scratch and ``more than random``, over the random
     trunk, with intervals; ``all windows`` is the F1 of the target's own networks, on the same test windows.
     """
+    few = replace(cfg, training=replace(cfg.training, seeds=cfg.training.seeds[:N_NETWORKS]))
+    there = windowing.cut(other, cfg.windows)
+    ends = {cfg.dataset: (windows, networks[:N_NETWORKS]), other.name: (there, supervised.networks(few, there))}
     rows = {}
-    for source, target in (tuple(networks), tuple(networks)[::-1]):
-        every = -(-len(windows[target].test) // N_TEST)
-        to = replace(windows[target], test=windows[target].test.every(every))
-        whole = np.mean([supervised.macro_f1(to.test, net.predicted["test"][::every]) for net in networks[target]])
+    for source, target in (tuple(ends), tuple(ends)[::-1]):
+        to, judged = ends[target]
+        every = -(-len(to.test) // N_TEST)
+        to = replace(to, test=to.test.every(every))
+        whole = np.mean([supervised.macro_f1(to.test, net.predicted["test"][::every]) for net in judged])
         about = (to, cfg.model, cfg.architecture.training, cfg.transfer)
-        found = pd.concat(side_by_side(cfg, lambda net, about=about: carried(net, *about), networks[source]))
+        found = pd.concat(side_by_side(cfg, lambda net, about=about: carried(net, *about), ends[source][1]))
         wide = found.pivot_table("F1", "seed", ["arm", "windows a class"], sort=False)
         for (arm, n), values in wide.items():
-            row = {"networks": len(values), "all windows": whole} | over_networks("F1", values, 2)
-            row |= over_networks("gain", values - wide[SCRATCH, n], 2)
-            rows[f"{source} to {target}", arm, n] = row | over_networks("more than random", values - wide[RANDOM, n], 2)
+            row = {"networks": len(values), "all windows": whole}
+            beside = {"F1": 0.0, "gain": wide[SCRATCH, n], "more than random": wide[RANDOM, n]}
+            for name, control in beside.items():
+                row |= over_networks(name, values - control, 2)
+            rows[f"{source} to {target}", arm, n] = row
     return pd.DataFrame.from_dict(rows, "index").rename_axis(["way", "arm", "windows a class"])

@@ -2,7 +2,8 @@
 
 Zeiler and Fergus (2014) moved, scaled and rotated pictures and saw the first layer change at once and the last one
 little. Here distances are shares of the distance of unrelated windows, for the input too: a layer is invariant as far
-as it moves less than its input, and a network with random weights tells how much of that is built in.
+as it moves less than its input, and a network with random weights tells how much of that is built in. The input is
+without its axes' means: gravity, which differs most between unrelated windows, would make every change look small.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def distances(network: Network, windows: Windows, n: int) -> pd.DataFrame:
     """How far ``n`` test windows move under every change and amount: one row for each layer.
 
     ``distance`` is the mean Euclidean distance of a layer's output before and after, as a share of the mean distance
-    to a window a third of all windows further; ``input distance`` that of the windows; ``same class`` the share of
+    to the window a third of all windows further; ``input distance`` that of the input; ``same class`` the share of
     windows whose most probable class stays.
     """
     long, length = surrounded(windows.test, n), windows.test.length
@@ -89,7 +90,7 @@ def distances(network: Network, windows: Windows, n: int) -> pd.DataFrame:
 
     def outputs(change: str, amount: float) -> dict[str, Tensor]:
         x = torch.as_tensor(np.ascontiguousarray(changed(long, length, change, amount), dtype=np.float32))
-        found = {INPUT: [x]}
+        found = {INPUT: [x - x.mean(2, keepdim=True)]}
         for chunk in taps.chunks(network.model, layers, x):
             for name, maps in chunk.items():
                 found.setdefault(name, []).append(maps)
@@ -107,18 +108,14 @@ def distances(network: Network, windows: Windows, n: int) -> pd.DataFrame:
 
 
 def courses(found: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """:func:`distances` of kinds of networks, one row per kind, change, amount and layer, with intervals over networks.
-
-    ``layer`` is the last column level that varies; ``input distance`` is the networks' mean.
-    """
-    tables = {(kind, i): of for kind, each in found.items() for i, of in enumerate(each)}
-    table = pd.concat(tables, names=["network", "seed", "row"]).reset_index(["network", "seed"])
-    rows = []
-    for (kind, change, amount, layer), own in table.groupby(["network", "change", "amount", "layer"], sort=False):
-        row = {"network": kind, "change": change, "amount": amount, "layer": layer}
-        row |= over_networks("distance", own["distance"], 2) | over_networks("same class", own["same class"], 2)
-        rows.append(row | {"input distance": own["input distance"].mean()})
-    return pd.DataFrame(rows)
+    """:func:`distances` of kinds of networks, one row per kind, change, amount and layer, with intervals over networks."""
+    table = pd.concat({kind: pd.concat(each) for kind, each in found.items()}, names=["network"])
+    rows, by = {}, ["network", "change", "amount", "layer"]
+    for place, own in table.groupby(by, sort=False):
+        rows[place] = {"input distance": own["input distance"].mean()}
+        for name in ("distance", "same class"):
+            rows[place] |= over_networks(name, own[name], 2)
+    return pd.DataFrame.from_dict(rows, "index").rename_axis(by)
 
 
 def invariances(found: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ and spectrum. No activity has those. A lens that points at what moves cannot tel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -41,7 +42,8 @@ KEPT = (1, deconvnet.N_TOP)
 
 def spans(split: Split, truth: PlantedMotifs) -> np.ndarray:
     """Where any motif is in each window, bool (window, axis, time); see :func:`concepts.of_motifs`."""
-    return concepts.of_motifs(truth, split).masks.any(0)
+    here = truth.occurrences[truth.occurrences["subject"].isin(split.subject)]
+    return concepts.of_motifs(replace(truth, occurrences=here), split).masks.any(0)
 
 
 def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple[np.ndarray, np.ndarray]:

@@ -132,9 +132,10 @@ def parts_found(
     """How well projections find the discriminative parts of ``n`` test windows: measures over (lens, window).
 
     ``hits`` (the peak is in a part), ``auc`` (on the axes that the map speaks of), ``recall``, ``exaggeration`` (the
-    share of the map on parts over the share of the window's deviation from its means there), with planted motifs ``auc against decoys``, of motifs'
-    samples among both, where the judge still sees the class. ``chance`` is what parts cover, that of hits and recall.
-    Lenses: the strongest activations of the last layer, the class score, and the deviation itself, without a network.
+    share of the map on parts over the share of the window's deviation from its means there). With planted motifs also
+    ``auc against decoys``, of motifs' samples among both, where the judge still sees the class. ``chance`` is what
+    parts cover, that of hits and recall. Lenses: the strongest activations of the last layer, the class score, and the
+    deviation itself, without a network.
     """
     chosen, split = occlusion.classified(judge, windows, "test", n)
     few = split.chosen(chosen)
