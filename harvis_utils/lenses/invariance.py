@@ -108,7 +108,7 @@ def distances(network: Network, windows: Windows, n: int) -> pd.DataFrame:
 
 
 def courses(found: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """:func:`distances` of kinds of networks, one row per kind, change, amount and layer, with intervals over networks."""
+    """:func:`distances` of kinds of networks, by kind, change, amount and layer, with intervals over networks."""
     table = pd.concat({kind: pd.concat(each) for kind, each in found.items()}, names=["network"])
     rows, by = {}, ["network", "change", "amount", "layer"]
     for place, own in table.groupby(by, sort=False):
