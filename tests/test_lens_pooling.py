@@ -1,14 +1,19 @@
-"""A network with pooling: its switches, and the deconvnet with others in their place."""
+"""A network with pooling: its switches and others in their place, the parts that it finds, and where labels change."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harvis_utils.lenses import deconvnet
-from harvis_utils.networks import backward, builders, taps
-from harvis_utils.settings import ModelSettings, PooledSettings
+from harvis_utils.data import archive, windowing
+from harvis_utils.lenses import deconvnet, locating, occlusion, pooling
+from harvis_utils.networks import backward, builders, taps, trunks
+from harvis_utils.settings import ModelSettings, PooledSettings, load_settings
 from harvis_utils.store.results import described
+from harvis_utils.training import supervised
 
 SMALL = ModelSettings(n_units=4, n_dense=8)
 
@@ -22,8 +27,8 @@ X = torch.randn(12, 3, 30, generator=torch.Generator().manual_seed(1))
 
 
 def test_pooling_halves_behind_every_convolution_and_addresses_tell_it_from_sfhf():
-    for pooling in ("max", "mean"):
-        model = pooled(pooling)
+    for kind in ("max", "mean"):
+        model = pooled(kind)
         assert [taps.outputs(model, la, X).shape for la in model.layers] == [(12, 4, 3, n) for n in (30, 15, 7)]
         assert model(X).shape == (12, 5) and all(taps.outputs(model, la, X).min() == 0 for la in model.layers)
     assert described(PooledSettings()) == described(ModelSettings()) | {"pooling": "max"}
@@ -87,3 +92,81 @@ def test_mean_pooling_has_nothing_to_keep():
     assert all(torch.equal(of, rules[0]) and torch.allclose(of, of[:1]) for of in rules)
     moving = deconvnet.project(pooled(), "classes", X, one)
     assert not torch.allclose(moving, moving[:1])
+
+
+def test_the_paper_s_method_refuses_a_pooled_trunk_with_the_reason():
+    with pytest.raises(ValueError, match="pool1 is a MaxPool2d"):
+        trunks.trunk_of(pooled(), "conv2", X)
+
+
+# ------------------------------------------------------------------------------------------------------- measures
+
+
+def test_auc_is_the_share_of_pairs_in_order_and_recall_that_of_the_largest():
+    rng = np.random.default_rng(0)
+    maps, parts = rng.integers(0, 6, (5, 2, 7)).astype(float), rng.random((5, 2, 7)) < 0.4
+    among = rng.random((5, 2, 7)) < 0.8
+    found, recalled = pooling.auc(maps, parts, among), pooling.recall(maps, parts)
+    for i in range(5):
+        a, b = maps[i][parts[i] & among[i]], maps[i][~parts[i] & among[i]]
+        pairs = (a[:, None] > b) + 0.5 * (a[:, None] == b)
+        assert found[i] == pytest.approx(pairs.mean())
+        assert recalled[i] <= min(1, (maps[i] > 0).sum() / parts[i].sum())
+    assert np.allclose(pooling.auc(-maps, parts, among), 1 - found) and np.allclose(
+        pooling.recall(1.0 * parts, parts), 1
+    )
+    assert np.isnan(pooling.auc(maps[:1], parts[:1], parts[:1])).all(), "nothing to compare with"
+    assert np.allclose(pooling.on_parts(np.ones((1, 2, 4)), np.arange(8).reshape(1, 2, 4) < 2), 0.25)
+    assert np.isnan(pooling.on_parts(np.zeros((1, 2, 4)), np.ones((1, 2, 4)))).all()
+
+
+def test_projections_are_compared_with_windows_where_they_are_not_zero():
+    back = np.array([0.0, 1.0, 2.0, 3.0, 0.0])
+    one, other = pooling.inside(back, np.array([9.0, 5.0, 7.0, 9.0, -9.0]))
+    assert one.tolist() == [0, -1, 0, 1, 0] and other.tolist() == [0, -2, 0, 2, 0]
+    assert not np.any(pooling.inside(np.zeros(3), np.ones(3)))
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Few windows of the made-up data, networks of each kind that are hardly trained, and what is planted."""
+    recordings = archive.load_recordings("synthetic")
+    windows = windowing.cut(recordings).every(40)
+    return windows, recordings.dataset.motifs()
+
+
+@pytest.fixture
+def cfg():
+    training = dataclasses.replace(load_settings().training, seeds=(0, 1), epochs=1)
+    return dataclasses.replace(load_settings(), model=SMALL, training=training)
+
+
+def test_every_way_is_measured_of_every_kind_of_network(cfg, made, one_thread):
+    windows, truth = made
+    plain = supervised.networks(cfg, windows)
+    networks = pooling.kinds(cfg, windows, plain)
+    assert {kind: len(of) for kind, of in networks.items()} == dict.fromkeys(networks, 2)
+    structure = pooling.structure(windows, networks)
+    assert structure["resemblance"].between(-1, 1).all() and len(structure) == 3 * len(pooling.WAYS)
+    first = structure.xs("conv1", level="layer")
+    assert np.allclose(*(first.loc[way] for way in (pooling.MAX, pooling.RANDOM_SWITCHES))), "nothing is pooled below"
+    for known in (truth, None):
+        parts = pooling.parts_table(windows, known, networks, 8)
+        alone = parts.loc[("no network", locating.NO_NETWORK)]
+        assert alone["exaggeration"] == 1 and parts["hits"].between(0, 1).all()
+        assert ("auc against decoys" in parts) == (known is not None)
+        labels = pooling.labels_table(windows, known, networks, 8, occlusion.Occluder(5))["changed"].unstack("place")
+        assert labels["everywhere"].dropna().between(0, 1).all() and len(labels) == 4
+    assert parts["chance"].round(1).eq(0.1).all(), "a tenth of the samples"
+
+
+def test_labels_are_those_of_the_covered_windows(cfg, made):
+    windows, _ = made
+    model, x, occluder = supervised.new_model(windows, SMALL, 0).eval(), windows.test.x[:6], occlusion.Occluder(9)
+    groups = occlusion.by_sensor(windows.axes)
+    found = occlusion.labels(model, x, groups, occluder)
+    for name, t in (("right arm", 0), ("left leg", 17)):
+        scores = model(occlusion.covered(torch.as_tensor(x), groups[name], t, occluder)).softmax(1)
+        assert np.array_equal(found["label"].sel(group=name)[:, t], scores.argmax(1))
+        assert np.allclose(found["probability"].sel(group=name)[:, t], scores.max(1).values.detach())
+    assert np.array_equal(found["before"], model(torch.as_tensor(x)).argmax(1))
