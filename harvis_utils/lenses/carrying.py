@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -27,6 +26,8 @@ from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
 
 FROZEN, TUNED, RANDOM, SCRATCH = "carried, frozen", "carried, fine-tuned", "random trunk, frozen", "from scratch"
+#: the ceiling
+ALL = "all windows"
 #: data sets that features are carried to and from, the first one that is there; made-up data have a noisier variant
 OTHERS = {"dsads": ("mhealth", f"mhealth{APPROXIMATE}"), "mhealth": ("dsads",)}
 #: Choice: networks of each data set, as many as an interval wants, and at most about so many test windows
@@ -37,7 +38,7 @@ def other_recordings(dataset: str) -> Recordings | None:
     """Recordings of the data set that goes with ``dataset``; None where its archive is not on this machine."""
     base = dataset.removesuffix(APPROXIMATE)
     if base == synthetic.DATASET.name:
-        return synthetic.variant(noise_g=0.2, prevalence=0.5)
+        return synthetic.variant(noise_g=0.1, prevalence=0.75)
     there = [name for name in OTHERS.get(base, ()) if archive.locate(name, check_name(name).archive)]
     return archive.load_recordings(there[0], download=False) if there else None
 
@@ -90,7 +91,7 @@ def carrying(cfg: Settings, windows: Windows, networks: list[Network], other: Re
     ``N_NETWORKS`` of the run's ``networks`` carry, and as many that are trained like them on the ``other`` data.
 
     Mean ``F1`` over networks, its paired ``gain`` over training from scratch and ``more than random``, over the random
-    trunk, with intervals; ``all windows`` is the F1 of the target's own networks, on the same test windows.
+    trunk, with intervals; the arm ``ALL`` are the target's own networks, on the same test windows.
     """
     few = replace(cfg, training=replace(cfg.training, seeds=cfg.training.seeds[:N_NETWORKS]))
     there = windowing.cut(other, cfg.windows)
@@ -100,12 +101,14 @@ def carrying(cfg: Settings, windows: Windows, networks: list[Network], other: Re
         to, judged = ends[target]
         every = -(-len(to.test) // N_TEST)
         to = replace(to, test=to.test.every(every))
-        whole = np.mean([supervised.macro_f1(to.test, net.predicted["test"][::every]) for net in judged])
+        whole = {net.seed: supervised.macro_f1(to.test, net.predicted["test"][::every]) for net in judged}
         about = (to, cfg.model, cfg.architecture.training, cfg.transfer)
         found = pd.concat(side_by_side(cfg, lambda net, about=about: carried(net, *about), ends[source][1]))
         wide = found.pivot_table("F1", "seed", ["arm", "windows a class"], sort=False)
+        for n in N_PER_CLASS:
+            wide[ALL, n] = pd.Series(whole)
         for (arm, n), values in wide.items():
-            row = {"networks": len(values), "all windows": whole}
+            row = {"networks": len(values)}
             beside = {"F1": 0.0, "gain": wide[SCRATCH, n], "more than random": wide[RANDOM, n]}
             for name, control in beside.items():
                 row |= over_networks(name, values - control, 2)

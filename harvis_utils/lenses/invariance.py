@@ -1,9 +1,9 @@
 """How far a layer's output moves when a window is shifted, stretched, strengthened, or its sensors are turned.
 
 Zeiler and Fergus (2014) moved, scaled and rotated pictures and saw the first layer change at once and the last one
-little. Here distances are shares of the distance of unrelated windows, for the input too: a layer is invariant as far
-as it moves less than its input, and a network with random weights tells how much of that is built in. The input is
-without its axes' means: gravity, which differs most between unrelated windows, would make every change look small.
+little. Here distances are shares of the distance to the same window with another one's movement, for the input too: a
+layer is invariant as far as it moves less than its input, and random weights tell how much of that is built in. The
+means stay, because gravity differs most between windows and would make every change of a movement look small.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ AMOUNTS = {
     "turn about gravity [degrees]": (10, 30, 90, 180),
 }
 SHIFT, TEMPO, STRENGTH, TURN = AMOUNTS
-#: what the last layer gets, and gives; the input stands before a network's layers
-INPUT, FEATURES, SCORES = "input", "dropout", "classes"
+#: the input, and by their places what the last layer gets and gives
+INPUT, FEATURES, SCORES = "input", "last features", "class scores"
+ENDS = {"dropout": FEATURES, "classes": SCORES}
 
 
 def surrounded(split: Split, n: int) -> np.ndarray:
@@ -82,28 +83,29 @@ def distances(network: Network, windows: Windows, n: int) -> pd.DataFrame:
     """How far ``n`` test windows move under every change and amount: one row for each layer.
 
     ``distance`` is the mean Euclidean distance of a layer's output before and after, as a share of the mean distance
-    to the window a third of all windows further; ``input distance`` that of the input; ``same class`` the share of
-    windows whose most probable class stays.
+    to the window with the movement, what is left without the means, of the one a third of all windows further; ``input
+    distance`` that of the input; ``same class`` the share of windows whose most probable class stays.
     """
     long, length = surrounded(windows.test, n), windows.test.length
-    layers = [*network.model.layers, FEATURES, SCORES]
 
-    def outputs(change: str, amount: float) -> dict[str, Tensor]:
-        x = torch.as_tensor(np.ascontiguousarray(changed(long, length, change, amount), dtype=np.float32))
-        found = {INPUT: [x - x.mean(2, keepdim=True)]}
-        for chunk in taps.chunks(network.model, layers, x):
-            for name, maps in chunk.items():
-                found.setdefault(name, []).append(maps)
-        return {name: torch.cat(of).flatten(1) for name, of in found.items()}
+    def outputs(x: np.ndarray) -> dict[str, Tensor]:
+        x = torch.as_tensor(np.ascontiguousarray(x, dtype=np.float32))
+        chunks = list(taps.chunks(network.model, [*network.model.layers, *ENDS], x))
+        found = {ENDS.get(name, name): torch.cat([of[name] for of in chunks]) for name in chunks[0]}
+        return {name: of.flatten(1) for name, of in ({INPUT: x} | found).items()}
 
-    plain, rows = outputs(SHIFT, 0), []
-    unrelated = {name: float((of - of.roll(-(-len(of) // 3), 0)).norm(dim=1).mean()) for name, of in plain.items()}
+    def moved(found: dict[str, Tensor]) -> pd.Series:
+        return pd.Series({name: float((of - plain[name]).norm(dim=1).mean()) for name, of in found.items()})
+
+    x, rows = changed(long, length, SHIFT, 0), []
+    plain, mean = outputs(x), x.mean(2, keepdims=True)
+    unrelated = moved(outputs(mean + np.roll(x - mean, -(-len(x) // 3), 0)))
     for change, amount in ((change, amount) for change, amounts in AMOUNTS.items() for amount in amounts):
-        found = outputs(change, amount)
-        moved = {name: float((of - plain[name]).norm(dim=1).mean()) / unrelated[name] for name, of in found.items()}
+        found = outputs(changed(long, length, change, amount))
+        shares = moved(found) / unrelated
         stays = float((found[SCORES].argmax(1) == plain[SCORES].argmax(1)).double().mean())
-        about = {"change": change, "amount": amount, "input distance": moved[INPUT], "same class": stays}
-        rows += [about | {"layer": name, "distance": of} for name, of in moved.items()]
+        about = {"change": change, "amount": amount, "input distance": shares[INPUT], "same class": stays}
+        rows += [about | {"layer": name, "distance": of} for name, of in shares.items()]
     return pd.DataFrame(rows)
 
 

@@ -51,15 +51,20 @@ SHARE = 0.1
 Kinds = Mapping[str, list[tuple[Network, Network]]]
 
 
-def kinds(cfg: Settings, windows: Windows, plain: list[Network]) -> Kinds:
-    """SF-HF (``plain``), the same with pooling, and with random weights: ``N_NETWORKS`` each, trained where missing."""
-    found = {NO_POOLING: [(net, net) for net in plain[:N_NETWORKS]]}
+def kinds(cfg: Settings, windows: Windows) -> Kinds:
+    """SF-HF without and with pooling, and with random weights: ``N_NETWORKS`` each, trained where missing.
+
+    All learn from the same windows, every n-th of the run's where these are more than ``cfg.evolution.n_trained``.
+    """
+    most = cfg.evolution.n_trained or len(windows.train)
+    few, found = replace(windows, train=deconvnet.searched(windows.train, most)), {}
     training = replace(cfg.training, seeds=cfg.training.seeds[:N_NETWORKS])
-    for kind, pooling in ((MAX, "max"), (MEAN, "mean")):
-        own = replace(cfg, model=PooledSettings(**vars(cfg.model), pooling=pooling), training=training)
-        found[kind] = [(net, net) for net in supervised.networks(own, windows)]
+    for kind, pooling in ((NO_POOLING, None), (MAX, "max"), (MEAN, "mean")):
+        model = PooledSettings(**vars(cfg.model), pooling=pooling) if pooling else cfg.model
+        own = replace(cfg, model=model, training=training)
+        found[kind] = [(net, net) for net in supervised.networks(own, few)]
         if kind == MAX:
-            blank = supervised.untrained(own, windows)
+            blank = supervised.untrained(own, few)
             found[RANDOM] = [(net, other) for (net, _), other in zip(found[MAX], blank, strict=True)]
     return found
 
@@ -103,8 +108,10 @@ def inside(back: np.ndarray, signal: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def auc(maps: np.ndarray, parts: np.ndarray, among: np.ndarray) -> np.ndarray:
     """How often a sample in a part has more of the map than one outside, (window,): 0.5 says nothing, less points away.
 
-    All are (window, axis, time); samples that are not ``among`` do not count. NaN where there is nothing to compare.
+    All are (window, axis, time). Samples that are not ``among``, and axes that the map says nothing of, do not count;
+    NaN where there is nothing to compare.
     """
+    among = among & (maps != 0).any(2, keepdims=True)
     maps, parts, among = (of.reshape(len(of), -1) for of in (maps, parts & among, among))
     ranks = rankdata(np.where(among, maps, np.nan), axis=1, nan_policy="omit")
     n, others = parts.sum(1), (among & ~parts).sum(1)
@@ -131,7 +138,7 @@ def parts_found(
 ) -> xr.Dataset:
     """How well projections find the discriminative parts of ``n`` test windows: measures over (lens, window).
 
-    ``hits`` (the peak is in a part), ``auc`` (on the axes that the map speaks of), ``recall``, ``exaggeration`` (the
+    ``hits`` (the peak is in a part), ``auc``, ``recall``, ``exaggeration`` (the
     share of the map on parts over the share of the window's deviation from its means there). With planted motifs also
     ``auc against decoys``, of motifs' samples among both, where the judge still sees the class. ``chance`` is what
     parts cover, that of hits and recall. Lenses: the strongest activations of the last layer, the class score, and the
@@ -155,12 +162,12 @@ def parts_found(
             lens = lenses.get(name)
             return locating.maps_of(network.model, at, y, lens) if lens else np.abs(at - at.mean(2, keepdims=True))
 
-        maps, moved = look(x), np.abs(x - x.mean(2, keepdims=True))
+        maps, own = look(x), on_parts(np.abs(x - x.mean(2, keepdims=True)), parts)
         one = {
             "hits": parts[(np.arange(len(x)), *occlusion.peaks(maps))].astype(float),
-            "auc": auc(maps, parts, np.broadcast_to(maps.max(2, keepdims=True) > 0, parts.shape)),
+            "auc": auc(maps, parts, np.ones_like(parts)),
             "recall": recall(maps, parts),
-            "exaggeration": on_parts(maps, parts) / on_parts(moved, parts),
+            "exaggeration": on_parts(maps, parts) / np.where(own > 0, own, np.nan),
         }
         if truth:
             one["auc against decoys"] = np.where(right, auc(look(decoyed), parts, parts | decoys), np.nan)
@@ -189,25 +196,28 @@ def labels_changed(
 ) -> xr.Dataset:
     """Share of cover positions at which the most probable class changes, (place, window), by where the cover is.
 
-    Of ``n`` test windows: ``everywhere``; centred in motifs, in decoys, or elsewhere, in windows with decoys; without
-    planted motifs: where most moves (the ``SHARE`` farthest from the axis' mean), or elsewhere.
+    Of ``n`` test windows, sensor by sensor: ``everywhere``; in windows with decoys centred where an axis has a motif,
+    where one has a decoy, or elsewhere; without planted motifs: where most moves (the ``SHARE`` of the window's samples
+    farthest from the axis' mean), or elsewhere.
     """
     chosen, split = occlusion.classified(judge, windows, "test", n)
-    x = split.x[chosen]
+    x, sensors = split.x[chosen], occlusion.by_sensor(windows.axes)
     if truth:
         x, decoys = locating.with_decoys(split, chosen, truth)
-        motifs = locating.spans(split.chosen(chosen), truth)
-        places = {"in motifs": motifs, "in decoys": decoys & ~motifs, "elsewhere": ~(motifs | decoys)}
+        marks = {"in motifs": locating.spans(split.chosen(chosen), truth), "in decoys": decoys}
     else:
-        moved = np.abs(x - x.mean(2, keepdims=True))
-        most = moved >= np.quantile(moved, 1 - SHARE, axis=(1, 2), keepdims=True)
-        places = {"where most moves": most, "elsewhere": ~most}
-    found = occlusion.labels(network.model, x, occlusion.by_axis(x.shape[1]), occluder)
-    changed = (found["label"] != found["before"]).values.astype(float)
-    places |= {"everywhere": np.ones_like(changed)}
+        far = np.abs(x - x.mean(2, keepdims=True))
+        marks = {"where most moves": far >= np.quantile(far, 1 - SHARE, axis=(1, 2), keepdims=True)}
+    found = occlusion.labels(network.model, x, sensors, occluder)
+    changed = (found["label"] != found["before"]).transpose("window", "group", "time").values.astype(float)
+    left, places = np.ones(changed.shape, bool), {}
+    for name, mark in marks.items():
+        of_sensors = np.stack([mark[:, list(axes)].any(1) for axes in sensors.values()], 1)
+        places[name], left = of_sensors & left, left & ~of_sensors
+    places |= {"elsewhere": left, "everywhere": np.ones_like(left)}
     shares = [on_parts(of.astype(float), changed) for of in places.values()]
-    dims, coords = ("place", "window"), {"place": list(places), "window": chosen}
-    return xr.Dataset({"changed": (dims, np.stack(shares))}, coords)
+    coords = {"place": list(places), "window": chosen}
+    return xr.Dataset({"changed": (("place", "window"), np.stack(shares))}, coords)
 
 
 def labels_table(
