@@ -155,7 +155,7 @@ def test_every_way_is_measured_of_every_kind_of_network(cfg, made, one_thread):
     assert parts.loc[("no network", locating.NO_NETWORK), "exaggeration"] == pytest.approx(1)
     assert parts[["hits", "recall", "auc against decoys"]].stack().between(0, 1).all()
     labels = pooling.labels_table(windows, truth, networks, 8, occlusion.Occluder(5))["changed"].unstack("place")
-    assert list(labels.columns) == ["elsewhere", "everywhere", "in decoys", "in motifs"] and len(labels) == 4
+    assert set(labels.columns) == {"in motifs", "in decoys", "elsewhere", "everywhere"} and len(labels) == 4
     (pair, *_) = networks[pooling.MAX]  # as with real data, past the store, which knows the windows by their digest
     parts = pooling.parts_found.function(*pair, windows, None, 8, "deconvnet")
     assert "auc against decoys" not in parts and np.allclose(parts["chance"], 0.1), "a tenth of the samples"
