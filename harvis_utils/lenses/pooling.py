@@ -6,7 +6,7 @@ with switches drawn at random and with those of another window, beside pooling b
 pooling and beside random weights.
 
 Discriminative parts are planted motifs. Where none were planted, they are the samples whose cover costs the class most:
-what one lens says by another, not what is true.
+what one lens says by another, not what is true. Every network counts once: intervals are over networks.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def structure(windows: Windows, networks: Kinds) -> pd.DataFrame:
         values = {name: (("seed", "layer", "unit"), of) for name, of in values.items()}
         values["resemblance"] = (("seed", "layer", "unit", "rank"), correlation(*inside(back, signal)))
         each = xr.Dataset(values, {"layer": found["layer"]})
-        tables[way] = tabulated(dict(each.assign(resemblance=each["resemblance"].mean("rank")).data_vars), "layer")
+        tables[way] = tabulated(dict(each.mean(["unit", "rank"]).data_vars), "layer")
     return pd.concat(tables, names=["way"])
 
 
@@ -182,7 +182,7 @@ def parts_table(windows: Windows, truth: PlantedMotifs | None, networks: Kinds, 
     for way, (kind, rule) in WAYS.items():
         found = [parts_found(*pair, windows, truth, n, rule) for pair in networks[kind]]
         found = xr.concat(found, "seed", join="outer")
-        tables[way] = tabulated(dict(found.data_vars), "lens")
+        tables[way] = tabulated(dict(found.mean("window").data_vars), "lens")
     alone = {"no network": tables[MAX].loc[[locating.NO_NETWORK]]}
     return pd.concat({way: of.drop(locating.NO_NETWORK) for way, of in tables.items()} | alone, names=["way"])
 
@@ -227,5 +227,5 @@ def labels_table(
     tables = {}
     for kind, pairs in networks.items():
         found = [labels_changed(*pair, windows, truth, n, occluder)["changed"] for pair in pairs]
-        tables[kind] = tabulated({"changed": xr.concat(found, "seed", join="outer")}, "place")
+        tables[kind] = tabulated({"changed": xr.concat(found, "seed", join="outer").mean("window")}, "place")
     return pd.concat(tables, names=["network"])
