@@ -69,6 +69,13 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class PooledSettings(ModelSettings):
+    """SF-HF with pooling by two behind every convolution (notebook 12c); ``pool`` and ``mixing`` have no part in it."""
+
+    pooling: str = "max"  # Choice: or "mean", which has no switches
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """Adam on cross entropy (paper section 4.2)."""
 

@@ -122,6 +122,26 @@ def drops(
     return xr.Dataset({name: (dims[: of.ndim], of) for name, of in found.items()}, {"group": list(groups)})
 
 
+def labels(
+    network: nn.Module, x: np.ndarray | Tensor, groups: dict[str, tuple[int, ...]], occluder: Occluder
+) -> xr.Dataset:
+    """The most probable class as the occluder's centre moves over every time step and group: (window, group, time).
+
+    A dataset of ``label`` and its ``probability``, and ``before`` (window,), the most probable one of the whole window.
+    Raises ``ValueError`` for a network that gives no class scores.
+    """
+    x, found = taps.as_windows(network, x), []
+    with taps.evaluating(network), torch.no_grad():
+        before = taps.scores_of(network, x).argmax(1)
+        for axes in groups.values():
+            covers = (covered(x, axes, t, occluder) for t in range(x.shape[2]))
+            found.append(torch.stack([torch.stack(taps.scores_of(network, c).softmax(1).max(1)) for c in covers]))
+    most, which = torch.stack(found).permute(2, 3, 0, 1).cpu().numpy()  # (probability and class, window, group, time)
+    dims = ("window", "group", "time")
+    found = {"label": (dims, which.astype(int)), "probability": (dims, most), "before": ("window", before.cpu())}
+    return xr.Dataset(found, {"group": list(groups)})
+
+
 def _drops(network, x: Tensor, classes: Tensor, groups, occluder: Occluder, tap) -> dict[str, Tensor]:
     """:func:`drops` of one batch of windows."""
     odds, maps = _answers(network, x, classes, tap)
