@@ -69,6 +69,13 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class PooledSettings(ModelSettings):
+    """SF-HF with pooling by two behind every convolution (notebook 12c); ``pool`` and ``mixing`` have no part in it."""
+
+    pooling: str = "max"  # Choice: or "mean", which has no switches
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """Adam on cross entropy (paper section 4.2)."""
 
@@ -100,6 +107,18 @@ class GanSettings:
     n_steps: int = 20_800  # Choice: the source's 200 epochs of DSADS
     learning_rate: float = 2e-4  # Choice: DCGAN's; the source does not say
     stages: tuple[float, ...] = (0.25, 0.5, 1.0)  # Choice: shares of the steps after which generators are kept
+
+
+@dataclass(frozen=True)
+class BranchSettings:
+    """ST-ABN, SF-HF with an attention branch (:mod:`harvis_utils.networks.attention_branch`)."""
+
+    n_units: int = 64  # Choice: units in each convolution
+    spatial: bool = True  # Paper: attention to places; here to axes at samples
+    temporal: str = "absolute"  # Paper; Choice: "conv" along time, or "none"
+    fusion: str = "concat"  # Paper; Choice: "residual", as in the attention branch network for images
+    branch: str = "labels"  # Paper; Choice: "other labels" as a control, or "none"
+    dropout: float = 0.5  # Choice: before the class layer
 
 
 @dataclass(frozen=True)
@@ -308,6 +327,29 @@ class FoolingSettings:
     n_steps: int = 400  # Choice: of each ascent, by autograd; the signals have long chosen their picture by then
 
 
+#: small networks with an attention branch: those of the quick profile, and of made-up data in every profile
+SMALL_BRANCH = BranchSettings(n_units=8)
+SMALL_BRANCH_TRAINING = TrainingSettings(seeds=(0, 1, 2), epochs=6, learning_rate=5e-3, schedule="cosine")
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """Networks with an attention branch, and what their maps are compared with (notebook 16)."""
+
+    windows: WindowSettings = LONG_WINDOWS  # Choice
+    model: BranchSettings = BranchSettings()  # Choice
+    training: TrainingSettings = TrainingSettings(  # Choice: all seeds compare accuracies
+        epochs=60, learning_rate=2e-3, batch_size=128, schedule="cosine", evaluate_every=2
+    )
+    n_networks: int = 3  # Choice: the first of these, for networks that are not compared
+    n_windows: int = 120  # Choice: test windows, spread evenly, on which maps are compared with other lenses
+    made_up_windows: WindowSettings = LONG_WINDOWS  # Choice: those of data whose motifs are known
+    made_up_model: BranchSettings = SMALL_BRANCH  # Choice
+    made_up_training: TrainingSettings = SMALL_BRANCH_TRAINING  # Choice
+    noise_g: float = 0.1  # Choice: with the next one so hard that small networks reach about 0.8
+    prevalence: float = 0.6  # Choice
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
@@ -335,6 +377,7 @@ class Settings:
     people: PeopleSettings = PeopleSettings()
     widths: WidthSettings = WidthSettings()
     visual: VisualSettings = VisualSettings()
+    attention: AttentionSettings = AttentionSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -405,11 +448,25 @@ PROFILES: dict[str, dict] = {
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
         "people": PeopleSettings(n_people=3, n_windows=1000),
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
+        "attention": AttentionSettings(
+            model=SMALL_BRANCH,
+            training=dataclasses.replace(SMALL_BRANCH_TRAINING, seeds=(0, 1)),
+            n_networks=2,
+            n_windows=30,
+            made_up_training=dataclasses.replace(SMALL_BRANCH_TRAINING, seeds=(0, 1)),
+        ),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
         "training": TrainingSettings(epochs=10, learning_rate=5e-4),
         "evolution": EvolutionSettings(n_trained=20_000),
+        "attention": AttentionSettings(
+            windows=WindowSettings(length=64, step=64),
+            model=BranchSettings(n_units=16),
+            training=TrainingSettings(
+                epochs=6, learning_rate=2e-3, batch_size=128, schedule="cosine", evaluate_every=2
+            ),
+        ),
     },
     # the paper's own settings, on one GPU
     "paper": {

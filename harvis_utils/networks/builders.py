@@ -7,11 +7,17 @@ from typing import Any
 
 from torch import nn
 
+from harvis_utils.networks.attention_branch import AttentionBranch
+from harvis_utils.networks.pooled import Pooled
 from harvis_utils.networks.sfhf import SFHF
-from harvis_utils.settings import ModelSettings
+from harvis_utils.settings import BranchSettings, ModelSettings, PooledSettings
 
 #: (axes, samples, classes, settings) into a network that takes (window, axis, time) and returns (window, class) scores
-BUILDERS: dict[type, Callable[[int, int, int, Any], nn.Module]] = {ModelSettings: SFHF}
+BUILDERS: dict[type, Callable[[int, int, int, Any], nn.Module]] = {
+    ModelSettings: SFHF,
+    BranchSettings: AttentionBranch,
+    PooledSettings: Pooled,
+}
 
 
 def build(n_axes: int, length: int, n_classes: int, settings) -> nn.Module:
