@@ -1,0 +1,167 @@
+"""Leaky copies: the very network with leaky rectifiers written into it, for gradients alone; what they are good for."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of, windows
+from torch import nn
+from torch.nn import functional as F
+
+from harvis_utils.lenses import landscapes, slopes, slopes_study
+from harvis_utils.lenses.slopes import COPY, SLOPES, THROUGH, WAYS
+from harvis_utils.maximization.visualization import PerAxis
+from harvis_utils.networks import backward, taps
+from harvis_utils.networks.sfhf import SFHF, folded_trunk
+from harvis_utils.settings import ModelSettings, Step
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ADAM = Step("adam", 0.05, 0.98)
+SLOPE = 0.2
+
+
+class Attention(nn.Module):
+    """Every sample looks at every other one: scores of rectified features, a softmax, a sum, a skip."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.query, self.key = nn.Conv1d(N_AXES, 6, 3, padding=1), nn.Linear(6, 4), nn.Linear(6, 4)
+        self.value, self.out = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        h = F.relu(self.embed(x)).transpose(1, 2)
+        weights = (self.query(h) @ self.key(h).transpose(1, 2) / 2).softmax(2)
+        return self.out((h + weights @ self.value(h)).mean(1))
+
+
+# ------------------------------------------------------------------------------------------------ what leaks
+
+
+class Spelled(nn.Module):
+    """Rectifiers in seven spellings, one layer each; with a slope the same function with leaky ones written out."""
+
+    def __init__(self, slope=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(7))
+        self.slope, self.in_place = slope, nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        spelled = [
+            F.relu,
+            lambda h: h.clamp(min=0),
+            lambda h: torch.maximum(h, torch.zeros(())),
+            lambda h: h * (h > 0),
+            lambda h: torch.where(h > 0, h, 0.0),
+            self.in_place,
+            F.relu6,
+        ]
+        leaky = [lambda h: F.leaky_relu(h, self.slope)] * 6 + [lambda h: F.leaky_relu(h, self.slope).clamp(max=6)]
+        for layer, rectify in zip(self.layers, spelled if self.slope is None else leaky, strict=True):
+            x = rectify(3 * layer(x))
+        return x
+
+
+def test_every_spelling_leaks_in_both_passes():
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain, written = Spelled().double(), Spelled(SLOPE).double()
+    found = []
+    for model, around in ((plain, backward.leaking(SLOPE)), (written, backward.leaking(SLOPE))):
+        at = x.clone().requires_grad_()
+        with around:
+            out = model(at)
+        found.append((out.detach(), *torch.autograd.grad(out.square().sum(), at)))
+    assert all(torch.allclose(one, two) for one, two in zip(*found, strict=True))
+    assert torch.equal(found[0][0], written(x).detach()), "what leaks already leaks as much"
+    assert (plain(x) >= 0).all(), "behind the block rectifiers are plain again"
+
+
+def test_what_was_changed_in_place_is_leaky_too():
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    with backward.leaking(0.5):
+        h = x * 1.0
+        F.relu_(h)
+        (gradient,) = torch.autograd.grad(h.sum(), x)
+    assert h.tolist() == [-0.5, 2.0] and gradient.tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradient_is_that_of_the_copy_and_the_value_that_of_the_network(name, monkeypatch):
+    model, unit = MODELS[name]().eval(), torch.arange(3)
+    place, x = taps.find(model, LAYERS[name], rectified=True), windows(3)
+    value, direction = slopes.unit_field(model, place, unit, SLOPE, COPY)(x)
+    assert torch.equal(value.detach(), taps.maps_of(model, place, x)[unit, unit].mean((1, 2)).detach())
+    # the copy by other means: functions of torch exchanged, where the networks of these tests call them
+    monkeypatch.setattr(F, "relu", lambda h, inplace=False: F.leaky_relu(h, SLOPE))
+    monkeypatch.setattr(torch, "relu", lambda h: F.leaky_relu(h, SLOPE))
+    at = x.clone().requires_grad_()
+    if name == "sfhf":
+        maps = model.feature_maps(at, "conv2")["conv2"]
+    elif name == "one":
+        maps = F.leaky_relu(model.second(F.relu(model.first(at))), SLOPE)[:, :, None]
+    else:
+        maps = F.leaky_relu(model.network.body[0](at[:, None]), SLOPE)
+    (expected,) = torch.autograd.grad(maps[unit, unit].mean((1, 2)).sum(), at)
+    assert torch.allclose(direction, expected, atol=1e-7)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["conv1", "conv2", "conv3"]), st.sampled_from(SLOPES))
+def test_written_out_equals_autograd_and_ways_differ_where_they_can(seed, layer, slope):
+    torch.manual_seed(seed)
+    model = SFHF(N_AXES, LENGTH, CLASSES, ModelSettings(n_units=6, n_dense=4, batch_norm=False)).eval().double()
+    trunk, single, unit = folded_trunk(model).to(torch.float64), PerAxis(model, layer), torch.arange(6)
+    x = torch.randn(6, LENGTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = {}
+    for way in WAYS:
+        value, found[way] = slopes_study.unit_field(trunk, layer, unit, slope, way)(x)
+        slow, direction = slopes.unit_field(single, single.tap(layer), unit, slope, way)(x[:, None])
+        assert torch.allclose(value, slow) and torch.allclose(found[way], direction[:, 0], atol=1e-9)
+    assert torch.allclose(found[THROUGH], found[COPY]) == (layer == "conv1" or slope in (0.0, 1.0))
+
+
+# ------------------------------------------------------------------------------------------------ what it does
+
+
+def test_small_functions_are_climbed_by_copies_as_by_the_rule(monkeypatch):
+    monkeypatch.setattr(landscapes, "SLOPES", (0.0, 0.3, 1.0))
+    rule, copied = (landscapes.successes(9, ["adam"], way).xs("adam", level="optimizer") for way in WAYS)
+    assert copied[[0.0, 1.0]].equals(rule[[0.0, 1.0]]), "there both are the same"
+    assert (copied.loc[["flat", "gate"], 0.3] == 1).all() and copied.loc["tent", 1.0] < 0.5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_is_left_behind(name):
+    model = MODELS[name]().train()
+    before, training = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    slopes.ascend_units(model, LAYERS[name], [0, 1], windows(2), ADAM, 2, 0.5, way=COPY)
+    assert not hooks_of(model) and [m.training for m in model.modules()] == training
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    assert F.relu(torch.tensor(-1.0)) == 0
+
+
+def test_attention_is_refused_straight_through_and_climbed_by_its_copy():
+    model, start = Attention().eval(), 0.3 * windows(4)
+    with pytest.raises(ValueError, match="no rectifier that a backward rule is defined for"):
+        slopes.ascend_units(model, "out", range(CLASSES), start, ADAM, 2, 0.3)
+    found = {
+        slope: slopes.ascend_units(model, "out", range(CLASSES), start, ADAM, 20, slope, 1.0, COPY)
+        for slope in (None, 0.0, 0.3)
+    }
+    assert torch.equal(found[0.0].last, found[None].last) and not torch.equal(found[0.3].last, found[None].last)
+    assert (found[0.3].maximum > found[0.3].curve[:, 0]).all()
+    best = model(found[0.3].best)[torch.arange(16), torch.arange(CLASSES).repeat_interleave(4)]
+    assert torch.allclose(best, found[0.3].maximum, atol=1e-6), "values are those of the network itself"
+
+
+@pytest.mark.parametrize("slope", [math.nan, math.inf])
+def test_bad_slopes_and_ways_are_named(slope):
+    with pytest.raises(ValueError, match="a slope is a finite number"):
+        slopes.ascend_units(MODELS["one"](), "second", [0], windows(2), ADAM, 2, slope, way=COPY)
+    with pytest.raises(ValueError, match="unknown way 'both'; valid ways: straight-through, leaky copy"):
+        slopes.ascend_units(MODELS["one"](), "second", [0], windows(2), ADAM, 2, 0.1, way="both")
