@@ -69,6 +69,13 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class LeakySettings(ModelSettings):
+    """SF-HF with Leaky ReLUs (notebook 13b)."""
+
+    slope: float = 0.1  # Choice: below zero, in both passes
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """Adam on cross entropy (paper section 4.2)."""
 

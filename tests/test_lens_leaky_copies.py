@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +15,10 @@ from torch.nn import functional as F
 from harvis_utils.lenses import landscapes, slopes, slopes_study
 from harvis_utils.lenses.slopes import COPY, SLOPES, THROUGH, WAYS
 from harvis_utils.maximization.visualization import PerAxis
-from harvis_utils.networks import backward, taps
+from harvis_utils.networks import backward, builders, taps
 from harvis_utils.networks.sfhf import SFHF, folded_trunk
-from harvis_utils.settings import ModelSettings, Step
+from harvis_utils.settings import LeakySettings, ModelSettings, Step
+from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,3 +167,48 @@ def test_bad_slopes_and_ways_are_named(slope):
         slopes.ascend_units(MODELS["one"](), "second", [0], windows(2), ADAM, 2, slope, way=COPY)
     with pytest.raises(ValueError, match="unknown way 'both'; valid ways: straight-through, leaky copy"):
         slopes.ascend_units(MODELS["one"](), "second", [0], windows(2), ADAM, 2, 0.1, way="both")
+
+
+# ------------------------------------------------------------------------------------- trained with Leaky ReLU
+
+
+def leaky(slope, n_units=6, **more):
+    torch.manual_seed(0)
+    made = LeakySettings(n_units=n_units, n_dense=8, slope=slope, **more)
+    return builders.build(N_AXES, LENGTH, CLASSES, made)
+
+
+def test_a_leaky_network_is_sf_hf_with_leaky_relu_written_into_it(monkeypatch):
+    model, x = leaky(SLOPE).eval(), windows(4)
+    torch.manual_seed(0)
+    plain = SFHF(N_AXES, LENGTH, CLASSES, ModelSettings(n_units=6, n_dense=8)).eval()
+    assert torch.equal(leaky(0.0).eval()(x), plain(x)) and not torch.equal(model(x), plain(x))
+    scores, maps = model(x), taps.maps_of(model, "conv2", x)
+    monkeypatch.setattr(F, "relu", lambda h: F.leaky_relu(h, SLOPE))
+    assert torch.equal(scores, plain(x)) and torch.equal(maps, plain.feature_maps(x)["conv2"])
+    assert (maps < 0).any(), "its maps are its own, below zero too"
+
+
+def test_ascents_of_a_leaky_network_equal_those_of_its_trunk():
+    model = leaky(SLOPE, batch_norm=False).eval().double()
+    trunk, single = folded_trunk(model).to(torch.float64), PerAxis(model, "conv3")
+    unit, x = torch.arange(6), torch.randn(6, LENGTH, generator=torch.Generator().manual_seed(0)).double()
+    for slope, way in ((SLOPE, THROUGH), (0.5, THROUGH), (0.5, COPY)):
+        value, fast = slopes_study.unit_field(trunk, "conv3", unit, slope, way, own=SLOPE)(x)
+        slow, direction = slopes.unit_field(single, single.tap("conv3"), unit, slope, way)(x[:, None])
+        assert torch.allclose(value, slow) and torch.allclose(fast, direction[:, 0], atol=1e-9)
+    _, plain = slopes.unit_field(single, single.tap("conv3"), unit, None)(x[:, None])
+    _, same = slopes_study.unit_field(trunk, "conv3", unit, SLOPE, own=SLOPE)(x)
+    assert torch.allclose(same, plain[:, 0], atol=1e-9), "its own slope is plain ascent"
+
+
+def test_leaky_networks_learn_and_are_told_apart_in_the_store(cfg, tiny_windows):
+    one, other = (
+        supervised.networks(cfg, tiny_windows, LeakySettings(n_units=6, n_dense=8, slope=slope))[0]
+        for slope in (0.0, SLOPE)
+    )
+    plain = supervised.networks(cfg, tiny_windows, ModelSettings(n_units=6, n_dense=8))[0]
+    assert len({one.key, other.key, plain.key}) == 3 and np.isfinite(other.history["loss"]).all()
+    weights = plain.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in one.model.state_dict().items())
+    assert not all(torch.equal(v, weights[k]) for k, v in other.model.state_dict().items())
