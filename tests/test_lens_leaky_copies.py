@@ -1,23 +1,27 @@
 """Leaky copies: the very network with leaky rectifiers written into it, for gradients alone; what they are good for."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of, windows
 from torch import nn
 from torch.nn import functional as F
 
-from harvis_utils.lenses import landscapes, slopes, slopes_study
+from harvis_utils.lenses import landscapes, leaky_copies, slopes, slopes_study
 from harvis_utils.lenses.slopes import COPY, SLOPES, THROUGH, WAYS
+from harvis_utils.maximization import paper_methods, unit_statistics
+from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.maximization.visualization import PerAxis
 from harvis_utils.networks import backward, builders, taps
-from harvis_utils.networks.sfhf import SFHF, folded_trunk
-from harvis_utils.settings import LeakySettings, ModelSettings, Step
+from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
+from harvis_utils.settings import LeakySettings, MaximizationSettings, ModelSettings, SlopeSettings, Step
 from harvis_utils.training import supervised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -212,3 +216,107 @@ def test_leaky_networks_learn_and_are_told_apart_in_the_store(cfg, tiny_windows)
     weights = plain.model.state_dict()
     assert all(torch.equal(v, weights[k]) for k, v in one.model.state_dict().items())
     assert not all(torch.equal(v, weights[k]) for k, v in other.model.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------- the study
+
+
+@pytest.fixture
+def small(cfg, monkeypatch):
+    """Few slopes and steps."""
+    for module in (leaky_copies, slopes_study):
+        monkeypatch.setattr(module, "SLOPES", (0.0, 0.3, 1.0))
+    monkeypatch.setattr(leaky_copies, "INSIDE", (0.3,))
+    monkeypatch.setattr(leaky_copies, "LEAKY_STEPS", (ADAM, Step("adam", 0.2, 0.98)))
+    own = SlopeSettings(4, 2, (0.0, 0.3, 1.0), (0, 1), (1e-2,), 1, 48, ModelSettings(n_units=4, n_dense=8))
+    return dataclasses.replace(cfg, slopes=own)
+
+
+def test_gradients_are_compared_by_the_norm_over_all_windows(small, tiny_windows):
+    nets = supervised.untrained(small, tiny_windows)
+    table = leaky_copies.gradients(tiny_windows, nets)
+    difference = table["difference"]
+    assert (difference[leaky_copies.COPY_RULE].xs("conv1", level="layer").dropna() == 0).all()
+    assert (difference[leaky_copies.COPY_RULE].xs(1.0, level="slope") < 1e-5).all()
+    assert (
+        difference[leaky_copies.COPY_RULE, "conv3", 0.3] > 0.01
+        and difference[leaky_copies.OTHER_WINDOW, "all", 0.3] > 0.1
+    )
+    segments = tiny_windows.test.segments[:6]
+    found = leaky_copies.gradients_of(nets[0], segments)
+    unit = torch.full((6,), 2)
+    rule, copied = (
+        slopes_study.unit_field(nets[0].trunk, "conv3", unit, 0.3, way)(torch.tensor(segments))[1] for way in WAYS
+    )
+    one = found.sel(layer="conv3", slope=0.3, between=leaky_copies.COPY_RULE).isel(unit=2)
+    assert float(one["difference"]) == pytest.approx(float((copied - rule).norm() / rule.norm()), rel=1e-4)
+    cosine = torch.cosine_similarity(copied.flatten(), rule.flatten(), dim=0)
+    assert float(one["cosine"]) == pytest.approx(float(cosine), abs=1e-4)
+
+
+def test_climbs_of_leaky_networks_are_measured_against_their_own_plain_ascent(small, tiny_windows):
+    networks = leaky_copies.leaky_networks(small, tiny_windows)
+    assert list(networks) == [0.0, 0.3] and all(len(nets) == 2 for nets in networks.values())
+    scores = leaky_copies.leaky_scores(tiny_windows, networks)
+    assert (scores.loc["0", "more"] == 0).all() and scores["F1"].between(0, 1).all()
+    climbs = {own: leaky_copies.leaky_climbs(small, tiny_windows, nets, own, 1.0) for own, nets in networks.items()}
+    table = leaky_copies.leaky_table(climbs)
+    assert (table.loc[("0", THROUGH, "all", 0.0), ["gain", "higher"]] == 0).all()
+    assert (table.loc[("0.3", COPY, "all", 0.3), ["gain", "higher"]] == 0).all(), "its own slope is plain ascent"
+    assert (table.loc[("0.3", THROUGH, "conv2", 0.0), "gain"]) != 0
+
+
+def test_over_says_who_comes_higher_by_hand():
+    dims, coords = ("seed", "layer", "slope", "start", "unit"), {"layer": ["conv1"], "slope": [0.3]}
+    one, two = np.array([[2.0, 1.0, 0.0, 3.0]]), np.array([[1.0, 1.0, 0.0, 4.0]])
+    first, second = (xr.DataArray(of[None, None, None], coords, dims) for of in (one, two))
+    found = leaky_copies.over(first, second).loc[("conv1", 0.3)]
+    assert found["higher"] == 0 and found["gain"] == 0
+    assert leaky_copies.over(first, 0.5 * second).loc[("conv1", 0.3), "higher"] == 1
+
+
+def test_any_network_is_climbed_by_its_copies(small, tiny_windows):
+    net = dataclasses.replace(supervised.untrained(small, tiny_windows)[0], model=Attention().eval())
+    found = leaky_copies.maxima_at(net, "out", 0.3 * windows(2).numpy(), 4, 1.0)["maximum"]
+    assert dict(found.sizes) == {"layer": 1, "slope": 3, "start": 2, "unit": CLASSES}
+    by_step = [
+        slopes.ascend_units(net.model, "out", range(CLASSES), 0.3 * windows(2), step, 4, 0.3, 1.0, COPY).maximum
+        for step in leaky_copies.LEAKY_STEPS
+    ]
+    assert np.allclose(found.sel(slope=0.3, layer="out").T, torch.maximum(*by_step).view(CLASSES, 2))
+
+
+def test_inside_the_papers_method_slope_zero_is_the_method_and_slopes_wake_units(small, tiny_windows):
+    nets = supervised.untrained(small, tiny_windows)
+    statistics = unit_statistics.statistics(small, tiny_windows, nets)
+    found = leaky_copies.inside(small, tiny_windows, nets, statistics)
+    settings = dataclasses.replace(small.maximization, tolerance_g=small.readings.tolerance_g)
+    for net in nets:
+        own = statistics.sel(seed=net.seed, layer="conv3")
+        about = {"methods": [PROPOSED], "settings": settings, "length": LENGTH, "fast": False}
+        expected = paper_methods.maximize(net.trunk, "conv3", own["th_eap"].values, **about)
+        plain = found.sel(seed=net.seed, layer="conv3", case=leaky_copies.PLAIN)
+        apart = abs(plain["signal"].values - expected["signal"].sel(technique=PROPOSED).values)
+        assert (apart < 1e-4).mean() > 0.8, "Adam makes a step of what is left of a gradient that is zero"
+    strongest = found["start_map"].sel(case=leaky_copies.STRONGEST).mean("time")
+    assert np.allclose(strongest.transpose("seed", ...), statistics["top_output"].isel(rank=0), atol=1e-5)
+    table = leaky_copies.inside_table(found)
+    assert len(table.loc["all"]) == 5 and (
+        table.xs(leaky_copies.PLAIN, level="case").filter(like=", more").dropna() == 0
+    ).all(axis=None)
+    assert (table.loc[("all", leaky_copies.STRONGEST), "silent at start"]) == 0
+
+
+def test_a_silent_unit_is_woken_by_either_way_inside_the_papers_method():
+    """A unit that opens from 0.5 G on, and a start of zeros: alone the penalties count, unless a gradient leaks."""
+    trunk = Trunk((torch.ones(1, 1, 1), torch.ones(1, 1, 1)), (torch.tensor([-0.5]), torch.tensor([-0.1])))
+    starts = np.full((1, 2, 1, LENGTH), 0.01, np.float32)
+    starts = xr.DataArray(
+        starts, {"case": ["as it is"], "layer": ["conv1", "conv2"], "unit": [0]}, dims=("case", "layer", "unit", "time")
+    )
+    th_eap = xr.DataArray(np.full((2, 1), 1.0), {"layer": ["conv1", "conv2"]}, ("layer", "unit"))
+    net = type("Fake", (), {"trunk": trunk, "key": "made by hand"})()
+    found = leaky_copies.inside_of(net, th_eap, starts, MaximizationSettings(n_steps=200, weight=0.001))
+    woken = found["map"].max(("time", "unit")) > 0
+    assert not woken.sel(case=leaky_copies.PLAIN).any()
+    assert woken.drop_sel(case=leaky_copies.PLAIN).all()

@@ -185,26 +185,27 @@ def maxima_of(
 
 
 def choose_steps(
-    cfg: Settings, windows: Windows, networks: list[Network], bound: float, way: str = THROUGH
+    cfg: Settings, windows: Windows, networks: list[Network], bound: float, ways: Sequence[str] = (THROUGH,)
 ) -> tuple[dict[float, Step], pd.DataFrame]:
     """One step per slope, chosen on ``networks`` that are judged nowhere, and the scores it was chosen by.
 
     The table has a row per optimizer and step size and a column per slope: how high it comes, as a share of the highest
-    that any setting under any slope reached for that unit, mean over starts, units and networks. The optimizer is the
-    one under which plain ascent scores best, so that plain ascent is never handicapped; each slope then takes the step
-    size that scores best for it.
+    that any setting under any slope reached for that unit, mean over starts, units and networks, and over ``ways``. The
+    optimizer is the one under which plain ascent scores best, so that plain ascent is never handicapped; each slope
+    then takes the step size that scores best for it.
     """
     starts = starting_points(cfg.maximization, windows.train, cfg.slopes.n_starts)
     units = chosen_units(cfg.model.n_units, cfg.readings.n_units)
     tried = [Step(optimizer, size, DECAY) for optimizer, sizes in STEP_SIZES.items() for size in sizes]
 
     def one(network: Network) -> xr.DataArray:
-        return maxima_of(network, starts, tried, units, cfg.slopes.n_steps, bound, way)["maximum"]
+        about = (starts, tried, units, cfg.slopes.n_steps, bound)
+        return xr.concat([maxima_of(network, *about, way)["maximum"] for way in ways], "way")
 
     maxima = side_by_side(dataclasses.replace(cfg, device="cpu"), one, networks, "step sizes")
     joined = xr.concat(maxima, "network")
-    highest = joined.max(("tried", "slope", "start"))
-    share = (joined / highest.where(highest > 0)).mean(("network", "layer", "start", "unit"))
+    highest = joined.max(("way", "tried", "slope", "start"))
+    share = (joined / highest.where(highest > 0)).mean(("network", "way", "layer", "start", "unit"))
     labels = pd.MultiIndex.from_tuples([(t.optimizer, t.step_size) for t in tried], names=["optimizer", "step size"])
     scores = pd.DataFrame(share.transpose("tried", "slope").values, labels, pd.Index(SLOPES, name="backward slope"))
     optimizer = str(scores[SLOPES[0]].idxmax()[0])
