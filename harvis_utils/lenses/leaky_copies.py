@@ -41,6 +41,8 @@ COPY_RULE, PLAIN_RULE, OTHER_WINDOW = BETWEEN = ("copy and rule", "plain gradien
 LEAKY_STEPS = (Step("adam", 0.03, DECAY), Step("adam", 0.3, DECAY))
 #: slopes inside the paper's method, and units of each layer there, spread evenly
 INSIDE, N_INSIDE = (0.1, 0.3, 1.0), 16
+#: units of any other network's place, spread evenly
+N_ANYWHERE = 8
 #: the paper's method as it is; from another start, a second chance; and from where no unit is silent, the ceiling
 PLAIN, NOISE, STRONGEST = "as it is", "as it is, from noise", "as it is, from the strongest window"
 
@@ -113,7 +115,7 @@ def maxima_at(network: Network, place: str, starts: np.ndarray, n_steps: int, bo
     """
     with taps.evaluating(network.model):
         n_units = taps.outputs(network.model, place, starts).shape[1]
-    units, found = chosen_units(n_units, N_INSIDE), []
+    units, found = chosen_units(n_units, N_ANYWHERE), []
     for slope, step in product(SLOPES, LEAKY_STEPS):
         made = ascend_units(network.model, place, units, starts, step, n_steps, slope, bound, COPY)
         found.append(made.maximum.view(len(units), len(starts)).T.numpy())
