@@ -69,6 +69,19 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class SelfAttentionSettings:
+    """1D-SAN and what it is compared with (notebook 15)."""
+
+    kind: str = "attention"  # or what stands for it: networks.self_attention.KINDS
+    n_units: int = 32  # Choice: not stated
+    footprints: tuple[int, ...] = (3, 5, 5)  # Source: instants that each block looks at
+    dilations: tuple[int, ...] = (1, 1, 1)  # Choice: the source's "interval" may mean this instead
+    position: bool = True  # Choice: the source names no position; without it time has no direction
+    share: int = 1  # Source: as many weights as channels; the reference code shares one among 8
+    softmax: bool = True  # Choice: as the reference code; the source does not say
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """Adam on cross entropy (paper section 4.2)."""
 
@@ -80,6 +93,10 @@ class TrainingSettings:
     evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs between scores, beside the last one
     schedule: str = field(default="constant", metadata={"unless": "constant"})  # Choice: or "cosine", to 0 by epochs
 
+
+#: Choice: windows that share no sample, batches of 128 and a rate that falls to 0; the source has one person's 360
+SPARSE_WINDOWS = WindowSettings(length=64, step=64)
+FALLING = TrainingSettings(epochs=12, learning_rate=2e-3, batch_size=128, schedule="cosine")
 
 #: networks that are trained in minutes: those of the quick profile, and where many are compared with one another
 SMALL_MODEL = ModelSettings(n_units=16, n_dense=32)
@@ -285,6 +302,21 @@ class LocatingSettings:
 
 
 @dataclass(frozen=True)
+class AttentionStudySettings:
+    """Networks of notebook 15: how they are trained, and how windows vote."""
+
+    windows: WindowSettings = SPARSE_WINDOWS  # Choice
+    model: SelfAttentionSettings = SelfAttentionSettings()
+    training: TrainingSettings = FALLING  # Choice
+    n_others: int = 3  # Choice: networks of what is not compared in the first place
+    time_ratio: float = 8.0  # Choice: epochs of the CNN in the time of one of attention, about as measured
+    vote_step: int = 10  # Source: samples from one voting window to the next
+    vote_samples: int = 150  # Choice: samples that vote together: 5 s, nine windows
+    footprints: tuple[int, ...] = (3, 9)  # Choice: of all three blocks, beside 3, 5, 5
+    n_windows: int = 300  # Choice: test windows that are turned backwards, or whose attention is looked at
+
+
+@dataclass(frozen=True)
 class FoolingSettings:
     """Ascents on networks that are built to show another picture (notebook 08b)."""
 
@@ -319,6 +351,7 @@ class Settings:
     people: PeopleSettings = PeopleSettings()
     widths: WidthSettings = WidthSettings()
     visual: VisualSettings = VisualSettings()
+    self_attention: AttentionStudySettings = AttentionStudySettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
