@@ -14,7 +14,7 @@ import json
 import math
 import os
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -93,10 +93,6 @@ class TrainingSettings:
     evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs between scores, beside the last one
     schedule: str = field(default="constant", metadata={"unless": "constant"})  # Choice: or "cosine", to 0 by epochs
 
-
-#: Choice: windows that share no sample, batches of 128 and a rate that falls to 0; the source has one person's 360
-SPARSE_WINDOWS = WindowSettings(length=64, step=64)
-FALLING = TrainingSettings(epochs=12, learning_rate=2e-3, batch_size=128, schedule="cosine")
 
 #: networks that are trained in minutes: those of the quick profile, and where many are compared with one another
 SMALL_MODEL = ModelSettings(n_units=16, n_dense=32)
@@ -305,14 +301,16 @@ class LocatingSettings:
 class AttentionStudySettings:
     """Networks of notebook 15: how they are trained, and how windows vote."""
 
-    windows: WindowSettings = SPARSE_WINDOWS  # Choice
+    windows: WindowSettings = replace(LONG_WINDOWS, step=16)  # Choice: of which every n-th is taken
+    n_train: int = 13_500  # Choice: about so many training windows; those of DSADS then share no sample
     model: SelfAttentionSettings = SelfAttentionSettings()
-    training: TrainingSettings = FALLING  # Choice
+    training: TrainingSettings = TrainingSettings(epochs=12, learning_rate=4e-3, schedule="cosine")  # Choice
     n_others: int = 3  # Choice: networks of what is not compared in the first place
     time_ratio: float = 8.0  # Choice: epochs of the CNN in the time of one of attention, about as measured
     vote_step: int = 10  # Source: samples from one voting window to the next
     vote_samples: int = 150  # Choice: samples that vote together: 5 s, nine windows
     footprints: tuple[int, ...] = (3, 9)  # Choice: of all three blocks, beside 3, 5, 5
+    ablations: bool = True  # Choice: whether dilated footprints, shared weights and no softmax are tried
     n_windows: int = 300  # Choice: test windows that are turned backwards, or whose attention is looked at
 
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.networks.self_attention import Attention, SelfAttention
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.networks.taps import Tap
-from harvis_utils.settings import ModelSettings
+from harvis_utils.settings import ModelSettings, SelfAttentionSettings
 
 N_AXES, LENGTH, CLASSES = 3, 30, ("still", "slow", "fast")
 Weights = dict[str, np.ndarray]
@@ -508,7 +509,7 @@ def transformer() -> Case:
     )
 
 
-class SelfAttention(nn.Module):
+class SensorAttention(nn.Module):
     """Attention over sensors, over time, and in pooling: a block of SA-HAR (Mahmud et al. 2020, "Human activity
     recognition from wearable sensor data using self-attention"). Wants (window, time, axis)."""
 
@@ -531,8 +532,8 @@ class SelfAttention(nn.Module):
 
 
 def sa_har() -> Case:
-    """What attention over time gives out; see :class:`SelfAttention`."""
-    network = fitted(Taking(SelfAttention(), time_first))
+    """What attention over time gives out; see :class:`SensorAttention`."""
+    network = fitted(Taking(SensorAttention(), time_first))
     w = {name.removeprefix("network."): value for name, value in weights_of(network).items()}
 
     def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -624,6 +625,57 @@ def conv_norm_relu() -> Case:
     return Case(network, "conv2", "window unit time", by_hand, ("norm2",), rectified=True, stages=stages)
 
 
+def np_attended(h: np.ndarray, w: Weights, name: str, layer: Attention) -> np.ndarray:
+    """What an attention of 1D-SAN gives out, window by window, instant by instant, neighbour by neighbour."""
+
+    def dense(x: np.ndarray, of: str) -> np.ndarray:
+        return w[f"{name}{of}.weight"][:, :, 0] @ x + w.get(f"{name}{of}.bias", 0)
+
+    def norm(x: np.ndarray, of: str) -> np.ndarray:
+        of = f"{name}{of}"
+        spread = np.sqrt(w[f"{of}.running_var"] + 1e-5)
+        return (x - w[f"{of}.running_mean"]) / spread * w[f"{of}.weight"] + w[f"{of}.bias"]
+
+    n, _, length = h.shape
+    about, found = layer.settings, []
+    for window in h:
+        for t in range(length):
+            seen = t + layer.dilation * (np.arange(layer.footprint) - layer.footprint // 2)
+            seen = np.abs(seen)
+            seen = np.where(seen > length - 1, 2 * (length - 1) - seen, seen)
+            weights, values = [], [dense(window[:, j], "beta") for j in seen]
+            for j in seen if about.kind == "attention" else ():
+                pair = dense(window[:, t], "phi") - dense(window[:, j], "psi")
+                pair = np.append(pair, 2 * (t - j) / (length - 1)) if about.position else pair
+                pair = dense(np_relu(norm(pair, "gamma.0")), "gamma.2")
+                weights.append(np.tile(dense(np_relu(norm(pair, "gamma.3")), "gamma.5"), about.share))
+            if about.kind == "uniform":
+                weights = np.full((layer.footprint, 1), 1 / layer.footprint)
+            elif about.softmax:
+                weights = softmax(weights, axis=0)
+            found.append((np.asarray(weights) * values).sum(0))
+    return np.asarray(found).reshape(n, length, -1).transpose(0, 2, 1)
+
+
+def self_attention() -> Case:
+    """The units of the second of three blocks of 1D-SAN, the package's own (after Zhao et al. 2020, "Exploring
+    self-attention for image recognition")."""
+    network = fitted(SelfAttention(N_AXES, 3, SelfAttentionSettings(n_units=8)))
+    w = weights_of(network)
+
+    def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        h, units = np_conv(x, w, "embed"), {}
+        for name in network.blocks:
+            active = np_relu(np_batch_norm(h, w, f"{name}.active.0"))
+            mixed = np_attended(active, w, f"{name}.mix.", network.get_submodule(f"{name}.mix"))
+            units[name] = np_relu(np_batch_norm(mixed, w, f"{name}.units.0"))
+            h = h + np_conv(units[name], w, f"{name}.back")
+        h = np_relu(np_batch_norm(h, w, "active.0"))
+        return units["block2"][:, :, None], np_linear(h.mean(2), w, "classes")
+
+    return Case(network, "block2.units", "window unit time", by_hand, ("block2.units.0",), smooth=True)
+
+
 MAKERS: dict[str, Callable[[], Case]] = {
     "SF-HF": sf_hf,
     "1-D CNN": cnn,
@@ -636,6 +688,7 @@ MAKERS: dict[str, Callable[[], Case]] = {
     "SA-HAR-like block": sa_har,
     "MLP-Mixer-like block": mixer,
     "conv, norm, functional ReLU": conv_norm_relu,
+    "1D-SAN": self_attention,
 }
 NAMES = tuple(MAKERS)
 

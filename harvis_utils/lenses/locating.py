@@ -11,6 +11,7 @@ and spectrum. No activity has those. A lens that points at what moves cannot tel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -64,6 +65,22 @@ def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple
                 x[i, axis, at] += decoy.astype(np.float32)
                 planted[i, axis, at] = True
     return x, planted
+
+
+def motifs_backwards(split: Split, truth: PlantedMotifs) -> Split:
+    """The same windows with every motif backwards in its place, the background as it was.
+
+    ``split`` must be cut at the rate of the recordings.
+    """
+    series, shape = split.series.copy(), dict(zip(truth.names, truth.shapes, strict=True))
+    begins = {
+        (s, a): b - o for s, a, b, o in zip(split.subject, split.activity, split.start, split.offset, strict=True)
+    }
+    for of in truth.occurrences.itertuples():
+        if (begin := begins.get((of.subject, of.activity))) is not None:
+            own = shape[of.motif]
+            series[begin + of.start :][: len(own), of.axis] += (of.scale * (own[::-1] - own)).astype(np.float32)
+    return replace(split, series=series)
 
 
 def longest_run(flags: np.ndarray) -> tuple[int, int]:

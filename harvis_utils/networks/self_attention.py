@@ -136,7 +136,7 @@ class SelfAttention(nn.Module):
 
 
 class Plain(nn.Module):
-    """The source's CNN: two convolutions with batch norm, the second ``inner`` wide, and classes of the mean over time."""
+    """The source's CNN: two convolutions, the second ``inner`` wide, and classes of the mean over time."""
 
     layers = ("conv1", "conv2")
 
@@ -175,7 +175,7 @@ def network(n_axes: int, length: int, n_classes: int, settings: SelfAttentionSet
 
 @contextmanager
 def changing(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While the block runs, ``change`` of each attention's weights (window, weight, footprint, time) stands for them."""
+    """While the block runs, ``change`` of each block's weights (window, weight, footprint, time) stands for them."""
     places = [module for module in model.modules() if isinstance(module, Attention)]
     for module in places:
         module.change = change
