@@ -1,6 +1,7 @@
 """1D-SAN against loops, its blindness for the direction of time, its twins, and how windows vote."""
 
 import dataclasses
+from functools import cache
 
 import jsonschema
 import numpy as np
@@ -58,10 +59,10 @@ def test_attention_is_a_triple_loop(changes, footprint, dilation):
 
 
 def test_without_position_time_has_no_direction_and_with_it_it_has():
-    x, y = windows_of(32), torch.arange(32) % 4
+    x, y = windows_of(16), torch.arange(16) % 4
     for position in (False, True):
         network = made(position=position)
-        supervised.fit(network, x, y, TrainingSettings(epochs=4, batch_size=8, learning_rate=1e-2), 0)
+        supervised.fit(network, x, y, TrainingSettings(epochs=8, batch_size=8, learning_rate=1e-2), 0)
         with torch.no_grad():
             apart = float((network.eval()(x) - network(x.flip(-1))).abs().max())
         assert apart > 1e-3 if position else apart < 1e-5
@@ -75,6 +76,7 @@ def test_spectra_have_no_direction_either():
     assert np.abs(parts(split.x[..., ::-1]) - parts(split.x)).max() > 1
 
 
+@cache
 def archived():
     return windowing.cut(archive.load_recordings("synthetic"), WindowSettings(length=64, step=64))
 
@@ -98,7 +100,7 @@ def test_twins_have_as_many_parameters(kind, n_units):
     of = [
         self_attention.network(6, 64, 19, SelfAttentionSettings(kind=k, n_units=n_units)) for k in ("attention", kind)
     ]
-    assert n_parameters(of[1]) == pytest.approx(n_parameters(of[0]), rel=0.02)
+    assert n_parameters(of[1]) == pytest.approx(n_parameters(of[0]), rel=0.05)
     assert of[1](windows_of(2, 6, 64)).shape == (2, 19)
 
 
@@ -247,5 +249,5 @@ def test_weights_and_maps_are_tables_with_controls(study):
     weights, maps = attending.attention_table(study), attending.pointing(study).set_index("map")
     summed = weights.groupby(["weights", "block"])["weight"].sum()
     assert summed.to_numpy() == pytest.approx(1, abs=1e-5) and weights["entropy"].between(0, 1 + 1e-6).all()
-    assert set(maps.index) == {"as trained", "shuffled", "random weights", locating.NO_NETWORK}
+    assert set(maps.index) == {"as trained", "shuffled", "random weights", "occlusion of all axes", locating.NO_NETWORK}
     assert maps[["AUC", "hits", "AUC, motif against decoy"]].stack().between(0, 1).all()

@@ -29,15 +29,29 @@ KINDS = ("attention", "uniform", "convolution", "plain")
 PLAIN_KERNEL = 5
 
 
-def around(h: Tensor, footprint: int, dilation: int) -> Tensor:
-    """The footprint of every instant: (..., time) -> (..., footprint, time), reflected at a window's ends.
+class Reflected(nn.Module):
+    """A window (..., time) with ``reach`` samples more at both ends, reflected there.
 
-    Reflected by hand, because torch's own padding is not reproducible on a GPU.
+    By hand, because torch's own padding is not reproducible on a GPU. Raises ``ValueError`` for windows too short.
     """
-    reach, length = footprint // 2 * dilation, h.shape[-1]
-    if footprint % 2 == 0 or reach >= length:
-        raise ValueError(f"a footprint of {footprint} with dilation {dilation} is odd, and within {length} samples")
-    padded = torch.cat([h[..., 1 : reach + 1].flip(-1), h, h[..., length - 1 - reach : -1].flip(-1)], -1)
+
+    def __init__(self, reach: int):
+        super().__init__()
+        self.reach = reach
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(..., time) -> (..., reach + time + reach)."""
+        last = h.shape[-1] - 1
+        if self.reach > last:
+            raise ValueError(f"a footprint reaches {self.reach} samples and windows have {last + 1}")
+        return torch.cat([h[..., 1 : self.reach + 1].flip(-1), h, h[..., last - self.reach : last].flip(-1)], -1)
+
+
+def around(h: Tensor, footprint: int, dilation: int) -> Tensor:
+    """The footprint of every instant: (..., time) -> (..., footprint, time), reflected at a window's ends."""
+    if footprint % 2 == 0:
+        raise ValueError(f"a footprint of {footprint} has no middle; use 3, 5, ...")
+    padded, length = Reflected(footprint // 2 * dilation)(h), h.shape[-1]
     return torch.stack([padded[..., i * dilation : i * dilation + length] for i in range(footprint)], -2)
 
 
@@ -117,8 +131,8 @@ class SelfAttention(nn.Module):
         spans = list(zip(settings.footprints, settings.dilations, strict=True))
         for i, (footprint, dilation) in enumerate(spans):
             if settings.kind == "convolution":
-                about = {"padding": "same", "padding_mode": "reflect", "dilation": dilation}
-                mix = nn.Conv1d(units, inner, footprint, **about)
+                filters = nn.Conv1d(units, inner, footprint, dilation=dilation)
+                mix = nn.Sequential(Reflected(footprint // 2 * dilation), filters)
             else:
                 mix = Attention(inner, footprint, dilation, settings)
             setattr(self, f"block{i + 1}", Block(units, inner, mix))

@@ -31,6 +31,8 @@ from harvis_utils.training.supervised import Network
 AS_RECORDED = "as recorded"
 #: two answers to a window and to it backwards that differ by no more, in log odds, are the same
 SAME = 1e-3
+#: Choice: what attention is compared with, three samples covered by their axis' mean
+OCCLUDER = occlusion.Occluder(3, "mean")
 
 
 def spread(split: Split, n: int) -> np.ndarray:
@@ -101,19 +103,27 @@ def looks(network: Network, x: np.ndarray, edit: str) -> xr.Dataset:
 
 
 def attention_table(study: Study) -> pd.DataFrame:
-    """Weights by block and offset, with intervals over networks, of trained SAN and of random weights."""
+    """Weights and entropy by block and offset, of trained SAN, of random weights, and of equal ones."""
     _, x = turned(study)
     rows = []
-    for who, networks in {"trained": study.trained(SAN), "random weights": study.fresh(SAN)}.items():
-        found = [looks(network, x[AS_RECORDED], AS_TRAINED) for network in networks]
+    asked = {"trained": (study.trained(SAN), AS_TRAINED), "random weights": (study.fresh(SAN), AS_TRAINED)}
+    asked["equal"] = study.trained(SAN), "made equal"
+    for who, (networks, edit) in asked.items():
+        found = [looks(network, x[AS_RECORDED], edit) for network in networks]
         for block in found[0]["block"].values:
             each = xr.concat([of.sel(block=block) for of in found], "seed")
-            k = int(each["weight"].notnull().isel(seed=0).sum())
             for offset in each["offset"].values:
-                row = {"weights": who, "block": block, "offset": int(offset), "of equal weights": 1 / k}
+                row = {"weights": who, "block": block, "offset": int(offset)}
                 row |= with_interval("weight", each["weight"].sel(offset=offset))
                 rows.append(row | with_interval("entropy", each["entropy"]))
     return pd.DataFrame(rows).dropna(subset=["weight"])
+
+
+@kept("covered")
+def covered(network: Network, x: np.ndarray, classes: np.ndarray) -> xr.Dataset:
+    """What covering all axes about each sample costs the own class, ``map`` (window, time) in log odds."""
+    lost = occlusion.drops(network.model, x, classes, {"all axes": range(x.shape[1])}, OCCLUDER)["log_odds"]
+    return xr.Dataset({"map": (("window", "time"), lost.values[:, 0])})
 
 
 def signed_auc(values: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:
@@ -141,6 +151,7 @@ def pointing(study: Study) -> pd.DataFrame:
         edit: [looks(network, x, edit)["map"].values for network in networks] for edit in EDITS if edit != "made equal"
     }
     maps["random weights"] = [looks(network, x, AS_TRAINED)["map"].values for network in study.fresh(SAN)]
+    maps["occlusion of all axes"] = [covered(one, x, test.activity[chosen])["map"].values for one in networks]
     maps[locating.NO_NETWORK] = [abs(x - x.mean(2, keepdims=True)).mean(1)]
     spans = {"AUC": (motif, ~motif & ~decoy), "AUC, motif against decoy": (motif & ~decoy, decoy & ~motif)}
     rows = []

@@ -266,6 +266,24 @@ def class_gains(study: Study, first: str = SAN, other: str = CNN) -> xr.DataArra
     return (next(f1) - next(f1)).mean("person").assign_coords({"class": list(study.data.activities)})
 
 
+def class_table(study: Study) -> pd.DataFrame:
+    """One row per class and network: its "spectral flux", and its "gain" in F1 over the CNN."""
+    flux = spectral_flux(study.data.train, len(study.data.activities))
+    rows = []
+    for name in (SAN, CNN355):
+        for activity, value in zip(study.data.activities, flux, strict=True):
+            row = {"class": activity, "network": name, "spectral flux": value}
+            rows.append(row | with_interval("gain", class_gains(study, name).sel({"class": activity})))
+    return pd.DataFrame(rows)
+
+
+def confusion_change(study: Study) -> pd.DataFrame:
+    """Share of each true class (row) that SAN takes for a class (column) more often than the CNN does, all networks."""
+    first, other = (confusion(study.answers[name, RAW]).mean("seed").values for name in (SAN, CNN))
+    names = list(study.data.activities)
+    return pd.DataFrame(first - other, pd.Index(names, name="true"), pd.Index(names, name="predicted"))
+
+
 def confusion(counts: xr.DataArray) -> xr.DataArray:
     """Share of each true class that is taken for each class, (seed, true, predicted), over all people."""
     whole = counts.sel(rule="probabilities").isel(windows=-1).sum("person")
