@@ -208,6 +208,7 @@ def study(tmp_path_factory):
             model=SETTINGS,
             training=TrainingSettings(seeds=(0, 1, 2), epochs=1, schedule="cosine"),
             time_ratio=2,
+            vote_step=43,
             footprints=(3,),
             n_windows=20,
         )

@@ -72,7 +72,7 @@ class Attention(nn.Module):
         if settings.kind == "attention":
             self.phi, self.psi = nn.Conv1d(units, related, 1), nn.Conv1d(units, related, 1)
             related += settings.position
-            # batch norm is 1D over footprint and time laid end to end: the same numbers as 2D, in half the time
+            # footprint and time laid end to end: batch norm and filters of one sample do not mind
             self.gamma = nn.Sequential(
                 *(nn.BatchNorm1d(related), nn.ReLU(), nn.Conv1d(related, weights, 1, bias=False)),
                 *(nn.BatchNorm1d(weights), nn.ReLU(), nn.Conv1d(weights, weights, 1)),

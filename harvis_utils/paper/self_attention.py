@@ -7,6 +7,7 @@ network and person by person.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -115,6 +116,11 @@ QUESTIONS = {
 }
 
 
+def wide(name: str, footprint: int) -> str:
+    """The name of a network all of whose blocks have this footprint."""
+    return f"{name} {footprint}, {footprint}, {footprint}"
+
+
 class Study(Stages):
     """The run with the windows and networks of notebook 15."""
 
@@ -152,9 +158,10 @@ class Study(Stages):
     @cached_property
     def changes(self) -> dict[str, dict]:
         """What each network of this run has of its own, by name."""
-        wide = {f"{of} {k}, {k}, {k}": (of, (k,) * 3) for k in self.own.footprints for of in (SAN, CNN355)}
-        others = {name: SYSTEMS[of] | {"footprints": footprints} for name, (of, footprints) in wide.items()}
-        return {name: SYSTEMS[name] for name in (*ALWAYS, *(ABLATIONS if self.own.ablations else ()))} | others
+        found = {name: SYSTEMS[name] for name in (*ALWAYS, *(ABLATIONS if self.own.ablations else ()))}
+        for footprint, of in itertools.product(self.own.footprints, (SAN, CNN355)):
+            found[wide(of, footprint)] = SYSTEMS[of] | {"footprints": (footprint,) * 3}
+        return found
 
     def settings(self, name: str) -> tuple[SelfAttentionSettings, TrainingSettings]:
         """Settings and training of a network of ``changes``."""
@@ -323,12 +330,10 @@ def verdicts(study: Study, missing: str = "") -> list[dict]:
     def cost(name: str) -> xr.DataArray:
         return gain(of[name, RAW], of[name, SPECTRA])
 
-    widest = f"{max(study.own.footprints, default=0)}"
-    far = {name: counts for (name, _), counts in of.items() if name.startswith(f"{SAN} {widest}")}
+    widest = max(study.own.footprints)
     beside = {f"minus {name}": gain(san, of[name, RAW]) for name in (CNN355, LONGER, EVEN)}
     beside |= {f"minus {PROBE}": gain(san, of[PROBE, SPECTRA]), "one window": gain(san, cnn, windows=1)}
-    filters = [counts for (name, _), counts in of.items() if name.startswith(f"{CNN355} {widest}")]
-    wider = {"filters as wide": gain(filters[0], other)} if filters else {}
+    wider = {"filters as wide": gain(of[wide(CNN355, widest), RAW], other)}
     wider |= {DILATED: gain(of[DILATED, RAW], san)} if (DILATED, RAW) in of else {}
     wider |= {"made equal": gain(of[f"{SAN}, made equal", RAW], san)}
     accumulated = {name: macro(of[name, RAW]) - macro(of[name, RAW], windows=1) for name in (SAN, CNN)}
@@ -338,10 +343,6 @@ def verdicts(study: Study, missing: str = "") -> list[dict]:
         "B3": (correlations(study), {CNN355: correlations(study, CNN355)}),
         "B4": (cost(SAN) - cost(CNN), {CNN355: cost(CNN355) - cost(CNN), SAN: cost(SAN), CNN: cost(CNN)}),
         "B5": (accumulated[SAN], {CNN: accumulated[CNN]}),
-        "B6": (gain(*far.values(), san) if far else [np.nan], wider),
+        "B6": (gain(of[wide(SAN, widest), RAW], san), wider),
     }
-    lacks = {"B6": "" if far else "no wider footprint was trained in this profile"}
-    return [
-        systems.judge(ask[id], values, controls, missing=missing or lacks.get(id, ""))
-        for id, (values, controls) in judged.items()
-    ]
+    return [systems.judge(ask[id], *about, missing=missing) for id, about in judged.items()]
