@@ -72,12 +72,12 @@ class ModelSettings:
 class SelfAttentionSettings:
     """1D-SAN and what it is compared with (notebook 15)."""
 
-    kind: str = "attention"  # or what stands for it: networks.self_attention.KINDS
+    kind: str = "attention"  # Choice: or what stands for it: networks.self_attention.KINDS
     n_units: int = 32  # Choice: not stated
-    footprints: tuple[int, ...] = (3, 5, 5)  # Source: instants that each block looks at
+    footprints: tuple[int, ...] = (3, 5, 5)  # Choice: the source's; instants that each block looks at
     dilations: tuple[int, ...] = (1, 1, 1)  # Choice: the source's "interval" may mean this instead
     position: bool = True  # Choice: the source names no position; without it time has no direction
-    share: int = 1  # Source: as many weights as channels; the reference code shares one among 8
+    share: int = 1  # Choice: the source's; the reference code shares one weight among 8 channels
     softmax: bool = True  # Choice: as the reference code; the source does not say
 
 
@@ -311,7 +311,7 @@ class AttentionStudySettings:
     training: TrainingSettings = FALLING  # Choice
     n_others: int = 3  # Choice: networks of what is not compared in the first place
     time_ratio: float = 8.0  # Choice: epochs of the CNN in the time of one of attention, about as measured
-    vote_step: int = 10  # Source: samples from one voting window to the next
+    vote_step: int = 10  # Choice: the source's; samples from one voting window to the next
     vote_samples: int = 150  # Choice: samples that vote together: 5 s, nine windows
     footprints: tuple[int, ...] = (3, 9)  # Choice: of all three blocks, beside 3, 5, 5
     ablations: bool = True  # Choice: whether dilated footprints, shared weights and no softmax are tried

@@ -127,6 +127,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         units = settings.n_units
         inner = inner or units // 2
+        self.settings = settings
         self.embed = nn.Conv1d(n_axes, units, 1)
         spans = list(zip(settings.footprints, settings.dilations, strict=True))
         for i, (footprint, dilation) in enumerate(spans):

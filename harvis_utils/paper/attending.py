@@ -85,9 +85,9 @@ def directions(study: Study) -> pd.DataFrame:
 def looks(network: Network, x: np.ndarray, edit: str) -> xr.Dataset:
     """Where the attention of a network lies in windows ``x``, under an ``edit`` of :data:`EDITS`.
 
-    ``weight`` (block, offset) is the mean weight of each instant of the footprint, by its distance in samples from the
-    one that looks; ``entropy`` (block,) that of the weights over that of equal ones; ``map`` (window, time) the mean
-    over blocks of :func:`received`.
+    ``weight`` (block, offset) is the mean weight of each instant of the footprint, in times an equal one, by its
+    distance in samples from the one that looks; ``entropy`` (block,) that of the weights over that of equal ones;
+    ``map`` (window, time) the mean over blocks of :func:`received`.
     """
     model, found = network.model, []
     weights = attended(model, torch.as_tensor(x), EDITS[edit])
@@ -95,7 +95,9 @@ def looks(network: Network, x: np.ndarray, edit: str) -> xr.Dataset:
         k = of.shape[2]
         entropy = float(-xlogy(of, of).sum(2).mean() / np.log(k))
         offsets = (np.arange(k) - k // 2) * dilation
-        one = xr.Dataset({"weight": ("offset", of.mean((0, 1, 3)).numpy()), "entropy": entropy}, {"offset": offsets})
+        one = xr.Dataset(
+            {"weight": ("offset", k * of.mean((0, 1, 3)).numpy()), "entropy": entropy}, {"offset": offsets}
+        )
         one["map"] = ("window", "time"), received(of, dilation).numpy()
         found.append(one.expand_dims(block=[name]))
     every = xr.concat(found, "block", join="outer")
@@ -103,13 +105,11 @@ def looks(network: Network, x: np.ndarray, edit: str) -> xr.Dataset:
 
 
 def attention_table(study: Study) -> pd.DataFrame:
-    """Weights and entropy by block and offset, of trained SAN, of random weights, and of equal ones."""
+    """Mean "weight", in times an equal one, and "entropy" by block and offset, of trained SAN and of random weights."""
     _, x = turned(study)
     rows = []
-    asked = {"trained": (study.trained(SAN), AS_TRAINED), "random weights": (study.fresh(SAN), AS_TRAINED)}
-    asked["equal"] = study.trained(SAN), "made equal"
-    for who, (networks, edit) in asked.items():
-        found = [looks(network, x[AS_RECORDED], edit) for network in networks]
+    for who, networks in {"trained": study.trained(SAN), "random weights": study.fresh(SAN)}.items():
+        found = [looks(network, x[AS_RECORDED], AS_TRAINED) for network in networks]
         for block in found[0]["block"].values:
             each = xr.concat([of.sel(block=block) for of in found], "seed")
             for offset in each["offset"].values:
@@ -147,10 +147,9 @@ def pointing(study: Study) -> pd.DataFrame:
     x, decoy = locating.with_decoys(test, chosen, study.truth)
     motif, decoy = locating.spans(test, study.truth)[chosen].any(1), decoy.any(1)
     networks = study.trained(SAN)
-    maps = {
-        edit: [looks(network, x, edit)["map"].values for network in networks] for edit in EDITS if edit != "made equal"
-    }
-    maps["random weights"] = [looks(network, x, AS_TRAINED)["map"].values for network in study.fresh(SAN)]
+    asked = {AS_TRAINED: (networks, AS_TRAINED), "shuffled": (networks, "shuffled")}
+    asked["random weights"] = study.fresh(SAN), AS_TRAINED
+    maps = {who: [looks(one, x, edit)["map"].values for one in of] for who, (of, edit) in asked.items()}
     maps["occlusion of all axes"] = [covered(one, x, test.activity[chosen])["map"].values for one in networks]
     maps[locating.NO_NETWORK] = [abs(x - x.mean(2, keepdims=True)).mean(1)]
     spans = {"AUC": (motif, ~motif & ~decoy), "AUC, motif against decoy": (motif & ~decoy, decoy & ~motif)}
