@@ -92,8 +92,8 @@ def looks(network: Network, x: np.ndarray, edit: str) -> xr.Dataset:
     model, found = network.model, []
     weights = attended(model, torch.as_tensor(x), EDITS[edit])
     for (name, of), dilation in zip(weights.items(), model.settings.dilations, strict=True):
-        k = of.shape[2]
-        entropy = float(-xlogy(of, of).sum(2).mean() / np.log(k))
+        k, each = of.shape[2], of.numpy()
+        entropy = float(-xlogy(each, each).sum(2).mean() / np.log(k))
         offsets = (np.arange(k) - k // 2) * dilation
         one = xr.Dataset(
             {"weight": ("offset", k * of.mean((0, 1, 3)).numpy()), "entropy": entropy}, {"offset": offsets}
@@ -113,7 +113,7 @@ def attention_table(study: Study) -> pd.DataFrame:
         for block in found[0]["block"].values:
             each = xr.concat([of.sel(block=block) for of in found], "seed")
             for offset in each["offset"].values:
-                row = {"weights": who, "block": block, "offset": int(offset)}
+                row = {"weights": who, "block": block, "offset [samples]": int(offset)}
                 row |= with_interval("weight", each["weight"].sel(offset=offset))
                 rows.append(row | with_interval("entropy", each["entropy"]))
     return pd.DataFrame(rows).dropna(subset=["weight"])
