@@ -626,41 +626,32 @@ def conv_norm_relu() -> Case:
 
 
 def np_attended(h: np.ndarray, w: Weights, name: str, layer: Attention) -> np.ndarray:
-    """What an attention of 1D-SAN gives out, window by window, instant by instant, neighbour by neighbour."""
+    """What an attention of 1D-SAN gives out, neighbour by neighbour: (window, unit, time) -> (window, inner, time)."""
 
     def dense(x: np.ndarray, of: str) -> np.ndarray:
-        return w[f"{name}{of}.weight"][:, :, 0] @ x + w.get(f"{name}{of}.bias", 0)
+        found = np.einsum("oi,ni...->no...", w[f"{name}{of}.weight"][:, :, 0], x, optimize=True)
+        return found + np.reshape(w.get(f"{name}{of}.bias", 0.0), (-1, 1))
 
-    def norm(x: np.ndarray, of: str) -> np.ndarray:
-        of = f"{name}{of}"
-        spread = np.sqrt(w[f"{of}.running_var"] + 1e-5)
-        return (x - w[f"{of}.running_mean"]) / spread * w[f"{of}.weight"] + w[f"{of}.bias"]
-
-    n, _, length = h.shape
-    about, found = layer.settings, []
-    for window in h:
-        for t in range(length):
-            seen = t + layer.dilation * (np.arange(layer.footprint) - layer.footprint // 2)
-            seen = np.abs(seen)
-            seen = np.where(seen > length - 1, 2 * (length - 1) - seen, seen)
-            weights, values = [], [dense(window[:, j], "beta") for j in seen]
-            for j in seen if about.kind == "attention" else ():
-                pair = dense(window[:, t], "phi") - dense(window[:, j], "psi")
-                pair = np.append(pair, 2 * (t - j) / (length - 1)) if about.position else pair
-                pair = dense(np_relu(norm(pair, "gamma.0")), "gamma.2")
-                weights.append(np.tile(dense(np_relu(norm(pair, "gamma.3")), "gamma.5"), about.share))
-            if about.kind == "uniform":
-                weights = np.full((layer.footprint, 1), 1 / layer.footprint)
-            elif about.softmax:
-                weights = softmax(weights, axis=0)
-            found.append((np.asarray(weights) * values).sum(0))
-    return np.asarray(found).reshape(n, length, -1).transpose(0, 2, 1)
+    length, time = h.shape[2], np.arange(h.shape[2])
+    reach = layer.footprint // 2 * layer.dilation
+    weights, values = [], []
+    for offset in range(-reach, reach + 1, layer.dilation):
+        seen = np.abs(time + offset)
+        seen = np.where(seen > length - 1, 2 * (length - 1) - seen, seen)
+        pair = dense(h, "phi") - dense(h, "psi")[:, :, seen]
+        apart = np.broadcast_to(2 * (time - seen) / (length - 1), (len(h), 1, length))
+        pair = np.concatenate([pair, apart], 1)
+        for norm, filters in (("gamma.0", "gamma.2"), ("gamma.3", "gamma.5")):
+            pair = dense(np_relu(np_batch_norm(pair, w, f"{name}{norm}")), filters)
+        weights.append(pair)
+        values.append(dense(h, "beta")[:, :, seen])
+    return (softmax(weights, axis=0) * values).sum(0)
 
 
 def self_attention() -> Case:
     """The units of the second of three blocks of 1D-SAN, the package's own (after Zhao et al. 2020, "Exploring
     self-attention for image recognition")."""
-    network = fitted(SelfAttention(N_AXES, 3, SelfAttentionSettings(n_units=8)))
+    network = fitted(SelfAttention(N_AXES, 3, SelfAttentionSettings(n_units=16)))
     w = weights_of(network)
 
     def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

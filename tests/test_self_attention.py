@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import made_recordings
-from other_networks import np_attended, weights_of
+from other_networks import weights_of
 from scipy.special import softmax
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -44,6 +44,37 @@ def windows_of(n: int, n_axes: int = 3, length: int = 24) -> torch.Tensor:
     return torch.randn(n, n_axes, length, generator=torch.Generator().manual_seed(1))
 
 
+def looped(h: np.ndarray, w: dict[str, np.ndarray], layer: Attention) -> np.ndarray:
+    """What an attention gives out, window by window, instant by instant, neighbour by neighbour."""
+
+    def dense(x: np.ndarray, of: str) -> np.ndarray:
+        return w[f"{of}.weight"][:, :, 0] @ x + w.get(f"{of}.bias", 0)
+
+    def norm(x: np.ndarray, of: str) -> np.ndarray:
+        spread = np.sqrt(w[f"{of}.running_var"] + 1e-5)
+        return np.maximum((x - w[f"{of}.running_mean"]) / spread * w[f"{of}.weight"] + w[f"{of}.bias"], 0)
+
+    about, last, found = layer.settings, h.shape[2] - 1, []
+    for window in h:
+        for t in range(last + 1):
+            weights, values = [], []
+            for step in range(-(layer.footprint // 2), layer.footprint // 2 + 1):
+                j = abs(t + step * layer.dilation)
+                j = 2 * last - j if j > last else j
+                values.append(dense(window[:, j], "beta"))
+                if about.kind == "attention":
+                    pair = dense(window[:, t], "phi") - dense(window[:, j], "psi")
+                    pair = np.append(pair, 2 * (t - j) / last) if about.position else pair
+                    pair = dense(norm(dense(norm(pair, "gamma.0"), "gamma.2"), "gamma.3"), "gamma.5")
+                    weights.append(np.tile(pair, about.share))
+            if about.kind == "uniform":
+                weights = np.full((layer.footprint, 1), 1 / layer.footprint)
+            elif about.softmax:
+                weights = softmax(weights, axis=0)
+            found.append((np.asarray(weights) * values).sum(0))
+    return np.asarray(found).reshape(len(h), last + 1, -1).transpose(0, 2, 1)
+
+
 @pytest.mark.parametrize("changes", [{}, {"position": False}, {"share": 4}, {"softmax": False}, {"kind": "uniform"}])
 @pytest.mark.parametrize(("footprint", "dilation"), [(3, 1), (5, 1), (3, 4)])
 def test_attention_is_a_triple_loop(changes, footprint, dilation):
@@ -55,7 +86,7 @@ def test_attention_is_a_triple_loop(changes, footprint, dilation):
             module.running_var.uniform_(0.2, 2)
     h = windows_of(2, 16, 12)
     found = layer(h).detach().numpy()
-    assert found == pytest.approx(np_attended(h.numpy().astype(float), weights_of(layer), "", layer), abs=1e-5)
+    assert found == pytest.approx(looped(h.numpy().astype(float), weights_of(layer), layer), abs=1e-5)
 
 
 def test_without_position_time_has_no_direction_and_with_it_it_has():

@@ -148,11 +148,12 @@ class Study(Stages):
     def voters(self) -> dict[str, Split]:
         """Windows of the test people that vote, and the same as spectra."""
         test = windowing.cut(self.recordings, replace(self.own.windows, step=self.own.vote_step)).test
-        return {RAW: test, SPECTRA: self.spectra.split(test)}
+        voters = test.chosen(voting.segments(test, self.own.vote_samples, test.length).ravel())
+        return {RAW: voters, SPECTRA: self.spectra.split(voters)}
 
     @cached_property
     def together(self) -> np.ndarray:
-        """Which windows vote together, (segment, window)."""
+        """Which of them vote together, (segment, window)."""
         return voting.segments(self.voters[RAW], self.own.vote_samples, self.own.windows.length)
 
     @cached_property
