@@ -307,7 +307,7 @@ class AttentionStudySettings:
 
     windows: WindowSettings = replace(LONG_WINDOWS, step=16)  # Choice: of which every n-th is taken
     n_train: int = 13_500  # Choice: about so many training windows; those of DSADS then share no sample
-    model: SelfAttentionSettings = SelfAttentionSettings()
+    model: SelfAttentionSettings = SelfAttentionSettings()  # Choice: 32 units
     training: TrainingSettings = FALLING  # Choice
     n_others: int = 3  # Choice: networks of what is not compared in the first place
     time_ratio: float = 8.0  # Choice: epochs of the CNN in the time of one of attention, about as measured
