@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.networks.attention_branch import AttentionBranch
+from harvis_utils.networks.self_attention import Attention, SelfAttention
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.networks.taps import Tap
-from harvis_utils.settings import ModelSettings
+from harvis_utils.settings import BranchSettings, ModelSettings, SelfAttentionSettings
 
 N_AXES, LENGTH, CLASSES = 3, 30, ("still", "slow", "fast")
 Weights = dict[str, np.ndarray]
@@ -508,7 +510,7 @@ def transformer() -> Case:
     )
 
 
-class SelfAttention(nn.Module):
+class SensorAttention(nn.Module):
     """Attention over sensors, over time, and in pooling: a block of SA-HAR (Mahmud et al. 2020, "Human activity
     recognition from wearable sensor data using self-attention"). Wants (window, time, axis)."""
 
@@ -531,8 +533,8 @@ class SelfAttention(nn.Module):
 
 
 def sa_har() -> Case:
-    """What attention over time gives out; see :class:`SelfAttention`."""
-    network = fitted(Taking(SelfAttention(), time_first))
+    """What attention over time gives out; see :class:`SensorAttention`."""
+    network = fitted(Taking(SensorAttention(), time_first))
     w = {name.removeprefix("network."): value for name, value in weights_of(network).items()}
 
     def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -624,6 +626,83 @@ def conv_norm_relu() -> Case:
     return Case(network, "conv2", "window unit time", by_hand, ("norm2",), rectified=True, stages=stages)
 
 
+def st_abn() -> Case:
+    """Axes mixed behind ST-ABN's attention, the package's own (after Fukui et al. 2019, "Attention branch
+    network: learning of attention mechanism for visual explanation")."""
+    network = fitted(AttentionBranch(N_AXES, LENGTH, 3, BranchSettings(n_units=6)), 60)
+    w = weights_of(network)
+
+    def layer(h: np.ndarray, name: str, norm: str, padding: int = 0) -> np.ndarray:
+        return np_relu(np_batch_norm(np_conv(h, w, name, padding=padding), w, norm))
+
+    def with_axes(h: np.ndarray) -> np.ndarray:
+        return h.reshape(-1, N_AXES, *h.shape[1:]).transpose(0, 2, 1, 3)
+
+    def over_time(classes: np.ndarray) -> np.ndarray:
+        padded, kernel = np.pad(classes, ((0, 0), (0, 0), (1, 1), (1, 1))), w["branch.time.0.weight"][0]
+        seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+        found = np.einsum("ncatij,cij->nat", seen, kernel).reshape(len(classes), 1, -1)
+        found = np_relu(np_batch_norm(found, w, "branch.time.1")).reshape(-1, N_AXES, LENGTH)
+        frames = np_relu(found @ w["branch.frames.weight"][:, :, 0, 0].T).mean(1)
+        return expit(np_linear(np_relu(np_linear(frames, w, "branch.weigh.0")), w, "branch.weigh.2"))
+
+    def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        f = layer(layer(x.reshape(-1, 1, LENGTH), "conv1", "norm_conv1", 2), "conv2", "norm_conv2", 2)
+        classes = layer(layer(f, "branch.conv", "branch.norm_conv", 2), "branch.k1", "branch.norm_k1")
+        space = expit(np_batch_norm(np_conv(classes, w, "branch.space.0"), w, "branch.space.1"))
+        time = over_time(with_axes(classes)).repeat(N_AXES, axis=0)[:, None]
+        weighed = layer(np.concatenate([(1 + space) * f, time * f], 1), "fuse", "norm_fuse")
+        h = with_axes(layer(weighed, "conv3", "norm_conv3", 2))
+        h = np.einsum("niat,oia->not", h, w["mix.weight"][..., 0])
+        h = np_relu(np_batch_norm(h, w, "norm_mix"))
+        return h[:, :, None], np_linear(h.mean(2), w, "classes")
+
+    layout = "window unit axis time"
+    return Case(network, "norm_mix", layout, by_hand, ("norm_mix",), rectified=True, smooth=True)
+
+
+def np_attended(h: np.ndarray, w: Weights, name: str, layer: Attention) -> np.ndarray:
+    """What an attention of 1D-SAN gives out, neighbour by neighbour: (window, unit, time) -> (window, inner, time)."""
+
+    def dense(x: np.ndarray, of: str) -> np.ndarray:
+        found = np.einsum("oi,ni...->no...", w[f"{name}{of}.weight"][:, :, 0], x, optimize=True)
+        return found + np.reshape(w.get(f"{name}{of}.bias", 0.0), (-1, 1))
+
+    length, time = h.shape[2], np.arange(h.shape[2])
+    reach = layer.footprint // 2 * layer.dilation
+    weights, values = [], []
+    for offset in range(-reach, reach + 1, layer.dilation):
+        seen = np.abs(time + offset)
+        seen = np.where(seen > length - 1, 2 * (length - 1) - seen, seen)
+        pair = dense(h, "phi") - dense(h, "psi")[:, :, seen]
+        apart = np.broadcast_to(2 * (time - seen) / (length - 1), (len(h), 1, length))
+        pair = np.concatenate([pair, apart], 1)
+        for norm, filters in (("gamma.0", "gamma.2"), ("gamma.3", "gamma.5")):
+            pair = dense(np_relu(np_batch_norm(pair, w, f"{name}{norm}")), filters)
+        weights.append(pair)
+        values.append(dense(h, "beta")[:, :, seen])
+    return (softmax(weights, axis=0) * values).sum(0)
+
+
+def self_attention() -> Case:
+    """The units of the second of three blocks of 1D-SAN, the package's own (after Zhao et al. 2020, "Exploring
+    self-attention for image recognition")."""
+    network = fitted(SelfAttention(N_AXES, 3, SelfAttentionSettings(n_units=16)))
+    w = weights_of(network)
+
+    def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        h, units = np_conv(x, w, "embed"), {}
+        for name in network.blocks:
+            active = np_relu(np_batch_norm(h, w, f"{name}.active.0"))
+            mixed = np_attended(active, w, f"{name}.mix.", network.get_submodule(f"{name}.mix"))
+            units[name] = np_relu(np_batch_norm(mixed, w, f"{name}.units.0"))
+            h = h + np_conv(units[name], w, f"{name}.back")
+        h = np_relu(np_batch_norm(h, w, "active.0"))
+        return units["block2"][:, :, None], np_linear(h.mean(2), w, "classes")
+
+    return Case(network, "block2.units", "window unit time", by_hand, ("block2.units.0",), smooth=True)
+
+
 MAKERS: dict[str, Callable[[], Case]] = {
     "SF-HF": sf_hf,
     "1-D CNN": cnn,
@@ -636,6 +715,8 @@ MAKERS: dict[str, Callable[[], Case]] = {
     "SA-HAR-like block": sa_har,
     "MLP-Mixer-like block": mixer,
     "conv, norm, functional ReLU": conv_norm_relu,
+    "ST-ABN": st_abn,
+    "1D-SAN": self_attention,
 }
 NAMES = tuple(MAKERS)
 

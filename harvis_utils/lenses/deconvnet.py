@@ -6,7 +6,7 @@ with another rule at the rectifiers (:mod:`harvis_utils.networks.backward`); max
 switches, and batch norm in evaluation mode is part of the filters.
 
 Without max pooling there are no switches, and the projection of a given output is the same for every window: the window
-decides only *where* and *how strongly* a unit speaks.
+decides only *where* and *how strongly* a unit speaks. What switches carry is told by others in their place.
 """
 
 from __future__ import annotations
@@ -31,6 +31,23 @@ from harvis_utils.training.supervised import Network
 
 #: what a projection does at a rectifier on its way back; None leaves the gradient as it is
 RULES: dict[str, backward.Rule | None] = {"deconvnet": backward.deconvnet, "guided": backward.guided, "gradient": None}
+
+
+def _random(h: Tensor) -> Tensor:
+    """Equally likely places, the same in every call."""
+    return torch.rand(h.shape, generator=torch.Generator().manual_seed(0)).to(h)
+
+
+def _lent(h: Tensor) -> Tensor:
+    """What the second half of a batch has, for the first half."""
+    return h.roll(len(h) // 2, 0)
+
+
+#: switches in place of a window's own, said behind a rule ("deconvnet, random switches"): places drawn at random, and
+#: those of the window that stands a third of all windows before it
+SWITCHES: dict[str, Callable[[Tensor], Tensor]] = {"random switches": _random, "another window's switches": _lent}
+#: the deconvnet with the switches of the window itself, and with each of the others
+SWITCHED = ("deconvnet", *(f"deconvnet, {name}" for name in SWITCHES))
 
 #: maps (window, unit, axis, time) of some windows, and which of all these are, bool (window,) -> what goes back: the
 #: maps' shape, zero wherever nothing is to be projected
@@ -83,19 +100,28 @@ def project(network: nn.Module, tap: str | Tap, x: np.ndarray | Tensor, keep: Ke
     """What of the input the kept outputs of a layer speak of, (window, axis, time), for windows of that shape in G.
 
     ``keep`` gets the layer's maps, ``CHUNK`` windows at once, and which windows these are, and returns what goes back;
-    ``rule`` is one of ``RULES``. The network is used in evaluation mode and left as it was. Raises ``ValueError`` for
-    an unknown layer or rule, listing the valid ones, for a ``keep`` of another shape or of other windows, where nothing
-    leads from the layer back to the input, and for a rule other than "gradient" where more than rectifiers and linear
-    layers lies between them.
+    ``rule`` is one of ``RULES``, with one of ``SWITCHES`` behind it where max pooling is to be undone by others than
+    the window's own. The network is used in evaluation mode and left as it was. Raises ``ValueError`` for an unknown
+    layer or rule, listing the valid ones, for a ``keep`` of another shape or of other windows, where nothing leads from
+    the layer back to the input, and for a rule other than "gradient" where more than rectifiers and linear layers lies
+    between them.
     """
+    rule, _, switched = rule.partition(", ")
     place, rectify = taps.find(network, tap), RULES[known("rule", rule, RULES)]
+    guide = SWITCHES[known("set of switches", switched, SWITCHES)] if switched else None
     found, which, x = [], torch.arange(len(x)) // CHUNK, torch.as_tensor(x)
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    with taps.evaluating(network), backward.rectifiers(rectify) if rectify else nullcontext():
+    lent = x.roll(max(1, len(x) // 3), 0).split(CHUNK)
+    with (
+        taps.evaluating(network),
+        backward.rectifiers(rectify) if rectify else nullcontext(),
+        backward.switches(guide) if guide else nullcontext(),
+    ):
         for chunk, batch in enumerate(x.split(CHUNK)):
             batch = batch.clone().requires_grad_(True)
             with torch.enable_grad():
-                maps = taps.maps_of(network, place, batch)
+                both = torch.cat([batch, lent[chunk]]) if guide is _lent else batch
+                maps = taps.maps_of(network, place, both)[: len(batch)]
             if rectify:
                 backward.refuse_others(maps, place.name)
             back = keep(maps.detach(), which == chunk)
@@ -145,17 +171,29 @@ def project_top(
     return top.assign(signal=(dims, signal), projection=(("rule", *dims), projection)).assign_coords(rule=list(rules))
 
 
+def in_samples(network: nn.Module, tap: str | Tap, top: xr.Dataset, example: np.ndarray) -> xr.Dataset:
+    """``top`` with its ``time`` in samples of windows like ``example`` (window, axis, time), also of shorter maps."""
+    if taps.outputs(network, tap, example[:1]).shape[3] == example.shape[2]:
+        return top
+    at = (taps.positions(network, tap, example) + 0.5).clip(0, example.shape[2] - 1).astype(int)
+    return top.assign(time=(top["time"].dims, at[top["time"].values]))
+
+
 def searched(split: Split, at_most: int = N_SEARCHED) -> Split:
     """Every n-th window of a split, so that no more than ``at_most`` are left."""
     return split.every(-(-len(split) // at_most))
 
 
 @kept("projections")
-def projections(network: Network, windows: Windows) -> xr.Dataset:
-    """:func:`project_top` of all units of SF-HF's layers, dims (layer, ...), over :func:`searched` training windows."""
+def projections(network: Network, windows: Windows, rules: Sequence[str] = tuple(RULES)) -> xr.Dataset:
+    """:func:`project_top` of all units of SF-HF's layers, dims (layer, ...), over :func:`searched` training windows.
+
+    Of other networks with ``layers`` too; ``time`` is in samples of the window.
+    """
     split, model = searched(windows.train), network.model
     top = top_of_layers(model, model.layers, split)
-    return xr.concat([project_top(model, la, split, of) for la, of in top.items()], pd.Index(top, name="layer"))
+    parts = [in_samples(model, la, project_top(model, la, split, of, rules), split.x[:8]) for la, of in top.items()]
+    return xr.concat(parts, pd.Index(top, name="layer"))
 
 
 def middling(found: xr.Dataset) -> xr.Dataset:

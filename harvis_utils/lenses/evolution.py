@@ -125,10 +125,7 @@ def features_of(moment: Moment, windows: Windows, layers: Sequence[str | Tap] | 
             found = deconvnet.project_top(model, place, split, top[place.name], ("deconvnet",))
         except ValueError:  # Choice: where that rule is not defined, the gradient, and ``rule`` says so
             found = deconvnet.project_top(model, place, split, top[place.name], ("gradient",))
-        found = found.isel(rank=0)
-        if own.shape[3] != split.length:
-            at = (taps.positions(model, place, fixed) + 0.5).clip(0, split.length - 1).astype(int)
-            found = found.assign(time=("unit", at[found["time"].values]))
+        found = deconvnet.in_samples(model, place, found.isel(rank=0), fixed)
         mixed = own.shape[2] != fixed.shape[1]
         flat = own.transpose(0, 1).flatten(1)[:, ::PLACES].cpu().numpy()
         dims = ("unit", "input_axis", "sample") if mixed else ("unit", "sample")

@@ -11,6 +11,7 @@ and spectrum. No activity has those. A lens that points at what moves cannot tel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -41,7 +42,8 @@ KEPT = (1, deconvnet.N_TOP)
 
 def spans(split: Split, truth: PlantedMotifs) -> np.ndarray:
     """Where any motif is in each window, bool (window, axis, time); see :func:`concepts.of_motifs`."""
-    return concepts.of_motifs(truth, split).masks.any(0)
+    here = truth.occurrences[truth.occurrences["subject"].isin(split.subject)]
+    return concepts.of_motifs(replace(truth, occurrences=here), split).masks.any(0)
 
 
 def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +56,7 @@ def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple
     planted = np.zeros(x.shape, bool)
     shape = dict(zip(truth.names, truth.shapes, strict=True))
     on = truth.occurrences.groupby(["activity", "axis"])["motif"].first()
-    there = spans(split, truth)[chosen]
+    there = spans(split.chosen(chosen), truth)
     for i, activity in enumerate(split.activity[chosen]):
         for axis in range(x.shape[1]):
             decoy = shape[on[activity, axis]][::-1]
@@ -64,6 +66,22 @@ def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple
                 x[i, axis, at] += decoy.astype(np.float32)
                 planted[i, axis, at] = True
     return x, planted
+
+
+def motifs_backwards(split: Split, truth: PlantedMotifs) -> Split:
+    """The same windows with every motif backwards in its place, the background as it was.
+
+    ``split`` must be cut at the rate of the recordings.
+    """
+    series, shape = split.series.copy(), dict(zip(truth.names, truth.shapes, strict=True))
+    begins = {
+        (s, a): b - o for s, a, b, o in zip(split.subject, split.activity, split.start, split.offset, strict=True)
+    }
+    for of in truth.occurrences.itertuples():
+        if (begin := begins.get((of.subject, of.activity))) is not None:
+            own = shape[of.motif]
+            series[begin + of.start :][: len(own), of.axis] += (of.scale * (own[::-1] - own)).astype(np.float32)
+    return replace(split, series=series)
 
 
 def longest_run(flags: np.ndarray) -> tuple[int, int]:
@@ -92,18 +110,21 @@ def class_scores() -> dict[str, Lens]:
     return {f"{rule}, class score": ("classes", 0, rule) for rule in deconvnet.RULES}
 
 
-def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
-    """Axis and time step, (window,) each, that a lens points at: the peak of its map over (axis, time).
+def maps_of(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: Lens) -> np.ndarray:
+    """What a lens says of every sample, (window, axis, time), the larger the more.
 
-    Occlusion: the centre of the cover that costs the class most. Projections: the largest sample, whatever its sign.
+    Occlusion: what a cover centred there costs the class. Projections: their size, whatever the sign.
     """
     if isinstance(lens, Occluder):
-        maps = occlusion.drops(network, x, classes, occlusion.by_axis(x.shape[1]), lens)["log_odds"].values
-    else:
-        layer, n, rule = lens
-        keep = deconvnet.strongest(n) if n else deconvnet.classes(classes)
-        maps = deconvnet.project(network, layer, x, keep, rule).abs().numpy()
-    return occlusion.peaks(maps)
+        return occlusion.drops(network, x, classes, occlusion.by_axis(x.shape[1]), lens)["log_odds"].values
+    layer, n, rule = lens
+    keep = deconvnet.strongest(n) if n else deconvnet.classes(classes)
+    return deconvnet.project(network, layer, x, keep, rule).abs().numpy()
+
+
+def pointed(network: nn.Module, x: np.ndarray, classes: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
+    """Axis and time step, (window,) each, that a lens points at: the peak of its map over (axis, time)."""
+    return occlusion.peaks(maps_of(network, x, classes, lens))
 
 
 @kept("locating", apart=("truth",))

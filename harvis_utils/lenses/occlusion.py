@@ -122,6 +122,26 @@ def drops(
     return xr.Dataset({name: (dims[: of.ndim], of) for name, of in found.items()}, {"group": list(groups)})
 
 
+def labels(
+    network: nn.Module, x: np.ndarray | Tensor, groups: dict[str, tuple[int, ...]], occluder: Occluder
+) -> xr.Dataset:
+    """The most probable class as the occluder's centre moves over every time step and group: (window, group, time).
+
+    A dataset of ``label`` and its ``probability``, and ``before`` (window,), the most probable one of the whole window.
+    Raises ``ValueError`` for a network that gives no class scores.
+    """
+    x, found = taps.as_windows(network, x), []
+    with taps.evaluating(network), torch.no_grad():
+        before = taps.scores_of(network, x).argmax(1)
+        for axes in groups.values():
+            covers = (covered(x, axes, t, occluder) for t in range(x.shape[2]))
+            found.append(torch.stack([torch.stack(taps.scores_of(network, c).softmax(1).max(1)) for c in covers]))
+    most, which = torch.stack(found).permute(2, 3, 0, 1).cpu().numpy()  # (probability and class, window, group, time)
+    dims = ("window", "group", "time")
+    found = {"label": (dims, which.astype(int)), "probability": (dims, most), "before": ("window", before.cpu())}
+    return xr.Dataset(found, {"group": list(groups)})
+
+
 def _drops(network, x: Tensor, classes: Tensor, groups, occluder: Occluder, tap) -> dict[str, Tensor]:
     """:func:`drops` of one batch of windows."""
     odds, maps = _answers(network, x, classes, tap)
@@ -190,21 +210,29 @@ def sensor_costs(covered: Mapping[str, Sequence[xr.Dataset]], windows: Windows) 
     return pd.concat(costs, names=["network", "class"])
 
 
+def elsewhere(recording: np.ndarray) -> np.ndarray:
+    """For each window, (window,), the number of one of another recording, or of its own where no other is left.
+
+    Choice: another recording, because neighbours in one overlap and are alike; windows are shifted by as many as the
+    longest recording has.
+    """
+    order, other = np.argsort(recording, kind="stable"), np.empty(len(recording), int)
+    other[order] = np.roll(order, np.unique(recording, return_counts=True)[1].max())
+    return other
+
+
 def agreement(found: xr.Dataset, axes: Sequence[str], width: int, recording: np.ndarray) -> dict[str, np.ndarray]:
     """Does covering cost the strongest unit most where its projection is large? Correlations per window, (window,).
 
     "own projection": Pearson correlation over axes and time of the drop of the unit's activity with its projection
     (absolute, summed over what the occluder of ``width`` covers); "other projection": with that of a window of another
-    recording, which tells how much is the same in every window. Choice: another recording, as ``recording`` (window,)
-    names it, because neighbours in one overlap and are alike; windows are shifted by as many as the longest recording
-    has. NaN where one of them is constant, or no other recording is left.
+    recording (:func:`elsewhere`), which tells how much is the same in every window. NaN where one of them is constant,
+    or no other recording is left.
     """
     padded = np.pad(np.abs(found["projection"].values), ((0, 0), (0, 0), (width // 2, width // 2)))
     size = np.lib.stride_tricks.sliding_window_view(padded, width, axis=2).sum(-1)
     lost = found["activity"].sel(group=list(axes)).transpose("window", "group", "time").values
-    lost, size = lost.reshape(len(lost), -1), size.reshape(len(size), -1)
-    order, other = np.argsort(recording, kind="stable"), np.empty(len(recording), int)
-    other[order] = np.roll(order, np.unique(recording, return_counts=True)[1].max())
+    lost, size, other = lost.reshape(len(lost), -1), size.reshape(len(size), -1), elsewhere(recording)
     of_others = np.where(recording[other] != recording, correlation(lost, size[other]), np.nan)
     return {"own projection": correlation(lost, size), "other projection": of_others}
 

@@ -223,6 +223,31 @@ class leaking(TorchFunctionMode):
         return of.x.copy_(out) if of.in_place else out
 
 
+class switches(TorchFunctionMode):
+    """While the block runs, max pooling that is *called* in it has other switches for the way back than its own.
+
+    ``guide`` makes of what is pooled a tensor of that shape; the places of *its* maxima, one in each region, get what
+    comes back. What pooling gives out does not change by a bit.
+    """
+
+    def __init__(self, guide: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.guide = guide
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        kind = name.removesuffix("_with_indices")
+        if kind.removeprefix("adaptive_") not in ("max_pool1d", "max_pool2d", "max_pool3d"):
+            return func(*args, **kwargs)
+        pool, inner = getattr(F, f"{kind}_with_indices"), -int(kind[-2])
+        x, *sizes = args if args else (kwargs.pop("input"),)
+        wanted = kwargs.pop("return_indices", False)
+        (out, own), (_, at) = (pool(of, *sizes, **kwargs) for of in (x.detach(), self.guide(x.detach())))
+        there = x.flatten(inner).gather(-1, at.flatten(inner)).view_as(out)
+        out = out + (there - there.detach())  # adds nothing but the way back
+        return (out, own) if wanted else out
+
+
 #: nodes of autograd that are linear in what comes from the input, or choose from it; norms keep their gradient
 _LINEAR = {
     *("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "SlowConvDilated2D", "Addmm", "Mm", "Bmm", "Mv"),

@@ -7,12 +7,21 @@ from typing import Any
 
 from torch import nn
 
+from harvis_utils.networks import self_attention
+from harvis_utils.networks.attention_branch import AttentionBranch
 from harvis_utils.networks.leaky import LeakySFHF
+from harvis_utils.networks.pooled import Pooled
 from harvis_utils.networks.sfhf import SFHF
-from harvis_utils.settings import LeakySettings, ModelSettings
+from harvis_utils.settings import BranchSettings, LeakySettings, ModelSettings, PooledSettings, SelfAttentionSettings
 
 #: (axes, samples, classes, settings) into a network that takes (window, axis, time) and returns (window, class) scores
-BUILDERS: dict[type, Callable[[int, int, int, Any], nn.Module]] = {ModelSettings: SFHF, LeakySettings: LeakySFHF}
+BUILDERS: dict[type, Callable[[int, int, int, Any], nn.Module]] = {
+    ModelSettings: SFHF,
+    LeakySettings: LeakySFHF,
+    BranchSettings: AttentionBranch,
+    PooledSettings: Pooled,
+    SelfAttentionSettings: self_attention.network,
+}
 
 
 def build(n_axes: int, length: int, n_classes: int, settings) -> nn.Module:

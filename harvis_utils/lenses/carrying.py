@@ -1,0 +1,116 @@
+"""A trunk trained on one data set and carried to another: other people, other activities, other sensors' places.
+
+Zeiler and Fergus (2014, section 5) retrain the last layers on other pictures, with few examples a class. The trunk of
+SF-HF treats each axis by itself, so that it fits windows with any axes at the same rate; the head is made anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from harvis_utils.data import archive, synthetic, windowing
+from harvis_utils.data.kinds import Recordings, check_name
+from harvis_utils.data.windowing import Windows
+from harvis_utils.lenses.architecture import N_PER_CLASS, few_of_each
+from harvis_utils.lenses.dissection import over_networks
+from harvis_utils.networks import taps
+from harvis_utils.networks.sfhf import SFHF
+from harvis_utils.parallel import side_by_side, threads_inside
+from harvis_utils.settings import APPROXIMATE, ModelSettings, Settings, TrainingSettings, TransferSettings
+from harvis_utils.store.results import kept
+from harvis_utils.training import supervised
+from harvis_utils.training.supervised import Network
+
+FROZEN, TUNED, RANDOM, SCRATCH = "carried, frozen", "carried, fine-tuned", "random trunk, frozen", "from scratch"
+#: the ceiling
+ALL = "all windows"
+#: data sets that features are carried to and from, the first one that is there; made-up data have a noisier variant
+OTHERS = {"dsads": ("mhealth", f"mhealth{APPROXIMATE}"), "mhealth": ("dsads",)}
+#: Choice: networks of each data set, as many as an interval wants, and at most about so many test windows
+N_NETWORKS, N_TEST = 3, 2000
+
+
+def other_recordings(dataset: str) -> Recordings | None:
+    """Recordings of the data set that goes with ``dataset``; None where its archive is not on this machine."""
+    base = dataset.removesuffix(APPROXIMATE)
+    if base == synthetic.DATASET.name:
+        return synthetic.variant(noise_g=0.1, prevalence=0.75)
+    there = [name for name in OTHERS.get(base, ()) if archive.locate(name, check_name(name).archive)]
+    return archive.load_recordings(there[0], download=False) if there else None
+
+
+class OnMaps(SFHF):
+    """SF-HF given the maps (window, unit, axis, time) of its last convolution: a trunk that nothing can change."""
+
+    def feature_maps(self, x: Tensor, upto: str | None = None) -> dict[str, Tensor]:
+        """The maps themselves."""
+        return {self.layers[-1]: x}
+
+
+@kept("carrying")
+@threads_inside(1)
+def carried(
+    source: Network, target: Windows, model: ModelSettings, training: TrainingSettings, settings: TransferSettings
+) -> pd.DataFrame:
+    """Test macro F1 on the ``target`` of every arm and number of windows a class, with the trunk of ``source``.
+
+    All arms begin with the same head and take as many steps; ``FROZEN`` ones learn it on maps that are on a common
+    scale, unit by unit, over the few windows.
+    """
+    trunk = {k: v for k, v in source.model.state_dict().items() if k.startswith(("conv", "norm_conv"))}
+    x_test, rows, layer = torch.as_tensor(target.test.x), [], source.model.layers[-1]
+    for n in N_PER_CLASS:
+        chosen = few_of_each(target.train, n, source.seed)
+        x, y = torch.as_tensor(target.train.x[chosen]), torch.as_tensor(target.train.activity[chosen])
+        epochs = -(-settings.n_steps // -(-len(x) // training.batch_size))
+        for arm in (FROZEN, TUNED, RANDOM, SCRATCH):
+            network, few, test = supervised.new_model(target, model, source.seed + 1), x, x_test
+            if arm in (FROZEN, TUNED):
+                network.load_state_dict(trunk, strict=False)
+            if arm in (FROZEN, RANDOM):
+                few, test = (taps.outputs(network, layer, of) for of in (x, x_test))
+                spread, centre = torch.std_mean(few, (0, 2, 3), keepdim=True)
+                few, test = ((of - centre) / spread.clamp(min=1e-6) for of in (few, test))
+                network.__class__ = OnMaps
+            supervised.fit(network, few, y, training, source.seed, epochs=epochs)
+            with torch.no_grad():
+                batches = test.split(supervised.EVALUATION_BATCH)
+                predicted = torch.cat([network.eval()(batch).argmax(1) for batch in batches]).numpy()
+            f1 = supervised.macro_f1(target.test, predicted)
+            rows.append({"arm": arm, "windows a class": n, "seed": source.seed, "F1": f1})
+    return pd.DataFrame(rows)
+
+
+def carrying(cfg: Settings, windows: Windows, networks: list[Network], other: Recordings) -> pd.DataFrame:
+    """:func:`carried` from the run's data set to another and back, one row per way, arm and windows a class.
+
+    ``N_NETWORKS`` of the run's ``networks`` carry, and as many that are trained like them on the ``other`` data.
+
+    Mean ``F1`` over networks, its paired ``gain`` over training from scratch and ``more than random``, over the random
+    trunk, with intervals; the arm ``ALL`` are the target's own networks, on the same test windows.
+    """
+    few = replace(cfg, training=replace(cfg.training, seeds=cfg.training.seeds[:N_NETWORKS]))
+    there = windowing.cut(other, cfg.windows)
+    ends = {cfg.dataset: (windows, networks[:N_NETWORKS]), other.name: (there, supervised.networks(few, there))}
+    rows = {}
+    for source, target in (tuple(ends), tuple(ends)[::-1]):
+        to, judged = ends[target]
+        every = -(-len(to.test) // N_TEST)
+        to = replace(to, test=to.test.every(every))
+        whole = {net.seed: supervised.macro_f1(to.test, net.predicted["test"][::every]) for net in judged}
+        about = (to, cfg.model, cfg.architecture.training, cfg.transfer)
+        found = pd.concat(side_by_side(cfg, lambda net, about=about: carried(net, *about), ends[source][1]))
+        wide = found.pivot_table("F1", "seed", ["arm", "windows a class"], sort=False)
+        for n in N_PER_CLASS:
+            wide[ALL, n] = pd.Series(whole)
+        for (arm, n), values in wide.items():
+            row = {"networks": len(values)}
+            beside = {"F1": 0.0, "gain": wide[SCRATCH, n], "more than random": wide[RANDOM, n]}
+            for name, control in beside.items():
+                row |= over_networks(name, values - control, 2)
+            rows[f"{source} to {target}", arm, n] = row
+    return pd.DataFrame.from_dict(rows, "index").rename_axis(["way", "arm", "windows a class"])
