@@ -328,7 +328,7 @@ FALLING = TrainingSettings(epochs=10, learning_rate=4e-3, schedule="cosine")
 
 
 @dataclass(frozen=True)
-class AttentionStudySettings:
+class SelfAttentionStudy:
     """Networks of notebook 15: how they are trained, and how windows vote."""
 
     windows: WindowSettings = replace(LONG_WINDOWS, step=16)  # Choice: of which every n-th is taken
@@ -358,7 +358,7 @@ SMALL_BRANCH_TRAINING = TrainingSettings(seeds=(0, 1, 2), epochs=6, learning_rat
 
 
 @dataclass(frozen=True)
-class AttentionSettings:
+class BranchStudy:
     """Networks with an attention branch, and what their maps are compared with (notebook 16)."""
 
     windows: WindowSettings = LONG_WINDOWS  # Choice
@@ -402,8 +402,8 @@ class Settings:
     people: PeopleSettings = PeopleSettings()
     widths: WidthSettings = WidthSettings()
     visual: VisualSettings = VisualSettings()
-    attention: AttentionSettings = AttentionSettings()
-    self_attention: AttentionStudySettings = AttentionStudySettings()
+    branches: BranchStudy = BranchStudy()
+    self_attention: SelfAttentionStudy = SelfAttentionStudy()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -473,7 +473,7 @@ PROFILES: dict[str, dict] = {
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
         "people": PeopleSettings(n_people=3, n_windows=1000),
-        "self_attention": AttentionStudySettings(
+        "self_attention": SelfAttentionStudy(
             n_train=1400,
             model=SelfAttentionSettings(n_units=16),
             training=replace(FALLING, seeds=(0, 1), epochs=4),
@@ -483,7 +483,7 @@ PROFILES: dict[str, dict] = {
             n_windows=60,
         ),
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
-        "attention": AttentionSettings(
+        "branches": BranchStudy(
             model=SMALL_BRANCH,
             training=dataclasses.replace(SMALL_BRANCH_TRAINING, seeds=(0, 1)),
             n_networks=2,
@@ -495,7 +495,7 @@ PROFILES: dict[str, dict] = {
     "desk": {
         "training": TrainingSettings(epochs=10, learning_rate=5e-4),
         "evolution": EvolutionSettings(n_trained=20_000),
-        "attention": AttentionSettings(
+        "branches": BranchStudy(
             windows=WindowSettings(length=64, step=64),
             model=BranchSettings(n_units=16),
             training=TrainingSettings(
@@ -516,7 +516,7 @@ PROFILES: dict[str, dict] = {
         "people": PeopleSettings(n_windows=None),
         "widths": WidthSettings(n_draws=20),
         "visual": VisualSettings(n_steps=500),
-        "self_attention": AttentionStudySettings(
+        "self_attention": SelfAttentionStudy(
             n_train=60_000,
             model=SelfAttentionSettings(n_units=64),
             training=replace(FALLING, epochs=60, learning_rate=2e-3),

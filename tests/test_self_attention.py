@@ -22,8 +22,8 @@ from harvis_utils.paper import attending, report
 from harvis_utils.paper.self_attention import CNN, CNN355, PROBE, RAW, SAN, SPECTRA, Study, f1_table, macro, verdicts
 from harvis_utils.paper.stages import Stages
 from harvis_utils.settings import (
-    AttentionStudySettings,
     SelfAttentionSettings,
+    SelfAttentionStudy,
     TrainingSettings,
     WindowSettings,
     load_settings,
@@ -234,7 +234,7 @@ def test_a_signed_auc_says_whether_a_map_points_there_or_away():
 def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARVIS_ARTIFACTS", str(tmp_path_factory.mktemp("study")))
-        own = AttentionStudySettings(
+        own = SelfAttentionStudy(
             n_train=60,
             model=SETTINGS,
             training=TrainingSettings(seeds=(0, 1, 2), epochs=1, schedule="cosine"),
