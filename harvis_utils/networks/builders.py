@@ -7,11 +7,15 @@ from typing import Any
 
 from torch import nn
 
+from harvis_utils.networks.recurrent import Recurrent
 from harvis_utils.networks.sfhf import SFHF
-from harvis_utils.settings import ModelSettings
+from harvis_utils.settings import ModelSettings, RecurrentSettings
 
 #: (axes, samples, classes, settings) into a network that takes (window, axis, time) and returns (window, class) scores
-BUILDERS: dict[type, Callable[[int, int, int, Any], nn.Module]] = {ModelSettings: SFHF}
+BUILDERS: dict[type, Callable[[int, int, int, Any], nn.Module]] = {
+    ModelSettings: SFHF,
+    RecurrentSettings: Recurrent,
+}
 
 
 def build(n_axes: int, length: int, n_classes: int, settings) -> nn.Module:
