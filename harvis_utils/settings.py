@@ -86,7 +86,7 @@ class RecurrentSettings:
     """A GRU over all axes (Cho et al. 2014; for activities e.g. Hammerla et al. 2016)."""
 
     n_units: int = 64  # Choice: as many as SF-HF has in each convolution
-    pool: str = "mean"  # Choice: what the classes see of the outputs over time: their mean or the last one
+    pool: str = "last"  # Choice: what the classes see of the outputs over time: the last one or their mean
     dropout: float = 0.5  # Choice: before the class layer
 
 
@@ -272,6 +272,7 @@ class UnitSettings:
 
     seeds: tuple[int, ...] = (0, 1, 2)  # Choice: networks of each kind
     n_windows: int = 30_000  # Choice: about so many training windows, every n-th of all
+    recurrent: RecurrentSettings = RecurrentSettings()  # Choice
     per_unit: int = 4  # Choice: latents of a sparse code for each unit
     n_active: int = 8  # Choice: latents that are not zero at a time
     n_steps: int = 4000  # Choice: of Adam, in training a sparse code
@@ -408,7 +409,7 @@ PROFILES: dict[str, dict] = {
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
-        "units": UnitSettings(n_windows=2000, n_steps=1000),
+        "units": UnitSettings(n_windows=6100, recurrent=RecurrentSettings(32, dropout=0.2), n_active=3, n_steps=1000),
         "people": PeopleSettings(n_people=3, n_windows=1000),
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
     },

@@ -10,13 +10,13 @@ from harvis_utils.data.windowing import Split
 from harvis_utils.networks.sfhf import Dropout, known
 from harvis_utils.settings import RecurrentSettings
 
-POOLS = ("mean", "last")
+POOLS = ("last", "mean")
 #: recordings read at once, which bounds the memory
 CHUNK = 32
 
 
 class Recurrent(nn.Module):
-    """A GRU over time and a linear layer on its mean or last output.
+    """A GRU over time and a linear layer on its last or mean output.
 
     Input: (batch, axis, time) in G. Output: (batch, class) scores before softmax. A GRU's outputs lie between -1 and 1.
     Raises ``ValueError`` for an unknown ``pool``.
