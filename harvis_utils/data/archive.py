@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name
+from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name, registry
 from harvis_utils.settings import APPROXIMATE, data_folders
 from harvis_utils.store.files import scratch
 from harvis_utils.store.results import kept
