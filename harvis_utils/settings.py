@@ -409,7 +409,7 @@ PROFILES: dict[str, dict] = {
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
-        "units": UnitSettings(n_windows=6100, recurrent=RecurrentSettings(32, dropout=0.2), n_active=3, n_steps=1000),
+        "units": UnitSettings(n_windows=3050, recurrent=RecurrentSettings(32, dropout=0.2), n_active=3, n_steps=1000),
         "people": PeopleSettings(n_people=3, n_windows=1000),
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
     },

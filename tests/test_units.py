@@ -275,18 +275,25 @@ def test_signed_auc_is_that_of_a_library():
 def test_a_direction_that_is_a_motif_finds_it_and_noise_does_not():
     rng = np.random.default_rng(0)
     masks = np.zeros((2, 160, 3, 30), bool)
-    for window in range(160):  # each in half of the recordings, on an axis of its own
-        masks[window // 20 % 2, window, window // 20 % 2, 5:12] = True
+    for window in range(160):  # each in two of 16 recordings, on an axis of its own
+        if (motif := window // 10 % 8) < 2:
+            masks[motif, window, motif, 5:12] = True
     noise = torch.tensor(rng.random((160, 4, 3, 30)), dtype=torch.float32)
     maps = noise.clone()
     maps[:, 2] += 2 * torch.tensor(masks[0])
     maps[:, 1] += 2 * torch.tensor(masks[1])
-    recording = np.arange(160) // 20
+    recording = np.arange(160) // 10
     found = sparse_codes.motif_scores((maps, maps), (masks, masks), recording, 39)
     assert found["direction"].tolist() == [2, 1] and found["recall"].tolist() == [1, 1]
-    assert found["hits"].tolist() == [1, 1] and (found["signed AUC"] == 1).all() and (found["chance"] < 0.8).all()
+    assert found["hits"].tolist() == [1, 1] and (found["signed AUC"] == 1).all() and (found["chance"] < 0.9).all()
     none = sparse_codes.motif_scores((noise, noise.flip(0)), (masks, masks), recording, 39)
-    assert (none["signed AUC"].abs() < 0.2).all() and (none["hits"] < 0.5).all()
+    assert (none["signed AUC"].abs() < 0.4).all() and not none["recall"].any()
+
+
+def test_filters_that_are_the_motifs_find_the_planted_ones():
+    found = sparse_codes.matched(Stages(load_settings("quick")).data, synthetic.motifs(), 40, 19)
+    assert (found["signed AUC"] > 0.8).all() and found["recall"].all()
+    assert found["motif"].tolist() == list(synthetic.MOTIFS) and found["direction"].tolist() == list(range(9))
 
 
 def test_codes_of_networks_are_read_beside_units(run):
@@ -303,9 +310,9 @@ def test_codes_of_networks_are_read_beside_units(run):
     assert sizes["latents"] == sizes["random directions"] == 12 and sizes["units"] == sizes["rotated units"] == 6
     units = table[table["kind"] == "units"]
     assert np.allclose(units["unique of as many"], units["unique"])
-    against = sparse_codes.against(table, ["best IoU"])["latents minus this"]
-    means = table.groupby("kind", observed=True)["best IoU"].mean()
-    assert against["best IoU", "units"] == pytest.approx(means["latents"] - means["units"])
+    against = sparse_codes.against(table, ["IoU of concepts"])["latents minus this"]
+    means = table.groupby("kind", observed=True)["IoU of concepts"].mean()
+    assert against["IoU of concepts", "units"] == pytest.approx(means["latents"] - means["units"])
 
 
 # -------------------------------------------------------------------------------------------------------- data beside

@@ -38,11 +38,13 @@ from harvis_utils.training.supervised import Network, macro_f1, predict
 
 #: windows whose outputs a code learns from, which bounds the memory
 N_LEARNED = 8000
+#: vectors coded at once, which bounds it too
+CHUNK = 1 << 16
 #: vectors in a step, and the learning rate, which falls to 0 along a line
 BATCH, RATE = 2048, 2e-3
 #: a latent that was silent for so many steps is dead, and learns what the others leave (Gao et al. 2024, A.2)
 SILENT_STEPS, DEAD_WEIGHT = 50, 1 / 32
-#: share of the (window, axis) pairs, those with a direction's largest outputs, in which its peak should hit the motif
+#: share of stretches, single axes of windows, that are those with a direction's largest outputs
 STRONGEST = 0.02
 #: what is read: directions by how they come about, those of networks with random weights too
 TRAINED = ("latents", "units", "rotated units", "random directions")
@@ -79,7 +81,7 @@ class Code:
 
     def maps(self, of: Tensor) -> Tensor:
         """Maps of latents instead of units: (window, unit, axis, time) -> (window, latent, axis, time)."""
-        return self.latents(of.movedim(1, -1)).movedim(-1, 1)
+        return torch.cat([self.latents(some.movedim(1, -1)).movedim(-1, 1) for some in of.split(taps.CHUNK)])
 
     def again(self, of: Tensor) -> Tensor:
         """Maps of units, written down by the code and read again."""
@@ -173,12 +175,15 @@ def checked(network: Network, windows: Windows, layer: str, settings: UnitSettin
             hook.remove()
 
     for name, code in codes.items():
-        left = (h - code.vectors(code.latents(h))).square().sum() / (h - h.mean(0)).square().sum()
-        found |= {f"R2{name}": 1 - float(left), f"F1 spliced{name}": spliced(code.again)}
+        left = sum(float((of - code.vectors(code.latents(of))).square().sum()) for of in h.split(CHUNK))
+        found |= {
+            f"R2{name}": 1 - left / float((h - h.mean(0)).square().sum()),
+            f"F1 spliced{name}": spliced(code.again),
+        }
     mean = codes[""].mean[:, None, None]
     found["F1 spliced, mean"] = spliced(lambda maps: mean.expand_as(maps).clone())
     own = vectors(network, layer, windows.thinned(min(N_LEARNED, len(windows.train))).train)
-    alive = torch.stack([(codes[""].latents(part) > 0).any(0) for part in own.split(1 << 16)]).any(0)
+    alive = torch.stack([(codes[""].latents(part) > 0).any(0) for part in own.split(CHUNK)]).any(0)
     return found | {"dead": float(1 - alive.double().mean())}
 
 
@@ -232,19 +237,22 @@ def detectors(
     """One row per kind of direction and network: what directions of the last convolution detect.
 
     "unique" are different concepts detected by the source's threshold, "unique of as many" those expected among as many
-    directions as there are units, "detectors" and "above chance" shares of directions, "best IoU" their mean.
+    directions as there are units, "detectors" and "above chance" shares of directions. "IoU of concepts" is the mean
+    over concepts of the largest IoU of any direction, "IoU of directions" that over directions with any concept.
     """
     layer, how = networks[0].model.layers[-1], (cfg.dissection.thinning, known, cfg.dissection.n_draws)
     n_units = taps.outputs(networks[0].model, layer, windows.train.x[:2]).shape[1]
 
     def one(network: Network, kind: str) -> list[dict]:
-        labels = dissection.detectors(dissected(network, windows, layer, cfg.units, kind, *how))
+        read = dissected(network, windows, layer, cfg.units, kind, *how)
+        labels = dissection.detectors(read)
         on = labels["detector"].sel(rule=dissection.RULES[0])
         counts = labels["concept"].where(on, drop=True).to_series().value_counts()
         found = {"directions": labels.sizes["unit"], "unique": len(counts)}
         # a concept is among those drawn unless none of its detectors is
         found["unique of as many"] = hypergeom(labels.sizes["unit"], counts.to_numpy(), n_units).sf(0).sum()
-        found |= {"detectors": float(on.mean()), "best IoU": float(labels["best"].mean())}
+        found |= {"detectors": float(on.mean()), "IoU of directions": float(labels["best"].mean())}
+        found |= {"IoU of concepts": float(read["iou"].max("unit").mean())}
         return [found | {"above chance": float(labels["detector"].sel(rule=dissection.RULES[1]).mean())}]
 
     return _of_kinds(cfg, networks, untrained, one)
@@ -271,9 +279,9 @@ def against(table: pd.DataFrame, measures: Sequence[str], first: str = "latents"
 
 
 def signed_auc(outputs: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """2 AUC - 1 of outputs (sample,) for samples ``inside`` (set, sample): (set,).
+    """2 AUC - 1 of outputs (stretch,) for stretches ``inside`` (set, stretch): (set,).
 
-    1: larger at every sample inside than at any outside; -1: smaller; 0: no difference, or an empty set. Equal outputs
+    1: larger in every stretch inside than in any outside; -1: smaller; 0: no difference, or an empty set. Equal outputs
     count half.
     """
     ranks, n = rankdata(outputs), inside.sum(1).astype(float)
@@ -288,25 +296,26 @@ def motif_scores(
     """How well the best direction for each motif, chosen on some windows, finds it in others; one row per motif.
 
     ``maps`` (window, direction, axis, time) and ``masks`` (motif, window, axis, time) are of the windows to choose on
-    and of those to judge on, ``recording`` (window,) of the latter. "signed AUC" is :func:`signed_auc`; "hits" the
-    share of the ``STRONGEST`` (window, axis) pairs whose largest output lies inside the motif, "chance" the mean of
-    that where recordings trade places, and "recall" whether hits exceed its 95 % point.
+    and of those to judge on, ``recording`` (window,) of the latter. "signed AUC" is that of the largest output in a
+    stretch, one axis of a window, for stretches that hold some of the motif (:func:`signed_auc`), by which directions
+    are chosen; "hits" the share of the ``STRONGEST`` stretches whose largest output lies inside the motif, "chance" the
+    95 % point of that where recordings trade places; "recall" whether most of them do, and more than by chance.
     """
-    choosing, judging = (of.transpose(0, 1).flatten(1).numpy() for of in maps)
-    inside, there = (of.reshape(len(of), -1) for of in masks)
-    chosen = np.stack([signed_auc(of, inside) for of in choosing]).argmax(0)
-    n_windows, _, n_axes, n_time = maps[1].shape
+    (tops, _), (judged, at) = (of.max(3) for of in maps)  # (window, direction, axis)
+    tops, judged, at = (of.transpose(0, 1).flatten(1).numpy() for of in (tops, judged, at))
+    inside, there = (of.any(3).reshape(len(of), -1) for of in masks)
+    chosen = np.stack([signed_auc(of, inside) for of in tops]).argmax(0)
     others = list(traded(recording, n_draws, np.random.default_rng(0)))
     rows = []
     for motif, direction in enumerate(chosen):
-        own = judging[direction].reshape(n_windows * n_axes, n_time)
-        strongest = np.argsort(-own.max(1), kind="stable")[: max(1, round(STRONGEST * len(own)))]
-        window, axis = np.divmod(strongest, n_axes)
-        peak = own[strongest].argmax(1)
-        hits, *null = [masks[1][motif, of[window], axis, peak].mean() for of in (np.arange(n_windows), *others)]
-        row = {"motif": motif, "direction": int(direction), "hits": hits, "chance": np.mean(null)}
-        row |= {"signed AUC": signed_auc(judging[direction], there[[motif]])[0]}
-        rows.append(row | {"recall": float(hits > chance_point(np.array(null)))})
+        strongest = np.argsort(-judged[direction], kind="stable")[: max(1, round(STRONGEST * judged.shape[1]))]
+        window, axis = np.divmod(strongest, maps[1].shape[2])
+        peak = at[direction, strongest]
+        hits, *null = [masks[1][motif, of[window], axis, peak].mean() for of in (np.arange(len(recording)), *others)]
+        chance = chance_point(np.array(null))
+        row = {"motif": motif, "direction": int(direction), "hits": hits, "chance": chance}
+        row |= {"signed AUC": signed_auc(judged[direction], there[[motif]])[0]}
+        rows.append(row | {"recall": float(hits > max(chance, 0.5))})
     return pd.DataFrame(rows)
 
 
@@ -349,9 +358,11 @@ def matched(windows: Windows, truth: PlantedMotifs, thinning: int, n_draws: int)
     splits = _judged(windows, thinning)
     maps = []
     for split in splits:
-        x = torch.tensor(split.x).flatten(0, 1)[:, None]
-        shapes = [torch.tensor(shape - shape.mean(), dtype=x.dtype)[None, None] for shape in truth.shapes]
-        own = [F.conv1d(x, shape, padding=shape.shape[-1] // 2).view(split.x.shape) for shape in shapes]
+        x, own = torch.tensor(split.x).flatten(0, 1)[:, None], []
+        for shape in truth.shapes:  # of odd length; what lies beyond a window's ends is as its last sample
+            wide = F.pad(x, (len(shape) // 2,) * 2, mode="replicate")
+            of = F.conv1d(wide, torch.tensor(shape - shape.mean(), dtype=x.dtype)[None, None])
+            own.append(of.view(split.x.shape))
         maps.append(torch.stack(own, 1))
     masks = tuple(concepts.of_motifs(truth, split).masks for split in splits)
     table = motif_scores(tuple(maps), masks, splits[1].recording, n_draws)

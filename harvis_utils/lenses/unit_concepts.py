@@ -45,7 +45,7 @@ NOTHING = "none"
 _TURNED = {"rising edge": "falling edge", "peak": "valley", "gravity +": "gravity -"}
 TURNED = _TURNED | {turned: name for name, turned in _TURNED.items()}
 #: Choice: a GRU learns slower than SF-HF, so that it gets so many times the epochs and the learning rate
-RECURRENT_EPOCHS, RECURRENT_RATE = 2, 4.0
+RECURRENT_EPOCHS, RECURRENT_RATE = 3, 4.0
 
 # --------------------------------------------------------------------------------------------------- beyond loudness
 
@@ -146,9 +146,10 @@ def readings(
 ) -> pd.DataFrame:
     """:func:`meanings` of all networks, with their "seed", on thinned training windows.
 
-    ``again`` takes as many other windows, half-way between these; ``kind`` only concepts of that kind.
+    Choice: twice as many as ``cfg.dissection`` says, because these networks' windows are thinned already. ``again``
+    takes as many other windows, half-way between these; ``kind`` only concepts of that kind.
     """
-    thinning = cfg.dissection.thinning
+    thinning = max(2, cfg.dissection.thinning // 2)
     first = thinning // 2 if again else 0
     known = concepts.of_windows(windows, windows.train.chosen(slice(first, None, thinning)))
     known = known.only(kind) if kind else known
