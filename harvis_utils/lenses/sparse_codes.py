@@ -36,7 +36,7 @@ from harvis_utils.settings import Settings, UnitSettings
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network, macro_f1, predict
 
-#: windows whose outputs a code learns from, which bounds the memory
+#: about so many windows' outputs does a code learn from, and is it checked on, which bounds the memory
 N_LEARNED = 8000
 #: vectors coded at once, which bounds it too
 CHUNK = 1 << 16
@@ -131,14 +131,15 @@ def learned(h: Tensor, settings: UnitSettings, seed: int) -> Code:
 
 
 def vectors(network: Network, layer: str, split: Split) -> Tensor:
-    """Outputs of all units at every window, axis and time: (vector, unit)."""
-    return taps.outputs(network.model, layer, split.x).movedim(1, -1).flatten(0, 2)
+    """Outputs of all units at every axis and time of thinned windows: (vector, unit)."""
+    some = split.every(max(1, round(len(split) / N_LEARNED)))
+    return taps.outputs(network.model, layer, some.x).movedim(1, -1).flatten(0, 2)
 
 
 @kept("sparse_codes")
 def weights_of(network: Network, windows: Windows, layer: str, settings: UnitSettings, steps: int) -> dict[str, Tensor]:
     """A code of a layer's outputs on training windows, after so many steps (0: before training), as its weights."""
-    h = vectors(network, layer, windows.thinned(min(N_LEARNED, len(windows.train))).train)
+    h = vectors(network, layer, windows.train)
     code = (learned if steps else begun)(h, settings, network.seed)
     return {name: getattr(code, name) for name in ("encoder", "bias", "decoder", "mean", "scale")}
 
@@ -163,7 +164,7 @@ def checked(network: Network, windows: Windows, layer: str, settings: UnitSettin
     test, norm = windows.test, network.model.get_submodule(f"norm_{layer}")
     codes = {"": code_of(network, windows, layer, settings)}
     codes[", random directions"] = code_of(network, windows, layer, settings, trained=False)
-    h = vectors(network, layer, test.every(4))
+    h = vectors(network, layer, test)
     found = {"F1": macro_f1(test, predict(network.model, test))}
 
     def spliced(of: Callable[[Tensor], Tensor]) -> float:
@@ -182,7 +183,7 @@ def checked(network: Network, windows: Windows, layer: str, settings: UnitSettin
         }
     mean = codes[""].mean[:, None, None]
     found["F1 spliced, mean"] = spliced(lambda maps: mean.expand_as(maps).clone())
-    own = vectors(network, layer, windows.thinned(min(N_LEARNED, len(windows.train))).train)
+    own = vectors(network, layer, windows.train)
     alive = torch.stack([(codes[""].latents(part) > 0).any(0) for part in own.split(CHUNK)]).any(0)
     return found | {"dead": float(1 - alive.double().mean())}
 
@@ -220,14 +221,19 @@ def dissected(
 
 
 def _of_kinds(
-    cfg: Settings, networks: Sequence[Network], untrained: Sequence[Network], one: Callable[[Network, str], dict | list]
+    cfg: Settings,
+    networks: Sequence[Network],
+    untrained: Sequence[Network],
+    one: Callable[[Network, str], pd.DataFrame],
 ) -> pd.DataFrame:
-    """``one`` of every network and kind, rows with "kind" and "seed" before what it gives."""
-    jobs = [(net, kind, kind) for net in networks for kind in TRAINED]
-    jobs += [(net, kind.partition(",")[0], kind) for net in untrained for kind in KINDS[len(TRAINED) :]]
-    found = side_by_side(cfg, lambda job: pd.DataFrame(one(job[0], job[1])), jobs, "directions")
-    rows = [part.assign(kind=kind, seed=net.seed) for part, (net, _, kind) in zip(found, jobs, strict=True)]
-    table = pd.concat(rows, ignore_index=True)
+    """``one`` of every network and kind, rows with "kind" and "seed" beside what it gives."""
+    jobs = [(net, TRAINED) for net in networks] + [(net, KINDS[len(TRAINED) :]) for net in untrained]
+
+    def of_network(job: tuple[Network, tuple[str, ...]]) -> pd.DataFrame:  # one thread listens to it
+        net, kinds = job
+        return pd.concat([one(net, kind.partition(",")[0]).assign(kind=kind, seed=net.seed) for kind in kinds])
+
+    table = pd.concat(side_by_side(cfg, of_network, jobs, "directions"), ignore_index=True)
     return table.assign(kind=pd.Categorical(table["kind"], KINDS, ordered=True)).sort_values(["kind", "seed"])
 
 
@@ -243,7 +249,7 @@ def detectors(
     layer, how = networks[0].model.layers[-1], (cfg.dissection.thinning, known, cfg.dissection.n_draws)
     n_units = taps.outputs(networks[0].model, layer, windows.train.x[:2]).shape[1]
 
-    def one(network: Network, kind: str) -> list[dict]:
+    def one(network: Network, kind: str) -> pd.DataFrame:
         read = dissected(network, windows, layer, cfg.units, kind, *how)
         labels = dissection.detectors(read)
         on = labels["detector"].sel(rule=dissection.RULES[0])
@@ -253,7 +259,8 @@ def detectors(
         found["unique of as many"] = hypergeom(labels.sizes["unit"], counts.to_numpy(), n_units).sf(0).sum()
         found |= {"detectors": float(on.mean()), "IoU of directions": float(labels["best"].mean())}
         found |= {"IoU of concepts": float(read["iou"].max("unit").mean())}
-        return [found | {"above chance": float(labels["detector"].sel(rule=dissection.RULES[1]).mean())}]
+        found["above chance"] = float(labels["detector"].sel(rule=dissection.RULES[1]).mean())
+        return pd.DataFrame([found])
 
     return _of_kinds(cfg, networks, untrained, one)
 
