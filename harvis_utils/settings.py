@@ -271,7 +271,7 @@ class UnitSettings:
     """Units, directions, and what becomes of their concepts (notebooks 11b and 11c)."""
 
     seeds: tuple[int, ...] = (0, 1, 2)  # Choice: networks of each kind
-    n_windows: int = 30_000  # Choice: about so many training windows, every n-th of all
+    n_windows: int = 20_000  # Choice: about so many training windows, every n-th of all
     recurrent: RecurrentSettings = RecurrentSettings()  # Choice
     per_unit: int = 4  # Choice: latents of a sparse code for each unit
     n_active: int = 8  # Choice: latents that are not zero at a time

@@ -262,7 +262,7 @@ def coloured(
     """
     moved = signals - signals.mean(-1, keepdims=True)
     n_rows, n_columns, n_axes, length = moved.shape
-    figure, axes = grid(n_rows, n_columns, WIDTH, 0.8 + 1.45 * n_rows, "time [s]", sharex=True, sharey=True)
+    figure, axes = grid(n_rows, n_columns, WIDTH, 0.8 + 1.6 * n_rows, "time [s]", sharex=True, sharey=True)
     time, step, top = np.arange(length) / rate_hz, 1.4 * np.quantile(np.abs(moved), 0.99), np.abs(outputs).max()
     for (r, c), ax in np.ndenumerate(axes):
         for a in range(n_axes):
@@ -271,7 +271,6 @@ def coloured(
             lines.set(array=outputs[r, c, 1:], clim=(-top, top))
             ax.add_collection(lines)
         ax.set(xlim=(0, time[-1]), ylim=(-n_axes + 0.2, 0.8), yticks=-np.arange(n_axes), yticklabels=axis_names)
-        ax.tick_params(axis="y", labelsize=7)
         ax.grid(visible=False)
         if r == 0:
             ax.set_title(titles[c], fontsize=9)
