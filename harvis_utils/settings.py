@@ -268,7 +268,7 @@ class DissectionSettings:
 
 @dataclass(frozen=True)
 class UnitSettings:
-    """Units, directions, and what becomes of their concepts (notebooks 11b and 11c)."""
+    """Units, directions, and what becomes of their concepts (notebook 11b and notebook 11c)."""
 
     seeds: tuple[int, ...] = (0, 1, 2)  # Choice: networks of each kind
     n_windows: int = 20_000  # Choice: about so many training windows, every n-th of all
