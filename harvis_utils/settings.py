@@ -108,6 +108,15 @@ class TrainingSettings:
     schedule: str = field(default="constant", metadata={"unless": "constant"})  # Choice: or "cosine", to 0 by epochs
 
 
+@dataclass(frozen=True)
+class RecurrentSettings:
+    """A GRU over all axes (Cho et al. 2014; for activities e.g. Hammerla et al. 2016)."""
+
+    n_units: int = 64  # Choice: as many as SF-HF has in each convolution
+    pool: str = "last"  # Choice: what the classes see of the outputs over time: the last one or their mean
+    dropout: float = 0.5  # Choice: before the class layer
+
+
 #: networks that are trained in minutes: those of the quick profile, and where many are compared with one another
 SMALL_MODEL = ModelSettings(n_units=16, n_dense=32)
 SMALL_TRAINING = TrainingSettings(seeds=(0, 1), epochs=6, learning_rate=2e-3)
@@ -297,6 +306,18 @@ class DissectionSettings:
 
 
 @dataclass(frozen=True)
+class UnitSettings:
+    """Units, directions, and what becomes of their concepts (notebook 11b and notebook 11c)."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)  # Choice: networks of each kind
+    n_windows: int = 20_000  # Choice: about so many training windows, every n-th of all
+    recurrent: RecurrentSettings = RecurrentSettings()  # Choice
+    per_unit: int = 4  # Choice: latents of a sparse code for each unit
+    n_active: int = 8  # Choice: latents that are not zero at a time
+    n_steps: int = 4000  # Choice: of Adam, in training a sparse code
+
+
+@dataclass(frozen=True)
 class PeopleSettings:
     """Networks trained with each person left out (notebook 06b)."""
 
@@ -399,6 +420,7 @@ class Settings:
     explanation: ExplanationSettings = ExplanationSettings()
     locating: LocatingSettings = LocatingSettings()
     fooling: FoolingSettings = FoolingSettings()
+    units: UnitSettings = UnitSettings()
     people: PeopleSettings = PeopleSettings()
     widths: WidthSettings = WidthSettings()
     visual: VisualSettings = VisualSettings()
@@ -472,6 +494,7 @@ PROFILES: dict[str, dict] = {
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
+        "units": UnitSettings(n_windows=3050, recurrent=RecurrentSettings(32, dropout=0.2), n_active=3, n_steps=1000),
         "people": PeopleSettings(n_people=3, n_windows=1000),
         "self_attention": SelfAttentionStudy(
             n_train=1400,

@@ -11,8 +11,16 @@ from harvis_utils.networks import self_attention
 from harvis_utils.networks.attention_branch import AttentionBranch
 from harvis_utils.networks.leaky import LeakySFHF
 from harvis_utils.networks.pooled import Pooled
+from harvis_utils.networks.recurrent import Recurrent
 from harvis_utils.networks.sfhf import SFHF
-from harvis_utils.settings import BranchSettings, LeakySettings, ModelSettings, PooledSettings, SelfAttentionSettings
+from harvis_utils.settings import (
+    BranchSettings,
+    LeakySettings,
+    ModelSettings,
+    PooledSettings,
+    RecurrentSettings,
+    SelfAttentionSettings,
+)
 
 #: (axes, samples, classes, settings) into a network that takes (window, axis, time) and returns (window, class) scores
 BUILDERS: dict[type, Callable[[int, int, int, Any], nn.Module]] = {
@@ -21,6 +29,7 @@ BUILDERS: dict[type, Callable[[int, int, int, Any], nn.Module]] = {
     BranchSettings: AttentionBranch,
     PooledSettings: Pooled,
     SelfAttentionSettings: self_attention.network,
+    RecurrentSettings: Recurrent,
 }
 
 
