@@ -14,7 +14,7 @@ import json
 import math
 import os
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -69,10 +69,30 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class LeakySettings(ModelSettings):
+    """SF-HF with Leaky ReLUs (notebook 13b)."""
+
+    slope: float = 0.1  # Choice: below zero, in both passes
+
+
+@dataclass(frozen=True)
 class PooledSettings(ModelSettings):
     """SF-HF with pooling by two behind every convolution (notebook 12c); ``pool`` and ``mixing`` have no part in it."""
 
     pooling: str = "max"  # Choice: or "mean", which has no switches
+
+
+@dataclass(frozen=True)
+class SelfAttentionSettings:
+    """1D-SAN and what it is compared with (notebook 15)."""
+
+    kind: str = "attention"  # Choice: or what stands for it: networks.self_attention.KINDS
+    n_units: int = 32  # Choice: not stated
+    footprints: tuple[int, ...] = (3, 5, 5)  # Choice: the source's; instants that each block looks at
+    dilations: tuple[int, ...] = (1, 1, 1)  # Choice: the source's "interval" may mean this instead
+    position: bool = True  # Choice: the source names no position; without it time has no direction
+    share: int = 1  # Choice: the source's; the reference code shares one weight among 8 channels
+    softmax: bool = True  # Choice: as the reference code; the source does not say
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,15 @@ class TrainingSettings:
     weight_decay: float = 0.0  # Choice: not stated
     evaluate_every: int = field(default=1, metadata={"unless": 1})  # Choice: epochs between scores, beside the last one
     schedule: str = field(default="constant", metadata={"unless": "constant"})  # Choice: or "cosine", to 0 by epochs
+
+
+@dataclass(frozen=True)
+class RecurrentSettings:
+    """A GRU over all axes (Cho et al. 2014; for activities e.g. Hammerla et al. 2016)."""
+
+    n_units: int = 64  # Choice: as many as SF-HF has in each convolution
+    pool: str = "last"  # Choice: what the classes see of the outputs over time: the last one or their mean
+    dropout: float = 0.5  # Choice: before the class layer
 
 
 #: networks that are trained in minutes: those of the quick profile, and where many are compared with one another
@@ -293,6 +322,18 @@ class DissectionSettings:
 
 
 @dataclass(frozen=True)
+class UnitSettings:
+    """Units, directions, and what becomes of their concepts (notebook 11b and notebook 11c)."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)  # Choice: networks of each kind
+    n_windows: int = 20_000  # Choice: about so many training windows, every n-th of all
+    recurrent: RecurrentSettings = RecurrentSettings()  # Choice
+    per_unit: int = 4  # Choice: latents of a sparse code for each unit
+    n_active: int = 8  # Choice: latents that are not zero at a time
+    n_steps: int = 4000  # Choice: of Adam, in training a sparse code
+
+
+@dataclass(frozen=True)
 class PeopleSettings:
     """Networks trained with each person left out (notebook 06b)."""
 
@@ -319,6 +360,27 @@ class LocatingSettings:
     n_covered: int = 57  # Choice: test windows whose sensors are covered
 
 
+#: Choice: enough for a macro F1 above 0.9 on the made-up data, with and without attention
+FALLING = TrainingSettings(epochs=10, learning_rate=4e-3, schedule="cosine")
+
+
+@dataclass(frozen=True)
+class SelfAttentionStudy:
+    """Networks of notebook 15: how they are trained, and how windows vote."""
+
+    windows: WindowSettings = replace(LONG_WINDOWS, step=16)  # Choice: of which every n-th is taken
+    n_train: int = 13_500  # Choice: about so many training windows; those of DSADS then share no sample
+    model: SelfAttentionSettings = SelfAttentionSettings()  # Choice: 32 units
+    training: TrainingSettings = FALLING  # Choice
+    n_others: int = 3  # Choice: networks of what is not compared in the first place
+    time_ratio: float = 8.0  # Choice: epochs of the CNN in the time of one of attention, about as measured
+    vote_step: int = 10  # Choice: the source's; samples from one voting window to the next
+    vote_samples: int = 150  # Choice: samples that vote together: 5 s, nine windows
+    footprints: tuple[int, ...] = (3, 9)  # Choice: of all three blocks, beside 3, 5, 5
+    ablations: bool = True  # Choice: whether dilated footprints, shared weights and no softmax are tried
+    n_windows: int = 300  # Choice: test windows that are turned backwards, or whose attention is looked at
+
+
 @dataclass(frozen=True)
 class FoolingSettings:
     """Ascents on networks that are built to show another picture (notebook 08b)."""
@@ -333,7 +395,7 @@ SMALL_BRANCH_TRAINING = TrainingSettings(seeds=(0, 1, 2), epochs=6, learning_rat
 
 
 @dataclass(frozen=True)
-class AttentionSettings:
+class BranchStudy:
     """Networks with an attention branch, and what their maps are compared with (notebook 16)."""
 
     windows: WindowSettings = LONG_WINDOWS  # Choice
@@ -374,10 +436,12 @@ class Settings:
     explanation: ExplanationSettings = ExplanationSettings()
     locating: LocatingSettings = LocatingSettings()
     fooling: FoolingSettings = FoolingSettings()
+    units: UnitSettings = UnitSettings()
     people: PeopleSettings = PeopleSettings()
     widths: WidthSettings = WidthSettings()
     visual: VisualSettings = VisualSettings()
-    attention: AttentionSettings = AttentionSettings()
+    branches: BranchStudy = BranchStudy()
+    self_attention: SelfAttentionStudy = SelfAttentionStudy()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -446,9 +510,19 @@ PROFILES: dict[str, dict] = {
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
+        "units": UnitSettings(n_windows=3050, recurrent=RecurrentSettings(32, dropout=0.2), n_active=3, n_steps=1000),
         "people": PeopleSettings(n_people=3, n_windows=1000),
+        "self_attention": SelfAttentionStudy(
+            n_train=1400,
+            model=SelfAttentionSettings(n_units=16),
+            training=replace(FALLING, seeds=(0, 1), epochs=4),
+            n_others=1,
+            footprints=(9,),
+            ablations=False,
+            n_windows=60,
+        ),
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
-        "attention": AttentionSettings(
+        "branches": BranchStudy(
             model=SMALL_BRANCH,
             training=dataclasses.replace(SMALL_BRANCH_TRAINING, seeds=(0, 1)),
             n_networks=2,
@@ -460,7 +534,7 @@ PROFILES: dict[str, dict] = {
     "desk": {
         "training": TrainingSettings(epochs=10, learning_rate=5e-4),
         "evolution": EvolutionSettings(n_trained=20_000),
-        "attention": AttentionSettings(
+        "branches": BranchStudy(
             windows=WindowSettings(length=64, step=64),
             model=BranchSettings(n_units=16),
             training=TrainingSettings(
@@ -481,6 +555,13 @@ PROFILES: dict[str, dict] = {
         "people": PeopleSettings(n_windows=None),
         "widths": WidthSettings(n_draws=20),
         "visual": VisualSettings(n_steps=500),
+        "self_attention": SelfAttentionStudy(
+            n_train=60_000,
+            model=SelfAttentionSettings(n_units=64),
+            training=replace(FALLING, epochs=60, learning_rate=2e-3),
+            n_others=5,
+            footprints=(3, 9, 17),
+        ),
     },
 }
 

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.networks.attention_branch import AttentionBranch
+from harvis_utils.networks.self_attention import Attention, SelfAttention
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.networks.taps import Tap
-from harvis_utils.settings import BranchSettings, ModelSettings
+from harvis_utils.settings import BranchSettings, ModelSettings, SelfAttentionSettings
 
 N_AXES, LENGTH, CLASSES = 3, 30, ("still", "slow", "fast")
 Weights = dict[str, np.ndarray]
@@ -509,7 +510,7 @@ def transformer() -> Case:
     )
 
 
-class SelfAttention(nn.Module):
+class SensorAttention(nn.Module):
     """Attention over sensors, over time, and in pooling: a block of SA-HAR (Mahmud et al. 2020, "Human activity
     recognition from wearable sensor data using self-attention"). Wants (window, time, axis)."""
 
@@ -532,8 +533,8 @@ class SelfAttention(nn.Module):
 
 
 def sa_har() -> Case:
-    """What attention over time gives out; see :class:`SelfAttention`."""
-    network = fitted(Taking(SelfAttention(), time_first))
+    """What attention over time gives out; see :class:`SensorAttention`."""
+    network = fitted(Taking(SensorAttention(), time_first))
     w = {name.removeprefix("network."): value for name, value in weights_of(network).items()}
 
     def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -660,6 +661,48 @@ def st_abn() -> Case:
     return Case(network, "norm_mix", layout, by_hand, ("norm_mix",), rectified=True, smooth=True)
 
 
+def np_attended(h: np.ndarray, w: Weights, name: str, layer: Attention) -> np.ndarray:
+    """What an attention of 1D-SAN gives out, neighbour by neighbour: (window, unit, time) -> (window, inner, time)."""
+
+    def dense(x: np.ndarray, of: str) -> np.ndarray:
+        found = np.einsum("oi,ni...->no...", w[f"{name}{of}.weight"][:, :, 0], x, optimize=True)
+        return found + np.reshape(w.get(f"{name}{of}.bias", 0.0), (-1, 1))
+
+    length, time = h.shape[2], np.arange(h.shape[2])
+    reach = layer.footprint // 2 * layer.dilation
+    weights, values = [], []
+    for offset in range(-reach, reach + 1, layer.dilation):
+        seen = np.abs(time + offset)
+        seen = np.where(seen > length - 1, 2 * (length - 1) - seen, seen)
+        pair = dense(h, "phi") - dense(h, "psi")[:, :, seen]
+        apart = np.broadcast_to(2 * (time - seen) / (length - 1), (len(h), 1, length))
+        pair = np.concatenate([pair, apart], 1)
+        for norm, filters in (("gamma.0", "gamma.2"), ("gamma.3", "gamma.5")):
+            pair = dense(np_relu(np_batch_norm(pair, w, f"{name}{norm}")), filters)
+        weights.append(pair)
+        values.append(dense(h, "beta")[:, :, seen])
+    return (softmax(weights, axis=0) * values).sum(0)
+
+
+def self_attention() -> Case:
+    """The units of the second of three blocks of 1D-SAN, the package's own (after Zhao et al. 2020, "Exploring
+    self-attention for image recognition")."""
+    network = fitted(SelfAttention(N_AXES, 3, SelfAttentionSettings(n_units=16)))
+    w = weights_of(network)
+
+    def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        h, units = np_conv(x, w, "embed"), {}
+        for name in network.blocks:
+            active = np_relu(np_batch_norm(h, w, f"{name}.active.0"))
+            mixed = np_attended(active, w, f"{name}.mix.", network.get_submodule(f"{name}.mix"))
+            units[name] = np_relu(np_batch_norm(mixed, w, f"{name}.units.0"))
+            h = h + np_conv(units[name], w, f"{name}.back")
+        h = np_relu(np_batch_norm(h, w, "active.0"))
+        return units["block2"][:, :, None], np_linear(h.mean(2), w, "classes")
+
+    return Case(network, "block2.units", "window unit time", by_hand, ("block2.units.0",), smooth=True)
+
+
 MAKERS: dict[str, Callable[[], Case]] = {
     "SF-HF": sf_hf,
     "1-D CNN": cnn,
@@ -673,6 +716,7 @@ MAKERS: dict[str, Callable[[], Case]] = {
     "MLP-Mixer-like block": mixer,
     "conv, norm, functional ReLU": conv_norm_relu,
     "ST-ABN": st_abn,
+    "1D-SAN": self_attention,
 }
 NAMES = tuple(MAKERS)
 

@@ -258,7 +258,7 @@ def test_two_clips_share_no_sample_and_no_recording(level, network):
 
 
 def test_the_branch_learns_and_the_networks_differ_by_seed_alone(level, cfg):
-    cfg = dataclasses.replace(cfg, attention=dataclasses.replace(cfg.attention, n_networks=1))
+    cfg = dataclasses.replace(cfg, branches=dataclasses.replace(cfg.branches, n_networks=1))
     assert len(attention_branches.networks(cfg, level, BRANCH)) == 2
     assert len(attention_branches.networks(cfg, level, "residual fusion")) == 1
     net = attention_branches.networks(cfg, level, BRANCH)[0]

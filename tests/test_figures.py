@@ -120,6 +120,9 @@ FIGURES = {
     "waves, own scale": lambda: waves.waves(
         {k: signals(3, 5) for k in ("window", "projection")}, LAYERS, [list("abcde")] * 3, own_scale=True, **SAID
     ),
+    "coloured": lambda: waves.coloured(
+        random(2, 3, 6, 90), random(2, 3, 90) - 0.5, ["unit 3\nup: peak", "unit 5"], list("abc"), SIX, 30, **SAID
+    ),
     "windows": lambda: waves.windows(
         signals(3, 6), {k: signals(3, 6) for k in ("occlusion", "random\nweights")}, ACTIVITIES[:3], SIX, 30, spans(),
         {k: [(1, 4)] * 3 for k in ("occlusion", "random\nweights")}, **SAID,
@@ -361,6 +364,16 @@ def test_waves_stand_beside_each_other_in_order():
     figure = waves.waves({"made": made, "strong": strong, "weak": weak}, "ab", (), beside=True)
     shown = np.array([ax.lines[0].get_ydata() for ax in figure.axes]).reshape(2, 6, 30)
     assert np.array_equal(shown, np.concatenate([made, strong, weak], axis=1))
+
+
+def test_signals_have_the_colours_of_a_units_outputs_at_the_end_of_each_piece():
+    outputs = random(1, 2, 30) - 0.5
+    figure = waves.coloured(random(1, 2, 3, 30), outputs, ["unit"], ["high", "low"], SIX[:3], 30)
+    for ax, own in zip(figure.axes, outputs[0], strict=False):
+        assert len(ax.collections) == 3
+        for lines in ax.collections:
+            assert np.array_equal(lines.get_array(), own[1:]) and lines.get_clim()[1] == np.abs(outputs).max()
+            assert np.allclose([of[0, 0] for of in lines.get_segments()], np.arange(29) / 30)
 
 
 def test_peaks_spans_masks_and_motifs_are_drawn_where_they_are():

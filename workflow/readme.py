@@ -194,6 +194,8 @@ ROWS: list[tuple[str, str, str, Callable[[dict], str]]] = [
 
 def _verdict(claim: dict) -> str:
     """Direction, size where one is stated, and in how many admissible readings the direction is the same."""
+    if "direction" not in claim:
+        return f"{claim['verdict']} (earlier rules)"
     size = "" if claim["size"] == "not stated" or claim["direction"] == "not testable" else f", {claim['size']}"
     robust = "" if claim["robust"] is None else f" ({claim['robust']:.0%} of readings)"
     return claim["direction"] + size + robust
@@ -209,7 +211,12 @@ def results(runs: dict[str, dict]) -> str:
     ]
     claims = [run["results"]["claims"] for run in runs.values()]
     verdicts = [
-        [of[0]["id"], f"{of[0]['paper']} ({of[0]['where']})", *map(_verdict, of)] for of in zip(*claims, strict=True)
+        [
+            of[0]["id"],
+            f"{of[0]['paper']} ({of[0]['where']})" if "where" in of[0] else of[0]["paper"],
+            *map(_verdict, of),
+        ]
+        for of in zip(*claims, strict=True)
     ]
     parts = [pd.DataFrame(found, columns=[head, "paper", *runs]) for head, found in (("", rows), ("claim", verdicts))]
     return "\n\n".join(map(tables.markdown, parts))

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name
+from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name, registry
 from harvis_utils.settings import APPROXIMATE, data_folders
 from harvis_utils.store.files import scratch
 from harvis_utils.store.results import kept
@@ -333,3 +333,12 @@ def load_recordings(name: str, *, download: bool = True) -> Recordings:
     pieces = np.split(found["signal"], np.cumsum(found["length"])[:-1])
     items = map(Recording, found["subject"].tolist(), found["activity"].tolist(), pieces)
     return Recordings(name, dataset, tuple(items), verified=not approximate, digest=archive.digest)
+
+
+def here() -> list[str]:
+    """Names of the data sets that can be read at once: made up, or with an archive, verified or not, in a folder."""
+    found = []
+    for name, dataset in registry().items():
+        places = [name, f"{name}{APPROXIMATE}"] if dataset.archive else [name]
+        found += [of for of in places if not dataset.archive or locate(of, dataset.archive)][:1]
+    return found

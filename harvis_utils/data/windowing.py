@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -154,6 +154,45 @@ def _cut_split(recordings: Recordings, subjects: tuple[int, ...], settings: Wind
         begun += len(signal)
     series = np.concatenate(pieces) if pieces else np.zeros((0, len(recordings.dataset.axes)), np.float32)
     return Split(series, *np.array(table, dtype=np.int64).reshape(-1, 5).T, length=settings.length)
+
+
+#: what is taken of a window's Fourier series (window, axis, frequency)
+SPECTRA: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "log magnitude": lambda waves: np.log1p(np.abs(waves)),
+    "magnitude": np.abs,
+    "real and imaginary": lambda waves: np.concatenate([waves.real, waves.imag], 1),
+}
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Windows turned into their spectra, each axis standardized with ``mean`` and ``std`` (axis, 1) of training."""
+
+    form: str
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def of(cls, train: Split, form: str = "log magnitude") -> Spectra:
+        """Those whose training spectra have mean 0 and standard deviation 1 on each axis."""
+        found = SPECTRA[form](np.fft.rfft(train.x))
+        return cls(form, *(of((0, 2))[:, None] for of in (found.mean, found.std)))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(window, axis, time) in G -> (window, axis, frequency) float32, from frequency 0 on."""
+        return ((SPECTRA[self.form](np.fft.rfft(x)) - self.mean) / self.std).astype(np.float32)
+
+    def split(self, split: Split) -> Split:
+        """The same windows as spectra, laid end to end; they know recordings and offsets of the windows."""
+        found = self(split.x)
+        n, n_axes, length = found.shape
+        series = found.transpose(0, 2, 1).reshape(-1, n_axes)
+        return replace(split, series=series, start=np.arange(n) * length, length=length)
+
+    def windows(self, windows: Windows) -> Windows:
+        """All splits as spectra; of several parts of each axis the axes are named in turn."""
+        splits = {name: self.split(getattr(windows, name)) for name in SPLITS}
+        return replace(windows, **splits, axes=windows.axes * (len(self.mean) // len(windows.axes)))
 
 
 def amplitude_threshold(split: Split) -> float:

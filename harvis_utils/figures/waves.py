@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -243,6 +244,40 @@ def waves(
     axes[-1, n_columns // 2].set_xlabel("time [s]")
     figure.supylabel(label + (", own scales" if own_scale else ""), fontsize=10)
     return finish(figure, legend, title=title)
+
+
+def coloured(
+    signals: np.ndarray,
+    outputs: np.ndarray,
+    rows: Sequence[str],
+    titles: Sequence[str],
+    axis_names: Sequence[str],
+    rate_hz: float,
+    title: str = "",
+) -> Figure:
+    """Signals in the colours of a unit's outputs, as Karpathy et al. (2015) colour text: red is high, blue is low.
+
+    ``signals`` (row, column, axis, time) in G, axes below each other without their means, all on one scale; ``outputs``
+    (row, column, time), black where they are zero; ``titles`` head the columns.
+    """
+    moved = signals - signals.mean(-1, keepdims=True)
+    n_rows, n_columns, n_axes, length = moved.shape
+    figure, axes = grid(n_rows, n_columns, WIDTH, 0.8 + 1.6 * n_rows, "time [s]", sharex=True, sharey=True)
+    time, step, top = np.arange(length) / rate_hz, 1.4 * np.quantile(np.abs(moved), 0.99), np.abs(outputs).max()
+    for (r, c), ax in np.ndenumerate(axes):
+        for a in range(n_axes):
+            points = np.stack([time, np.clip(moved[r, c, a] / step, -0.7, 0.7) - a], axis=1)
+            lines = LineCollection(np.stack([points[:-1], points[1:]], axis=1), cmap="berlin", linewidth=1.3)
+            lines.set(array=outputs[r, c, 1:], clim=(-top, top))
+            ax.add_collection(lines)
+        ax.set(xlim=(0, time[-1]), ylim=(-n_axes + 0.2, 0.8), yticks=-np.arange(n_axes), yticklabels=axis_names)
+        ax.grid(visible=False)
+        if r == 0:
+            ax.set_title(titles[c], fontsize=9)
+        if c == 0:
+            ax.set_ylabel(rows[r], fontsize=9)
+    figure.colorbar(lines, ax=axes.ravel().tolist(), label="the unit's output")
+    return finish(figure, title=title)
 
 
 def windows(

@@ -135,13 +135,28 @@ def chance(
     recording: np.ndarray,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Largest IoU over all concepts when these belong to other recordings: (unit, draw).
+    """Largest IoU over all concepts when these belong to other recordings: (unit, draw); see :func:`chances`.
+
+    Choice: the maximum over concepts, because a unit's concept is the best of all of them too; a point per concept
+    would let most units detect something.
+    """
+    return chances(units, concepts, n, rng, recording, groups).max(1)
+
+
+def chances(
+    units: sparse.csr_matrix,
+    concepts: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+    recording: np.ndarray,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """IoU with each concept when concepts belong to other recordings: (unit, concept, draw).
 
     In each draw all concepts trade whole recordings in the same way (:func:`intervals.traded`), within ``groups``
     (window,) where given: each keeps its shape and its course in time, its axes and its company, and among recordings
-    of one length its share. Choice: the maximum over concepts, because a unit's concept is the best of all of them
-    too; a point per concept would let most units detect something. Raises ``ValueError`` where ``recording`` (window,)
-    is not of the same windows, or recordings are too few.
+    of one length its share. Raises ``ValueError`` where ``recording`` (window,) is not of the same windows, or
+    recordings are too few.
     """
     flat = np.ascontiguousarray(concepts.reshape(len(concepts), -1).T.astype(np.float64))
     n_windows = concepts.shape[1]
@@ -150,11 +165,11 @@ def chance(
     block = len(flat) // n_windows
     window, within = np.divmod(units.indices, block)
     size = flat.reshape(n_windows, block, -1).sum(1)
-    found = np.zeros((units.shape[0], n))
+    found = np.zeros((units.shape[0], len(concepts), n))
     for draw, other in enumerate(traded(recording, n, rng, groups)):
         # it is the units' masks that go to other windows, which counts the same and moves less
         both = sparse.csr_matrix((units.data, other[window] * block + within, units.indptr), units.shape) @ flat
-        found[:, draw] = _ratio(both, units, size[other].sum(0)).max(1)
+        found[..., draw] = _ratio(both, units, size[other].sum(0))
     return found
 
 

@@ -68,6 +68,22 @@ def with_decoys(split: Split, chosen: np.ndarray, truth: PlantedMotifs) -> tuple
     return x, planted
 
 
+def motifs_backwards(split: Split, truth: PlantedMotifs) -> Split:
+    """The same windows with every motif backwards in its place, the background as it was.
+
+    ``split`` must be cut at the rate of the recordings.
+    """
+    series, shape = split.series.copy(), dict(zip(truth.names, truth.shapes, strict=True))
+    begins = {
+        (s, a): b - o for s, a, b, o in zip(split.subject, split.activity, split.start, split.offset, strict=True)
+    }
+    for of in truth.occurrences.itertuples():
+        if (begin := begins.get((of.subject, of.activity))) is not None:
+            own = shape[of.motif]
+            series[begin + of.start :][: len(own), of.axis] += (of.scale * (own[::-1] - own)).astype(np.float32)
+    return replace(split, series=series)
+
+
 def longest_run(flags: np.ndarray) -> tuple[int, int]:
     """First index and length of the longest run of true values, the earliest of equals; (0, 0) without any."""
     ends = np.flatnonzero(~np.concatenate([[False], np.asarray(flags, bool), [False]]))

@@ -1,10 +1,17 @@
 """Ascent under a backward slope: what comes back through a rectifier that is closed is damped, not cut off.
 
 In plain ascent a closed ReLU passes nothing back: where all are closed the signal cannot move, and where the wrong ones
-are open it climbs to a local maximum. ProxyGrad (Linse, Barth and Martinetz 2024, "Leaky ReLUs That Differ in Forward
-and Backward Pass Facilitate Activation Maximization in Deep Neural Networks") takes the gradient of a copy whose
-rectifiers have another slope below zero; values are those of the network itself. A slope of None is plain ascent; 0 is
-the same for a network of ReLUs.
+are open it climbs to a local maximum. Linse, Barth and Martinetz (2024, "Leaky ReLUs That Differ in Forward and
+Backward Pass Facilitate Activation Maximization in Deep Neural Networks") let the gradient leak. There are two ways;
+values are those of the network itself in both:
+
+* ``straight-through``: closed rectifiers of the network itself pass ``slope`` times the gradient back. Which ones are
+  closed is seen in the network's own forward pass.
+* ``leaky copy`` (ProxyGrad): the gradient is that of a copy whose rectifiers have that slope in both passes. Layers of
+  the copy get what leaked through those below, so that other rectifiers are closed in it.
+
+In a first layer both are the same, and at a slope of 1, where all is linear. A slope of None is plain ascent; 0 is the
+same for a network of ReLUs.
 """
 
 from __future__ import annotations
@@ -20,11 +27,14 @@ from torch import Tensor, nn
 
 from harvis_utils.maximization.ascent import path
 from harvis_utils.networks import backward, taps
+from harvis_utils.networks.sfhf import known
 from harvis_utils.networks.taps import Tap
 from harvis_utils.settings import Step
 
 #: plain ascent first; then what is compared with it
 SLOPES = (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)
+#: whose rectifiers leak: the network's own on the way back, or those of a copy in both directions
+THROUGH, COPY = WAYS = ("straight-through", "leaky copy")
 
 #: signals (row, ...) -> value of each row's objective, (row,), and the direction to climb in, like the signals
 Field = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -83,21 +93,25 @@ def sloped(slope: float | None) -> AbstractContextManager:
     return backward.rectifiers(backward.sloped(float(slope)))
 
 
-def unit_field(network: nn.Module, tap: str | Tap, unit: Tensor, slope: float | None) -> Field:
+def unit_field(network: nn.Module, tap: str | Tap, unit: Tensor, slope: float | None, way: str = THROUGH) -> Field:
     """Mean of each row's unit's map (the paper's f) and its gradient under ``slope``, by autograd.
 
     ``unit`` (row,) are units of the layer ``tap``. The network must treat rows apart: evaluation mode.
     """
-    place = taps.find(network, tap)
+    place, copied = taps.find(network, tap), known("way", way, WAYS) == COPY and slope is not None
+
+    def mean(x: Tensor) -> Tensor:
+        maps = taps.maps_of(network, place, x)
+        if slope is not None and not copied:
+            backward.refuse_others(maps, place.name)
+        return maps[torch.arange(len(x)), unit].mean((1, 2))
 
     def field(x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_(True)
-        with torch.enable_grad(), sloped(slope):
-            maps = taps.maps_of(network, place, x)
-            if slope is not None:
-                backward.refuse_others(maps, place.name)
-            value = maps[torch.arange(len(x)), unit].mean((1, 2))
-        return value, backward.gradient_of(value.sum(), x)
+        with torch.enable_grad(), backward.leaking(slope) if copied else sloped(slope):
+            value = mean(x)
+        direction = backward.gradient_of(value.sum(), x)
+        return mean(x.detach()) if copied else value, direction
 
     return field
 
@@ -111,12 +125,14 @@ def ascend_units(
     n_steps: int,
     slope: float | None = None,
     bound: float | None = None,
+    way: str = THROUGH,
 ) -> Ascent:
     """All ``units`` of a layer of any network from all starting points in one batch; rows are (unit, start).
 
     ``start`` is (start, ...): windows as the network takes them; it climbs in evaluation mode and is as it was
-    afterwards. Raises ``ValueError`` for an unknown layer, for units that it does not have, and for a slope where more
-    than rectifiers and linear layers lies between the layer and the input.
+    afterwards. Raises ``ValueError`` for an unknown layer or way, for units that it does not have, and for a slope
+    straight through where more than rectifiers and linear layers lies between the layer and the input; a leaky copy is
+    a network like any other.
     """
     place = taps.find(network, tap)
     unit = torch.as_tensor(list(units), dtype=torch.int64)
@@ -129,4 +145,4 @@ def ascend_units(
             raise ValueError(f"{place.name} has units 0 to {n_units - 1}, not {unit.tolist()}")
         rows = unit.repeat_interleave(len(start))
         x = start.repeat(len(unit), *[1] * (start.ndim - 1))
-        return ascend(unit_field(network, place, rows, slope), x, step, n_steps, bound)
+        return ascend(unit_field(network, place, rows, slope, way), x, step, n_steps, bound)

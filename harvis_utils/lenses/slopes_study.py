@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import product
 
 import numpy as np
@@ -24,12 +25,13 @@ from torch import Tensor
 from harvis_utils.data.windowing import Windows
 from harvis_utils.fast import ascent, gradients
 from harvis_utils.lenses import slopes
-from harvis_utils.lenses.slopes import SLOPES, Ascent
+from harvis_utils.lenses.slopes import COPY, SLOPES, THROUGH, Ascent, Field
 from harvis_utils.maximization import unit_statistics
 from harvis_utils.maximization.paper_methods import recorded_steps
 from harvis_utils.maximization.starting import chosen_units, starting_points
 from harvis_utils.metrics.intervals import Difference, paired, tabulated, with_interval
 from harvis_utils.metrics.similarity import correlation
+from harvis_utils.networks import backward
 from harvis_utils.networks.sfhf import Trunk, folded_trunk
 from harvis_utils.parallel import side_by_side, threads_inside, torch_device
 from harvis_utils.settings import ModelSettings, Settings, Step, TrainingSettings
@@ -54,21 +56,40 @@ KINDS = {"batch norm": True, "no batch norm": False}
 # ------------------------------------------------------------------------------------------ all units and slopes
 
 
+def unit_field(trunk: Trunk, layer: str, unit: Tensor, slope: float, way: str = THROUGH, own: float = 0.0) -> Field:
+    """:func:`slopes.unit_field` of a trunk, for signals (row, time) in G, written out; ``own`` is its forward slope."""
+    maps = gradients.UnitMaps(trunk, layer, unit, slope)
+
+    def outputs(x: Tensor, forward: float) -> Tensor:
+        with backward.leaking(forward) if forward else nullcontext():
+            return maps.forward(x)
+
+    def field(x: Tensor) -> tuple[Tensor, Tensor]:
+        value = outputs(x, own)
+        out = outputs(x, slope) if way == COPY else value
+        return value.mean(1), maps.backward(gradients.rectified(torch.full_like(out, 1 / out.shape[1]), out, slope))
+
+    return field
+
+
 @torch.inference_mode()
 def climb(
-    trunk: Trunk, layer: str, unit: Tensor, start: Tensor, slope: float, step: Step, n_steps: int, bound: float | None
+    trunk: Trunk,
+    layer: str,
+    unit: Tensor,
+    start: Tensor,
+    slope: float,
+    step: Step,
+    n_steps: int,
+    bound: float | None,
+    way: str = THROUGH,
+    own: float = 0.0,
 ) -> Ascent:
     """Climb each row's ``unit`` (row,) of a layer from ``start`` (row, time) in G under one backward slope."""
     size = ascent.block_rows(trunk, layer, start.shape[1], start.dtype, ascent.CPU_BLOCK_BYTES)
     parts = []
-    for own, x in zip(unit.split(size), start.split(size), strict=True):
-        maps = gradients.UnitMaps(trunk, layer, own, slope)
-
-        def field(x: Tensor, maps=maps) -> tuple[Tensor, Tensor]:
-            out = maps.forward(x)
-            return out.mean(1), maps.backward(gradients.rectified(torch.full_like(out, 1 / out.shape[1]), out, slope))
-
-        parts.append(slopes.ascend(field, x, step, n_steps, bound))
+    for some, x in zip(unit.split(size), start.split(size), strict=True):
+        parts.append(slopes.ascend(unit_field(trunk, layer, some, slope, way, own), x, step, n_steps, bound))
     return Ascent(*(torch.cat([getattr(p, name) for p in parts]) for name in ("curve", "best", "last")))
 
 
@@ -79,9 +100,12 @@ def climb_all(
     units: Sequence[int],
     n_steps: int,
     bound: float | None,
+    way: str = THROUGH,
+    own: float = 0.0,
 ) -> xr.Dataset:
     """All layers, ``units`` and ``starts`` (start, time) under each slope of ``steps``, with its own step.
 
+    Gradients leak in one ``way`` of :data:`slopes.WAYS`; the trunk's rectifiers have the forward slope ``own``.
     Returns over (layer, slope, start, unit): ``maximum``; ``until``, the first step at 95 % of the highest value that
     any slope and start gave this unit (inf: never, NaN: it is dead); ``signal`` (also time) in G; ``curve`` (also
     step); with a bound ``at_bounds``, the share of samples at ±bound, and ``one_sided``, whether all of them are at the
@@ -90,7 +114,7 @@ def climb_all(
     x = torch.tensor(np.repeat(starts, len(units), axis=0))  # rows are (start, unit)
     unit = torch.tensor(list(units)).repeat(len(starts))
     cases = product(trunk.layers, steps.items())
-    found = [climb(trunk, layer, unit, x, slope, step, n_steps, bound) for layer, (slope, step) in cases]
+    found = [climb(trunk, layer, unit, x, slope, step, n_steps, bound, way, own) for layer, (slope, step) in cases]
     shape = (len(trunk.layers), len(steps), len(starts), len(units), -1)
     curve, signal = (np.stack([getattr(a, name).numpy() for a in found]).reshape(shape) for name in ("curve", "best"))
     target = REACHED * curve[..., -1].max((1, 2))[:, None, None]
@@ -113,56 +137,75 @@ def climb_all(
 
 @kept("slopes")
 def climbs_of(
-    network: Network, starts: np.ndarray, steps: Mapping[float, Step], n_steps: int, bound: float | None
+    network: Network,
+    starts: np.ndarray,
+    steps: Mapping[float, Step],
+    n_steps: int,
+    bound: float | None,
+    way: str = THROUGH,
 ) -> xr.Dataset:
     """:func:`climb_all` of one network and all its units; of the curve only some steps."""
     few, trunk = recorded_steps(n_steps, 30), network.trunk
     every = range(min(map(len, trunk.biases)))
-    return climb_all(trunk, steps, starts, every, n_steps, bound).isel(step=few).assign_coords(step=few)
+    return climb_all(trunk, steps, starts, every, n_steps, bound, way).isel(step=few).assign_coords(step=few)
 
 
 def climbs(
-    cfg: Settings, windows: Windows, networks: list[Network], steps: Mapping[float, Step], bound: float | None
+    cfg: Settings,
+    windows: Windows,
+    networks: list[Network],
+    steps: Mapping[float, Step],
+    bound: float | None,
+    way: str = THROUGH,
 ) -> xr.Dataset:
     """:func:`climbs_of` all networks, dims (seed, layer, slope, start, unit), on the CPU."""
     starts = starting_points(cfg.maximization, windows.train, cfg.slopes.n_starts)
 
     def one(network: Network) -> xr.Dataset:
-        return climbs_of(network, starts, steps, cfg.slopes.n_steps, bound)
+        return climbs_of(network, starts, steps, cfg.slopes.n_steps, bound, way)
 
     return of_networks(networks, one, cfg=dataclasses.replace(cfg, device="cpu"), title="slopes")
 
 
 @kept("slope_steps")
 def maxima_of(
-    network: Network, starts: np.ndarray, tried: Sequence[Step], units: Sequence[int], n_steps: int, bound: float
+    network: Network,
+    starts: np.ndarray,
+    tried: Sequence[Step],
+    units: Sequence[int],
+    n_steps: int,
+    bound: float,
+    way: str = THROUGH,
+    own: float = 0.0,
 ) -> xr.Dataset:
     """``maximum`` of :func:`climb_all` with each step for all slopes, dims (tried, layer, slope, start, unit)."""
-    made = [climb_all(network.trunk, dict.fromkeys(SLOPES, step), starts, units, n_steps, bound) for step in tried]
+    about = (starts, units, n_steps, bound, way, own)
+    made = [climb_all(network.trunk, dict.fromkeys(SLOPES, step), *about) for step in tried]
     return xr.concat([one[["maximum"]] for one in made], "tried")
 
 
 def choose_steps(
-    cfg: Settings, windows: Windows, networks: list[Network], bound: float
+    cfg: Settings, windows: Windows, networks: list[Network], bound: float, ways: Sequence[str] = (THROUGH,)
 ) -> tuple[dict[float, Step], pd.DataFrame]:
     """One step per slope, chosen on ``networks`` that are judged nowhere, and the scores it was chosen by.
 
     The table has a row per optimizer and step size and a column per slope: how high it comes, as a share of the highest
-    that any setting under any slope reached for that unit, mean over starts, units and networks. The optimizer is the
-    one under which plain ascent scores best, so that plain ascent is never handicapped; each slope then takes the step
-    size that scores best for it.
+    that any setting under any slope reached for that unit, mean over starts, units and networks, and over ``ways``. The
+    optimizer is the one under which plain ascent scores best, so that plain ascent is never handicapped; each slope
+    then takes the step size that scores best for it.
     """
     starts = starting_points(cfg.maximization, windows.train, cfg.slopes.n_starts)
     units = chosen_units(cfg.model.n_units, cfg.readings.n_units)
     tried = [Step(optimizer, size, DECAY) for optimizer, sizes in STEP_SIZES.items() for size in sizes]
 
     def one(network: Network) -> xr.DataArray:
-        return maxima_of(network, starts, tried, units, cfg.slopes.n_steps, bound)["maximum"]
+        about = (starts, tried, units, cfg.slopes.n_steps, bound)
+        return xr.concat([maxima_of(network, *about, way)["maximum"] for way in ways], "way")
 
     maxima = side_by_side(dataclasses.replace(cfg, device="cpu"), one, networks, "step sizes")
     joined = xr.concat(maxima, "network")
-    highest = joined.max(("tried", "slope", "start"))
-    share = (joined / highest.where(highest > 0)).mean(("network", "layer", "start", "unit"))
+    highest = joined.max(("way", "tried", "slope", "start"))
+    share = (joined / highest.where(highest > 0)).mean(("network", "way", "layer", "start", "unit"))
     labels = pd.MultiIndex.from_tuples([(t.optimizer, t.step_size) for t in tried], names=["optimizer", "step size"])
     scores = pd.DataFrame(share.transpose("tried", "slope").values, labels, pd.Index(SLOPES, name="backward slope"))
     optimizer = str(scores[SLOPES[0]].idxmax()[0])

@@ -1,9 +1,10 @@
-"""Rectifiers with another backward pass: for deconvnet and for backward slopes, in any network, while a block runs.
+"""Rectifiers with another backward pass, or leaky in both passes, in any network, while a block runs.
 
 A rectifier is a function that is x itself in a range, and of constant slope, mostly 0, below it: ReLU however it is
 spelled (``relu``, ``clamp(min=0)``, ``maximum`` with 0, ``threshold``, ``where(x > 0, x, 0)``, ``x * (x > 0)``), ReLU6
 and other bounded ones, leaky ReLU, PReLU, RReLU in evaluation mode; as functions, methods, modules, in place or not.
-They are caught wherever a network calls them. Forward passes do not change by a bit.
+They are caught wherever a network calls them. Under a rule forward passes do not change by a bit; only in a block of
+:class:`leaking` they do, which makes another network for as long as it runs.
 
 Rules are not defined for other functions that are not linear (GELU, ELU, SiLU, tanh, a sigmoid gate, softmax): they
 keep their gradient, and :func:`refuse_others` says so where a rule is to mean something.
@@ -11,6 +12,7 @@ keep their gradient, and :func:`refuse_others` says so where a rule is to mean s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -193,6 +195,32 @@ class rectifiers(TorchFunctionMode):
         if of is None:
             return func(*args, **kwargs)
         return ruled(of, lambda: func(*args, **kwargs), self.rule)
+
+
+class leaking(TorchFunctionMode):
+    """While the block runs, the network that is called is its leaky copy: what rectifiers get below their range, they
+    multiply by ``slope``, forward and backward.
+
+    Gradients are those of the copy, at the copy's own activations. They are ordinary ones, so that whatever else bends
+    on the way (a softmax, a GELU) keeps its meaning. Raises ``ValueError`` for a slope that is no finite number.
+    """
+
+    def __init__(self, slope: float):
+        super().__init__()
+        if not math.isfinite(slope):
+            raise ValueError(f"a slope is a finite number, not {slope}")
+        self.slope = slope
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        of = rectifier(func, args, kwargs or {})
+        if of is None:
+            return func(*args, **(kwargs or {}))
+        x = of.x.clone() if of.in_place else of.x
+        if of.low == 0 and of.high == torch.inf:
+            out = F.leaky_relu(x, self.slope)
+        else:
+            out = torch.where(x > of.low, x.clamp(max=of.high), self.slope * x)
+        return of.x.copy_(out) if of.in_place else out
 
 
 class switches(TorchFunctionMode):

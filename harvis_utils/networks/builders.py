@@ -7,16 +7,29 @@ from typing import Any
 
 from torch import nn
 
+from harvis_utils.networks import self_attention
 from harvis_utils.networks.attention_branch import AttentionBranch
+from harvis_utils.networks.leaky import LeakySFHF
 from harvis_utils.networks.pooled import Pooled
+from harvis_utils.networks.recurrent import Recurrent
 from harvis_utils.networks.sfhf import SFHF
-from harvis_utils.settings import BranchSettings, ModelSettings, PooledSettings
+from harvis_utils.settings import (
+    BranchSettings,
+    LeakySettings,
+    ModelSettings,
+    PooledSettings,
+    RecurrentSettings,
+    SelfAttentionSettings,
+)
 
 #: (axes, samples, classes, settings) into a network that takes (window, axis, time) and returns (window, class) scores
 BUILDERS: dict[type, Callable[[int, int, int, Any], nn.Module]] = {
     ModelSettings: SFHF,
+    LeakySettings: LeakySFHF,
     BranchSettings: AttentionBranch,
     PooledSettings: Pooled,
+    SelfAttentionSettings: self_attention.network,
+    RecurrentSettings: Recurrent,
 }
 
 

@@ -66,7 +66,7 @@ class Level:
 
 def levels(run: Stages) -> dict[str, Level]:
     """The run's own data and made-up ones, plain (where the run's own are not) and harder."""
-    cfg, own = run.cfg.attention, run.recordings
+    cfg, own = run.cfg.branches, run.recordings
     found = {OWN: Level(windowing.cut(own, cfg.windows), run.truth, cfg.model, cfg.training)}
     for name, changes in {PLAIN: {}, HARDER: {"noise_g": cfg.noise_g, "prevalence": cfg.prevalence}}.items():
         if changes or not own.dataset.made_up:
@@ -93,9 +93,9 @@ def n_weights(level: Level, settings: BranchSettings) -> int:
 
 
 def networks(cfg: Settings, level: Level, name: str) -> list[Network]:
-    """The trained networks of a name: of those that are compared all, of others ``cfg.attention.n_networks``."""
+    """The trained networks of a name: of those that are compared all, of others ``cfg.branches.n_networks``."""
     seeds = level.training.seeds
-    seeds = seeds if name in COMPARED else seeds[: cfg.attention.n_networks]
+    seeds = seeds if name in COMPARED else seeds[: cfg.branches.n_networks]
     return supervised.networks(cfg, level.windows, settings_of(name, level), replace(level.training, seeds=seeds))
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import pandas as pd
 import xarray as xr
 
-from harvis_utils.data import archive, windowing
+from harvis_utils.data import archive, kinds, synthetic, windowing
 from harvis_utils.data.kinds import Recordings
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
@@ -19,6 +19,9 @@ from harvis_utils.paper import choosing, climbing, variants
 from harvis_utils.settings import Settings, for_choosing
 from harvis_utils.training import published, supervised
 from harvis_utils.training.supervised import Network
+
+#: Choice: standard deviation of the noise added to made-up data, to be seen beside them
+NOISE_G = 0.2
 
 
 class Stages:
@@ -132,3 +135,18 @@ class Stages:
         other.recordings = self.recordings
         other.data = replace(self.data, train=self.data.test, test=self.data.val)
         return other
+
+    @cached_property
+    def beside(self) -> list[Stages]:
+        """Other data sets with the same settings: all that are here; beside made-up data alone a noisier version."""
+        if self.recordings.dataset.made_up:
+            others = [synthetic.variant(NOISE_G)]
+        else:
+            base = self.recordings.dataset.name
+            others = [archive.load_recordings(name) for name in archive.here() if kinds.check_name(name).name != base]
+        found = []
+        for recordings in others:
+            other = Stages(replace(self.cfg, dataset=recordings.name))
+            other.recordings = recordings
+            found.append(other)
+        return found

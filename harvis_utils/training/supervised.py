@@ -175,12 +175,12 @@ def trained(
     return found
 
 
-def untrained(cfg: Settings, windows: Windows) -> list[Network]:
-    """The same networks before any training: the control that tells what training put into them."""
-    found = []
-    for seed in cfg.training.seeds:
-        model = new_model(windows, cfg.model, seed).eval()
-        key = trained.key(windows, cfg.model, TrainingSettings(seeds=(), epochs=0), seed)
+def untrained(cfg: Settings, windows: Windows, model=None, training: TrainingSettings | None = None) -> list[Network]:
+    """The networks of :func:`networks` before any training: the control that tells what training put into them."""
+    found, settings = [], model or cfg.model
+    for seed in (training or cfg.training).seeds:
+        model = new_model(windows, settings, seed).eval()
+        key = trained.key(windows, settings, TrainingSettings(seeds=(), epochs=0), seed)
         found.append(Network(seed, model, {}, -1, {}, {}, key, 0.0))
     return found
 
