@@ -102,6 +102,29 @@ class GanSettings:
     stages: tuple[float, ...] = (0.25, 0.5, 1.0)  # Choice: shares of the steps after which generators are kept
 
 
+#: Choice: enough for a macro F1 above what a judge needs, on made-up data and on recordings of people
+JUDGE_TRAINING = TrainingSettings(seeds=(), epochs=8, learning_rate=4e-3, batch_size=128, schedule="cosine")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Generators that teach each other, and the two judges of what they make (notebook 17)."""
+
+    windows: WindowSettings = LONG_WINDOWS  # Choice: the generators' ladder ends at 64 samples
+    gan: GanSettings = GanSettings()  # Choice: what the rows of the study have in common
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Choice
+    choosing_seeds: tuple[int, ...] = (100, 101, 102)  # Choice: of generators on which alpha is balanced
+    n_scored: int = 2000  # Choice: windows of each set that is scored; fewer where the data have fewer
+    judge: ModelSettings = ModelSettings(n_units=32, pool="mean", mixing="conv", n_dense=0)  # Choice: decides
+    second: ModelSettings = ModelSettings(16, n_layers=2, kernel=9, pool="mean", n_dense=64)  # Choice: stands beside it
+    judging: TrainingSettings = JUDGE_TRAINING  # Choice: of both
+    judge_seeds: tuple[int, int] = (500, 501)  # Choice: of networks that no other notebook uses
+    least_f1: tuple[float, float] = (0.65, 0.9)  # Choice: of a judge on test people; the second for made-up data
+    thinning: int = 30  # Choice: every n-th training window is dissected
+    n_draws: int = 39  # Choice: draws of each null of the dissection
+    n_silenced: int = 200  # Choice: generated windows in which each unit of a generator is silenced
+
+
 @dataclass(frozen=True)
 class MaximizationSettings:
     """Activation Maximization (paper sections 3 and 4.3).
@@ -335,6 +358,7 @@ class Settings:
     people: PeopleSettings = PeopleSettings()
     widths: WidthSettings = WidthSettings()
     visual: VisualSettings = VisualSettings()
+    generation: GenerationSettings = GenerationSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -405,11 +429,29 @@ PROFILES: dict[str, dict] = {
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
         "people": PeopleSettings(n_people=3, n_windows=1000),
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
+        "generation": GenerationSettings(
+            gan=GanSettings(n_units=4, batch_size=32, n_steps=40),
+            seeds=(0, 1),
+            choosing_seeds=(100,),
+            n_scored=200,
+            judge=ModelSettings(n_units=8, pool="mean", mixing="conv", n_dense=0),
+            second=ModelSettings(8, n_layers=2, kernel=9, pool="mean", n_dense=32),
+            judging=dataclasses.replace(JUDGE_TRAINING, epochs=4),
+            thinning=12,
+            n_draws=19,
+            n_silenced=40,
+        ),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
         "training": TrainingSettings(epochs=10, learning_rate=5e-4),
         "evolution": EvolutionSettings(n_trained=20_000),
+        "generation": GenerationSettings(
+            gan=GanSettings(n_units=16, batch_size=128, n_steps=1200),
+            seeds=(0, 1, 2),
+            choosing_seeds=(100, 101),
+            judging=dataclasses.replace(JUDGE_TRAINING, epochs=6),
+        ),
     },
     # the paper's own settings, on one GPU
     "paper": {
