@@ -57,18 +57,19 @@ REPEATED, HELD_OUT, HALF = "one window a class, repeated", "held-out people", "h
 def settings_of(base: GanSettings, train: windowing.Split, alpha: float) -> dict[str, GanSettings]:
     """Settings by row; the wide generator and its discriminator have as many weights as those of MAD-GAN together."""
     three = replace(base, n_generators=3, alpha=alpha)
-    wanted, widths = n_weights(train, three), range(base.n_units, 2 * base.n_units + 1)
-    wide = min((replace(base, n_units=n) for n in widths), key=lambda of: abs(n_weights(train, of) - wanted))
+    widths = np.arange(base.n_units, 2 * base.n_units + 1)
+    law = np.polyfit([1, 2, 3], [n_weights(train, replace(base, n_units=n)) for n in (1, 2, 3)], 2)  # it is exact
+    wide = int(widths[np.abs(np.polyval(law, widths) - n_weights(train, three)).argmin()])
     graphs = {TAUGHT: GRAPH, THROUGH: OPEN, OTHER_GRAPH: SHUFFLED}
-    found = {PLAIN: replace(base, norm="batch"), SPECTRAL: base, MAD: replace(three, alpha=1.0), WIDE: wide}
-    found |= {name: replace(three, gates=gates) for name, gates in graphs.items()}
+    found = {PLAIN: replace(base, norm="batch"), SPECTRAL: base, MAD: replace(three, alpha=1.0)}
+    found |= {WIDE: replace(base, n_units=wide)} | {name: replace(three, gates=gates) for name, gates in graphs.items()}
     found |= {name: replace(three, gates=GRAPH, alpha=printed) for name, printed in LITERAL.items()}
     return {name: found[name] for name in ROWS}
 
 
 def n_weights(train: windowing.Split, settings: GanSettings) -> int:
     """How many numbers all networks of a game learn."""
-    with torch.device("meta"):
+    with supervised.drawing(0):
         generators, discriminator = generator.networks(train, settings)
     return sum(of.numel() for network in (*generators, discriminator) for of in network.parameters())
 
