@@ -115,8 +115,9 @@ class GenerationSettings:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Choice
     choosing_seeds: tuple[int, ...] = (100, 101, 102)  # Choice: of generators on which alpha is balanced
     n_scored: int = 2000  # Choice: windows of each set that is scored; fewer where the data have fewer
-    judge: ModelSettings = ModelSettings(n_units=32, pool="mean", mixing="conv", n_dense=0)  # Choice: decides
-    second: ModelSettings = ModelSettings(16, n_layers=2, kernel=9, pool="mean", n_dense=64)  # Choice: stands beside it
+    # Choice: the judge that decides, and one beside it; dropout would leave their probabilities blurred
+    judge: ModelSettings = ModelSettings(32, pool="mean", mixing="conv", n_dense=0, dropout=0.0)
+    second: ModelSettings = ModelSettings(16, n_layers=2, kernel=9, pool="mean", n_dense=64, dropout=0.0)
     judging: TrainingSettings = JUDGE_TRAINING  # Choice: of both
     judge_seeds: tuple[int, int] = (500, 501)  # Choice: of networks that no other notebook uses
     least_f1: tuple[float, float] = (0.65, 0.9)  # Choice: of a judge on test people; the second for made-up data
@@ -430,12 +431,12 @@ PROFILES: dict[str, dict] = {
         "people": PeopleSettings(n_people=3, n_windows=1000),
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
         "generation": GenerationSettings(
-            gan=GanSettings(n_units=4, batch_size=32, n_steps=40),
+            gan=GanSettings(n_units=4, batch_size=32, n_steps=24),
             seeds=(0, 1),
             choosing_seeds=(100,),
             n_scored=200,
-            judge=ModelSettings(n_units=8, pool="mean", mixing="conv", n_dense=0),
-            second=ModelSettings(8, n_layers=2, kernel=9, pool="mean", n_dense=32),
+            judge=ModelSettings(8, pool="mean", mixing="conv", n_dense=0, dropout=0.0),
+            second=ModelSettings(8, n_layers=2, kernel=9, pool="mean", n_dense=32, dropout=0.0),
             judging=dataclasses.replace(JUDGE_TRAINING, epochs=4),
             thinning=12,
             n_draws=19,

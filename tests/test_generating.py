@@ -127,16 +127,17 @@ def test_a_silenced_unit_is_one_without_weights_behind_it(windows):
 
 
 def test_the_unit_that_makes_a_waveform_is_found(windows):
-    own = Game(windows.train, BASE, 0).generators[0].eval()
-    with torch.no_grad():  # one unit of the last stage puts peaks on an axis where it is active, and nothing else is
-        own.out.weight.zero_()
-        own.out.weight[1, 3] = 200 * torch.tensor([0.0, 1.0, 1.0, 0.0])
-    z = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
-    table, each = gan_dissection.effects(own, 30 * z, windows.rate_hz, 19)
+    own, z = Game(windows.train, BASE, 0).generators[0], torch.randn(60, 8)
+    with torch.no_grad():
+        for _ in range(60):  # so that its batch norms know the scale of what they get
+            own(z)
+        own.eval().out.weight.zero_()
+        own.out.weight[1, 3] = torch.tensor([0.0, 4.0, 4.0, 0.0])  # one unit puts peaks on an axis, nothing else does
+    table, each = gan_dissection.effects(own, z, windows.rate_hz, 19)
     last = each[(each["stage"] == "stage4") & (each["cost"] > 0)]
     assert set(last["unit"]) == {1} and list(table["stage"]) == list(own.stages)
-    found, shown = gan_dissection.costliest(own, 30 * z, windows.rate_hz, 3)
-    assert found["cost"] == each["cost"].max() and shown["whole"].shape == (6, 3, 64)
+    found, shown = gan_dissection.costliest(own, windows.rate_hz, 3)
+    assert found["cost"] > 0 and shown["whole"].shape == (6, 3, 64)
     assert np.abs(shown["whole"] - shown["unit silenced"])[3].max() > 0.1
 
 

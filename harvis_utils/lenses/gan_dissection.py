@@ -27,6 +27,10 @@ from harvis_utils.training import adversarial
 
 #: Choice: draws of the null in which a layer's units trade their effects
 N_TRADED = 999
+#: draws of chance where nobody looks at chance
+FEWEST_DRAWS = 19
+#: Choice: windows in which the costliest unit is looked for
+N_LOOKED = 60
 
 
 def known_concepts(windows: Windows, split: Split, truth: PlantedMotifs | None) -> Concepts:
@@ -126,12 +130,13 @@ def of_generator(windows: Windows, settings: GanSettings, seed: int, n: int, n_d
 
 
 @torch.no_grad()
-def costliest(own: Generator, z: Tensor, rate_hz: float, n: int) -> tuple[pd.Series, dict[str, np.ndarray]]:
+def costliest(own: Generator, rate_hz: float, n: int) -> tuple[pd.Series, dict[str, np.ndarray]]:
     """The unit that costs a waveform most (a row of :func:`effects`), and ``n`` windows that it changes most.
 
     These are "whole" and "unit silenced", (axis, window, time) each.
     """
-    found = effects(own, z, rate_hz, 1)[1].sort_values("cost").iloc[-1]
+    z = torch.randn(N_LOOKED, own.stage1[0].in_channels, generator=torch.Generator().manual_seed(0))
+    found = effects(own, z, rate_hz, FEWEST_DRAWS)[1].sort_values("cost").iloc[-1]
     with silenced(own, found["stage"], int(found["unit"])):
         without = own(z)
     both = {"whole": own(z), "unit silenced": without}

@@ -95,10 +95,14 @@ def distances(x: np.ndarray, others: np.ndarray) -> Tensor:
     return torch.cat([torch.cdist(part, second) for part in first.split(EVALUATION_BATCH)]) / first.shape[1] ** 0.5
 
 
+def nearest(x: np.ndarray, train: np.ndarray) -> float:
+    """Median distance in G to the nearest training window."""
+    return float(distances(x, train).min(1).values.median())
+
+
 def memorization(x: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
-    """Median distance to the nearest training window, over that of windows of other people: below 1 is copied."""
-    near, usual = (distances(of, train).min(1).values.median() for of in (x, held_out))
-    return float(near / usual)
+    """:func:`nearest` over that of windows of other people: below 1 is copied."""
+    return nearest(x, train) / nearest(held_out, train)
 
 
 def covered(x: np.ndarray, real: np.ndarray) -> float:
@@ -174,10 +178,10 @@ def without_judge(
     """What needs no judge, a row per ``set``: "covered" (real windows of other people), "memorization", :func:`of_time`
     and, with a ``truth``, :func:`motif_content`.
     """
-    rows = []
+    rows, usual = [], nearest(real["held out"], windows.train.x)
     for name, x in sets.items():
         row = {"set": name, "covered": covered(x, real["held out"])}
-        row |= {"memorization": memorization(x, windows.train.x, real["held out"])} | of_time(x, real["training"])
+        row |= {"memorization": nearest(x, windows.train.x) / usual} | of_time(x, real["training"])
         rows.append(row | (motif_content(x, truth) if truth else {}))
     return pd.DataFrame(rows)
 

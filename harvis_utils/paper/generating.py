@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from harvis_utils.data import windowing
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Windows
+from harvis_utils.lenses import gan_dissection
 from harvis_utils.metrics import generative
 from harvis_utils.metrics.intervals import number, with_interval
 from harvis_utils.networks import generator
@@ -48,6 +49,8 @@ JUDGE, BESIDE = "judge", "second judge"
 LATENT_SEED = 7
 #: Choice: with fewer steps the study says whether the code runs, not what generators are
 FEWEST_STEPS = 1000
+#: rows of which curves are shown
+SHOWN = (*COMPARED, WIDE)
 REPEATED, HELD_OUT, HALF = "one window a class, repeated", "held-out people", "half of training"
 
 
@@ -170,19 +173,23 @@ class Study:
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """By row, seed and set: "judged" (judge and stage too) and "measured"; of the controls "seed" is missing."""
+        """By row, seed and set: "judged" (judge and stage too) and "measured"; of the controls "seed" is missing.
+
+        "kind" is the row, and of controls the set.
+        """
         jobs = [(name, settings, seed) for seed in self.own.seeds for name, settings in self.rows.items()]
         jobs.append(("control", None, 0))
+        judges = self.judges  # made before many want them at once
 
         def one(job: tuple) -> tuple[pd.DataFrame, pd.DataFrame]:
             name, settings, seed = job
             about, device = (self.windows, settings, seed, self.n), self.cfg.device
-            parts = {who: judged_windows(of, *about, device=device) for who, of in self.judges.items()}
+            parts = {who: judged_windows(of, *about, device=device) for who, of in judges.items()}
             said = pd.concat(parts, names=["judge"]).reset_index("judge")
             other = measured_windows(*about, self.truth, device=device)
-            return tuple(of.assign(row=name, seed=seed if settings else np.nan) for of in (said, other))
+            about = {"row": name, "seed": seed if settings else np.nan}
+            return tuple(of.assign(kind=name if settings else of["set"], **about) for of in (said, other))
 
-        assert self.judges and self.rows  # made before many want them at once
         found = zip(*side_by_side(self.cfg, one, jobs, "generators"), strict=True)
         return dict(zip(("judged", "measured"), (pd.concat(parts, ignore_index=True) for parts in found), strict=True))
 
@@ -190,6 +197,25 @@ class Study:
         """The trained networks of a row."""
         settings = self.rows[name]
         return adversarial.read(self.windows, settings, adversarial.trained(self.windows, settings, seed))
+
+    def units(self, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Units of a row's discriminators, with and without training, and of its first generators, by seed."""
+        own, settings, split = self.own, self.rows[name], self.windows.train.every(self.own.thinning)
+        known = gan_dissection.known_concepts(self.windows, split, self.truth)
+
+        def one(job: tuple[int, str]) -> pd.DataFrame:
+            seed, weights = job
+            if weights == "generator":
+                found = gan_dissection.of_generator(self.windows, settings, seed, own.n_silenced, own.n_draws)
+            else:
+                about = (own.thinning, known, own.n_draws, weights == "trained")
+                found = gan_dissection.of_discriminator(self.windows, settings, seed, *about)
+            return found.assign(seed=seed, weights=weights)
+
+        jobs = [(seed, weights) for weights in ("trained", "random weights", "generator") for seed in own.seeds]
+        table = pd.concat(side_by_side(self.cfg, one, jobs, "units"), ignore_index=True)
+        made = table["weights"] == "generator"
+        return table[~made], table[made]
 
     def losses(self, n_bins: int = 40) -> pd.DataFrame:
         """Losses along training, means over ``n_bins`` stretches of it and over seeds: row, "step", each loss."""
@@ -202,6 +228,11 @@ class Study:
             values |= {"generators": [of[:, 1:].mean() for of in stretch]}
             parts.append(pd.DataFrame({"row": name, "step": steps} | values))
         return pd.concat(parts, ignore_index=True)
+
+
+def together(table: pd.DataFrame) -> pd.DataFrame:
+    """Of scores those of all generators of a row together, and of the controls."""
+    return table[table["set"].eq(ALL) | table["seed"].isna()]
 
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
@@ -300,12 +331,12 @@ QUESTIONS: dict[str, Question] = {
         Question(
             "K2", _TABLE, "DCGAN + SN has the lowest FID (21.17 against 23.77, 25.79, 28.76)",
             f"lowest FID of the other three rows minus that of DCGAN + SN, {_HALVES}",
-            "FID to people held out; scrambled phases; the second judge", 2.0,
+            "FID to people held out; the second judge", 2.0,
         ),
         Question(
             "K2 worst", _TABLE, "MAD-GAN has the highest FID (28.76)",
             f"FID of MAD-GAN minus the highest of the other three rows, {_HALVES}",
-            "FID to people held out; the mean FID of single generators; the second judge", 2.0,
+            "FID to people held out; the second judge", 2.0,
         ),
         Question(
             "K3", _PICTURES, "taught generators make alike, better images of one latent vector",
@@ -368,8 +399,8 @@ def judged(study: Study) -> list[dict]:
     flat = tables["measured"].set_index("set").loc["flat, real means", "covered"]
     ask("K1 collapse", cover[SPECTRAL] - cover[PLAIN], {PLAIN: cover[PLAIN], "flat, real means": [flat]})
 
-    def leads(column: str, who: str, worst: bool, own: str | None = ALL) -> pd.Series:
-        table = wide(final(tables["judged"], who), column, own)[list(COMPARED)]
+    def leads(column: str, who: str, worst: bool) -> pd.Series:
+        table = wide(final(tables["judged"], who), column)[list(COMPARED)]
         halves = control.loc[HALF, (column, who)]
         if worst:
             return (table[MAD] - table.drop(columns=MAD).max(axis=1)) / halves
