@@ -103,7 +103,7 @@ class GanSettings:
 
 
 #: Choice: enough for a macro F1 above what a judge needs, on made-up data and on recordings of people
-JUDGE_TRAINING = TrainingSettings(seeds=(), epochs=8, learning_rate=4e-3, batch_size=128, schedule="cosine")
+JUDGE_TRAINING = TrainingSettings(seeds=(), epochs=6, learning_rate=4e-3, batch_size=128, schedule="cosine")
 
 
 @dataclass(frozen=True)
@@ -435,9 +435,8 @@ PROFILES: dict[str, dict] = {
             seeds=(0, 1),
             choosing_seeds=(100,),
             n_scored=200,
-            judge=ModelSettings(8, pool="mean", mixing="conv", n_dense=0, dropout=0.0),
+            judge=ModelSettings(16, pool="mean", mixing="conv", n_dense=0, dropout=0.0),
             second=ModelSettings(8, n_layers=2, kernel=9, pool="mean", n_dense=32, dropout=0.0),
-            judging=dataclasses.replace(JUDGE_TRAINING, epochs=4),
             thinning=12,
             n_draws=19,
             n_silenced=40,
@@ -451,7 +450,6 @@ PROFILES: dict[str, dict] = {
             gan=GanSettings(n_units=16, batch_size=128, n_steps=1200),
             seeds=(0, 1, 2),
             choosing_seeds=(100, 101),
-            judging=dataclasses.replace(JUDGE_TRAINING, epochs=6),
         ),
     },
     # the paper's own settings, on one GPU
