@@ -138,6 +138,30 @@ class GanSettings:
     stages: tuple[float, ...] = (0.25, 0.5, 1.0)  # Choice: shares of the steps after which generators are kept
 
 
+#: Choice: enough for a macro F1 above what a judge needs, on made-up data and on recordings of people
+JUDGE_TRAINING = TrainingSettings(seeds=(), epochs=6, learning_rate=4e-3, batch_size=128, schedule="cosine")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Generators that teach each other, and the two judges of what they make (notebook 17)."""
+
+    windows: WindowSettings = LONG_WINDOWS  # Choice: the generators' ladder ends at 64 samples
+    gan: GanSettings = GanSettings()  # Choice: what the rows of the study have in common
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Choice
+    choosing_seeds: tuple[int, ...] = (100, 101, 102)  # Choice: of generators on which alpha is balanced
+    n_scored: int = 2000  # Choice: windows of each set that is scored; fewer where the data have fewer
+    # Choice: the judge that decides, and one beside it; dropout would leave their probabilities blurred
+    judge: ModelSettings = ModelSettings(32, pool="mean", mixing="conv", n_dense=0, dropout=0.0)
+    second: ModelSettings = ModelSettings(16, n_layers=2, kernel=9, pool="mean", n_dense=64, dropout=0.0)
+    judging: TrainingSettings = JUDGE_TRAINING  # Choice: of both
+    judge_seeds: tuple[int, int] = (500, 501)  # Choice: of networks that no other notebook uses
+    least_f1: tuple[float, float] = (0.65, 0.9)  # Choice: of a judge on test people; the second for made-up data
+    thinning: int = 30  # Choice: every n-th training window is dissected
+    n_draws: int = 39  # Choice: draws of each null of the dissection
+    n_silenced: int = 200  # Choice: generated windows in which each unit of a generator is silenced
+
+
 @dataclass(frozen=True)
 class BranchSettings:
     """ST-ABN, SF-HF with an attention branch (:mod:`harvis_utils.networks.attention_branch`)."""
@@ -442,6 +466,7 @@ class Settings:
     visual: VisualSettings = VisualSettings()
     branches: BranchStudy = BranchStudy()
     self_attention: SelfAttentionStudy = SelfAttentionStudy()
+    generation: GenerationSettings = GenerationSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -524,10 +549,21 @@ PROFILES: dict[str, dict] = {
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
         "branches": BranchStudy(
             model=SMALL_BRANCH,
-            training=dataclasses.replace(SMALL_BRANCH_TRAINING, seeds=(0, 1)),
+            training=replace(SMALL_BRANCH_TRAINING, seeds=(0, 1)),
             n_networks=2,
             n_windows=30,
-            made_up_training=dataclasses.replace(SMALL_BRANCH_TRAINING, seeds=(0, 1)),
+            made_up_training=replace(SMALL_BRANCH_TRAINING, seeds=(0, 1)),
+        ),
+        "generation": GenerationSettings(
+            gan=GanSettings(n_units=4, batch_size=32, n_steps=24),
+            seeds=(0, 1),
+            choosing_seeds=(100,),
+            n_scored=200,
+            judge=ModelSettings(16, pool="mean", mixing="conv", n_dense=0, dropout=0.0),
+            second=ModelSettings(8, n_layers=2, kernel=9, pool="mean", n_dense=32, dropout=0.0),
+            thinning=12,
+            n_draws=19,
+            n_silenced=40,
         ),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
@@ -540,6 +576,11 @@ PROFILES: dict[str, dict] = {
             training=TrainingSettings(
                 epochs=6, learning_rate=2e-3, batch_size=128, schedule="cosine", evaluate_every=2
             ),
+        ),
+        "generation": GenerationSettings(
+            gan=GanSettings(n_units=16, batch_size=128, n_steps=1200),
+            seeds=(0, 1, 2),
+            choosing_seeds=(100, 101),
         ),
     },
     # the paper's own settings, on one GPU
@@ -582,7 +623,7 @@ def load_settings(
 
 def for_choosing(cfg: Settings) -> Settings:
     """The same run with the networks on which readings and variants are chosen, and which take no part in judging."""
-    return dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, seeds=cfg.readings.seeds))
+    return replace(cfg, training=replace(cfg.training, seeds=cfg.readings.seeds))
 
 
 def as_json(value, nan_as_null: bool = False):

@@ -8,7 +8,9 @@ memorization and measures of time stand beside. Sets are (window, axis, time) in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -16,8 +18,9 @@ import torch
 from scipy.stats import kurtosis
 from torch import Tensor, nn
 
+from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import SPLITS, Windows
-from harvis_utils.metrics import recovery, signal_measures, similarity
+from harvis_utils.metrics import motifs, recovery, signal_measures, similarity
 from harvis_utils.settings import HarvisError
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import EVALUATION_BATCH, Network
@@ -26,6 +29,8 @@ from harvis_utils.training.supervised import EVALUATION_BATCH, Network
 REACHED = 0.01
 #: Choice: neighbours within which a real window counts as covered (Naeem et al. 2020)
 N_NEIGHBOURS = 5
+#: Choice: axes of a window that show the motifs of one activity; an event leaves out a tenth of them
+AXES_AGREE = 5 / 6
 #: rows of :func:`controls`
 CONTROLS = (
     *("held-out people", "validation people", "half of training", "one window a class, repeated"),
@@ -42,7 +47,7 @@ def seen(judge: nn.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a judge makes of windows: features (window, feature), which its last layer ``classes`` reads, and the
     probabilities of the classes (window, class); float64.
     """
-    features: list[Tensor] = []
+    features, judge = [], copy.deepcopy(judge)  # others may listen to the same one at the same time
     hook = judge.classes.register_forward_pre_hook(lambda module, given: features.append(given[0].cpu()))
     device = next(judge.parameters()).device
     try:
@@ -90,10 +95,14 @@ def distances(x: np.ndarray, others: np.ndarray) -> Tensor:
     return torch.cat([torch.cdist(part, second) for part in first.split(EVALUATION_BATCH)]) / first.shape[1] ** 0.5
 
 
+def nearest(x: np.ndarray, train: np.ndarray) -> float:
+    """Median distance in G to the nearest training window."""
+    return float(distances(x, train).min(1).values.median())
+
+
 def memorization(x: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
-    """Median distance to the nearest training window, over that of windows of other people: below 1 is copied."""
-    near, usual = (distances(of, train).min(1).values.median() for of in (x, held_out))
-    return float(near / usual)
+    """:func:`nearest` over that of windows of other people: below 1 is copied."""
+    return nearest(x, train) / nearest(held_out, train)
 
 
 def covered(x: np.ndarray, real: np.ndarray) -> float:
@@ -144,29 +153,95 @@ def reference(windows: Windows, n: int, rng: np.random.Generator) -> dict[str, n
     return {"training": drawn(windows.train.x[::2], n, rng), "held out": drawn(windows.val.x, n, rng)}
 
 
+def by_judge(judge: nn.Module, sets: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """What a judge says of sets beside :func:`reference` ones, a row per ``set``.
+
+    "IS", "FID" to training windows, "FID, held out" to other people's, and "classes", the share of them reached.
+    Raises :class:`JudgeError` for sets of different sizes.
+    """
+    sizes = {name: len(of) for name, of in {**sets, **real}.items()}
+    if len(set(sizes.values())) > 1:
+        raise JudgeError(f"sets need one size: {', '.join(f'{name} {n}' for name, n in sizes.items())}")
+    features, rows = {name: seen(judge, of)[0] for name, of in real.items()}, []
+    for name, x in sets.items():
+        own, p = seen(judge, x)
+        taken = np.bincount(p.argmax(1), minlength=p.shape[1]) / len(x)
+        row = {"set": name, "IS": inception_score(p), "FID": frechet(own, features["training"])}
+        row |= {"FID, held out": frechet(own, features["held out"]), "classes": float((taken >= REACHED).mean())}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def without_judge(
+    windows: Windows, sets: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], truth: PlantedMotifs | None = None
+) -> pd.DataFrame:
+    """What needs no judge, a row per ``set``: "covered" (real windows of other people), "memorization", :func:`of_time`
+    and, with a ``truth``, :func:`motif_content`.
+    """
+    rows, usual = [], nearest(real["held out"], windows.train.x)
+    for name, x in sets.items():
+        row = {"set": name, "covered": covered(x, real["held out"])}
+        row |= {"memorization": nearest(x, windows.train.x) / usual} | of_time(x, real["training"])
+        rows.append(row | (motif_content(x, truth) if truth else {}))
+    return pd.DataFrame(rows)
+
+
 def scored(
     judge: Network, windows: Windows, sets: Mapping[str, np.ndarray], least_f1: float, seed: int = 0
 ) -> pd.DataFrame:
-    """One row per set, ``set``: all sets and the controls, by one judge.
+    """:func:`by_judge` and :func:`without_judge` of ``sets`` and of the controls: one row per ``set``.
 
-    "IS", "FID" to training windows, "FID, held out" to other people's, "classes" (share reached), "covered" (real
-    windows of other people), "memorization" and :func:`of_time`. Raises :class:`JudgeError` for a judge below
-    ``least_f1`` and for sets of different sizes.
+    Raises :class:`JudgeError` for a judge below ``least_f1`` and for sets of different sizes.
     """
     admitted(judge, windows, least_f1)
-    sizes = {name: len(of) for name, of in sets.items()}
-    if len(set(sizes.values())) > 1:
-        raise JudgeError(f"sets need one size: {', '.join(f'{name} {n}' for name, n in sizes.items())}")
-    n, rng = next(iter(sizes.values())), np.random.default_rng(seed)
+    n, rng = len(next(iter(sets.values()))), np.random.default_rng(seed)
     real = reference(windows, n, rng)
-    features = {name: seen(judge.model, of)[0] for name, of in real.items()}
-    rows = []
-    for name, x in (sets | controls(windows, n, rng)).items():
-        own, p = seen(judge.model, x)
-        taken = np.bincount(p.argmax(1), minlength=p.shape[1]) / n
-        row = {"set": name, "IS": inception_score(p), "FID": frechet(own, features["training"])}
-        row |= {"FID, held out": frechet(own, features["held out"]), "classes": float((taken >= REACHED).mean())}
-        row |= {"covered": covered(x, real["held out"])}
-        row |= {"memorization": memorization(x, windows.train.x, real["held out"])}
-        rows.append(row | of_time(x, real["training"]))
-    return pd.DataFrame(rows)
+    every = dict(sets) | controls(windows, n, rng)
+    return by_judge(judge.model, every, real).merge(without_judge(windows, every, real), on="set")
+
+
+# ------------------------------------------------------------------------------------------------- without a judge
+
+
+def motif_content(x: np.ndarray, truth: PlantedMotifs, seed: int = 0) -> dict[str, float]:
+    """Do the axes of a window show the motifs of one activity together? Ground truth for the joint distribution.
+
+    Each axis shows the motif that some piece of it correlates with best. "joint motifs" is the share of windows in
+    which ``AXES_AGREE`` of the axes show those of one activity, "joint motifs, chance" that after the axes traded
+    windows, each by itself; "activities" is the share of activities so shown in ``REACHED`` of the windows, and "motif
+    match" the mean correlation.
+    """
+    first = truth.occurrences.drop_duplicates(["activity", "axis"])
+    wanted = first.pivot(index="activity", columns="axis", values="motif").map(truth.names.index).to_numpy()
+    match = motifs.best_match(truth.shapes, x.reshape(-1, x.shape[2])).reshape(len(truth.shapes), *x.shape[:2])
+    shown, rng = match.argmax(0), np.random.default_rng(seed)
+    traded = np.stack([rng.permutation(axis) for axis in shown.T], axis=1)
+
+    def agreeing(axes: np.ndarray) -> np.ndarray:  # (window, activity)
+        return (axes[:, None] == wanted).mean(2) >= AXES_AGREE - 1e-9
+
+    found = agreeing(shown)
+    return {
+        "joint motifs": float(found.any(1).mean()),
+        "joint motifs, chance": float(agreeing(traded).any(1).mean()),
+        "activities": float((found.mean(0) >= REACHED).mean()),
+        "motif match": float(match.max(0).mean()),
+    }
+
+
+def alike(sets: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Do generators make the same of the same latent vector? Mean over pairs of sets, window by window the same vector.
+
+    "alike" is the correlation of what is left of windows without their set's mean window, "alike, other vectors" that
+    with windows of other vectors, the null; NaN for a single set.
+    """
+    left = [x - x.mean(0) for x in sets.values()]
+    left = [x / max(float(np.linalg.norm(x)), 1e-12) for x in left]
+    found = [(np.vdot(a, b), np.vdot(a, np.roll(b, 1, axis=0))) for a, b in combinations(left, 2)]
+    return dict(zip(("alike", "alike, other vectors"), np.mean(found, 0) if found else (np.nan, np.nan), strict=True))
+
+
+def apart(judge: nn.Module, sets: Mapping[str, np.ndarray]) -> float:
+    """Mean Frechet distance between the sets of every pair; NaN for a single set."""
+    features = [seen(judge, x)[0] for x in sets.values()]
+    return float(np.mean([frechet(*pair) for pair in combinations(features, 2)])) if len(features) > 1 else np.nan

@@ -12,7 +12,7 @@ is 1 and the loss 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +62,21 @@ def transfer(teacher: Sequence[Tensor], student: Sequence[Tensor], literal: bool
     """The loss L(t to s) for alpha = 1 of two networks' maps of the same inputs, stage by stage; t learns nothing."""
     pairs = [(attention(t.detach(), literal), attention(s, literal)) for t, s in zip(teacher, student, strict=True)]
     return torch.stack([F.mse_loss(s, t) for t, s in pairs]).mean()
+
+
+def node_losses(
+    graph: Mapping[tuple[str, str], str], loss: Callable[[str, str], Tensor], done: float
+) -> dict[str, Tensor]:
+    """The loss of each node of any graph: over the edges that lead to it, gates times ``loss(from, to)``.
+
+    ``graph`` maps edges (from, to) to their gates, ``done`` is the progress from 0 to 1. What is cut off is not
+    computed.
+    """
+    found: dict[str, Tensor] = {}
+    for (source, to), name in graph.items():
+        if weight := GATES[known("gate", name, GATES)](done):
+            found[to] = found.get(to, 0.0) + weight * loss(source, to)
+    return found
 
 
 def edges(settings: GanSettings) -> dict[tuple[str, int], str]:
@@ -204,8 +219,8 @@ def trained(
 
 
 def read(windows: Windows, settings: GanSettings, found: dict[str, Tensor], share: float = 1.0) -> Game:
-    """The networks of a :func:`trained` result at one of its stages, ready to generate (evaluation mode)."""
-    game = Game(windows.train, settings, 0)
+    """The networks of a :func:`trained` result at one of its stages, on the CPU, ready to generate."""
+    game = Game(windows.train, settings, 0, "cpu")
     for name, network in game.networks.items():
         prefix = "D." if name == "D" else f"{share:g}.{name}."
         network.load_state_dict(supervised.part_of(found, prefix))
