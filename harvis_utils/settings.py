@@ -309,6 +309,18 @@ class FoolingSettings:
 
 
 @dataclass(frozen=True)
+class LatentSettings:
+    """Ascents on what a generator makes its windows of (notebook 18)."""
+
+    windows: WindowSettings = LONG_WINDOWS  # Choice: generators make 64 samples
+    gan: GanSettings = GanSettings()  # Choice: what all trainings share
+    seeds: tuple[int, ...] = (0, 1, 2)  # Choice: of trainings; networks take turns
+    n_starts: int = 3  # Choice: of each unit on each axis, one for each of three generators
+    n_steps: int = 200  # Choice
+    step_size: float = 0.05  # Choice: in standard deviations of the latent numbers
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -335,6 +347,7 @@ class Settings:
     people: PeopleSettings = PeopleSettings()
     widths: WidthSettings = WidthSettings()
     visual: VisualSettings = VisualSettings()
+    latent: LatentSettings = LatentSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -405,11 +418,15 @@ PROFILES: dict[str, dict] = {
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
         "people": PeopleSettings(n_people=3, n_windows=1000),
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),
+        "latent": LatentSettings(
+            gan=GanSettings(n_units=8, batch_size=64, n_steps=100, stages=(1.0,)), seeds=(0,), n_steps=30
+        ),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
         "training": TrainingSettings(epochs=10, learning_rate=5e-4),
         "evolution": EvolutionSettings(n_trained=20_000),
+        "latent": LatentSettings(gan=GanSettings(n_units=16, batch_size=128, n_steps=1200), n_steps=100),
     },
     # the paper's own settings, on one GPU
     "paper": {
