@@ -161,26 +161,22 @@ def climb(
 
 @torch.no_grad()
 def random_search(
-    prior: Prior, trunk: Trunk, th: Sequence[Tensor], n_axes: int, settings: LatentSettings, noise: torch.Generator
-) -> list[tuple[Tensor, Tensor]]:
-    """What :func:`climb` gives, for each layer with its ``th``, of windows made of random vectors on the shell.
+    prior: Prior, trunk: Trunk, layer: str, th: Tensor, n_axes: int, settings: LatentSettings, noise: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What :func:`climb` gives, of random vectors on the shell: as many windows as a unit's ascents pass.
 
-    For each unit as many as an ascent passes, each with all its axes; all units look at the same ones.
+    Each window counts with all its axes, and all units look at the same ones.
     """
-    record = recorded_steps(settings.n_steps, N_RECORDED)
-    best = [torch.full((len(of),), -torch.inf) for of in th]
-    windows: list[Tensor | None] = [None] * len(th)
-    histories: list[list[Tensor]] = [[] for _ in th]
+    best, windows, history = torch.full((len(th),), -torch.inf), torch.zeros(len(th), 1), []
     for number in range(settings.n_steps + 1):
         x = prior(prior.drawn(n_axes * settings.n_starts, noise)).flatten(0, 1)
-        for i, maps in enumerate(trunk.feature_maps(x)):
-            score, row = torch.minimum(maps, th[i][:, None]).mean(2).max(0)
-            better = score > best[i]
-            windows[i] = x[row] if windows[i] is None else torch.where(better[:, None], x[row], windows[i])
-            best[i] = torch.where(better, score, best[i])
-            if number in record:
-                histories[i].append(best[i])
-    return [(window, torch.stack(history, 1)) for window, history in zip(windows, histories, strict=True)]
+        score, row = torch.minimum(trunk.feature_map(x, layer), th[:, None]).mean(2).max(0)
+        better = score > best
+        windows = torch.where(better[:, None], x[row], windows)
+        best = torch.where(better, score, best)
+        if number in recorded_steps(settings.n_steps, N_RECORDED):
+            history.append(best)
+    return windows, torch.stack(history, 1)
 
 
 def cut(trunk: Trunk, layer: str, x: Tensor, th: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -208,23 +204,17 @@ def signals_of(
     trunk, layers = network.trunk.to("cpu"), th_eap["layer"].values.tolist()
     if settings.n_starts % len(prior.generators):
         raise ValueError(
-            f"{settings.n_starts} starts cannot be shared out equally to {len(prior.generators)} generators"
+            f"{settings.n_starts} starts cannot be shared out to {len(prior.generators)} generators equally"
         )
-    limits = list(torch.tensor(th_eap.fillna(np.inf).values, dtype=torch.float32))
-    noise = torch.Generator().manual_seed(network.seed)
-    about = (n_axes, settings, noise)
-    found = {
-        prior.name: [climb(prior, trunk, layer, th, *about) for layer, th in zip(layers, limits, strict=True)],
-        prior.name + RANDOM: random_search(prior, trunk, limits, *about),
-    }
-    tables: dict[str, list] = {"signal": [], "of_piece": [], "history": []}
-    for each in found.values():
-        pieces = [cut(trunk, la, x, th, length) for la, (x, _), th in zip(layers, each, limits, strict=True)]
-        made = (*zip(*pieces, strict=True), [history for _, history in each])
-        for name, of in zip(tables, made, strict=True):
-            tables[name].append(torch.stack(list(of)).numpy())
-    dims = ("technique", "layer", "unit")
+    noise, tables = torch.Generator().manual_seed(network.seed), {"signal": [], "of_piece": [], "history": []}
+    limits = torch.tensor(th_eap.fillna(np.inf).values, dtype=torch.float32)
+    ways = {prior.name: climb, prior.name + RANDOM: random_search}
+    for way, layer, th in ((way, *of) for way in ways.values() for of in zip(layers, limits, strict=True)):
+        window, history = way(prior, trunk, layer, th, n_axes, settings, noise)
+        for values, found in zip(tables.values(), (*cut(trunk, layer, window, th, length), history), strict=True):
+            values.append(found.numpy())
     inner = {"signal": ("time",), "of_piece": (), "history": ("step",)}
-    coords = {"technique": list(found), "layer": layers, "unit": th_eap["unit"].values, "time": np.arange(length)}
+    coords = {"technique": list(ways), "layer": layers, "unit": th_eap["unit"].values, "time": np.arange(length)}
     coords |= {"step": recorded_steps(settings.n_steps, N_RECORDED)}
-    return xr.Dataset({name: ((*dims, *inner[name]), np.stack(of)) for name, of in tables.items()}, coords)
+    shaped = {name: np.stack(of).reshape(len(ways), len(layers), *of[0].shape) for name, of in tables.items()}
+    return xr.Dataset({name: (("technique", "layer", "unit", *inner[name]), of) for name, of in shaped.items()}, coords)
