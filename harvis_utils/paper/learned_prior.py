@@ -48,20 +48,20 @@ GANS: dict[str, dict] = {
 }
 
 _NGUYEN, _TWO = "Nguyen et al. 2016", "above the better of likeliest trigger and random search of equal cost"
-_LUCK = "random search through the same generator, an untrained one, a linear one"
+_CONTROLS = "random search through the same generator, an untrained one, a linear one"
 #: what is judged; differences and margins were fixed before any run on recorded data
 QUESTIONS = (
     Question(
         *("P1", _NGUYEN, "a learned prior gives inputs that excite the unit and look real"),
-        *(f"share of the threshold times nearness, through DCGAN + SN, {_TWO}", _LUCK, 0.02),
+        *(f"share of the threshold times nearness, through DCGAN + SN, {_TWO}", _CONTROLS, 0.02),
     ),
     Question(
         *("P2", _NGUYEN, "at equal activation they are nearer to real ones"),
-        *(f"nearness, of units that all three bring to their threshold, {_TWO}", _LUCK, 0.02),
+        *(f"nearness, of units that all three bring to their threshold, {_TWO}", _CONTROLS, 0.02),
     ),
     Question(
         *("P3", _NGUYEN, "they show in an interpretable way what a unit has learned"),
-        *(f"right answers to which of two new windows excites the unit more, {_TWO}", _LUCK, 0.01, "share"),
+        *(f"right answers to which of two new windows excites the unit more, {_TWO}", _CONTROLS, 0.01, "share"),
     ),
     Question(
         *("P4", "thesis on collaborative generators, Tab. 1", "generators that teach each other make better windows"),
@@ -186,22 +186,22 @@ def judged(found: xr.Dataset) -> list[dict]:
         mean = each[measure].where(there).mean(["layer", "unit"])
         return (mean.isel(technique=0) - mean.isel(technique=slice(1, None)).max("technique")).values
 
-    luck, every = DCGAN + RANDOM, found["technique"].values.tolist()
+    best, every = DCGAN + RANDOM, found["technique"].values.tolist()
     linear = next(name for name in every if name.startswith("PCA"))
     entries = []
     for question, measure in zip(QUESTIONS, (VALUE, "nearness", "accuracy"), strict=False):
-        controls = {f"above {other}": above(measure, DCGAN, other) for other in (LIKELIEST_TRIGGER, luck)}
-        both = {name: above(measure, name, LIKELIEST_TRIGGER, luck) for name in (UNTRAINED, linear)}
-        entries.append(judge(question, above(measure, DCGAN, LIKELIEST_TRIGGER, luck), controls | both))
+        controls = {f"above {other}": above(measure, DCGAN, other) for other in (LIKELIEST_TRIGGER, best)}
+        both = {name: above(measure, name, LIKELIEST_TRIGGER, best) for name in (UNTRAINED, linear)}
+        entries.append(judge(question, above(measure, DCGAN, LIKELIEST_TRIGGER, best), controls | both))
     apart = {f"above {other}": above(VALUE, TAUGHT, other) for other in (MAD, DCGAN, TAUGHT + RANDOM)}
     return [*entries, judge(QUESTIONS[-1], above(VALUE, TAUGHT, MAD, DCGAN), apart)]
 
 
 #: the first sentence, by the direction of the first question
 _FIRST = {
-    YES: "Yes: through a generator, signals are better than by the likeliest trigger and than by luck.",
-    NO: "No: the likeliest trigger, or luck with as many windows, does as well as ascent through a generator.",
-    UNDECIDED: "It is open whether ascent through a generator beats both the likeliest trigger and luck.",
+    YES: "Yes: through a generator, signals are better than by the likeliest trigger and by random search.",
+    NO: "No: the likeliest trigger, or the best of as many random windows, does as well as ascent through a generator.",
+    UNDECIDED: "It is open whether ascent through a generator beats both the likeliest trigger and random search.",
     UNTESTABLE: "There are too few networks here to tell.",
 }
 
