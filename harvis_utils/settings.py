@@ -437,6 +437,18 @@ class BranchStudy:
 
 
 @dataclass(frozen=True)
+class LatentSettings:
+    """Ascents on what a generator makes its windows of (notebook 18)."""
+
+    windows: WindowSettings = LONG_WINDOWS  # Choice: generators make 64 samples
+    gan: GanSettings = GanSettings()  # Choice: what all trainings share
+    seeds: tuple[int, ...] = (0, 1, 2)  # Choice: of trainings; networks take turns
+    n_starts: int = 3  # Choice: of each unit on each axis, one for each of three generators
+    n_steps: int = 200  # Choice
+    step_size: float = 0.05  # Choice: in standard deviations of the latent numbers
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the numbers of one run; ``device`` and ``threads`` only decide where it runs."""
 
@@ -467,6 +479,7 @@ class Settings:
     branches: BranchStudy = BranchStudy()
     self_attention: SelfAttentionStudy = SelfAttentionStudy()
     generation: GenerationSettings = GenerationSettings()
+    latent: LatentSettings = LatentSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -565,6 +578,9 @@ PROFILES: dict[str, dict] = {
             n_draws=19,
             n_silenced=40,
         ),
+        "latent": LatentSettings(
+            gan=GanSettings(n_units=8, batch_size=64, n_steps=100, stages=(1.0,)), seeds=(0,), n_steps=30
+        ),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
@@ -582,6 +598,7 @@ PROFILES: dict[str, dict] = {
             seeds=(0, 1, 2),
             choosing_seeds=(100, 101),
         ),
+        "latent": LatentSettings(gan=GanSettings(n_units=16, batch_size=128, n_steps=1200), n_steps=100),
     },
     # the paper's own settings, on one GPU
     "paper": {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -89,8 +90,8 @@ def mean_accuracy(found: Sequence[xr.Dataset], names: Sequence[str]) -> dict[str
     return dict(zip(mean["technique"].values.tolist(), mean.values.tolist(), strict=True))
 
 
-def table(found: xr.Dataset) -> pd.DataFrame:
-    """Every measure, and what other units' signals get, with its interval: one row per method and layer.
+def table(found: xr.Dataset, measures: Mapping[str, str | None] = MappingProxyType(MEASURES)) -> pd.DataFrame:
+    """Every measure with its interval, and its null, such as what other units' signals get: a row per method and layer.
 
     ``found`` is (seed, technique, layer, unit). ``flat`` and ``reaches`` are shares of signals.
     """
@@ -98,7 +99,7 @@ def table(found: xr.Dataset) -> pd.DataFrame:
     for method, layer in product(found["technique"].values.tolist(), found["layer"].values.tolist()):
         own = found.sel(technique=method, layer=layer)
         row: dict = {"technique": method, "layer": layer}
-        for name, null in MEASURES.items():
+        for name, null in measures.items():
             row |= with_interval(name, own[name].transpose("seed", "unit"))
             row |= {null: float(own[null].mean())} if null else {}
         row |= {name: float(own[name].mean()) for name in ("flat", "reaches")}
@@ -128,10 +129,10 @@ def against(
     return pd.DataFrame(rows)
 
 
-def nearness(
+def beside_real(
     cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, signals: xr.DataArray
-) -> xr.DataArray:
-    """:func:`realism.nearness` of methods and references, dims (seed, technique, layer, unit); missing ones are made.
+) -> xr.Dataset:
+    """:func:`realism.realism` of methods and references, dims (seed, technique, layer, unit); missing ones are made.
 
     ``signals`` is as for :func:`explanations`.
     """
@@ -143,7 +144,14 @@ def nearness(
         return own.copy(data=np.stack(each))
 
     made = xr.Dataset({"signal": both, "map": of_networks(networks, maps, both)})
-    return realism.nearness(realism.realism(cfg, windows, networks, statistics, made))
+    return realism.realism(cfg, windows, networks, statistics, made)
+
+
+def nearness(
+    cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, signals: xr.DataArray
+) -> xr.DataArray:
+    """:func:`realism.nearness` of methods and references (:func:`beside_real`)."""
+    return realism.nearness(beside_real(cfg, windows, networks, statistics, signals))
 
 
 # ---------------------------------------------------------------------------------------------- the truth, where known
