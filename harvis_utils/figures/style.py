@@ -71,7 +71,7 @@ def use_style() -> None:
             "figure.titlesize": 11,
             "figure.constrained_layout.use": True,
             "figure.dpi": 100,
-            "savefig.dpi": 160,
+            "savefig.dpi": 120,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
@@ -175,7 +175,7 @@ def picture(figure: Figure) -> bytes:
     figure.savefig(drawn, format="png")
     # an octree keeps rare colours, which the default merges; no dithering, which puts dots into plain areas
     colours = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    colours.save(small := io.BytesIO(), "PNG")
+    colours.save(small := io.BytesIO(), "PNG", optimize=True)
     return small.getvalue()
 
 
