@@ -125,7 +125,7 @@ def as_well(verdicts: Sequence[dict]) -> str:
     found = []
     for v in verdicts:
         for name, of in v["controls"].items():
-            if of["value"] is not None and v["value"] > 0 and of["value"] > v["value"] - v["margin"]:
+            if None not in (of["value"], v["value"]) and 0 < v["value"] < of["value"] + v["margin"]:
                 theirs, own = (number(value, v["unit"], signed=True) for value in (of["value"], v["value"]))
                 found.append(f"{v['id']} ({name} {theirs}, against {own})")
     return f"**Controls do as well in {'; '.join(found)}.**" if found else "No control does as well."
