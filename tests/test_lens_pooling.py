@@ -113,19 +113,12 @@ def test_auc_is_the_share_of_pairs_in_order_and_recall_that_of_the_largest():
         assert found[i] == pytest.approx(pairs.mean())
         least = np.sort(maps[i].ravel())[-parts[i].sum()]
         assert (maps[i][parts[i]] > least).mean() <= recalled[i] <= (maps[i][parts[i]] >= least).mean()
-    assert np.allclose(pooling.auc(-maps, parts, among), 1 - found) and np.allclose(
-        pooling.recall(1.0 * parts, parts), 1
-    )
+    assert np.allclose(pooling.auc(-maps, parts, among), 1 - found)
+    assert np.allclose(pooling.recall(1.0 * parts, parts), 1)
+    assert np.allclose(pooling.auc(np.zeros(maps.shape), parts, among), 0.5), "a map of nothing says nothing"
     assert np.isnan(pooling.auc(maps[:1], parts[:1], parts[:1])).all(), "nothing to compare with"
     assert np.allclose(pooling.on_parts(np.ones((1, 2, 4)), np.arange(8).reshape(1, 2, 4) < 2), 0.25)
     assert np.isnan(pooling.on_parts(np.zeros((1, 2, 4)), np.ones((1, 2, 4)))).all()
-
-
-def test_projections_are_compared_with_windows_where_they_are_not_zero():
-    back = np.array([0.0, 1.0, 2.0, 3.0, 0.0])
-    one, other = pooling.inside(back, np.array([9.0, 5.0, 7.0, 9.0, -9.0]))
-    assert one.tolist() == [0, -1, 0, 1, 0] and other.tolist() == [0, -2, 0, 2, 0]
-    assert not np.any(pooling.inside(np.zeros(3), np.ones(3)))
 
 
 @pytest.fixture(scope="module")
@@ -148,19 +141,36 @@ def test_every_way_is_measured_of_every_kind_of_network(cfg, made, one_thread):
     assert [net.key for net, _ in networks[pooling.NO_POOLING]] == [n.key for n in supervised.networks(cfg, windows)]
     assert {kind: len(of) for kind, of in networks.items()} == dict.fromkeys(networks, 2)
     structure = pooling.structure(windows, networks)
-    assert structure["resemblance"].between(-1, 1).all() and len(structure) == 3 * len(pooling.WAYS)
-    first = structure.xs("conv1", level="layer")
-    assert np.allclose(*(first.loc[way] for way in (pooling.MAX, pooling.RANDOM_SWITCHES))), "nothing is pooled below"
+    assert structure["resemblance"].between(-1, 1).all() and len(structure) == 3 * 2 * len(pooling.WAYS)
+    first = structure[structure["layer"] == "conv1"].pivot(index="seed", columns="way", values="resemblance")
+    assert np.allclose(first[pooling.MAX], first[pooling.RANDOM_SWITCHES]), "nothing is pooled below"
     parts = pooling.parts_table(windows, truth, networks, 8)
-    assert parts.loc[("no network", locating.NO_NETWORK), "exaggeration"] == pytest.approx(1)
-    assert parts[["hits", "recall", "auc against decoys"]].stack().between(0, 1).all()
-    labels = pooling.labels_table(windows, truth, networks, 8, occlusion.Occluder(5))["changed"].unstack("place")
-    assert set(labels.columns) == {"in motifs", "in decoys", "elsewhere", "everywhere"} and len(labels) == 4
+    assert parts.loc[parts["lens"] == locating.NO_NETWORK, "exaggeration"].to_numpy() == pytest.approx(1)
+    assert parts[["hits", "recall", "AUC against decoys"]].stack().between(0, 1).all()
+    labels = pooling.labels_table(windows, truth, networks, 8, occlusion.Occluder(5))
+    assert set(labels["place"]) == {"in motifs", "in decoys", "elsewhere", "everywhere"} and len(labels) == 4 * 4 * 2
     (pair, *_) = networks[pooling.MAX]  # as with real data, past the store, which knows the windows by their digest
     parts = pooling.parts_found.function(*pair, windows, None, 8, "deconvnet")
-    assert "auc against decoys" not in parts and np.allclose(parts["chance"], 0.1), "a tenth of the samples"
+    assert "AUC against decoys" not in parts and np.allclose(parts["chance"], 0.1), "a tenth of the samples"
     labels = pooling.labels_changed.function(*pair, windows, None, 8, occlusion.Occluder(5))
     assert list(labels["place"]) == ["where most moves", "elsewhere", "everywhere"]
+
+
+def test_windows_are_alike_without_their_gravity(cfg, made, one_thread, monkeypatch):
+    (network, *_) = supervised.untrained(cfg, made[0])
+    networks = dict.fromkeys((pooling.MAX, pooling.RANDOM, pooling.MEAN, pooling.NO_POOLING), [(network, network)])
+    plain, found = pooling.structure(made[0], networks), deconvnet.projections
+    heavy = lambda *about: (of := found(*about)).assign(signal=of["signal"] + 5)  # noqa: E731
+    monkeypatch.setattr(deconvnet, "projections", heavy)
+    assert np.allclose(plain["windows"], pooling.structure(made[0], networks)["windows"], atol=1e-4)
+
+
+def test_labels_count_where_decoys_do_not_mislead(cfg, made, one_thread, monkeypatch):
+    windows, truth = made
+    (pair, *_) = pooling.kinds(cfg, windows)[pooling.MAX]
+    monkeypatch.setattr(pooling.dreams, "predicted", lambda model, x: np.full(len(x), -1))
+    found = pooling.labels_changed.function(*pair, windows, truth, 8, occlusion.Occluder(5))
+    assert found["changed"].isna().all()
 
 
 def test_labels_are_those_of_the_covered_windows(cfg, made):

@@ -7,6 +7,7 @@ SF-HF treats each axis by itself, so that it fits windows with any axes at the s
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 import torch
@@ -16,7 +17,6 @@ from harvis_utils.data import archive, synthetic, windowing
 from harvis_utils.data.kinds import Recordings, check_name
 from harvis_utils.data.windowing import Windows
 from harvis_utils.lenses.architecture import N_PER_CLASS, few_of_each
-from harvis_utils.lenses.dissection import over_networks
 from harvis_utils.networks import taps
 from harvis_utils.networks.sfhf import SFHF
 from harvis_utils.parallel import side_by_side, threads_inside
@@ -30,17 +30,27 @@ FROZEN, TUNED, RANDOM, SCRATCH = "carried, frozen", "carried, fine-tuned", "rand
 ALL = "all windows"
 #: data sets that features are carried to and from, the first one that is there; made-up data have a noisier variant
 OTHERS = {"dsads": ("mhealth", f"mhealth{APPROXIMATE}"), "mhealth": ("dsads",)}
+#: what to do where no other data set can be read
+HOW_TO_ADD = "Put its archive into a folder that `HARVIS_DATA` names, beside the other one, and run this again."
 #: Choice: networks of each data set, as many as an interval wants, and at most about so many test windows
 N_NETWORKS, N_TEST = 3, 2000
 
 
-def other_recordings(dataset: str) -> Recordings | None:
-    """Recordings of the data set that goes with ``dataset``; None where its archive is not on this machine."""
+def other_recordings(dataset: str) -> tuple[Recordings | None, str]:
+    """Recordings of the data set that goes with ``dataset``, or None and why there are none."""
     base = dataset.removesuffix(APPROXIMATE)
     if base == synthetic.DATASET.name:
-        return synthetic.variant(noise_g=0.1, prevalence=0.75)
-    there = [name for name in OTHERS.get(base, ()) if archive.locate(name, check_name(name).archive)]
-    return archive.load_recordings(there[0], download=False) if there else None
+        return synthetic.variant(noise_g=0.1, prevalence=0.75), ""
+    if base not in OTHERS:
+        return None, f"no other data set goes with {dataset}"
+    why = f"{OTHERS[base][0]} is not on this machine"
+    for name in OTHERS[base]:
+        if archive.locate(name, check_name(name).archive):
+            try:
+                return archive.load_recordings(name, download=False), ""
+            except archive.DataError as error:  # an archive that is not the verified one may be the approximate one
+                why = f"{name} cannot be read: {error}"
+    return None, why
 
 
 class OnMaps(SFHF):
@@ -70,7 +80,7 @@ def carried(
         for arm in (FROZEN, TUNED, RANDOM, SCRATCH):
             network, few, test = supervised.new_model(target, model, source.seed + 1), x, x_test
             if arm in (FROZEN, TUNED):
-                network.load_state_dict(trunk, strict=False)
+                network.load_state_dict(network.state_dict() | trunk)
             if arm in (FROZEN, RANDOM):
                 few, test = (taps.outputs(network, layer, of) for of in (x, x_test))
                 spread, centre = torch.std_mean(few, (0, 2, 3), keepdim=True)
@@ -86,31 +96,30 @@ def carried(
 
 
 def carrying(cfg: Settings, windows: Windows, networks: list[Network], other: Recordings) -> pd.DataFrame:
-    """:func:`carried` from the run's data set to another and back, one row per way, arm and windows a class.
+    """:func:`carried` from the run's data set to another and back: one row per way, arm, windows a class and network.
 
     ``N_NETWORKS`` of the run's ``networks`` carry, and as many that are trained like them on the ``other`` data.
-
-    Mean ``F1`` over networks, its paired ``gain`` over training from scratch and ``more than random``, over the random
-    trunk, with intervals; the arm ``ALL`` are the target's own networks, on the same test windows.
+    Beside ``F1`` stand ``gain``, over training from scratch, and ``more than random``, over the random trunk, both by
+    the same network; the arm ``ALL`` are the target's own networks, on the same test windows.
     """
     few = replace(cfg, training=replace(cfg.training, seeds=cfg.training.seeds[:N_NETWORKS]))
     there = windowing.cut(other, cfg.windows)
     ends = {cfg.dataset: (windows, networks[:N_NETWORKS]), other.name: (there, supervised.networks(few, there))}
-    rows = {}
+    tables = []
     for source, target in (tuple(ends), tuple(ends)[::-1]):
         to, judged = ends[target]
         every = -(-len(to.test) // N_TEST)
         to = replace(to, test=to.test.every(every))
-        whole = {net.seed: supervised.macro_f1(to.test, net.predicted["test"][::every]) for net in judged}
         about = (to, cfg.model, cfg.architecture.training, cfg.transfer)
-        found = pd.concat(side_by_side(cfg, lambda net, about=about: carried(net, *about), ends[source][1]))
-        wide = found.pivot_table("F1", "seed", ["arm", "windows a class"], sort=False)
-        for n in N_PER_CLASS:
-            wide[ALL, n] = pd.Series(whole)
-        for (arm, n), values in wide.items():
-            row = {"networks": len(values)}
-            beside = {"F1": 0.0, "gain": wide[SCRATCH, n], "more than random": wide[RANDOM, n]}
-            for name, control in beside.items():
-                row |= over_networks(name, values - control, 2)
-            rows[f"{source} to {target}", arm, n] = row
-    return pd.DataFrame.from_dict(rows, "index").rename_axis(["way", "arm", "windows a class"])
+        found = side_by_side(cfg, lambda net, about=about: carried(net, *about), ends[source][1])
+        whole = {net.seed: supervised.macro_f1(to.test, net.predicted["test"][::every]) for net in judged}
+        ceiling = pd.DataFrame(product([ALL], N_PER_CLASS, whole), columns=["arm", "windows a class", "seed"])
+        tables.append(
+            pd.concat([*found, ceiling.assign(F1=ceiling["seed"].map(whole))]).assign(way=f"{source} to {target}")
+        )
+    found = pd.concat(tables, ignore_index=True)
+    place = ["way", "windows a class", "seed"]
+    for name, control in (("gain", SCRATCH), ("more than random", RANDOM)):
+        beside = found[found["arm"] == control].set_index(place)["F1"].rename("control")
+        found[name] = found["F1"] - found.join(beside, on=place)["control"]
+    return found

@@ -8,9 +8,6 @@ means stay, because gravity differs most between windows and would make every ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import product
-
 import numpy as np
 import pandas as pd
 import torch
@@ -18,7 +15,6 @@ from torch import Tensor
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses.concepts import AXES_PER_SENSOR
-from harvis_utils.lenses.dissection import over_networks
 from harvis_utils.networks import taps
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
@@ -40,14 +36,16 @@ def surrounded(split: Split, n: int) -> np.ndarray:
     """At most ``n`` windows spread evenly, with as much of their recordings on both sides as the windows' step.
 
     (window, axis, time). Windows at the end of a recording are left out, so that nothing is made up beyond it; raises
-    ``ValueError`` where no others are left.
+    ``ValueError`` where no others are left, or the step is too short for ``AMOUNTS``.
     """
     same = split.recording[1:] == split.recording[:-1]
     inner = np.flatnonzero(same[1:] & same[:-1]) + 1
     if not len(inner):
         raise ValueError("no window has another one before and behind it in its recording")
     chosen = inner[np.unique(np.linspace(0, len(inner) - 1, min(n, len(inner))).astype(int))]
-    more = int(np.diff(split.offset)[same].min())
+    more, needed = int(np.diff(split.offset)[same].min()), max(*AMOUNTS[SHIFT], -(-split.length // 4))
+    if more < needed:
+        raise ValueError(f"changes need {needed} samples on both sides, the step between windows is {more}")
     views = np.lib.stride_tricks.sliding_window_view(split.series, split.length + 2 * more, axis=0)
     return views[split.start[chosen] - more]
 
@@ -109,27 +107,12 @@ def distances(network: Network, windows: Windows, n: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def courses(found: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """:func:`distances` of kinds of networks, by kind, change, amount and layer, with intervals over networks."""
-    table = pd.concat({kind: pd.concat(each) for kind, each in found.items()}, names=["network"])
-    rows, by = {}, ["network", "change", "amount", "layer"]
-    for place, own in table.groupby(by, sort=False):
-        rows[place] = {"input distance": own["input distance"].mean()}
-        for name in ("distance", "same class"):
-            rows[place] |= over_networks(name, own[name], 2)
-    return pd.DataFrame.from_dict(rows, "index").rename_axis(by)
+def invariances(found: pd.DataFrame) -> pd.DataFrame:
+    """How much less than the input each layer moves, one row per network, change and layer, from :func:`distances`.
 
-
-def invariances(found: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """How much less than the input each layer moves, one row per kind of network, change and layer.
-
-    ``invariance`` is 1 less the distance over that of the input, the mean over amounts, with its interval over
-    networks: 0 moves as the input does, 1 stays where it was.
+    ``found`` has the columns "network" (a kind) and "seed" too. ``invariance`` is 1 less the distance over that of the
+    input, the mean over amounts: 0 moves as the input does, 1 stays where it was.
     """
-    rows = {}
-    for kind, change in product(found, AMOUNTS):
-        each = [of[of["change"] == change] for of in found[kind]]
-        ratios = [(1 - of["distance"] / of["input distance"]).groupby(of["layer"], sort=False).mean() for of in each]
-        for layer, values in pd.concat(ratios, axis=1).drop(INPUT).iterrows():
-            rows[kind, change, layer] = over_networks("invariance", values.to_numpy(), 2)
-    return pd.DataFrame.from_dict(rows, "index").rename_axis(["network", "change", "layer"])
+    own = found[found["layer"] != INPUT]
+    own = own.assign(invariance=1 - own["distance"] / own["input distance"])
+    return own.groupby(["network", "change", "layer", "seed"], sort=False)["invariance"].mean().reset_index()

@@ -120,6 +120,20 @@ def tabulated(values: Mapping[str, xr.DataArray], by: str, medians: Sequence[str
     return pd.DataFrame(rows, pd.Index(labels, name=by))
 
 
+def over_networks(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Mean over networks and :func:`with_interval` of ``columns``, one row per group, in the order of the groups.
+
+    ``table`` has one row per group and "seed". ``networks`` says how many have a value; one alone has no interval.
+    """
+    rows = {}
+    for group, own in table.groupby(list(by), sort=False):
+        rows[group] = {"networks": own["seed"].nunique()}
+        for name in columns:
+            there = own[name].dropna()
+            rows[group] |= with_interval(name, there) if len(there) > 1 else _row(name, there.mean(), None)
+    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=by))
+
+
 def _draws(rows: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
     """(draw, value): values drawn with replacement; a shorter network's places are filled up with NaN."""
     if len(rows) < ENOUGH_SEEDS:

@@ -1,0 +1,149 @@
+"""What Zeiler and Fergus (2014) say of pooling and of features on other data, asked with margins and controls.
+
+Whatever needs no network (the window's own deviation and its square, equal chances) is taken off before a difference is
+judged. Other networks stand beside it as controls: the same difference of random weights, of other switches, of no
+pooling. All is taken network by network, over networks with the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from harvis_utils.lenses import carrying, invariance
+from harvis_utils.lenses.locating import NO_NETWORK
+from harvis_utils.lenses.pooling import CLASS, MAX, NO_POOLING, RANDOM, RANDOM_SWITCHES, SQUARED, STRONGEST, WAYS
+from harvis_utils.paper.systems import Question, judge
+from harvis_utils.paper.verdicts import number
+
+_CONTROLS = "random switches, random weights, no pooling"
+#: Choice: margins, fixed before any pooled network was trained, and any trunk carried, on recordings of people
+POOLING = (
+    Question(
+        "structure", "Zeiler and Fergus, section 2.1", "switches keep the structure of the stimulus",
+        "correlation of a projection with its window by its own switches, minus the better of random ones and another "
+        "window's", "random weights", 0.1,
+    ),
+    Question(
+        "grouping", "Zeiler and Fergus, Fig. 2", "projections of a unit are alike, more than their windows",
+        "mean correlation of a unit's nine projections minus that of their windows, less the same with random weights, "
+        "because projections through any filters are alike", "random switches, no pooling", 0.05,
+    ),
+    Question(
+        "exaggeration", "Zeiler and Fergus, Fig. 2", "discriminative parts of a window are exaggerated",
+        "share of the projection on these parts, as a multiple of that of the window's deviation from its means, minus "
+        "the larger of 1 and the multiple of the squared deviation", _CONTROLS, 0.1, "times",
+    ),
+    Question(
+        "decoys", "Zeiler and Fergus, section 2.1", "projections show which parts are discriminative",
+        "AUC of the class score's projection for planted motifs against decoys, minus the larger of 0.5 and that of "
+        "the deviation", _CONTROLS, 0.05,
+    ),
+    Question(
+        "invariance", "Zeiler and Fergus, Fig. 2", "upper layers are more invariant",
+        "invariance of the features before the classes minus that of the first convolution, mean over changes",
+        "random weights, no pooling", 0.05,
+    ),
+    Question(
+        "moving cover", "Zeiler and Fergus, Fig. 6", "the most probable label changes where the object is covered",
+        "share of cover positions that change the label, in motifs minus in decoys; without planted motifs where most "
+        "moves minus elsewhere", "random weights, no pooling", 0.05, "share",
+    ),
+)  # fmt: skip
+#: the run's data set to the other one, and back
+WAYS_OF_CARRYING, CARRIED = ("there", "back"), (carrying.FROZEN, carrying.TUNED)
+CARRYING = tuple(
+    Question(
+        f"{arm}, {way}", "Zeiler and Fergus, section 5", "features of one data set serve on another with few examples",
+        "macro F1 minus the better of training from scratch and a frozen random trunk, mean over "
+        f"{', '.join(map(str, carrying.N_PER_CLASS))} windows a class",
+        "a random trunk, minus training from scratch", 0.02, "share",
+    )
+    for way in WAYS_OF_CARRYING
+    for arm in CARRIED
+)  # fmt: skip
+_NO_MOTIFS = "no motifs are planted in these data"
+
+
+def judged_pooling(
+    structure: pd.DataFrame, parts: pd.DataFrame, moved: pd.DataFrame, labels: pd.DataFrame
+) -> list[dict]:
+    """Verdicts on ``POOLING``, from tables with one row per network of the measures in :mod:`lenses.pooling`.
+
+    ``moved`` is that of :func:`invariance.invariances`.
+    """
+    top = structure["layer"].iloc[-1]
+    shape = structure[structure["layer"] == top].pivot(index="seed", columns="way").drop(columns="layer")
+    found = parts.pivot(index="seed", columns=["lens", "way"])
+    shares, planted = found["exaggeration"], "AUC against decoys" in parts
+    layers = moved.groupby(["network", "layer", "seed"])["invariance"].mean().unstack(["network", "layer"])
+    first = moved["layer"].iloc[0]
+    by_place = labels.pivot(index="seed", columns=["network", "place"], values="changed")
+    here, there = ("in motifs", "in decoys") if planted else ("where most moves", "elsewhere")
+    projected, weighted = (RANDOM_SWITCHES, RANDOM, NO_POOLING), (RANDOM, NO_POOLING)
+    grouped = shape["likeness"] - shape["windows"]
+    own = {kind: shape["resemblance"][[way for way, of in WAYS.items() if of[0] == kind]] for kind in (MAX, RANDOM)}
+    values = {
+        "structure": {kind: of[kind] - of.drop(columns=kind).max(axis=1) for kind, of in own.items()},
+        "grouping": {way: grouped[way] - grouped[RANDOM] for way in (MAX, RANDOM_SWITCHES, NO_POOLING)},
+        "exaggeration": {
+            way: shares[STRONGEST][way] - np.maximum(1, shares[SQUARED][way]) for way in (MAX, *projected)
+        },
+        "invariance": {kind: layers[kind][invariance.FEATURES] - layers[kind][first] for kind in (MAX, *weighted)},
+        "moving cover": {kind: by_place[kind][here] - by_place[kind][there] for kind in (MAX, *weighted)},
+    }
+    if planted:
+        pointed = found["AUC against decoys"]
+        least = np.maximum(0.5, pointed[NO_NETWORK])
+        values["decoys"] = {way: pointed[CLASS][way] - least[way] for way in (MAX, *projected)}
+    return [_judged(of, values.get(of.id), "" if of.id in values else _NO_MOTIFS) for of in POOLING]
+
+
+def judged_carrying(found: pd.DataFrame | None, missing: str = "") -> list[dict]:
+    """Verdicts on ``CARRYING`` from :func:`carrying.carrying`, or what is ``missing``."""
+    values, ways = {}, [] if found is None else found["way"].unique()
+    for way, name in zip(WAYS_OF_CARRYING[: len(ways)], ways, strict=True):
+        f1 = found[found["way"] == name].pivot(index=["seed", "windows a class"], columns="arm", values="F1")
+        f1 = f1.dropna()  # seeds of the ceiling alone
+        best = f1[[carrying.SCRATCH, carrying.RANDOM]].max(axis=1)
+        control = (f1[carrying.RANDOM] - f1[carrying.SCRATCH]).groupby("seed").mean()
+        for arm in CARRIED:
+            values[f"{arm}, {way}"] = {arm: (f1[arm] - best).groupby("seed").mean(), carrying.RANDOM: control}
+    return [_judged(of, values.get(of.id), missing) for of in CARRYING]
+
+
+def _judged(question: Question, values: dict | None, missing: str = "") -> dict:
+    """The first of ``values`` judged, with the others as its controls."""
+    first, *others = (values or {"": [np.nan]}).items()
+    return judge(question, first[1], dict(others), missing=missing)
+
+
+def as_well(verdicts: Sequence[dict]) -> str:
+    """Which controls reach a difference above zero within its margin, in one sentence."""
+    found = []
+    for v in verdicts:
+        for name, of in v["controls"].items():
+            if None not in (of["value"], v["value"]) and 0 < v["value"] < of["value"] + v["margin"]:
+                theirs, own = (number(value, v["unit"], signed=True) for value in (of["value"], v["value"]))
+                found.append(f"{v['id']} ({name} {theirs}, against {own})")
+    return f"**Controls do as well in {'; '.join(found)}.**" if found else "No control does as well."
+
+
+def answer(verdicts: Sequence[dict], what: str) -> str:
+    """How many of the statements are so, are not, or stay open, by name."""
+    by = pd.Series([v["id"] for v in verdicts]).groupby([v["direction"] for v in verdicts], sort=False)
+    told = "; ".join(f"{direction}: {', '.join(ids)}" for direction, ids in by)
+    return f"**{what}** {told[0].upper()}{told[1:]}."
+
+
+def by_random(verdicts: Sequence[dict]) -> str:
+    """What a random trunk gains over training from scratch, each way, beside what the carried one has above both."""
+    told = [(v, v["controls"][carrying.RANDOM]["value"]) for v in verdicts if v["id"].startswith(carrying.FROZEN)]
+    way = "{}: {} by a random trunk; the carried one has {} more than the better of the two"
+    said = [
+        way.format(v["id"].split(", ")[-1], *(number(of, v["unit"], signed=True) for of in (gain, v["value"])))
+        for v, gain in told
+    ]
+    return f"**Gained over training from scratch** {'; '.join(said)}."
