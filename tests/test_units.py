@@ -184,7 +184,7 @@ def test_numbers_of_networks(run):
     training = dataclasses.replace(cfg.training, seeds=(0, 1))
     table = unit_concepts.weighed(cfg, windows, SMALL, training, carried=True, kind="waveform")
     assert set(table["weights"]) == {"trained", "random weights"} and set(table["layer"]) == {"gru"}
-    found = unit_concepts.counted(unit_concepts.numbers(table, ["weights", "layer"]), ["weights", "layer"])
+    found = unit_concepts.counted(table, ["weights", "layer"])
     found, own = found.loc["trained", "gru"], table[table["weights"] == "trained"]
     unique = [of[of != NOTHING].nunique() for _, of in own.groupby("seed")["concept"]]
     assert found["unique"] == np.mean(unique) and np.isnan(found["unique low"]) and found["networks"] == 2

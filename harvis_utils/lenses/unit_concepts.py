@@ -185,10 +185,10 @@ def numbers(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.concat([own["unique"].nunique(), own[list(MEASURES[1:])].mean()], axis=1).reset_index()
 
 
-def counted(each: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+def counted(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """:func:`numbers` with their intervals over networks, a row for each of ``by``."""
     rows = {}
-    for names, own in each.groupby(list(by), sort=False):
+    for names, own in numbers(table, by).groupby(list(by), sort=False):
         rows[names] = {"networks": len(own)}
         for name in MEASURES:
             rows[names] |= dissection.over_networks(name, own[name].to_numpy(float), least=3)
@@ -196,6 +196,11 @@ def counted(each: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 # ----------------------------------------------------------------------------------------------------- both sides
+
+
+def both_sides(cfg: Settings, windows: Windows, model, training: TrainingSettings, carried: bool) -> list[pd.DataFrame]:
+    """:func:`weighed` at each of ``SIDES``, with a column "side"."""
+    return [weighed(cfg, windows, model, training, side=side, carried=carried).assign(side=side) for side in SIDES]
 
 
 def sides(highest: pd.DataFrame, lowest: pd.DataFrame) -> pd.DataFrame:
@@ -332,6 +337,15 @@ def kept_concepts(before: pd.DataFrame, after: Mapping[str, pd.DataFrame]) -> pd
             for name, of in found.items()
         ]
     return pd.DataFrame(rows)
+
+
+def kept_less(table: pd.DataFrame) -> dict[str, float]:
+    """What share fine-tuned units keep, minus that of each comparison, of :func:`kept_concepts`: with intervals."""
+    wide = table.pivot_table("share", "seed", "compared with")
+    parts = (
+        dissection.over_networks(of, wide["fine-tuned"] - wide[of], least=3) for of in wide.drop(columns="fine-tuned")
+    )
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def changes(cfg: Settings, windows: Windows, by: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, float]:
