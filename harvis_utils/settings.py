@@ -350,7 +350,7 @@ class UnitSettings:
     """Units, directions, and what becomes of their concepts (notebook 11b and notebook 11c)."""
 
     seeds: tuple[int, ...] = (0, 1, 2)  # Choice: networks of each kind
-    n_windows: int = 20_000  # Choice: about so many training windows, every n-th of all
+    n_windows: int = 12_000  # Choice: about so many training windows, every n-th of all, for those of notebook 11c
     recurrent: RecurrentSettings = RecurrentSettings()  # Choice
     per_unit: int = 4  # Choice: latents of a sparse code for each unit
     n_active: int = 8  # Choice: latents that are not zero at a time
@@ -611,6 +611,7 @@ PROFILES: dict[str, dict] = {
         "dissection": DissectionSettings(thinning=10, ablation_thinning=5),
         "locating": LocatingSettings(n_val=100, n_test=400, n_covered=190),
         "people": PeopleSettings(n_windows=None),
+        "units": UnitSettings(n_windows=60_000),
         "widths": WidthSettings(n_draws=20),
         "visual": VisualSettings(n_steps=500),
         "self_attention": SelfAttentionStudy(

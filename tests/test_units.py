@@ -1,6 +1,7 @@
 """Units of a recurrent network, units beyond loudness, at their lowest outputs and fine-tuned, and sparse codes."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from harvis_utils.paper.stages import Stages
 from harvis_utils.settings import (
     DissectionSettings,
     MaximizationSettings,
-    ModelSettings,
+    PooledSettings,
     RecurrentSettings,
     UnitSettings,
     WindowSettings,
@@ -83,7 +84,7 @@ def test_the_state_is_carried_along_recordings_and_not_from_one_to_the_next(wind
 def test_every_lens_works_on_a_recurrent_and_on_a_pooled_network_or_says_why_not(windows):
     x = windows.train.x[:3]
     lenses = ["climb", "backward", "ablation", "occlusion", "dissection"]
-    for settings in (SMALL, ModelSettings(n_units=4, n_dense=8, pool="max2")):
+    for settings in (SMALL, PooledSettings(n_units=4, n_dense=8)):
         network = supervised.new_model(windows, settings, 0).eval()
         can = taps.places(network, x).set_index("layer").loc[list(network.layers), lenses]
         if settings is SMALL:
@@ -158,16 +159,19 @@ def test_excess_is_counted_as_the_module_says(merged):
 
 def test_both_sides_of_units(run):
     cfg, windows, networks = run
-    high, low = (unit_concepts.readings(cfg, windows, networks, side) for side in unit_concepts.SIDES)
+    high, low = (
+        unit_concepts.readings(cfg, windows, networks, side).assign(weights="trained") for side in unit_concepts.SIDES
+    )
     model, split = networks[0].model, windows.train.every(2)
     known = concepts.of_windows(windows, split)
     turned = -taps.outputs(model, "norm_conv2", split.x)
     assert turned.max() > 0 and turned.min() < 0
     by_hand = unit_concepts.meanings(unit_concepts.dissect(turned, known, split, 19).expand_dims(layer=["conv2"]))
     own = low[(low["seed"] == 0) & (low["layer"] == "conv2")].reset_index(drop=True)
-    pd.testing.assert_frame_equal(own.drop(columns="seed"), by_hand)
+    pd.testing.assert_frame_equal(own.drop(columns=["seed", "weights"]), by_hand)
     names = ["peak", "rising edge", NOTHING, "peak"], ["valley", "peak", "peak", "impact"]
-    tables = [pd.DataFrame({"seed": 0, "layer": "conv1", "unit": range(4), "concept": of, "IoU": 0.1}) for of in names]
+    index = {"seed": 0, "weights": "trained", "layer": "conv1", "unit": range(4), "IoU": 0.1}
+    tables = [pd.DataFrame(index | {"concept": of}) for of in names]
     tables[1].loc[2, "IoU"] = 0.2
     row = unit_concepts.sides(*tables).iloc[0]
     assert row[["highest", "lowest", "larger at the lowest"]].tolist() == [0.75, 1.0, 0.25]
@@ -180,11 +184,12 @@ def test_numbers_of_networks(run):
     training = dataclasses.replace(cfg.training, seeds=(0, 1))
     table = unit_concepts.weighed(cfg, windows, SMALL, training, carried=True, kind="waveform")
     assert set(table["weights"]) == {"trained", "random weights"} and set(table["layer"]) == {"gru"}
-    found = unit_concepts.counted(table, ["weights", "layer"]).loc["trained", "gru"]
-    own = table[table["weights"] == "trained"]
+    found = unit_concepts.counted(table, ["weights", "layer"])
+    found, own = found.loc["trained", "gru"], table[table["weights"] == "trained"]
     unique = [of[of != NOTHING].nunique() for _, of in own.groupby("seed")["concept"]]
-    assert found["unique"] == np.mean(unique) and np.isnan(found["unique low"])
+    assert found["unique"] == np.mean(unique) and np.isnan(found["unique low"]) and found["networks"] == 2
     assert found["impact, loudest"] == pytest.approx((own["loudest"] == "impact").mean())
+    assert found["units with a concept"] == pytest.approx((own["concept"] != NOTHING).mean())
 
 
 # --------------------------------------------------------------------------------------------------------- fine-tuning
@@ -202,19 +207,17 @@ def test_halves_have_no_activity_or_person_in_common(windows):
 
 def test_fine_tuning_changes_all_layers_and_only_the_second_half_is_learned(run):
     cfg, windows, _ = run
-    before, after = unit_concepts.fine_tuned(cfg, windows, "activities")
-    assert [net.seed for net in after] == [0, 1] and before[0].key != after[0].key
-    for old, new in zip(before, after, strict=True):
-        assert new.model.classes.out_features == 2
-        assert all(
-            not torch.equal(getattr(old.model, la).weight, getattr(new.model, la).weight) for la in old.model.layers
-        )
-    test = unit_concepts.half(windows, "activities", 1).test
-    assert np.array_equal(supervised.predict(after[0].model, test), after[0].predicted["test"])
+    before, further, after = unit_concepts.fine_tuned(cfg, windows, "activities")
+    assert [net.seed for net in after] == [0, 1] and before[0].key not in (after[0].key, further[0].key)
+    for which, nets in enumerate((further, after)):
+        test = unit_concepts.half(windows, "activities", which).test
+        for old, new in zip(before, nets, strict=True):
+            weights = ((getattr(of.model, la).weight for of in (old, new)) for la in old.model.layers)
+            assert new.model.classes.out_features == 2 and not any(torch.equal(*of) for of in weights)
+            assert np.array_equal(supervised.predict(new.model, test), new.predicted["test"])
     kept, old, new, f1 = unit_concepts.changes(cfg, windows, "people")
-    assert 0 <= f1 <= 1 and len(kept) == 2 * 3 * 3 and len(old) == len(new) == 2 * 3 * 6
-    matrix = unit_concepts.became(old, new, "conv3")
-    assert matrix.to_numpy().sum() == 6
+    assert 0 <= f1 <= 1 and len(kept) == 2 * 3 * 4 and len(old) == len(new) == 2 * 3 * 6
+    assert unit_concepts.became(old, new, "conv3").to_numpy().sum() == 6
 
 
 def test_shares_of_units_that_keep_their_concept():
@@ -224,8 +227,9 @@ def test_shares_of_units_that_keep_their_concept():
 
     old = table("peak", "valley", NOTHING, "peak", "peak", "peak")
     new = table("peak", "peak", "peak", "valley", "peak", NOTHING)
-    found = unit_concepts.kept_concepts(old, old, new).set_index(["seed", "compared with"])["share"]
-    assert found[0, "not trained further"] == 1 and found[0, "fine-tuned"] == 0.5
+    found = unit_concepts.kept_concepts(old, {"the same": old, "fine-tuned": new})
+    found = found.set_index(["seed", "compared with"])["share"]
+    assert found[0, "the same"] == 1 and found[0, "fine-tuned"] == 0.5
     assert found[0, "another network"] == pytest.approx(2 / 6)  # peak and valley against valley, peak, none
     assert found[1, "fine-tuned"] == pytest.approx(1 / 3) and found[1, "another network"] == 1
 
@@ -291,7 +295,7 @@ def test_a_direction_that_is_a_motif_finds_it_and_noise_does_not():
 
 
 def test_filters_that_are_the_motifs_find_the_planted_ones():
-    found = sparse_codes.matched(Stages(load_settings("quick")).data, synthetic.motifs(), 40, 19)
+    found = sparse_codes.matched(Stages(load_settings("quick")).data, synthetic.motifs(), 6, 19)
     assert (found["signed AUC"] > 0.8).all() and found["recall"].all()
     assert found["motif"].tolist() == list(synthetic.MOTIFS) and found["direction"].tolist() == list(range(9))
 
@@ -303,16 +307,55 @@ def test_codes_of_networks_are_read_beside_units(run):
     test = windows.test
     assert found["F1"] == supervised.macro_f1(test, networks[0].predicted["test"])
     assert not networks[0].model.norm_conv3._forward_hooks
-    known = concepts.of_windows(windows, windows.train.every(2))
-    table = sparse_codes.detectors(cfg, windows, networks, supervised.untrained(cfg, windows), known)
+    table = sparse_codes.detectors(cfg, windows, networks, supervised.untrained(cfg, windows))
     assert list(table["kind"].unique()) == list(sparse_codes.KINDS) and len(table) == 2 * len(sparse_codes.KINDS)
-    sizes = table.groupby("kind", observed=True)["directions"].first()
-    assert sizes["latents"] == sizes["random directions"] == 12 and sizes["units"] == sizes["rotated units"] == 6
     units = table[table["kind"] == "units"]
-    assert np.allclose(units["unique of as many"], units["unique"])
-    against = sparse_codes.against(table, ["IoU of concepts"])["latents minus this"]
-    means = table.groupby("kind", observed=True)["IoU of concepts"].mean()
-    assert against["IoU of concepts", "units"] == pytest.approx(means["latents"] - means["units"])
+    assert np.array_equal(units["best of all"], units[sparse_codes.MEASURE]), "there are no more than there are"
+    against = sparse_codes.against(table, [sparse_codes.MEASURE])["latents minus this"]
+    means = table.groupby("kind", observed=True)[sparse_codes.MEASURE].mean()
+    assert against[sparse_codes.MEASURE, "units"] == pytest.approx(means["latents"] - means["units"])
+    assert sparse_codes.carriers(table) == "not testable", "two networks are too few"
+
+
+def test_directions_are_chosen_on_training_people_and_judged_on_test_people(run):
+    cfg, windows, (network, _) = run
+    found = sparse_codes.read(network, windows, "conv3", cfg.units, "units", 2, 19)
+    train, test = windows.train.every(2), windows.test.every(2)
+    maps = [taps.outputs(network.model, "conv3", of.x) for of in (train, test)]
+    limits = dissection.thresholds(maps[0])
+    for name, split, of in zip(("chosen", "judged"), (train, test), maps, strict=True):
+        on = (of.numpy() >= limits.t_k[:, None, None]) & ((limits.t_k > limits.rest)[:, None, None] | (of.numpy() > 0))
+        peak = concepts.peak(split.x)[:, None]
+        wanted = (on & peak).sum((0, 2, 3)) / (on | peak).sum((0, 2, 3))
+        assert np.allclose(found[name].sel(concept="peak"), wanted)
+    assert float(found["chance"].mean()) < float(found["judged"].max())
+
+
+def test_the_best_of_a_few_directions_is_that_of_all_draws():
+    rng = np.random.default_rng(0)
+    chosen, judged = rng.random((2, 6, 3))
+    draws = [list(some) for some in itertools.combinations(range(6), 2)]
+    wanted = np.mean([[judged[some, k][chosen[some, k].argmax()] for k in range(3)] for some in draws], axis=0)
+    assert np.allclose(sparse_codes.best_of(chosen, judged, 2), wanted)
+    assert np.array_equal(sparse_codes.best_of(chosen, judged, 9), judged[chosen.argmax(0), range(3)])
+
+
+def test_what_carries_concepts_is_so_against_every_rival_and_by_the_margin():
+    level = dict.fromkeys(sparse_codes.KINDS, 0.1)
+
+    def found(**more):
+        rows = [
+            {"kind": k, "seed": seed, sparse_codes.MEASURE: v + seed / 1e4}
+            for k, v in (level | more).items()
+            for seed in range(3)
+        ]
+        return sparse_codes.carriers(pd.DataFrame(rows))
+
+    assert found() == "not told apart" and found(latents=0.105) == "not told apart"
+    assert found(latents=0.2) == "directions" and found(units=0.2) == "units"
+    assert found(**{"latents": 0.2, "random directions": 0.2}) == "not told apart", "number and coding do it"
+    assert found(**{"units": 0.2, "rotated units": 0.2}) == "not told apart", "any basis does it"
+    assert found(**{"latents": 0.2, "latents, random weights": 0.2}) == "not told apart", "training has no part in it"
 
 
 # -------------------------------------------------------------------------------------------------------- data beside

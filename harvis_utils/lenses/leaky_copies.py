@@ -43,6 +43,10 @@ LEAKY_STEPS = (Step("adam", 0.03, DECAY), Step("adam", 0.3, DECAY))
 INSIDE, N_INSIDE = (0.1, 0.3, 1.0), 16
 #: units of any other network's place, spread evenly
 N_ANYWHERE = 8
+#: Choice: a leak cures silence where so many more of the units come to their threshold, and so many fewer are flat
+MARGIN = 0.05
+#: Choice: the slope that is told in words where several are compared: the best of several would be chosen by its luck
+TOLD = 0.3
 #: the paper's method as it is; from another start, a second chance; and from where no unit is silent, the ceiling
 PLAIN, NOISE, STRONGEST = "as it is", "as it is, from noise", "as it is, from the strongest window"
 
@@ -63,8 +67,8 @@ def _by_layer(measures: dict[str, xr.DataArray], by: str, medians: Sequence[str]
 def gradients_of(network: Network, segments: np.ndarray) -> xr.Dataset:
     """How far gradients of every unit's mean map lie apart, over (layer, between, slope, unit).
 
-    ``difference`` is the norm of the difference over the norm of the rule's gradient, ``cosine`` their cosine, both
-    over all ``segments`` (segment, time) at once; NaN where a unit has no gradient. ``between`` is :data:`BETWEEN`.
+    ``difference`` is the norm of the difference over the norm of the rule's gradient, over all ``segments`` (segment,
+    time) at once; NaN where a unit has no gradient. ``between`` is :data:`BETWEEN`.
     """
     trunk, n = network.trunk, len(segments)
     n_units = min(map(len, trunk.biases))
@@ -74,23 +78,21 @@ def gradients_of(network: Network, segments: np.ndarray) -> xr.Dataset:
         ways = ((slope, COPY), (0.0, THROUGH), (slope, THROUGH))
         copied, plain, rule = (unit_field(trunk, layer, unit, *way)(x)[1].view(n_units, n, -1) for way in ways)
         for other in (copied, plain, rule.roll(n // 2, 1)):
-            norms = [of.flatten(1).norm(dim=1).double() for of in (other - rule, rule, other)]
-            product_of = (other * rule).sum((1, 2)).double()
-            found.append(torch.stack([norms[0] / norms[1], product_of / (norms[1] * norms[2])]))
-    values = torch.stack(found).view(len(trunk.layers), len(SLOPES), len(BETWEEN), 2, n_units).numpy()
+            norms = [of.flatten(1).norm(dim=1).double() for of in (other - rule, rule)]
+            found.append(norms[0] / norms[1])
+    values = torch.stack(found).view(len(trunk.layers), len(SLOPES), len(BETWEEN), n_units).numpy()
     values = np.where(np.isfinite(values), values, np.nan)
-    dims = ("layer", "slope", "between", "unit")
     coords = {"layer": list(trunk.layers), "slope": list(SLOPES), "between": list(BETWEEN)}
-    return xr.Dataset({"difference": (dims, values[:, :, :, 0]), "cosine": (dims, values[:, :, :, 1])}, coords)
+    return xr.Dataset({"difference": (("layer", "slope", "between", "unit"), values)}, coords)
 
 
 def gradients(windows: Windows, networks: Sequence[Network]) -> pd.DataFrame:
     """:func:`gradients_of` on segments of test people: a row per ``between``, layer ("all" too) and slope."""
     segments = windows.test.segments
     segments = segments[:: max(1, len(segments) // N_SEGMENTS)][:N_SEGMENTS]
-    found = of_networks(networks, lambda net: gradients_of(net, segments))
-    own = {between: found.sel(between=between) for between in BETWEEN}
-    return pd.concat({name: _by_layer(dict(of.data_vars), "slope") for name, of in own.items()}, names=["between"])
+    found = of_networks(networks, lambda net: gradients_of(net, segments))["difference"]
+    own = {between: {"difference": found.sel(between=between)} for between in BETWEEN}
+    return pd.concat({name: _by_layer(of, "slope") for name, of in own.items()}, names=["between"])
 
 
 # ------------------------------------------------------------------------------------------------------- ascents
@@ -172,13 +174,17 @@ def leaky_scores(few: Windows, networks: dict[float, list[Network]]) -> pd.DataF
 
 
 def copies_of_any(cfg: Settings, few: Windows, settings, place: str, bound: float) -> pd.DataFrame:
-    """:func:`over` plain ascent at a ``place`` of small networks of any ``settings``, by their leaky copies."""
+    """:func:`over` plain ascent at a ``place`` of small networks of any ``settings``, by their leaky copies.
+
+    "F1" is the networks' own on test people: what climbs say of networks that learned nothing is another thing.
+    """
     networks = supervised.networks(cfg, few, settings, _training(cfg))
     starts = starting_points(cfg.maximization, few.train, cfg.slopes.n_starts)
     starts = np.repeat(starts[:, None], len(few.axes), axis=1)
     on_cpu = dataclasses.replace(cfg, device="cpu")
     found = of_networks(networks, lambda net: maxima_at(net, place, starts, cfg.slopes.n_steps, bound), cfg=on_cpu)
-    return over(found["maximum"], found["maximum"].sel(slope=0.0, drop=True))
+    f1 = np.mean([supervised.macro_f1(few.test, net.predicted["test"]) for net in networks])
+    return over(found["maximum"], found["maximum"].sel(slope=0.0, drop=True)).assign(F1=f1)
 
 
 # ---------------------------------------------------------------------------------------- inside the paper's method
@@ -260,3 +266,19 @@ def inside_table(found: xr.Dataset) -> pd.DataFrame:
     shares = {name: of.astype(float).where(alive) for name, of in shares.items()}
     more = {f"{name}, more": of - of.sel(case=PLAIN, drop=True) for name, of in shares.items()}
     return _by_layer(shares | more, "case")
+
+
+def best_leak(table: pd.DataFrame) -> str:
+    """The case that leaks with most units at their threshold, of :func:`inside_table` of networks kept for choosing."""
+    reached = table.loc["all", "reached"]
+    return str(reached[reached.index.str.startswith(WAYS)].idxmax())
+
+
+def cures(row: pd.Series) -> bool:
+    """Whether a row of :func:`inside_table` says that a leak cures silence: more at their threshold, and fewer flat.
+
+    Both intervals leave zero out, and both changes reach ``MARGIN``: a flat signal of a unit that is open at zero, and
+    a penalty that gives way, can have one of them without the other.
+    """
+    more, less = row["reached, more"] >= MARGIN, row["flat, more"] <= -MARGIN
+    return bool(more and less and row["reached, more low"] > 0 and row["flat, more high"] < 0)

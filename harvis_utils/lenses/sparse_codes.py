@@ -7,8 +7,11 @@ place as a sum of few of many directions:
 
 with the mean m, unit-length columns of D, and all but the ``n_active`` largest entries of z zero. It learns to make the
 squared error small. Each entry of z, a *latent*, gives out a map like a unit's, so that everything asked of units can
-be asked of latents. There are more latents than units, so beside them stand as many random directions, coded alike
-(the code before training), and counts are also given for as many of them as there are units.
+be asked of latents. Beside them stand random directions, as many and coded alike (the code before training).
+
+The best of many directions is better than the best of few, and the best on the windows it was chosen on is better than
+on others. So for each concept a direction is chosen on training people and judged on test people, and what counts is
+what is expected where only as many directions are there to choose from as there are units.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from torch.nn import functional as F
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import concepts, dissection
-from harvis_utils.lenses.concepts import Concepts
+from harvis_utils.lenses.dissection import over_networks
 from harvis_utils.metrics.intervals import traded
 from harvis_utils.metrics.recovery import chance_point
 from harvis_utils.networks import taps
@@ -46,9 +49,19 @@ BATCH, RATE = 2048, 2e-3
 SILENT_STEPS, DEAD_WEIGHT = 50, 1 / 32
 #: share of stretches, single axes of windows, that are those with a direction's largest outputs
 STRONGEST = 0.02
+#: Choice: fewer networks have no interval
+FEWEST_NETWORKS = 3
 #: what is read: directions by how they come about, those of networks with random weights too
 TRAINED = ("latents", "units", "rotated units", "random directions")
 KINDS = (*TRAINED, "latents, random weights", "units, random weights")
+#: Choice: the rule by which it is judged what carries concepts, fixed before any network of recordings was read:
+#: the interval of the difference to *each* rival lies above zero, and the difference reaches the margin, a quarter of
+#: the IoU from which a unit is a detector. Rivals tell apart number and coding, the basis, and the network's training
+MEASURE, MARGIN = "IoU of concepts", 0.01
+RIVALS = {
+    "latents": ("directions", ("units", "rotated units", "random directions", "latents, random weights")),
+    "units": ("units", ("rotated units", "latents", "units, random weights")),
+}
 
 
 @dataclass(frozen=True)
@@ -203,21 +216,43 @@ def maps_of(network: Network, windows: Windows, layer: str, settings: UnitSettin
     return code_of(network, windows, layer, settings, kind == "latents").maps(maps)
 
 
+def choosing_and_judging(windows: Windows, thinning: int) -> tuple[Split, Split]:
+    """Windows of training people on which directions are chosen, and of test people; none shares samples with others.
+
+    Choice: every ``thinning``-th and, because there are fewer, twice as many of test people.
+    """
+    return windows.train.every(thinning), windows.test.every(max(2, thinning // 2))
+
+
 @kept("sparse_codes")
-def dissected(
-    network: Network,
-    windows: Windows,
-    layer: str,
-    settings: UnitSettings,
-    kind: str,
-    thinning: int,
-    known: Concepts,
-    n_draws: int,
+def read(
+    network: Network, windows: Windows, layer: str, settings: UnitSettings, kind: str, thinning: int, n_draws: int
 ) -> xr.Dataset:
-    """Directions of one kind dissected on every ``thinning``-th training window; see :func:`dissection.dissect`."""
-    split = windows.train.every(thinning)
-    maps = maps_of(network, windows, layer, settings, kind, split)
-    return dissection.dissect(maps, known.masks, known.names, n_draws, None, split.recording)
+    """IoU with every concept, over (direction, concept): ``chosen``, ``judged`` and ``chance``.
+
+    ``chosen`` is of :func:`choosing_and_judging`'s first windows, ``judged`` of the second ones with the thresholds T_k
+    of the first, ``chance`` of these where recordings trade places (:func:`dissection.chances`), the mean over draws.
+    """
+    found, limits, dims = {}, None, ("direction", "concept")
+    for name, split in zip(("chosen", "judged"), choosing_and_judging(windows, thinning), strict=True):
+        maps, known = maps_of(network, windows, layer, settings, kind, split), concepts.of_windows(windows, split)
+        limits = limits or dissection.thresholds(maps)
+        masks = dissection.unit_masks(maps, limits, *split.x.shape[1:])
+        found[name] = xr.DataArray(dissection.iou(masks, known.masks), {"concept": list(known.names)}, dims)
+    null = dissection.chances(masks, known.masks, n_draws, np.random.default_rng(0), split.recording).mean(-1)
+    found["chance"] = found["judged"].copy(data=null)
+    return xr.merge([of.rename(name) for name, of in found.items()], join="inner")
+
+
+def best_of(chosen: np.ndarray, judged: np.ndarray, n: int) -> np.ndarray:
+    """What the best of ``n`` directions is expected to have, for each concept: (concept,).
+
+    Both are (direction, concept): the best by ``chosen`` has its value of ``judged``. The ``n`` are any of all
+    directions; where there are no more, the best of all.
+    """
+    better = np.arange(len(chosen) + 1)  # the r-th best is the best of n where it is drawn and none of the better ones
+    share = -np.diff(hypergeom(len(chosen), better, min(n, len(chosen))).pmf(0))
+    return share @ np.take_along_axis(judged, np.argsort(-chosen, axis=0, kind="stable"), 0)
 
 
 def _of_kinds(
@@ -238,29 +273,25 @@ def _of_kinds(
 
 
 def detectors(
-    cfg: Settings, windows: Windows, networks: Sequence[Network], untrained: Sequence[Network], known: Concepts
+    cfg: Settings, windows: Windows, networks: Sequence[Network], untrained: Sequence[Network]
 ) -> pd.DataFrame:
-    """One row per kind of direction and network: what directions of the last convolution detect.
+    """One row per kind of direction and network: what directions of the last convolution overlap with.
 
-    "unique" are different concepts detected by the source's threshold, "unique of as many" those expected among as many
-    directions as there are units, "detectors" and "above chance" shares of directions. "IoU of concepts" is the mean
-    over concepts of the largest IoU of any direction, "IoU of directions" that over directions with any concept.
+    "IoU of concepts" is the mean over concepts of :func:`best_of` as many directions as there are units, "chance" the
+    same where recordings trade places, "best of all" that of all directions. "unique of as many" are different concepts
+    detected by the source's rule on the first windows, expected among as many directions as there are units.
     """
-    layer, how = networks[0].model.layers[-1], (cfg.dissection.thinning, known, cfg.dissection.n_draws)
+    layer, how = networks[0].model.layers[-1], (cfg.dissection.thinning, cfg.dissection.n_draws)
     n_units = taps.outputs(networks[0].model, layer, windows.train.x[:2]).shape[1]
 
     def one(network: Network, kind: str) -> pd.DataFrame:
-        read = dissected(network, windows, layer, cfg.units, kind, *how)
-        labels = dissection.detectors(read)
-        on = labels["detector"].sel(rule=dissection.RULES[0])
-        counts = labels["concept"].where(on, drop=True).to_series().value_counts()
-        found = {"directions": labels.sizes["unit"], "unique": len(counts)}
+        found = read(network, windows, layer, cfg.units, kind, *how).transpose("direction", "concept")
+        chosen, judged, chance = (found[name].values for name in ("chosen", "judged", "chance"))
+        row = {MEASURE: best_of(chosen, judged, n_units).mean(), "chance": best_of(chosen, chance, n_units).mean()}
+        row |= {"best of all": best_of(chosen, judged, len(chosen)).mean()}
+        _, many = np.unique(chosen.argmax(1)[chosen.max(1) > dissection.DETECTOR_IOU], return_counts=True)
         # a concept is among those drawn unless none of its detectors is
-        found["unique of as many"] = hypergeom(labels.sizes["unit"], counts.to_numpy(), n_units).sf(0).sum()
-        found |= {"detectors": float(on.mean()), "IoU of directions": float(labels["best"].mean())}
-        found |= {"IoU of concepts": float(read["iou"].max("unit").mean())}
-        found["above chance"] = float(labels["detector"].sel(rule=dissection.RULES[1]).mean())
-        return pd.DataFrame([found])
+        return pd.DataFrame([row | {"unique of as many": hypergeom(len(chosen), many, n_units).sf(0).sum()}])
 
     return _of_kinds(cfg, networks, untrained, one)
 
@@ -275,11 +306,26 @@ def against(table: pd.DataFrame, measures: Sequence[str], first: str = "latents"
     for measure in measures:
         wide = table.pivot_table(measure, "seed", "kind", observed=True)
         for kind in wide:
-            rows[measure, kind] = dissection.over_networks("value", wide[kind].dropna().to_numpy(), least=3)
+            rows[measure, kind] = over_networks("value", wide[kind].dropna().to_numpy(), FEWEST_NETWORKS)
             if kind != first:
                 more = (wide[first] - wide[kind]).dropna().to_numpy()
-                rows[measure, kind] |= dissection.over_networks(f"{first} minus this", more, least=3)
+                rows[measure, kind] |= over_networks(f"{first} minus this", more, FEWEST_NETWORKS)
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["measure", "kind"]))
+
+
+def carriers(table: pd.DataFrame) -> str:
+    """What carries concepts by the rule of ``RIVALS``: "directions", "units", or "not told apart".
+
+    Of :func:`detectors`; "not testable" with less than three networks, which have no interval.
+    """
+    if table["seed"].nunique() < FEWEST_NETWORKS:
+        return "not testable"
+    for first, (name, rivals) in RIVALS.items():
+        found = against(table, [MEASURE], first).loc[MEASURE].loc[list(rivals)]
+        more, low = found[f"{first} minus this"], found[f"{first} minus this low"]
+        if ((low > 0) & (more >= MARGIN)).all():
+            return name
+    return "not told apart"
 
 
 # ------------------------------------------------------------------------------------------------- planted motifs
@@ -326,11 +372,6 @@ def motif_scores(
     return pd.DataFrame(rows)
 
 
-def _judged(windows: Windows, thinning: int) -> tuple[Split, Split]:
-    """Windows of training people on which directions are chosen, and of test people, which share no samples."""
-    return windows.train.every(thinning), windows.test.every(2)
-
-
 @kept("sparse_codes", apart=("truth",))
 def motifs_of(
     network: Network,
@@ -343,7 +384,7 @@ def motifs_of(
     n_draws: int,
 ) -> pd.DataFrame:
     """:func:`motif_scores` of one kind of direction of a network; ``truth`` belongs to the windows."""
-    splits = _judged(windows, thinning)
+    splits = choosing_and_judging(windows, thinning)
     maps = tuple(maps_of(network, windows, layer, settings, kind, split) for split in splits)
     masks = tuple(concepts.of_motifs(truth, split).masks for split in splits)
     return motif_scores(maps, masks, splits[1].recording, n_draws)
@@ -362,7 +403,7 @@ def motif_table(
 
 def matched(windows: Windows, truth: PlantedMotifs, thinning: int, n_draws: int) -> pd.DataFrame:
     """:func:`motif_scores` of filters that are the motifs themselves: the most that a direction can know."""
-    splits = _judged(windows, thinning)
+    splits = choosing_and_judging(windows, thinning)
     maps = []
     for split in splits:
         x, own = torch.tensor(split.x).flatten(0, 1)[:, None], []

@@ -15,8 +15,8 @@ because none lies in one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ from harvis_utils.lenses.concepts import Concepts
 from harvis_utils.metrics.recovery import chance_point
 from harvis_utils.networks import recurrent, taps
 from harvis_utils.parallel import side_by_side, torch_device
-from harvis_utils.settings import Settings, TrainingSettings
+from harvis_utils.settings import PooledSettings, Settings, TrainingSettings
 from harvis_utils.store.results import kept
 from harvis_utils.training import supervised
 from harvis_utils.training.supervised import Network
@@ -167,48 +167,65 @@ def weighed(cfg: Settings, windows: Windows, model, training: TrainingSettings, 
     return pd.concat([readings(cfg, windows, of, **how).assign(weights=name) for name, of in both.items()])
 
 
-def counted(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """:func:`readings` with columns ``by`` as numbers with their intervals over networks, a row for each of ``by``.
+#: what is counted of a network's units
+MEASURES = ("unique", "units with a concept", "impact, loudest", "impact")
+
+
+def numbers(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """:func:`readings` with columns ``by`` as numbers: a row for each of ``by`` and each network.
 
     "unique" are different concepts that units stand for, "units with a concept" their share, "impact, loudest" and
     "impact" the shares of units whose concept that is, by the source's rule and beyond loudness.
     """
+    own = table.assign(
+        unique=table["concept"].where(table["concept"] != NOTHING),
+        impact=table["concept"] == "impact",
+        **{"units with a concept": table["concept"] != NOTHING, "impact, loudest": table["loudest"] == "impact"},
+    ).groupby([*by, "seed"], sort=False)
+    return pd.concat([own["unique"].nunique(), own[list(MEASURES[1:])].mean()], axis=1).reset_index()
+
+
+def counted(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """:func:`numbers` with their intervals over networks, a row for each of ``by``."""
     rows = {}
-    for names, own in table.groupby(list(by), sort=False):
-        each = own.groupby("seed")
-        measures = {
-            "unique": each["concept"].agg(lambda c: c[c != NOTHING].nunique()),
-            "units with a concept": each["concept"].agg(lambda c: (c != NOTHING).mean()),
-            "impact, loudest": each["loudest"].agg(lambda c: (c == "impact").mean()),
-            "impact": each["concept"].agg(lambda c: (c == "impact").mean()),
-        }
-        rows[names] = {"networks": len(each)}
-        for name, values in measures.items():
-            rows[names] |= dissection.over_networks(name, values.to_numpy(float), least=3)
+    for names, own in numbers(table, by).groupby(list(by), sort=False):
+        rows[names] = {"networks": len(own)}
+        for name in MEASURES:
+            rows[names] |= dissection.over_networks(name, own[name].to_numpy(float), least=3)
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=list(by)))
 
 
 # ----------------------------------------------------------------------------------------------------- both sides
 
 
+def both_sides(cfg: Settings, windows: Windows, model, training: TrainingSettings, carried: bool) -> list[pd.DataFrame]:
+    """:func:`weighed` at each of ``SIDES``, with a column "side"."""
+    return [weighed(cfg, windows, model, training, side=side, carried=carried).assign(side=side) for side in SIDES]
+
+
 def sides(highest: pd.DataFrame, lowest: pd.DataFrame) -> pd.DataFrame:
-    """What units stand for at their highest and at their lowest outputs, of :func:`readings`: a row per layer and seed.
+    """What units stand for at their highest and at their lowest outputs, of :func:`weighed`: a row per layer, network.
 
     Shares of units with a concept at their "highest" and at their "lowest" outputs; of those whose largest IoU is
     "larger at the lowest"; and, of those with both, whose lower one is the upper one "turned over", beside the same of
     pairs of any two units.
     """
-    both = highest.merge(lowest, on=["seed", "layer", "unit"], suffixes=(" high", " low"))
-    rows = []
-    for (layer, seed), own in both.groupby(["layer", "seed"], sort=False):
+    both = highest.merge(lowest, on=["weights", "seed", "layer", "unit"], suffixes=(" high", " low"))
+    rows = {}
+    for who, own in both.groupby(["layer", "weights", "seed"], sort=False):
         high, low = own["concept high"], own["concept low"]
         clear = (high != NOTHING) & (low != NOTHING)
         wanted, there = high[clear].map(TURNED).to_numpy(), low[clear].to_numpy()
-        row = {"layer": layer, "seed": seed, "highest": (high != NOTHING).mean(), "lowest": (low != NOTHING).mean()}
-        row |= {"larger at the lowest": (own["IoU low"] > own["IoU high"]).mean()}
-        row |= {"turned over": (wanted == there).mean() if clear.any() else np.nan}
-        rows.append(row | {"turned over, any two": (wanted[:, None] == there).mean() if clear.any() else np.nan})
-    return pd.DataFrame(rows)
+        rows[who] = {
+            "highest": (high != NOTHING).mean(),
+            "lowest": (low != NOTHING).mean(),
+            "larger at the lowest": (own["IoU low"] > own["IoU high"]).mean(),
+            "turned over": (wanted == there).mean() if clear.any() else np.nan,
+            "turned over, any two": (wanted[:, None] == there).mean() if clear.any() else np.nan,
+        }
+    return pd.DataFrame(
+        rows.values(), pd.MultiIndex.from_tuples(rows, names=["layer", "weights", "seed"])
+    ).reset_index()
 
 
 def stretches(network: Network, split: Split, units: Sequence[int], n: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -242,7 +259,7 @@ def architectures(cfg: Settings) -> dict[str, tuple[object, TrainingSettings]]:
         "SF-HF": (model, training),
         "no batch norm": (replace(model, batch_norm=False), training),
         "half as many units": (replace(model, n_units=model.n_units // 2), training),
-        "max pooling": (replace(model, pool="max2"), training),
+        "max pooling": (PooledSettings(**asdict(model)), training),
         "GRU": (cfg.units.recurrent, longer),
     }
 
@@ -280,39 +297,41 @@ def tuned(
     return weights | {"test": torch.as_tensor(notes["best"]["test"])}
 
 
-def fine_tuned(cfg: Settings, windows: Windows, by: str) -> tuple[list[Network], list[Network]]:
-    """Networks trained on the first half of ``windows``, and the same fine-tuned on the second one, all layers."""
-    training = replace(cfg.training, seeds=cfg.units.seeds)
-    before, second = supervised.networks(cfg, half(windows, by, 0), training=training), half(windows, by, 1)
-    training = replace(training, seeds=())
+def fine_tuned(cfg: Settings, windows: Windows, by: str) -> tuple[list[Network], list[Network], list[Network]]:
+    """Networks trained on the first half of ``windows``, and these trained further, all layers: on it, on the second.
 
-    def one(network: Network) -> Network:
-        found = tuned(network, second, training, device=cfg.device)
-        model = supervised.new_model(second, cfg.model, network.seed)
+    Both times with a new class layer.
+    """
+    training = replace(cfg.training, seeds=cfg.units.seeds)
+    halves = [half(windows, by, which) for which in (0, 1)]
+    before, training = supervised.networks(cfg, halves[0], training=training), replace(training, seeds=())
+
+    def one(job: tuple[Network, Windows]) -> Network:
+        network, own = job
+        found = tuned(network, own, training, device=cfg.device)
+        model = supervised.new_model(own, cfg.model, network.seed)
         model.load_state_dict(supervised.part_of(found, "weights."))
-        key = tuned.key(network, second, training)
+        key = tuned.key(network, own, training)
         return Network(network.seed, model.eval(), {}, -1, {"test": found["test"].numpy()}, {}, key, 0.0)
 
-    return before, side_by_side(cfg, one, before, "fine-tuning")
+    after = side_by_side(cfg, one, [(net, own) for own in halves for net in before], "fine-tuning")
+    return before, after[: len(before)], after[len(before) :]
 
 
-def kept_concepts(before: pd.DataFrame, again: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+def kept_concepts(before: pd.DataFrame, after: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Share of units with a concept that have the same one afterwards: a row per layer, network and comparison.
 
-    Of :func:`readings` of networks, of the same ones on other windows ("not trained further", the ceiling), and of the
-    fine-tuned ones on those. "another network" is a unit of a fine-tuned network of another seed, any of that layer.
+    All are :func:`readings`, ``after`` by its name. "another network" is any unit of that layer in a network of another
+    seed, of the last ones of ``after``: the null.
     """
     rows = []
     for (layer, seed), own in before.groupby(["layer", "seed"], sort=False):
-        there = (own["concept"] != NOTHING).to_numpy()
+        there, found = own["concept"].to_numpy() != NOTHING, {}
         concept = own["concept"].to_numpy()[there]
-        same, new = (of[(of["layer"] == layer) & (of["seed"] == seed)]["concept"].to_numpy() for of in (again, after))
-        others = after[(after["layer"] == layer) & (after["seed"] != seed)]["concept"].to_numpy()
-        found = {
-            "not trained further": concept == same[there],
-            "fine-tuned": concept == new[there],
-            "another network": concept[:, None] == others,
-        }
+        for name, of in after.items():
+            of = of[of["layer"] == layer]
+            found[name] = concept == of[of["seed"] == seed]["concept"].to_numpy()[there]
+        found["another network"] = concept[:, None] == of[of["seed"] != seed]["concept"].to_numpy()
         rows += [
             {"layer": layer, "seed": seed, "compared with": name, "share": of.mean() if of.size else np.nan}
             for name, of in found.items()
@@ -320,15 +339,30 @@ def kept_concepts(before: pd.DataFrame, again: pd.DataFrame, after: pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def changes(cfg: Settings, windows: Windows, by: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, float]:
-    """:func:`kept_concepts`, :func:`readings` before and after fine-tuning, and macro F1 on the second half's test."""
-    before, after = fine_tuned(cfg, windows, by)
-    old, same, new = (
-        readings(cfg, windows, of, again=more) for of, more in ((before, False), (before, True), (after, True))
+def kept_less(table: pd.DataFrame) -> dict[str, float]:
+    """What share fine-tuned units keep, minus that of each comparison, of :func:`kept_concepts`: with intervals."""
+    wide = table.pivot_table("share", "seed", "compared with")
+    parts = (
+        dissection.over_networks(of, wide["fine-tuned"] - wide[of], least=3) for of in wide.drop(columns="fine-tuned")
     )
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def changes(cfg: Settings, windows: Windows, by: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, float]:
+    """:func:`kept_concepts`, :func:`readings` before and after fine-tuning, and macro F1 on the second half's test.
+
+    Beside fine-tuned networks stand the same ones read on other windows, which is the ceiling, and those trained
+    further on what they knew, which tells further training from other data.
+    """
+    before, further, tuned_to = fine_tuned(cfg, windows, by)
+    old, same, on, new = (
+        readings(cfg, windows, of, again=more)
+        for of, more in ((before, False), (before, True), (further, True), (tuned_to, True))
+    )
+    kept_ones = kept_concepts(old, {"not trained further": same, "trained further": on, "fine-tuned": new})
     test = half(windows, by, 1).test
-    f1 = np.mean([supervised.macro_f1(test, network.predicted["test"]) for network in after])
-    return kept_concepts(old, same, new).assign(halves=f"other {by}"), old, new, float(f1)
+    f1 = np.mean([supervised.macro_f1(test, network.predicted["test"]) for network in tuned_to])
+    return kept_ones.assign(halves=f"other {by}"), old, new, float(f1)
 
 
 def became(before: pd.DataFrame, after: pd.DataFrame, layer: str) -> pd.DataFrame:
