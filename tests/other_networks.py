@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.networks.attention_branch import AttentionBranch
+from harvis_utils.networks.pooled import Pooled
 from harvis_utils.networks.self_attention import Attention, SelfAttention
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.networks.taps import Tap
-from harvis_utils.settings import BranchSettings, ModelSettings, SelfAttentionSettings
+from harvis_utils.settings import BranchSettings, ModelSettings, PooledSettings, SelfAttentionSettings
 
 N_AXES, LENGTH, CLASSES = 3, 30, ("still", "slow", "fast")
 Weights = dict[str, np.ndarray]
@@ -248,6 +249,25 @@ def sf_hf() -> Case:
         by_axis=True,
         trunk=folded_trunk(network),
     )
+
+
+def pooled() -> Case:
+    """SF-HF that pools behind every convolution, the package's own (after Zeiler and Fergus 2014, "Visualizing and
+    understanding convolutional networks")."""
+    network = fitted(Pooled(N_AXES, LENGTH, 3, PooledSettings(n_units=6, n_layers=2, n_dense=8)))
+    w = weights_of(network)
+
+    def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        h = x.reshape(-1, 1, LENGTH)
+        for i in (1, 2):
+            maps = np_relu(np_batch_norm(np_conv(h, w, f"conv{i}.0", padding=2), w, f"conv{i}.1"))
+            h = np_pool(maps, 2, 2)
+        maps, h = (of.reshape(len(x), N_AXES, *of.shape[1:]).transpose(0, 2, 1, 3) for of in (maps, h))
+        return maps, np_linear(np_relu(np_linear(h.reshape(len(x), -1), w, "dense")), w, "classes")
+
+    stages = (lambda x: network.conv1[:2](x[:, None]), lambda h: network.conv2[:2](network.pool1(h)))
+    layout = "window unit axis time"
+    return Case(network, "conv2", layout, by_hand, ("conv2.1",), first=0.5, stride=2, stages=stages, by_axis=True)
 
 
 def cnn() -> Case:
@@ -717,6 +737,7 @@ MAKERS: dict[str, Callable[[], Case]] = {
     "conv, norm, functional ReLU": conv_norm_relu,
     "ST-ABN": st_abn,
     "1D-SAN": self_attention,
+    "SF-HF with pooling": pooled,
 }
 NAMES = tuple(MAKERS)
 
