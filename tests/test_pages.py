@@ -95,6 +95,13 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
 
 
+def test_a_table_too_long_to_be_read_is_not_published(finished, monkeypatch):
+    monkeypatch.setattr(publish, "TABLE_BYTES", 10_000)
+    for size, goes in ((10_000, True), (10_001, False)):
+        (finished.run / "tables/t.csv").write_bytes(b"1" * size)
+        assert (publish.publish(finished.cfg, finished.books) / "tables/t.csv").exists() == goes
+
+
 def test_links_to_notebooks_that_are_not_published_lead_to_their_sources(finished, monkeypatch):
     monkeypatch.setattr(publish, "REPOSITORY", report_root().parent)
     executed = finished.run / "01_data.ipynb"
@@ -138,7 +145,7 @@ def _path(run):
         (lambda run: write_json(run / "results.json", {}), "results.json is not valid: 'training' is missing"),
         (lambda run: (run / "results.json").unlink(), "results.json is missing"),
         (lambda run: (run / "tables/t.csv").unlink(), "t.csv is missing"),
-        (lambda run: (run / "tables/t.csv").write_bytes(b"1" * (publish.PUBLISHED_BYTES + 1)), "at most 8 MB"),
+        (lambda run: (run / "found.json").write_bytes(b"1" * (publish.PUBLISHED_BYTES + 1)), "at most 8 MB"),
     ],
 )
 def test_publish_refuses(finished, spoil, message):

@@ -30,6 +30,7 @@ README = REPOSITORY / "README.md"
 
 #: what may be new or changed in a published run: pages and tables; and networks, which change seldom
 PUBLISHED_BYTES, NETWORK_BYTES = 8_000_000, 16_000_000
+TABLE_BYTES = 250_000  # Choice: a larger table lists single signals; what is concluded from them is in a smaller one
 
 
 class PublishError(ArtifactError):
@@ -39,8 +40,8 @@ class PublishError(ArtifactError):
 def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     """Copy a finished run to ``reports/published/<profile>/<dataset>``, replacing an older one.
 
-    Executed notebooks, tables, JSON files, the interactive pages and figures that README shows go; where its notebooks
-    made networks, these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when a notebook of
+    Executed notebooks, tables up to 250 kB, JSON files, the interactive pages and figures that README shows go; where
+    its notebooks made networks, these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when a notebook of
     ``notebooks`` was not executed to its end, when ``results.json`` is missing or invalid, when a file contains a path
     of this machine, or when more than 8 MB beside the networks are new or changed.
     """
@@ -64,6 +65,9 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     def wanted(file: Path) -> bool:
         alone = len(file.parts) == 1 and file.suffix in (".json", ".html")
         table = file.parts[0] == "tables" and file.suffix != ".html"
+        path = cfg.reports / file
+        if table and path.exists() and path.stat().st_size > TABLE_BYTES:
+            return False
         return alone or table or f"{cfg.profile}/{cfg.dataset}/{file.as_posix()}" in shown
 
     files = {Path("results.json"), *(Path(notebook.name) for notebook in notebooks), *filter(wanted, made)}

@@ -194,8 +194,6 @@ ROWS: list[tuple[str, str, str, Callable[[dict], str]]] = [
 
 def _verdict(claim: dict) -> str:
     """Direction, size where one is stated, and in how many admissible readings the direction is the same."""
-    if "direction" not in claim:
-        return f"{claim['verdict']} (earlier rules)"
     size = "" if claim["size"] == "not stated" or claim["direction"] == "not testable" else f", {claim['size']}"
     robust = "" if claim["robust"] is None else f" ({claim['robust']:.0%} of readings)"
     return claim["direction"] + size + robust
