@@ -253,7 +253,6 @@ def study(tmp_path_factory):
             vote_step=43,
             footprints=(3,),
             n_windows=20,
-            n_others=1,
         )
         run = Stages(dataclasses.replace(load_settings("quick", "synthetic", "cpu"), self_attention=own))
         yield Study(run)
