@@ -300,6 +300,7 @@ def test_the_interval_of_a_correlation_over_classes_is_one_of_classes():
     same = rank_products(np.tile(gains[0], (5, 1)), flux)  # five networks that agree are no more classes than one
     low, high = systems.judge(QUESTIONS["B3"], same.mean(0), drawn=same)["interval"]
     assert high - low > 0.3
+    assert (rank_products(np.zeros((3, 12)), flux) == 0).all()
     with_nan = np.where(np.arange(12) == 3, np.nan, flux)
     assert len(rank_products(gains, with_nan)) == 11
 
@@ -321,7 +322,7 @@ def test_the_blind_network_prefers_no_direction(study):
 
 def test_weights_and_maps_are_tables_with_controls(study):
     weights, maps = attending.attention_table(study), attending.pointing(study).set_index("map")
-    mean = weights.groupby(["weights", "block"])["weight"].mean()
+    mean = weights.groupby(["network", "block"])["weight"].mean()
     assert mean.to_numpy() == pytest.approx(1, abs=1e-5) and weights["entropy"].between(0, 1 + 1e-6).all()
     controls = {"shuffled", "random weights", "another window's", "occlusion of all axes", locating.NO_NETWORK}
     assert set(maps.index) == {"as trained"} | controls

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import rankdata, zscore
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
 from harvis_utils.data import windowing
@@ -290,11 +290,12 @@ def spectral_flux(split: Split, n_classes: int) -> np.ndarray:
 def rank_products(gains: np.ndarray, flux: np.ndarray) -> np.ndarray:
     """Each class's part in the rank correlation of ``gains`` (seed, class) with ``flux`` (class,): (class, seed).
 
-    Products of standardized ranks: their mean over classes is Spearman's coefficient of a network. Classes with a NaN
-    are left out.
+    Products of standardized ranks: their mean over classes is Spearman's coefficient of a network, 0 where all classes
+    gain the same. Classes with a NaN are left out.
     """
     there = ~np.isnan(gains + flux).any(0)
-    own, change = (zscore(rankdata(of[..., there], axis=-1), axis=-1) for of in (gains, flux))
+    ranks = (rankdata(of[..., there], axis=-1) - (there.sum() + 1) / 2 for of in (gains, flux))
+    own, change = (of / of.std(-1, keepdims=True).clip(1e-12) for of in ranks)
     return (own * change).T
 
 
