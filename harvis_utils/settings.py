@@ -91,8 +91,6 @@ class SelfAttentionSettings:
     footprints: tuple[int, ...] = (3, 5, 5)  # Choice: the source's; instants that each block looks at
     dilations: tuple[int, ...] = (1, 1, 1)  # Choice: the source's "interval" may mean this instead
     position: bool = True  # Choice: the source names no position; without it time has no direction
-    share: int = 1  # Choice: the source's; the reference code shares one weight among 8 channels
-    softmax: bool = True  # Choice: as the reference code; the source does not say
 
 
 @dataclass(frozen=True)
@@ -401,7 +399,6 @@ class SelfAttentionStudy:
     vote_step: int = 10  # Choice: the source's; samples from one voting window to the next
     vote_samples: int = 150  # Choice: samples that vote together: 5 s, nine windows
     footprints: tuple[int, ...] = (3, 9)  # Choice: of all three blocks, beside 3, 5, 5
-    ablations: bool = True  # Choice: whether dilated footprints, shared weights and no softmax are tried
     n_windows: int = 300  # Choice: test windows that are turned backwards, or whose attention is looked at
 
 
@@ -556,7 +553,6 @@ PROFILES: dict[str, dict] = {
             training=replace(FALLING, seeds=(0, 1), epochs=4),
             n_others=1,
             footprints=(9,),
-            ablations=False,
             n_windows=60,
         ),
         "widths": WidthSettings(n_units=(8,), n_networks=1, thinning=2, n_draws=5),

@@ -52,6 +52,12 @@ def test_people_are_drawn_within_networks():
     assert low < 0.05 < high and high - low < 0.05
 
 
+def test_controls_that_reach_as_much_are_named():
+    controls = {"less": (0.01, 0.02, 0.03), "as much": (0.05, 0.06, 0.07), "none": (np.nan,) * 3}
+    assert systems.ahead(systems.judge(ASKED, (0.05, 0.06, 0.07), controls)) == ["as much"]
+    assert systems.ahead(systems.judge(ASKED, (np.nan,) * 3, controls)) == []
+
+
 def test_settings_of_no_network_are_refused():
     network = builders.build(3, 30, 4, ModelSettings(n_units=4, n_dense=8))
     assert network.layers == ("conv1", "conv2", "conv3")

@@ -22,7 +22,7 @@ from torch import nn
 
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.lenses import deconvnet, locating, occlusion
+from harvis_utils.lenses import deconvnet, locating, occlusion, pooling
 from harvis_utils.lenses.locating import NO_NETWORK
 from harvis_utils.lenses.occlusion import Occluder
 from harvis_utils.metrics.similarity import correlation
@@ -34,7 +34,8 @@ from harvis_utils.training.supervised import EVALUATION_BATCH, Network, macro_f1
 #: how a map is changed: itself (window, axis or 1, time), a window of another recording for each, random numbers
 Edit = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 ITSELF, INVERTED, MEAN, SCALED = "as it is", "inverted", "constant at its mean", "constant at 1 - mean"
-SHUFFLED, OTHER, FLAT = "shuffled in time", "of another window", "the same number everywhere"
+SHUFFLED, OTHER = "shuffled in time", "of another window"
+INVERTED_SHUFFLED, INVERTED_OTHER = f"{INVERTED}, {SHUFFLED}", f"{INVERTED}, {OTHER}"
 
 
 def shuffled(maps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -47,13 +48,14 @@ EDITS: dict[str, Edit] = {
     INVERTED: lambda of, other, rng: 1 - of,
     SCALED: lambda of, other, rng: np.broadcast_to(1 - of.mean((1, 2), keepdims=True), of.shape),
     # a constant has the scale of the inverted map but not its spread; these have both
-    f"{INVERTED}, {SHUFFLED}": lambda of, other, rng: 1 - shuffled(of, rng),
-    f"{INVERTED}, {OTHER}": lambda of, other, rng: 1 - of[other],
+    INVERTED_SHUFFLED: lambda of, other, rng: 1 - shuffled(of, rng),
+    INVERTED_OTHER: lambda of, other, rng: 1 - of[other],
     MEAN: lambda of, other, rng: np.broadcast_to(of.mean((1, 2), keepdims=True), of.shape),
     SHUFFLED: lambda of, other, rng: shuffled(of, rng),
     OTHER: lambda of, other, rng: of[other],
-    FLAT: lambda of, other, rng: np.full_like(of, of.mean()),
 }
+#: edits with the scale of the inverted map that know nothing of the window
+SAME_SCALE = (SCALED, INVERTED_SHUFFLED, INVERTED_OTHER)
 BOTH = "both"
 #: Choice: samples over which local energy is averaged, what occlusion covers, and how far windows are moved
 ENERGY_SAMPLES, OCCLUDER, MOVED = 5, Occluder(7, "mean"), 8
@@ -92,18 +94,6 @@ def edits(network: Network, windows: Windows, seed: int = 0) -> pd.DataFrame:
             predicted = scores_of(network.model, split.x, changed).argmax(1)
             rows.append({"edited": which, "edit": name, "macro F1": macro_f1(split, predicted)})
     return pd.DataFrame(rows)
-
-
-def auc(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Chance that a map is larger at a place inside than at one outside, ties half: (window,) of (window, axis, time).
-
-    ``inside`` is bool. NaN for windows that have no place inside, or none outside.
-    """
-    inside = inside.reshape(len(inside), -1)
-    ranks, n = rankdata(values.reshape(inside.shape), axis=1), inside.sum(1)
-    pairs = n * (inside.shape[1] - n)
-    larger = (ranks * inside).sum(1) - n * (n + 1) / 2
-    return np.divide(larger, pairs, out=np.full(len(n), np.nan), where=pairs > 0)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -166,9 +156,10 @@ def located(network: Network, windows: Windows, truth: PlantedMotifs, n: int) ->
     """Where lenses point in windows whose motifs are known, means over ``n`` test windows that are classified rightly.
 
     By kind of attention and lens: ``AUC`` of its map for being in a motif, ``AUC of another window``'s map; the mean
-    ``inside`` and ``outside`` motifs; ``hit``, the share of peaks in motifs, and what ``chance`` gives; and in windows
-    with decoys (:func:`locating.with_decoys`) the shares in a ``motif`` and in a ``decoy``. For temporal maps a sample
-    is in a motif that is so on any axis. ``truth`` belongs to the windows.
+    ``inside`` and ``outside`` motifs; ``hit``, the share of peaks in motifs, and what ``chance`` gives; ``recall``, the
+    share of motifs' samples among as many highest ones; and in windows with decoys (:func:`locating.with_decoys`) the
+    shares of peaks in a ``motif`` and in a ``decoy``. For temporal maps a sample is in a motif that is so on any axis.
+    ``truth`` belongs to the windows.
     """
     chosen, split = occlusion.classified(network, windows, "test", n)
     x, y, rows = split.x[chosen], split.activity[chosen], []
@@ -177,14 +168,16 @@ def located(network: Network, windows: Windows, truth: PlantedMotifs, n: int) ->
     plain, fooled = beside(network, windows, x, y), beside(network, windows, decoyed, y)
     for kind, lenses in plain.items():
         motif, false = (of if kind == SPATIAL else of.any(1, keepdims=True) for of in (there, decoy))
+        everywhere = np.ones_like(motif)
         for name, of in lenses.items():
             peaks = [(np.arange(len(at[0])), *at) for at in map(occlusion.peaks, (of, fooled[kind][name]))]
             measured = {
-                "AUC": auc(of, motif),
-                "AUC of another window": auc(of[other], motif),
+                "AUC": pooling.auc(of, motif, everywhere),
+                "AUC of another window": pooling.auc(of[other], motif, everywhere),
                 "inside": of[motif],
                 "outside": of[~motif],
                 "hit": motif[peaks[0]],
+                "recall": pooling.recall(of, motif),
                 "chance": motif,
                 "motif": motif[peaks[1]],
                 "decoy": false[peaks[1]] & ~motif[peaks[1]],

@@ -64,8 +64,7 @@ class Attention(nn.Module):
 
     def __init__(self, inner: int, footprint: int, dilation: int, settings: SelfAttentionSettings):
         super().__init__()
-        units, weights = settings.n_units, inner // settings.share
-        related = max(units // 4, 4)
+        units, related = settings.n_units, max(settings.n_units // 4, 4)
         self.footprint, self.dilation, self.settings = footprint, dilation, settings
         self.change: Callable[[Tensor], Tensor] | None = None
         self.beta = nn.Conv1d(units, inner, 1)
@@ -74,8 +73,8 @@ class Attention(nn.Module):
             related += settings.position
             # footprint and time laid end to end: batch norm and filters of one sample do not mind
             self.gamma = nn.Sequential(
-                *(nn.BatchNorm1d(related), nn.ReLU(), nn.Conv1d(related, weights, 1, bias=False)),
-                *(nn.BatchNorm1d(weights), nn.ReLU(), nn.Conv1d(weights, weights, 1)),
+                *(nn.BatchNorm1d(related), nn.ReLU(), nn.Conv1d(related, inner, 1, bias=False)),
+                *(nn.BatchNorm1d(inner), nn.ReLU(), nn.Conv1d(inner, inner, 1)),
             )
 
     def around(self, h: Tensor) -> Tensor:
@@ -89,8 +88,8 @@ class Attention(nn.Module):
             place = torch.linspace(-1, 1, h.shape[2], dtype=h.dtype, device=h.device)
             apart = (place - self.around(place)).expand(len(h), 1, -1, -1)
             pairs = torch.cat([pairs, apart], 1)
-        found = self.gamma(pairs.flatten(2)).view(len(h), -1, *pairs.shape[2:])
-        return found.softmax(2) if self.settings.softmax else found
+        # Choice: softmax, as the reference code; the source does not say
+        return self.gamma(pairs.flatten(2)).view(len(h), -1, *pairs.shape[2:]).softmax(2)
 
     def forward(self, h: Tensor) -> Tensor:
         """The weighted sum of beta over the footprint."""
@@ -98,8 +97,7 @@ class Attention(nn.Module):
         if self.settings.kind == "uniform":
             return values.mean(2)
         weights = self.weights(h)
-        weights = self.change(weights) if self.change else weights
-        return (weights.repeat(1, self.settings.share, 1, 1) * values).sum(2)
+        return ((self.change(weights) if self.change else weights) * values).sum(2)
 
 
 class Block(nn.Module):
@@ -228,13 +226,13 @@ def attended(model: SelfAttention, x: Tensor, change: Callable[[Tensor], Tensor]
 
 
 def received(weights: Tensor, dilation: int) -> Tensor:
-    """What each instant gets from all that look at it, over what it would get of equal weights, minus 1.
+    """What each instant gets from all that look at it, over what it would get of equal weights.
 
-    ``weights`` (window, weight, footprint, time) -> (window, time): above 0 attention goes there, below 0 it leaves.
+    ``weights`` (window, weight, footprint, time) -> (window, time): above 1 attention goes there, below 1 it leaves.
     """
     *_, footprint, length = weights.shape
     looked_at = around(torch.arange(length, device=weights.device), footprint, dilation).flatten()
     given = weights.mean(1).flatten(1)
     both = torch.stack([given, torch.full_like(given, 1 / footprint)])
     got = both.new_zeros(2, len(weights), length).scatter_add(2, looked_at.expand_as(both), both)
-    return got[0] / got[1] - 1
+    return got[0] / got[1]

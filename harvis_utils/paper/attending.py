@@ -7,23 +7,22 @@ import pandas as pd
 import torch
 import xarray as xr
 from scipy.special import xlogy
-from scipy.stats import rankdata
 
 from harvis_utils.data.windowing import Split
-from harvis_utils.lenses import locating, occlusion
+from harvis_utils.lenses import attention, locating, occlusion, pooling
 from harvis_utils.metrics.intervals import with_interval
 from harvis_utils.networks.self_attention import attended, received
 from harvis_utils.paper.self_attention import (
-    ABLATIONS,
     AS_TRAINED,
     CNN,
     CNN355,
+    DILATED,
     EDITS,
     RAW,
     SAN,
     SPECTRA,
     Study,
-    class_scores,
+    wide,
 )
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
@@ -53,7 +52,7 @@ def turned(study: Study) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 @kept("directions")
 def odds(network: Network, x: dict[str, np.ndarray], classes: np.ndarray) -> xr.Dataset:
     """Log odds of a window's own class, ``log_odds`` (turned, window), for windows of each kind."""
-    scores = [torch.as_tensor(class_scores(network.model, of)) for of in x.values()]
+    scores = [torch.as_tensor(attention.scores_of(network.model, of)) for of in x.values()]
     found = np.stack([occlusion.log_odds(of, torch.as_tensor(classes)).numpy() for of in scores])
     return xr.Dataset({"log_odds": (("turned", "window"), found)}, {"turned": list(x)})
 
@@ -67,7 +66,7 @@ def directions(study: Study) -> pd.DataFrame:
     """
     classes, x = turned(study)
     given = {RAW: x, SPECTRA: {name: study.spectra(of) for name, of in x.items()}}
-    asked = [(name, RAW, study.trained(name)) for name in study.changes if name not in ABLATIONS]
+    asked = [(name, RAW, study.trained(name)) for name in study.changes]
     asked += [(name, SPECTRA, study.trained(name, SPECTRA)) for name in (SAN, CNN355, CNN)]
     rows = []
     for name, of, networks in [*asked, (f"{SAN}, random weights", RAW, study.fresh(SAN))]:
@@ -76,7 +75,8 @@ def directions(study: Study) -> pd.DataFrame:
             lost = found[:, 0] - found[:, i]
             preferred = np.where(abs(lost) <= SAME, 0.5, lost > 0)
             row = {"network": name, "input": of, "turned": way, "largest difference": float(abs(lost).max())}
-            row |= with_interval("forwards preferred", preferred) | with_interval("log odds lost", lost)
+            # the windows are the same for all: networks are what varies
+            row |= with_interval("forwards preferred", preferred.mean(1)) | with_interval("log odds lost", lost.mean(1))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -105,15 +105,16 @@ def looks(network: Network, x: np.ndarray, edit: str) -> xr.Dataset:
 
 
 def attention_table(study: Study) -> pd.DataFrame:
-    """Mean "weight", in times an equal one, and "entropy" by block and offset, of trained SAN and of random weights."""
+    """Mean "weight", in times an equal one, and "entropy" by block and offset, of all footprints and random weights."""
     _, x = turned(study)
     rows = []
-    for who, networks in {"trained": study.trained(SAN), "random weights": study.fresh(SAN)}.items():
+    asked = {name: study.trained(name) for name in (SAN, DILATED, *(wide(SAN, k) for k in study.own.footprints))}
+    for who, networks in (asked | {"SAN, random weights": study.fresh(SAN)}).items():
         found = [looks(network, x[AS_RECORDED], AS_TRAINED) for network in networks]
         for block in found[0]["block"].values:
             each = xr.concat([of.sel(block=block) for of in found], "seed")
             for offset in each["offset"].values:
-                row = {"weights": who, "block": block, "offset [samples]": int(offset)}
+                row = {"network": who, "block": block, "offset [samples]": int(offset)}
                 row |= with_interval("weight", each["weight"].sel(offset=offset))
                 rows.append(row | with_interval("entropy", each["entropy"]))
     return pd.DataFrame(rows).dropna(subset=["weight"])
@@ -126,38 +127,35 @@ def covered(network: Network, x: np.ndarray, classes: np.ndarray) -> xr.Dataset:
     return xr.Dataset({"map": (("window", "time"), lost.values[:, 0])})
 
 
-def signed_auc(values: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:
-    """Chance that a value inside is above one outside, ties counting half; below 0.5 the map points away."""
-    n, m = inside.sum(), outside.sum()
-    if not n or not m:
-        return np.nan
-    ranks = rankdata(np.concatenate([values[inside], values[outside]]))
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
-
-
 def pointing(study: Study) -> pd.DataFrame:
     """Does attention lie on planted motifs? One row per kind of map, in windows with decoys (:mod:`locating`).
 
     A map has no axis: a sample is inside where any axis has a motif. "AUC" compares samples inside with those outside
     of motifs and decoys, "AUC, motif against decoy" the two; "hits" is the share of windows whose highest sample is
-    inside, "chance" the share of samples that are.
+    inside, "recall" that of the samples inside among as many highest ones, "chance" the share of samples that are.
     """
     test = study.data.test
     chosen = spread(test, study.own.n_windows)
     x, decoy = locating.with_decoys(test, chosen, study.truth)
-    motif, decoy = locating.spans(test, study.truth)[chosen].any(1), decoy.any(1)
-    networks = study.trained(SAN)
+    motif, decoy = (of.any(1, keepdims=True) for of in (locating.spans(test, study.truth)[chosen], decoy))
+    networks, other = study.trained(SAN), occlusion.elsewhere(test.recording[chosen])
     asked = {AS_TRAINED: (networks, AS_TRAINED), "shuffled": (networks, "shuffled")}
     asked["random weights"] = study.fresh(SAN), AS_TRAINED
     maps = {who: [looks(one, x, edit)["map"].values for one in of] for who, (of, edit) in asked.items()}
+    maps["another window's"] = [of[other] for of in maps[AS_TRAINED]]
     maps["occlusion of all axes"] = [covered(one, x, test.activity[chosen])["map"].values for one in networks]
     maps[locating.NO_NETWORK] = [abs(x - x.mean(2, keepdims=True)).mean(1)]
-    spans = {"AUC": (motif, ~motif & ~decoy), "AUC, motif against decoy": (motif & ~decoy, decoy & ~motif)}
     rows = []
     for who, found in maps.items():
+        found = [of[:, None] for of in found]
+        measured = {
+            "AUC": [pooling.auc(of, motif, motif | ~decoy) for of in found],
+            "AUC, motif against decoy": [pooling.auc(of, motif & ~decoy, motif ^ decoy) for of in found],
+            "hits": [motif[(np.arange(len(x)), *occlusion.peaks(of))] for of in found],
+            "recall": [pooling.recall(of, motif) for of in found],
+        }
         row: dict = {"map": who, "networks": len(found), "chance": float(motif.mean())}
-        for measure, pair in spans.items():
-            row |= with_interval(measure, [[signed_auc(*of) for of in zip(one, *pair, strict=True)] for one in found])
-        hit = [[inside[of.argmax()] for of, inside in zip(one, motif, strict=True)] for one in found]
-        rows.append(row | with_interval("hits", hit))
+        # windows are all the same ones: networks are what varies
+        means = {name: np.nanmean(np.asarray(of, float), 1) for name, of in measured.items()}
+        rows.append(row | {k: v for name, of in means.items() for k, v in with_interval(name, of).items()})
     return pd.DataFrame(rows)

@@ -46,17 +46,19 @@ def judge(
     controls: Mapping[str, Sequence[float]] = MappingProxyType({}),
     size: str = UNSTATED,
     missing: str = "",
+    drawn=None,
 ) -> dict:
     """The verdict as an entry of ``results.json``.
 
     ``values`` are the differences, (seed,) or (seed, person); NaN is left out. ``controls`` maps names to the same of
-    what they replace. With ``missing`` words nothing is judged: they say what is not there.
+    what they replace. With ``missing`` words nothing is judged: they say what is not there. ``drawn`` are the parts
+    whose mean the values are where something else than networks is drawn first for the interval, (class, seed) say.
     """
     values = np.atleast_1d(np.asarray(values, dtype=float))
     many = int((~np.isnan(values.reshape(len(values), -1))).any(1).sum())
     if not missing and many < FEWEST_NETWORKS:
         missing = f"{many} networks; an interval wants {FEWEST_NETWORKS}"
-    value, ends = interval(values)
+    value, ends = interval(values if drawn is None else drawn)
     direction = UNTESTABLE if missing else direction_of(value, ends, question.margin)
     beside = {name: dict(zip(("value", "interval"), interval(of), strict=True)) for name, of in controls.items()}
     told = f"{question.difference}: {number(value if many else None, question.unit, ends, signed=True)}"
@@ -82,6 +84,12 @@ def judge(
         },
         nan_as_null=True,
     )
+
+
+def ahead(verdict: Mapping) -> list[str]:
+    """The controls of an entry that reach its own value or more."""
+    least = np.inf if verdict["value"] is None else verdict["value"]
+    return [name for name, of in verdict["controls"].items() if of["value"] is not None and of["value"] >= least]
 
 
 def direction_of(value: float, ends: Sequence[float] | None, margin: float) -> str:
