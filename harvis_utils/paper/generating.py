@@ -232,6 +232,12 @@ class Study:
         return pd.concat(parts, ignore_index=True)
 
 
+def by_generator(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """All measures of every trained row, seed and set at the end of training, by the judge that decides."""
+    scores = final(tables["judged"]).drop(columns=["judge", "share", "kind"])
+    return scores.merge(tables["measured"].drop(columns=["kind"]), on=["row", "seed", "set"])
+
+
 def together(table: pd.DataFrame) -> pd.DataFrame:
     """Of scores those of all generators of a row together, and of the controls."""
     return table[table["set"].eq(ALL) | table["seed"].isna()]
