@@ -79,12 +79,6 @@ def n_weights(train: windowing.Split, settings: GanSettings) -> int:
     return sum(of.numel() for network in (*generators, discriminator) for of in network.parameters())
 
 
-@kept("gans")
-def balanced(windows: Windows, settings: GanSettings, seed: int) -> float:
-    """:func:`adversarial.balanced_alpha`, kept."""
-    return adversarial.balanced_alpha(windows, settings, seed)
-
-
 def sets_of(game: Game, n: int) -> dict[str, np.ndarray]:
     """``n`` windows of each generator, of the same latent vectors, and of ``ALL``, of other ones each."""
     each = [adversarial.generated(own, n, LATENT_SEED) for own in game.generators]
@@ -165,7 +159,9 @@ class Study:
         """Geometric mean of what balances both pulls in generators of other seeds, to three digits."""
         three = replace(self.own.gan, n_generators=3)
         jobs = self.own.choosing_seeds
-        found = side_by_side(self.cfg, lambda seed: balanced(self.windows, three, seed), jobs, "alpha")
+        found = side_by_side(
+            self.cfg, lambda seed: adversarial.balanced_alpha(self.windows, three, seed), jobs, "alpha"
+        )
         return float(f"{np.exp(np.mean(np.log(found))):.3g}")
 
     @cached_property

@@ -231,6 +231,7 @@ def generated(own: Generator, n: int, seed: int) -> np.ndarray:
     return own.eval()(z).numpy()
 
 
+@kept("gans")
 def balanced_alpha(windows: Windows, settings: GanSettings, seed: int, share: float = 0.1) -> float:
     """The alpha for which both losses of the generators pull alike after a ``share`` of the training without transfer.
 
