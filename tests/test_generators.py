@@ -172,7 +172,7 @@ def test_networks_of_a_stage_are_read_again(windows):
 
 def test_a_diverging_training_and_a_damaged_checkpoint_say_so(windows, tmp_path, monkeypatch):
     monkeypatch.setattr(Game, "step", lambda self, number: [float("nan")] * 4)
-    with pytest.raises(checkpoints.TrainingError, match=r"losses are .* in step 1; lower gans.learning_rate"):
+    with pytest.raises(checkpoints.TrainingError, match=r"losses are .* in step 1; lower generation.gan.learning_rate"):
         adversarial.trained(windows, THREE, 5)
     (tmp_path / checkpoints.CHECKPOINT).write_bytes(b"half a file")
     with pytest.raises(checkpoints.TrainingError, match="is damaged"):
