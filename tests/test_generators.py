@@ -94,7 +94,7 @@ def test_generators_go_through_their_gates_with_the_steps(windows):
     for (source, to), name in ((("D", "G2"), "positive"), (("G1", "G2"), "positive"), (("G1", "G3"), "negative")):
         first, middle, last = (game.generator_losses(z, step, {(source, to): name}) for step in (0, 5, 10))
         open_, shut = (last, first) if name == "positive" else (first, last)
-        assert not shut and float(middle[to]) == pytest.approx(float(open_[to]) / 2, rel=1e-3)
+        assert not shut and middle[to].item() == pytest.approx(open_[to].item() / 2, rel=1e-3)
 
 
 def test_edges_that_cannot_be_are_refused():
