@@ -126,7 +126,7 @@ class GanSettings:
 
     n_generators: int = 1  # Choice: 1 is DCGAN; more are MAD-GAN, or with gates teach each other
     norm: str = "spectral"  # Choice: of the discriminator: spectral, or batch as in DCGAN
-    gates: tuple[tuple[str, int, str], ...] = ()  # Choice: edges (from, to, gate) that are not as in MAD-GAN
+    gates: tuple[tuple[str, str, str], ...] = ()  # Choice: edges (from, to, gate) that are not as in MAD-GAN
     alpha: float = 1.0  # Choice: weight of what generators learn from each other
     n_units: int = 64  # Choice: of the narrowest stage
     n_latent: int = 100  # Choice: the source's
@@ -437,9 +437,7 @@ class BranchStudy:
 class LatentSettings:
     """Ascents on what a generator makes its windows of (notebook 18)."""
 
-    windows: WindowSettings = LONG_WINDOWS  # Choice: generators make 64 samples
-    gan: GanSettings = GanSettings()  # Choice: what all trainings share
-    seeds: tuple[int, ...] = (0, 1, 2)  # Choice: of trainings; networks take turns
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Choice: of notebook 17's trainings, one for each network
     n_starts: int = 3  # Choice: of each unit on each axis, one for each of three generators
     n_steps: int = 200  # Choice
     step_size: float = 0.05  # Choice: in standard deviations of the latent numbers
@@ -574,9 +572,7 @@ PROFILES: dict[str, dict] = {
             n_draws=19,
             n_silenced=40,
         ),
-        "latent": LatentSettings(
-            gan=GanSettings(n_units=8, batch_size=64, n_steps=100, stages=(1.0,)), seeds=(0,), n_steps=30
-        ),
+        "latent": LatentSettings(seeds=(0,), n_steps=30),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
@@ -594,7 +590,7 @@ PROFILES: dict[str, dict] = {
             seeds=(0, 1, 2),
             choosing_seeds=(100, 101),
         ),
-        "latent": LatentSettings(gan=GanSettings(n_units=16, batch_size=128, n_steps=1200), n_steps=100),
+        "latent": LatentSettings(n_steps=100),
     },
     # the paper's own settings, on one GPU
     "paper": {

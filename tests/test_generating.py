@@ -73,13 +73,12 @@ def test_rows_differ_in_what_their_names_say(windows, rows):
 
 
 def test_shuffled_gates_are_another_graph_with_the_same_gates():
-    def renamed(graph, order):
-        return {(order[int(t)], order[s], gate) for t, s, gate in graph}
-
     graph, other = generating.GRAPH, generating.SHUFFLED
     assert sorted(g for *_, g in graph) == sorted(g for *_, g in other)
-    assert all(renamed(graph, order) != renamed(other, (0, 1, 2)) for order in permutations(range(3)))
-    assert not any(s == 1 for _, s, _ in graph)  # nobody teaches G2
+    for order in permutations(("G1", "G2", "G3")):
+        names = dict(zip(order, ("G1", "G2", "G3"), strict=True))
+        assert {(names[t], names[s], gate) for t, s, gate in graph} != {*other}
+    assert not any(s == "G2" for _, s, _ in graph)  # nobody teaches it
 
 
 def test_a_mixture_has_equal_parts_of_other_vectors(windows, rows):
@@ -160,14 +159,15 @@ def study_of(values: dict[str, float], n_steps: int = 1200) -> SimpleNamespace:
         for row in ROWS:
             for name in (ALL,) if row in (*COMPARED[:2], generating.WIDE) else (ALL, "G1", "G2", "G3"):
                 for share in (0.5, 1.0):
-                    about = {"row": row, "seed": seed, "set": name, "share": share}
+                    about = {"row": row, "kind": row, "seed": seed, "set": name, "share": share}
                     told = {"IS": 4.0, "FID": 10.0, "FID, held out": 10.0, "apart": 5.0, "covered": 0.5, "alike": 0.0}
                     told |= {column: of for (r, s, column), of in values.items() if (r, s) == (row, name)}
                     scores.append(about | told | {"alike, other vectors": 0.0})
-    control = [{"row": "control", "set": name, "IS": 6.0, "FID": 0.5, "covered": 1.0} for name in generative.CONTROLS]
-    table = pd.DataFrame(scores + control)
+    # other people are far from both, which must not make a distance small
+    told = {"row": "control", "IS": 6.0, "FID": 0.5, "FID, held out": 50.0}
+    table = pd.DataFrame(scores + [told | {"kind": name, "set": name} for name in generative.CONTROLS])
     judged = pd.concat([table.assign(judge=who) for who in (JUDGE, BESIDE)])
-    measured = table[table["share"].ne(0.5)].drop(columns=["IS", "FID"])
+    measured = table[table["share"].ne(0.5)].drop(columns=["IS", "FID", "covered"])
     own = GenerationSettings(gan=replace(BASE, n_steps=n_steps))
     return SimpleNamespace(tables={"judged": judged, "measured": measured}, own=own)
 
@@ -180,14 +180,16 @@ def test_verdicts_follow_the_scores():
     equal = directions(study_of({}))
     assert set(equal) == set(generating.QUESTIONS) and set(equal.values()) == {"no"}
     told = {(TAUGHT, ALL, "IS"): 4.4, (SPECTRAL, ALL, "FID"): 8.0, (MAD, ALL, "FID"): 12.0, (TAUGHT, "G1", "IS"): 5.0}
-    told |= {(SPECTRAL, ALL, "covered"): 0.6, (TAUGHT, ALL, "alike"): 0.3, (TAUGHT, "G3", "covered"): 0.8}
+    told |= {(TAUGHT, ALL, "alike"): 0.3, (TAUGHT, "G3", "covered"): 0.8}
     assert set(directions(study_of(told)).values()) == {"yes"}
     less = directions(study_of(told | {(generating.PLAIN, ALL, "FID"): 7.9, (MAD, "G2", "IS"): 5.1}))
     assert (less["K2"], less["K1 best generator"], less["K1"]) == ("no", "no", "yes")
 
 
 def test_distances_count_in_those_of_two_halves():
-    study = study_of({(SPECTRAL, ALL, "FID"): 9.1})
+    study = study_of({(SPECTRAL, ALL, "FID"): 9.1, (SPECTRAL, ALL, "FID, held out"): 9.0})
+    second = next(of for of in generating.judged(study) if of["id"] == "K2")
+    assert second["controls"]["to people held out"]["value"] == pytest.approx(1 / 0.5)
     assert directions(study)["K2"] == "no"  # 0.9 is less than twice the 0.5 between halves
     study.tables["judged"].loc[study.tables["judged"]["set"] == HALF, "FID"] = 0.4
     assert directions(study)["K2"] == "yes"
@@ -199,10 +201,13 @@ def test_a_smoke_run_judges_nothing_and_says_why():
     assert found[0]["why"].startswith("Not testable: 40 steps are a smoke test")
 
 
-def test_the_answer_tells_of_controls_first_and_of_training_that_was_too_short():
-    study = study_of({})
+def test_the_answer_tells_which_controls_win_and_of_training_that_was_too_short():
+    study = study_of({(generating.WIDE, ALL, "IS"): 4.1})
     falls = study.tables["judged"]["share"].eq(1.0) & study.tables["judged"]["row"].eq(MAD)
     study.tables["judged"].loc[falls, "FID"] = 6.0
     said = generating.answer(study, generating.judged(study))
-    assert said.startswith("**One real window a class, repeated, has an inception score of 6.00")
+    assert said.startswith("**No: generators that teach each other have no higher inception score")
+    higher, false = said.split("as high or higher: ")[1].split(". By FID")
+    assert "one wide generator 4.10 (10.00)" in higher and "one window a class, repeated 6.00 (0.50)" in higher
+    assert TAUGHT + " 4.00" not in higher and "scrambled phases 6.00 (0.50)" in false
     assert "changed by -40% to +0%" in said and generating.trained_enough(study.tables["judged"])[MAD] == -0.4

@@ -1,6 +1,7 @@
 """Generators, what they teach each other, and how generated windows are scored."""
 
 from dataclasses import replace
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from harvis_utils.training import adversarial, checkpoints
 from harvis_utils.training.adversarial import Game
 
 THREE = GanSettings(n_generators=3, n_units=4, n_latent=8, batch_size=16, n_steps=12, stages=(0.5, 1.0))
-OPEN = tuple((str(t), s, "through") for t in range(3) for s in range(3) if t != s)
+OPEN = tuple((*edge, "through") for edge in permutations(("G1", "G2", "G3"), 2))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -83,15 +84,25 @@ def test_only_the_student_learns(windows):
     [("through", (1, 1, 1)), ("cut off", (0, 0, 0)), ("positive", (0, 0.5, 1)), ("negative", (1, 0.5, 0))],
 )
 def test_gates_open_and_close_with_the_progress(name, values):
-    assert tuple(adversarial.gate(name, step, 11) for step in (0, 5, 10)) == values
+    seen = [adversarial.node_losses({("t", "s"): name}, lambda *edge: 1.0, done) for done in (0.0, 0.5, 1.0)]
+    assert tuple(of.get("s", 0) for of in seen) == values
+
+
+def test_generators_go_through_their_gates_with_the_steps(windows):
+    game = Game(windows.train, replace(THREE, n_steps=11, alpha=2.0), 0)
+    z = game.draws(0)[2]
+    for (source, to), name in ((("D", "G2"), "positive"), (("G1", "G2"), "positive"), (("G1", "G3"), "negative")):
+        first, middle, last = (game.generator_losses(z, step, {(source, to): name}) for step in (0, 5, 10))
+        open_, shut = (last, first) if name == "positive" else (first, last)
+        assert not shut and middle[to].item() == pytest.approx(open_[to].item() / 2, rel=1e-3)
 
 
 def test_edges_that_cannot_be_are_refused():
-    for gates in ((("0", 0, "through"),), (("D", 3, "through"),)):
+    for gates in ((("G1", "G1", "through"),), (("D", "G4", "through"),)):
         with pytest.raises(ValueError, match="no edge leads from"):
             adversarial.edges(replace(THREE, gates=gates))
     with pytest.raises(ValueError, match="unknown gate 'ajar'"):
-        adversarial.edges(replace(THREE, gates=(("0", 1, "ajar"),)))
+        adversarial.edges(replace(THREE, gates=(("G1", "G2", "ajar"),)))
 
 
 def test_with_all_edges_between_generators_cut_it_is_mad_gan_bit_for_bit(windows):
@@ -106,7 +117,7 @@ def test_with_all_edges_between_generators_cut_it_is_mad_gan_bit_for_bit(windows
 
 
 def test_a_generator_that_nobody_teaches_stays_as_it_is(windows):
-    game = Game(windows.train, replace(THREE, gates=(("D", 1, "cut off"),)), 0)
+    game = Game(windows.train, replace(THREE, gates=(("D", "G2", "cut off"),)), 0)
     before = [p.clone() for p in game.generators[1].parameters()]
     game.step(0)
     assert all(torch.equal(a, b) for a, b in zip(before, game.generators[1].parameters(), strict=True))
@@ -161,7 +172,7 @@ def test_networks_of_a_stage_are_read_again(windows):
 
 def test_a_diverging_training_and_a_damaged_checkpoint_say_so(windows, tmp_path, monkeypatch):
     monkeypatch.setattr(Game, "step", lambda self, number: [float("nan")] * 4)
-    with pytest.raises(checkpoints.TrainingError, match=r"losses are .* in step 1; lower gans.learning_rate"):
+    with pytest.raises(checkpoints.TrainingError, match=r"losses are .* in step 1; lower generation.gan.learning_rate"):
         adversarial.trained(windows, THREE, 5)
     (tmp_path / checkpoints.CHECKPOINT).write_bytes(b"half a file")
     with pytest.raises(checkpoints.TrainingError, match="is damaged"):
@@ -171,11 +182,11 @@ def test_a_diverging_training_and_a_damaged_checkpoint_say_so(windows, tmp_path,
 def test_alpha_balances_both_pulls(windows):
     alpha = adversarial.balanced_alpha(windows, THREE, 0)
     game = Game(windows.train, replace(THREE, gates=OPEN, alpha=alpha), 0)
-    game.edges = adversarial.edges(THREE)
+    untaught = Game(windows.train, THREE, 0).edges
+    game.edges, taught = untaught, {edge: "through" for edge in untaught if edge[0] != "D"}
     game.step(0)
-    game.edges = adversarial.edges(replace(THREE, gates=OPEN))
-    norms = game.gradient_norms(1)
-    assert norms["adversarial"] == pytest.approx(norms["transfer"], rel=1e-3)
+    of_d = {edge: "through" for edge in untaught if edge[0] == "D"}
+    assert game.pull(1, of_d) == pytest.approx(game.pull(1, taught), rel=1e-3)
 
 
 # ----------------------------------------------------------------------------------------------------- scores
@@ -208,33 +219,30 @@ class Sees(nn.Module):
         return self.classes(torch.cat([x.mean(2), x.diff(dim=2).abs().mean(2)], 1))
 
 
-@pytest.fixture(scope="module")
-def judge(windows):
+def test_what_a_score_is_blind_to_is_seen_by_another(windows):
+    n, rng = len(windows.val), np.random.default_rng(0)
+    real = generative.reference(windows, n, rng)
+    sets = {"copies": windows.train.x[:n], "noisy": windows.val.x + 0.1} | generative.controls(windows, n, rng)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Sees()
-    return SimpleNamespace(model=model, predicted={"test": windows.test.activity})
-
-
-def test_copies_and_repetitions_are_seen(windows, judge):
-    n = len(windows.val)
-    sets = {"copies": windows.train.x[:n], "noisy": windows.val.x + 0.1}
-    found = generative.scored(judge, windows, sets, 0.9).set_index("set")
+        found = generative.by_judge(Sees(), sets, real).merge(generative.without_judge(windows, sets, real), on="set")
+    found = found.set_index("set")
     assert list(found.index) == ["copies", "noisy", *generative.CONTROLS]
     assert found.loc["copies", "memorization"] < 0.01 and found.loc["noisy", "memorization"] > 0.9
-    repeated, real = (found.loc[name] for name in ("one window a class, repeated", "held-out people"))
-    assert repeated["covered"] < 0.5 * real["covered"] and repeated["memorization"] < 0.01
+    repeated, held_out = (found.loc[name] for name in ("one window a class, repeated", "held-out people"))
+    assert repeated["covered"] < 0.5 * held_out["covered"] and repeated["memorization"] < 0.01
     assert found.loc["white noise", "FID"] > found.loc["half of training", "FID"]
     flat, scrambled = found.loc["flat, real means"], found.loc["scrambled phases"]
+    assert flat["covered"] == 0, "windows that do not move are no neighbours of those that do"
     assert flat["spectral distance"] == 1 and scrambled["spectral distance"] < 0.05 and np.isnan(flat["peakedness"])
     assert found["classes"].between(0, 1).all() and found["covered"].between(0, 1).all()
 
 
-def test_what_cannot_be_judged_is_refused(windows, judge):
-    bad = SimpleNamespace(model=judge.model, predicted={"test": np.zeros_like(windows.test.activity)})
+def test_what_cannot_be_judged_is_refused(windows):
+    bad = SimpleNamespace(predicted={"test": np.zeros_like(windows.test.activity)})
     with pytest.raises(generative.JudgeError, match=r"macro F1 is 0.17 on the test people; below 0.65"):
-        generative.scored(bad, windows, {"own": windows.val.x}, 0.65)
-    with pytest.raises(generative.JudgeError, match="sets need one size: a 10, b 20"):
-        generative.scored(judge, windows, {"a": windows.val.x[:10], "b": windows.val.x[:20]}, 0.65)
+        generative.admitted(bad, windows, 0.65)
+    good = SimpleNamespace(predicted={"test": windows.test.activity})
+    assert generative.admitted(good, windows, 0.65) == 1
     with pytest.raises(generative.JudgeError, match="windows are there and 9999 are compared"):
         generative.drawn(windows.val.x, 9999, np.random.default_rng(0))

@@ -19,7 +19,7 @@ from scipy.stats import kurtosis
 from torch import Tensor, nn
 
 from harvis_utils.data.synthetic import PlantedMotifs
-from harvis_utils.data.windowing import SPLITS, Windows
+from harvis_utils.data.windowing import Windows
 from harvis_utils.metrics import motifs, recovery, signal_measures, similarity
 from harvis_utils.settings import HarvisError
 from harvis_utils.training import supervised
@@ -31,11 +31,9 @@ REACHED = 0.01
 N_NEIGHBOURS = 5
 #: Choice: axes of a window that show the motifs of one activity; an event leaves out a tenth of them
 AXES_AGREE = 5 / 6
-#: rows of :func:`controls`
-CONTROLS = (
-    *("held-out people", "validation people", "half of training", "one window a class, repeated"),
-    *("scrambled phases", "flat, real means", "white noise"),
-)
+#: sets that show what a score is blind to, and all rows of :func:`controls`
+NO_MOVEMENT = ("one window a class, repeated", "scrambled phases", "flat, real means", "white noise")
+CONTROLS = ("held-out people", "half of training", *NO_MOVEMENT)
 
 
 class JudgeError(HarvisError, ValueError):
@@ -90,7 +88,7 @@ def frechet(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def distances(x: np.ndarray, others: np.ndarray) -> Tensor:
-    """Root mean square difference in G of every window from every other: (window, other)."""
+    """Root mean square difference of everything in one of two sets from everything in the other: (first, other)."""
     first, second = (torch.as_tensor(np.ascontiguousarray(of, dtype=np.float32)).flatten(1) for of in (x, others))
     return torch.cat([torch.cdist(part, second) for part in first.split(EVALUATION_BATCH)]) / first.shape[1] ** 0.5
 
@@ -100,13 +98,12 @@ def nearest(x: np.ndarray, train: np.ndarray) -> float:
     return float(distances(x, train).min(1).values.median())
 
 
-def memorization(x: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
-    """:func:`nearest` over that of windows of other people: below 1 is copied."""
-    return nearest(x, train) / nearest(held_out, train)
-
-
 def covered(x: np.ndarray, real: np.ndarray) -> float:
-    """Share of real windows with one of ``x`` within the distance of their ``N_NEIGHBOURS``-th nearest real one."""
+    """Share of real features with one of ``x`` within the distance of their ``N_NEIGHBOURS``-th nearest real ones.
+
+    Both are a judge's (window, feature), as Naeem et al. have it: between windows themselves, flat ones can be
+    nearer to most real ones than other real ones are.
+    """
     reach = distances(real, real).kthvalue(N_NEIGHBOURS + 1, dim=1).values  # each is its own nearest
     return float((distances(real, x).min(1).values <= reach).float().mean())
 
@@ -124,7 +121,7 @@ def of_time(x: np.ndarray, real: np.ndarray) -> dict[str, float]:
 def drawn(x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """``n`` windows without replacement. Raises :class:`JudgeError` where there are fewer."""
     if len(x) < n:
-        raise JudgeError(f"{len(x)} windows are there and {n} are compared; set fewer (gans.n_scored)")
+        raise JudgeError(f"{len(x)} windows are there and {n} are compared; set fewer (generation.n_scored)")
     return x[np.sort(rng.choice(len(x), n, replace=False))]
 
 
@@ -134,12 +131,11 @@ def controls(windows: Windows, n: int, rng: np.random.Generator) -> dict[str, np
     "half of training" are training windows that no other set is compared with (:func:`reference`), the best that can be
     had; the last four show what a score is blind to.
     """
-    train, val, test = (getattr(windows, name) for name in SPLITS)
-    own = drawn(train.x[1::2], n, rng)
+    train, own = windows.train, drawn(windows.train.x[1::2], n, rng)
     each = [train.x[rng.choice(np.flatnonzero(train.activity == a))] for a in np.unique(train.activity)]
     noise = rng.standard_normal((n, *train.x.shape[1:]))
     sets = (
-        *(drawn(test.x, n, rng), drawn(val.x, n, rng), own, np.resize(np.stack(each), (n, *train.x.shape[1:]))),
+        *(drawn(windows.test.x, n, rng), own, np.resize(np.stack(each), (n, *train.x.shape[1:]))),
         *(recovery.scrambled(own, rng), np.broadcast_to(own.mean(2, keepdims=True), own.shape)),
         noise * train.series.std(0)[:, None] + train.series.mean(0)[:, None],
     )
@@ -156,7 +152,8 @@ def reference(windows: Windows, n: int, rng: np.random.Generator) -> dict[str, n
 def by_judge(judge: nn.Module, sets: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """What a judge says of sets beside :func:`reference` ones, a row per ``set``.
 
-    "IS", "FID" to training windows, "FID, held out" to other people's, and "classes", the share of them reached.
+    "IS", "FID" to training windows, "FID, held out" to other people's, which share of these is "covered", and
+    "classes", the share of them reached.
     Raises :class:`JudgeError` for sets of different sizes.
     """
     sizes = {name: len(of) for name, of in {**sets, **real}.items()}
@@ -167,7 +164,9 @@ def by_judge(judge: nn.Module, sets: Mapping[str, np.ndarray], real: Mapping[str
         own, p = seen(judge, x)
         taken = np.bincount(p.argmax(1), minlength=p.shape[1]) / len(x)
         row = {"set": name, "IS": inception_score(p), "FID": frechet(own, features["training"])}
-        row |= {"FID, held out": frechet(own, features["held out"]), "classes": float((taken >= REACHED).mean())}
+        others = features["held out"]
+        row |= {"FID, held out": frechet(own, others), "covered": covered(own, others)}
+        row |= {"classes": float((taken >= REACHED).mean())}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -175,29 +174,16 @@ def by_judge(judge: nn.Module, sets: Mapping[str, np.ndarray], real: Mapping[str
 def without_judge(
     windows: Windows, sets: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], truth: PlantedMotifs | None = None
 ) -> pd.DataFrame:
-    """What needs no judge, a row per ``set``: "covered" (real windows of other people), "memorization", :func:`of_time`
-    and, with a ``truth``, :func:`motif_content`.
+    """What needs no judge, a row per ``set``: "memorization", :func:`of_time` and, with a ``truth``,
+    :func:`motif_content`.
+
+    "memorization" is :func:`nearest` over that of windows of other people: below 1 is copied.
     """
     rows, usual = [], nearest(real["held out"], windows.train.x)
     for name, x in sets.items():
-        row = {"set": name, "covered": covered(x, real["held out"])}
-        row |= {"memorization": nearest(x, windows.train.x) / usual} | of_time(x, real["training"])
+        row = {"set": name, "memorization": nearest(x, windows.train.x) / usual} | of_time(x, real["training"])
         rows.append(row | (motif_content(x, truth) if truth else {}))
     return pd.DataFrame(rows)
-
-
-def scored(
-    judge: Network, windows: Windows, sets: Mapping[str, np.ndarray], least_f1: float, seed: int = 0
-) -> pd.DataFrame:
-    """:func:`by_judge` and :func:`without_judge` of ``sets`` and of the controls: one row per ``set``.
-
-    Raises :class:`JudgeError` for a judge below ``least_f1`` and for sets of different sizes.
-    """
-    admitted(judge, windows, least_f1)
-    n, rng = len(next(iter(sets.values()))), np.random.default_rng(seed)
-    real = reference(windows, n, rng)
-    every = dict(sets) | controls(windows, n, rng)
-    return by_judge(judge.model, every, real).merge(without_judge(windows, every, real), on="set")
 
 
 # ------------------------------------------------------------------------------------------------- without a judge

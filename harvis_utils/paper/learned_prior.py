@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from harvis_utils.data import windowing
 from harvis_utils.data.windowing import Windows
 from harvis_utils.lenses.triggered import REFERENCES
 from harvis_utils.maximization import latent, priors
@@ -24,7 +23,8 @@ from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import explanation, realism
 from harvis_utils.metrics.intervals import with_interval
 from harvis_utils.metrics.signal_measures import REST_G
-from harvis_utils.paper import climbing, explaining
+from harvis_utils.paper import climbing, explaining, generating
+from harvis_utils.paper.generating import MAD, SPECTRAL, TAUGHT
 from harvis_utils.paper.stages import Stages
 from harvis_utils.paper.systems import Question, judge
 from harvis_utils.paper.variants import BY_NAME, LIKELIEST_TRIGGER
@@ -33,19 +33,10 @@ from harvis_utils.parallel import side_by_side
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network, of_networks
 
-DCGAN, MAD, TAUGHT, DENOISER = "DCGAN + SN", "MAD-GAN", "knowledge transfer", "denoiser"
-UNTRAINED, HELD_OUT, NEAREST = "untrained generator", "strong window of others", "nearest real window"
-#: trainings whose generators are priors, by what differs from the profile's (cfg.latent.gan). The last is the source's
-#: best graph: its first generator is taught more and more, its second by nobody
-GANS: dict[str, dict] = {
-    DCGAN: {},
-    MAD: {"n_generators": 3},
-    TAUGHT: {
-        "n_generators": 3,
-        "alpha": 10.0,
-        "gates": (("1", 0, "positive"), ("2", 0, "positive"), ("0", 2, "through"), ("1", 2, "through")),
-    },
-}
+DENOISER, UNTRAINED, HELD_OUT = "denoiser", "untrained generator", "strong window of others"
+NEAREST = "nearest real window"
+#: rows of notebook 17 whose generators are priors
+GANS = (SPECTRAL, MAD, TAUGHT)
 
 _NGUYEN, _TWO = "Nguyen et al. 2016", "above the better of likeliest trigger and random search of equal cost"
 _CONTROLS = "random search through the same generator, an untrained one, a linear one"
@@ -77,19 +68,20 @@ MEASURES = {"activation": None, "nearness": None, VALUE: None, COPIED: None, **e
 
 
 def every_prior(run: Stages) -> dict[int, list[Prior]]:
-    """All priors by the seed of their training, which is made where it is not there: of ``GANS`` and the controls."""
-    cfg, about = run.cfg.latent, run.cfg.latent.gan
-    windows, jobs = windowing.cut(run.recordings, cfg.windows), list(product(cfg.seeds, GANS))
+    """All priors by the seed of their training: those of notebook 17, made where they are not there, and controls."""
+    study, cfg = generating.Study(run), run.cfg
+    base, windows, rows = study.own.gan, study.windows, study.rows
+    jobs = list(product(cfg.latent.seeds, GANS))
 
     def one(job: tuple[int, str]) -> Prior:
         seed, name = job
-        return latent.of_gan(name, windows, replace(about, **GANS[name]), seed, run.cfg.device)
+        return latent.of_gan(name, windows, rows[name], seed, cfg.device)
 
-    found = dict(zip(jobs, side_by_side(run.cfg, one, jobs, "generators"), strict=True))
-    linear = latent.principal(windows, about.n_latent)
+    found = dict(zip(jobs, side_by_side(cfg, one, jobs, "generators"), strict=True))
+    linear = latent.principal(windows, base.n_latent)
     return {
-        seed: [*(found[seed, name] for name in GANS), latent.untrained(windows, about, seed), linear]
-        for seed in cfg.seeds
+        seed: [*(found[seed, name] for name in GANS), latent.untrained(windows, base, seed), linear]
+        for seed in cfg.latent.seeds
     }
 
 
@@ -125,7 +117,7 @@ def compared(run: Stages, made: xr.Dataset) -> xr.DataArray:
         pair = xr.concat([strong, nearest_real(data, own)["signal"]], "technique")
         return pair.assign_coords(technique=[HELD_OUT, NEAREST])
 
-    windows = of_networks(networks, real, th_eap, made["signal"].sel(technique=DCGAN, drop=True))
+    windows = of_networks(networks, real, th_eap, made["signal"].sel(technique=SPECTRAL, drop=True))
     every = [*(of["signal"] for of in (made, denoised, proposed, run.likeliest)), windows]
     together = xr.concat(every, "technique", join="inner")
     return together.assign_coords(technique=together["technique"].values.tolist())
@@ -176,25 +168,31 @@ def climbed(run: Stages, made: xr.Dataset, names: Sequence[str]) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def judged(found: xr.Dataset) -> list[dict]:
-    """Verdicts on ``QUESTIONS`` from :func:`measured`, network by network, means over all units of all layers."""
+def judged(found: xr.Dataset, missing: str = "") -> list[dict]:
+    """Verdicts on ``QUESTIONS`` from :func:`measured`, network by network, means over all units of all layers.
+
+    Units of which one side has no value are left out of both. With ``missing`` words nothing is judged.
+    """
 
     def above(measure: str, name: str, *others: str) -> np.ndarray:
-        each, there = found.sel(technique=[name, *others]), True
+        each = found.sel(technique=[name, *others])
+        there = each[measure].notnull()
         if measure == "nearness":  # of equal activation
-            there = (each["activation"] >= 1).all("technique")
-        mean = each[measure].where(there).mean(["layer", "unit"])
+            there &= each["activation"] >= 1
+        mean = each[measure].where(there.all("technique")).mean(["layer", "unit"])
         return (mean.isel(technique=0) - mean.isel(technique=slice(1, None)).max("technique")).values
 
-    best, every = DCGAN + RANDOM, found["technique"].values.tolist()
+    best, every = SPECTRAL + RANDOM, found["technique"].values.tolist()
     linear = next(name for name in every if name.startswith("PCA"))
     entries = []
     for question, measure in zip(QUESTIONS, (VALUE, "nearness", "accuracy"), strict=False):
-        controls = {f"above {other}": above(measure, DCGAN, other) for other in (LIKELIEST_TRIGGER, best)}
+        controls = {f"above {other}": above(measure, SPECTRAL, other) for other in (LIKELIEST_TRIGGER, best)}
         both = {name: above(measure, name, LIKELIEST_TRIGGER, best) for name in (UNTRAINED, linear)}
-        entries.append(judge(question, above(measure, DCGAN, LIKELIEST_TRIGGER, best), controls | both))
-    apart = {f"above {other}": above(VALUE, TAUGHT, other) for other in (MAD, DCGAN, TAUGHT + RANDOM)}
-    return [*entries, judge(QUESTIONS[-1], above(VALUE, TAUGHT, MAD, DCGAN), apart)]
+        entries.append(
+            judge(question, above(measure, SPECTRAL, LIKELIEST_TRIGGER, best), controls | both, missing=missing)
+        )
+    apart = {f"above {other}": above(VALUE, TAUGHT, other) for other in (MAD, SPECTRAL, TAUGHT + RANDOM)}
+    return [*entries, judge(QUESTIONS[-1], above(VALUE, TAUGHT, MAD, SPECTRAL), apart, missing=missing)]
 
 
 #: the first sentence, by the direction of the first question
@@ -202,7 +200,7 @@ _FIRST = {
     YES: "Yes: through a generator, signals are better than by the likeliest trigger and by random search.",
     NO: "No: the likeliest trigger, or the best of as many random windows, does as well as ascent through a generator.",
     UNDECIDED: "It is open whether ascent through a generator beats both the likeliest trigger and random search.",
-    UNTESTABLE: "There are too few networks here to tell.",
+    UNTESTABLE: "Nothing can be told here: generators are hardly trained, or networks too few.",
 }
 
 
@@ -210,11 +208,11 @@ def answer(verdicts: Sequence[Mapping], found: xr.Dataset) -> str:
     """The answer to the notebook's title, with what controls reach."""
     mean = found[VALUE].mean(["seed", "layer", "unit"]).to_series()
     rivals = [n for n in mean.index if n not in GANS and n not in (NEAREST, HELD_OUT, *REFERENCES)]
-    better = [f"{name} {mean[name]:.2f}" for name in rivals if mean[name] >= mean[DCGAN]]
+    better = [f"{name} {mean[name]:.2f}" for name in rivals if mean[name] >= mean[SPECTRAL]]
     told = f"As good or better: {', '.join(better)}." if better else "No rival or control reaches that."
     return (
-        f"**{_FIRST[verdicts[0]['direction']]}** Share of the threshold times nearness is {mean[DCGAN]:.2f} through "
-        f"DCGAN + SN, {mean[DCGAN + RANDOM]:.2f} for the best of as many random windows of it, "
+        f"**{_FIRST[verdicts[0]['direction']]}** Share of the threshold times nearness is {mean[SPECTRAL]:.2f} through "
+        f"DCGAN + SN, {mean[SPECTRAL + RANDOM]:.2f} for the best of as many random windows of it, "
         f"{mean[LIKELIEST_TRIGGER]:.2f} for the likeliest trigger; real windows of other people have "
         f"{mean[HELD_OUT]:.2f}. {told}"
     )

@@ -42,11 +42,6 @@ GATES: dict[str, Callable[[float], float]] = {
 STEPS_KEPT = 100
 
 
-def gate(name: str, step: int, n_steps: int) -> float:
-    """How much an edge counts at a step, from 0 on. Raises ``ValueError`` for an unknown gate."""
-    return GATES[known("gate", name, GATES)](step / max(1, n_steps - 1))
-
-
 def attention(maps: Tensor, literal: bool = False) -> Tensor:
     """Where in time a stage is active: Q / |Q| of (window, unit, time), as (window, time).
 
@@ -79,17 +74,17 @@ def node_losses(
     return found
 
 
-def edges(settings: GanSettings) -> dict[tuple[str, int], str]:
-    """Gates by (from, to): from "D" or a generator's number; what the settings do not name is open or shut.
+def edges(settings: GanSettings) -> dict[tuple[str, str], str]:
+    """Gates by (from, to), "D" the discriminator and "G1" on the generators.
 
-    Open are the edges from the discriminator, shut those between generators. Raises ``ValueError`` for an edge that
-    cannot be.
+    What the settings do not name is open from the discriminator and shut between generators. Raises ``ValueError`` for
+    an edge that cannot be.
     """
-    all_of = range(settings.n_generators)
-    found = {("D", s): "through" for s in all_of} | {(str(t), s): "cut off" for t in all_of for s in all_of if t != s}
+    names = [f"G{i + 1}" for i in range(settings.n_generators)]
+    found = {("D", s): "through" for s in names} | {(t, s): "cut off" for t in names for s in names if t != s}
     for source, to, name in settings.gates:
         if (source, to) not in found:
-            raise ValueError(f"no edge leads from {source!r} to generator {to}; known: {sorted(map(str, found))}")
+            raise ValueError(f"no edge leads from {source} to {to}; known: {sorted(found)}")
         found[source, to] = known("gate", name, GATES)
     return found
 
@@ -101,8 +96,8 @@ class Game:
         where = torch_device(device)
         with supervised.drawing(seed):
             self.generators, self.discriminator = generator.networks(train, settings)
-        self.networks: dict[str, Generator | Discriminator] = {f"G{i}": g for i, g in enumerate(self.generators)}
-        self.networks["D"] = self.discriminator
+        self.networks: dict[str, Generator | Discriminator] = {"D": self.discriminator}
+        self.networks |= {f"G{i + 1}": own for i, own in enumerate(self.generators)}
         about = {"lr": settings.learning_rate, "betas": (0.5, 0.999)}  # as in DCGAN
         self.optimizers = {n: torch.optim.Adam(of.to(where).parameters(), **about) for n, of in self.networks.items()}
         self.settings, self.seed, self.edges = settings, seed, edges(settings)
@@ -140,16 +135,17 @@ class Game:
             loss = loss + F.cross_entropy(self.discriminator(x), real.new_full((len(z),), i, dtype=torch.long)) / k
         return loss
 
-    def generator_losses(self, z: Tensor, step: int) -> list[dict[str, Tensor]]:
-        """Of each generator its "adversarial" loss and the "transfer" from others, gated; all make windows of one z."""
-        found, maps = [], [own.maps(z) for own in self.generators]
-        for s, own in enumerate(maps):
-            weights = {t: gate(name, step, self.settings.n_steps) for (t, to), name in self.edges.items() if to == s}
-            real = z.new_full((len(z),), len(maps), dtype=torch.long)
-            losses = {"adversarial": weights.pop("D") * F.cross_entropy(self.discriminator(own[-1]), real)}
-            taught = [w * transfer(maps[int(t)][:-1], own[:-1]) for t, w in weights.items() if w]
-            found.append(losses | ({"transfer": self.settings.alpha * sum(taught)} if taught else {}))
-        return found
+    def generator_losses(self, z: Tensor, number: int, graph: Mapping[tuple[str, str], str]) -> dict[str, Tensor]:
+        """:func:`node_losses` of the generators in step ``number``; all of them make windows of the same ``z``."""
+        made = {name: own.maps(z) for name, own in self.networks.items() if name != "D"}
+        real = z.new_full((len(z),), len(made), dtype=torch.long)
+
+        def loss(source: str, to: str) -> Tensor:
+            if source == "D":
+                return F.cross_entropy(self.discriminator(made[to][-1]), real)
+            return self.settings.alpha * transfer(made[source][:-1], made[to][:-1])
+
+        return node_losses(graph, loss, number / max(1, self.settings.n_steps - 1))
 
     def step(self, number: int) -> list[float]:
         """One step of the discriminator, then one of each generator; their losses before, the discriminator's first.
@@ -160,32 +156,30 @@ class Game:
         for network in self.networks.values():
             network.train()
         real, apart, z = self.draws(number)
-        losses = [self.discriminator_loss(real, apart)]
-        self._descend(["D"], losses[0])
-        of_each = [sum(losses.values()) for losses in self.generator_losses(z, number)]
-        self._descend([name for name in self.networks if name != "D"], sum(of_each))
-        return [float(loss.detach()) for loss in (*losses, *of_each)]
+        losses = {"D": self.discriminator_loss(real, apart)}
+        self._descend(losses)
+        taught = self.generator_losses(z, number, self.edges)
+        self._descend(taught)
+        losses |= taught
+        return [float(losses[name].detach()) if name in losses else 0.0 for name in self.networks]
 
-    def _descend(self, names: Sequence[str], loss: Tensor) -> None:
+    def _descend(self, losses: Mapping[str, Tensor]) -> None:
         for optimizer in self.optimizers.values():  # the discriminator's too: generators' losses pass through it
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for name in names:
+        if losses:
+            sum(losses.values()).backward()
+        for name in losses:
             self.optimizers[name].step()
 
-    def gradient_norms(self, number: int) -> dict[str, float]:
-        """Norms over all generators' weights of the gradients of the "adversarial" and of the "transfer" loss."""
+    def pull(self, number: int, graph: Mapping[tuple[str, str], str]) -> float:
+        """Norm over all generators' weights of the gradient of the losses along the edges of ``graph``."""
         weights = [p for own in self.generators for p in own.parameters()]
-        losses = self.generator_losses(self.draws(number)[2], number)
-        found = {}
-        for kind in ("adversarial", "transfer"):
-            parts = [of[kind] for of in losses if kind in of]
-            grads = torch.autograd.grad(sum(parts), weights, retain_graph=True, allow_unused=True) if parts else []
-            found[kind] = float(sum(g.square().sum() for g in grads if g is not None) ** 0.5) if parts else 0.0
-        return found
+        losses = self.generator_losses(self.draws(number)[2], number, graph)
+        grads = torch.autograd.grad(sum(losses.values()), weights, allow_unused=True)
+        return float(sum(g.square().sum() for g in grads if g is not None) ** 0.5)
 
 
-@kept("gans", version=1, apart=("device",))
+@kept("gans", version=2, apart=("device",))
 def trained(
     windows: Windows, settings: GanSettings, seed: int, *, device: str | None = None, checkpoint: Path | None = None
 ) -> dict[str, Tensor]:
@@ -206,7 +200,9 @@ def trained(
     for number in bar:
         losses.append(game.step(number))
         if not np.isfinite(losses[-1]).all():
-            raise TrainingError(f"gan {seed}: losses are {losses[-1]} in step {number + 1}; lower gans.learning_rate")
+            raise TrainingError(
+                f"gan {seed}: losses are {losses[-1]} in step {number + 1}; lower generation.gan.learning_rate"
+            )
         if share := stages.get(number + 1):
             for name, own in game.networks.items():
                 if name != "D":
@@ -235,16 +231,17 @@ def generated(own: Generator, n: int, seed: int) -> np.ndarray:
     return own.eval()(z).numpy()
 
 
+@kept("gans")
 def balanced_alpha(windows: Windows, settings: GanSettings, seed: int, share: float = 0.1) -> float:
     """The alpha for which both losses of the generators pull alike after a ``share`` of the training without transfer.
 
     Choice: on networks that judge nothing. All edges between generators are open for that one look.
     """
-    others = range(settings.n_generators)
-    apart = Game(windows.train, replace(settings, gates=()), seed)
-    for number in range(round(share * settings.n_steps)):
-        apart.step(number)
-    opened = tuple((str(t), s, "through") for t in others for s in others if t != s)
-    apart.edges, apart.settings = edges(replace(settings, gates=opened)), replace(settings, alpha=1.0)
-    norms = apart.gradient_norms(round(share * settings.n_steps))
-    return norms["adversarial"] / norms["transfer"]
+    game, number = Game(windows.train, replace(settings, gates=(), alpha=1.0), seed), round(share * settings.n_steps)
+    for done in range(number):
+        game.step(done)
+    pulls = [
+        game.pull(number, {e: "through" for e in game.edges if (e[0] == "D") == adversarial})
+        for adversarial in (True, False)
+    ]
+    return pulls[0] / pulls[1]
