@@ -41,9 +41,9 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     """Copy a finished run to ``reports/published/<profile>/<dataset>``, replacing an older one.
 
     Executed notebooks, tables up to 250 kB, JSON files, the interactive pages and figures that README shows go; where
-    its notebooks made networks, these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when a notebook of
-    ``notebooks`` was not executed to its end, when ``results.json`` is missing or invalid, when a file contains a path
-    of this machine, or when more than 8 MB beside the networks are new or changed.
+    its notebooks made networks, these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when
+    a notebook of ``notebooks`` was not executed to its end, when ``results.json`` is missing or invalid, when a file
+    contains a path of this machine, or when more than 8 MB beside the networks are new or changed.
     """
     again = f"run `make reproduce PROFILE={cfg.profile} DATASET={cfg.dataset}` to its end first"
     made, stored = set(), set()
