@@ -137,6 +137,8 @@ class GanSettings:
 
 
 #: Choice: enough for a macro F1 above what a judge needs, on made-up data and on recordings of people
+JUDGE = ModelSettings(32, pool="mean", mixing="conv", n_dense=0, dropout=0.0)
+SECOND_JUDGE = ModelSettings(16, n_layers=2, kernel=9, pool="mean", n_dense=64, dropout=0.0)
 JUDGE_TRAINING = TrainingSettings(seeds=(), epochs=6, learning_rate=4e-3, batch_size=128, schedule="cosine")
 
 
@@ -149,9 +151,8 @@ class GenerationSettings:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Choice
     choosing_seeds: tuple[int, ...] = (100, 101, 102)  # Choice: of generators on which alpha is balanced
     n_scored: int = 2000  # Choice: windows of each set that is scored; fewer where the data have fewer
-    # Choice: the judge that decides, and one beside it; dropout would leave their probabilities blurred
-    judge: ModelSettings = ModelSettings(32, pool="mean", mixing="conv", n_dense=0, dropout=0.0)
-    second: ModelSettings = ModelSettings(16, n_layers=2, kernel=9, pool="mean", n_dense=64, dropout=0.0)
+    judge: ModelSettings = JUDGE  # Choice: decides; dropout would leave its probabilities blurred
+    second: ModelSettings = SECOND_JUDGE  # Choice: of another kind
     judging: TrainingSettings = JUDGE_TRAINING  # Choice: of both
     judge_seeds: tuple[int, int] = (500, 501)  # Choice: of networks that no other notebook uses
     least_f1: tuple[float, float] = (0.65, 0.9)  # Choice: of a judge on test people; the second for made-up data
@@ -566,8 +567,8 @@ PROFILES: dict[str, dict] = {
             seeds=(0, 1),
             choosing_seeds=(100,),
             n_scored=200,
-            judge=ModelSettings(16, pool="mean", mixing="conv", n_dense=0, dropout=0.0),
-            second=ModelSettings(8, n_layers=2, kernel=9, pool="mean", n_dense=32, dropout=0.0),
+            judge=replace(JUDGE, n_units=16),
+            second=replace(SECOND_JUDGE, n_units=8, n_dense=32),
             thinning=12,
             n_draws=19,
             n_silenced=40,
