@@ -145,7 +145,7 @@ def _path(run):
         (lambda run: write_json(run / "results.json", {}), "results.json is not valid: 'training' is missing"),
         (lambda run: (run / "results.json").unlink(), "results.json is missing"),
         (lambda run: (run / "tables/t.csv").unlink(), "t.csv is missing"),
-        (lambda run: (run / "found.json").write_bytes(b"1" * (publish.PUBLISHED_BYTES + 1)), "at most 8 MB"),
+        (lambda run: write_json(run / "found.json", {"a": "1" * publish.PUBLISHED_BYTES}), "at most 8 MB"),
     ],
 )
 def test_publish_refuses(finished, spoil, message):
