@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["HARVIS_THREADS"] = "1"
 
 import dataclasses
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,10 @@ from harvis_utils.settings import (
     WindowSettings,
     load_settings,
 )
+
+# how long an example takes says more about what else the machine does
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ def made_trunk(seed: int, n_units: int = 3) -> Trunk:
     return Trunk(weights, tuple(torch.randn(n_units, generator=generator) * 0.3 for _ in weights))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 60), chunk=st.sampled_from([1, 7, 16, 4096]))
 @example(seed=476, n=9, chunk=1)
 def test_statistics_equal_plain_numpy(seed, n, chunk):
@@ -60,7 +60,7 @@ def test_a_unit_that_never_answers_is_dead_and_has_no_threshold():
 values = st.one_of(st.floats(-4, 4, width=32), st.sampled_from([0.0, -0.0, 0.5, 1.0]))  # ties and zeros
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(stream=st.lists(st.lists(values, min_size=1, max_size=9), min_size=1, max_size=8), k=st.integers(1, 80))
 @pytest.mark.parametrize("floor", [0.0, -np.inf])
 def test_largest_of_a_stream(floor, stream, k):
@@ -74,7 +74,7 @@ def test_largest_of_a_stream(floor, stream, k):
     np.testing.assert_array_equal(largest.smallest(min(k, 2)), expected[:, : min(k, 2)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 60), chunk=st.sampled_from([1, 7, 4096]))
 def test_the_upper_quantile_lies_exactly_between_its_neighbours(seed, n, chunk):
     """With many equal outputs, and to the last bit: numpy's own neighbours, and the straight line between them."""

@@ -42,7 +42,7 @@ def naive_similarity(x, first_x, y, first_y, length):
     return (one + naive_ncc(y[first_y : first_y + length], x)) / 2
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), n_a=st.integers(1, 4), n_b=st.integers(1, 4), length=st.integers(3, 12))
 def test_similarity_and_matching_equal_plain_loops(seed, n_a, n_b, length):
     rng = np.random.default_rng(seed)

@@ -68,7 +68,7 @@ def test_it_ends_where_the_fast_ascent_ends(layer, preset):
     assert all(np.abs(plain.history[name] - fast.history[name]).max() < 1e-11 for name in TERMS)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10_000),
     layer=st.sampled_from(["conv1", "conv2", "conv3"]),

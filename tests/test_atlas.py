@@ -17,7 +17,7 @@ from harvis_utils.metrics import clustering, embedding, similarity
 from harvis_utils.settings import load_settings
 
 TIME = np.arange(30) / 30
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25)
 
 
 def random_signals():

@@ -199,7 +199,7 @@ def test_an_archive_without_any_activity(raw, monkeypatch):
 # ------------------------------------------------------------------------------------------------- anything
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(position=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255), keep=st.one_of(st.none(), st.floats(0, 1)))
 def test_any_damage_is_an_error_or_harmless(position, mask, keep):
     """One changed byte, or a lost end, anywhere in a zip file: never another exception, never other content."""

@@ -57,7 +57,7 @@ PENALTIES = {
 
 
 @pytest.mark.parametrize("name", PENALTIES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000))
 def test_gradients_of_penalties_match_finite_differences(name, seed):
     x = torch.randn((3, 8), generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
@@ -84,7 +84,7 @@ def test_batch_equals_the_readable_loop_in_float64(layer, step):
             assert np.abs(found.sel(technique=method, unit=unit).values - expected).max() < 1e-8
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     n_layers=st.integers(1, 4),
@@ -131,7 +131,7 @@ def test_one_step_in_float32_equals_float64():
 # ----------------------------------------------------------------------------------------- chunks and workers
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000), layer=st.sampled_from(LAYERS), rows=st.integers(1, 40))
 @example(seed=88, layer="conv2", rows=1)
 def test_float64_results_do_not_depend_on_blocks_or_workers(seed, layer, rows):
@@ -205,7 +205,7 @@ def test_a_signal_that_stops_would_not_have_moved(layer, step):
     assert (stopped["objective"].sel(step=late).drop_sel(technique=["lowpass"]).std("step") < 1e-13).all()
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 10_000), step=st.sampled_from(list(STEPS)))
 def test_no_step_is_longer_than_its_bound(seed, step):
     """Ascent on a random trunk, one step at a time: each moves a sample by at most what the bound allows."""
@@ -245,7 +245,7 @@ def test_adam_cannot_outrun_its_bound():
 # --------------------------------------------------------------------------------------------- what comes back
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), layer=st.sampled_from(LAYERS))
 def test_unit_maps_equal_the_full_feature_map(seed, layer):
     trunk, generator = made_trunk(seed=seed, dtype=DOUBLE), torch.Generator().manual_seed(seed)

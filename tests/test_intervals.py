@@ -37,7 +37,7 @@ def sorted_median(values):
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(1, 6).flatmap(
         lambda n: st.lists(
@@ -151,7 +151,7 @@ def test_numbers_for_json_keep_their_intervals_and_leave_out_what_is_missing():
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=8, max_size=12), n_groups=st.integers(1, 2), seed=st.integers(0, 99)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_recording_gets_the_windows_of_another_of_its_group_in_order(lengths, n_groups, seed):
     rng, end_to_end = np.random.default_rng(seed), np.repeat(10 * np.arange(len(lengths)), lengths)
     for recording in (end_to_end, rng.permutation(end_to_end)):

@@ -46,7 +46,7 @@ def test_every_variant_has_its_first_layer_and_classifies_and_the_base_is_sfhf(t
     assert torch.equal(base(x), plain(x))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.sampled_from([3, 5, 15]), st.sampled_from([1, 2, 4]))
 def test_shares_of_power_are_those_of_a_plain_transform(seed, width, stride):
     filters = np.random.default_rng(seed).normal(size=(3, width))

@@ -16,7 +16,7 @@ from harvis_utils.lenses import deconvnet
 from harvis_utils.networks import taps
 
 seeds = st.integers(0, 10_000)
-few = settings(max_examples=8, deadline=None)
+few = settings(max_examples=8)
 #: which windows are seen: for what does not depend on it
 EVERY = torch.ones(0, dtype=torch.bool)
 

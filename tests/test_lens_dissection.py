@@ -28,7 +28,7 @@ RATE = 30.0
 READINGS = hnp.arrays(np.float32, (2, 3, 30), elements=st.integers(-160, 160).map(lambda v: v / 64))
 SMOOTH = READINGS.map(lambda x: np.round(np.cumsum(x / 8, axis=-1) * 64).astype(np.float32) / 64)
 SIGNALS = st.one_of(READINGS, SMOOTH)
-some = settings(max_examples=12, deadline=None)
+some = settings(max_examples=12)
 
 
 def windows_like(n=40, axes=N_AXES):

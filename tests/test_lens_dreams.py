@@ -73,7 +73,7 @@ def test_a_prior_is_learned_once(tiny_windows, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- the flips
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 1000), st.integers(2, 6))
 def test_on_a_linear_network_the_smallest_change_is_the_distance_to_the_nearest_border(seed, n_classes):
     torch.manual_seed(seed)

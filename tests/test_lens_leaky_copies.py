@@ -117,7 +117,7 @@ def test_the_gradient_is_that_of_the_copy_and_the_value_that_of_the_network(name
     assert torch.allclose(direction, expected, atol=1e-7)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 10**6), st.sampled_from(["conv1", "conv2", "conv3"]), st.sampled_from(SLOPES))
 def test_written_out_equals_autograd_and_ways_differ_where_they_can(seed, layer, slope):
     torch.manual_seed(seed)

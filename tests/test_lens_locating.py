@@ -49,7 +49,7 @@ def test_decoys_are_motifs_backwards_where_nothing_was(made):
         assert np.allclose(added[i, axis, at], shape, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.booleans(), max_size=30))
 def test_longest_run_is_the_longest(flags):
     runs = [(b, e - b) for b in range(len(flags)) for e in range(b + 1, len(flags) + 1) if all(flags[b:e])]

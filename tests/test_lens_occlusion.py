@@ -22,7 +22,7 @@ from harvis_utils.training import supervised
 AXES = occlusion.by_axis(N_AXES)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 1000),
     st.sampled_from([1, 3, 7, 15]),

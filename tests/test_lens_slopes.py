@@ -123,7 +123,7 @@ def naive_ascent(start, weights, unit, slope, step, n_steps, bound):
 ways = st.sampled_from(SLOPES), st.sampled_from(list(STEPS)), st.sampled_from([None, 0.7])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10**6), *ways)
 def test_all_units_and_starts_equal_a_loop_with_a_backward_pass_by_hand(seed, slope, optimizer, bound):
     torch.manual_seed(seed)
@@ -138,7 +138,7 @@ def test_all_units_and_starts_equal_a_loop_with_a_backward_pass_by_hand(seed, sl
         assert np.allclose(found.last[k], last, atol=1e-6)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10**6), st.sampled_from(["conv1", "conv2", "conv3"]), *ways)
 def test_the_written_out_ascent_equals_autograd(seed, layer, slope, optimizer, bound):
     torch.manual_seed(seed)  # without batch norm a folded trunk has the very same weights
@@ -156,7 +156,7 @@ def test_the_written_out_ascent_equals_autograd(seed, layer, slope, optimizer, b
     assert torch.allclose(fast.last, slow.last[:, 0], atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from([1, 3, 5]), st.integers(1, 8), st.floats(0.2, 3))
 def test_the_exact_maximum_in_a_box_is_that_of_all_its_corners(seed, kernel, length, bound):
     rng = np.random.default_rng(seed)

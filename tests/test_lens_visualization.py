@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LAYERS = {"sfhf": "norm_conv2", "one": "second", "two": "network.body.2"}
 SENSORS = ((0, 1, 2),)
 FREQUENCY = coordinates.in_frequency(LENGTH, 8.0)
-some = settings(max_examples=10, deadline=None)
+some = settings(max_examples=10)
 
 
 def model_of(name):

@@ -55,7 +55,7 @@ def test_an_invalid_setting_lists_the_valid_ones(bad):
 # ------------------------------------------------------------------------------------------------- the trunk
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     batch_norm=st.booleans(),

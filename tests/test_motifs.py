@@ -25,7 +25,7 @@ def naive_ncc(shape, signal):
     return best
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_signals=st.integers(1, 5),
@@ -53,7 +53,7 @@ def test_best_match_equals_the_definition(seed, n_signals, n_time, flat, single,
             assert len(piece) == len(shape) and naive_ncc(shape, piece) == pytest.approx(match[k, row], abs=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1), length=st.integers(3, 13), gain=st.floats(0.05, 20.0), level=st.floats(-5.0, 5.0)
 )

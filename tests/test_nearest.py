@@ -15,7 +15,7 @@ def split_of(series: np.ndarray, start, length: int) -> Split:
     return Split(series.astype(np.float32), start, *(np.zeros_like(start) for _ in range(4)), length=length)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 # still signals, whose distances differ by rounding alone
 @example(seed=0, n_windows=22, n_axes=2, kind="still", scale=0.01, shape=20, apart=1e-3, mixed=False)
 @example(seed=0, n_windows=18, n_axes=2, kind="still", scale=30.0, shape=19, apart=1e-3, mixed=False)

@@ -84,7 +84,7 @@ def naive_climb(prior, trunk, layer, unit, axis, th, z, about):
     return window, best
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 1000), layer=st.sampled_from(["conv1", "conv2", "conv3"]), th=st.sampled_from([0.2, np.inf]))
 def test_all_rows_at_once_are_what_a_plain_loop_finds(seed, layer, th):
     prior, trunk, about = made_prior(), made_trunk(N_UNITS, seed), replace(FEW, n_steps=4)
@@ -143,7 +143,7 @@ def test_luck_is_the_best_of_a_plain_loop():
     assert torch.allclose(window[free], torch.stack([x for _, x in best])[free])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), length=st.sampled_from([20, 30, 64]))
 def test_a_cut_piece_scores_what_the_trunk_gives_it(seed, length):
     trunk, th = made_trunk(N_UNITS, seed), torch.tensor([0.05, 0.5, 2.0, torch.inf])

@@ -111,7 +111,7 @@ def naive_unit(trunk, layer, unit, th_eap, split, x, outputs):
     }
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 10_000),
     n_subjects=st.integers(2, 4),
@@ -145,7 +145,7 @@ def test_measures_equal_a_readable_twin(seed, n_subjects, n_axes, n_strongest, l
                     assert np.isclose(one[name], value, rtol=1e-6, atol=1e-9), (name, float(one[name]), value)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), width=st.integers(1, 12))
 def test_distances_equal_loops(seed, width):
     rng = np.random.default_rng(seed)

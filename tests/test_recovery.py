@@ -63,7 +63,7 @@ def made_table(signals=None, random=None, settings=FEW):
     return recovery.recall(Settings("quick", "synthetic"), windows_of(2), TRUTH, signals, random, settings)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), n=st.integers(19, 60), quantile=st.sampled_from([0.5, 0.8, 0.95]))
 def test_chance_point_is_the_smallest_value_that_enough_draws_do_not_exceed(seed, n, quantile):
     draws = np.random.default_rng(seed).normal(size=(3, n))
@@ -78,7 +78,7 @@ def test_chance_point_is_the_smallest_value_that_enough_draws_do_not_exceed(seed
         assert lower is None or share_above(lower) > 1 - quantile + 1e-9
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), n_time=st.integers(2, 31))
 def test_scrambled_signals_keep_mean_and_spectrum(seed, n_time):
     rng = np.random.default_rng(seed)
@@ -92,7 +92,7 @@ def test_scrambled_signals_keep_mean_and_spectrum(seed, n_time):
         assert not np.allclose(found, signals)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), n_units=st.integers(1, 4), n_seeds=st.integers(1, 2))
 def test_matches_equal_a_search_by_hand(seed, n_units, n_seeds):
     signals = noise_of(seed, n_units, seed=list(range(n_seeds)))

@@ -19,7 +19,7 @@ from harvis_utils.metrics import realism, signal_measures, similarity
 from harvis_utils.settings import SimilaritySettings
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), length=st.integers(1, 12))
 def test_best_piece_equals_a_loop(seed, length):
     rng = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ def test_shapes_are_called_by_their_names():
     assert list(similarity.shape_names(pieces)) == names
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000))
 def test_correlation_equals_numpy(seed):
     a, b = np.random.default_rng(seed).normal(size=(2, 3, 8))

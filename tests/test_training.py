@@ -407,7 +407,7 @@ N_CLASSES = 4
 rows = st.lists(st.tuples(*(st.integers(0, N_CLASSES - 1),) * 2, st.integers(1, 3)), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=rows)
 def test_scores_against_their_twins(rows):
     true, predicted, subject = (np.array(column) for column in zip(*rows, strict=True))

@@ -43,7 +43,7 @@ def naive_cut(recordings, split: str, own: WindowSettings) -> list[tuple]:
 rates = st.sampled_from([20.0, 25.0, 30.0, 50.0, 64.0, 33.3])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 200), axes=st.integers(1, 4), rate=rates, to=rates)
 def test_resample_against_its_twin(seed, n, axes, rate, to):
     signal = np.random.default_rng(seed).normal(size=(n, axes)).astype(np.float32)
@@ -58,7 +58,7 @@ def test_five_minutes_at_25_hz_give_598_windows(make_recordings):
     assert windowing.cut(recordings).counts() == {"train": 598, "val": 598, "test": 598}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_cut_against_its_twin(make_recordings, data):
     """Recordings of all lengths, also shorter than a window: no window mixes two, none is lost."""
