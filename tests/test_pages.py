@@ -95,6 +95,20 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
 
 
+def test_notebooks_published_alone_leave_what_others_have_published(finished):
+    target = publish.publish(finished.cfg, finished.books)
+    write_json(target / "06_left.json", {"judged": [2]})
+    for left in ("01_gone.csv", "06_stays.csv"):
+        write_text(target / "tables" / left, "a\n1\n")
+    write_json(finished.run / "found.json", {"judged": [1]})
+    (finished.run / "results.json").unlink()  # as where its notebook was not executed here
+    assert publish.publish(finished.cfg, finished.books[:1]) == target
+    assert {p.name for p in target.rglob("*.*")} == {
+        "01_data.ipynb", "06_report.ipynb", "shown.png", "found.json", "results.json", "t.csv", "06_stays.csv", "06_left.json",
+    }  # fmt: skip
+    assert read_json(target / "results.json") == RESULTS | {"systems": {"06_left": [2], "found": [1]}}
+
+
 def test_a_table_too_long_to_be_read_is_not_published(finished, monkeypatch):
     monkeypatch.setattr(publish, "TABLE_BYTES", 10_000)
     for size, goes in ((10_000, True), (10_001, False)):
@@ -113,7 +127,7 @@ def test_links_to_notebooks_that_are_not_published_lead_to_their_sources(finishe
     }
     next(c for c in book["cells"] if c["cell_type"] == "code")["outputs"] = [said]
     executed.write_text(json.dumps(book))
-    for books, place in ((finished.books, ""), (finished.books[:1], "../../../../notebooks/")):
+    for books, place in ((finished.books[:1], "../../../../notebooks/"), (finished.books, "")):
         target = publish.publish(finished.cfg, books)
         cells = json.loads((target / "01_data.ipynb").read_text())["cells"]
         assert f"[the end]({place}06_report.ipynb)" in "".join("".join(c["source"]) for c in cells)

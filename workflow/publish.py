@@ -40,6 +40,7 @@ class PublishError(ArtifactError):
 def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     """Copy a finished run to ``reports/published/<profile>/<dataset>``, replacing an older one.
 
+    What other notebooks have published there stays, so that a run can be published part by part.
     Executed notebooks, tables up to 250 kB, JSON files, the interactive pages and figures that README shows go; where
     its notebooks made networks, these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when
     a notebook of ``notebooks`` was not executed to its end, when ``results.json`` is missing or invalid, when a file
@@ -70,27 +71,39 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
             return False
         return alone or table or f"{cfg.profile}/{cfg.dataset}/{file.as_posix()}" in shown
 
-    files = {Path("results.json"), *(Path(notebook.name) for notebook in notebooks), *filter(wanted, made)}
-    places = {cfg.reports / file: file for file in sorted(files)}
+    target = report_root() / "published" / cfg.profile / cfg.dataset
+    others = _of_others(target, notebooks)
+    files = {Path(notebook.name) for notebook in notebooks} | set(filter(wanted, made))
+    results = cfg.reports / "results.json"
+    if results.relative_to(cfg.reports) not in made and others:
+        results = target / "results.json"
+    places = {target / file: file for file in others} | {cfg.reports / file: file for file in sorted(files)}
+    places[results] = Path("results.json")
     for path in places:
         if not path.exists():
             raise PublishError(f"{path} is missing; {again}")
         if found := machine_paths(path):
             said = f"contains paths of this machine, as {found[0]!r}; print them relative to the project"
             raise PublishError(f"{path} {said}")
-    results = cfg.reports / "results.json"
     try:
         whole = read_json(results) | with_systems(places)
         report.validate(whole)
     except Exception as error:
         raise PublishError(f"{results} is not valid: {error}") from error
-    target = report_root() / "published" / cfg.profile / cfg.dataset
     with tempfile.TemporaryDirectory() as folder:
         del places[results]
         places[write_json(Path(folder) / "results.json", whole)] = Path("results.json")
-        if any(address.startswith("networks/") for address in stored):
+        if not others and any(address.startswith("networks/") for address in stored):
             places |= _networks(cfg, Path(folder) / "networks", again)
         return _replace(target, places)
+
+
+def _of_others(target: Path, notebooks: list[Path]) -> list[Path]:
+    """Files of a published run that stay when ``notebooks`` are published: none where no other notebook is there."""
+    numbers = tuple(notebook.stem.split("_")[0] + "_" for notebook in notebooks)
+    there = [path.relative_to(target) for path in sorted(target.rglob("*")) if path.is_file()]
+    stay = [path for path in there if not path.name.startswith(numbers)]
+    return stay if any(path.suffix == ".ipynb" for path in stay) else []
 
 
 def with_systems(files: Iterable[Path]) -> dict:
@@ -156,7 +169,9 @@ def _linked(path: Path, beside: set[str], sources: str) -> bytes:
 
     def linked(lines: str | list[str]) -> list[str]:
         text = re.sub(
-            r"(?<=\]\()\d\d_\w+\.ipynb", lambda m: m[0] if m[0] in beside else f"{sources}/{m[0]}", "".join(lines)
+            rf"(?<=\]\()(?:{sources}/)?(\d\d[a-z]?_\w+\.ipynb)",
+            lambda m: m[1] if m[1] in beside else f"{sources}/{m[1]}",
+            "".join(lines),
         )
         return text.splitlines(keepends=True)
 
@@ -176,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m workflow.publish", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--dataset", default="synthetic")
-    parser.add_argument("--notebooks", type=Path, default=stamps.NOTEBOOKS, help="a folder; only these are published")
+    parser.add_argument("--notebooks", type=Path, default=stamps.NOTEBOOKS, help="a folder; others stay as they are")
     words = parser.parse_args(arguments)
     kinds.check_name(words.dataset)
     cfg = load_settings(words.profile, words.dataset)
