@@ -287,6 +287,7 @@ class SlopeSettings:
     epochs: int = 6  # Choice
     n_windows: int = 3000  # Choice: about so many training windows, every n-th of all
     model: ModelSettings = SMALL_MODEL  # Choice
+    n_inside: int = 8  # Choice: units of each layer that the paper's method climbs with slopes, spread evenly (13b)
 
 
 @dataclass(frozen=True)
@@ -510,6 +511,7 @@ PROFILES: dict[str, dict] = {
         ),
         "prior": PriorSettings(n_steps=1500),
         "dreams": DreamSettings(n_windows=12, n_steps=50),
+        "evolution": EvolutionSettings(n_trained=3050),
         "architecture": ArchitectureSettings(
             variants=(
                 *("as the paper", "width 3", "width 9", "width 9, stride 4"),
@@ -518,9 +520,9 @@ PROFILES: dict[str, dict] = {
             seeds=(400,),
             n_windows=1600,
         ),
-        "transfer": TransferSettings(n_steps=60),
+        "transfer": TransferSettings(n_steps=30),
         "fooling": FoolingSettings(n_units=4, n_steps=60),
-        "slopes": SlopeSettings(60, 3, (0.0, 0.1, 1.0), (0, 1), (2e-3,), epochs=5, n_windows=1200),
+        "slopes": SlopeSettings(60, 2, (0.0, 0.1, 1.0), (0, 1), (2e-3,), epochs=5, n_windows=1200, n_inside=4),
         "visual": VisualSettings(
             n_steps=60,
             n_units=6,
@@ -531,7 +533,7 @@ PROFILES: dict[str, dict] = {
         ),
         # of the widths the base alone: each further one needs its own networks with random weights
         "recovery": RecoverySettings(
-            n_noise=400, seeds=(0,), noise_g=(0.0, 0.1, 0.2), prevalence=(0.3, 0.6, 1.0), n_units=(), epochs=(1, 3, 6)
+            n_noise=400, seeds=(0,), noise_g=(0.0, 0.2), prevalence=(0.3, 1.0), n_units=(), epochs=(1, 6)
         ),
         "dissection": DissectionSettings(
             thinning=6,
@@ -544,7 +546,7 @@ PROFILES: dict[str, dict] = {
         ),
         "locating": LocatingSettings(n_val=14, n_test=50, n_covered=40),
         "explanation": ExplanationSettings(n_segments=1200, n_groups=(5, 5), n_pairs=200, n_train=4000),
-        "units": UnitSettings(n_windows=3050, recurrent=RecurrentSettings(32, dropout=0.2), n_active=3, n_steps=1000),
+        "units": UnitSettings((0, 1), 1500, RecurrentSettings(32, dropout=0.2), n_active=3, n_steps=500),
         "people": PeopleSettings(n_people=3, n_windows=1000),
         "self_attention": SelfAttentionStudy(
             n_train=1400,

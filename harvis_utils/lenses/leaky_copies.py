@@ -39,8 +39,8 @@ N_SEGMENTS = 48
 COPY_RULE, PLAIN_RULE, OTHER_WINDOW = BETWEEN = ("copy and rule", "plain gradient and rule", "rule at two windows")
 #: Choice: of two step sizes the one that a unit gets higher with, the same for all that is compared
 LEAKY_STEPS = (Step("adam", 0.03, DECAY), Step("adam", 0.3, DECAY))
-#: slopes inside the paper's method, and units of each layer there, spread evenly
-INSIDE, N_INSIDE = (0.1, 0.3, 1.0), 16
+#: slopes inside the paper's method
+INSIDE = (0.1, 0.3, 1.0)
 #: units of any other network's place, spread evenly
 N_ANYWHERE = 8
 #: Choice: a leak cures silence where so many more of the units come to their threshold, and so many fewer are flat
@@ -232,7 +232,7 @@ def inside_of(
 
 def inside(cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset) -> xr.Dataset:
     """:func:`inside_of` all networks with what is measured of the signals (:func:`similarity.score`)."""
-    units = chosen_units(min(statistics.sizes["unit"], cfg.model.n_units), N_INSIDE)
+    units = chosen_units(min(statistics.sizes["unit"], cfg.model.n_units), cfg.slopes.n_inside)
     settings = dataclasses.replace(cfg.maximization, tolerance_g=cfg.readings.tolerance_g)
     (sine, *_, noise), segments = starting_points(settings, windows.train, 5), windows.train.segments
 
