@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,27 +27,19 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = os.environ.get("HARVIS_KILL_NOTEBOOKS", str(ROOT / "notebooks"))
 RUN_SECONDS = 1800
 
-SOURCES = " ".join(p.read_text() for p in [*(ROOT / "harvis_utils").rglob("*.py"), *Path(NOTEBOOKS).glob("*.ipynb")])
-STAGES = sorted(set(re.findall(r"@kept\(\s*\\?\"(\w+)", SOURCES)))
-#: the paper's own chain runs as a whole; the notebooks after it run alone, on what the ones before them stored
-PAPER = ("01", "07")
 #: what differs between equal runs
 TIMES = ("provenance", "timings_s", "cpu_s")
 
 SEED = 0
 TARGETS = ("snakemake", "group")
+KILLS = 30
 
 
 def start(root: Path) -> subprocess.Popen:
-    """Start the chain in its own process group, with reports and artifacts under ``root``.
-
-    It runs the notebooks in ``root`` where there are some, else all.
-    """
+    """Start the chain in its own process group, with reports and artifacts under ``root``."""
     root.mkdir(parents=True, exist_ok=True)
     place = {"HARVIS_REPORTS": str(root / "reports"), "HARVIS_ARTIFACTS": str(root / "derived")}
-    own = root / "notebooks"
-    notebooks = str(own) if own.exists() else NOTEBOOKS
-    command = [sys.executable, "-m", "harvis_utils.chain", "reproduce", "--notebooks", notebooks]
+    command = [sys.executable, "-m", "harvis_utils.chain", "reproduce", "--notebooks", NOTEBOOKS]
     with open(root / "output.txt", "a") as output:
         return subprocess.Popen(
             command, cwd=ROOT, env=os.environ | place, stdout=output, stderr=output, start_new_session=True
@@ -88,13 +80,6 @@ def timeless(values):
     return [timeless(value) for value in values] if isinstance(values, list) else values
 
 
-def assert_same(found: dict, undisturbed, stage: str) -> None:
-    """A restarted run made nothing that the undisturbed one did not, and its stage's results are there."""
-    differing = [name for name, value in found.items() if undisturbed.results.get(name) != value]
-    assert not differing, f"made otherwise, or only after the kill: {', '.join(differing)}"
-    assert any(name.startswith(f"derived/store/{stage}/") for name in found)
-
-
 def stop(process: subprocess.Popen, target: str) -> None:
     """SIGKILL Snakemake alone or the whole process group; then no process of the run may stay."""
     try:
@@ -113,45 +98,19 @@ def stop(process: subprocess.Popen, target: str) -> None:
     assert not alive, f"left running: {alive}"
 
 
-def store(root: Path, stage: str) -> Path:
-    return root / "derived" / "store" / stage
+def stages(root: Path) -> set[str]:
+    """Names of the stages that have a result under ``root``."""
+    return {manifest.parts[-3] for manifest in root.glob("derived/store/*/*/manifest.json")}
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """A run that nothing disturbs: its root, its results, how long it took."""
+    """A run that nothing disturbs: its root and its results."""
     root = tmp_path_factory.mktemp("undisturbed")
-    started = time.monotonic()
-    results = finish(root)
-    return SimpleNamespace(root=root, results=results, seconds=time.monotonic() - started)
+    return SimpleNamespace(root=root, results=finish(root))
 
 
-def before(undisturbed, stage: str, root: Path) -> Path:
-    """A root that has all results older than those of ``stage``, the notebooks that make these, and nothing else."""
-    times = {m.parent: m.stat().st_mtime for m in undisturbed.root.glob("derived/store/*/*/manifest.json")}
-    of_stage = [at for folder, at in times.items() if folder.parent.name == stage]
-    if not of_stage:
-        pytest.skip(f"a quick run on synthetic data stores no {stage}")
-    for folder, at in times.items():
-        if at < min(of_stage):
-            shutil.copytree(folder, root / folder.relative_to(undisturbed.root))
-    notebooks = {path.stem: path for path in Path(NOTEBOOKS).glob("*.ipynb")}
-    stamps = sorted((undisturbed.root / "reports/quick/synthetic/stamps").glob("*.json"))
-    makers = [p.stem for p in stamps if any(s.startswith(f"{stage}/") for s in json.loads(p.read_text())["stored"])]
-    if (own := makers[0]) in notebooks:
-        paper = PAPER[0] <= own < PAPER[1]
-        needed = [p for name, p in notebooks.items() if (PAPER[0] <= name < PAPER[1] if paper else name == own)]
-        (root / "notebooks").mkdir(parents=True)
-        for path in needed:
-            shutil.copy(path, root / "notebooks")
-        for path in undisturbed.root.glob("reports/quick/synthetic/*.json"):
-            if path.stat().st_mtime < min(of_stage):
-                (root / "reports/quick/synthetic").mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, root / path.relative_to(undisturbed.root))
-    return root
-
-
-def writer(folder: Path) -> int | None:
+def written(folder: Path) -> int | None:
     """Process that is writing a result in ``folder``: one whose temporary folder already holds a file."""
     try:
         for entry in os.scandir(folder):
@@ -162,71 +121,59 @@ def writer(folder: Path) -> int | None:
     return None
 
 
-def computing(folder: Path) -> bool:
-    """Whether a result in ``folder`` is under way and not yet written."""
-    entries = list(os.scandir(folder)) if folder.exists() else []
-    return any(e.name.endswith((".part", ".checkpoint")) for e in entries) and writer(folder) is None
-
-
-def checkpointed(folder: Path) -> bool:
-    """Whether an interrupted computation could go on from a checkpoint that is there now."""
-    return any(next(p.iterdir(), None) is not None for p in folder.glob("*.checkpoint"))
-
-
-def kill_when(root: Path, moment, target: str, delay_s: float = 0.0) -> bool:
-    """Start the chain and kill it when ``moment()`` is seen; False when the run ended without it."""
+def kill_when(root: Path, moment, target: str):
+    """Start the chain and kill it when ``moment()`` is seen, which is returned; None when the run ended without it."""
     process = start(root)
     try:
         until = time.monotonic() + RUN_SECONDS
         while process.poll() is None:
             assert time.monotonic() < until, "the moment never came and the run never ended"
-            if moment():
-                time.sleep(delay_s)
+            if seen := moment():
                 stop(process, target)
-                return process.returncode != 0
-            time.sleep(0.0005)  # short beside a write, and leaves the core to the run
+                return seen
+            time.sleep(0.001)  # short beside a write, and leaves the core to the run
     finally:
         stop(process, "group")
-    return False
+    assert process.returncode == 0, (root / "output.txt").read_text()[-3000:]
+    return None
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_while_a_stage_is_written(undisturbed, tmp_path, stage):
-    for attempt in range(5):  # a write takes milliseconds; it can be over before it is seen
-        root = before(undisturbed, stage, tmp_path / str(attempt))
-        folder = store(root, stage)
-
-        def kill_writer(folder=folder) -> bool:
-            pid = writer(folder)
-            if pid:  # first the kernel, inside its write; then what has started it
-                os.kill(pid, signal.SIGKILL)
-            return bool(pid)
-
-        if kill_when(root, kill_writer, TARGETS[attempt % 2]) and list(folder.glob(".*.part")):
-            break
-    else:
-        pytest.fail(f"five runs, and none could be killed while {stage} was written")
-    assert_same(finish(root), undisturbed, stage)
-    assert not list(folder.glob(".*.part")), "the half-written result was swept"
+def forget(root: Path, names: set[str]) -> None:
+    """Remove the results of these stages, and what says that their notebooks are up to date."""
+    for name in names:
+        shutil.rmtree(root / "derived/store" / name)
+    for stamp in root.glob("reports/quick/synthetic/stamps/*.json"):
+        if {address.split("/")[0] for address in json.loads(stamp.read_text())["stored"]} & names:
+            stamp.unlink()
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_killed_inside_training(undisturbed, tmp_path, target):
-    root = before(undisturbed, "networks", tmp_path)
-    assert kill_when(root, lambda: checkpointed(store(root, "networks")), target), "training left no checkpoint"
-    assert_same(finish(root), undisturbed, "networks")
+def test_killed_while_each_stage_is_written(undisturbed, tmp_path):
+    """One run, killed inside a write of every stage, and started again each time."""
+    left = stages(undisturbed.root)
+
+    def kill_writer() -> str | None:
+        for stage in left:
+            if pid := written(tmp_path / "derived/store" / stage):
+                with suppress(ProcessLookupError):  # just ended
+                    os.kill(pid, signal.SIGKILL)  # first the kernel, inside its write; then what has started it
+                return stage
+        return None
+
+    for _ in range(5):  # a write takes milliseconds; it can be over before it is seen
+        while stage := kill_when(tmp_path, kill_writer, TARGETS[len(left) % 2]):
+            if list((tmp_path / "derived/store" / stage).glob(".*.part")):
+                left.remove(stage)
+        forget(tmp_path, left)
+    assert not left, f"never killed while these were written: {', '.join(sorted(left))}"
+    assert finish(tmp_path) == undisturbed.results
+    assert not list(tmp_path.glob("derived/store/*/.*.part")), "half-written results are swept"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_killed_inside_maximization(undisturbed, tmp_path, target):
-    root = before(undisturbed, "signals", tmp_path)
-    assert kill_when(root, lambda: computing(store(root, "signals")), target, delay_s=0.3), "never seen computing"
-    assert_same(finish(root), undisturbed, "signals")
-
-
-@pytest.mark.parametrize("number", range(5))
-def test_killed_at_a_random_moment(undisturbed, tmp_path, number):
-    at = undisturbed.seconds * random.Random(f"{SEED}-{number}").uniform(0.05, 0.9)
-    until = time.monotonic() + at
-    assert kill_when(tmp_path, lambda: time.sleep(0.01) or time.monotonic() > until, TARGETS[number % 2])
+def test_killed_at_random_moments(undisturbed, tmp_path):
+    """One run, killed again and again; what each start needs to get further is in the store."""
+    moments = random.Random(SEED)
+    for number in range(KILLS):
+        until = time.monotonic() + moments.uniform(2, 40)
+        if not kill_when(tmp_path, lambda until=until: time.monotonic() > until, TARGETS[number % 2]):
+            forget(tmp_path, {moments.choice(sorted(stages(tmp_path)))})  # it had ended before
     assert finish(tmp_path) == undisturbed.results
