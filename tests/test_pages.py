@@ -104,7 +104,8 @@ def test_notebooks_published_alone_leave_what_others_have_published(finished):
     (finished.run / "results.json").unlink()  # as where its notebook was not executed here
     assert publish.publish(finished.cfg, finished.books[:1]) == target
     assert {p.name for p in target.rglob("*.*")} == {
-        "01_data.ipynb", "06_report.ipynb", "shown.png", "found.json", "results.json", "t.csv", "06_stays.csv", "06_left.json",
+        "01_data.ipynb", "06_report.ipynb", "shown.png", "found.json", "results.json", "t.csv",
+        "06_stays.csv", "06_left.json",
     }  # fmt: skip
     assert read_json(target / "results.json") == RESULTS | {"systems": {"06_left": [2], "found": [1]}}
 

@@ -66,6 +66,7 @@ def made_run(verified: bool) -> dict:
                 "direction": "yes",
                 "size": "larger",
                 "robust": 0.25,
+                "why": "Yes: so it is.",
             }
         ],
     }
@@ -95,6 +96,10 @@ def write_evidence(folder, more_recall=None):
             "recall": {k: {"recall": v, "low": v - 0.05, "high": v + 0.05} for k, v in recall.items()},
         },
         "likeliest": {
+            "means": {
+                name: {"accuracy": of}
+                for name, of in (("L2+TV+EAP+clip", 0.6), (LIKELIEST_TRIGGER, 0.7), ("strongest real window", 0.8))
+            },
             "more than": {
                 name: {"accuracy": dict(zip(("conv1", "conv2"), ([of, 0.0, 0.2], [0.0, -0.1, 0.1]), strict=True))}
                 for name, of in (("L2+TV+EAP+clip", 0.1), ("strongest real window", -0.05))
@@ -117,8 +122,9 @@ def test_findings_are_counted_in_the_published_files(tmp_path):
     def findings() -> str:
         return readme.findings(readme.published(tmp_path), tmp_path)
 
-    alone = findings()
-    assert alone.endswith("range below 0.05 G: desk/aaa **12 %** (Conv1 25 %, Conv2 0 %).") and alone.count("\n") == 0
+    alone, claims = findings().split("\n")
+    assert alone.endswith("Of the proposed method's signals 12% on desk/aaa range over less than 0.05 G.")
+    assert "on desk/aaa**, so in direction: C1; in size as well: none; not so: none; undecided: none." in claims
 
     head = "first,second,layer,measure,difference,low,high\n"
     rows = [
@@ -127,17 +133,20 @@ def test_findings_are_counted_in_the_published_files(tmp_path):
         for layer, nearness in (("conv1", -0.2), ("conv2", 0.005))
         for measure, d in (("nearness", sign * nearness), ("activation", 0.5), ("realism p", 9))
     ]
-    write_text(tmp_path / "desk/aaa/tables/08_differences.csv", head + "".join(rows))
+    for name in ("aaa", "bbb"):
+        write_text(tmp_path / f"desk/{name}/tables/08_differences.csv", head + "".join(rows))
+    write_json(tmp_path / "desk/bbb/results.json", run)
     write_evidence(tmp_path / "desk/aaa", {"real windows": 0.9, "phase-scrambled": 0.31})
-    _, noise, planted = findings().split("\n")
+    _, noise, planted, explains, _ = findings().split("\n")
     assert noise.startswith("- **Noise is nearer to real windows in Conv1.**")
-    said = "Conv1 nearness -0.200 (-0.210 to -0.190), activation +0.50; Conv2 nearness +0.005 (-0.005 to +0.015)"
-    assert noise.endswith(f"minus noise, desk/aaa: {said}, activation +0.50.")
+    assert noise.endswith("noise on desk/aaa: Conv1 -0.200, Conv2 +0.005; the same layers on desk/bbb.")
     assert "recover more planted motifs than the method" in planted
-    assert "recovers 0.20 (0.15 to 0.25) of the motifs" in planted
+    assert planted.endswith(
+        "recovers 0.20 of the motifs, the same signals with scrambled phases 0.31, real windows 0.90."
+    )
+    assert f"right in 60% of pairs by the proposed method, 70% by the {LIKELIEST_TRIGGER}" in explains
     write_evidence(tmp_path / "desk/aaa", {"real windows": 0.9, "phase-scrambled": 0.29})
     assert "recover as many planted motifs as" in findings(), "intervals overlap"
-    assert "scrambled phases 0.31 (0.26 to 0.36), real windows 0.90 (0.85 to 0.95)." in planted
 
 
 def test_tables_of_a_made_run(tmp_path):
@@ -159,4 +168,7 @@ def test_tables_of_a_made_run(tmp_path):
     assert "| 2-sigma amplitude [G] | 1.37, 1.57 | 1.371 | 1.371 |" in text
     assert "| Ssim, L2+TV / proposed, Conv1, 2, 3 [G²] | (bars) | 0.5 / 0.5, 0.5 / 0.5, 0.5 / 0.5 |" in text
     assert "- / -" in text
-    assert "| C1 | something (section 1) | yes, larger (25% of readings) | yes, larger (25% of readings) |" in text
+    assert (
+        "| C1 | something (section 1) | yes, larger (25% of readings) | yes, larger (25% of readings) | Yes: so it is. |"
+        in text
+    )

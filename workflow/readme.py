@@ -58,26 +58,21 @@ def notebooks(runs: list[str], root: Path = PUBLISHED) -> str:
 
 
 def findings(runs: dict[str, dict], root: Path = PUBLISHED) -> str:
-    """What the published runs say against the method: flat signals, noise beside it, planted motifs."""
-    flat = "; ".join(f"{name} {_flat(run['results'])}" for name, run in runs.items())
-    lines = [f"**Many signals are flat.** Of the proposed method's signals, range below {FLAT_G:g} G: {flat}."]
-    nearer, beside = set(), []
-    for name in runs:
-        if (path := root / name / "tables" / "08_differences.csv").exists():
-            of = pd.read_csv(path).query(f"first == '{PROPOSED}' and second == 'spectrum-noise'")
-            of = of.assign(layer=of["layer"].str.capitalize()).set_index("layer")
-            near, active = of[of["measure"] == "nearness"], of["difference"][of["measure"] == "activation"]
-            nearer |= set(near.index[near["high"] < 0])
-            rows = (
-                f"{layer} nearness {_interval(row, 'difference', '+.3f')}, activation {active[layer]:+.2f}"
-                for layer, row in near.iterrows()
-            )
-            beside.append(f"{name}: {'; '.join(rows)}")
-    if beside:
+    """What the published runs say of the method: a sentence each, of the first run that can say it, real data first."""
+    flat = intervals.listed([f"{_flat(run['results']):.0%} on {name}" for name, run in runs.items()])
+    lines = [f"**Many signals are flat.** Of the proposed method's signals {flat} range over less than {FLAT_G:g} G."]
+    beside = {name: root / name / "tables" / "08_differences.csv" for name in runs}
+    nearer = {name: _nearer(pd.read_csv(path)) for name, path in beside.items() if path.exists()}
+    if nearer:
+        name, less = next(iter(nearer.items()))
+        layers = {run: [layer for layer, (_, high) in of.items() if high < 0] for run, of in nearer.items()}
+        same = [run for run in nearer if run != name and layers[run] == layers[name]]
         lines.append(
-            f"**Noise is nearer to real windows in {intervals.listed(sorted(nearer), ' and ', 'no layer')}.** The "
-            "noise has the training windows' spectrum and knows nothing of the unit; nearness is that to the real "
-            f"windows that excite it. The proposed method minus noise, {'. '.join(beside)}."
+            f"**Noise is nearer to real windows in {intervals.listed(layers[name], ' and ', 'no layer')}.** The noise "
+            "has the training windows' spectrum and knows nothing of the unit; nearness is that to the real windows "
+            f"that excite it. The proposed method minus noise on {name}: "
+            f"{', '.join(f'{layer} {value:+.3f}' for layer, (value, _) in less.items())}"
+            f"{f'; the same layers on {intervals.listed(same)}' if same else ''}."
         )
     for name, run in runs.items():
         if recall := run.get("evidence", {}).get("recall"):
@@ -87,23 +82,46 @@ def findings(runs: dict[str, dict], root: Path = PUBLISHED) -> str:
             how = (how if apart else "as many {} as").format("planted motifs")
             lines.append(
                 f"**Signals with scrambled phases recover {how} the method.** Where the truth is known ({name}), the "
-                f"proposed method recovers {_interval(mine)} of the motifs, the same signals with scrambled phases "
-                f"{_interval(scrambled)}, real windows {_interval(real)}."
+                f"proposed method recovers {mine['recall']:.2f} of the motifs, the same signals with scrambled phases "
+                f"{scrambled['recall']:.2f}, real windows {real['recall']:.2f}."
             )
+    told = [name for name, run in runs.items() if "likeliest" in run]
+    if told:
+        means = runs[told[0]]["likeliest"]["means"]
+        mine, ours, real = (means[n]["accuracy"] for n in (PROPOSED, LIKELIEST_TRIGGER, "strongest real window"))
+        lines.append(
+            f"**What a unit prefers is told better by an ascent made for it.** From a signal alone, which of two real "
+            f"windows excites the unit more is guessed right in {mine:.0%} of pairs by the proposed method, {ours:.0%} "
+            f"by the {LIKELIEST_TRIGGER} ([09](notebooks/09_explaining.ipynb)), {real:.0%} by the unit's strongest "
+            f"real window ({told[0]}; chance is a half)."
+        )
+    name, claims = next((name, run["results"]["claims"]) for name, run in runs.items())
+    by = {of: [claim["id"] for claim in claims if claim["direction"] == of] for of in ("yes", "no", "undecided")}
+    sized = [claim["id"] for claim in claims if claim["direction"] == "yes" and claim["size"] == "as stated"]
+    lines.append(
+        f"**Of the paper's claims, on {name}**, so in direction: {intervals.listed(by['yes'])}; in size as well: "
+        f"{intervals.listed(sized)}; not so: {intervals.listed(by['no'])}; undecided: "
+        f"{intervals.listed(by['undecided'])}. The table of claims below says why."
+    )
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _flat(results: dict) -> str:
-    """Share of the proposed method's signals that are flat, in all layers and each; failed and dead units are not."""
-    flat, signals = {}, {}
+def _nearer(differences: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Nearness of the proposed method minus that of noise, and the upper end of its interval, by layer."""
+    of = differences.query(f"first == '{PROPOSED}' and second == 'spectrum-noise' and measure == 'nearness'")
+    return {row.layer.capitalize(): (row.difference, row.high) for row in of.itertuples()}
+
+
+def _flat(results: dict) -> float:
+    """Share of the proposed method's signals that are flat; failed and dead units are not."""
+    flat, signals = 0, 0
     for layer, of in results["atlas"].items():
         # the atlas leaves out constant signals, and failed and dead units
         scores = results["methods"]["calibrated"][PROPOSED][layer]
         other = round((scores["failed_units"] + scores["dead_units"]) * results["n_seeds"])
-        flat[layer] = sum(of["n_flat"]) + sum(of["n_excluded"]) - other
-        signals[layer] = sum(of["n_units"]) + sum(of["n_excluded"])
-    each = ", ".join(f"{layer.capitalize()} {100 * flat[layer] / signals[layer]:.0f} %" for layer in flat)
-    return f"**{100 * sum(flat.values()) / sum(signals.values()):.0f} %** ({each})"
+        flat += sum(of["n_flat"]) + sum(of["n_excluded"]) - other
+        signals += sum(of["n_units"]) + sum(of["n_excluded"])
+    return flat / signals
 
 
 def _interval(of: Mapping, name: str = "recall", form: str = ".2f") -> str:
@@ -213,10 +231,13 @@ def results(runs: dict[str, dict]) -> str:
             of[0]["id"],
             f"{of[0]['paper']} ({of[0]['where']})" if "where" in of[0] else of[0]["paper"],
             *map(_verdict, of),
+            of[0]["why"],
         ]
         for of in zip(*claims, strict=True)
     ]
-    parts = [pd.DataFrame(found, columns=[head, "paper", *runs]) for head, found in (("", rows), ("claim", verdicts))]
+    heads = {"": rows, "claim": verdicts}
+    columns = {"": ["paper", *runs], "claim": ["paper", *runs, f"why, on {next(iter(runs))}"]}
+    parts = [pd.DataFrame(found, columns=[head, *columns[head]]) for head, found in heads.items()]
     return "\n\n".join(map(tables.markdown, parts))
 
 
