@@ -43,7 +43,7 @@ export MALLOC_MMAP_THRESHOLD_ := $(or $(MALLOC_MMAP_THRESHOLD_),1073741824)
 export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce sweep test test-long minutes yardstick bench lab report publish gpu-bundle clean moved
+.PHONY: help reproduce sweep test test-long test-mutations minutes yardstick bench lab report publish gpu-bundle clean moved
 
 help: ## show this list
 	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., PART=paper|lenses|systems, DEVICE=cpu|cuda, THREADS=n, WEIGHTS=published):"
@@ -70,8 +70,11 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 minutes: $(ENV) ## where the minutes of a finished run went, notebook by notebook
 	@$(PY) -m workflow.minutes $(RUN)
 
-test-long: $(ENV) ## each notebook alone and twice, runs killed at every stage; goes on where it was interrupted
-	$(PY) -m pytest -v tests/long
+test-long: $(ENV) ## each notebook alone and twice, and runs killed at every stage; goes on where it was interrupted
+	$(PY) -m pytest -v tests/long --deselect tests/long/test_mutations.py
+
+test-mutations: $(ENV) ## wrong numbers put into the package one at a time: the tests must notice each
+	$(PY) -m pytest -v tests/long/test_mutations.py
 
 yardstick: $(ENV) $(YARD)/$(BASE)/.$(PROFILE)-$(DATASET) ## run the chain anew and compare every number with those of a commit (BASE=commit)
 	@rm -rf $(YARD)/current
