@@ -6,7 +6,7 @@ DATASET = synthetic
 DEVICE  =
 # "published" takes the networks of the published run instead of training
 WEIGHTS =
-# paper (00-06) or lenses (07-14); all of them by default
+# paper (00-06), lenses (07-14), systems (15-18) or practice (19-20); all of them by default
 PART    =
 THREADS =
 SWEEP   = workflow/sweep.toml
@@ -46,7 +46,7 @@ export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 .PHONY: help reproduce sweep test test-long test-mutations minutes yardstick bench lab report publish gpu-bundle clean moved
 
 help: ## show this list
-	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., PART=paper|lenses|systems, DEVICE=cpu|cuda, THREADS=n, WEIGHTS=published):"
+	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., PART=paper|lenses|systems|practice, DEVICE=cpu|cuda, THREADS=n, WEIGHTS=published):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
 
 reproduce: $(ENV) ## execute all notebooks that are not up to date, then show where the results are

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
 
 #: parts of the book by the numbers of their notebooks
-PARTS = {"paper": range(0, 7), "lenses": range(7, 15), "systems": range(15, 100)}
+PARTS = {"paper": range(0, 7), "lenses": range(7, 15), "systems": range(15, 19), "practice": range(19, 100)}
 
 
 class ChainError(HarvisError, RuntimeError):
