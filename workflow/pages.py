@@ -249,7 +249,7 @@ def read_package() -> dict[str, list[dict]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         room, module = named(path)
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        items = [item for node in tree.body for item in described(node, f"{module}.")]
+        items = [item for node in tree.body for item in described(node, module)]
         if items or ast.get_docstring(tree):
             about = {"name": module, "text": ast.get_docstring(tree) or "", "items": items}
             rooms.setdefault(room, []).append(about)
@@ -257,18 +257,19 @@ def read_package() -> dict[str, list[dict]]:
     return rooms
 
 
-def described(node: ast.AST, within: str) -> list[dict]:
-    """A public function, or class with its public methods, as (name, signature, docstring); nothing for others."""
+def described(node: ast.AST, module: str, within: str = "") -> list[dict]:
+    """A public function, or class with its public methods, by name, signature, docstring; nothing for other nodes."""
     if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
         return []
-    about = {"name": within + node.name, "short": node.name, "text": ast.get_docstring(node) or ""}
+    name = within + node.name
+    about = {"name": f"{module}.{name}", "text": ast.get_docstring(node) or ""}
     if isinstance(node, ast.FunctionDef):
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-        return [about | {"signature": f"{node.name}({ast.unparse(node.args)}){returns}"}]
+        return [about | {"signature": f"{name}({ast.unparse(node.args)}){returns}"}]
     fields = [ast.unparse(field) for field in node.body if isinstance(field, ast.AnnAssign)]
     bases = ", ".join(map(ast.unparse, node.bases))
-    signature = "\n    ".join([f"class {node.name}" + (f"({bases})" if bases else ""), *fields])
-    methods = [item for part in node.body for item in described(part, f"{within}{node.name}.")]
+    signature = "\n    ".join([f"class {name}" + (f"({bases})" if bases else ""), *fields])
+    methods = [item for part in node.body for item in described(part, module, f"{name}.")]
     return [about | {"signature": signature}, *methods]
 
 
@@ -304,7 +305,7 @@ def entries(runs: list[Run], rooms: dict[str, list[dict]]) -> list[list]:
         for of in (module, *module["items"])
     ]
     places: dict[tuple, list] = {}  # what several runs say in the same words stands here once
-    for run, page in ((run, page) for run in runs for page in run.pages):
+    for run, page in ((of, page) for of in runs for page in of.pages):
         for heading, text, cell in page.passages:
             address = f"{os.path.relpath(page.path, report_root())}#cell-id={cell}"
             places.setdefault((page.title, heading, text), []).append([run.name, address])
