@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from harvis_utils.figures import style
-from harvis_utils.settings import REPOSITORY, report_root
+from harvis_utils.settings import REPOSITORY
 from workflow import pages
 
 REAL = REPOSITORY / "reports/published/desk/dsads/08_evidence.ipynb"
@@ -36,8 +36,8 @@ def browser():
         yield found
 
 
-@pytest.fixture
-def site(browser):
+@pytest.fixture(scope="module")
+def site(browser, tmp_path_factory):
     """A run of two notebooks made by hand and a published one, as pages; a function that opens one."""
     figure = Figure(figsize=(8, 3))
     figure.subplots().plot([0, 1])
@@ -52,17 +52,20 @@ def site(browser):
     ]
     prose = r"# 01 · A <b>bold</b> title" + "\n\n" + r"$$\frac{a}{b} = \sum_t x_t$$ and [on](06b_more.ipynb)"
     cells = [new.new_markdown_cell(prose), new.new_code_cell("1 + 1  # the code", outputs=shown)]
-    folder = report_root() / "quick" / "synthetic"
+    root = tmp_path_factory.mktemp("site")
+    folder = root / "quick" / "synthetic"
     folder.mkdir(parents=True)
     nbformat.write(new.new_notebook(cells=cells), folder / "01_hand.ipynb")
     nbformat.write(new.new_notebook(cells=[new.new_markdown_cell("# 06b · More")]), folder / "06b_more.ipynb")
-    published = report_root() / "published" / "desk" / "dsads"
+    published = root / "published" / "desk" / "dsads"
     published.mkdir(parents=True)
     shutil.copy(REAL, published)
-    pages.main([])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARVIS_REPORTS", str(root))
+        pages.main([])
 
     def opened(path: str):
-        browser.get((report_root() / path).as_uri())
+        browser.get(f"{root.as_uri()}/{path}")
         return lambda css: browser.find_elements("css selector", css)
 
     return opened

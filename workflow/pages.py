@@ -160,7 +160,8 @@ class Prose(IPythonRenderer):
 def mathml(formula: str, block: bool = False) -> str:
     """A LaTeX formula as MathML; as it stands, marked by a class, where it has commands that are not known."""
     try:  # docutils knows delimiters of a set size only by the names that say left or right
-        return tex2mathml(re.sub(r"(\\[bB]igg?)(?![A-Za-z])", r"\1l", formula), as_block=block)
+        made = tex2mathml(re.sub(r"(\\[bB]igg?)(?![A-Za-z])", r"\1l", formula), as_block=block)
+        return f'<span class="{"block " * block}math">{made}</span>'  # which scrolls where it is too wide
     except (ValueError, AttributeError, IndexError, SyntaxError):
         return f'<code class="formula">{escape(formula)}</code>'
 
@@ -299,7 +300,12 @@ def build_api(environment: jinja2.Environment) -> dict[str, list[dict]]:
 def entries(runs: list[Run], rooms: dict[str, list[dict]]) -> list[list]:
     """What the search looks through: [title, heading, text, [[name of a run, address], ...]], functions first."""
     found = [
-        [of["name"], "", plain(of["text"].split("\n\n")[0]), [["", f"api/{room}.html#{of['name']}"]]]
+        [
+            of["name"],
+            "",
+            plain(re.sub(r":[a-z]+:`", "`", of["text"].split("\n\n")[0])),
+            [["", f"api/{room}.html#{of['name']}"]],
+        ]
         for room, modules in rooms.items()
         for module in modules
         for of in (module, *module["items"])

@@ -26,7 +26,7 @@ addEventListener("DOMContentLoaded", () => {
     byId("count").textContent = words.length ? `${hits.length} found${hits.length > 40 ? ", the first 40:" : ""}` : "";
     list.replaceChildren(...hits.slice(0, 40).map(([, i]) => {
       const [title, heading, text, where] = entries[i], [[run, address], ...others] = where;
-      const name = heading && heading !== title ? `${title}: ${heading}` : title;
+      const name = heading && heading !== title ? `${title} › ${heading}` : title;
       const also = others.flatMap(([other, there]) => [" · ", make("a", { href: there }, other)]);
       return make("li", {}, make("a", { href: address }, name), make("small", {}, ` ${run}`, ...also), marked(text, words));
     }));
