@@ -14,9 +14,10 @@ from harvis_utils.settings import REPOSITORY
 from workflow import pages
 
 REAL = REPOSITORY / "reports/published/desk/dsads/08_evidence.ipynb"
+OUTSIDE, LOGGED = "https://example.org", ("requestWillBeSent", "loadingFailed")
 #: what would leave the machine if it could
-HOSTILE = """<img src="https://example.org/a.png"><script>document.title = "taken"; fetch("https://example.org/b")</script>
-<link rel="stylesheet" href="https://example.org/c.css"><iframe src="https://example.org/d"></iframe>"""
+HOSTILE = f"""<img src="{OUTSIDE}/a.png"><script>document.title = "taken"; fetch("{OUTSIDE}/b")</script>
+<link rel="stylesheet" href="{OUTSIDE}/c.css"><iframe src="{OUTSIDE}/d"></iframe>"""
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +115,13 @@ def test_what_a_reader_does_with_the_pages(browser, site):
 
     for path in ALL:
         site(path)
-    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [of["params"]["request"]["url"] for of in asked if of["method"] == "Network.requestWillBeSent"]
-    assert len(urls) >= 7 and [url[:80] for url in urls if not url.startswith(("file:", "data:"))] == []
+    log = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    told = {kind: [of["params"] for of in log if of["method"] == f"Network.{kind}"] for kind in LOGGED}
+    asked = {of["requestId"]: of["request"]["url"] for of in told["requestWillBeSent"]}
+    outside = {known for known, url in asked.items() if not url.startswith(("file:", "data:"))}
+    assert len(asked) - len(outside) >= 7 and {asked[known] for known in outside} >= {f"{OUTSIDE}/a.png"}
+    refused = {of["requestId"] for of in told["loadingFailed"] if of.get("blockedReason") == "csp"}
+    assert [asked[known] for known in outside - refused] == []
 
 
 def test_pages_fit_a_small_screen_and_stay_light_on_paper(browser, site):
