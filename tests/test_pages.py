@@ -65,17 +65,77 @@ def test_pages_are_made_once_and_linked(finished, capsys):
     assert not list(published.glob("**/*.html"))
     page = finished.run / "html" / "01_data.html"
     shown = page.read_text()
-    for text in ("made-up data", "06_report →", '<a href="06_report.html">the end</a>', "<title>01 data · quick"):
+    for text in ("made-up data", "06_report →", '<a href="06_report.html">the end</a>', "<title>01 · data · quick"):
         assert text in shown
-    assert "require.min.js" not in shown and "MathJax.js" not in shown and "latest.js?config=TeX" in shown
+    assert "<msup>" in shown and "default-src 'none'" in shown and "https:" not in shown
     assert publish.machine_paths(finished.run / "01_data.ipynb") == []
     assert pages.main(["--profile", "quick"]) == 0 and pages.build_run(pages.describe(finished.run)) == []
     said = capsys.readouterr().out
     assert "index.html" in said and "macro F1 0.500 ± 0.100" in said and "made-up data" in said
-    os.utime(finished.run / "06_report.ipynb")
+    later = (finished.run / "html/06_report.html").stat().st_mtime + 1
+    os.utime(finished.run / "06_report.ipynb", (later, later))
     (finished.run / "01_data.ipynb").unlink()
     made = pages.build_run(pages.describe(finished.run))
     assert [p.name for p in made] == ["06_report.html"] and not page.exists()
+
+
+def test_links_of_notebooks_lead_to_pages_and_to_files(tmp_path):
+    root = report_root()
+    run = pages.Run(root / "published/quick/synthetic", "quick · synthetic", "", {}, (), ())
+    names = ("01_data", "06b_more")
+    made = tuple(pages.Page(n, run.folder / f"{n}.ipynb", root / f"html/quick/x/{n}.html", 0, "", ()) for n in names)
+    run = dataclasses.replace(run, pages=made)
+    write_text(run.folder / "results.json", "{}")
+    for link, leads in {
+        "06b_more.ipynb#A-part": "06b_more.html#A-part",
+        "./01_data.ipynb": "01_data.html",
+        "#here": "#here",
+        "https://doi.org/10.1/x": "https://doi.org/10.1/x",
+        "results.json": "../../../published/quick/synthetic/results.json",
+        "../harvis_utils/metrics/similarity.py": "../../../api/metrics.html#harvis_utils.metrics.similarity",
+        "gone.txt": "gone.txt",
+    }.items():
+        assert pages.leading(link, run, made[0]) == leads
+    for link, file in {"../README.md": "README.md", "02_model.ipynb": "notebooks/02_model.ipynb"}.items():
+        assert (made[0].path.parent / pages.leading(link, run, made[0])).resolve() == REPOSITORY / file
+    assert pages.leading("../../../../notebooks/02_model.ipynb", run, made[0]).endswith("/notebooks/02_model.ipynb")
+
+
+def test_every_formula_of_the_notebooks_becomes_mathml():
+    for path in pages.NOTEBOOKS.glob("*.ipynb"):
+        for cell in (cell for cell in read_json(path)["cells"] if cell["cell_type"] == "markdown"):
+            made = pages.MarkdownWithMath(renderer=pages.Prose()).render("".join(cell["source"]))
+            assert 'class="formula"' not in made, (path.name, made.split('class="formula"')[1][:200])
+    assert pages.mathml(r"\nosuch{<x>}") == r'<code class="formula">\nosuch{&lt;x&gt;}</code>'
+    assert "<mfrac>" in pages.mathml(r"\big(\frac{a}{b}\Big)", block=True)
+
+
+def test_every_picture_of_a_page_is_described():
+    new = nbformat.v4
+    shown = [
+        new.new_output("display_data", {"image/png": "x"}, metadata=about)
+        for about in ({}, {"image/png": {"alt": "A"}})
+    ]
+    cells = [new.new_markdown_cell("# Title\n\n## What *it* is"), new.new_code_cell("", outputs=shown)]
+    pages.describe_pictures(book := new.new_notebook(cells=cells), "made-up data")
+    alts = [output.metadata["image/png"]["alt"] for output in book.cells[1].outputs]
+    assert alts == ["What it is. made-up data", "A. made-up data"]
+
+
+def test_pages_of_the_package_have_signatures_docstrings_and_links():
+    rooms = pages.read_package()
+    assert {"settings", "data", "metrics", "lenses", "run"} <= set(rooms) and "__init__" not in rooms
+    items = {item["name"]: item for modules in rooms.values() for module in modules for item in module["items"]}
+    kept = items["harvis_utils.run.Run.headline"]
+    assert kept["signature"] == "Run.headline(self, what: str | None=None) -> str" and "Markdown" in kept["text"]
+    assert not any(part.startswith("_") for name in items for part in name.split("."))
+    pages.build_index()
+    text = (report_root() / "api/run.html").read_text()
+    assert 'id="harvis_utils.run.begin"' in text and ":func:" not in text and "default-src 'none'" in text
+    assert (
+        '<a href="run.html#harvis_utils.run.Run"' in text
+        or 'href="metrics.html#harvis_utils.metrics.motifs.motif_recovery"' in text
+    )
 
 
 def test_what_an_index_says_without_runs_and_of_data_sets():

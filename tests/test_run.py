@@ -137,7 +137,7 @@ def test_what_is_shown_is_what_is_written(run, cfg):
     shown, picture = run.figure("03_gallery", figure), cfg.reports / "figures" / "03_gallery.png"
     assert shown.data == picture.read_bytes() and shown.data.startswith(b"\x89PNG")
     data, about = shown._repr_mimebundle_()
-    assert about["image/png"] == {"width": 200, "alt": "A line goes up"}
+    assert about["image/png"] == {"width": 200, "alt": f"A line goes up. {run.data.caveat}"}
     assert base64.b64decode(data["image/png"]) == shown.data
     assert figure.get_supxlabel() == run.data.caveat != ""
     assert run.figure("03_gallery", again).data == shown.data, "the same figure gives the same file"

@@ -180,9 +180,20 @@ def picture(figure: Figure) -> bytes:
 
 
 def add_caveat(figure: Figure, caveat: str) -> None:
-    """Say in the lower right corner that data are made up or not verified; nothing where there is nothing to say."""
+    """Say in the lower right corner that data are made up or not verified; nothing where there is nothing to say.
+
+    The figure's label, its alt text, says that too, after its title or, where it has none, those of its axes.
+    """
+    said = (
+        figure.get_label() or figure.get_suptitle() or "; ".join(filter(None, dict.fromkeys(map(_named, figure.axes))))
+    )
+    figure.set_label(said if said.endswith(caveat) else f"{said}. {caveat}".removeprefix(". "))
     about = {"ha": "right", "fontsize": 9, "color": ACCENT, "style": "italic"}
     if caveat and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         figure.supxlabel(caveat, x=0.995, **about)  # it gets room of its own and never covers data
     elif caveat:
         figure.text(0.995, 0.012, caveat, **about)
+
+
+def _named(ax: Axes) -> str:
+    return ax.get_title() or " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
