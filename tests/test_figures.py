@@ -135,9 +135,6 @@ FIGURES = {
     "atlas": lambda: special.atlas(
         signals(UNITS)[:, :2], signals(UNITS, 6), np.arange(UNITS) % 10 - 1, ACTIVITIES, axis_names=SIX, **SAID
     ),
-    "sensitivity": lambda: special.sensitivity(
-        random(2, 3, UNITS, 2), [5, 15], [0, 1, 2], np.arange(UNITS) % 9, ACTIVITIES, np.ones((2, 3)), **SAID
-    ),
     "readings": lambda: special.readings(
         np.random.default_rng(0).choice([-1.0, 0.0, 1.0, np.nan], (17, 40)),
         [f"C{3 + i // 3} a fact of some length, number {i}" for i in range(17)], np.linspace(1, 0, 40),

@@ -40,6 +40,9 @@ def test_what_comes_back_is_what_was_trained(cfg, made, tiny_windows):
         for of in ("history", "predicted", "predicted_last"):
             one, other = getattr(net, of), getattr(back, of)
             assert one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+    trunks, statistics, signals = published.without_data(folder)
+    assert list(trunks) == list(statistics["seed"]) == [3, 5] and signals.sizes["time"] == 30
+    assert all(torch.equal(trunks[net.seed].weights[2], net.trunk.weights[2]) for net in networks)
     first = published.load(folder, tiny_windows, SMALL, (3,))[0]
     x = torch.as_tensor(tiny_windows.test.x)
     assert torch.equal(first.model(x), networks[0].model(x))

@@ -45,16 +45,18 @@ TOP_COLOUR = "#e09f3e"
 GAP = 4
 
 
-def pipeline(stages: Sequence[tuple[str, str]], title: str = "") -> Figure:
-    """Stages as boxes joined by arrows; each stage is (what it makes, which notebook makes it)."""
-    figure, ((ax,),) = grid(1, 1, WIDTH, 1.5)
+def pipeline(stages: Sequence[tuple[str, str]], title: str = "", copies: Sequence[int] = ()) -> Figure:
+    """Stages as boxes joined by arrows; each is (what is in it, what is said below), as often as ``copies`` say."""
+    figure, ((ax,),) = grid(1, 1, WIDTH, 1.9)
     box = {"boxstyle": "round,pad=0.45", "facecolor": "#eef3f7", "edgecolor": SIGNAL}
-    for i, (name, notebook) in enumerate(stages):
-        ax.text(i, 0.6, name, ha="center", va="center", fontsize=9.5, bbox=box)
-        ax.text(i, 0.12, notebook, ha="center", va="center", fontsize=9, color="#555555")
+    for i, (name, below) in enumerate(stages):
+        for k in reversed(range(copies[i] if copies else 1)):  # the last one in front
+            at = (i + 0.025 * k, 0.52 + 0.06 * k)
+            ax.text(*at, name, ha="center", va="center", fontsize=9.5, bbox=box, zorder=3 - 0.1 * k)
+        ax.text(i, 0.1, below, ha="center", va="center", fontsize=9, color="#555555")
         if i:
-            ax.annotate("", (i - 0.36, 0.6), (i - 0.64, 0.6), arrowprops={"arrowstyle": "->", "color": SIGNAL})
-    ax.set(xlim=(-0.5, len(stages) - 0.5), ylim=(0, 1))
+            ax.annotate("", (i - 0.36, 0.52), (i - 0.6, 0.52), arrowprops={"arrowstyle": "->", "color": SIGNAL})
+    ax.set(xlim=(-0.5, len(stages) - 0.4), ylim=(0, 1))
     ax.set_axis_off()
     return finish(figure, title=title)
 
@@ -147,31 +149,6 @@ def _spread_choice(positions: np.ndarray, n: int) -> np.ndarray:
         chosen.append(int(distance.argmax()))
         distance = np.minimum(distance, ((positions - positions[chosen[-1]]) ** 2).sum(1))
     return np.array(chosen)
-
-
-def sensitivity(
-    positions: np.ndarray,
-    perplexities: Sequence[float],
-    seeds: Sequence[int],
-    activities: Sequence[int],
-    names: Sequence[str],
-    agreement: np.ndarray,
-    title: str = "",
-) -> Figure:
-    """Maps of the same units for several perplexities (rows) and seeds (columns): (perplexity, seed, unit, 2).
-
-    ``agreement`` (perplexity, seed) is the share of neighbours each map has in common with the one shown.
-    """
-    n_rows, n_columns = len(perplexities), len(seeds)
-    figure, axes = grid(n_rows, n_columns, min(WIDTH, 1.6 + 2.4 * n_columns), 1.0 + 2.2 * n_rows)
-    for (i, j), ax in np.ndenumerate(axes):
-        _by_activity(ax, positions[i, j], np.asarray(activities), names, s=16, linewidth=0.3)
-        ax.set_title(f"seed {seeds[j]}: {100 * agreement[i, j]:.0f} % neighbours kept", fontsize=9)
-        ax.set_ylabel(f"perplexity {perplexities[i]:g}\nt-SNE 2 (no unit)" if j == 0 else "", fontsize=9)
-        ax.set_xlabel("t-SNE 1 (no unit)" if i == n_rows - 1 else "", fontsize=9)
-    shown = entries(axes.flat)
-    figure.legend(shown.values(), shown.keys(), loc="outside right center", title="activity")
-    return finish(figure, title=title)
 
 
 def readings(

@@ -107,7 +107,7 @@ def unit_methods(
     looks = [(float(levels[of]), *look) for of, *look in LEVELS] if levels is not None else []
     n, columns = len(names), min(columns, len(names))
     label, shared = f"signal [{signals.attrs.get('units', 'G')}]", {"sharey": "col"} if compared else {}
-    figure, axes = wrapped(n, columns, max(4.0, WIDTH * columns / 4), 2.3, ylabel=label, **shared)
+    figure, axes = wrapped(n, columns, WIDTH * max(columns, 3) / 4, 2.3, ylabel=label, **shared)
     legend = axis_entries(signals.values[0]) or {"signal": Line2D([], [], color=SIGNAL)}
     for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
         if "map" in made:

@@ -27,7 +27,7 @@ from harvis_utils.data.windowing import Windows
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import REPOSITORY, HarvisError, ModelSettings
 from harvis_utils.store import results
-from harvis_utils.store.files import file_digest, read_json, replacing, write_dataset, write_json
+from harvis_utils.store.files import file_digest, read_dataset, read_json, replacing, write_dataset, write_json
 from harvis_utils.training.supervised import HISTORY, Network, new_model, part_of, trained
 
 #: files of a published run's folder beside networks.json
@@ -133,11 +133,17 @@ def load(folder: Path, windows: Windows, model: ModelSettings, seeds: Sequence[i
     return [_network(folder, about, tensors, windows, model, seed) for seed in seeds]
 
 
+def without_data(folder: Path) -> tuple[dict[int, Trunk], xr.Dataset, xr.Dataset]:
+    """Trunks by seed, unit statistics and signals (:func:`save`) of a published run whose data are not at hand."""
+    tensors = load_file(folder / "trunks.safetensors")
+    trunks = {seed: _trunk(part_of(tensors, f"{seed}.")) for seed in read_json(folder / "networks.json")["seeds"]}
+    return trunks, *(read_dataset(folder / f"{name}.nc") for name in ("statistics", "signals"))
+
+
 def _network(folder: Path, about: dict, tensors: dict, windows: Windows, model: ModelSettings, seed: int) -> Network:
     own = part_of(tensors, f"{seed}.")
     predicted = (part_of(own, name) for name in ("predicted.", "last_predicted."))
     best, last = ({split: classes.long().numpy() for split, classes in of.items()} for of in predicted)
-    layers = range(len(part_of(own, "weights.")))
     whole: nn.Module = NotPublished(seed)
     place = about["seeds"].index(seed)
     if place == 0:
@@ -153,5 +159,10 @@ def _network(folder: Path, about: dict, tensors: dict, windows: Windows, model: 
         predicted_last=last,
         key=hashlib.sha256(content.encode()).hexdigest()[:20],
         wall_s=about["wall_s"][place],
-        folded=Trunk(tuple(own[f"weights.{i}"] for i in layers), tuple(own[f"biases.{i}"] for i in layers)),
+        folded=_trunk(own),
     )
+
+
+def _trunk(own: dict) -> Trunk:
+    parts = [part_of(own, f"{kind}.") for kind in ("weights", "biases")]
+    return Trunk(*(tuple(part[str(i)] for i in range(len(part))) for part in parts))
