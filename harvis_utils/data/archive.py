@@ -55,7 +55,7 @@ def parse_table(
                 raise ValueError(f"row {number}, column {column + 1} is {field[:40]!r}, not a number") from None
     table = np.array(values).reshape(len(lines), len(columns))
     for row, column in np.argwhere(~(np.abs(table) <= np.finfo(np.float32).max))[:1]:
-        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {table[row, column]}, not a finite number")
+        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {table[row, column]}, not a finite float32 number")
     return table
 
 
