@@ -10,6 +10,7 @@ import pytest
 from sample_notebooks import write
 
 from harvis_utils.chain import commands, execution, stamps
+from harvis_utils.parallel import threads
 from harvis_utils.settings import load_settings
 from harvis_utils.store import results
 from harvis_utils.store.files import ArtifactError, file_digest, write_json, write_text
@@ -133,6 +134,13 @@ def test_a_termination_is_told(capsys):
         signal.pause()
     assert ended.value.code == 143 and "stopped; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_threads_without_affinity(monkeypatch):
+    """As on macOS and Windows."""
+    monkeypatch.delenv("HARVIS_THREADS")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert threads() == os.cpu_count()
 
 
 def test_an_unknown_device_is_refused_at_once(capsys):
