@@ -34,8 +34,9 @@ def test_places_that_cannot_be_made_are_one_error(below_a_file, capsys):
     assert "could not be written (Not a directory)" in capsys.readouterr().err
 
 
-def test_a_temporary_folder_that_is_full_or_gone_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+def test_a_temporary_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     with pytest.raises(ArtifactError, match=r"harvis-\w+\.lock: could not be written"):
         results.obtain("made", "k", lambda folder: None, {})
 
