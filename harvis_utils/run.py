@@ -136,5 +136,4 @@ def begin(namespace: dict, **declared) -> Run:
     torch.set_num_threads(threads())
     style.use_style()
     pd.set_option("display.max_colwidth", None, "display.max_rows", 200)
-    kinds.check_name(namespace["DATASET"])
-    return Run(load_settings(*(namespace[name] for name in STANDARD)))
+    return Run(kinds.fitted(load_settings(*(namespace[name] for name in STANDARD))))

@@ -668,7 +668,7 @@ def from_json(values: dict, kind: type = Settings) -> Settings:
 # --------------------------------------------------------------------------------------------------- paths
 
 
-def _anchored(variable: str, default: str = "") -> Path | None:
+def anchored(variable: str, default: str = "") -> Path | None:
     """A path from the environment; a relative one counts from the repository wherever the kernel runs."""
     path = os.environ.get(variable) or default
     return (REPOSITORY / path).resolve() if path else None
@@ -676,22 +676,22 @@ def _anchored(variable: str, default: str = "") -> Path | None:
 
 def artifact_root() -> Path:
     """Where artifacts live: ``HARVIS_ARTIFACTS``, else ``data/derived``."""
-    return _anchored("HARVIS_ARTIFACTS", "data/derived")
+    return anchored("HARVIS_ARTIFACTS", "data/derived")
 
 
 def report_root() -> Path:
     """Where reports live: ``HARVIS_REPORTS``, else ``reports``."""
-    return _anchored("HARVIS_REPORTS", "reports")
+    return anchored("HARVIS_REPORTS", "reports")
 
 
 def keys_file() -> Path | None:
     """The ``keys.json`` of the bundle that this is: ``HARVIS_KEYS``, else none (see ``workflow.gpu``)."""
-    return _anchored("HARVIS_KEYS")
+    return anchored("HARVIS_KEYS")
 
 
 def data_folders() -> list[Path]:
     """Where archives are looked for, in order: ``HARVIS_DATA`` if set, then ``data/raw``."""
-    return [folder for folder in (_anchored("HARVIS_DATA"), REPOSITORY / "data" / "raw") if folder]
+    return [folder for folder in (anchored("HARVIS_DATA"), REPOSITORY / "data" / "raw") if folder]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 import tempfile
+import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -142,9 +146,11 @@ def test_members_that_only_differ_beyond_the_pinned_digits(raw):
         (b"1,2,,4,5,6", "row 3, column 3 is '', not a number"),
         (b"1,2,3,4,\xff,6", "row 3, column 5 is '\N{REPLACEMENT CHARACTER}', not a number"),
         (b"1,2,1_0,4,5,6", "row 3, column 3 is '1_0', not a number"),
-        (b"1,2,3,NaN,5,6", "row 3, column 4 is nan, not a finite number"),
-        (b"1,2,3,4,5,-inf", "row 3, column 6 is -inf, not a finite number"),
-        (b"1,2,3,4,5,1e999", "row 3, column 6 is inf, not a finite number"),
+        (b"1,2,3,NaN,5,6", "row 3, column 4 is nan, not a finite float32 number"),
+        (b"1,2,3,4,5,-inf", "row 3, column 6 is -inf, not a finite float32 number"),
+        (b"1,2,3,4,5,1e40", "row 3, column 6 is 1e+40, not a finite float32 number"),
+        (b"1,2,3,4,5\x0c6", "row 3 has 5 columns instead of 6"),  # a control character ends no line
+        (b"1,2,3,4,5,1e999", "row 3, column 6 is inf, not a finite float32 number"),
     ],
 )
 def test_a_bad_row(raw, row, what):
@@ -183,11 +189,164 @@ def test_recordings_that_do_not_fit_their_description():
         (kinds.Recording(1, 0, good[:, :5]), r"shape \(5, 5\) instead of \(time, 6\)"),
         (kinds.Recording(1, 0, good.astype(float)), "not made of finite float32"),
         (kinds.Recording(1, 0, good + np.float32(np.nan)), "not made of finite float32"),
-        (kinds.Recording(9, 0, good), "subject 9 or activity 0 is not one of dsads's"),
-        (kinds.Recording(1, 19, good), "subject 1 or activity 19"),
+        (kinds.Recording(9, 0, good), r"subject 9 is not one of dsads's; its split names \[1, 2, 3, 4, 5, 6, 7, 8\]"),
+        (kinds.Recording(1, 19, good), "activity 19 is not one of dsads's, which are counted from 0 to 18"),
+        (kinds.Recording(1, "walking", good), "activity 'walking' is no whole number; activities count from 0"),
+        (kinds.Recording("p1", 0, good), "subject 'p1' is no whole number"),
+        (kinds.Recording(1, 0, good.tolist()), "a list instead of Recording"),
+        ((1, 0, good), "a tuple instead of Recording"),
     ]:
         with pytest.raises(ValueError, match=what):
             archive._check(item, dsads.DATASET)
+
+
+def test_a_read_that_yields_nothing_is_said(raw, monkeypatch):
+    for archived in (None, dsads.DATASET.archive):
+        wrong = dataclasses.replace(dsads.DATASET, name="wrong", read=lambda _: None, archive=archived)
+        with pytest.raises(DataError, match="wrong: read returned NoneType; it should yield recordings"):
+            list(archive._listed(wrong.read(None), wrong))
+    with pytest.raises(DataError, match="wrong: read yields no recordings"):
+        archive.generate(dataclasses.replace(wrong, read=lambda _: [], archive=None))
+    with pytest.raises(DataError, match="wrong: recording 0: a list instead of Recording"):
+        archive.generate(dataclasses.replace(wrong, read=lambda _: [[1]], archive=None))
+
+
+def test_an_error_of_a_read_is_told_with_its_place_and_a_wrong_kind_stays_its_own(raw):
+    described = kinds.registry()["example"]
+    path = write_zip(raw / "example.zip", example_files())
+    for mistake, kind, what in (
+        (
+            lambda content: int("eight"),
+            DataError,
+            r"csv: .*'eight'; correct that file .*, or correct test_bad_input.py, ",
+        ),
+        (lambda content: content.shape, AttributeError, "'bytes' object has no attribute 'shape'"),
+    ):
+        with (
+            pytest.raises(kind, match=what),
+            archive.verified("example", described.archive, path) as open_member,
+        ):
+            mistake(open_member(MEMBER))
+
+
+# ------------------------------------------------------------------------------------------------ accidents
+
+
+def test_members_too_large_are_refused_before_they_are_read(raw, monkeypatch):
+    small = dataclasses.replace(kinds.registry()["example"].archive, most_bytes=2**20)
+    for place in (
+        write_zip(raw / "example.zip", example_files() | {MEMBER: b"\n" * 2**22}),
+        write_folder(raw / "folder", example_files() | {MEMBER: b"\n" * 2**22}),
+    ):
+        with (
+            archive.opened(place, small) as open_member,
+            pytest.raises(DataError, match="holds 4 MiB, and at most 1 MiB"),
+        ):
+            open_member(MEMBER)
+
+
+def test_an_archive_with_endless_names_or_backslashes_is_looked_through(raw):
+    deep = {f"{'a/' * 30_000}{k}": b"" for k in range(3)}
+    names = [*deep, *(f"folder\\{name}" for name in example_files())]
+    started = time.process_time()
+    index = archive._index("x", names, example_files())
+    assert index[MEMBER] == f"folder\\{MEMBER}" and len(index) == 6 and time.process_time() - started < 1
+
+
+def test_what_is_no_file_is_no_member(raw):
+    write_folder(raw, example_files())
+    (raw / MEMBER).unlink()
+    os.mkfifo(raw / MEMBER)
+    refused(raw, f"{MEMBER} is missing")
+
+
+@pytest.mark.parametrize(
+    ("mirror", "said"),
+    [
+        ("nowhere", "HARVIS_MIRROR=nowhere is no address, and there is no file"),
+        ("not a url", "HARVIS_MIRROR=not a url is no address"),
+        ("s3://bucket/x", "HARVIS_MIRROR=s3://bucket/x: only http://, https:// and folders are understood"),
+        ("ftp://me:secret@host/x", "HARVIS_MIRROR=ftp://host/x: only http://"),
+        ("http://me:secret@127.0.0.1:9/x", "from http://127.0.0.1:9/x/example.zip: no connection to the server"),
+    ],
+)
+def test_odd_mirrors_are_refused_in_words_and_show_no_password(raw, monkeypatch, mirror, said):
+    monkeypatch.setenv("HARVIS_MIRROR", mirror)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(archive, "RETRIES", 0)
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        archive.load_recordings("example")
+    assert "secret" not in str(caught.value) and left_over(raw.parents[1]) == []
+
+
+def test_a_mirror_may_be_a_folder(raw, tmp_path, monkeypatch):
+    write_zip(tmp_path / "mirror" / "example.zip", example_files())
+    monkeypatch.setenv("HARVIS_MIRROR", "mirror")  # relative: counts from the repository
+    assert archive.load_recordings("example").verified and (raw / "example.zip").is_file()
+
+
+def test_a_download_without_end_is_stopped(raw, monkeypatch):
+    class Endless:
+        headers: dict = {}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def raise_for_status(self):
+            pass
+
+        def iter_content(self, size):
+            while True:
+                yield b"\0" * size
+
+    monkeypatch.setattr("requests.get", lambda *_, **__: Endless())
+    described = dataclasses.replace(kinds.registry()["example"].archive, most_bytes=2**20)
+    with pytest.raises(DataError, match=r"example\.zip: is larger than 4 MiB, which no archive is; not kept"):
+        archive.fetch("example", described)
+    assert left_over(raw.parents[1]) == []
+
+
+def implausible(**changes) -> list[str]:
+    """What is said of a minute of one resting sensor for each person, in G, after these changes of the signals."""
+    rest = np.zeros((1500, 6), np.float32) + np.float32([0, 0, 1, 0, 1, 0])
+    how = {"people": range(1, 9), "signal": rest} | changes
+    items = tuple(kinds.Recording(person, 0, how["signal"]) for person in how["people"])
+    return kinds.Recordings("dsads-approximate", dsads.DATASET, items, verified=False, digest="").implausible()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"signal": np.full((1500, 6), 577, np.float32)},
+            "right arm has a median length of 999 G, .* as if it were in mg",
+        ),
+        ({"signal": np.full((1500, 6), 5.66, np.float32)}, "left leg has a median length of 9.8 G, .* in m/s"),
+        (
+            {"signal": np.full((1500, 6), 0.02, np.float32)},
+            "0.0346 G, not about 1 G: gravity was taken out, or the unit",
+        ),
+        ({"signal": np.full((1500, 6), 1e30, np.float32)}, r"right arm reads up to 1e\+30 G"),
+        ({"signal": np.full((25, 6), 0.577, np.float32)}, r"people with less than 10 s of recordings: 1 \(1 s\), 2"),
+        ({"people": range(1, 8)}, r"people with less than 10 s of recordings: 8 \(0 s\)"),
+    ],
+)
+def test_what_is_implausible_is_said(changes, said):
+    assert implausible() == []
+    assert any(re.search(said, of) for of in implausible(**changes)), implausible(**changes)
+
+
+def test_only_unverified_recordings_are_doubted(raw):
+    write_zip(raw / "example.zip", example_files(50))
+    with pytest.warns(UserWarning, match="example-approximate: people with less than 10 s .* Thresholds in G may mean"):
+        archive.load_recordings("example-approximate")
+    write_zip(raw / "example.zip", example_files())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert archive.load_recordings("example").verified
 
 
 def test_an_archive_without_any_activity(raw, monkeypatch):

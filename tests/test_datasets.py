@@ -149,7 +149,7 @@ def test_dsads_segments_are_joined_in_order_of_time(raw, monkeypatch):
     files = {m: table(rng, 125, 45) for a in (0, 1) for s in (1, 7) for m in dsads.members(a, s)}
     small = dataclasses.replace(dsads.DATASET.archive, members=tuple(files))
     small = dataclasses.replace(dsads.DATASET, archive=small)
-    monkeypatch.setattr(kinds, "registry", lambda: {"dsads": small})
+    monkeypatch.setattr(kinds, "registry", lambda *_: {"dsads": small})
     write_zip(raw / "daily+and+sports+activities.zip", files)
 
     items = archive.load_recordings("dsads-approximate").items

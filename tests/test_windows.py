@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvis_utils.data import windowing
+from harvis_utils.data import dsads, windowing
 from harvis_utils.data.windowing import SPLITS
 from harvis_utils.settings import WindowSettings
 
@@ -97,8 +97,11 @@ def test_what_windows_say_about_themselves(make_recordings, tiny_windows):
     assert (tiny_windows.caveat, tiny_windows.rate_hz) == ("made-up data", 30)
     assert tiny_windows.axes == ("axis 0", "axis 1", "axis 2") and len(tiny_windows.activities) == 3
     assert [sorted(set(getattr(tiny_windows, name).subject)) for name in SPLITS] == [[1, 2], [3], [4]]
-    unverified = replace(make_recordings({(s, 0): 40 for s in (1, 3, 4)}, made_up=False), verified=False)
-    assert windowing.cut(unverified).caveat == "approximate data (archive not verified)"
+    own = replace(make_recordings({(s, 0): 40 for s in (1, 3, 4)}, made_up=False), verified=False)
+    assert windowing.cut(own).caveat == "own data, not verified"
+    archived = replace(own, dataset=replace(own.dataset, archive=dsads.DATASET.archive))
+    assert windowing.cut(archived).caveat == "approximate data (archive not verified)"
+    assert windowing.cut(replace(archived, verified=True)).caveat == ""
 
 
 def test_a_subject_in_two_splits_is_refused(make_recordings):

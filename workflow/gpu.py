@@ -307,7 +307,7 @@ def _check_state(packed: dict, stages: set[str]) -> None:
 
 
 def _pack_command(words: argparse.Namespace) -> None:
-    cfg = load_settings(words.profile, words.dataset)
+    cfg = kinds.fitted(load_settings(words.profile, words.dataset))
     out = words.out or ROOT / "dist" / f"harvis-{cfg.profile}-{cfg.dataset}.tar"
     print(f"{out}: {pack(cfg, out, words.limit_mib, words.wheels_for, words.have)}")
     print(f"there: tar xf {out.name} && sh {FOLDER}/run.sh --device cuda    (again while it exits with {MORE})")

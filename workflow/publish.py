@@ -119,7 +119,7 @@ def _networks(cfg: Settings, folder: Path, again: str) -> dict[Path, Path]:
     def missing(stage: str, key: str):
         raise PublishError(f"its {stage} are stored no more; {again}")
 
-    run = Stages(cfg)
+    run = Stages(kinds.fitted(cfg))
     with around_builds(missing):
         published.save(folder, run.data, [*run.networks, *run.choosing.networks], run.statistics, run.signals)
     return {path: path.relative_to(folder.parent) for path in sorted(folder.iterdir())}

@@ -144,7 +144,7 @@ class Sweep(Section):
 
     def cfg(self, dataset: str, architecture: str, seeds: tuple[int, ...] | None = None) -> Settings:
         """The settings of one data set, architecture and group of seeds, by default all seeds."""
-        cfg = load_settings(self.profile, dataset, self.device)
+        cfg = kinds.fitted(load_settings(self.profile, dataset, self.device))
         for changes in (self.settings, self.architectures[architecture]):
             for section, fields in changes.model_dump(exclude_unset=True).items():
                 cfg = dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **fields)})

@@ -7,7 +7,9 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from harvis_utils.chain.execution import CHAIN, notebook_seconds, run_notebook, 
 from harvis_utils.chain.stamps import NOTEBOOKS, PARTS, ChainError, find_notebooks, outdated, stamp_of
 from harvis_utils.parallel import command_line, threads
 from harvis_utils.settings import PROFILES, REPOSITORY, Settings, artifact_root, load_settings, report_root
-from harvis_utils.store.files import sweep, write_text
+from harvis_utils.store.files import ArtifactError, file_digest, read_json, sweep, write_text, writing
 
 SNAKEFILE = REPOSITORY / "Snakefile"
 
@@ -31,8 +33,10 @@ def alone(cfg: Settings, wait_s: float = 20.0):
 
     Waits a moment for what a killed run may have left behind to end; then says that another run is in progress.
     """
-    cfg.reports.mkdir(parents=True, exist_ok=True)
-    with open(cfg.reports / ".lock", "a") as handle:
+    with writing(cfg.reports):
+        cfg.reports.mkdir(parents=True, exist_ok=True)
+        handle = open(cfg.reports / ".lock", "a")  # noqa: SIM115
+    with handle:
         until = time.monotonic() + wait_s
         while True:
             try:
@@ -53,7 +57,8 @@ def snakemake_command(cfg: Settings, folder: Path, part: str | None, force: list
     After a failure everything else goes on: notebooks do not need each other.
     """
     names = {"profile": cfg.profile, "dataset": cfg.dataset, "device": cfg.device or "auto"}
-    names |= {"weights": cfg.weights, "notebooks": str(folder), "part": part or "all"}
+    names |= {"weights": cfg.weights, "part": part or "all"}
+    names |= {"notebooks": str(folder)} if folder != NOTEBOOKS else {}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
     command += ["--cores", str(AT_ONCE * threads()), "--keep-going", "--directory", str(cfg.reports)]
     command += ["--rerun-incomplete", "--nolock", "--rerun-triggers", "mtime", "params", "input"]
@@ -71,18 +76,41 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) 
     with alone(cfg) as lock:
         logs.mkdir(exist_ok=True)
         sweep(cfg.reports.rglob(".*.part"))
-        before, force = _stamped(cfg, names), outdated(cfg, names)
+        _heal(cfg, names)
+        before, force = _stamped(cfg, names), sorted({*outdated(cfg, names), *_edited(cfg, names)})
         for error in logs.glob("*.error.txt"):
             error.unlink()
         with open(logs / "snakemake.log", "w", encoding="utf-8") as log:
             log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
             log.flush()
             command = snakemake_command(cfg, folder.resolve(), part, force)
-            told = os.environ | {CHAIN: watched()}
+            # a profile of the user's is for other workflows
+            told = {k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"} | {CHAIN: watched()}
             code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
         if code:
             raise ChainError(_why_it_stopped(logs, code))
     return [name for name, at in _stamped(cfg, names).items() if before[name] != at]
+
+
+def _heal(cfg: Settings, names: list[str]) -> None:
+    """Remove stamps and executed notebooks that cannot be read, and say so: they are made anew."""
+    for path in (p for name in names for p in (stamp_of(cfg, name), cfg.reports / f"{name}.ipynb") if p.exists()):
+        try:
+            whole = isinstance(read_json(path), dict)
+        except (ArtifactError, OSError, RecursionError):
+            whole = False
+        if not whole:
+            print(f"{near(path)}: cannot be read; made anew", file=sys.stderr)
+            path.unlink()
+
+
+def _edited(cfg: Settings, names: list[str]) -> list[str]:
+    """Notebooks of which a file is no longer what it was when they were executed; the last one that wrote it counts."""
+    stamps, wanted = [path for name in names if (path := stamp_of(cfg, name)).exists()], {}
+    for path in sorted(stamps, key=lambda path: path.stat().st_mtime_ns):
+        wanted |= {file: (path.stem, digest) for file, digest in read_json(path).get("digests", {}).items()}
+    there = {file: of for file, of in wanted.items() if (cfg.reports / file).is_file()}
+    return [name for file, (name, digest) in there.items() if file_digest(cfg.reports / file) != digest]
 
 
 def _stamped(cfg: Settings, names: list[str]) -> dict[str, int]:
@@ -117,15 +145,21 @@ def near(path: Path) -> Path:
 
 
 def clean() -> list[Path]:
-    """Remove what runs have made, and nothing else: runs, sweeps, pages, stored results; returns what was removed."""
+    """Remove what runs have made, and nothing else: runs, sweeps, pages, stored results; returns what was removed.
+
+    Raises :class:`ChainError` where a run is in progress.
+    """
     reports, store = report_root(), artifact_root()
     folders = [root / profile for root in (reports, store) for profile in (*PROFILES, "sweep")]
     found = [p for p in [*folders, reports / "html", reports / "index.html", store / "store"] if p.exists()]
-    for path in found:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    with contextlib.ExitStack() as held:
+        for place in (lock.parent for folder in folders for lock in sorted(folder.glob("*/.lock"))):
+            held.enter_context(alone(Settings(place.parent.name, place.name), wait_s=0))
+        for path in found:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     return found
 
 
@@ -145,6 +179,21 @@ def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
     print(f"  {notebook.stem:<22}{time.perf_counter() - started:8.1f} s", flush=True)
 
 
+@contextlib.contextmanager
+def _told_when_stopped():
+    """Say what a termination means, as an interrupt does."""
+
+    def stopped(*_) -> None:
+        print("\nstopped; the same command goes on where it stopped", file=sys.stderr, flush=True)
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, stopped)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @command_line
 def main(arguments: list[str] | None = None) -> None:
     """``reproduce``, ``run`` or ``clean``; 0 when it worked."""
@@ -160,10 +209,13 @@ def main(arguments: list[str] | None = None) -> None:
     commands.add_parser("run", parents=[of_run]).add_argument("notebook")
     commands.add_parser("clean")
     words = parser.parse_args(arguments)
+    if (device := getattr(words, "device", None)) and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise ChainError(f"unknown device {device!r}; valid: cpu, cuda, cuda:1, mps")
     cfg = load_settings(words.profile, words.dataset, words.device, words.weights) if "profile" in words else None
     if words.command == "reproduce":
         folder = Path(words.notebooks).resolve()
-        executed = reproduce(cfg, folder, words.part)
+        with _told_when_stopped():
+            executed = reproduce(cfg, folder, words.part)
         print(summary(cfg, [j.stem for j in find_notebooks(folder, words.part)], executed))
     elif words.command == "run":
         _run_command(words, cfg)

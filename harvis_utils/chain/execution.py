@@ -15,7 +15,7 @@ import psutil
 
 from harvis_utils.chain.stamps import ChainError, raw_data, stamp_of
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, report_root
-from harvis_utils.store.files import read_json, write_json, write_text
+from harvis_utils.store.files import file_digest, read_json, write_json, write_text, writing
 
 #: names the processes, the chain and its Snakemake, that the notebooks executed under them end with
 CHAIN = "HARVIS_CHAIN"
@@ -40,9 +40,10 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
 
     log = cfg.reports / "logs" / f"{notebook.stem}.ipynb"
     journal, written, progress = (log.with_suffix(f".{what}.txt") for what in ("results", "files", "progress"))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    for old in (log, journal, written, progress):
-        old.unlink(missing_ok=True)
+    with writing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        for old in (log, journal, written, progress):
+            old.unlink(missing_ok=True)
     archived = raw_data(cfg)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
     given |= {"WEIGHTS": cfg.weights} if cfg.weights != "trained" else {}
@@ -52,10 +53,14 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
     place |= {"JUPYTER_PREFER_ENV_PATH": "1"}
     place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     how = {"kernel_name": "python3", "language": "python", "progress_bar": False, "start_timeout": 180}
+    # kernels warn of every connection without encryption, here of those inside this machine
+    how["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]
+    # papermill takes braces in a path for a template
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, log)]
     try:
         # for the kernel, and put back afterwards
         with mock.patch.dict(os.environ, place), _stopping_with_the_chain():
-            papermill.execute_notebook(notebook, log, parameters=given, cwd=notebook.parent, **how)
+            papermill.execute_notebook(*paths, parameters=given, cwd=notebook.parent, **how)
     except papermill.exceptions.PapermillExecutionError as error:
         raise ChainError(_failure(notebook, log, error)) from None
     except Exception as error:  # the kernel did not start, died, or the notebook cannot be read
@@ -70,7 +75,9 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
     executed, reports = _write_portable(log, cfg.reports / f"{notebook.stem}.ipynb"), cfg.reports.resolve()
     files = [p.relative_to(reports).as_posix() for p in map(Path, _lines(written)) if p.is_relative_to(reports)]
     archived = archived or raw_data(cfg)  # it may have been downloaded meanwhile
-    write_json(stamp_of(cfg, notebook.stem), {"files": files, "stored": _lines(journal), "archive": archived})
+    about = {"files": files, "stored": _lines(journal), "archive": archived}
+    about["digests"] = {name: file_digest(reports / name) for name in files if (reports / name).is_file()}
+    write_json(stamp_of(cfg, notebook.stem), about)
     return executed
 
 

@@ -9,12 +9,13 @@ import hashlib
 import json
 import re
 import zipfile
+from functools import cache
 from pathlib import Path
 
 from harvis_utils.data import archive, kinds
 from harvis_utils.settings import REPOSITORY, HarvisError, Settings, artifact_root
 from harvis_utils.store.files import read_json
-from harvis_utils.store.results import versions
+from harvis_utils.store.results import damage, versions
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -40,12 +41,12 @@ def find_notebooks(folder: Path = NOTEBOOKS, part: str | None = None) -> list[Pa
 
 
 def package_files() -> list[Path]:
-    """Files of the package, code and data: what every notebook depends on.
+    """Files of the package, code and data, and modules of own data sets: what every notebook depends on.
 
     Choice: all of them, whichever a notebook imports. Heavy results are stored by the code that they depend on, so that
     executing a notebook again after an edit elsewhere costs little more than its figures.
     """
-    return sorted(p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    return sorted([*(p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc"), *kinds.own_modules()])
 
 
 def settings_digest(cfg: Settings) -> str:
@@ -54,12 +55,16 @@ def settings_digest(cfg: Settings) -> str:
 
 
 def raw_data(cfg: Settings) -> str | None:
-    """Digest of what tells the run's raw archive from another one; None where there is none, and for made-up data.
+    """Digest of what tells the run's raw data from other ones; None for an archive that is not there, and made-up data.
 
     Of a zip file its members' names, sizes and checksums, so that a copy counts as the same; of an extracted folder
-    its members' sizes and times, because reading them all takes too long to be done before every run.
+    its members' sizes and times, because reading them all takes too long to be done before every run. Own data without
+    an archive are read: nobody else knows where they lie.
     """
-    described = kinds.check_name(cfg.dataset).archive
+    dataset = kinds.check_name(cfg.dataset)
+    if not (dataset.archive or dataset.made_up):
+        return archive.load_recordings(cfg.dataset).digest
+    described = dataset.archive
     place = archive.locate(cfg.dataset, described) if described else None
     if place is None:
         return None
@@ -81,19 +86,19 @@ def stamp_of(cfg: Settings, name: str) -> Path:
 
 
 def outdated(cfg: Settings, names: list[str]) -> list[str]:
-    """Finished notebooks to execute again, because what they made or used is gone, or the archive is another one.
+    """Finished notebooks to execute again: what they made or used is gone or damaged, or the data are other ones.
 
     Snakemake sees none of it: stored results are kept by content and are not its outputs, and an archive may be
     downloaded while the chain runs.
     """
     store, archived = artifact_root() / "store", raw_data(cfg)
-    found, claimed = [], set()
+    found, claimed, damaged = [], set(), cache(lambda address: damage(store / address) is not None)
     for name in (name for name in names if stamp_of(cfg, name).exists()):
         stamp = read_json(stamp_of(cfg, name))
         if "stored" not in stamp:  # written before results were kept by content
             found.append(name)
             continue
-        gone = {s for s in stamp["stored"] if not (store / s / "manifest.json").exists()} - claimed
+        gone = {s for s in stamp["stored"] if damaged(s)} - claimed
         gone |= {f for f in stamp["files"] if not (cfg.reports / f).exists()}
         replaced = archived is not None and archived != stamp.get("archive")  # without one, what is stored counts
         if gone or replaced:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import sys
+import traceback
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,7 +23,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name, registry
-from harvis_utils.settings import APPROXIMATE, data_folders
+from harvis_utils.settings import APPROXIMATE, anchored, data_folders
 from harvis_utils.store.files import scratch
 from harvis_utils.store.results import kept
 
@@ -32,9 +35,11 @@ def parse_table(
 ) -> np.ndarray:
     """The 0-based ``columns`` of a text table, in that order: float64 (row, len(columns)).
 
-    Only these are parsed. Raises ``ValueError`` for a wrong number of rows or fields, for text, NaN and infinity.
+    Only these are parsed. Raises ``ValueError`` for a wrong number of rows or fields, for text, NaN, infinity and
+    numbers beyond float32.
     """
-    lines = content.decode("ascii", errors="replace").splitlines()
+    # as bytes: in text, control characters would end lines too
+    lines = [line.decode("ascii", errors="replace") for line in content.splitlines()]
     if len(lines) != (n_rows or len(lines)) or not lines:
         raise ValueError(f"{len(lines)} rows instead of {n_rows or 'at least one'}")
     values = []
@@ -49,8 +54,8 @@ def parse_table(
             except ValueError:
                 raise ValueError(f"row {number}, column {column + 1} is {field[:40]!r}, not a number") from None
     table = np.array(values).reshape(len(lines), len(columns))
-    for row, column in np.argwhere(~np.isfinite(table))[:1]:
-        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {table[row, column]}, not a finite number")
+    for row, column in np.argwhere(~(np.abs(table) <= np.finfo(np.float32).max))[:1]:
+        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {table[row, column]}, not a finite float32 number")
     return table
 
 
@@ -69,14 +74,18 @@ def locate(name: str, archive: Archive) -> Path | None:
     Looked through in order: each of ``settings.data_folders()``, and before it its subfolder called ``name``.
     """
     first, *others = data_folders()
-    if os.environ.get("HARVIS_DATA") and not first.is_dir():
-        raise DataError(f"HARVIS_DATA names {first}, which is no folder; name the folder that holds {archive.filename}")
-    for folder in (first, *others):
-        for place in (folder / name, folder):
-            if (place / archive.filename).is_file():
-                return place / archive.filename
-            if place.is_dir() and (root := _extracted(place, archive)):
-                return root
+    try:
+        if os.environ.get("HARVIS_DATA") and not first.is_dir():
+            which = f"name the folder that holds {archive.filename}"
+            raise DataError(f"HARVIS_DATA names {first}, which is no folder; {which}")
+        for folder in (first, *others):
+            for place in (folder / name, folder):
+                if (place / archive.filename).is_file():
+                    return place / archive.filename
+                if place.is_dir() and (root := _extracted(place, archive)):
+                    return root
+    except PermissionError as error:
+        raise DataError(f"{error.filename}: may not be looked into; give yourself the permission to") from error
     return None
 
 
@@ -91,31 +100,64 @@ def _extracted(folder: Path, archive: Archive) -> Path | None:
 def fetch(name: str, archive: Archive) -> Path:
     """Download the archive to ``data/raw``, verify it, and only then give it its name.
 
-    It comes from its own address, or from the mirror that ``HARVIS_MIRROR`` names.
+    It comes from its own address, or from the mirror that ``HARVIS_MIRROR`` names: an address or a folder.
     """
-    import pooch
     import requests
 
-    path, mirror = data_folders()[-1] / archive.filename, os.environ.get("HARVIS_MIRROR")
-    url = f"{mirror.rstrip('/')}/{archive.filename}" if mirror else archive.url
-    shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+    path, url = data_folders()[-1] / archive.filename, archive.url
+    if mirror := os.environ.get("HARVIS_MIRROR"):
+        url = f"{mirror.rstrip('/')}/{archive.filename}"
+    local = anchored("HARVIS_MIRROR") / archive.filename if mirror and "://" not in mirror else None
+    if local and not local.is_file():
+        raise DataError(f"HARVIS_MIRROR={mirror} is no address, and there is no file {local}; name what holds it")
+    if not local and not url.startswith(("http://", "https://")):
+        raise DataError(f"HARVIS_MIRROR={_shown(mirror)}: only http://, https:// and folders are understood")
+    title = str(local) if local else f"{_shown(url)} (downloaded, refused, not kept)"
     try:
         with scratch(path) as folder:
-            urls = {path.name: url}
-            source = pooch.create(folder, "", registry={path.name: None}, urls=urls, retry_if_failed=RETRIES)
-            found = Path(source.fetch(path.name, progressbar=shown))
-            with verified(name, archive, found, title=f"{url} (downloaded, refused, not kept)"):
+            found = Path(folder) / path.name
+            shutil.copyfile(local, found) if local else _download(url, found, 4 * archive.most_bytes)
+            with verified(name, archive, found, title=title):
                 pass
             os.replace(found, path)
     except requests.RequestException as error:
         raise DataError(
-            f"{path.name} could not be downloaded from {url}: {_reason(error)}; get it by hand, put it into "
+            f"{path.name} could not be downloaded from {_shown(url)}: {_reason(error)}; get it by hand, put it into "
             f"{path.parent} or a folder named by HARVIS_DATA as {path.name}, and run again"
         ) from error
     except OSError as error:
         what = f"{path} could not be written"
         raise DataError(f"{what}: {error.strerror or error}; make room there; nothing half-written was kept") from error
     return path
+
+
+def _shown(url: str) -> str:
+    """An address without the name and password that it may hold."""
+    return re.sub(r"(?<=://)[^/@]*@", "", url)
+
+
+def _download(url: str, target: Path, most: int) -> None:
+    """Write what an address gives to a file, tried again a few times; no more than ``most`` bytes."""
+    import pooch
+    import requests
+    from tqdm.auto import tqdm
+
+    shown, plain = sys.stderr.isatty() or "ipykernel" in sys.modules, {"Accept-Encoding": "identity"}
+
+    def stream(url: str, output: str, _) -> None:
+        with requests.get(url, headers=plain, stream=True, timeout=60) as answer, open(output, "wb") as file:
+            answer.raise_for_status()
+            size = int(answer.headers.get("content-length", 0)) or None
+            with tqdm(total=size, unit="B", unit_scale=True, disable=not shown) as bar:
+                for chunk in answer.iter_content(2**20):
+                    if file.tell() + len(chunk) > most:
+                        raise DataError(f"{_shown(url)}: is larger than {most >> 20} MiB, which no archive is; not kept")
+                    bar.update(file.write(chunk))
+
+    source = pooch.create(
+        target.parent, "", registry={target.name: None}, urls={target.name: url}, retry_if_failed=RETRIES
+    )
+    source.fetch(target.name, downloader=stream)
 
 
 def _reason(error) -> str:
@@ -166,7 +208,13 @@ def opened(path: Path, archive: Archive, title: str | None = None) -> Iterator[C
 
         def open_member(member: str) -> bytes:
             try:
+                size = packed.getinfo(index[member]).file_size if packed else (path / member).stat().st_size
+                if size > archive.most_bytes:
+                    most = f"at most {archive.most_bytes >> 20} MiB of a file are read"
+                    raise DataError(f"{title}: {member}: holds {size >> 20} MiB, and {most}; {again}")
                 return packed.read(index[member]) if packed else (path / member).read_bytes()
+            except DataError:
+                raise
             except Exception as error:
                 raise DataError(f"{title}: {member}: damaged or unreadable ({error}); {again}") from error
 
@@ -192,8 +240,10 @@ def _not_a_zip(path: Path) -> str:
 def _index(title: str, names: Iterable[str], members: Iterable[str]) -> dict[str, str]:
     """Members to the names they bear in a zip file, which may have put folders before them."""
     wanted, index = set(members), {}
+    deepest = max(member.count("/") for member in wanted)  # a name may have any number of folders before that
     for name in names:
-        parts = name.split("/")
+        # some packers of Windows separate folders by backslashes
+        parts = name.replace("\\", "/").rsplit("/", deepest + 1)[-deepest - 1 :]
         for member in wanted.intersection("/".join(parts[start:]) for start in range(len(parts))):
             if member in index:
                 raise DataError(f"{title}: {member}: found twice ({index[member]}, {name}); keep one of them")
@@ -232,9 +282,12 @@ def verified(name: str, archive: Archive, path: Path, title: str | None = None) 
         try:
             yield checked
         except ValueError as error:
-            last = next(reversed(digests), "")
+            last, place = next(reversed(digests), ""), traceback.extract_tb(error.__traceback__)[-1]
+            own = f", or correct {Path(place.filename).name}, line {place.lineno}"
+            if place.filename == __file__:
+                own = "" if place.name == "parse_table" else ", or correct read"
             raise DataError(
-                f"{title}: {last}: {error}; correct that file or get the archive again from {archive.url}"
+                f"{title}: {last}: {error}; correct that file or get the archive again from {archive.url}{own}"
             ) from error
         for member in archive.members:
             if member not in digests:
@@ -261,7 +314,8 @@ def parsed(
 
     path, items = source(), []
     with verified(name, archive, path) as open_member:
-        for item in tqdm(read(open_member), desc=f"reading {name}", unit=" recordings", disable=None):
+        found = _listed(read(open_member), dataset)
+        for item in tqdm(found, desc=f"reading {name}", unit=" recordings", disable=None):
             _check(item, dataset)
             items.append(item)
     if not items:
@@ -275,14 +329,18 @@ def parsed(
 
 
 def generate(dataset: Dataset) -> Recordings:
-    """Recordings of a made-up data set; the digest is over their content."""
-    items = tuple(dataset.read(None))
-    digest = hashlib.sha256()
-    for item in items:
-        _check(item, dataset)
+    """Recordings of a data set without an archive, made up or somebody's own; the digest is over their content."""
+    items, digest = tuple(_listed(dataset.read(None), dataset)), hashlib.sha256()
+    for number, item in enumerate(items):
+        try:
+            _check(item, dataset)
+        except ValueError as error:
+            raise DataError(f"{dataset.name}: recording {number}: {error}") from error
         digest.update(f"{item.subject} {item.activity} {item.signal.shape}\n".encode())
         digest.update(np.ascontiguousarray(item.signal).tobytes())
-    return Recordings(dataset.name, dataset, items, verified=True, digest=digest.hexdigest())
+    if not items:
+        raise DataError(f"{dataset.name}: read yields no recordings")
+    return Recordings(dataset.name, dataset, items, verified=dataset.made_up, digest=digest.hexdigest()).warned()
 
 
 def _absent(archive: Archive, why: str) -> Path:
@@ -293,15 +351,31 @@ def _absent(archive: Archive, why: str) -> Path:
     )
 
 
+def _listed(found, dataset: Dataset) -> Iterable:
+    """What ``read`` returned, where that can be gone through."""
+    if not isinstance(found, Iterable):
+        raise DataError(f"{dataset.name}: read returned {type(found).__name__}; it should yield recordings")
+    return found
+
+
 def _check(item: Recording, dataset: Dataset) -> None:
     """Refuse recordings that do not fit their data set's description."""
+    if not isinstance(item, Recording) or not isinstance(item.signal, np.ndarray):
+        what = type(getattr(item, "signal", item)).__name__
+        raise ValueError(f"a {what} instead of Recording(subject, activity, signal), whose signal is a NumPy array")
+    for what in ("subject", "activity"):
+        if not isinstance(getattr(item, what), int | np.integer):
+            raise ValueError(f"{what} {getattr(item, what)!r} is no whole number; activities count from 0, in order")
     subjects = {subject for part in dataset.split.values() for subject in part}
     if item.signal.ndim != 2 or item.signal.shape[1] != len(dataset.axes) or not len(item.signal):
         raise ValueError(f"recording of shape {item.signal.shape} instead of (time, {len(dataset.axes)})")
     if item.signal.dtype != np.float32 or not np.isfinite(item.signal).all():
         raise ValueError("recording is not made of finite float32 numbers")
-    if item.subject not in subjects or not 0 <= item.activity < len(dataset.activities):
-        raise ValueError(f"subject {item.subject} or activity {item.activity} is not one of {dataset.name}'s")
+    if item.subject not in subjects:
+        raise ValueError(f"subject {item.subject} is not one of {dataset.name}'s; its split names {sorted(subjects)}")
+    if not 0 <= item.activity < len(dataset.activities):
+        last = len(dataset.activities) - 1
+        raise ValueError(f"activity {item.activity} is not one of {dataset.name}'s, which are counted from 0 to {last}")
 
 
 def load_recordings(name: str, *, download: bool = True) -> Recordings:
@@ -332,13 +406,16 @@ def load_recordings(name: str, *, download: bool = True) -> Recordings:
     found = {column: values.numpy() for column, values in found.items()}
     pieces = np.split(found["signal"], np.cumsum(found["length"])[:-1])
     items = map(Recording, found["subject"].tolist(), found["activity"].tolist(), pieces)
-    return Recordings(name, dataset, tuple(items), verified=not approximate, digest=archive.digest)
+    return Recordings(name, dataset, tuple(items), verified=not approximate, digest=archive.digest).warned()
 
 
 def here() -> list[str]:
-    """Names of the data sets that can be read at once: made up, or with an archive, verified or not, in a folder."""
+    """Names of the data sets that can be read at once: made up, or with an archive, verified or not, in a folder.
+
+    Somebody's own without an archive are left out: their axes may be others.
+    """
     found = []
     for name, dataset in registry().items():
-        places = [name, f"{name}{APPROXIMATE}"] if dataset.archive else [name]
+        places = [name, f"{name}{APPROXIMATE}"] if dataset.archive else [name] * dataset.made_up
         found += [of for of in places if not dataset.archive or locate(of, dataset.archive)][:1]
     return found

@@ -1,6 +1,7 @@
 """Recordings turned into 30 Hz windows, split by subject (paper section 4.2).
 
-Windows never cross the border of a (subject, activity) recording. The resampled recordings are kept end to end
+Windows never cross the border of a (subject, activity) recording, nor that of the windows of which it consists where
+somebody's own data came as windows (``Dataset.pieces``). The resampled recordings are kept end to end
 as one series per split; a window is a position in it, so overlapping windows share their samples.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -22,6 +24,8 @@ from harvis_utils.store.results import described
 SPLITS = ("train", "val", "test")
 #: Choice: a sensor that reads exactly zero for so many samples, a third of a second, was lost
 SHORTEST_DROPOUT = 10
+#: Choice: of the power of movement; linear interpolation leaves it at wrong frequencies
+MOST_FOLDED = 0.02
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ def resample(signal: np.ndarray, rate_hz: float, to_hz: float) -> np.ndarray:
 def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windows:
     """Resample every recording and cut it into windows, subjects split as the data set says.
 
-    Raises ``ValueError`` when a subject stands in two splits or a split has no window.
+    Raises ``ValueError`` when a subject stands in two splits or a split has no window. Of somebody's own data it warns
+    where a split lacks an activity, or where resampling folds frequencies.
     """
     settings = settings or WindowSettings()
     dataset = recordings.dataset
@@ -138,8 +143,42 @@ def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windo
     splits = [_cut_split(recordings, dataset.split[name], settings) for name in SPLITS]
     for name, split in zip(SPLITS, splits, strict=True):
         if not len(split):
-            raise ValueError(f"{recordings.name}: no window for the {name} subjects {dataset.split[name]}")
+            longest = max((dataset.pieces or len(item.signal) for item in recordings.items), default=0)
+            raise ValueError(
+                f"{recordings.name}: no window for the {name} subjects {dataset.split[name]}; a window lasts "
+                f"{settings.length / settings.rate_hz:.3g} s, the longest piece of data {longest / dataset.rate_hz:.3g} s"
+            )
+    if not (dataset.made_up or dataset.archive):
+        _warn(recordings, splits, settings)
     return Windows(*splits, dataset.activities, dataset.axes, settings.rate_hz, recordings.caveat)
+
+
+def _warn(recordings: Recordings, splits: Sequence[Split], settings: WindowSettings) -> None:
+    """Say of somebody's own data where a split lacks an activity, and where resampling folds frequencies."""
+    dataset, found = recordings.dataset, []
+    for name, split in zip(SPLITS, splits, strict=True):
+        if lacking := [of for k, of in enumerate(dataset.activities) if k not in split.activity]:
+            found.append(f"no {name} window of {', '.join(map(repr, lacking))}, on which nothing is measured there")
+    if (share := folded(recordings, settings.rate_hz)) > MOST_FOLDED:
+        found.append(f"{share:.0%} of the power lies above {settings.rate_hz / 2:g} Hz and folds; low-pass it before")
+    if found:
+        warnings.warn(f"{recordings.name}: {'; '.join(found)}", stacklevel=3)
+
+
+def folded(recordings: Recordings, to_hz: float) -> float:
+    """The largest share, over axes, of the power of all movement that lies above half of ``to_hz``."""
+    above, whole = 0.0, np.finfo(float).tiny
+    for item in recordings.items:
+        for signal in _pieces(item.signal, recordings.dataset.pieces):
+            power = np.abs(np.fft.rfft(signal - signal.mean(0), axis=0)) ** 2
+            high = np.fft.rfftfreq(len(signal), 1 / recordings.dataset.rate_hz) > to_hz / 2
+            above, whole = above + power[high].sum(0), whole + power.sum(0)
+    return float(np.max(above / whole))
+
+
+def _pieces(signal: np.ndarray, length: int | None) -> list[np.ndarray]:
+    """A recording, or the windows of so many samples of which it consists."""
+    return [signal[k : k + length] for k in range(0, len(signal), length)] if length else [signal]
 
 
 def _cut_split(recordings: Recordings, subjects: tuple[int, ...], settings: WindowSettings) -> Split:
@@ -147,11 +186,13 @@ def _cut_split(recordings: Recordings, subjects: tuple[int, ...], settings: Wind
     for index, item in enumerate(recordings.items):
         if item.subject not in subjects:
             continue
-        signal = resample(item.signal, recordings.dataset.rate_hz, settings.rate_hz)
-        offset = np.arange(0, len(signal) - settings.length + 1, settings.step)
-        table += [(begun + o, item.activity, item.subject, index, o) for o in offset]
-        pieces.append(signal)
-        begun += len(signal)
+        within = 0
+        for piece in _pieces(item.signal, recordings.dataset.pieces):
+            signal = resample(piece, recordings.dataset.rate_hz, settings.rate_hz)
+            offset = np.arange(0, len(signal) - settings.length + 1, settings.step)
+            table += [(begun + o, item.activity, item.subject, index, within + o) for o in offset]
+            pieces.append(signal)
+            begun, within = begun + len(signal), within + len(signal)
     series = np.concatenate(pieces) if pieces else np.zeros((0, len(recordings.dataset.axes)), np.float32)
     return Split(series, *np.array(table, dtype=np.int64).reshape(-1, 5).T, length=settings.length)
 

@@ -7,10 +7,10 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -46,17 +46,18 @@ def note(variable: str, line: str) -> None:
 def replacing(path: Path):
     """Yield a temporary sibling of ``path`` to write to; it takes the name when the block ends without error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}@{node()}.part")
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield part
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
         note("HARVIS_WRITTEN", str(path.resolve()))
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where even its folder could not be made
+            part.unlink(missing_ok=True)
 
 
 def node() -> str:
@@ -80,8 +81,9 @@ def scratch(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent.glob(".*.part"))
-    prefix = f".{path.name}.{os.getpid()}@{node()}."
-    part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
+    # not by tempfile, whose folders are private: others may share the place
+    part = path.with_name(f".{path.name}.{os.getpid()}@{node()}.{secrets.token_hex(8)}.part")
+    part.mkdir()
     try:
         yield part
     finally:

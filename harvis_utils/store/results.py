@@ -24,7 +24,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache, update_wrapper
 from importlib.metadata import version
 from pathlib import Path
@@ -226,15 +226,20 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:20]
     lock = Path(tempfile.gettempdir()) / f"harvis-{name}.lock"
+    with files.writing(lock):
+        # others may build here too, who are not the owner of what lies in a folder for all
+        held = filelock.FileLock(lock, mode=0o666)
+        held.acquire()
     try:
-        with filelock.FileLock(lock):
-            yield
+        yield
     finally:
-        lock.unlink(missing_ok=True)
+        held.release()
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)
 
 
 def _fill(folder: Path, build: Callable[[Path], object], about: Mapping) -> None:
-    with files.scratch(folder) as part, files.writing(folder):
+    with files.writing(folder), files.scratch(folder) as part:
         started, _cost.seconds = time.perf_counter(), None
         with _around(folder.parent.name, folder.name):
             build(part)

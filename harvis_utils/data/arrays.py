@@ -1,0 +1,253 @@
+"""Arrays, a table or a folder of arrays turned into windows: anyone's data, through the same door as all others.
+
+    windows = from_arrays(x, y, subject, rate_hz=50, axes={"back": "xyz", "thigh": "xyz"}, unit="m/s^2")
+
+and, for the chain, a module in the folder that ``HARVIS_DATASETS`` names, which says
+
+    DATASET = dataset("mine", "/data/mine", rate_hz=50, axes={"back": "xyz", "thigh": "xyz"}, unit="m/s^2")
+
+Nothing is cut, resampled or left out unasked, and nobody stands in two splits. What comes of it is marked as own data.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from harvis_utils.data.archive import generate
+from harvis_utils.data.kinds import STANDARD_GRAVITY, DataError, Dataset, Recording
+from harvis_utils.data.windowing import SPLITS, Windows, cut
+from harvis_utils.settings import WindowSettings
+
+#: units of acceleration, which become G; a value in any other unit stays as it is, and pages say so
+TO_G = {"g": 1.0, "mg": 1e-3, "m/s^2": 1 / STANDARD_GRAVITY, "m/s2": 1 / STANDARD_GRAVITY, "m/s²": 1 / STANDARD_GRAVITY}
+#: of people, without a split of one's own: so many validate and so many test
+SHARE = 0.2
+#: files of a folder: windows, their activities, their people
+FILES = ("X.npy", "Y.npy", "pid.npy")
+
+
+def from_arrays(x, y=None, subject=None, *, name: str = "own", **about) -> Windows:
+    """The windows of :func:`dataset`, kept as they are, or cut as its ``windows`` say."""
+    described = dataset(name, x, y, subject, **about)
+    return cut(generate(described), described.windows)
+
+
+def dataset(
+    name: str,
+    x,
+    y=None,
+    subject=None,
+    *,
+    rate_hz: float | None = None,
+    axes: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
+    unit: str | Mapping[str, str] = "G",
+    activities: Mapping | Sequence[str] | None = None,
+    split: Mapping[str, Sequence] | None = None,
+    seed: int = 0,
+    windows: WindowSettings | None = None,
+    title: str = "own data",
+    source: str = "own data",
+    licence: str = "not stated",
+) -> Dataset:
+    """A data set of arrays. ``x`` is one of these:
+
+    - windows (window, channel, time), with an activity ``y`` and a person ``subject`` for each. They are kept; with
+      ``windows`` each is resampled and cut by itself. Neighbours of one person and activity count as one recording;
+    - a list of recordings (time, channel), with an activity for each, or for each sample, and a person for each;
+      ``windows`` must say how they are cut;
+    - a table with a column for each channel, ``y`` and ``subject`` naming two more, and time as its index, in seconds
+      or as dates. It is cut into recordings where activity or person change, or samples are missing;
+    - a folder that holds ``FILES``, or the three arrays as a tuple.
+
+    ``axes`` names the channels, as {sensor: components}, or "<sensor> <component>" each; ``unit`` is that of all, or of
+    each sensor: accelerations become G. ``activities`` maps ``y`` to names, in their order; ``split`` maps "train",
+    "val" and "test" to people. Without it, people are drawn by ``seed``: a fifth, at least one, tests, as many
+    validate. People that are no whole numbers are numbered from 1, sorted.
+
+    Raises :class:`DataError` for what does not fit together.
+    """
+    try:
+        if isinstance(x, str | Path):
+            x = _of_folder(Path(x))
+        if isinstance(x, tuple) and len(x) == 3 and y is None and subject is None:
+            x, y, subject = x
+        if isinstance(x, pd.DataFrame):
+            axes = axes if axes is not None else [str(c) for c in x.columns if c not in (y, subject)]
+            x, y, subject, rate_hz = _of_table(x, y, subject, rate_hz)
+        if y is None or subject is None or not rate_hz:
+            raise ValueError("it needs y, an activity each, subject, a person each, and rate_hz, samples a second")
+        axes, factors, units = _axes(axes, unit)
+        parts, label, person, pieces = _parts(x, y, subject, len(axes))
+        known, activity = _activities(label, activities)
+        people, number, split = _people(person, split, seed)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+    if pieces:
+        windows = windows or WindowSettings(float(rate_hz), pieces, pieces)
+    elif not windows:
+        raise DataError(f"{name}: recordings need windows=WindowSettings(rate_hz, length, step): how they are cut")
+
+    def read(_=None) -> Iterator[Recording]:
+        for k, (of, first, last) in enumerate(parts):
+            with np.errstate(over="ignore"):
+                signal = (of(first, last) * factors).astype(np.float32)
+            if (bad := ~np.isfinite(signal).all(1)).any():
+                what = f"window {first + bad.argmax() // pieces}" if pieces else f"recording {k}, row {bad.argmax()}"
+                raise DataError(f"{name}: {what} holds NaN, infinity or more than float32 can; leave it out or fill it")
+            yield Recording(int(number[k]), int(activity[k]), signal)
+
+    if not all(isinstance(one, int) for one in people):
+        source += f"; people in turn: {', '.join(map(str, people))}"
+    return Dataset(
+        *(name, title, source, licence, float(rate_hz), known, axes, split, read),
+        windows=windows,
+        pieces=pieces,
+        units=units,
+    )
+
+
+def _of_folder(folder: Path) -> tuple[np.ndarray, ...]:
+    """The arrays of a folder; large ones are read when they are needed."""
+    if missing := [file for file in FILES if not (folder / file).is_file()]:
+        raise ValueError(f"there is no {missing[0]} in {folder}, which should hold {', '.join(FILES)}")
+    found = []
+    for file in FILES:
+        try:
+            found.append(np.load(folder / file, mmap_mode="r"))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{folder / file} is no array of numbers or text ({error}); save it as one") from error
+    return tuple(found)
+
+
+def _of_table(frame: pd.DataFrame, label: str, subject: str, rate_hz: float | None) -> tuple:
+    """A table's recordings, their activities and people, and its rate; rows without an activity belong to none."""
+    if missing := [name for name in (label, subject) if name not in frame.columns]:
+        raise ValueError(f"the table has no column {missing[0]!r}; y and subject name two of {list(frame.columns)}")
+    index = frame.index
+    of_time = index.dtype.kind in "mMif" and not isinstance(index, pd.RangeIndex)
+    if not of_time and not rate_hz:
+        raise ValueError("the table's index is no time; give rate_hz, or seconds or dates as its index")
+    if not of_time:
+        steps = np.full(len(frame) - 1, 1 / rate_hz)
+    else:
+        steps = np.diff(index.to_numpy()) / (np.timedelta64(1, "s") if index.dtype.kind in "mM" else 1.0)
+    step = 1 / rate_hz if rate_hz else float(np.median(steps))
+    keys = frame[[subject, label]]
+    other = np.array((keys != keys.shift()).any(axis=1))
+    other[1:] |= ~(np.abs(steps - step) < step / 2)
+    uneven = (np.abs(steps - step) > step / 10) & ~other[1:]
+    if not step > 0 or uneven.sum() > 0.05 * len(frame):
+        raise ValueError(f"samples are not evenly spaced by {step:.4g} s; resample the table before")
+    starts = np.flatnonzero(other)
+    rows = [(a, b) for a, b in zip(starts, [*starts[1:], len(frame)], strict=True) if keys.iloc[a].notna().all()]
+    values = frame.drop(columns=[label, subject]).to_numpy()
+    about = [keys.iloc[[a for a, _ in rows]][column].tolist() for column in (label, subject)]
+    return [values[a:b] for a, b in rows], *about, rate_hz or float(f"{1 / step:.6g}")
+
+
+def _axes(axes, unit) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
+    """Names of the axes, what each is multiplied by, and the units of sensors that stay as they are."""
+    if isinstance(axes, Mapping):
+        axes = [f"{sensor} {component}" for sensor, components in axes.items() for component in components]
+    if not axes or isinstance(axes, str) or not all(" " in str(axis).strip() for axis in axes):
+        raise ValueError("axes should be {sensor: components}, as {'wrist': 'xyz'}, or '<sensor> <component>' each")
+    sensors = [axis.rpartition(" ")[0] for axis in axes]
+    of = dict.fromkeys(sensors, unit) if isinstance(unit, str) else dict(unit)
+    if set(of) != set(sensors):
+        raise ValueError(f"unit names {', '.join(of) or 'nothing'}; the sensors are {', '.join(dict.fromkeys(sensors))}")
+    factors = np.array([TO_G.get(of[sensor].lower(), 1.0) for sensor in sensors])
+    return tuple(axes), factors, {sensor: one for sensor, one in of.items() if one.lower() not in TO_G}
+
+
+def _parts(x, y, subject, n_axes: int) -> tuple[list[tuple[Callable, int, int]], list, list, int | None]:
+    """Recordings as (function of rows, first, last), what they show, who, and the length of windows in them."""
+    whole = isinstance(x, np.ndarray) or hasattr(x, "detach")
+    given = [np.asarray(x)] if whole else [np.asarray(one) for one in x]
+    shape = f"(window, {n_axes}, time)" if whole else f"(time, {n_axes}), each recording,"
+    for one in given:
+        if one.dtype.kind not in "fiu" or one.ndim != 2 + whole or one.shape[1] != n_axes or not one.size:
+            turned = one.ndim == 3 and one.shape[2] == n_axes
+            hint = "; x.transpose(0, 2, 1) puts channels in the middle" if turned else ""
+            raise ValueError(f"x should be numbers {shape} for {n_axes} axes, not {one.dtype} {one.shape}{hint}")
+    n = len(given[0]) if whole else len(given)
+    y, subject = list(y), list(subject)
+    if len(y) != n or len(subject) != n:
+        raise ValueError(f"{n} windows or recordings have {len(y)} activities and {len(subject)} people; give one each")
+    if not whole:
+        parts, label, person = [], [], []
+        for one, what, who in zip(given, y, subject, strict=True):
+            what = np.full(len(one), what) if np.ndim(what) == 0 else np.asarray(what)
+            if len(what) != len(one):
+                raise ValueError(f"a recording of {len(one)} samples has {len(what)} activities; give one, or one each")
+            for a, b in _runs(what):
+                parts.append((lambda first, last, one=one: one[first:last], a, b))
+                label.append(what[a]), person.append(who)
+        return parts, label, person, None
+    runs = _runs(np.asarray(y), np.asarray(subject))
+    if len(runs) > n / 2 > 1:
+        warnings.warn(
+            "windows of one person and activity do not stand together; in the order in which they were recorded, "
+            "overlapping ones are not taken for independent",
+            stacklevel=4,
+        )
+    rows = given[0]
+    parts = [(lambda a, b: rows[a:b].transpose(0, 2, 1).reshape(-1, n_axes), a, b) for a, b in runs]
+    return parts, [y[a] for a, _ in runs], [subject[a] for a, _ in runs], rows.shape[2]
+
+
+def _runs(*columns: np.ndarray) -> list[tuple[int, int]]:
+    """First and last of each stretch in which nothing changes."""
+    change = np.any([of[1:] != of[:-1] for of in columns], axis=0)
+    starts = [0, *np.flatnonzero(change) + 1]
+    return list(zip(map(int, starts), [*map(int, starts[1:]), len(columns[0])], strict=True))
+
+
+def _plain(values: Sequence, what: str) -> list:
+    """Labels as whole numbers or text, of whatever array they came."""
+    found = [v.item() if hasattr(v, "item") else v for v in values]
+    found = [int(v) if isinstance(v, float) and v.is_integer() else v for v in found]
+    if strange := [v for v in found if not isinstance(v, int | str) or v == ""]:
+        raise ValueError(f"{what} {strange[0]!r} is neither text nor a whole number; leave those rows out")
+    return found
+
+
+def _activities(label: Sequence, names) -> tuple[tuple[str, ...], list[int]]:
+    """Names of the activities and the index of each label."""
+    label = _plain(label, "activity")
+    there = sorted(set(label), key=lambda v: (isinstance(v, str), v))
+    if names is None:
+        names = {v: str(v) for v in there}
+    elif not isinstance(names, Mapping):
+        names = dict(zip(range(len(names)) if there == [*range(len(names))] else names, names, strict=True))
+    if unknown := [v for v in there if v not in names]:
+        raise ValueError(f"activity {unknown[0]!r} has no name; activities={{{unknown[0]!r}: name, ...}} gives one")
+    index = {value: k for k, value in enumerate(names)}
+    return tuple(str(name) for name in names.values()), [index[value] for value in label]
+
+
+def _people(person: Sequence, split, seed: int) -> tuple[list, list[int], dict[str, tuple[int, ...]]]:
+    """People, the number of each recording's, and who trains, validates and tests."""
+    person = _plain(person, "person")
+    people = sorted(set(person), key=lambda v: (isinstance(v, str), v))
+    whole = all(isinstance(v, int) for v in people)
+    numbers = {v: v if whole else k for k, v in enumerate(people, 1)}
+    if split is None:
+        if len(people) < 3:
+            raise ValueError(f"{len(people)} people cannot train, validate and test; at least three are needed")
+        drawn, n = [people[k] for k in np.random.default_rng(seed).permutation(len(people))], len(people)
+        each = max(1, round(SHARE * n))
+        split = {"train": drawn[2 * each :], "val": drawn[each : 2 * each], "test": drawn[:each]}
+    if set(split) != set(SPLITS):
+        raise ValueError(f"split should map {', '.join(SPLITS)} to people, not {', '.join(map(str, split))}")
+    named = [v for part in SPLITS for v in _plain(split[part], "person")]
+    if twice := sorted({str(v) for v in named if named.count(v) > 1}):
+        raise ValueError(f"person {twice[0]} stands in two splits, so that a network would be tested on who it knows")
+    if strange := [*(set(named) - set(people)), *(set(people) - set(named))]:
+        raise ValueError(f"person {strange[0]!r} is in the split or in the data, but not in both")
+    parts = {part: tuple(sorted(numbers[v] for v in _plain(split[part], "person"))) for part in SPLITS}
+    return people, [numbers[v] for v in person], parts
