@@ -1,0 +1,86 @@
+"""The form of the notebooks: short cells, formulas, words explained before they are used, findings that can be read.
+
+Sources are looked at here as they stand; what only shows when they are executed is looked at in published runs.
+"""
+
+import json
+import re
+import statistics
+
+import pytest
+
+from harvis_utils.chain.stamps import PARTS, find_notebooks
+from harvis_utils.settings import REPOSITORY
+
+BOOKS = find_notebooks()
+#: the appendix: tables and lists that nobody reads from end to end
+APPENDIX = "20_reference"
+#: notebooks that explain no method of their own
+WITHOUT_FORMULA = {"00_start_here", "01_data", "06_paper_vs_ours", "14_cards", "19_your_network", APPENDIX}
+#: what a short form stands for; one of these words must stand near its first use in every notebook
+SHORT = {
+    "AM": ["Activation Maximization"],
+    "EAP": ["Extreme Activation Penalty"],
+    "AAP": ["Abnormal Amplitude Penalty"],
+    "TV": ["total variation"],
+    "IoU": ["intersection over union"],
+    "SF-HF": ["late fusion", "sensor fusion", "hybrid fusion", "Münzner"],
+    "GRU": ["gated recurrent unit", "recurrent"],
+    "GAN": ["generative adversarial"],
+    "FID": ["Fréchet"],
+    "AUC": ["area under"],
+    "t-SNE": ["neighbour embedding"],
+    "MACO": ["magnitude"],
+    "F1": ["precision", "mean of precision and recall", "macro F1"],
+}
+
+
+def cells(path, kind):
+    """Sources of the cells of one kind."""
+    book = json.loads(path.read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == kind]
+
+
+def named(books):
+    return pytest.mark.parametrize("path", books, ids=[book.stem for book in books])
+
+
+@named(BOOKS)
+def test_cells_are_short(path):
+    lines = [[line for line in cell.splitlines() if line.strip()] for cell in cells(path, "code")]
+    counts = [len(of) for of in lines]
+    middle = 0 if path.stem == APPENDIX else statistics.median(counts)  # a table each
+    assert sum(counts) <= 110 and middle <= 6 and max(counts) <= 20, counts
+
+
+@named([book for book in BOOKS if book.stem not in WITHOUT_FORMULA])
+def test_a_method_is_told_by_its_formula(path):
+    text = "\n".join(cells(path, "markdown"))
+    assert re.search(r"\$[^$\n]+\$", text), "no formula"
+
+
+@named([book for book in BOOKS if book.stem != APPENDIX])
+def test_short_forms_are_explained_where_they_are_first_used(path):
+    text = "\n\n".join(cells(path, "markdown"))
+    text = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$|`[^`]*`", " ", text, flags=re.S)  # formulas explain their own symbols
+    missing = []
+    for short, words in SHORT.items():
+        first = re.search(rf"(?<![\w+-]){re.escape(short)}(?![\w-])", text)
+        if first:
+            near = text[max(0, first.start() - 300) : first.end() + 300].lower()
+            link = f"{APPENDIX}.ipynb#{short}".lower()
+            if link not in near and not any(word.lower() in near for word in words):
+                missing.append(short)
+    assert not missing, f"not explained at their first use: {', '.join(missing)}"
+
+
+@named(BOOKS)
+def test_an_early_cell_draws_the_first_picture(path):
+    code = cells(path, "code")[1:]  # behind the parameters
+    if path.stem != APPENDIX:
+        assert any("figure(" in cell for cell in code[:3]), "no figure in the first three cells"
+
+
+def test_parts_hold_every_notebook_once():
+    numbers = [int(book.stem[:2]) for book in BOOKS]
+    assert all(sum(number in part for part in PARTS.values()) == 1 for number in numbers)
