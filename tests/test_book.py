@@ -10,7 +10,6 @@ import statistics
 import pytest
 
 from harvis_utils.chain.stamps import PARTS, find_notebooks
-from harvis_utils.settings import REPOSITORY
 
 BOOKS = find_notebooks()
 #: the appendix: tables and lists that nobody reads from end to end
