@@ -131,6 +131,7 @@ def machine_paths(path: Path) -> list[str]:
         return []
     text = re.sub(r"\\[nt]", " ", path.read_text(encoding="utf-8"))  # what JSON writes in front of a word
     known = [REPOSITORY, Path.home(), report_root(), artifact_root(), *data_folders()]
+    known += [Path(sys.prefix), Path(tempfile.gettempdir())]
     here = "|".join(re.escape(str(p)) for p in known if len(p.parts) > 1)
     found = re.findall(rf"(?<![\w.~+/-])(?:(?:{here})(?![\w-])|/(?:home|Users)/\w)[^\s\"'\\]{{0,80}}", text)
     return sorted(set(found))

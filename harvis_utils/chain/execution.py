@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from unittest import mock
@@ -146,9 +147,10 @@ def runs(name: str) -> bool:
 
 
 def portable(text: str) -> str:
-    """``text`` with this machine's folders written relative to the project, ``HARVIS_DATA`` and home as ``~``."""
+    """``text`` with this machine's folders written relative to the project, or by names of their own: home as ``~``."""
     names = {report_root(): "reports", artifact_root(): "data/derived", REPOSITORY: ""}
     names |= {folder: "HARVIS_DATA" for folder in data_folders()[:-1]} | {Path.home(): "~"}
+    names |= {Path(sys.prefix): ".venv", Path(tempfile.gettempdir()): "tmp"}  # warnings name the file that they are of
     for folder, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
         if len(folder.parts) < 2:
             continue

@@ -181,7 +181,7 @@ def probed(train: Split, split: Split, together: np.ndarray) -> xr.Dataset:
     """The same of multinomial logistic regression on the windows of ``train``."""
     flat = (of.x.reshape(len(of), -1).astype(float) for of in (train, split))
     x, other = flat
-    scores = LogisticRegression(C=0.1, max_iter=300).fit(x, train.activity).decision_function(other)
+    scores = LogisticRegression(C=0.1, max_iter=3000).fit(x, train.activity).decision_function(other)
     return voting.tally(scores, split, together).to_dataset(name="counts")
 
 
