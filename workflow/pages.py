@@ -157,10 +157,16 @@ class Prose(IPythonRenderer):
         return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", block=True)
 
 
+#: commands that docutils does not know, and what it draws the same
+UNKNOWN = {r"([bB]igg?)": r"\\\1l", "dots": r"\\ldots", "tfrac": r"\\frac", "textstyle": ""}
+
+
 def mathml(formula: str, block: bool = False) -> str:
     """A LaTeX formula as MathML; as it stands, marked by a class, where it has commands that are not known."""
-    try:  # docutils knows delimiters of a set size only by the names that say left or right
-        made = tex2mathml(re.sub(r"(\\[bB]igg?)(?![A-Za-z])", r"\1l", formula), as_block=block)
+    for name, known in UNKNOWN.items():
+        formula = re.sub(rf"\\{name}(?![A-Za-z])", known, formula)
+    try:
+        made = tex2mathml(formula, as_block=block)
         return f'<span class="{"block " * block}math">{made}</span>'  # which scrolls where it is too wide
     except (ValueError, AttributeError, IndexError, SyntaxError):
         return f'<code class="formula">{escape(formula)}</code>'
