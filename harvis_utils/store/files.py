@@ -132,4 +132,5 @@ def read_dataset(path: Path):
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
-    return hashlib.file_digest(Path(path).open("rb"), "sha256").hexdigest()
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
