@@ -47,6 +47,8 @@ def test_links_lead_somewhere(path):
     for link in LINK.findall(prose(path)):
         place, _, anchor = link.partition("#")
         target = (path.parent / place).resolve() if place else path
+        if path in NOTEBOOKS and place.startswith("tables/"):
+            continue  # written where the notebook is executed
         if not link.startswith("http") and not (target.exists() and (not anchor or anchor in anchors(target))):
             lost.append(link)
     assert not lost
