@@ -395,6 +395,11 @@ def test_controls_are_judged_by_the_trained_unit(run, cfg, tiny_windows):
     outputs = np.stack(list(realism.largest_outputs(net.trunk, tiny_windows.test.segments).values()))
     there_is_one = outputs.max(-1) >= run["stats"]["th_eap"].sel(seed=0).values
     assert np.array_equal(strong["reached"].sel(seed=0) >= 1 - 1e-6, there_is_one) and there_is_one.any()
+    own = (run[name].sel(seed=0, drop=True) for name in ("stats", "random_signals"))
+    about = (next(own)["th_eap"], next(own)[["signal", "map"]], starting_signal(cfg.maximization, LENGTH))
+    made = realism.control_signals.function(net, tiny_windows, *about)["signal"].sel(control="held-out-strong")
+    of_test = {segment.tobytes() for segment in tiny_windows.test.segments}
+    assert {segment.tobytes() for segment in made.values.reshape(-1, LENGTH).astype(np.float32)} <= of_test
     assert (found.sel(control="flat-zero")["spectral_distance"].where(alive, 1) == 1).all()
     assert np.allclose(found.sel(control="starting-sine")["displacement_g"], 0)
 

@@ -13,6 +13,7 @@ from made_trunks import made_trunk
 from harvis_utils.maximization import coordinates, objectives, paper_methods, priors, unit_statistics, visualization
 from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.maximization.starting import chosen_units, starting_points, starting_signal
+from harvis_utils.metrics.explanation import explained
 from harvis_utils.paper import climbing, comparing, explaining, variants
 from harvis_utils.paper.variants import BY_NAME, EXPLAINER, EXPLAINING, LIKELIEST_TRIGGER
 from harvis_utils.settings import (
@@ -337,6 +338,10 @@ def test_variants_are_chosen_by_the_mean_of_means(cfg, made, tiny_windows, monke
     names = [one.name for one in some]
     found = explaining.explanations(*about, made.visual["signal"].sel(technique=names)).sel(technique=names)
     assert set(found["accuracy"].dims) == {"seed", "technique", "layer", "unit"} and found["accuracy"].notnull().any()
+    net, own = made.nets[0], {"seed": made.nets[0].seed, "technique": names, "layer": "conv2"}
+    th, signals = made.stats["th_eap"].isel(seed=0).sel(layer="conv2"), made.visual["signal"].sel(own)
+    direct = explained(net.trunk, "conv2", signals, tiny_windows.test, th, cfg.explanation)["accuracy"]
+    assert np.allclose(found["accuracy"].sel(own).transpose(*direct.dims), direct, equal_nan=True), "in test windows"
     values = np.linspace(0, 1, found["accuracy"].size).reshape(found["accuracy"].shape)
     first = found.assign(accuracy=(found["accuracy"].dims, values))
     gaps = first.assign(accuracy=first["accuracy"].where((first["unit"] != 0) | (first["layer"] != "conv1")))

@@ -61,9 +61,19 @@ MUTATIONS = {
         "maps + 0",
         ["engine"],
     ),
-    "axes swapped": ("metrics/nearest", "- 1) * self.n_axes + axis", "- 1) + axis * len(self.split)", ["nearest"]),
+    "axes swapped": (
+        "metrics/nearest",
+        "window * self.n_axes + axis[each]",
+        "window + axis[each] * len(self.split)",
+        ["nearest"],
+    ),
     "weakest piece": ("metrics/similarity", "start = sums.argmax(1)", "start = sums.argmin(1)", ["similarity"]),
-    "failed units count": ("metrics/similarity", '"ssim": ("s_u", ("failed",))', '"ssim": ("s_u", ())', ["similarity"]),
+    "limit in another unit": (
+        "metrics/similarity",
+        "failed = amplitude > settings.fail_amplitude_g",
+        "failed = amplitude > 9.81 * settings.fail_amplitude_g",
+        ["similarity"],
+    ),
     "half an interval": ("metrics/intervals", "LEVEL = (0.025, 0.975)", "LEVEL = (0.25, 0.75)", ["intervals"]),
     "C5 loosened": ("paper/claims", "HALF = 0.5", "HALF = 0.9", ["claims"]),
     "control from training": (
@@ -108,7 +118,7 @@ MUTATIONS = {
         "np.stack([split.subject[inside],",
         ["self_attention"],
     ),
-    "distance of products": ("metrics/generative", "- 2 * both))", "- both))", ["generating"]),
+    "distance of products": ("metrics/generative", "- 2 * both))", "- both))", ["generators"]),
 }
 
 
