@@ -416,3 +416,10 @@ def test_pictures_are_small_and_keep_rare_colours():
     for name, colour in style.METHOD_COLOURS.items():
         here = (before == np.round(255 * np.array(to_rgb(colour)))).all(-1)
         assert here.any() and np.abs(after[here] - before[here]).max() <= 4, name
+
+
+def test_what_hardly_moves_is_drawn_flat_in_a_grid_of_signals():
+    loud, still = np.sin(np.arange(30.0)), 1e-4 * np.sin(np.arange(30.0))
+    figure = waves.waves({"signal": np.stack([loud, still])[:, None]}, ["loud", "still"], ["unit 0"])
+    spans = [np.ptp(ax.get_ylim()) for ax in figure.axes[:2]]
+    assert spans[0] > 1.9 and spans[1] == pytest.approx(waves.LEAST_SPAN_G)

@@ -38,6 +38,12 @@ LEAST_SPAN_G = 0.5
 LEVELS = (("p95", ":", "95 % point"), ("th_eap", "--", "th"))
 
 
+def _span(ax) -> None:
+    """Let an axis of signals in G span at least ``LEAST_SPAN_G``."""
+    if np.ptp(ax.get_ylim()) < LEAST_SPAN_G:
+        ax.set_ylim(np.mean(ax.get_ylim()) + LEAST_SPAN_G * np.array([-0.5, 0.5]))
+
+
 def recordings(
     signals: Sequence[np.ndarray],
     titles: Sequence[str],
@@ -117,8 +123,8 @@ def unit_methods(
         ax.axhline(0, color="#bbbbbb", linewidth=0.7)
         plot_axes(ax, np.arange(length) / rate_hz, signals.values[i], METHOD_COLOURS.get(name, SIGNAL))
         ax.set(title=name, xlabel="time [s]" if i + columns >= n else "")
-        if label == "signal [G]" and np.ptp(ax.get_ylim()) < LEAST_SPAN_G:
-            ax.set_ylim(np.mean(ax.get_ylim()) + LEAST_SPAN_G * np.array([-0.5, 0.5]))
+        if label == "signal [G]":
+            _span(ax)
         ax.set_xlim(-0.6 / rate_hz, (length - 0.4) / rate_hz)
         if compared:
             ends = compared[0][i] + np.array([-0.5, compared[1] - 0.5])
@@ -241,6 +247,8 @@ def waves(
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
         if own_scale:
             ax.set(ylim=(-1.15, 1.15), yticks=[])
+        elif label == "signal [G]":
+            _span(ax)
     axes[-1, n_columns // 2].set_xlabel("time [s]")
     figure.supylabel(label + (", own scales" if own_scale else ""), fontsize=10)
     return finish(figure, legend, title=title)
