@@ -585,7 +585,7 @@ PROFILES: dict[str, dict] = {
             windows=WindowSettings(length=64, step=64),
             model=BranchSettings(n_units=16),
             training=TrainingSettings(
-                epochs=6, learning_rate=2e-3, batch_size=128, schedule="cosine", evaluate_every=2
+                epochs=4, learning_rate=2e-3, batch_size=128, schedule="cosine", evaluate_every=2
             ),
         ),
         "generation": GenerationSettings(
