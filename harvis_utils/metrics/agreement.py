@@ -82,7 +82,8 @@ def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
 
     ``signals`` has ``signal`` and ``map`` as :func:`similarity.score` takes them and ``dead`` (..., unit); returns dims
     (..., unit). Failed: an amplitude above ``fail_amplitude_g`` or not finite; silent: no output anywhere; flat: a
-    piece that is constant on every axis.
+    signal that hardly moves (:func:`signal_measures.flat`), or whose piece is constant on every axis: a correlation
+    sees neither level nor amplitude, and would match one such line with another.
     """
     dims = [d for d in signals["signal"].dims if d not in ("axis", "time", "unit")] + ["unit"]
     dead, x = signals["dead"].transpose(*dims), signal_measures.in_rows(signals["signal"], dims)
@@ -92,7 +93,7 @@ def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
         "dead": dead.values.reshape(-1),
         "failed": ~(np.abs(x).reshape(len(x), -1).max(1) <= settings.fail_amplitude_g),  # NaN too
         "silent": signal_measures.largest(signals["map"], dims) <= 0,
-        "flat": (np.ptp(pieces, axis=-1) <= similarity.CONSTANT_G).reshape(len(x), -1).all(1),
+        "flat": signal_measures.flat(x) | (np.ptp(pieces, axis=-1) <= similarity.CONSTANT_G).reshape(len(x), -1).all(1),
     }
     named = np.select([why[name] for name in LEFT_OUT], LEFT_OUT, "used")
     return xr.Dataset(
