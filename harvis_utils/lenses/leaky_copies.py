@@ -40,7 +40,7 @@ COPY_RULE, PLAIN_RULE, OTHER_WINDOW = BETWEEN = ("copy and rule", "plain gradien
 #: Choice: of two step sizes the one that a unit gets higher with, the same for all that is compared
 LEAKY_STEPS = (Step("adam", 0.03, DECAY), Step("adam", 0.3, DECAY))
 #: slopes inside the paper's method
-INSIDE = (0.1, 0.3, 1.0)
+INSIDE = (0.1, 0.3)
 #: units of any other network's place, spread evenly
 N_ANYWHERE = 8
 #: Choice: a leak cures silence where so many more of the units come to their threshold, and so many fewer are flat
@@ -113,16 +113,16 @@ def over(first: xr.DataArray, second: xr.DataArray) -> pd.DataFrame:
 def maxima_at(network: Network, place: str, starts: np.ndarray, n_steps: int, bound: float) -> xr.Dataset:
     """``maximum`` of units of any place of any network, climbed by its leaky copies: (layer, slope, start, unit).
 
-    ``starts`` are windows (start, axis, time) in G; units are spread evenly. A slope of 0 is plain ascent.
+    ``starts`` are windows (start, axis, time) in G; units are spread evenly. Slopes are 0, plain ascent, and ``TOLD``.
     """
     with taps.evaluating(network.model):
         n_units = taps.outputs(network.model, place, starts).shape[1]
-    units, found = chosen_units(n_units, N_ANYWHERE), []
-    for slope, step in product(SLOPES, LEAKY_STEPS):
+    units, slopes, found = chosen_units(n_units, N_ANYWHERE), [0.0, TOLD], []
+    for slope, step in product(slopes, LEAKY_STEPS):
         made = ascend_units(network.model, place, units, starts, step, n_steps, slope, bound, COPY)
         found.append(made.maximum.view(len(units), len(starts)).T.numpy())
-    best = np.stack(found).reshape(len(SLOPES), len(LEAKY_STEPS), *found[0].shape).max(1)
-    coords = {"layer": [place], "slope": list(SLOPES), "unit": units}
+    best = np.stack(found).reshape(len(slopes), len(LEAKY_STEPS), *found[0].shape).max(1)
+    coords = {"layer": [place], "slope": slopes, "unit": units}
     return xr.Dataset({"maximum": (("layer", "slope", "start", "unit"), best[None])}, coords)
 
 
