@@ -272,7 +272,7 @@ def maximize(
     rows = climbing_rows(recipes, list(units), np.asarray(th_eap), weights, math.prod(starts))
     x = np.broadcast_to(start, shape).reshape(len(rows), *inner)
     record, filters = recorded_steps(settings.n_steps), any(recipe.after == "lowpass" for recipe in recipes)
-    lock, total, title = threading.Lock(), len(rows) * settings.n_steps, f"maximizing {layer}"
+    lock, total, title = threading.Lock(), len(rows) * settings.n_steps, f"maximizing {getattr(layer, 'name', layer)}"
     with progress(total=total, desc=title, leave=False, unit="step", unit_scale=True) as bar:
 
         def tick(n: int) -> None:
