@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from harvis_utils.lenses import slopes
-from harvis_utils.lenses.slopes import SLOPES, THROUGH, Ascent
+from harvis_utils.lenses.slopes import SLOPES, Ascent
 from harvis_utils.settings import Step
 
 BOUND = 1.0
@@ -101,11 +101,9 @@ def _last(landscape: Landscape) -> str:
     return str(len(landscape.network) - 1)
 
 
-def climb(
-    landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS, way: str = THROUGH
-) -> Ascent:
+def climb(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> Ascent:
     """Climb one landscape from each of ``start`` (point, dimension) under a backward slope, within ±1."""
-    return slopes.ascend_units(landscape.network, _last(landscape), [0], start, step, n_steps, slope, BOUND, way)
+    return slopes.ascend_units(landscape.network, _last(landscape), [0], start, step, n_steps, slope, BOUND)
 
 
 def path(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> np.ndarray:
@@ -135,12 +133,12 @@ def ascents(n_dims: int, by: Sequence[float] = (0.0, 0.3, 1.0)) -> tuple[dict, d
     return {name: surface(la) for name, la in chosen.items()}, paths, {name: la.at for name, la in chosen.items()}
 
 
-def successes(n_starts: int = 144, optimizers: Sequence[str] = tuple(STEPS), way: str = THROUGH) -> pd.DataFrame:
+def successes(n_starts: int = 144, optimizers: Sequence[str] = tuple(STEPS)) -> pd.DataFrame:
     """Share of starting points from which each function's highest value is found: (function and optimizer, slope)."""
     rows = {}
     for landscape, name in product(landscapes(), optimizers):
         points, enough = starts(landscape.n_dims, n_starts), SUCCESS * landscape.maximum
-        reached = (climb(landscape, slope, STEPS[name], points, way=way).maximum >= enough for slope in SLOPES)
+        reached = (climb(landscape, slope, STEPS[name], points).maximum >= enough for slope in SLOPES)
         rows[landscape.name, name] = [float(found.float().mean()) for found in reached]
     index = pd.MultiIndex.from_tuples(rows, names=["function", "optimizer"])
     return pd.DataFrame(list(rows.values()), index, pd.Index(SLOPES, name="backward slope"))

@@ -150,7 +150,7 @@ def _draws(rows: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarr
 
 @dataclass(frozen=True)
 class Difference:
-    """``mean`` of the paired differences with its interval, and an effect size with its own.
+    """``mean`` of the paired differences with its interval, and an effect size.
 
     ``dominance`` is the share of pairs in which the first is larger minus the share in which it is smaller (Cliff's
     delta of paired values): 1 always larger, 0 neither, -1 always smaller. ``n_networks`` and ``n_pairs`` say how many
@@ -160,7 +160,6 @@ class Difference:
     mean: float
     interval: list[float] | None
     dominance: float
-    dominance_interval: list[float] | None
     n_networks: int
     n_pairs: int
 
@@ -185,7 +184,7 @@ def paired(first, second) -> Difference:
     difference = first - second
     there = ~np.isnan(difference)
     counts = int(there.any(1).sum()), int(there.sum())
-    return Difference(*interval(difference), *interval(np.sign(difference)), *counts)
+    return Difference(*interval(difference), interval(np.sign(difference))[0], *counts)
 
 
 def shown(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:

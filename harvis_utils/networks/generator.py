@@ -89,12 +89,6 @@ class Discriminator(nn.Module):
             h = getattr(self, name)(h)
         return self.classes(h)[..., 0]
 
-    @torch.no_grad()
-    def norms(self) -> dict[str, float]:
-        """The largest singular value of each layer's weights, one output channel a row."""
-        layers = {**{name: getattr(self, name)[0] for name in self.stages}, "classes": self.classes}
-        return {name: float(torch.linalg.matrix_norm(of.weight.flatten(1), 2)) for name, of in layers.items()}
-
 
 def networks(train: Split, settings: GanSettings) -> tuple[list[Generator], Discriminator]:
     """New generators and their discriminator for windows like those of ``train``; weights by torch's generator.

@@ -104,15 +104,10 @@ def networks(cfg: Settings, level: Level, name: str) -> list[Network]:
 
 
 def measured(
-    cfg: Settings,
-    level: Level,
-    names: Sequence[str],
-    measure: Callable[..., pd.DataFrame],
-    *about,
-    n: int | None = None,
+    cfg: Settings, level: Level, names: Sequence[str], measure: Callable[..., pd.DataFrame], *about
 ) -> pd.DataFrame:
-    """What a kept ``measure`` of (network, windows, ...) says of the first ``n`` networks of each name."""
-    wanted = [(name, net) for name in names for net in networks(cfg, level, name)[:n]]
+    """What a kept ``measure`` of (network, windows, ...) says of the networks of each name."""
+    wanted = [(name, net) for name in names for net in networks(cfg, level, name)]
     parts = side_by_side(cfg, lambda of: measure(of[1], level.windows, *about), wanted)
     named = [part.assign(network=name, seed=net.seed) for (name, net), part in zip(wanted, parts, strict=True)]
     return pd.concat(named, ignore_index=True)
@@ -177,10 +172,8 @@ def of_attention(alike: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------- maximization under attention
 
 
-@kept("attention", apart=("device",))
-def climbed(
-    network: Network, windows: Windows, settings: MaximizationSettings, *, device: str | None = None
-) -> pd.DataFrame:
+@kept("attention")
+def climbed(network: Network, windows: Windows, settings: MaximizationSettings) -> pd.DataFrame:
     """The paper's method on units behind the fusion, with the maps free and with them frozen at their training mean.
 
     One row per unit and ``climbed``: its largest output over its threshold, "output, maps free" and "output, maps

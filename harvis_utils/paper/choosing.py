@@ -207,16 +207,6 @@ def table(readings: Sequence[Variant], found: Facts, drawn: np.ndarray) -> pd.Da
     return rows.iloc[order]
 
 
-def by_parameter(rows: pd.DataFrame, what: str = "score") -> pd.DataFrame:
-    """``what`` by the value of each of :data:`OPEN`, over all others: mean, smallest ("low") and largest ("high").
-
-    ``rows`` is what :func:`table` returns; the index is (parameter, value).
-    """
-    parts = {name: rows.groupby(name)[what].agg(["mean", "min", "max"]) for name in OPEN}
-    found = pd.concat({k: part.rename(index=str) for k, part in parts.items()}, names=["parameter", "value"])
-    return found.set_axis([what, f"{what} low", f"{what} high"], axis=1)
-
-
 def deciding(rows: pd.DataFrame, what: Sequence[str] = ("score", "flat", "off")) -> pd.DataFrame:
     """How far each of :data:`OPEN` alone moves ``what``: one row per parameter.
 

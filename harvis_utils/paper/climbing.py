@@ -53,15 +53,15 @@ def second_moment(split: Split) -> np.ndarray:
     return segments.T @ segments / len(segments)
 
 
-def window_prior(split: Split, floor: float = 1e-3) -> np.ndarray:
+def window_prior(split: Split) -> np.ndarray:
     """(time, time) matrix P of a norm sqrt(x' P x) in which real windows are short: inverse of their second moment.
 
     Scaled so that a real window costs on average what its L2 norm would. Directions in which real windows hold less
-    than ``floor`` of the strongest one's power count as holding that much.
+    than a thousandth of the strongest one's power count as holding that much.
     """
     moment = second_moment(split)
     power, directions = np.linalg.eigh(moment)
-    inverse = (directions / np.maximum(power, floor * power[-1])) @ directions.T
+    inverse = (directions / np.maximum(power, 1e-3 * power[-1])) @ directions.T
     inverse = (inverse + inverse.T) / 2
     return inverse * np.trace(moment) / np.trace(inverse @ moment)
 

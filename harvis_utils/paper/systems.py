@@ -44,7 +44,6 @@ def judge(
     question: Question,
     values,
     controls: Mapping[str, Sequence[float]] = MappingProxyType({}),
-    size: str = UNSTATED,
     missing: str = "",
     drawn=None,
 ) -> dict:
@@ -71,7 +70,7 @@ def judge(
             "where": question.where,
             "source": question.source,
             "direction": direction,
-            "size": size,
+            "size": UNSTATED,
             "value": value,
             "unit": question.unit,
             "interval": ends,
