@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from harvis_utils.data.windowing import SPLITS, Split, Windows
 from harvis_utils.lenses import concepts, dissection
 from harvis_utils.lenses.concepts import Concepts
+from harvis_utils.metrics.intervals import over_networks
 from harvis_utils.metrics.recovery import chance_point
 from harvis_utils.networks import recurrent, taps
 from harvis_utils.parallel import side_by_side, torch_device
@@ -187,12 +188,7 @@ def numbers(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def counted(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """:func:`numbers` with their intervals over networks, a row for each of ``by``."""
-    rows = {}
-    for names, own in numbers(table, by).groupby(list(by), sort=False):
-        rows[names] = {"networks": len(own)}
-        for name in MEASURES:
-            rows[names] |= dissection.over_networks(name, own[name].to_numpy(float), least=3)
-    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=list(by)))
+    return over_networks(numbers(table, by), by, MEASURES, least=3)
 
 
 # ----------------------------------------------------------------------------------------------------- both sides

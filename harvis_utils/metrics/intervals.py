@@ -94,9 +94,14 @@ def traded(recording, n: int, rng: np.random.Generator, groups=None) -> Iterator
     return (draw() for _ in range(n))
 
 
-def with_interval(name: str, values, summary: str = "mean") -> dict[str, float]:
-    """:func:`interval` as a part of a table's row: ``name``, "name low" and "name high", NaN where there is none."""
-    return _row(name, *interval(values, summary))
+def with_interval(name: str, values, summary: str = "mean", least: int = 1) -> dict[str, float]:
+    """:func:`interval` as a part of a table's row: ``name``, "name low" and "name high".
+
+    The ends are NaN where there is none, and where fewer than ``least`` values are there.
+    """
+    value, ends = interval(values, summary)
+    enough = np.count_nonzero(~np.isnan(np.asarray(values, dtype=float))) >= least
+    return _row(name, value, ends if enough else None)
 
 
 def _row(name: str, value: float, ends: list[float] | None) -> dict[str, float]:
@@ -120,17 +125,17 @@ def tabulated(values: Mapping[str, xr.DataArray], by: str, medians: Sequence[str
     return pd.DataFrame(rows, pd.Index(labels, name=by))
 
 
-def over_networks(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def over_networks(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str], least: int = 2) -> pd.DataFrame:
     """Mean over networks and :func:`with_interval` of ``columns``, one row per group, in the order of the groups.
 
-    ``table`` has one row per group and "seed". ``networks`` says how many have a value; one alone has no interval.
+    ``table`` has one row per group and "seed". ``networks`` says how many there are; fewer than ``least`` with a value
+    have no interval.
     """
     rows = {}
     for group, own in table.groupby(list(by), sort=False):
         rows[group] = {"networks": own["seed"].nunique()}
         for name in columns:
-            there = own[name].dropna()
-            rows[group] |= with_interval(name, there) if len(there) > 1 else _row(name, there.mean(), None)
+            rows[group] |= with_interval(name, own[name], least=least)
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=by))
 
 

@@ -20,7 +20,8 @@ from harvis_utils.lenses import attention
 from harvis_utils.lenses.attention import BOTH, EDITS, INVERTED, INVERTED_OTHER, ITSELF, SAME_SCALE, SCALED
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
-from harvis_utils.metrics.intervals import number, with_interval
+from harvis_utils.metrics import intervals
+from harvis_utils.metrics.intervals import number
 from harvis_utils.networks import builders, taps
 from harvis_utils.networks.attention_branch import SPATIAL, TEMPORAL, Edited
 from harvis_utils.paper import systems
@@ -115,12 +116,7 @@ def measured(
 
 def over_networks(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Means over networks with their intervals, one row per group, in the order in which groups occur."""
-    groups = table.groupby(list(by), sort=False)
-    rows = [
-        dict(zip(by, keys, strict=True)) | {k: v for c in columns for k, v in with_interval(c, own[c]).items()}
-        for keys, own in groups
-    ]
-    return pd.DataFrame(rows)
+    return intervals.over_networks(table, by, columns, least=1).drop(columns="networks").reset_index()
 
 
 # ------------------------------------------------------------------------------------------------- accuracy (D1)
