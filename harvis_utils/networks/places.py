@@ -91,11 +91,7 @@ def refuse_compiled(network: nn.Module) -> None:
 
 
 def find(
-    network: nn.Module,
-    layer: str | Tap,
-    rectified: bool = False,
-    layout: str | None = None,
-    call: int | None = None,
+    network: nn.Module, layer: str | Tap, rectified: bool = False, layout: str | None = None, call: int | None = None
 ) -> Tap:
     """The tap of a layer by name: ``conv1`` ... of SF-HF after batch norm and ReLU, else the submodule of that name.
 

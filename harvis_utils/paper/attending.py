@@ -12,18 +12,7 @@ from harvis_utils.data.windowing import Split
 from harvis_utils.lenses import attention, locating, occlusion, pooling
 from harvis_utils.metrics.intervals import with_interval
 from harvis_utils.networks.self_attention import attended, received
-from harvis_utils.paper.self_attention import (
-    AS_TRAINED,
-    CNN,
-    CNN355,
-    DILATED,
-    EDITS,
-    RAW,
-    SAN,
-    SPECTRA,
-    Study,
-    wide,
-)
+from harvis_utils.paper.self_attention import AS_TRAINED, CNN, CNN355, DILATED, EDITS, RAW, SAN, SPECTRA, Study, wide
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 

@@ -202,11 +202,7 @@ CRITERIA = (
         "r",
     ),
     _above(
-        "C9",
-        "correlation with the nearest real piece minus that of real pieces of the shape",
-        beyond_real,
-        -0.05,
-        "r",
+        "C9", "correlation with the nearest real piece minus that of real pieces of the shape", beyond_real, -0.05, "r"
     ),
     *(c for shape, words in (("rising edge", "basketball"), ("peak", "running")) for c in _named(shape, words)),
     _above("C10", "conv1: Hopkins statistic minus noise's", hopkins_above_noise, 0.0),
@@ -227,10 +223,7 @@ CRITERIA = (
         "C10", "share of networks with three activities in three clusters minus chance", all_different, 0.0, "share"
     ),
     _above(
-        "C11",
-        "effective rank of equally many moving signals, conv3 minus conv1",
-        partial(deeper, name="variety"),
-        0.0,
+        "C11", "effective rank of equally many moving signals, conv3 minus conv1", partial(deeper, name="variety"), 0.0
     ),
     _above(
         "C11", "share of distinct moving signals, conv3 minus conv1", partial(deeper, name="distinct"), 0.0, "share"

@@ -21,16 +21,7 @@ from harvis_utils.maximization.starting import chosen_units, spectrum_noise, sta
 from harvis_utils.metrics import similarity
 from harvis_utils.metrics.signal_measures import flat
 from harvis_utils.networks.trunks import network_of
-from harvis_utils.paper.variants import (
-    BY_NAME,
-    EXPLAINER,
-    FREE,
-    LIKELIEST_TRIGGER,
-    PENALIZED,
-    Variant,
-    Visual,
-    by_step,
-)
+from harvis_utils.paper.variants import BY_NAME, EXPLAINER, FREE, LIKELIEST_TRIGGER, PENALIZED, Variant, Visual, by_step
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import MaximizationSettings, Settings, SimilaritySettings, VisualSettings
 from harvis_utils.store.results import kept
