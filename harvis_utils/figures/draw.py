@@ -8,8 +8,6 @@ panels with an axis of its own. ``references`` maps names to levels to compare w
 middles of what they draw. All raise ``KeyError`` for a column that is not there.
 """
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping

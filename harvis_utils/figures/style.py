@@ -1,7 +1,5 @@
 """Style and colours of every figure, set once, and what each figure begins and ends with."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Mapping, Sequence

@@ -10,8 +10,6 @@ source is half of the training people doing half of the activities; the targets 
 activities and with the others.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from dataclasses import dataclass

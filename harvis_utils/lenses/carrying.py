@@ -4,8 +4,6 @@ Zeiler and Fergus (2014, section 5) retrain the last layers on other pictures, w
 SF-HF treats each axis by itself, so that it fits windows with any axes at the same rate; the head is made anew.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import product
 

@@ -9,8 +9,6 @@ Without max pooling there are no switches, and the projection of a given output 
 decides only *where* and *how strongly* a unit speaks. What switches carry is told by others in their place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 

@@ -14,8 +14,6 @@ outputs, multiplied by an orthogonal matrix Q, hold all they held, and the next 
 units are others. If these mean less than the network's own, meaning is a matter of the basis.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -9,8 +9,6 @@ The smallest change is searched for with DeepFool (Moosavi-Dezfooli et al. 2016)
 an upper bound on the true one. Choice: L2, in G RMS over all samples of all axes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

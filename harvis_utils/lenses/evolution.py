@@ -5,8 +5,6 @@ within a few epochs and upper ones late. Choice: a layer has *settled* at the fi
 over its units of the correlation with the last epoch exceeds ``SETTLED`` to the end.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ start and the range of real windows; what they do not reach is not safe from oth
 honest network: do the layers below a unit treat its signal as they treat real windows?
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Sequence

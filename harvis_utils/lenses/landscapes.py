@@ -5,8 +5,6 @@ or where the wrong ones are open (``two hills``, ``race``), and mislead where a 
 (``tent``): what comes back through it then points away.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

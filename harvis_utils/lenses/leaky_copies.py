@@ -5,8 +5,6 @@ under either. Here they are compared: how far their gradients differ, what each 
 ReLUs too, and inside the paper's method, whose penalties flatten the signal of a unit that is silent.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

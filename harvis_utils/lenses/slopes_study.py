@@ -8,8 +8,6 @@ for a seed: first weights, order of the windows, dropout, epochs. Networks and d
 several seeds and a learning rate of its own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext

@@ -7,8 +7,6 @@ a pattern and the filter an extractor (Haufe et al. 2014): where neighbouring sa
 the first looks like what the unit is after. Both work for any place of any network, without a gradient.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import xarray as xr

@@ -12,8 +12,6 @@ tenth; what a recording has in two tenths may go to different places. Whole reco
 because none lies in one.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

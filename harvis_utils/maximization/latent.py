@@ -12,8 +12,6 @@ the best is kept; convolutions take windows of any length; and of the best windo
 cut out that, by itself, has the largest mean. :func:`random_search` has as many windows to choose from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

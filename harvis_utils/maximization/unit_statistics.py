@@ -8,8 +8,6 @@ linear layer, GELU) has no such value: its mean, deviation and threshold are tho
 they are all the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ they are, beside nulls of equally many units. That two networks agree is necessa
 the data, not sufficient. The paper measures none of this; everything here is a Choice.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import combinations

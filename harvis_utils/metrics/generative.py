@@ -6,8 +6,6 @@ with the number of windows. So all sets have one size, each table has the rows o
 memorization and measures of time stand beside. Sets are (window, axis, time) in G.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from itertools import combinations

@@ -6,8 +6,6 @@ Nor are windows of one recording, which overlap and are alike: a null trades who
 have columns "x", "x low" and "x high".
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How far units are from linear: what the best linear filter of their receptive field leaves unexplained (C11)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import xarray as xr

@@ -7,8 +7,6 @@ A maximum over many signals and shifts is biased upward, the more so the shorter
 where it exceeds that of equally many signals that cannot know the motif: the start, a network with random weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -10,8 +10,6 @@ it. ``realism_p`` and ``distance_ratio`` compare only the pieces that excite the
 No measure is to be read alone: what each can be won by stands in :mod:`harvis_utils.metrics.signal_measures`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import xarray as xr

@@ -10,8 +10,6 @@ the shape, so that a missing motif can be laid to the method or to the networks.
 The paper measures none of this; everything here is a Choice.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

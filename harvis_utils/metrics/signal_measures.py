@@ -5,8 +5,6 @@ axis, time) of units that mix axes. Choice: a distance is a mean over axes and s
 :mod:`harvis_utils.metrics.realism` chooses the real windows that they are compared with, and reads them together.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -9,8 +9,6 @@ with whole windows: a distance is the mean squared error over axes and samples, 
 Power, variation and squares add up over axes. With one axis all this is what the paper says.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product

@@ -4,8 +4,6 @@ Radford et al. (2016) with four doublings of time, for windows of 64 samples; k 
 k + 1 classes are MAD-GAN (Ghosh et al. 2018). Windows are in G: scaling is part of the networks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

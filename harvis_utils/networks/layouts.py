@@ -5,8 +5,6 @@ dimensions that hold two roles stand in brackets, the slower one first: ``"(wind
 size 1 without a role is ``1``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """Places in a network: their names, and what each is, found out once by watching a few small forward passes."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from collections.abc import Callable, Iterator

@@ -8,8 +8,6 @@ Which dimension of a layer's output is which is declared (``find(network, "lstm"
 What cannot be told is refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace

@@ -1,7 +1,5 @@
 """Whether networks know the direction of time, and where the attention of 1D-SAN lies (notebook 15)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import torch

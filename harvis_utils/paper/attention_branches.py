@@ -4,8 +4,6 @@ Networks are trained on the run's own data and, whatever these are, on made-up r
 plain ones, which are easy, and harder ones, on which attention could matter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 

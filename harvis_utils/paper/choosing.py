@@ -19,8 +19,6 @@ networks, by an earlier rule which had no fact about shape and counted departure
   in one of score, flat signals and the two printed numbers without being beaten in another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial

@@ -14,8 +14,6 @@ come from before and contain values that a first look at DSADS had shown. Runs s
 judged by (:func:`rule`), and a test compares it with the rules of the commit they were made with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 

@@ -4,8 +4,6 @@ Readings are climbed by :mod:`harvis_utils.fast.ascent`, visual variants by
 :mod:`harvis_utils.maximization.visualization`. What chooses among them uses networks that take no part in judging.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 

@@ -5,8 +5,6 @@ The two axes are those of notebook 08: *activation*, the share of its threshold 
 easily won, by amplitude or by doing nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import product
 

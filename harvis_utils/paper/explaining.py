@@ -1,7 +1,5 @@
 """Signals of all networks beside their references: how well each method explains units, with intervals."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import product

@@ -4,8 +4,6 @@ All rows have one base of settings. Scores are of equally many windows everywher
 vectors, and of all generators of a row together ("all"), an equal part from each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property

@@ -4,8 +4,6 @@ Signals of units through generators stand beside those of the paper's method and
 controls that have no training, no ascent or no network, and beside real windows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product

@@ -4,8 +4,6 @@ The people of a data set are few, and the paper's own split leaves out two of th
 in turn, so that what is said of networks can be said with an interval over people.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Everything a run found, as one checked file: ``results.json``, and the tables that notebook 06 shows of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json

@@ -6,8 +6,6 @@ below zero, or altogether within the margin: then there is no difference that ma
 stand beside it: what else would give the same number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -5,8 +5,6 @@ judged. Other networks stand beside it as controls: the same difference of rando
 pooling. All is taken network by network, over networks with the same seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -10,8 +10,6 @@ and only s learns from it. The norm runs over time; written over single values, 
 is 1 and the loss 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
