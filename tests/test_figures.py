@@ -159,7 +159,7 @@ def texts(figure):
 
 def test_every_function_that_draws_is_tried():
     made = {n for m in (draw, waves, special) for n, f in inspect.getmembers(m, inspect.isfunction)
-            if f.__module__ == m.__name__ and inspect.signature(f).return_annotation == "Figure"}  # fmt: skip
+            if f.__module__ == m.__name__ and inspect.signature(f).return_annotation is style.Figure}  # fmt: skip
     assert {name.partition(",")[0] for name in FIGURES} == made - ELSEWHERE
 
 

@@ -40,25 +40,16 @@ _NGUYEN, _TWO = "Nguyen et al. 2016", "above the better of likeliest trigger and
 _CONTROLS = "random search through the same generator, an untrained one, a linear one"
 #: what is judged; differences and margins were fixed before any run on recorded data
 QUESTIONS = (
-    Question(
-        *("P1", _NGUYEN, "a learned prior gives inputs that excite the unit and look real"),
-        *(f"share of the threshold times nearness, through DCGAN + SN, {_TWO}", _CONTROLS, 0.02),
-    ),
-    Question(
-        *("P2", _NGUYEN, "at equal activation they are nearer to real ones"),
-        *(f"nearness, of units that all three bring to their threshold, {_TWO}", _CONTROLS, 0.02),
-    ),
-    Question(
-        *("P3", _NGUYEN, "they show in an interpretable way what a unit has learned"),
-        *(f"right answers to which of two new windows excites the unit more, {_TWO}", _CONTROLS, 0.01, "share"),
-    ),
-    Question(
-        *("P4", "thesis on collaborative generators, Tab. 1", "generators that teach each other make better windows"),
-        "share of the threshold times nearness, through generators that teach each other, above the better of MAD-GAN "
-        "and DCGAN + SN",
-        *("the same generators with no edge between them", 0.02),
-    ),
-)
+    Question("P1", _NGUYEN, "a learned prior gives inputs that excite the unit and look real",
+             f"share of the threshold times nearness, through DCGAN + SN, {_TWO}", _CONTROLS, 0.02),
+    Question("P2", _NGUYEN, "at equal activation they are nearer to real ones",
+             f"nearness, of units that all three bring to their threshold, {_TWO}", _CONTROLS, 0.02),
+    Question("P3", _NGUYEN, "they show in an interpretable way what a unit has learned",
+             f"right answers to which of two new windows excites the unit more, {_TWO}", _CONTROLS, 0.01, "share"),
+    Question("P4", "thesis on collaborative generators, Tab. 1", "generators that teach each other make better windows",
+             "share of the threshold times nearness, through generators that teach each other, above the better of "
+             "MAD-GAN and DCGAN + SN", "the same generators with no edge between them", 0.02),
+)  # fmt: skip
 
 VALUE, COPIED, SHOWN = "activation x nearness", "distance [octaves]", "shows its motif"
 #: what is measured of signals, each with its null
