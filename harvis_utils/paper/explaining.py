@@ -145,13 +145,6 @@ def beside_real(
     return realism.realism(cfg, windows, networks, statistics, made)
 
 
-def nearness(
-    cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, signals: xr.DataArray
-) -> xr.DataArray:
-    """:func:`realism.nearness` of methods and references (:func:`beside_real`)."""
-    return realism.nearness(beside_real(cfg, windows, networks, statistics, signals))
-
-
 # ---------------------------------------------------------------------------------------------- the truth, where known
 
 

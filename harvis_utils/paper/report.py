@@ -12,7 +12,8 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Windows, amplitude_threshold
-from harvis_utils.metrics import linearity, similarity
+from harvis_utils.maximization import unit_statistics
+from harvis_utils.metrics import similarity
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.paper import claims, verdicts
 from harvis_utils.paper.evidence import Evidence
@@ -84,7 +85,7 @@ def assemble(
     """
     chosen, last = test_f1(windows, networks)
     threshold = amplitude_threshold(windows.train)
-    linear = of_networks(networks, lambda net: linearity.nonlinearity(net, windows, device=cfg.device))
+    linear = of_networks(networks, lambda net: unit_statistics.nonlinearity(net, windows, device=cfg.device))
     evidence = Evidence(
         dataset=cfg.dataset,
         epochs=cfg.training.epochs,
