@@ -153,10 +153,7 @@ def entries(axes: Sequence[Axes]) -> dict:
 
 
 def finish(figure: Figure, legend: Mapping | None = None, columns: int = 4, title: str = "") -> Figure:
-    """Write title and legend outside the axes, so that none covers data or another.
-
-    ``legend`` maps labels to artists.
-    """
+    """Write title and legend, label to artist, outside the axes, so that none covers data or another."""
     figure.set_label(title)
     if legend:
         place = {"loc": "outside upper center", "handlelength": 1.6, "columnspacing": 1.2}

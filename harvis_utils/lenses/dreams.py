@@ -89,10 +89,7 @@ def _class(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Lead of the class ``before`` over the one whose linearized border is nearest, (window,), and minus its gradient.
-
-    One backward pass per class.
-    """
+    """Lead of ``before`` over the class whose linearized border is nearest, (window,), and minus its gradient."""
     x = x.detach().requires_grad_()
     scores = taps.scores_of(network, x)
     lead = scores.gather(1, before[:, None]) - scores  # (window, class)

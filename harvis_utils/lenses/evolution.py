@@ -67,10 +67,7 @@ def states(
     device: str | None = None,
     checkpoint: Path | None = None,
 ) -> dict[str, Tensor]:
-    """Weights of one network after each epoch of :func:`marks`, called "<epoch>.<name>".
-
-    Interrupted training goes on after its last epoch.
-    """
+    """Weights of one network after each epoch of :func:`marks`, called "<epoch>.<name>"; resumable."""
     network, wanted, found = (
         supervised.new_model(windows, model, seed).to(torch_device(device)),
         marks(training.epochs),

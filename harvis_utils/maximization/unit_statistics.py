@@ -64,10 +64,7 @@ class Largest:
 
 
 class _Layer:
-    """What is known of the units of one layer after some of the chunks of ``n_outputs`` outputs in all.
-
-    Outputs are at least ``floor``.
-    """
+    """What is known of a layer's units after some chunks of ``n_outputs`` outputs in all, each at least ``floor``."""
 
     def __init__(self, n_units: int, n_outputs: int, n_top: int, device: torch.device | str, floor: float = 0.0):
         self.n_outputs, self.n_top = n_outputs, n_top

@@ -253,10 +253,7 @@ def realism_of(
 def realism(
     cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, signals: xr.Dataset
 ) -> xr.Dataset:
-    """Measures of all methods, dims (seed, preset, technique, layer, unit); missing ones are made.
-
-    ``signals`` has dims (seed, layer, preset, technique, unit, time).
-    """
+    """Measures of all methods' ``signals``, dims (seed, preset, technique, layer, unit); missing ones are made."""
     start = starting_signal(cfg.maximization, windows.train.length)
     return of_networks(
         networks,

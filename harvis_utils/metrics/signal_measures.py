@@ -21,10 +21,7 @@ FLAT_G = 0.05
 
 
 def ranges(signals: np.ndarray) -> np.ndarray:
-    """From the lowest to the highest sample of the axis that moves most: (row[, axis], time) -> (row,).
-
-    NaN where a signal is not finite.
-    """
+    """Range of the axis that moves most: (row[, axis], time) -> (row,); NaN where a signal is not finite."""
     with np.errstate(invalid="ignore"):
         found = np.ptp(np.asarray(signals, dtype=np.float64), axis=-1)
     found = found.max(1) if found.ndim == 2 else found

@@ -130,10 +130,7 @@ def against(
 def beside_real(
     cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, signals: xr.DataArray
 ) -> xr.Dataset:
-    """:func:`realism.realism` of methods and references, dims (seed, technique, layer, unit); missing ones are made.
-
-    ``signals`` is as for :func:`explanations`.
-    """
+    """:func:`realism.realism` of what :func:`explanations` is of, with its dims; missing ones are made."""
     both, _ = with_references(cfg, windows, networks, signals)
     both = both.astype(np.float32)
 

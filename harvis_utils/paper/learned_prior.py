@@ -114,10 +114,7 @@ def compared(run: Stages, made: xr.Dataset) -> xr.DataArray:
 
 @kept("latent")
 def nearest_real(windows: Windows, signals: xr.DataArray) -> xr.Dataset:
-    """The training segment nearest to each signal (.., time) in G, ``signal``, and its ``distance`` (..).
-
-    That is the root mean square difference in G.
-    """
+    """The training segment nearest to each signal (.., time) in G, ``signal``, and its ``distance`` (..), RMS in G."""
     segments, x = windows.train.segments, signals.values.reshape(-1, signals.sizes["time"]).astype(np.float32)
     others = torch.as_tensor(np.ascontiguousarray(segments))
     near = segments[torch.cat([torch.cdist(of, others).argmin(1) for of in torch.as_tensor(x).split(64)]).numpy()]

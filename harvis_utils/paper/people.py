@@ -120,10 +120,7 @@ def over_people(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def dropout_table(windows: Windows, shortest: int = SHORTEST_DROPOUT) -> pd.DataFrame:
-    """``windows``, ``dropouts`` and their ``share`` for every person and activity that has any, most affected first.
-
-    Dropouts are what :func:`windowing.dropouts` says.
-    """
+    """``windows``, :func:`windowing.dropouts` and their ``share`` by person and activity, most affected first."""
     flags = [dropouts(getattr(windows, name), windows.axes, shortest) for name in SPLITS]
     labels = windows.labels().assign(dropout=np.concatenate(flags))
     found = labels.groupby(["person", "activity"], observed=True)["dropout"].agg(["size", "sum", "mean"])
