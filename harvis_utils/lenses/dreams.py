@@ -258,29 +258,6 @@ def sizes(measured: xr.Dataset, windows: Windows, untrained: Sequence[Network], 
     return pd.DataFrame([with_interval("G RMS", of) for of in found.values()], index=list(found))
 
 
-def of_objectives(network: SFHF, layer: str, start: np.ndarray, n_classes: int, **how) -> pd.DataFrame:
-    """How kinds of objectives rise from ``start`` (signal, axis, time) in G: (signal, step), a column for each kind.
-
-    Neurons of the ``layer``, one for each signal, before its ReLU; minus their outputs; the layer's mean square; a
-    random direction, all of the first axis alone; classes in turn. ``how`` as :func:`visualization.visualize` takes it.
-    """
-    view = visualization.PerAxis(network, layer)
-    before, direction = view.tap(layer, before_relu=True), np.random.default_rng(0).standard_normal
-    axis, classes = start[:, :1], [k % n_classes for k in range(len(start))]
-    neurons = objectives.neuron(before, list(range(len(start))))
-    tried = {
-        "neurons, maximized": (view, neurons, axis),
-        "neurons, minimized": (view, -neurons, axis),
-        "a layer, dreaming": (view, objectives.layer(view.tap(layer)), axis),
-        "a direction": (view, objectives.direction(before, direction(network.settings.n_units)), axis),
-        "classes, score": (network, objectives.class_score(classes), start),
-        "classes, softmax": (network, objectives.class_probability(classes), start),
-    }
-    made = {name: visualization.visualize(*of, **how) for name, of in tried.items()}
-    history = {name: pd.DataFrame(of.history, columns=of.steps).stack() for name, of in made.items()}
-    return pd.DataFrame(history).rename_axis(["signal", "step"])
-
-
 def of_units(
     network: Network, units: Sequence[tuple[str, int]], maximum: xr.DataArray, start: np.ndarray, real: Split, **how
 ) -> dict[str, np.ndarray]:
