@@ -241,9 +241,8 @@ def dots(
         line(middles["value"], *ends, color=drawing.colours_at(middles), linewidth=2)
         zero(0, color="black", linewidth=0.8)  # differences look as large as they are
         drawing.missing(ax, set(rows[AT]) - set(middles.index))
-    return drawing.done(
-        title, 6, references, horizontal, line="", **{middle: Line2D([], [], color=SIGNAL, linewidth=2)}
-    )
+    legend = {middle: Line2D([], [], color=SIGNAL, linewidth=2)}
+    return drawing.done(title, 6, references, horizontal, line="", **legend)
 
 
 def curves(

@@ -179,9 +179,8 @@ def add_caveat(figure: Figure, caveat: str) -> None:
 
     The figure's label, its alt text, says that too, after its title or, where it has none, those of its axes.
     """
-    said = (
-        figure.get_label() or figure.get_suptitle() or "; ".join(filter(None, dict.fromkeys(map(_named, figure.axes))))
-    )
+    of_axes = "; ".join(filter(None, dict.fromkeys(map(_named, figure.axes))))
+    said = figure.get_label() or figure.get_suptitle() or of_axes
     figure.set_label(said if said.endswith(caveat) else f"{said}. {caveat}".removeprefix(". "))
     about = {"ha": "right", "fontsize": 9, "color": ACCENT, "style": "italic"}
     if caveat and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):

@@ -278,7 +278,6 @@ def carrying_over(cfg: Settings, windows: Windows) -> pd.DataFrame:
     wide = found.pivot_table(index="seed", columns=["target", "arm", "windows a class"], values="F1")
     for (target, arm, n), values in wide.items():
         gain = values - wide[target, ARMS[1], n]
-        rows[target, arm, n] = (
-            {"networks": len(values)} | over_networks("F1", values, 2) | over_networks("gain", gain, 2)
-        )
+        both = over_networks("F1", values, 2) | over_networks("gain", gain, 2)
+        rows[target, arm, n] = {"networks": len(values)} | both
     return pd.DataFrame.from_dict(rows, "index").rename_axis(["target", "arm", "windows a class"])

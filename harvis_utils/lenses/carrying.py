@@ -112,9 +112,8 @@ def carrying(cfg: Settings, windows: Windows, networks: list[Network], other: Re
         found = side_by_side(cfg, lambda net, about=about: carried(net, *about), ends[source][1])
         whole = {net.seed: supervised.macro_f1(to.test, net.predicted["test"][::every]) for net in judged}
         ceiling = pd.DataFrame(product([ALL], N_PER_CLASS, whole), columns=["arm", "windows a class", "seed"])
-        tables.append(
-            pd.concat([*found, ceiling.assign(F1=ceiling["seed"].map(whole))]).assign(way=f"{source} to {target}")
-        )
+        arms = pd.concat([*found, ceiling.assign(F1=ceiling["seed"].map(whole))])
+        tables.append(arms.assign(way=f"{source} to {target}"))
     found = pd.concat(tables, ignore_index=True)
     place = ["way", "windows a class", "seed"]
     for name, control in (("gain", SCRATCH), ("more than random", RANDOM)):

@@ -152,12 +152,8 @@ NOISES = {"noise of that size": "smallest change", "noise as large as the dream"
 #: what becomes of a window: itself, the nearest point found beyond the border to another class, ascents of that class's
 #: score, without the prior and with a step of denoising after each, and white noise as large as two of these changes
 VARIANTS = (
-    "window",
-    "smallest change",
-    "noise of that size",
-    "dream",
-    "dream with prior",
-    "noise as large as the dream",
+    *("window", "smallest change", "noise of that size"),
+    *("dream", "dream with prior", "noise as large as the dream"),
 )
 
 

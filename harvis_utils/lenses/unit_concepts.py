@@ -217,9 +217,8 @@ def sides(highest: pd.DataFrame, lowest: pd.DataFrame) -> pd.DataFrame:
             "turned over": (wanted == there).mean() if clear.any() else np.nan,
             "turned over, any two": (wanted[:, None] == there).mean() if clear.any() else np.nan,
         }
-    return pd.DataFrame(
-        rows.values(), pd.MultiIndex.from_tuples(rows, names=["layer", "weights", "seed"])
-    ).reset_index()
+    index = pd.MultiIndex.from_tuples(rows, names=["layer", "weights", "seed"])
+    return pd.DataFrame(rows.values(), index).reset_index()
 
 
 def stretches(network: Network, split: Split, units: Sequence[int], n: int = 2) -> tuple[np.ndarray, np.ndarray]:

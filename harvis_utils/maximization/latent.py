@@ -104,9 +104,8 @@ def untrained(windows: Windows, settings: GanSettings, seed: int) -> Prior:
 
 def principal(windows: Windows, n_latent: int) -> Prior:
     """The linear generator of training windows, with as many latent numbers."""
-    return Prior(
-        f"PCA-{n_latent}", f"PCA {n_latent} {windows.digest}", [Principal(windows.train.x, n_latent)], n_latent
-    )
+    own = Principal(windows.train.x, n_latent)
+    return Prior(f"PCA-{n_latent}", f"PCA {n_latent} {windows.digest}", [own], n_latent)
 
 
 def shell(z: Tensor, rows: Tensor | None = None) -> Tensor:

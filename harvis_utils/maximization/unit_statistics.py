@@ -188,9 +188,8 @@ def unexplained(trunk: Trunk, segments: np.ndarray, device: torch.device | str =
         for layer, maps in zip(trunk.layers, trunk.feature_maps(x), strict=True):
             reach = trunk.receptive_field(layer)
             seen = x.unfold(1, reach, 1).flatten(0, 1).double()
-            outputs = (
-                maps[:, :, reach // 2 : reach // 2 + x.shape[1] - reach + 1].transpose(1, 2).flatten(0, 1).double()
-            )
+            inside = maps[:, :, reach // 2 : reach // 2 + x.shape[1] - reach + 1]
+            outputs = inside.transpose(1, 2).flatten(0, 1).double()
             both = torch.cat([torch.ones_like(seen[:, :1]), seen, outputs], 1)
             moments[layer] = moments.get(layer, 0) + both.T @ both
     rows = []

@@ -255,11 +255,9 @@ def realism(
 ) -> xr.Dataset:
     """Measures of all methods' ``signals``, dims (seed, preset, technique, layer, unit); missing ones are made."""
     start = starting_signal(cfg.maximization, windows.train.length)
+    about = signals[["signal", "map"]], statistics[["th_eap", "dead"]]
     return of_networks(
-        networks,
-        lambda net, *own: realism_of(net, windows, *own, start, cfg.similarity, device=cfg.device),
-        signals[["signal", "map"]],
-        statistics[["th_eap", "dead"]],
+        networks, lambda net, *own: realism_of(net, windows, *own, start, cfg.similarity, device=cfg.device), *about
     )
 
 
@@ -273,12 +271,8 @@ def controls(
     reference windows are the trained unit's: does any pretty signal do, or must it be this unit's?
     """
     start = starting_signal(cfg.maximization, windows.train.length)
-    made = of_networks(
-        networks,
-        lambda net, *own: control_signals(net, windows, *own, start),
-        statistics["th_eap"],
-        random_signals[["signal", "map"]],
-    )
+    about = statistics["th_eap"], random_signals[["signal", "map"]]
+    made = of_networks(networks, lambda net, *own: control_signals(net, windows, *own, start), *about)
     return realism(cfg, windows, networks, statistics, made)
 
 

@@ -70,11 +70,8 @@ def in_time(maps: xr.DataArray, length: int) -> xr.DataArray:
 
 def largest(maps: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
     """The largest output of each map, (row,)."""
-    return (
-        maps.transpose(*dims, ...)
-        .max([d for d in maps.dims if d not in dims], skipna="map_time" in maps.dims)
-        .values.reshape(-1)
-    )
+    inner = [d for d in maps.dims if d not in dims]
+    return maps.transpose(*dims, ...).max(inner, skipna="map_time" in maps.dims).values.reshape(-1)
 
 
 def reached(top: np.ndarray, th_eap: np.ndarray) -> np.ndarray:

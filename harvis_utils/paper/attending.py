@@ -82,9 +82,8 @@ def looks(network: Network, x: np.ndarray, edit: str) -> xr.Dataset:
         k, each = of.shape[2], of.numpy()
         entropy = float(-xlogy(each, each).sum(2).mean() / np.log(k))
         offsets = (np.arange(k) - k // 2) * dilation
-        one = xr.Dataset(
-            {"weight": ("offset", k * of.mean((0, 1, 3)).numpy()), "entropy": entropy}, {"offset": offsets}
-        )
+        weight = "offset", k * of.mean((0, 1, 3)).numpy()
+        one = xr.Dataset({"weight": weight, "entropy": entropy}, {"offset": offsets})
         one["map"] = ("window", "time"), received(of, dilation).numpy()
         found.append(one.expand_dims(block=[name]))
     every = xr.concat(found, "block", join="outer")

@@ -253,11 +253,8 @@ def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others:
             yes, no = right[:, asked].all(1), (~right & ~np.isnan(of.points))[:, asked].any(1)
             stated = right[:, own & (kinds == "size")].all(1)
             row = {"claim": str(name), "facts": int(own.sum()), "admissible readings": int(alike.sum())}
-            row |= {
-                "yes in": float(yes[alike].mean()),
-                "no in": float(no[alike].mean()),
-                "yes in all": float(yes.mean()),
-            }
+            told = {"yes in": yes[alike], "no in": no[alike], "yes in all": yes}
+            row |= {which: float(so.mean()) for which, so in told.items()}
             row["as stated in"] = float(stated[alike].mean()) if (own & (kinds == "size")).any() else np.nan
             rows.append(row | {"chosen without it": readings[chosen].name, "yes there": bool(yes[chosen])})
     return pd.DataFrame(rows).set_index("claim")

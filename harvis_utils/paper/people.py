@@ -107,12 +107,8 @@ def over_people(table: pd.DataFrame) -> pd.DataFrame:
         rows[layer] = {"people": len(own)}
         for name in MEASURES:
             values = own[name].dropna()
-            half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
-            rows[layer] |= {
-                name: values.mean(),
-                f"{name} low": values.mean() - half,
-                f"{name} high": values.mean() + half,
-            }
+            mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.sem()
+            rows[layer] |= {name: mean, f"{name} low": mean - half, f"{name} high": mean + half}
     return pd.DataFrame.from_dict(rows, "index").rename_axis("layer")
 
 

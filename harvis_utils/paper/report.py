@@ -177,20 +177,11 @@ def claims_table(results: dict) -> pd.DataFrame:
 def criteria_table(results: dict) -> pd.DataFrame:
     """Every criterion behind every verdict, with its interval and its range."""
     columns = ["claim", "criterion", "asks for", "value", "value low", "value high", "unit", "range from", "range to"]
-    rows = [
-        (
-            c["id"],
-            k["what"],
-            k["kind"],
-            k["value"],
-            *(k["interval"] or (None, None)),
-            k["unit"],
-            *k["range"],
-            k["standing"],
-        )
-        for c in results["claims"]
-        for k in c["criteria"]
-    ]
+    rows = []
+    for claim in results["claims"]:
+        for k in claim["criteria"]:
+            ends = k["interval"] or (None, None)
+            rows.append((claim["id"], k["what"], k["kind"], k["value"], *ends, k["unit"], *k["range"], k["standing"]))
     return pd.DataFrame(rows, columns=[*columns, "standing"]).set_index("claim")
 
 
