@@ -239,9 +239,6 @@ def stretches(network: Network, split: Split, units: Sequence[int], n: int = 2) 
     return split.x[np.array(chosen)], np.stack([own[at] for own, at in zip(outputs, chosen, strict=True)])
 
 
-# --------------------------------------------------------------------------------------------------- other networks
-
-
 def architectures(cfg: Settings) -> dict[str, tuple[object, TrainingSettings]]:
     """Name of each kind of network, as large as the profile's own -> its settings and how it is trained."""
     model, training = cfg.model, replace(cfg.training, seeds=cfg.units.seeds)

@@ -184,9 +184,6 @@ def without_judge(
     return pd.DataFrame(rows)
 
 
-# ------------------------------------------------------------------------------------------------- without a judge
-
-
 def motif_content(x: np.ndarray, truth: PlantedMotifs, seed: int = 0) -> dict[str, float]:
     """Do the axes of a window show the motifs of one activity together? Ground truth for the joint distribution.
 

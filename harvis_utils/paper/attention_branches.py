@@ -117,9 +117,6 @@ def over_networks(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]
     return intervals.over_networks(table, by, columns, least=1).drop(columns="networks").reset_index()
 
 
-# ------------------------------------------------------------------------------------------------- accuracy (D1)
-
-
 @kept("attention")
 def accuracies(network: Network, windows: Windows) -> pd.DataFrame:
     """``top-1``, ``top-5`` and ``macro F1`` of test windows, by how many ``clips`` are seen.
@@ -146,9 +143,6 @@ def following(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return found[:, 0], found[:, 1]
 
 
-# --------------------------------------------------------------------------------------- the lens beside other lenses
-
-
 def of_attention(alike: pd.DataFrame) -> pd.DataFrame:
     """Of :func:`attention.agreement` what maps agree with, beside maps of other windows and of an untrained branch.
 
@@ -161,9 +155,6 @@ def of_attention(alike: pd.DataFrame) -> pd.DataFrame:
     untrained = alike[alike["lens"] == "untrained branch"].rename(columns={"lens": "whose", "own": "rank correlation"})
     both = pd.concat([long, untrained[~untrained["beside"].eq("attention")]])
     return over_networks(both, [*keys, "whose"], ["rank correlation"])
-
-
-# ------------------------------------------------------------------------------------- maximization under attention
 
 
 @kept("attention")
