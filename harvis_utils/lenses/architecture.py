@@ -173,9 +173,8 @@ ARMS = ("frozen, new last layer", "from scratch", "random weights, new last laye
 
 def part_of(split: Split, subjects: np.ndarray, activities: np.ndarray) -> Split:
     """Windows of these subjects doing these activities, the activities renumbered from 0 in the order given."""
-    keep = np.flatnonzero(np.isin(split.subject, subjects) & np.isin(split.activity, activities))
-    columns = {c: getattr(split, c)[keep] for c in ("start", "subject", "recording", "offset")}
-    return dataclasses.replace(split, **columns, activity=pd.Index(activities).get_indexer(split.activity[keep]))
+    own = split.chosen(np.isin(split.subject, subjects) & np.isin(split.activity, activities))
+    return dataclasses.replace(own, activity=pd.Index(activities).get_indexer(own.activity))
 
 
 def tasks(windows: Windows, few: Windows | None = None) -> dict[str, Windows]:
