@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from harvis_utils.lenses import slopes
 from harvis_utils.lenses.slopes import SLOPES, Ascent
+from harvis_utils.maximization import ascent
 from harvis_utils.settings import Step
 
 BOUND = 1.0
@@ -106,15 +107,10 @@ def climb(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps
 
 def path(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> np.ndarray:
     """Where the ascents from ``start`` (point, dimension) pass: (step, point, dimension)."""
-    unit, passed = torch.zeros(len(start), dtype=torch.int64), []
-    field = slopes.unit_field(landscape.network, _last(landscape), unit, slope)
-
-    def noting(x: Tensor) -> tuple[Tensor, Tensor]:
-        passed.append(x.clone())
-        return field(x)
-
-    slopes.ascend(noting, start, step, n_steps, BOUND)
-    return torch.stack(passed).numpy()
+    field = slopes.unit_field(landscape.network, _last(landscape), torch.zeros(len(start), dtype=torch.int64), slope)
+    inside = {"after": lambda x, rows: x.clamp(-BOUND, BOUND)}
+    steps = ascent.path(lambda x, *_: field(x)[1], start.clamp(-BOUND, BOUND), step, n_steps, **inside)
+    return torch.stack([x.clone() for *_, x in steps]).numpy()
 
 
 def surface(landscape: Landscape, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
