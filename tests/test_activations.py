@@ -7,7 +7,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harvis_utils.maximization import unit_statistics
-from harvis_utils.metrics import linearity
 from harvis_utils.networks.sfhf import Trunk
 
 
@@ -92,7 +91,7 @@ def test_the_upper_quantile_lies_exactly_between_its_neighbours(seed, n, chunk):
 @pytest.mark.parametrize("layer", ["conv1", "conv2"])
 def test_what_no_linear_filter_explains_equals_a_regression_of_every_output(layer):
     segments, trunk = np.random.default_rng(0).normal(size=(200, 12)).astype(np.float32), made_trunk(3)
-    found = linearity.unexplained(trunk, segments).sel(layer=layer).values
+    found = unit_statistics.unexplained(trunk, segments).sel(layer=layer).values
     maps, reach = trunk.feature_map(torch.tensor(segments), layer).double().numpy(), trunk.receptive_field(layer)
     places = range(12 - reach + 1)
     seen = np.array([[1.0, *segment[at : at + reach]] for segment in segments for at in places])
@@ -105,5 +104,5 @@ def test_what_no_linear_filter_explains_equals_a_regression_of_every_output(laye
 def test_a_unit_that_is_never_rectified_is_linear_and_a_dead_one_has_no_share():
     trunk, segments = made_trunk(1), np.random.default_rng(0).normal(size=(200, 12)).astype(np.float32)
     bias = torch.tensor([100.0, 0.0, -1e3])
-    found = linearity.unexplained(Trunk(trunk.weights[:1], (bias,)), segments).values[0]
+    found = unit_statistics.unexplained(Trunk(trunk.weights[:1], (bias,)), segments).values[0]
     assert found[0] < 1e-6 and 0.1 < found[1] < 1 and np.isnan(found[2])

@@ -12,7 +12,7 @@ from harvis_utils.data import synthetic
 from harvis_utils.data.windowing import Split
 from harvis_utils.lenses.triggered import REFERENCES, STRONGEST, references, triggered
 from harvis_utils.maximization import paper_methods, unit_statistics
-from harvis_utils.metrics import explanation, motifs, similarity
+from harvis_utils.metrics import explanation, motifs, realism, similarity
 from harvis_utils.metrics.explanation import Seen, drawn_pairs, explained, to_threshold
 from harvis_utils.networks.sfhf import SFHF, Trunk, folded_trunk
 from harvis_utils.paper import explaining
@@ -354,7 +354,7 @@ def test_methods_and_references_stand_in_one_table_with_intervals(explained_netw
 
 
 def test_nearness_is_told_of_methods_and_references(explained_networks):
-    near = explaining.nearness(*explained_networks)
+    near = realism.nearness(explaining.beside_real(*explained_networks))
     assert near.dims == ("seed", "technique", "layer", "unit") and near["technique"].values.tolist()[0] == "made"
     assert (
         near.dropna("unit").max() <= 1

@@ -176,7 +176,10 @@ def test_iou_and_its_null_equal_naive_twins(maps, masks, share):
     t_k, rest = limits = dissection.thresholds(torch.as_tensor(maps), share)
     units = dissection.unit_masks(torch.as_tensor(maps), limits, 3, 5)
     recording = np.array([0, 0, 1, 2, 2, 2, 3])
-    found, draws = dissection.iou(units, masks), dissection.chance(units, masks, 3, np.random.default_rng(1), recording)
+    found, draws = (
+        dissection.iou(units, masks),
+        dissection.chances(units, masks, 3, np.random.default_rng(1), recording).max(1),
+    )
     others = list(intervals.traded(recording, 3, np.random.default_rng(1)))
     for unit in range(2):
         on = maps[:, unit] > rest[unit].item() if t_k[unit] == rest[unit] else maps[:, unit] >= t_k[unit].item()
@@ -205,7 +208,7 @@ def test_windows_of_a_recording_are_no_independent_witnesses():
         limits = dissection.thresholds(torch.as_tensor(maps), 0.1)
         units = dissection.unit_masks(torch.as_tensor(maps), limits, 1, 2)
         for name, whose in (("recordings", recording), ("windows", np.arange(800))):
-            null = dissection.chance(units, masks, 19, np.random.default_rng(0), whose)
+            null = dissection.chances(units, masks, 19, np.random.default_rng(0), whose).max(1)
             above[name] += int(dissection.iou(units, masks)[0, 0] > dissection.chance_point(null[0]))
     # 5 % of 80 is 4, with a standard deviation of 2; if windows trade one by one it is 30 %
     assert 0 < above["recordings"] <= 9 and above["windows"] > 16

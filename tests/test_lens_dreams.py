@@ -256,14 +256,3 @@ def test_a_class_has_its_strongest_real_window_beside_what_each_way_makes_for_it
     assert np.array_equal(found["short"].swapaxes(0, 1), real[:2]) and (scores["long"] > scores["short"]).all()
     every = visualization.scores(model, objectives.class_score(2), real)
     assert scores["strongest real window"][0] == pytest.approx(every.max(), abs=1e-5)
-
-
-def test_each_kind_of_objective_has_a_column_and_each_signal_its_steps(made, tiny_windows):
-    model, start = made.nets[0].model, tiny_windows.train.x[:4]
-    table = dreams.of_objectives(model, "conv2", start, 3, n_steps=12)
-    assert table.shape[1] == 6 and table.index.names == ["signal", "step"] and table.notna().all(axis=None)
-    first, last = (table.xs(step, level="step") for step in (0, 12))
-    assert (first["neurons, maximized"] == -first["neurons, minimized"]).all()
-    assert (last.sum() > first.sum()).all()
-    score = model(torch.tensor(start)).detach().numpy()[range(4), [0, 1, 2, 0]]
-    assert first["classes, score"].to_numpy() == pytest.approx(score, abs=1e-5)

@@ -15,7 +15,7 @@ from test_lens_taps import CLASSES, LAYERS, LENGTH, MODELS, N_AXES, hooks_of, wi
 from torch import nn
 from torch.nn import functional as F
 
-from harvis_utils.lenses import landscapes, leaky_copies, slopes, slopes_study
+from harvis_utils.lenses import leaky_copies, slopes, slopes_study
 from harvis_utils.lenses.slopes import COPY, SLOPES, THROUGH, WAYS
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
@@ -136,13 +136,6 @@ def test_written_out_equals_autograd_and_ways_differ_where_they_can(seed, layer,
 
 
 # ------------------------------------------------------------------------------------------------ what it does
-
-
-def test_small_functions_are_climbed_by_copies_as_by_the_rule(monkeypatch):
-    monkeypatch.setattr(landscapes, "SLOPES", (0.0, 0.3, 1.0))
-    rule, copied = (landscapes.successes(9, ["adam"], way).xs("adam", level="optimizer") for way in WAYS)
-    assert copied[[0.0, 1.0]].equals(rule[[0.0, 1.0]]), "there both are the same"
-    assert (copied.loc[["flat", "gate"], 0.3] == 1).all() and copied.loc["tent", 1.0] < 0.5
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from harvis_utils.fast import ascent
 from harvis_utils.lenses import landscapes, slopes, slopes_study
 from harvis_utils.lenses.slopes import SLOPES
+from harvis_utils.lenses.slopes_study import Climb
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.starting import starting_points, starting_signal
 from harvis_utils.maximization.visualization import PerAxis
@@ -80,7 +81,7 @@ def test_equal_slopes_are_plain_maximization_bit_for_bit(make, layer, own, optim
 def test_slope_zero_is_the_projects_own_naive_ascent_bit_for_bit(layer, optimizer):
     trunk, step, plain = made_trunk(), STEPS[optimizer], MaximizationSettings(n_steps=20, tolerance_g=0.0)
     start = torch.tensor(starting_signal(plain, LENGTH)).repeat(4, 1)
-    found = slopes_study.climb(trunk, layer, torch.arange(4), start, 0.0, step, 20, None)
+    found = slopes_study.climb(trunk, layer, torch.arange(4), start, 0.0, step, Climb(20, None))
     about = {"methods": ("naive",), "preset": step, "settings": plain, "length": LENGTH}
     expected = paper_methods.maximize(trunk, layer, np.full(len(trunk.biases[0]), np.nan), **about)
     assert np.array_equal(found.last.numpy(), expected["signal"].sel(technique="naive").values)
@@ -150,7 +151,7 @@ def test_the_written_out_ascent_equals_autograd(seed, layer, slope, optimizer, b
     unit = torch.arange(5).repeat_interleave(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ascent, "CPU_BLOCK_BYTES", 60_000)
-        fast = slopes_study.climb(trunk, layer, unit, start.repeat(5, 1), slope, step, 8, bound)
+        fast = slopes_study.climb(trunk, layer, unit, start.repeat(5, 1), slope, step, Climb(8, bound))
     assert torch.allclose(fast.curve, slow.curve, atol=1e-9)
     assert torch.allclose(fast.best, slow.best[:, 0], atol=1e-6)
     assert torch.allclose(fast.last, slow.last[:, 0], atol=1e-6)
@@ -297,7 +298,7 @@ def test_climbs_are_stored_and_say_what_they_should(cfg, tiny_windows, monkeypat
     found = slopes_study.climbs(cfg, tiny_windows, nets, steps, 1.0)
     assert dict(found["maximum"].sizes) == {"seed": 2, "layer": 3, "slope": 3, "start": 2, "unit": 4}
     starts = torch.tensor(starting_points(cfg.maximization, tiny_windows.train, 2))
-    alone = slopes_study.climb(nets[1].trunk, "conv2", torch.tensor([3]), starts[1:2], 0.3, steps[0.3], 8, 1.0)
+    alone = slopes_study.climb(nets[1].trunk, "conv2", torch.tensor([3]), starts[1:2], 0.3, steps[0.3], Climb(8, 1.0))
     one = found.sel(seed=1, layer="conv2", slope=0.3, unit=3).isel(start=1)
     assert np.allclose(one["signal"], alone.best[0], atol=1e-5) and np.allclose(one["maximum"], alone.maximum)
     assert (found["at_bounds"] == (np.abs(found["signal"]) > 0.9999).mean("time")).all()

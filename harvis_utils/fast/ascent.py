@@ -9,8 +9,6 @@ A row is one signal, of one unit and one method. Rows never mix, so a batch give
 * A row stops once everything the remaining steps could do is below a tolerance (:func:`stopping_step`).
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed

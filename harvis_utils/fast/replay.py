@@ -1,7 +1,5 @@
 """Steps of training on CUDA recorded once and replayed: launching their small kernels takes longer than these run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

@@ -8,8 +8,6 @@ panels with an axis of its own. ``references`` maps names to levels to compare w
 middles of what they draw. All raise ``KeyError`` for a column that is not there.
 """
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -192,13 +190,11 @@ def points(table, y, x, colour=None, panel=None, label=None, references=None, lo
     return drawing.done(title, columns, references, across=True, line="", **lost)
 
 
-def bars(
-    table, x, y, colour=None, panel=None, label=None, references=None, log=False, written=None, stacked=False, title=""
-) -> Figure:
+def bars(table, x, y, colour=None, panel=None, label=None, references=None, stacked=False, title="") -> Figure:
     """Bars of ``y`` with intervals at the names ``x``; groups without a colour of their own are hatched greys.
 
-    A value that is missing is "n/a". The texts in the column ``written`` stand above the bars. With ``stacked`` a bar
-    lies for each name, made of its groups. Raises ``ValueError`` for a group that is twice in a stack.
+    A value that is missing is "n/a". With ``stacked`` a bar lies for each name, made of its groups. Raises
+    ``ValueError`` for a group that is twice in a stack.
     """
     drawing = _Drawing(table, y, label, x, colour, panel, across=stacked)
     if stacked:
@@ -213,19 +209,13 @@ def bars(
     known = COLOURS | ({"": SIGNAL} if colour is None else {})
     looks = {group: (known[group], None) if group in known else next(greys) for group in drawing.groups}
     for ax, column, rows in drawing.panels(3.5 if len(looks) > 4 else 2.7, xlabel=x):
-        floor, top = _log_limits(drawing.rows[column]) if log else (-np.inf, np.inf)
-        if log:
-            ax.set(yscale="log", ylim=(floor, top * 6))
         for group, own in rows.groupby(drawing.colour, sort=False):
             style = {"color": looks[group][0], "hatch": looks[group][1], "edgecolor": "white", "linewidth": 0.4}
-            ax.bar(own[AT], own[column].clip(floor), 0.92 * step, label=group or None, **style)
+            ax.bar(own[AT], own[column], 0.92 * step, label=group or None, **style)
         drawing.intervals(ax, rows, column, ecolor="black", capsize=2, zorder=2)
-        tops = rows.filter([column, f"{column} high"]).max(axis=1).fillna(floor if log else 0.0).clip(floor)
-        texts = rows[written].fillna("") if written else [""] * len(rows)
-        for value, at, top, text in zip(rows[column], rows[AT], tops, texts, strict=True):
-            lost = "n/a" if np.isnan(value) else "" if value >= floor else f"{value:.0e}" if value > 0 else "0"
-            style = {"textcoords": "offset points", "fontsize": 9, "rotation": 90, "ha": "center", "va": "bottom"}
-            ax.annotate(f"{lost} {text}".strip(), (at, top), (0, 3), **style)
+        style = {"textcoords": "offset points", "fontsize": 9, "rotation": 90, "ha": "center", "va": "bottom"}
+        for at in rows.loc[rows[column].isna(), AT]:
+            ax.annotate("n/a", (at, 0.0), (0, 3), **style)
     return drawing.done(title, 5, references, across=False)
 
 
@@ -251,9 +241,8 @@ def dots(
         line(middles["value"], *ends, color=drawing.colours_at(middles), linewidth=2)
         zero(0, color="black", linewidth=0.8)  # differences look as large as they are
         drawing.missing(ax, set(rows[AT]) - set(middles.index))
-    return drawing.done(
-        title, 6, references, horizontal, line="", **{middle: Line2D([], [], color=SIGNAL, linewidth=2)}
-    )
+    legend = {middle: Line2D([], [], color=SIGNAL, linewidth=2)}
+    return drawing.done(title, 6, references, horizontal, line="", **legend)
 
 
 def curves(

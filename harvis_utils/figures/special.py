@@ -1,7 +1,5 @@
 """Figures of one shape each: the atlas, a unit's card, the readings, ascents on made-up functions, the pipeline."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Style and colours of every figure, set once, and what each figure begins and ends with."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -155,10 +153,7 @@ def entries(axes: Sequence[Axes]) -> dict:
 
 
 def finish(figure: Figure, legend: Mapping | None = None, columns: int = 4, title: str = "") -> Figure:
-    """Write title and legend outside the axes, so that none covers data or another.
-
-    ``legend`` maps labels to artists.
-    """
+    """Write title and legend, label to artist, outside the axes, so that none covers data or another."""
     figure.set_label(title)
     if legend:
         place = {"loc": "outside upper center", "handlelength": 1.6, "columnspacing": 1.2}
@@ -184,9 +179,8 @@ def add_caveat(figure: Figure, caveat: str) -> None:
 
     The figure's label, its alt text, says that too, after its title or, where it has none, those of its axes.
     """
-    said = (
-        figure.get_label() or figure.get_suptitle() or "; ".join(filter(None, dict.fromkeys(map(_named, figure.axes))))
-    )
+    of_axes = "; ".join(filter(None, dict.fromkeys(map(_named, figure.axes))))
+    said = figure.get_label() or figure.get_suptitle() or of_axes
     figure.set_label(said if said.endswith(caveat) else f"{said}. {caveat}".removeprefix(". "))
     about = {"ha": "right", "fontsize": 9, "color": ACCENT, "style": "italic"}
     if caveat and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):

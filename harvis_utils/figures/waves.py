@@ -1,7 +1,5 @@
 """Signals over time: alone, over each other, with the unit's outputs, beside real windows, with what lenses say."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ After Zhou, Sun, Bau and Torralba (2018): silencing a unit changes the accuracy 
 little. Any network whose outputs are class scores will do.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

@@ -10,8 +10,6 @@ source is half of the training people doing half of the activities; the targets 
 activities and with the others.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -175,9 +173,8 @@ ARMS = ("frozen, new last layer", "from scratch", "random weights, new last laye
 
 def part_of(split: Split, subjects: np.ndarray, activities: np.ndarray) -> Split:
     """Windows of these subjects doing these activities, the activities renumbered from 0 in the order given."""
-    keep = np.flatnonzero(np.isin(split.subject, subjects) & np.isin(split.activity, activities))
-    columns = {c: getattr(split, c)[keep] for c in ("start", "subject", "recording", "offset")}
-    return dataclasses.replace(split, **columns, activity=pd.Index(activities).get_indexer(split.activity[keep]))
+    own = split.chosen(np.isin(split.subject, subjects) & np.isin(split.activity, activities))
+    return dataclasses.replace(own, activity=pd.Index(activities).get_indexer(own.activity))
 
 
 def tasks(windows: Windows, few: Windows | None = None) -> dict[str, Windows]:
@@ -280,7 +277,6 @@ def carrying_over(cfg: Settings, windows: Windows) -> pd.DataFrame:
     wide = found.pivot_table(index="seed", columns=["target", "arm", "windows a class"], values="F1")
     for (target, arm, n), values in wide.items():
         gain = values - wide[target, ARMS[1], n]
-        rows[target, arm, n] = (
-            {"networks": len(values)} | over_networks("F1", values, 2) | over_networks("gain", gain, 2)
-        )
+        both = over_networks("F1", values, 2) | over_networks("gain", gain, 2)
+        rows[target, arm, n] = {"networks": len(values)} | both
     return pd.DataFrame.from_dict(rows, "index").rename_axis(["target", "arm", "windows a class"])

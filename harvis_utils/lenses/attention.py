@@ -7,8 +7,6 @@ motifs, and with maps that know nothing: those of another window, of a branch wi
 Spatial maps are (window, axis, time), temporal ones (window, 1, time), here as everywhere else below.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -4,8 +4,6 @@ Zeiler and Fergus (2014, section 5) retrain the last layers on other pictures, w
 SF-HF treats each axis by itself, so that it fits windows with any axes at the same rate; the head is made anew.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import product
 
@@ -114,9 +112,8 @@ def carrying(cfg: Settings, windows: Windows, networks: list[Network], other: Re
         found = side_by_side(cfg, lambda net, about=about: carried(net, *about), ends[source][1])
         whole = {net.seed: supervised.macro_f1(to.test, net.predicted["test"][::every]) for net in judged}
         ceiling = pd.DataFrame(product([ALL], N_PER_CLASS, whole), columns=["arm", "windows a class", "seed"])
-        tables.append(
-            pd.concat([*found, ceiling.assign(F1=ceiling["seed"].map(whole))]).assign(way=f"{source} to {target}")
-        )
+        arms = pd.concat([*found, ceiling.assign(F1=ceiling["seed"].map(whole))])
+        tables.append(arms.assign(way=f"{source} to {target}"))
     found = pd.concat(tables, ignore_index=True)
     place = ["way", "windows a class", "seed"]
     for name, control in (("gain", SCRATCH), ("more than random", RANDOM)):

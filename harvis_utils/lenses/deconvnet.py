@@ -9,8 +9,6 @@ Without max pooling there are no switches, and the projection of a given output 
 decides only *where* and *how strongly* a unit speaks. What switches carry is told by others in their place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
@@ -244,9 +242,8 @@ def likeness_table(found: Mapping[str, Sequence[xr.Dataset]]) -> pd.DataFrame:
     tables = {}
     for kind, of in found.items():
         own = xr.concat(of, "seed")
-        values = {f"projections, {rule}": own["projection"].sel(rule=rule) for rule in RULES} | {
-            "windows": own["signal"]
-        }
+        values = {f"projections, {rule}": own["projection"].sel(rule=rule) for rule in RULES}
+        values["windows"] = own["signal"]
         alike = {name: likeness(around(value.values, own)) for name, value in values.items()}
         dims, layers = ("seed", "layer", "unit"), {"layer": own["layer"].values}
         tables[kind] = tabulated({name: xr.DataArray(v, layers, dims) for name, v in alike.items()}, "layer")

@@ -14,8 +14,6 @@ outputs, multiplied by an orthogonal matrix Q, hold all they held, and the next 
 units are others. If these mean less than the network's own, meaning is a matter of the basis.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -127,22 +125,6 @@ def _ratio(both: np.ndarray, units: sparse.csr_matrix, size: np.ndarray) -> np.n
     return both / np.maximum(union, 1)
 
 
-def chance(
-    units: sparse.csr_matrix,
-    concepts: np.ndarray,
-    n: int,
-    rng: np.random.Generator,
-    recording: np.ndarray,
-    groups: np.ndarray | None = None,
-) -> np.ndarray:
-    """Largest IoU over all concepts when these belong to other recordings: (unit, draw); see :func:`chances`.
-
-    Choice: the maximum over concepts, because a unit's concept is the best of all of them too; a point per concept
-    would let most units detect something.
-    """
-    return chances(units, concepts, n, rng, recording, groups).max(1)
-
-
 def chances(
     units: sparse.csr_matrix,
     concepts: np.ndarray,
@@ -244,11 +226,13 @@ def dissect(
         raise ValueError(f"maps of {units.shape[1]} samples and masks of {own[0].size} are not of the same windows")
     rng = np.random.default_rng(0)
     within = {"chance": None} if groups is None else {"chance": None, "chance_within": groups}
-    nulls = {name: (("unit", "draw"), chance(units, own, n_draws, rng, recording, of)) for name, of in within.items()}
+    # Choice: the maximum over concepts, because a unit's concept is the best of all of them too; a point per concept
+    # would let most units detect something
+    nulls = {name: chances(units, own, n_draws, rng, recording, of).max(1) for name, of in within.items()}
     return xr.Dataset(
         {
             "iou": (("unit", "concept"), iou(units, own)),
-            **nulls,
+            **{name: (("unit", "draw"), null) for name, null in nulls.items()},
             "t_k": ("unit", limits.t_k.astype(np.float64)),
             "seldom": ("unit", limits.t_k <= limits.rest),
             "on": ("unit", np.diff(units.indptr) / units.shape[1]),

@@ -5,8 +5,6 @@ any. That task is to tell which of four transformations was applied to a window,
 (2019): ordinary windows whose "activities" are the transformations.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -9,8 +9,6 @@ The smallest change is searched for with DeepFool (Moosavi-Dezfooli et al. 2016)
 an upper bound on the true one. Choice: L2, in G RMS over all samples of all axes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,10 +89,7 @@ def _class(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Lead of the class ``before`` over the one whose linearized border is nearest, (window,), and minus its gradient.
-
-    One backward pass per class.
-    """
+    """Lead of ``before`` over the class whose linearized border is nearest, (window,), and minus its gradient."""
     x = x.detach().requires_grad_()
     scores = taps.scores_of(network, x)
     lead = scores.gather(1, before[:, None]) - scores  # (window, class)
@@ -157,12 +152,8 @@ NOISES = {"noise of that size": "smallest change", "noise as large as the dream"
 #: what becomes of a window: itself, the nearest point found beyond the border to another class, ascents of that class's
 #: score, without the prior and with a step of denoising after each, and white noise as large as two of these changes
 VARIANTS = (
-    "window",
-    "smallest change",
-    "noise of that size",
-    "dream",
-    "dream with prior",
-    "noise as large as the dream",
+    *("window", "smallest change", "noise of that size"),
+    *("dream", "dream with prior", "noise as large as the dream"),
 )
 
 
@@ -261,29 +252,6 @@ def sizes(measured: xr.Dataset, windows: Windows, untrained: Sequence[Network], 
         "the windows' own movement": (real - real.mean(2, keepdims=True)).std((1, 2))[None],
     }
     return pd.DataFrame([with_interval("G RMS", of) for of in found.values()], index=list(found))
-
-
-def of_objectives(network: SFHF, layer: str, start: np.ndarray, n_classes: int, **how) -> pd.DataFrame:
-    """How kinds of objectives rise from ``start`` (signal, axis, time) in G: (signal, step), a column for each kind.
-
-    Neurons of the ``layer``, one for each signal, before its ReLU; minus their outputs; the layer's mean square; a
-    random direction, all of the first axis alone; classes in turn. ``how`` as :func:`visualization.visualize` takes it.
-    """
-    view = visualization.PerAxis(network, layer)
-    before, direction = view.tap(layer, before_relu=True), np.random.default_rng(0).standard_normal
-    axis, classes = start[:, :1], [k % n_classes for k in range(len(start))]
-    neurons = objectives.neuron(before, list(range(len(start))))
-    tried = {
-        "neurons, maximized": (view, neurons, axis),
-        "neurons, minimized": (view, -neurons, axis),
-        "a layer, dreaming": (view, objectives.layer(view.tap(layer)), axis),
-        "a direction": (view, objectives.direction(before, direction(network.settings.n_units)), axis),
-        "classes, score": (network, objectives.class_score(classes), start),
-        "classes, softmax": (network, objectives.class_probability(classes), start),
-    }
-    made = {name: visualization.visualize(*of, **how) for name, of in tried.items()}
-    history = {name: pd.DataFrame(of.history, columns=of.steps).stack() for name, of in made.items()}
-    return pd.DataFrame(history).rename_axis(["signal", "step"])
 
 
 def of_units(

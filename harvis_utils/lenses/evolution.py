@@ -5,8 +5,6 @@ within a few epochs and upper ones late. Choice: a layer has *settled* at the fi
 over its units of the correlation with the last epoch exceeds ``SETTLED`` to the end.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,15 +67,9 @@ def states(
     device: str | None = None,
     checkpoint: Path | None = None,
 ) -> dict[str, Tensor]:
-    """Weights of one network after each epoch of :func:`marks`, called "<epoch>.<name>".
-
-    Interrupted training goes on after its last epoch.
-    """
-    network, wanted, found = (
-        supervised.new_model(windows, model, seed).to(torch_device(device)),
-        marks(training.epochs),
-        {},
-    )
+    """Weights of one network after each epoch of :func:`marks`, called "<epoch>.<name>"; resumable."""
+    network = supervised.new_model(windows, model, seed).to(torch_device(device))
+    wanted, found = marks(training.epochs), {}
     x, y = (torch.as_tensor(a, device=torch_device(device)) for a in (windows.train.x, windows.train.activity))
 
     def note(epoch: int, loss: float) -> None:
@@ -202,9 +194,8 @@ def settling(alike: xr.Dataset) -> pd.DataFrame:
         # an epoch that was kept, not one between two
         low, high = np.quantile([settled(epochs, values[:, d]) for (d,) in drawn], LEVEL, method="inverted_cdf")
         row = {"epoch": settled(epochs, values), "epoch low": low, "epoch high": high, "last epoch": int(epochs[-1])}
-        rows[str(layer), measure] = (
-            row | with_interval("before training", values[0], "median") | {"units": values.shape[1]}
-        )
+        row |= with_interval("before training", values[0], "median")
+        rows[str(layer), measure] = row | {"units": values.shape[1]}
     table = pd.DataFrame.from_dict(rows, "index").rename_axis(["layer", "measure"])
     return table.assign(**{"settled before the end": table["epoch"] < table["last epoch"]})
 

@@ -7,8 +7,6 @@ start and the range of real windows; what they do not reach is not safe from oth
 honest network: do the layers below a unit treat its signal as they treat real windows?
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Sequence
@@ -180,9 +178,8 @@ def deceived_of(
             shown, own = mine.values, honest.values
             alike = {"decoy": (shown, picture), "honest": (shown, own), "before": (own, picture)}
             made = {name: mine[..., 0].copy(data=_alike(*of)) for name, of in alike.items()}
-            made["detected"] = made["decoy"].copy(
-                data=[circuit.detectors(x)[:, 0] > 0 for x in torch.tensor(shown)[:, :, None]]
-            )
+            seen = [circuit.detectors(x)[:, 0] > 0 for x in torch.tensor(shown)[:, :, None]]
+            made["detected"] = made["decoy"].copy(data=seen)
             made["score_difference"] = (scores - before).abs().max().item()
             made["same_class"] = (scores.argmax(1) == before.argmax(1)).float().mean().item()
             made["real_detected"] = (circuit.detectors(real) > 0).any(1).float().mean().item()

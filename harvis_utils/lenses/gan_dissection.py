@@ -5,8 +5,6 @@ training beside them. A generator's units are compared with the waveforms of the
 silenced, and the share of samples is counted at which every waveform held and now does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -6,8 +6,6 @@ layer is invariant as far as it moves less than its input, and random weights te
 means stay, because gravity differs most between windows and would make every change of a movement look small.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import torch

@@ -5,8 +5,6 @@ or where the wrong ones are open (``two hills``, ``race``), and mislead where a 
 (``tent``): what comes back through it then points away.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from harvis_utils.lenses import slopes
-from harvis_utils.lenses.slopes import SLOPES, THROUGH, Ascent
+from harvis_utils.lenses.slopes import SLOPES, Ascent
+from harvis_utils.maximization import ascent
 from harvis_utils.settings import Step
 
 BOUND = 1.0
@@ -101,24 +100,17 @@ def _last(landscape: Landscape) -> str:
     return str(len(landscape.network) - 1)
 
 
-def climb(
-    landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS, way: str = THROUGH
-) -> Ascent:
+def climb(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> Ascent:
     """Climb one landscape from each of ``start`` (point, dimension) under a backward slope, within ±1."""
-    return slopes.ascend_units(landscape.network, _last(landscape), [0], start, step, n_steps, slope, BOUND, way)
+    return slopes.ascend_units(landscape.network, _last(landscape), [0], start, step, n_steps, slope, BOUND)
 
 
 def path(landscape: Landscape, slope: float, step: Step, start: Tensor, n_steps: int = N_STEPS) -> np.ndarray:
     """Where the ascents from ``start`` (point, dimension) pass: (step, point, dimension)."""
-    unit, passed = torch.zeros(len(start), dtype=torch.int64), []
-    field = slopes.unit_field(landscape.network, _last(landscape), unit, slope)
-
-    def noting(x: Tensor) -> tuple[Tensor, Tensor]:
-        passed.append(x.clone())
-        return field(x)
-
-    slopes.ascend(noting, start, step, n_steps, BOUND)
-    return torch.stack(passed).numpy()
+    field = slopes.unit_field(landscape.network, _last(landscape), torch.zeros(len(start), dtype=torch.int64), slope)
+    inside = {"after": lambda x, rows: x.clamp(-BOUND, BOUND)}
+    steps = ascent.path(lambda x, *_: field(x)[1], start.clamp(-BOUND, BOUND), step, n_steps, **inside)
+    return torch.stack([x.clone() for *_, x in steps]).numpy()
 
 
 def surface(landscape: Landscape, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
@@ -135,12 +127,12 @@ def ascents(n_dims: int, by: Sequence[float] = (0.0, 0.3, 1.0)) -> tuple[dict, d
     return {name: surface(la) for name, la in chosen.items()}, paths, {name: la.at for name, la in chosen.items()}
 
 
-def successes(n_starts: int = 144, optimizers: Sequence[str] = tuple(STEPS), way: str = THROUGH) -> pd.DataFrame:
+def successes(n_starts: int = 144, optimizers: Sequence[str] = tuple(STEPS)) -> pd.DataFrame:
     """Share of starting points from which each function's highest value is found: (function and optimizer, slope)."""
     rows = {}
     for landscape, name in product(landscapes(), optimizers):
         points, enough = starts(landscape.n_dims, n_starts), SUCCESS * landscape.maximum
-        reached = (climb(landscape, slope, STEPS[name], points, way=way).maximum >= enough for slope in SLOPES)
+        reached = (climb(landscape, slope, STEPS[name], points).maximum >= enough for slope in SLOPES)
         rows[landscape.name, name] = [float(found.float().mean()) for found in reached]
     index = pd.MultiIndex.from_tuples(rows, names=["function", "optimizer"])
     return pd.DataFrame(list(rows.values()), index, pd.Index(SLOPES, name="backward slope"))

@@ -5,8 +5,6 @@ under either. Here they are compared: how far their gradients differ, what each 
 ReLUs too, and inside the paper's method, whose penalties flatten the signal of a unit that is silent.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from harvis_utils.data.windowing import Windows
 from harvis_utils.lenses.slopes import COPY, SLOPES, THROUGH, WAYS, ascend_units
-from harvis_utils.lenses.slopes_study import DECAY, REACHED, gains, maxima_of, unit_field
+from harvis_utils.lenses.slopes_study import DECAY, REACHED, Climb, gains, maxima_of, unit_field
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.ascent import climb
 from harvis_utils.maximization.starting import chosen_units, starting_points
@@ -65,7 +63,7 @@ def _by_layer(measures: dict[str, xr.DataArray], by: str, medians: Sequence[str]
 @kept("slope_gradients")
 @torch.inference_mode()
 def gradients_of(network: Network, segments: np.ndarray) -> xr.Dataset:
-    """How far gradients of every unit's mean map lie apart, over (layer, between, slope, unit).
+    """Climb far gradients of every unit's mean map lie apart, over (layer, between, slope, unit).
 
     ``difference`` is the norm of the difference over the norm of the rule's gradient, over all ``segments`` (segment,
     time) at once; NaN where a unit has no gradient. ``between`` is :data:`BETWEEN`.
@@ -147,7 +145,7 @@ def leaky_climbs(
     starts, units = starting_points(cfg.maximization, few.train, cfg.slopes.n_starts), range(cfg.slopes.model.n_units)
 
     def one(network: Network, way: str) -> xr.Dataset:
-        return maxima_of(network, starts, LEAKY_STEPS, units, cfg.slopes.n_steps, bound, way, own).max("tried")
+        return maxima_of(network, starts, LEAKY_STEPS, units, Climb(cfg.slopes.n_steps, bound, way, own)).max("tried")
 
     on_cpu = dataclasses.replace(cfg, device="cpu")
     return {way: of_networks(networks, lambda net, way=way: one(net, way), cfg=on_cpu)["maximum"] for way in WAYS}

@@ -8,8 +8,6 @@ question has *decoys*: each axis' own motif planted once more where it was still
 and spectrum. No activity has those. A lens that points at what moves cannot tell the two apart.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product

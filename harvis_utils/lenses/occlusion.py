@@ -4,8 +4,6 @@ An occluder covers a stretch of time of one axis, or of all axes of one sensor. 
 zero says "free fall" to an accelerometer, so that the cover's value is a choice of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ Discriminative parts are planted motifs. Where none were planted, they are the s
 what one lens says by another, not what is true. Tables have one row per network ("seed").
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

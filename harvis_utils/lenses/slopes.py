@@ -14,8 +14,6 @@ In a first layer both are the same, and at a slope of 1, where all is linear. A 
 same for a network of ReLUs.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -8,12 +8,11 @@ for a seed: first weights, order of the windows, dropout, epochs. Networks and d
 several seeds and a learning rate of its own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,6 +55,15 @@ KINDS = {"batch norm": True, "no batch norm": False}
 # ------------------------------------------------------------------------------------------ all units and slopes
 
 
+class Climb(NamedTuple):
+    """``n_steps`` within ±``bound``, gradients leak in one ``way`` of ``WAYS``, the trunk's ``own`` forward slope."""
+
+    n_steps: int
+    bound: float | None
+    way: str = THROUGH
+    own: float = 0.0
+
+
 def unit_field(trunk: Trunk, layer: str, unit: Tensor, slope: float, way: str = THROUGH, own: float = 0.0) -> Field:
     """:func:`slopes.unit_field` of a trunk, for signals (row, time) in G, written out; ``own`` is its forward slope."""
     maps = gradients.UnitMaps(trunk, layer, unit, slope)
@@ -73,39 +81,21 @@ def unit_field(trunk: Trunk, layer: str, unit: Tensor, slope: float, way: str = 
 
 
 @torch.inference_mode()
-def climb(
-    trunk: Trunk,
-    layer: str,
-    unit: Tensor,
-    start: Tensor,
-    slope: float,
-    step: Step,
-    n_steps: int,
-    bound: float | None,
-    way: str = THROUGH,
-    own: float = 0.0,
-) -> Ascent:
+def climb(trunk: Trunk, layer: str, unit: Tensor, start: Tensor, slope: float, step: Step, how: Climb) -> Ascent:
     """Climb each row's ``unit`` (row,) of a layer from ``start`` (row, time) in G under one backward slope."""
     size = ascent.block_rows(trunk, layer, start.shape[1], start.dtype, ascent.CPU_BLOCK_BYTES)
     parts = []
     for some, x in zip(unit.split(size), start.split(size), strict=True):
-        parts.append(slopes.ascend(unit_field(trunk, layer, some, slope, way, own), x, step, n_steps, bound))
+        field = unit_field(trunk, layer, some, slope, how.way, how.own)
+        parts.append(slopes.ascend(field, x, step, how.n_steps, how.bound))
     return Ascent(*(torch.cat([getattr(p, name) for p in parts]) for name in ("curve", "best", "last")))
 
 
 def climb_all(
-    trunk: Trunk,
-    steps: Mapping[float, Step],
-    starts: np.ndarray,
-    units: Sequence[int],
-    n_steps: int,
-    bound: float | None,
-    way: str = THROUGH,
-    own: float = 0.0,
+    trunk: Trunk, steps: Mapping[float, Step], starts: np.ndarray, units: Sequence[int], how: Climb
 ) -> xr.Dataset:
     """All layers, ``units`` and ``starts`` (start, time) under each slope of ``steps``, with its own step.
 
-    Gradients leak in one ``way`` of :data:`slopes.WAYS`; the trunk's rectifiers have the forward slope ``own``.
     Returns over (layer, slope, start, unit): ``maximum``; ``until``, the first step at 95 % of the highest value that
     any slope and start gave this unit (inf: never, NaN: it is dead); ``signal`` (also time) in G; ``curve`` (also
     step); with a bound ``at_bounds``, the share of samples at ±bound, and ``one_sided``, whether all of them are at the
@@ -114,7 +104,7 @@ def climb_all(
     x = torch.tensor(np.repeat(starts, len(units), axis=0))  # rows are (start, unit)
     unit = torch.tensor(list(units)).repeat(len(starts))
     cases = product(trunk.layers, steps.items())
-    found = [climb(trunk, layer, unit, x, slope, step, n_steps, bound, way, own) for layer, (slope, step) in cases]
+    found = [climb(trunk, layer, unit, x, slope, step, how) for layer, (slope, step) in cases]
     shape = (len(trunk.layers), len(steps), len(starts), len(units), -1)
     curve, signal = (np.stack([getattr(a, name).numpy() for a in found]).reshape(shape) for name in ("curve", "best"))
     target = REACHED * curve[..., -1].max((1, 2))[:, None, None]
@@ -128,26 +118,19 @@ def climb_all(
         "curve": ((*dims, "step"), curve),
         "at_start": (("layer", "start", "unit"), curve[:, 0, :, :, 0]),
     }
-    if bound is not None:
-        high, low = signal >= AT_BOUND * bound, signal <= -AT_BOUND * bound
+    if how.bound is not None:
+        high, low = signal >= AT_BOUND * how.bound, signal <= -AT_BOUND * how.bound
         arrays["at_bounds"] = dims, (high | low).mean(-1)
         arrays["one_sided"] = dims, high.all(-1) | low.all(-1)
     return xr.Dataset(arrays, {"layer": list(trunk.layers), "slope": list(steps), "unit": list(units)})
 
 
 @kept("slopes")
-def climbs_of(
-    network: Network,
-    starts: np.ndarray,
-    steps: Mapping[float, Step],
-    n_steps: int,
-    bound: float | None,
-    way: str = THROUGH,
-) -> xr.Dataset:
+def climbs_of(network: Network, starts: np.ndarray, steps: Mapping[float, Step], how: Climb) -> xr.Dataset:
     """:func:`climb_all` of one network and all its units; of the curve only some steps."""
-    few, trunk = recorded_steps(n_steps, 30), network.trunk
+    few, trunk = recorded_steps(how.n_steps, 30), network.trunk
     every = range(min(map(len, trunk.biases)))
-    return climb_all(trunk, steps, starts, every, n_steps, bound, way).isel(step=few).assign_coords(step=few)
+    return climb_all(trunk, steps, starts, every, how).isel(step=few).assign_coords(step=few)
 
 
 def climbs(
@@ -160,27 +143,16 @@ def climbs(
 ) -> xr.Dataset:
     """:func:`climbs_of` all networks, dims (seed, layer, slope, start, unit), on the CPU."""
     starts = starting_points(cfg.maximization, windows.train, cfg.slopes.n_starts)
-
-    def one(network: Network) -> xr.Dataset:
-        return climbs_of(network, starts, steps, cfg.slopes.n_steps, bound, way)
-
-    return of_networks(networks, one, cfg=dataclasses.replace(cfg, device="cpu"), title="slopes")
+    how, on_cpu = Climb(cfg.slopes.n_steps, bound, way), dataclasses.replace(cfg, device="cpu")
+    return of_networks(networks, lambda net: climbs_of(net, starts, steps, how), cfg=on_cpu, title="slopes")
 
 
 @kept("slope_steps")
 def maxima_of(
-    network: Network,
-    starts: np.ndarray,
-    tried: Sequence[Step],
-    units: Sequence[int],
-    n_steps: int,
-    bound: float,
-    way: str = THROUGH,
-    own: float = 0.0,
+    network: Network, starts: np.ndarray, tried: Sequence[Step], units: Sequence[int], how: Climb
 ) -> xr.Dataset:
     """``maximum`` of :func:`climb_all` with each step for all slopes, dims (tried, layer, slope, start, unit)."""
-    about = (starts, units, n_steps, bound, way, own)
-    made = [climb_all(network.trunk, dict.fromkeys(SLOPES, step), *about) for step in tried]
+    made = [climb_all(network.trunk, dict.fromkeys(SLOPES, step), starts, units, how) for step in tried]
     return xr.concat([one[["maximum"]] for one in made], "tried")
 
 
@@ -199,8 +171,8 @@ def choose_steps(
     tried = [Step(optimizer, size, DECAY) for optimizer, sizes in STEP_SIZES.items() for size in sizes]
 
     def one(network: Network) -> xr.DataArray:
-        about = (starts, tried, units, cfg.slopes.n_steps, bound)
-        return xr.concat([maxima_of(network, *about, way)["maximum"] for way in ways], "way")
+        hows = (Climb(cfg.slopes.n_steps, bound, way) for way in ways)
+        return xr.concat([maxima_of(network, starts, tried, units, how)["maximum"] for how in hows], "way")
 
     maxima = side_by_side(dataclasses.replace(cfg, device="cpu"), one, networks, "step sizes")
     joined = xr.concat(maxima, "network")

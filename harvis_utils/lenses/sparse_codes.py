@@ -14,8 +14,6 @@ on others. So for each concept a direction is chosen on training people and judg
 what is expected where only as many directions are there to choose from as there are units.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

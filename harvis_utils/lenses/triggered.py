@@ -7,8 +7,6 @@ a pattern and the filter an extractor (Haufe et al. 2014): where neighbouring sa
 the first looks like what the unit is after. Both work for any place of any network, without a gradient.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import xarray as xr
@@ -78,9 +76,8 @@ def triggered(
     covariance += RIDGE * np.trace(covariance) / n_inputs * np.eye(n_inputs)
     filters = np.linalg.solve(covariance, (sum_ax / count - np.outer(sum_a / count, mean)).T).T
     recording = split.recording[some // (len(segments) // len(split))]
-    best = np.stack(
-        [np.flatnonzero(recording == r)[largest[:, recording == r].argmax(1)] for r in np.unique(recording)]
-    )
+    inside = [np.flatnonzero(recording == r) for r in np.unique(recording)]
+    best = np.stack([own[largest[:, own].argmax(1)] for own in inside])
     order = np.argsort(-np.take_along_axis(largest, best.T, 1), axis=1, kind="stable")[:, :N_STRONGEST]
     windows = segments[some[np.take_along_axis(best.T, order, 1)]]
     axis = ("axis",) if target.axes > 1 else ()

@@ -12,8 +12,6 @@ tenth; what a recording has in two tenths may go to different places. Whole reco
 because none lies in one.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from harvis_utils.data.windowing import SPLITS, Split, Windows
 from harvis_utils.lenses import concepts, dissection
 from harvis_utils.lenses.concepts import Concepts
+from harvis_utils.metrics.intervals import over_networks
 from harvis_utils.metrics.recovery import chance_point
 from harvis_utils.networks import recurrent, taps
 from harvis_utils.parallel import side_by_side, torch_device
@@ -187,12 +186,7 @@ def numbers(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def counted(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """:func:`numbers` with their intervals over networks, a row for each of ``by``."""
-    rows = {}
-    for names, own in numbers(table, by).groupby(list(by), sort=False):
-        rows[names] = {"networks": len(own)}
-        for name in MEASURES:
-            rows[names] |= dissection.over_networks(name, own[name].to_numpy(float), least=3)
-    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=list(by)))
+    return over_networks(numbers(table, by), by, MEASURES, least=3)
 
 
 # ----------------------------------------------------------------------------------------------------- both sides
@@ -223,9 +217,8 @@ def sides(highest: pd.DataFrame, lowest: pd.DataFrame) -> pd.DataFrame:
             "turned over": (wanted == there).mean() if clear.any() else np.nan,
             "turned over, any two": (wanted[:, None] == there).mean() if clear.any() else np.nan,
         }
-    return pd.DataFrame(
-        rows.values(), pd.MultiIndex.from_tuples(rows, names=["layer", "weights", "seed"])
-    ).reset_index()
+    index = pd.MultiIndex.from_tuples(rows, names=["layer", "weights", "seed"])
+    return pd.DataFrame(rows.values(), index).reset_index()
 
 
 def stretches(network: Network, split: Split, units: Sequence[int], n: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -244,9 +237,6 @@ def stretches(network: Network, split: Split, units: Sequence[int], n: int = 2) 
             found += order[np.sort(first)[:n]].tolist()
         chosen.append(found)
     return split.x[np.array(chosen)], np.stack([own[at] for own, at in zip(outputs, chosen, strict=True)])
-
-
-# --------------------------------------------------------------------------------------------------- other networks
 
 
 def architectures(cfg: Settings) -> dict[str, tuple[object, TrainingSettings]]:

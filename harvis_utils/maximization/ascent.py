@@ -15,8 +15,6 @@ Choice, what the paper's terms mean there (at one axis they are the paper's):
 * a signal is beyond an amplitude where one of its axes is.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed

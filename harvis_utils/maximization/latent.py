@@ -12,8 +12,6 @@ the best is kept; convolutions take windows of any length; and of the best windo
 cut out that, by itself, has the largest mean. :func:`random_search` has as many windows to choose from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -106,9 +104,8 @@ def untrained(windows: Windows, settings: GanSettings, seed: int) -> Prior:
 
 def principal(windows: Windows, n_latent: int) -> Prior:
     """The linear generator of training windows, with as many latent numbers."""
-    return Prior(
-        f"PCA-{n_latent}", f"PCA {n_latent} {windows.digest}", [Principal(windows.train.x, n_latent)], n_latent
-    )
+    own = Principal(windows.train.x, n_latent)
+    return Prior(f"PCA-{n_latent}", f"PCA {n_latent} {windows.digest}", [own], n_latent)
 
 
 def shell(z: Tensor, rows: Tensor | None = None) -> Tensor:

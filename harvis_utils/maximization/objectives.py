@@ -166,8 +166,7 @@ def largest(place: str | Tap, unit: int | Sequence[int], axis: int | None = None
     def of(seen: Seen) -> Tensor:
         return of_units(seen.maps[_name(place)], unit, _name(place), axis, at_most).amax((1, 2))
 
-    on = "" if axis is None else f" on axis {axis}"
-    return Objective(f"largest output of {_name(place)} unit {_numbers(unit)}{on}", (place,), of)
+    return Objective(f"largest output of {channel(place, unit, axis).name}", (place,), of)
 
 
 def in_blocks(parts: Sequence[tuple[Objective, int]]) -> Objective:

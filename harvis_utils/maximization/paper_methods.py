@@ -8,8 +8,6 @@ any place in any network, and says what this means for units that mix axes; :mod
 per-axis trunks, sooner.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import threading

@@ -6,8 +6,6 @@ visualization: steps alternate between raising the objective and denoising
 (:func:`harvis_utils.maximization.visualization.visualize`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

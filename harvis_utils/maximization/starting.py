@@ -1,7 +1,5 @@
 """Signals to start from: the paper's sine, other waves, and noise that has the spectrum of real windows."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from harvis_utils.data.windowing import Split

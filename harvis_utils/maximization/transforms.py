@@ -5,8 +5,6 @@ draw of its own (Mordvintsev et al. 2015; Olah et al. 2017, "transformation robu
 scaled and turned, a sensor starts at another moment, a person moves more strongly, a strap sits at another angle.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np

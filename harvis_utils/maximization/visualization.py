@@ -8,8 +8,6 @@ All windows of a batch are optimized at once; each may have a unit of its own. U
 sensor axis at a time: :class:`PerAxis` is the network up to them, so that a single axis can be optimized.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ they are, beside nulls of equally many units. That two networks agree is necessa
 the data, not sufficient. The paper measures none of this; everything here is a Choice.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import combinations
@@ -96,9 +94,8 @@ def status(signals: xr.Dataset, settings: SimilaritySettings) -> xr.Dataset:
         "flat": signal_measures.flat(x) | (np.ptp(pieces, axis=-1) <= similarity.CONSTANT_G).reshape(len(x), -1).all(1),
     }
     named = np.select([why[name] for name in LEFT_OUT], LEFT_OUT, "used")
-    return xr.Dataset(
-        {"status": dead.copy(data=named.reshape(dead.shape)), "first": dead.copy(data=first.reshape(dead.shape))}
-    )
+    found = {"status": named, "first": first}
+    return xr.Dataset({name: dead.copy(data=of.reshape(dead.shape)) for name, of in found.items()})
 
 
 def left_out(signals: xr.Dataset, settings: SimilaritySettings) -> pd.DataFrame:

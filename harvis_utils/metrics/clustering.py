@@ -6,8 +6,6 @@ axes. A unit whose signal is not finite or constant (on every axis) has no shape
 many were.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

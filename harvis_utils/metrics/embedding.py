@@ -5,8 +5,6 @@ What a picture seems to show is asked in numbers by :mod:`harvis_utils.metrics.c
 axis) has no place on the map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

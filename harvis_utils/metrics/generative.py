@@ -6,8 +6,6 @@ with the number of windows. So all sets have one size, each table has the rows o
 memorization and measures of time stand beside. Sets are (window, axis, time) in G.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from itertools import combinations
@@ -184,9 +182,6 @@ def without_judge(
         row = {"set": name, "memorization": nearest(x, windows.train.x) / usual} | of_time(x, real["training"])
         rows.append(row | (motif_content(x, truth) if truth else {}))
     return pd.DataFrame(rows)
-
-
-# ------------------------------------------------------------------------------------------------- without a judge
 
 
 def motif_content(x: np.ndarray, truth: PlantedMotifs, seed: int = 0) -> dict[str, float]:

@@ -6,8 +6,6 @@ Nor are windows of one recording, which overlap and are alike: a null trades who
 have columns "x", "x low" and "x high".
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,9 +92,14 @@ def traded(recording, n: int, rng: np.random.Generator, groups=None) -> Iterator
     return (draw() for _ in range(n))
 
 
-def with_interval(name: str, values, summary: str = "mean") -> dict[str, float]:
-    """:func:`interval` as a part of a table's row: ``name``, "name low" and "name high", NaN where there is none."""
-    return _row(name, *interval(values, summary))
+def with_interval(name: str, values, summary: str = "mean", least: int = 1) -> dict[str, float]:
+    """:func:`interval` as a part of a table's row: ``name``, "name low" and "name high".
+
+    The ends are NaN where there is none, and where fewer than ``least`` values are there.
+    """
+    value, ends = interval(values, summary)
+    enough = np.count_nonzero(~np.isnan(np.asarray(values, dtype=float))) >= least
+    return _row(name, value, ends if enough else None)
 
 
 def _row(name: str, value: float, ends: list[float] | None) -> dict[str, float]:
@@ -120,17 +123,17 @@ def tabulated(values: Mapping[str, xr.DataArray], by: str, medians: Sequence[str
     return pd.DataFrame(rows, pd.Index(labels, name=by))
 
 
-def over_networks(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def over_networks(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str], least: int = 2) -> pd.DataFrame:
     """Mean over networks and :func:`with_interval` of ``columns``, one row per group, in the order of the groups.
 
-    ``table`` has one row per group and "seed". ``networks`` says how many have a value; one alone has no interval.
+    ``table`` has one row per group and "seed". ``networks`` says how many there are; fewer than ``least`` with a value
+    have no interval.
     """
     rows = {}
     for group, own in table.groupby(list(by), sort=False):
         rows[group] = {"networks": own["seed"].nunique()}
         for name in columns:
-            there = own[name].dropna()
-            rows[group] |= with_interval(name, there) if len(there) > 1 else _row(name, there.mean(), None)
+            rows[group] |= with_interval(name, own[name], least=least)
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=by))
 
 
@@ -150,7 +153,7 @@ def _draws(rows: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarr
 
 @dataclass(frozen=True)
 class Difference:
-    """``mean`` of the paired differences with its interval, and an effect size with its own.
+    """``mean`` of the paired differences with its interval, and an effect size.
 
     ``dominance`` is the share of pairs in which the first is larger minus the share in which it is smaller (Cliff's
     delta of paired values): 1 always larger, 0 neither, -1 always smaller. ``n_networks`` and ``n_pairs`` say how many
@@ -160,7 +163,6 @@ class Difference:
     mean: float
     interval: list[float] | None
     dominance: float
-    dominance_interval: list[float] | None
     n_networks: int
     n_pairs: int
 
@@ -185,7 +187,7 @@ def paired(first, second) -> Difference:
     difference = first - second
     there = ~np.isnan(difference)
     counts = int(there.any(1).sum()), int(there.sum())
-    return Difference(*interval(difference), *interval(np.sign(difference)), *counts)
+    return Difference(*interval(difference), interval(np.sign(difference))[0], *counts)
 
 
 def shown(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:

@@ -7,8 +7,6 @@ A maximum over many signals and shifts is biased upward, the more so the shorter
 where it exceeds that of equally many signals that cannot know the motif: the start, a network with random weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,9 +54,8 @@ def best_places(shapes: Sequence[np.ndarray], signals: np.ndarray) -> tuple[np.n
         wanted = _unit_shape(np.asarray(shape, dtype=np.float64), signals.shape[1])
         for first in range(0, len(signals), CHUNK):
             some = slice(first, first + CHUNK)
-            pieces, norm = similarity.centred(
-                np.lib.stride_tricks.sliding_window_view(signals[some], len(wanted), axis=1)
-            )
+            every = np.lib.stride_tricks.sliding_window_view(signals[some], len(wanted), axis=1)
+            pieces, norm = similarity.centred(every)
             found = np.clip(pieces @ wanted / norm, -1.0, 1.0)  # (signal, shift)
             start[k, some] = found.argmax(axis=1)
             result[k, some] = found.max(axis=1)

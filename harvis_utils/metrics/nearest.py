@@ -6,8 +6,6 @@ equals the one before it counts once. SciPy's tree finds the pieces among which 
 of matrices where pieces have all axes, too many numbers for a tree; the distances of those are computed in float64.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -10,8 +10,6 @@ it. ``realism_p`` and ``distance_ratio`` compare only the pieces that excite the
 No measure is to be read alone: what each can be won by stands in :mod:`harvis_utils.metrics.signal_measures`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import xarray as xr
@@ -255,16 +253,11 @@ def realism_of(
 def realism(
     cfg: Settings, windows: Windows, networks: list[Network], statistics: xr.Dataset, signals: xr.Dataset
 ) -> xr.Dataset:
-    """Measures of all methods, dims (seed, preset, technique, layer, unit); missing ones are made.
-
-    ``signals`` has dims (seed, layer, preset, technique, unit, time).
-    """
+    """Measures of all methods' ``signals``, dims (seed, preset, technique, layer, unit); missing ones are made."""
     start = starting_signal(cfg.maximization, windows.train.length)
+    about = signals[["signal", "map"]], statistics[["th_eap", "dead"]]
     return of_networks(
-        networks,
-        lambda net, *own: realism_of(net, windows, *own, start, cfg.similarity, device=cfg.device),
-        signals[["signal", "map"]],
-        statistics[["th_eap", "dead"]],
+        networks, lambda net, *own: realism_of(net, windows, *own, start, cfg.similarity, device=cfg.device), *about
     )
 
 
@@ -278,12 +271,8 @@ def controls(
     reference windows are the trained unit's: does any pretty signal do, or must it be this unit's?
     """
     start = starting_signal(cfg.maximization, windows.train.length)
-    made = of_networks(
-        networks,
-        lambda net, *own: control_signals(net, windows, *own, start),
-        statistics["th_eap"],
-        random_signals[["signal", "map"]],
-    )
+    about = statistics["th_eap"], random_signals[["signal", "map"]]
+    made = of_networks(networks, lambda net, *own: control_signals(net, windows, *own, start), *about)
     return realism(cfg, windows, networks, statistics, made)
 
 

@@ -10,8 +10,6 @@ the shape, so that a missing motif can be laid to the method or to the networks.
 The paper measures none of this; everything here is a Choice.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,10 +148,7 @@ def null(
 
 
 def thresholds(chance: xr.Dataset, quantile: float = 0.95) -> xr.Dataset:
-    """Per motif and layer the largest of the three nulls' 95 % points: ``threshold``, ``threshold_from``.
-
-    ``chance`` is what :func:`null` returns.
-    """
+    """Per motif and layer the largest of the 95 % points of :func:`null`'s three: ``threshold``, ``threshold_from``."""
     draws, noise, start = (chance[name].transpose("motif", "layer", ...) for name in NULLS)
     points = np.stack([chance_point(draws.values, quantile), chance_point(noise.values, quantile), start.values])
     dims, source = ("motif", "layer"), np.array(NULLS)[points.argmax(0)]

@@ -5,8 +5,6 @@ axis, time) of units that mix axes. Choice: a distance is a mean over axes and s
 :mod:`harvis_utils.metrics.realism` chooses the real windows that they are compared with, and reads them together.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -23,10 +21,7 @@ FLAT_G = 0.05
 
 
 def ranges(signals: np.ndarray) -> np.ndarray:
-    """From the lowest to the highest sample of the axis that moves most: (row[, axis], time) -> (row,).
-
-    NaN where a signal is not finite.
-    """
+    """Range of the axis that moves most: (row[, axis], time) -> (row,); NaN where a signal is not finite."""
     with np.errstate(invalid="ignore"):
         found = np.ptp(np.asarray(signals, dtype=np.float64), axis=-1)
     found = found.max(1) if found.ndim == 2 else found
@@ -75,11 +70,8 @@ def in_time(maps: xr.DataArray, length: int) -> xr.DataArray:
 
 def largest(maps: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
     """The largest output of each map, (row,)."""
-    return (
-        maps.transpose(*dims, ...)
-        .max([d for d in maps.dims if d not in dims], skipna="map_time" in maps.dims)
-        .values.reshape(-1)
-    )
+    inner = [d for d in maps.dims if d not in dims]
+    return maps.transpose(*dims, ...).max(inner, skipna="map_time" in maps.dims).values.reshape(-1)
 
 
 def reached(top: np.ndarray, th_eap: np.ndarray) -> np.ndarray:

@@ -9,8 +9,6 @@ with whole windows: a distance is the mean squared error over axes and samples, 
 Power, variation and squares add up over axes. With one axis all this is what the paper says.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -245,12 +243,8 @@ def scores(
 ) -> xr.Dataset:
     """Scores of all methods, dims (seed, preset, technique, layer, unit[, ...]); missing ones are made."""
     start = starting_signal(cfg.maximization, windows.train.length)
-    found = of_networks(
-        networks,
-        lambda net, *own: scores_of(net, windows, *own, start, cfg.similarity),
-        signals[["signal", "map"]],
-        statistics[["th_eap", "p95", "dead"]],
-    )
+    about = signals[["signal", "map"]], statistics[["th_eap", "p95", "dead"]]
+    found = of_networks(networks, lambda net, *own: scores_of(net, windows, *own, start, cfg.similarity), *about)
     return with_activities(found, windows)
 
 

@@ -5,8 +5,6 @@ that reaches into the next segment, has a part in it. Segments that hold fewer w
 are left out.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from scipy.special import softmax

@@ -9,8 +9,6 @@ attention M_t how much each sample counts. With f, the maps of the second convol
 The second term of the concatenation has no residual: a map that is small everywhere takes it away.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

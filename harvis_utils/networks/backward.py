@@ -10,8 +10,6 @@ Rules are not defined for other functions that are not linear (GELU, ELU, SiLU, 
 keep their gradient, and :func:`refuse_others` says so where a rule is to mean something.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

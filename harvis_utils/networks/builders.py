@@ -1,7 +1,5 @@
 """Settings of a network turned into that network: which settings belong to which class."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Radford et al. (2016) with four doublings of time, for windows of 64 samples; k 
 k + 1 classes are MAD-GAN (Ghosh et al. 2018). Windows are in G: scaling is part of the networks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -88,12 +86,6 @@ class Discriminator(nn.Module):
         for name in self.stages:
             h = getattr(self, name)(h)
         return self.classes(h)[..., 0]
-
-    @torch.no_grad()
-    def norms(self) -> dict[str, float]:
-        """The largest singular value of each layer's weights, one output channel a row."""
-        layers = {**{name: getattr(self, name)[0] for name in self.stages}, "classes": self.classes}
-        return {name: float(torch.linalg.matrix_norm(of.weight.flatten(1), 2)) for name, of in layers.items()}
 
 
 def networks(train: Split, settings: GanSettings) -> tuple[list[Generator], Discriminator]:

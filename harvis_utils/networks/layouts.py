@@ -5,8 +5,6 @@ dimensions that hold two roles stand in brackets, the slower one first: ``"(wind
 size 1 without a role is ``1``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -163,10 +161,6 @@ class Windows:
         return view.movedim(self.dim if self.first else self.dim + 1, 0)
 
 
-def _row(x: Tensor, row: int) -> Tensor:
-    return (torch.arange(len(x)) == row).view(-1, *[1] * (x.ndim - 1))
-
-
 def of_windows(answer: Answer, example: Tensor) -> Windows:
     """Which dimension of an output belongs to the windows.
 
@@ -180,9 +174,10 @@ def of_windows(answer: Answer, example: Tensor) -> Windows:
             "it gives other values each time, also in evaluation mode (a functional dropout without "
             "training=self.training, a state that is kept?); make the network deterministic there"
         )
+    number = torch.arange(N_WINDOWS).view(-1, *[1] * (base.ndim - 1))
     nothing = torch.full_like(other, torch.nan)  # which also gets through units that are silent in all these windows
     for others in (other, nothing):
-        each = [answer(torch.where(_row(base, j), others, base)) for j in range(N_WINDOWS)]
+        each = [answer(torch.where(number == j, others, base)) for j in range(N_WINDOWS)]
         if any(out.shape != before.shape for out in each):
             raise UnsteadyError("its output has other sizes for other windows: it may get only some of them")
         changed = torch.stack([differs(before, out) for out in each])

@@ -1,7 +1,5 @@
 """SF-HF whose rectifiers are Leaky ReLUs, in training too."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from harvis_utils.networks import backward

@@ -1,7 +1,5 @@
 """A forward pass in which nothing carries what happens at one time to all others, to see what belongs to which time."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 

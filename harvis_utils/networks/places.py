@@ -1,7 +1,5 @@
 """Places in a network: their names, and what each is, found out once by watching a few small forward passes."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from collections.abc import Callable, Iterator
@@ -91,11 +89,7 @@ def refuse_compiled(network: nn.Module) -> None:
 
 
 def find(
-    network: nn.Module,
-    layer: str | Tap,
-    rectified: bool = False,
-    layout: str | None = None,
-    call: int | None = None,
+    network: nn.Module, layer: str | Tap, rectified: bool = False, layout: str | None = None, call: int | None = None
 ) -> Tap:
     """The tap of a layer by name: ``conv1`` ... of SF-HF after batch norm and ReLU, else the submodule of that name.
 

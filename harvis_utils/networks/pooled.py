@@ -1,7 +1,5 @@
 """SF-HF that pools along time behind every convolution: the deconvnet of Zeiler and Fergus has switches there."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """Where in a window the samples of a layer's maps are: the centres of what they see."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import numpy as np

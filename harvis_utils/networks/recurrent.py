@@ -1,7 +1,5 @@
 """A recurrent network: a GRU reads a window sample by sample, all axes at once."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence

@@ -10,8 +10,6 @@ channel by channel. Without p a block is an operator on the set of its instants,
 network answers a window and the same window backwards alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace

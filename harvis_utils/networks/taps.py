@@ -8,8 +8,6 @@ Which dimension of a layer's output is which is declared (``find(network, "lstm"
 What cannot be told is refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -150,7 +148,7 @@ class _Seen(BaseException):
 
 
 @contextmanager
-def record(network: nn.Module, taps: Sequence[str | Tap]) -> Iterator[dict[str, Tensor]]:
+def record(network: nn.Module, taps: Sequence[str | Tap], alone: bool = False) -> Iterator[dict[str, Tensor]]:
     """While the block runs, each call of ``network`` puts the maps of the ``taps`` into the dictionary it yields.
 
     Maps are (window, unit, axis, time), with their gradients, by the taps' names; the last call's count, and later
@@ -160,15 +158,9 @@ def record(network: nn.Module, taps: Sequence[str | Tap]) -> Iterator[dict[str, 
             network(windows)
         maps["conv1"].amax((2, 3))  # (window, unit)
 
-    Calls raise ``ValueError`` as :func:`located` does.
+    ``alone`` says that nothing else of a call is wanted, which ends with the last of the maps. Calls raise
+    ``ValueError`` as :func:`located` does.
     """
-    with _recorded(network, taps) as found:
-        yield found
-
-
-@contextmanager
-def _recorded(network: nn.Module, taps: Sequence[str | Tap], alone: bool = False) -> Iterator[dict[str, Tensor]]:
-    """:func:`record`; ``alone`` says that nothing but the maps of one call is wanted, which ends with the last one."""
     found: dict[str, Tensor] = {}
 
     def keep(tap: Tap) -> _Act:
@@ -247,7 +239,7 @@ def _exchanged(output, old: Tensor, new: Tensor):
 def _maps(network: nn.Module, taps: Sequence[str | Tap], x: np.ndarray | Tensor) -> dict[str, Tensor]:
     """Maps by the taps' names; what the network does behind the last place is spared."""
     names = {tap if isinstance(tap, str) else tap.name for tap in taps}
-    with _recorded(network, taps, alone=True) as found:
+    with record(network, taps, alone=True) as found:
         try:
             run(network, as_windows(network, x))
         except (_Seen, Exception):

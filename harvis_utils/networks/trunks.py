@@ -1,7 +1,5 @@
 """Places that treat each sensor axis by itself: whether one does, and a network's front part as a bare trunk."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Whether networks know the direction of time, and where the attention of 1D-SAN lies (notebook 15)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import torch
@@ -12,18 +10,7 @@ from harvis_utils.data.windowing import Split
 from harvis_utils.lenses import attention, locating, occlusion, pooling
 from harvis_utils.metrics.intervals import with_interval
 from harvis_utils.networks.self_attention import attended, received
-from harvis_utils.paper.self_attention import (
-    AS_TRAINED,
-    CNN,
-    CNN355,
-    DILATED,
-    EDITS,
-    RAW,
-    SAN,
-    SPECTRA,
-    Study,
-    wide,
-)
+from harvis_utils.paper.self_attention import AS_TRAINED, CNN, CNN355, DILATED, EDITS, RAW, SAN, SPECTRA, Study, wide
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
 
@@ -95,9 +82,8 @@ def looks(network: Network, x: np.ndarray, edit: str) -> xr.Dataset:
         k, each = of.shape[2], of.numpy()
         entropy = float(-xlogy(each, each).sum(2).mean() / np.log(k))
         offsets = (np.arange(k) - k // 2) * dilation
-        one = xr.Dataset(
-            {"weight": ("offset", k * of.mean((0, 1, 3)).numpy()), "entropy": entropy}, {"offset": offsets}
-        )
+        weight = "offset", k * of.mean((0, 1, 3)).numpy()
+        one = xr.Dataset({"weight": weight, "entropy": entropy}, {"offset": offsets})
         one["map"] = ("window", "time"), received(of, dilation).numpy()
         found.append(one.expand_dims(block=[name]))
     every = xr.concat(found, "block", join="outer")

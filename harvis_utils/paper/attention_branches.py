@@ -4,8 +4,6 @@ Networks are trained on the run's own data and, whatever these are, on made-up r
 plain ones, which are easy, and harder ones, on which attention could matter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +18,8 @@ from harvis_utils.lenses import attention
 from harvis_utils.lenses.attention import BOTH, EDITS, INVERTED, INVERTED_OTHER, ITSELF, SAME_SCALE, SCALED
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
-from harvis_utils.metrics.intervals import number, with_interval
+from harvis_utils.metrics import intervals
+from harvis_utils.metrics.intervals import number
 from harvis_utils.networks import builders, taps
 from harvis_utils.networks.attention_branch import SPATIAL, TEMPORAL, Edited
 from harvis_utils.paper import systems
@@ -104,15 +103,10 @@ def networks(cfg: Settings, level: Level, name: str) -> list[Network]:
 
 
 def measured(
-    cfg: Settings,
-    level: Level,
-    names: Sequence[str],
-    measure: Callable[..., pd.DataFrame],
-    *about,
-    n: int | None = None,
+    cfg: Settings, level: Level, names: Sequence[str], measure: Callable[..., pd.DataFrame], *about
 ) -> pd.DataFrame:
-    """What a kept ``measure`` of (network, windows, ...) says of the first ``n`` networks of each name."""
-    wanted = [(name, net) for name in names for net in networks(cfg, level, name)[:n]]
+    """What a kept ``measure`` of (network, windows, ...) says of the networks of each name."""
+    wanted = [(name, net) for name in names for net in networks(cfg, level, name)]
     parts = side_by_side(cfg, lambda of: measure(of[1], level.windows, *about), wanted)
     named = [part.assign(network=name, seed=net.seed) for (name, net), part in zip(wanted, parts, strict=True)]
     return pd.concat(named, ignore_index=True)
@@ -120,15 +114,7 @@ def measured(
 
 def over_networks(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Means over networks with their intervals, one row per group, in the order in which groups occur."""
-    groups = table.groupby(list(by), sort=False)
-    rows = [
-        dict(zip(by, keys, strict=True)) | {k: v for c in columns for k, v in with_interval(c, own[c]).items()}
-        for keys, own in groups
-    ]
-    return pd.DataFrame(rows)
-
-
-# ------------------------------------------------------------------------------------------------- accuracy (D1)
+    return intervals.over_networks(table, by, columns, least=1).drop(columns="networks").reset_index()
 
 
 @kept("attention")
@@ -157,9 +143,6 @@ def following(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return found[:, 0], found[:, 1]
 
 
-# --------------------------------------------------------------------------------------- the lens beside other lenses
-
-
 def of_attention(alike: pd.DataFrame) -> pd.DataFrame:
     """Of :func:`attention.agreement` what maps agree with, beside maps of other windows and of an untrained branch.
 
@@ -174,13 +157,8 @@ def of_attention(alike: pd.DataFrame) -> pd.DataFrame:
     return over_networks(both, [*keys, "whose"], ["rank correlation"])
 
 
-# ------------------------------------------------------------------------------------- maximization under attention
-
-
-@kept("attention", apart=("device",))
-def climbed(
-    network: Network, windows: Windows, settings: MaximizationSettings, *, device: str | None = None
-) -> pd.DataFrame:
+@kept("attention")
+def climbed(network: Network, windows: Windows, settings: MaximizationSettings) -> pd.DataFrame:
     """The paper's method on units behind the fusion, with the maps free and with them frozen at their training mean.
 
     One row per unit and ``climbed``: its largest output over its threshold, "output, maps free" and "output, maps

@@ -19,8 +19,6 @@ networks, by an earlier rule which had no fact about shape and counted departure
   in one of score, flat signals and the two printed numbers without being beaten in another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -207,16 +205,6 @@ def table(readings: Sequence[Variant], found: Facts, drawn: np.ndarray) -> pd.Da
     return rows.iloc[order]
 
 
-def by_parameter(rows: pd.DataFrame, what: str = "score") -> pd.DataFrame:
-    """``what`` by the value of each of :data:`OPEN`, over all others: mean, smallest ("low") and largest ("high").
-
-    ``rows`` is what :func:`table` returns; the index is (parameter, value).
-    """
-    parts = {name: rows.groupby(name)[what].agg(["mean", "min", "max"]) for name in OPEN}
-    found = pd.concat({k: part.rename(index=str) for k, part in parts.items()}, names=["parameter", "value"])
-    return found.set_axis([what, f"{what} low", f"{what} high"], axis=1)
-
-
 def deciding(rows: pd.DataFrame, what: Sequence[str] = ("score", "flat", "off")) -> pd.DataFrame:
     """How far each of :data:`OPEN` alone moves ``what``: one row per parameter.
 
@@ -265,11 +253,8 @@ def shares(readings: Sequence[Variant], found: Facts, drawn: np.ndarray, others:
             yes, no = right[:, asked].all(1), (~right & ~np.isnan(of.points))[:, asked].any(1)
             stated = right[:, own & (kinds == "size")].all(1)
             row = {"claim": str(name), "facts": int(own.sum()), "admissible readings": int(alike.sum())}
-            row |= {
-                "yes in": float(yes[alike].mean()),
-                "no in": float(no[alike].mean()),
-                "yes in all": float(yes.mean()),
-            }
+            told = {"yes in": yes[alike], "no in": no[alike], "yes in all": yes}
+            row |= {which: float(so.mean()) for which, so in told.items()}
             row["as stated in"] = float(stated[alike].mean()) if (own & (kinds == "size")).any() else np.nan
             rows.append(row | {"chosen without it": readings[chosen].name, "yes there": bool(yes[chosen])})
     return pd.DataFrame(rows).set_index("claim")

@@ -4,8 +4,6 @@ Readings are climbed by :mod:`harvis_utils.fast.ascent`, visual variants by
 :mod:`harvis_utils.maximization.visualization`. What chooses among them uses networks that take no part in judging.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -21,16 +19,7 @@ from harvis_utils.maximization.starting import chosen_units, spectrum_noise, sta
 from harvis_utils.metrics import similarity
 from harvis_utils.metrics.signal_measures import flat
 from harvis_utils.networks.trunks import network_of
-from harvis_utils.paper.variants import (
-    BY_NAME,
-    EXPLAINER,
-    FREE,
-    LIKELIEST_TRIGGER,
-    PENALIZED,
-    Variant,
-    Visual,
-    by_step,
-)
+from harvis_utils.paper.variants import BY_NAME, EXPLAINER, FREE, LIKELIEST_TRIGGER, PENALIZED, Variant, Visual, by_step
 from harvis_utils.parallel import progress, torch_device
 from harvis_utils.settings import MaximizationSettings, Settings, SimilaritySettings, VisualSettings
 from harvis_utils.store.results import kept
@@ -53,15 +42,15 @@ def second_moment(split: Split) -> np.ndarray:
     return segments.T @ segments / len(segments)
 
 
-def window_prior(split: Split, floor: float = 1e-3) -> np.ndarray:
+def window_prior(split: Split) -> np.ndarray:
     """(time, time) matrix P of a norm sqrt(x' P x) in which real windows are short: inverse of their second moment.
 
     Scaled so that a real window costs on average what its L2 norm would. Directions in which real windows hold less
-    than ``floor`` of the strongest one's power count as holding that much.
+    than a thousandth of the strongest one's power count as holding that much.
     """
     moment = second_moment(split)
     power, directions = np.linalg.eigh(moment)
-    inverse = (directions / np.maximum(power, floor * power[-1])) @ directions.T
+    inverse = (directions / np.maximum(power, 1e-3 * power[-1])) @ directions.T
     inverse = (inverse + inverse.T) / 2
     return inverse * np.trace(moment) / np.trace(inverse @ moment)
 

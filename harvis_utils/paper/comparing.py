@@ -5,8 +5,6 @@ The two axes are those of notebook 08: *activation*, the share of its threshold 
 easily won, by amplitude or by doing nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import product
 
@@ -53,15 +51,12 @@ def table(measured: xr.Dataset, dimension: str) -> pd.DataFrame:
     rows = []
     for name, layer in product(*(measured[d].values.tolist() for d in (dimension, "layer"))):
         some = measured.sel({dimension: name, "layer": [layer]})
-        row = {"name": name, "layer": layer, "networks": measured.sizes["seed"], "failed": _failed(some)}
+        failed = float(some["failed"].where(~some["dead"]).mean())
+        row = {"name": name, "layer": layer, "networks": measured.sizes["seed"], "failed": failed}
         for column, of in MEASURES.items():
             row |= with_interval(column, by_network(of(some)))
         rows.append(row)
     return pd.DataFrame(rows).set_index(["name", "layer"])
-
-
-def _failed(measured: xr.Dataset) -> float:
-    return float(measured["failed"].where(~measured["dead"]).mean())
 
 
 def differences(measured: xr.Dataset, dimension: str, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:

@@ -159,10 +159,7 @@ def ratio(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def lower(e: Evidence, first: str, second: str, variable: str, layer: str | None = None) -> np.ndarray:
-    """Share of units in which the first method's value is lower than the second's; ties count half.
-
-    Units that both methods leave flat are ties.
-    """
+    """Share of units with a lower value by the first method; ties, and what both leave flat, count half."""
     a, b = e.of(first, variable, layer), e.of(second, variable, layer)
     tie = np.isclose(a, b, rtol=TIE, atol=0) | ~(e.moves(first, layer) | e.moves(second, layer))
     return mean(np.where(np.isnan(a) | np.isnan(b), np.nan, np.where(tie, 0.5, a < b)))

@@ -1,7 +1,5 @@
 """Signals of all networks beside their references: how well each method explains units, with intervals."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -132,10 +130,7 @@ def against(
 def beside_real(
     cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, signals: xr.DataArray
 ) -> xr.Dataset:
-    """:func:`realism.realism` of methods and references, dims (seed, technique, layer, unit); missing ones are made.
-
-    ``signals`` is as for :func:`explanations`.
-    """
+    """:func:`realism.realism` of what :func:`explanations` is of, with its dims; missing ones are made."""
     both, _ = with_references(cfg, windows, networks, signals)
     both = both.astype(np.float32)
 
@@ -145,13 +140,6 @@ def beside_real(
 
     made = xr.Dataset({"signal": both, "map": of_networks(networks, maps, both)})
     return realism.realism(cfg, windows, networks, statistics, made)
-
-
-def nearness(
-    cfg: Settings, windows: Windows, networks: Sequence[Network], statistics: xr.Dataset, signals: xr.DataArray
-) -> xr.DataArray:
-    """:func:`realism.nearness` of methods and references (:func:`beside_real`)."""
-    return realism.nearness(beside_real(cfg, windows, networks, statistics, signals))
 
 
 # ---------------------------------------------------------------------------------------------- the truth, where known

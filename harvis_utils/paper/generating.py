@@ -4,8 +4,6 @@ All rows have one base of settings. Scores are of equally many windows everywher
 vectors, and of all generators of a row together ("all"), an equal part from each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -304,47 +302,31 @@ def two_classifiers(study: Study) -> pd.DataFrame:
 _TABLE, _PICTURES, _TEXT = "collaborative GANs, Tab. 1", "collaborative GANs, Fig. 3", "collaborative GANs, sec. 4.3"
 _HALVES = "in distances of two halves of the training windows"
 #: Choice: margins, fixed before any generator was trained on recordings of people
-QUESTIONS: dict[str, Question] = {
-    of.id: of
-    for of in (
-        Question(
-            "K1", _TABLE, "the proposed method has the highest inception score (5.37 against 4.57, 4.77, 4.77)",
-            "inception score of all generators together, over the best of the other three rows, minus 1",
-            "one real window a class, repeated; one generator with as many weights; other graphs and alphas",
-            0.05, "share",
-        ),
-        Question(
-            "K1 best generator", _TABLE, "the same, each method by its best generator",
-            "inception score of the best generator over that of the best of the other three rows, minus 1",
-            "MAD-GAN's best of three, DCGAN's best of all seeds", 0.05, "share",
-        ),
-        Question(
-            "K2", _TABLE, "DCGAN + SN has the lowest FID (21.17 against 23.77, 25.79, 28.76)",
-            f"lowest FID of the other three rows minus that of DCGAN + SN, {_HALVES}",
-            "FID to people held out; the second judge", 2.0,
-        ),
-        Question(
-            "K2 worst", _TABLE, "MAD-GAN has the highest FID (28.76)",
-            f"FID of MAD-GAN minus the highest of the other three rows, {_HALVES}",
-            "FID to people held out; the second judge", 2.0,
-        ),
-        Question(
-            "K3", _PICTURES, "taught generators make alike, better images of one latent vector",
-            "correlation of generators' windows of one latent vector, with transfer minus without",
-            "windows of different latent vectors", 0.05,
-        ),
-        Question(
-            "K3 variety", "collaborative GANs, sec. 2", "transfer takes away the bias of what each generator makes",
-            "share of real windows of other people covered by single generators, with transfer minus without",
-            "how far generators are apart; all generators together", 0.02, "share",
-        ),
-        Question(
-            "K5", _TEXT, "G1, which is taught, has a higher inception score than G2, which is not",
-            "inception score of G1 over that of G2, minus 1",
-            "the same of MAD-GAN, where nobody is taught, and where everybody is", 0.05, "share",
-        ),
-    )
-}  # fmt: skip
+_ASKED = (
+    Question("K1", _TABLE, "the proposed method has the highest inception score (5.37 against 4.57, 4.77, 4.77)",
+             "inception score of all generators together, over the best of the other three rows, minus 1",
+             "one real window a class, repeated; one generator with as many weights; other graphs and alphas",
+             0.05, "share"),
+    Question("K1 best generator", _TABLE, "the same, each method by its best generator",
+             "inception score of the best generator over that of the best of the other three rows, minus 1",
+             "MAD-GAN's best of three, DCGAN's best of all seeds", 0.05, "share"),
+    Question("K2", _TABLE, "DCGAN + SN has the lowest FID (21.17 against 23.77, 25.79, 28.76)",
+             f"lowest FID of the other three rows minus that of DCGAN + SN, {_HALVES}",
+             "FID to people held out; the second judge", 2.0),
+    Question("K2 worst", _TABLE, "MAD-GAN has the highest FID (28.76)",
+             f"FID of MAD-GAN minus the highest of the other three rows, {_HALVES}",
+             "FID to people held out; the second judge", 2.0),
+    Question("K3", _PICTURES, "taught generators make alike, better images of one latent vector",
+             "correlation of generators' windows of one latent vector, with transfer minus without",
+             "windows of different latent vectors", 0.05),
+    Question("K3 variety", "collaborative GANs, sec. 2", "transfer takes away the bias of what each generator makes",
+             "share of real windows of other people covered by single generators, with transfer minus without",
+             "how far generators are apart; all generators together", 0.02, "share"),
+    Question("K5", _TEXT, "G1, which is taught, has a higher inception score than G2, which is not",
+             "inception score of G1 over that of G2, minus 1",
+             "the same of MAD-GAN, where nobody is taught, and where everybody is", 0.05, "share"),
+)  # fmt: skip
+QUESTIONS = {of.id: of for of in _ASKED}
 
 
 def final(judged: pd.DataFrame, who: str = JUDGE) -> pd.DataFrame:

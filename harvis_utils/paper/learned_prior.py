@@ -4,8 +4,6 @@ Signals of units through generators stand beside those of the paper's method and
 controls that have no training, no ascent or no network, and beside real windows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -42,25 +40,16 @@ _NGUYEN, _TWO = "Nguyen et al. 2016", "above the better of likeliest trigger and
 _CONTROLS = "random search through the same generator, an untrained one, a linear one"
 #: what is judged; differences and margins were fixed before any run on recorded data
 QUESTIONS = (
-    Question(
-        *("P1", _NGUYEN, "a learned prior gives inputs that excite the unit and look real"),
-        *(f"share of the threshold times nearness, through DCGAN + SN, {_TWO}", _CONTROLS, 0.02),
-    ),
-    Question(
-        *("P2", _NGUYEN, "at equal activation they are nearer to real ones"),
-        *(f"nearness, of units that all three bring to their threshold, {_TWO}", _CONTROLS, 0.02),
-    ),
-    Question(
-        *("P3", _NGUYEN, "they show in an interpretable way what a unit has learned"),
-        *(f"right answers to which of two new windows excites the unit more, {_TWO}", _CONTROLS, 0.01, "share"),
-    ),
-    Question(
-        *("P4", "thesis on collaborative generators, Tab. 1", "generators that teach each other make better windows"),
-        "share of the threshold times nearness, through generators that teach each other, above the better of MAD-GAN "
-        "and DCGAN + SN",
-        *("the same generators with no edge between them", 0.02),
-    ),
-)
+    Question("P1", _NGUYEN, "a learned prior gives inputs that excite the unit and look real",
+             f"share of the threshold times nearness, through DCGAN + SN, {_TWO}", _CONTROLS, 0.02),
+    Question("P2", _NGUYEN, "at equal activation they are nearer to real ones",
+             f"nearness, of units that all three bring to their threshold, {_TWO}", _CONTROLS, 0.02),
+    Question("P3", _NGUYEN, "they show in an interpretable way what a unit has learned",
+             f"right answers to which of two new windows excites the unit more, {_TWO}", _CONTROLS, 0.01, "share"),
+    Question("P4", "thesis on collaborative generators, Tab. 1", "generators that teach each other make better windows",
+             "share of the threshold times nearness, through generators that teach each other, above the better of "
+             "MAD-GAN and DCGAN + SN", "the same generators with no edge between them", 0.02),
+)  # fmt: skip
 
 VALUE, COPIED, SHOWN = "activation x nearness", "distance [octaves]", "shows its motif"
 #: what is measured of signals, each with its null
@@ -125,10 +114,7 @@ def compared(run: Stages, made: xr.Dataset) -> xr.DataArray:
 
 @kept("latent")
 def nearest_real(windows: Windows, signals: xr.DataArray) -> xr.Dataset:
-    """The training segment nearest to each signal (.., time) in G, ``signal``, and its ``distance`` (..).
-
-    That is the root mean square difference in G.
-    """
+    """The training segment nearest to each signal (.., time) in G, ``signal``, and its ``distance`` (..), RMS in G."""
     segments, x = windows.train.segments, signals.values.reshape(-1, signals.sizes["time"]).astype(np.float32)
     others = torch.as_tensor(np.ascontiguousarray(segments))
     near = segments[torch.cat([torch.cdist(of, others).argmin(1) for of in torch.as_tensor(x).split(64)]).numpy()]

@@ -4,8 +4,6 @@ The people of a data set are few, and the paper's own split leaves out two of th
 in turn, so that what is said of networks can be said with an interval over people.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -109,12 +107,8 @@ def over_people(table: pd.DataFrame) -> pd.DataFrame:
         rows[layer] = {"people": len(own)}
         for name in MEASURES:
             values = own[name].dropna()
-            half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
-            rows[layer] |= {
-                name: values.mean(),
-                f"{name} low": values.mean() - half,
-                f"{name} high": values.mean() + half,
-            }
+            mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.sem()
+            rows[layer] |= {name: mean, f"{name} low": mean - half, f"{name} high": mean + half}
     return pd.DataFrame.from_dict(rows, "index").rename_axis("layer")
 
 
@@ -122,10 +116,7 @@ def over_people(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def dropout_table(windows: Windows, shortest: int = SHORTEST_DROPOUT) -> pd.DataFrame:
-    """``windows``, ``dropouts`` and their ``share`` for every person and activity that has any, most affected first.
-
-    Dropouts are what :func:`windowing.dropouts` says.
-    """
+    """``windows``, :func:`windowing.dropouts` and their ``share`` by person and activity, most affected first."""
     flags = [dropouts(getattr(windows, name), windows.axes, shortest) for name in SPLITS]
     labels = windows.labels().assign(dropout=np.concatenate(flags))
     found = labels.groupby(["person", "activity"], observed=True)["dropout"].agg(["size", "sum", "mean"])

@@ -1,7 +1,5 @@
 """Everything a run found, as one checked file: ``results.json``, and the tables that notebook 06 shows of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json
@@ -14,7 +12,8 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Windows, amplitude_threshold
-from harvis_utils.metrics import linearity, similarity
+from harvis_utils.maximization import unit_statistics
+from harvis_utils.metrics import similarity
 from harvis_utils.metrics.intervals import interval
 from harvis_utils.paper import claims, verdicts
 from harvis_utils.paper.evidence import Evidence
@@ -86,7 +85,7 @@ def assemble(
     """
     chosen, last = test_f1(windows, networks)
     threshold = amplitude_threshold(windows.train)
-    linear = of_networks(networks, lambda net: linearity.nonlinearity(net, windows, device=cfg.device))
+    linear = of_networks(networks, lambda net: unit_statistics.nonlinearity(net, windows, device=cfg.device))
     evidence = Evidence(
         dataset=cfg.dataset,
         epochs=cfg.training.epochs,
@@ -178,20 +177,11 @@ def claims_table(results: dict) -> pd.DataFrame:
 def criteria_table(results: dict) -> pd.DataFrame:
     """Every criterion behind every verdict, with its interval and its range."""
     columns = ["claim", "criterion", "asks for", "value", "value low", "value high", "unit", "range from", "range to"]
-    rows = [
-        (
-            c["id"],
-            k["what"],
-            k["kind"],
-            k["value"],
-            *(k["interval"] or (None, None)),
-            k["unit"],
-            *k["range"],
-            k["standing"],
-        )
-        for c in results["claims"]
-        for k in c["criteria"]
-    ]
+    rows = []
+    for claim in results["claims"]:
+        for k in claim["criteria"]:
+            ends = k["interval"] or (None, None)
+            rows.append((claim["id"], k["what"], k["kind"], k["value"], *ends, k["unit"], *k["range"], k["standing"]))
     return pd.DataFrame(rows, columns=[*columns, "standing"]).set_index("claim")
 
 

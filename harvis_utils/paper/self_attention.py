@@ -5,8 +5,6 @@ vote (:mod:`harvis_utils.metrics.voting`); F1 is macro F1 of segments of test pe
 network and, where there are enough people, person by person.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -6,8 +6,6 @@ below zero, or altogether within the margin: then there is no difference that ma
 stand beside it: what else would give the same number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -44,7 +42,6 @@ def judge(
     question: Question,
     values,
     controls: Mapping[str, Sequence[float]] = MappingProxyType({}),
-    size: str = UNSTATED,
     missing: str = "",
     drawn=None,
 ) -> dict:
@@ -71,7 +68,7 @@ def judge(
             "where": question.where,
             "source": question.source,
             "direction": direction,
-            "size": size,
+            "size": UNSTATED,
             "value": value,
             "unit": question.unit,
             "interval": ends,

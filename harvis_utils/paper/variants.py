@@ -9,8 +9,6 @@
 Each list was written before any of it was run on real data.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -8,8 +8,6 @@ The intervals of one claim hold together: each is at 95 % after Bonferroni's cor
 fewer than five networks they are over units only, and numbers that a network has once have none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -6,8 +6,6 @@ superfluous, merging them would cost less than merging as many others: that is t
 other widths.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import replace

@@ -5,8 +5,6 @@ judged. Other networks stand beside it as controls: the same difference of rando
 pooling. All is taken network by network, over networks with the same seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,48 +19,34 @@ from harvis_utils.paper.verdicts import number
 _CONTROLS = "random switches, random weights, no pooling"
 #: Choice: margins, fixed before any pooled network was trained, and any trunk carried, on recordings of people
 POOLING = (
-    Question(
-        "structure", "Zeiler and Fergus, section 2.1", "switches keep the structure of the stimulus",
-        "correlation of a projection with its window by its own switches, minus the better of random ones and another "
-        "window's", "random weights", 0.1,
-    ),
-    Question(
-        "grouping", "Zeiler and Fergus, Fig. 2", "projections of a unit are alike, more than their windows",
-        "mean correlation of a unit's nine projections minus that of their windows, less the same with random weights, "
-        "because projections through any filters are alike", "random switches, no pooling", 0.05,
-    ),
-    Question(
-        "exaggeration", "Zeiler and Fergus, Fig. 2", "discriminative parts of a window are exaggerated",
-        "share of the projection on these parts, as a multiple of that of the window's deviation from its means, minus "
-        "the larger of 1 and the multiple of the squared deviation", _CONTROLS, 0.1, "times",
-    ),
-    Question(
-        "decoys", "Zeiler and Fergus, section 2.1", "projections show which parts are discriminative",
-        "AUC of the class score's projection for planted motifs against decoys, minus the larger of 0.5 and that of "
-        "the deviation", _CONTROLS, 0.05,
-    ),
-    Question(
-        "invariance", "Zeiler and Fergus, Fig. 2", "upper layers are more invariant",
-        "invariance of the features before the classes minus that of the first convolution, mean over changes",
-        "random weights, no pooling", 0.05,
-    ),
-    Question(
-        "moving cover", "Zeiler and Fergus, Fig. 6", "the most probable label changes where the object is covered",
-        "share of cover positions that change the label, in motifs minus in decoys; without planted motifs where most "
-        "moves minus elsewhere", "random weights, no pooling", 0.05, "share",
-    ),
+    Question("structure", "Zeiler and Fergus, section 2.1", "switches keep the structure of the stimulus",
+             "correlation of a projection with its window by its own switches, minus the better of random ones and "
+             "another window's", "random weights", 0.1),
+    Question("grouping", "Zeiler and Fergus, Fig. 2", "projections of a unit are alike, more than their windows",
+             "mean correlation of a unit's nine projections minus that of their windows, less the same with random "
+             "weights, because projections through any filters are alike", "random switches, no pooling", 0.05),
+    Question("exaggeration", "Zeiler and Fergus, Fig. 2", "discriminative parts of a window are exaggerated",
+             "share of the projection on these parts, as a multiple of that of the window's deviation from its means, "
+             "minus the larger of 1 and the multiple of the squared deviation", _CONTROLS, 0.1, "times"),
+    Question("decoys", "Zeiler and Fergus, section 2.1", "projections show which parts are discriminative",
+             "AUC of the class score's projection for planted motifs against decoys, minus the larger of 0.5 and that "
+             "of the deviation", _CONTROLS, 0.05),
+    Question("invariance", "Zeiler and Fergus, Fig. 2", "upper layers are more invariant",
+             "invariance of the features before the classes minus that of the first convolution, mean over changes",
+             "random weights, no pooling", 0.05),
+    Question("moving cover", "Zeiler and Fergus, Fig. 6", "the most probable label changes where the object is covered",
+             "share of cover positions that change the label, in motifs minus in decoys; without planted motifs where "
+             "most moves minus elsewhere", "random weights, no pooling", 0.05, "share"),
 )  # fmt: skip
 #: the run's data set to the other one, and back
 WAYS_OF_CARRYING, CARRIED = ("there", "back"), (carrying.FROZEN, carrying.TUNED)
 CARRYING = tuple(
-    Question(
-        f"{arm}, {way}", "Zeiler and Fergus, section 5", "features of one data set serve on another with few examples",
-        "macro F1 minus the better of training from scratch and a frozen random trunk, mean over "
-        f"{', '.join(map(str, carrying.N_PER_CLASS))} windows a class",
-        "a random trunk, minus training from scratch", 0.02, "share",
-    )
-    for way in WAYS_OF_CARRYING
-    for arm in CARRIED
+    Question(f"{arm}, {way}", "Zeiler and Fergus, section 5",
+             "features of one data set serve on another with few examples",
+             "macro F1 minus the better of training from scratch and a frozen random trunk, mean over "
+             f"{', '.join(map(str, carrying.N_PER_CLASS))} windows a class",
+             "a random trunk, minus training from scratch", 0.02, "share")
+    for way in WAYS_OF_CARRYING for arm in CARRIED
 )  # fmt: skip
 _NO_MOTIFS = "no motifs are planted in these data"
 

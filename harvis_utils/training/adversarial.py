@@ -10,8 +10,6 @@ and only s learns from it. The norm runs over time; written over single values, 
 is 1 and the loss 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,20 +40,15 @@ GATES: dict[str, Callable[[float], float]] = {
 STEPS_KEPT = 100
 
 
-def attention(maps: Tensor, literal: bool = False) -> Tensor:
-    """Where in time a stage is active: Q / |Q| of (window, unit, time), as (window, time).
-
-    ``literal`` divides each value by its own size, which is 1 whatever it is (0 by 0 too).
-    """
+def attention(maps: Tensor) -> Tensor:
+    """Where in time a stage is active: Q / |Q| of (window, unit, time), as (window, time)."""
     q = maps.square().mean(1)
-    if literal:
-        return torch.where(q > 0, q / q.abs(), 1.0)
     return q / torch.linalg.vector_norm(q, dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def transfer(teacher: Sequence[Tensor], student: Sequence[Tensor], literal: bool = False) -> Tensor:
+def transfer(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
     """The loss L(t to s) for alpha = 1 of two networks' maps of the same inputs, stage by stage; t learns nothing."""
-    pairs = [(attention(t.detach(), literal), attention(s, literal)) for t, s in zip(teacher, student, strict=True)]
+    pairs = [(attention(t.detach()), attention(s)) for t, s in zip(teacher, student, strict=True)]
     return torch.stack([F.mse_loss(s, t) for t, s in pairs]).mean()
 
 

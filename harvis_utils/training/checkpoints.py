@@ -1,7 +1,5 @@
 """States of interrupted trainings written to files and read again: nested tensors and plain values, no pickle."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

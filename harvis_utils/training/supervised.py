@@ -366,10 +366,7 @@ def predict(model: nn.Module, split: Split) -> np.ndarray:
 
 def macro_f1(split: Split, predicted: np.ndarray) -> float:
     """F1 averaged over the classes that occur in the split."""
-    return _macro_f1(split.activity, predicted)
-
-
-def _macro_f1(true: np.ndarray, predicted: np.ndarray) -> float:
+    true = split.activity
     return float(f1_score(true, predicted, average="macro", labels=np.unique(true), zero_division=0))
 
 
@@ -381,7 +378,7 @@ def class_f1(split: Split, predicted: np.ndarray, n_classes: int) -> np.ndarray:
 def subject_f1(split: Split, predicted: np.ndarray) -> dict[int, float]:
     """Macro F1 per subject."""
     own = {int(s): split.subject == s for s in np.unique(split.subject)}
-    return {s: _macro_f1(split.activity[which], predicted[which]) for s, which in own.items()}
+    return {s: macro_f1(split.chosen(which), predicted[which]) for s, which in own.items()}
 
 
 def confusion(split: Split, predicted: np.ndarray, n_classes: int) -> np.ndarray:
