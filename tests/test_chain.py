@@ -134,7 +134,7 @@ def first(tmp_path_factory):
 
 
 def test_after_a_failure_all_others_are_executed_and_the_failed_one_is_kept_and_named(first):
-    assert first.code == 1
+    assert first.code == 3, "which tells make to make the pages all the same"
     # cells of the file: prose, parameters, setup, print, the failing one
     assert "notebook 03_broken.ipynb failed in cell 5: raise ValueError('too dark')" in first.said
     log = first.reports / "logs/03_broken.ipynb"
@@ -182,6 +182,14 @@ def test_run_says_when_it_starts_and_ends(root, capsys):
     notebook = write(root, "01_data", "assert DEVICE == 'cpu'")
     assert commands.main(["run", str(notebook), "--device", "cpu"]) == 0
     assert re.search(r"01_data +\.\.\.\n +01_data +\d+\.\d s", capsys.readouterr().out)
+
+
+def test_a_notebook_whose_process_was_killed_alone_is_told_by_the_end_of_the_log(root, capsys):
+    """As by a system without memory: nobody is left to say why."""
+    write(root / "books", "01_data", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    assert commands.main(["reproduce", "--notebooks", str(root / "books")]) == 1
+    said = capsys.readouterr().err
+    assert "Snakemake ended with status 1; the end of" in said and "n01_data" in said
 
 
 def test_a_kernel_that_dies_is_said(root):

@@ -14,7 +14,7 @@ import xarray as xr
 from sample_notebooks import write
 
 from harvis_utils.settings import REPOSITORY, load_settings, report_root
-from harvis_utils.store.files import read_json, write_json, write_text
+from harvis_utils.store.files import file_digest, read_json, write_json, write_text
 from harvis_utils.training import published, supervised
 from workflow import pages, publish
 
@@ -46,6 +46,9 @@ def finished(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "README", tmp_path / "README.md")
     write_json(cfg.reports / "found.json", {"recall": 0.5})
     write_json(cfg.reports / "results.json", RESULTS)
+    for stamp in cfg.reports.glob("stamps/*.json"):
+        made = [*(about := read_json(stamp))["files"], f"{stamp.stem}.ipynb"]
+        write_json(stamp, about | {"digests": {file: file_digest(cfg.reports / file) for file in made}})
 
     def validate(results):
         if "training" not in results:
@@ -78,6 +81,26 @@ def test_pages_are_made_once_and_linked(finished, capsys):
     (finished.run / "01_data.ipynb").unlink()
     made = pages.build_run(pages.describe(finished.run))
     assert [p.name for p in made] == ["06_report.html"] and not page.exists()
+
+
+def test_a_notebook_that_failed_has_a_page_that_says_why_and_how_far_it_came(finished):
+    stopped = finished.run / "logs" / "01_data.ipynb"
+    stopped.parent.mkdir()
+    os.replace(finished.run / "01_data.ipynb", stopped)  # an output of a job that fails is removed
+    why = "notebook 01_data.ipynb failed in cell 3: 1 / 0\n  ZeroDivisionError: <b>by zero</b>"
+    write_text(stopped.with_suffix(".error.txt"), why)
+    run = pages.describe(finished.run)
+    assert [page.failed for page in run.pages] == [why, ""] and run.facts["failed"] == "01_data"
+    assert len(pages.build_run(run)) == 2
+    shown = (finished.run / "html/01_data.html").read_text()
+    assert html.escape(why) in shown and "ok" in shown and "<b>by zero" not in shown
+    assert "failed" not in (finished.run / "html/06_report.html").read_text().partition("<main")[2][:200]
+    index = pages.build_index().read_text()
+    assert (
+        re.search(r'01_data\.html">quick · synthetic</a> failed', index) and "<dt>failed</dt><dd>01_data</dd>" in index
+    )
+    stopped.with_suffix(".error.txt").unlink()  # as where it is executed again
+    assert [page.notebook.stem for page in pages.describe(finished.run).pages] == ["06_report"]
 
 
 def test_links_of_notebooks_lead_to_pages_and_to_files(tmp_path):
@@ -221,6 +244,15 @@ def _path(run):
         (lambda run: write_json(run / "results.json", {}), "results.json is not valid: 'training' is missing"),
         (lambda run: (run / "results.json").unlink(), "results.json is missing"),
         (lambda run: (run / "tables/t.csv").unlink(), "t.csv is missing"),
+        (
+            lambda run: write_json(run / "results.json", RESULTS | {"macro_f1": 1.0}),
+            "results.json is no longer what 06_report.ipynb left",
+        ),
+        (lambda run: write_text(run / "tables/t.csv", "a,b\n1,3\n"), "t.csv is no longer what 01_data.ipynb left"),
+        (
+            lambda run: write_text(run / "06_report.ipynb", (run / "06_report.ipynb").read_text().replace("ok", "OK")),
+            "06_report.ipynb is no longer what 06_report.ipynb left",
+        ),
         (lambda run: write_json(run / "found.json", {"a": "1" * publish.PUBLISHED_BYTES}), "at most 8 MB"),
     ],
 )

@@ -77,7 +77,8 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
     files = [p.relative_to(reports).as_posix() for p in map(Path, _lines(written)) if p.is_relative_to(reports)]
     archived = archived or raw_data(cfg)  # it may have been downloaded meanwhile
     about = {"files": files, "stored": _lines(journal), "archive": archived}
-    about["digests"] = {name: file_digest(reports / name) for name in files if (reports / name).is_file()}
+    made = [name for name in (*files, executed.name) if (reports / name).is_file()]
+    about["digests"] = {name: file_digest(reports / name) for name in made}
     write_json(stamp_of(cfg, notebook.stem), about)
     return executed
 
