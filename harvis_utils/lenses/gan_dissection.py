@@ -89,10 +89,11 @@ def silenced(own: Generator, stage: str, unit: int) -> Iterator[None]:
 def effects(own: Generator, z: Tensor, windows: Windows, n_draws: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A generator's units and the waveforms of its windows: a table by stage, and one by unit and waveform.
 
-    ``z`` are latent vectors (window, latent); ``windows`` say the rate and the axes. The first has what :func:`of_discriminator` has, "change", how far a
-    silenced unit moves windows (root mean square, G), and "correlation": do the units that overlap a waveform cost most
-    of it when they are silent, with the "p" of units that trade their effects. The second has "iou", and in "cost" the
-    share of samples at which the waveform held only while the unit was not silent.
+    ``z`` are latent vectors (window, latent); ``windows`` say the rate and the axes. The first has what
+    :func:`of_discriminator` has, "change", how far a silenced unit moves windows (root mean square, G), and
+    "correlation": do the units that overlap a waveform cost most of it when they are silent, with the "p" of units
+    that trade their effects. The second has "iou", and in "cost" the share of samples at which the waveform held only
+    while the unit was not silent.
     """
     *maps, whole = own.eval().maps(z)
 
