@@ -86,9 +86,8 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) 
         sweep(cfg.reports.rglob(".*.part"))
         _heal(cfg, names)
         before, force = _stamped(cfg, names), sorted({*outdated(cfg, names), *edited(cfg, names).values()})
-        errors = [logs / f"{name}.error.txt" for name in names]
-        for error in errors:
-            error.unlink(missing_ok=True)
+        for name in names:
+            (logs / f"{name}.error.txt").unlink(missing_ok=True)
         with open(logs / "snakemake.log", "w", encoding="utf-8") as log:
             log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
             log.flush()
@@ -97,7 +96,7 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) 
             told = {k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"} | {CHAIN: watched()}
             code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
         if code:
-            failed = [error.read_text(encoding="utf-8").strip() for error in errors if error.exists()]
+            failed = [said for name in names if (said := _failure(cfg, name, killed=code > 0))]
             raise NotebookError("\n".join(failed)) if failed else ChainError(_why_it_stopped(logs, code))
     return [name for name, at in _stamped(cfg, names).items() if before[name] != at]
 
@@ -118,6 +117,15 @@ def _stamped(cfg: Settings, names: list[str]) -> dict[str, int]:
     """When each notebook was stamped, 0 where it has no stamp."""
     paths = {name: stamp_of(cfg, name) for name in names}
     return {name: path.stat().st_mtime_ns if path.exists() else 0 for name, path in paths.items()}
+
+
+def _failure(cfg: Settings, name: str, killed: bool) -> str | None:
+    """Why a notebook did not end well, or None; one whose process was ``killed`` alone cannot say so itself."""
+    log, error = (cfg.reports / "logs" / f"{name}.{ending}" for ending in ("ipynb", "error.txt"))
+    if killed and log.exists() and not (error.exists() or stamp_of(cfg, name).exists()):
+        why = "its process was killed, as by a system without memory left"
+        write_text(error, f"notebook {log.name} was not executed to its end: {why}\n  executed so far: {log}\n")
+    return error.read_text(encoding="utf-8").strip() if error.exists() else None
 
 
 def _why_it_stopped(logs: Path, code: int) -> str:

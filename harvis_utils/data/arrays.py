@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,9 +88,11 @@ def dataset(
         people, number, split = _people(person, split, seed)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
-    if pieces:
-        windows = windows or WindowSettings(float(rate_hz), pieces, pieces)
-    elif not windows:
+    if windows:
+        windows = replace(windows, rate_hz=float(windows.rate_hz))  # 50 and 50.0 are the same windows
+    elif pieces:
+        windows = WindowSettings(float(rate_hz), pieces, pieces)
+    else:
         raise DataError(f"{name}: recordings need windows=WindowSettings(rate_hz, length, step): how they are cut")
 
     def read(_=None) -> Iterator[Recording]:
