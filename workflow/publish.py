@@ -22,7 +22,7 @@ from harvis_utils.paper import report
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, load_settings, report_root
-from harvis_utils.store.files import ArtifactError, read_json, scratch, write_json
+from harvis_utils.store.files import ArtifactError, read_json, scratch, write_json, writing
 from harvis_utils.store.results import around_builds
 from harvis_utils.training import published
 
@@ -145,7 +145,7 @@ def machine_paths(path: Path) -> list[str]:
 def _replace(target: Path, files: dict[Path, Path]) -> Path:
     """Copy files, to the given places, beside ``target`` first, then let the copy take its place in two renames."""
     sources = Path(os.path.relpath(REPOSITORY / "notebooks", target)).as_posix()
-    with scratch(target) as part:
+    with writing(target), scratch(target) as part:
         part.chmod(0o755)  # a temporary folder is private
         for path, place in files.items():
             copy = part / place
@@ -163,7 +163,12 @@ def _replace(target: Path, files: dict[Path, Path]) -> Path:
         older = part.with_suffix(".old")
         if target.exists():
             os.rename(target, older)
-        os.rename(part, target)
+        try:
+            os.rename(part, target)
+        except OSError:
+            if older.exists():
+                os.rename(older, target)
+            raise
         shutil.rmtree(older, ignore_errors=True)
     return target
 
