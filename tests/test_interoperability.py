@@ -2,7 +2,7 @@
 
 None of them is needed by the package; where one is not installed, its tests are skipped and say so::
 
-    pip install captum skorch lightning actipy
+    .venv/bin/python -m pip install -c constraints.txt -e '.[interop]'
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Y = np.arange(24) % 4
 
 
 def library(name: str):
-    return pytest.importorskip(name, reason=f"{name} is not installed: pip install {name}")
+    return pytest.importorskip(name, reason=f"{name} is not installed; it is in the extra [interop]")
 
 
 def body() -> nn.Sequential:
