@@ -267,3 +267,10 @@ def test_each_kind_of_objective_has_a_column_and_each_signal_its_steps(made, tin
     assert (last.sum() > first.sum()).all()
     score = model(torch.tensor(start)).detach().numpy()[range(4), [0, 1, 2, 0]]
     assert first["classes, score"].to_numpy() == pytest.approx(score, abs=1e-5)
+
+
+def test_bisecting_stays_on_the_windows_device(monkeypatch):
+    """On "meta", which computes no number and refuses tensors of other devices, as CUDA does."""
+    monkeypatch.setattr(dreams, "_class", lambda network, x: (x.sum((1, 2)) > 0).long())
+    x, before = torch.zeros(3, 2, 5, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta")
+    assert dreams._bisected(None, x, x + 1, before).device == x.device
