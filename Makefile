@@ -69,7 +69,7 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 minutes: $(ENV) ## where the minutes of a finished run went, notebook by notebook
 	@$(PY) -m workflow.minutes $(RUN)
 
-test-long: $(ENV) ## each notebook alone and twice, and runs killed at every stage; goes on where it was interrupted
+test-long: $(ENV) ## every write made to fail, files mutated, each notebook alone and twice, runs killed at every stage; goes on where it was interrupted
 	$(PY) -m pytest -v tests/long --deselect tests/long/test_mutations.py
 
 test-mutations: $(ENV) ## wrong numbers put into the package one at a time: the tests must notice each
