@@ -94,9 +94,10 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) 
             command = snakemake_command(cfg, folder.resolve(), part, force)
             # a profile of the user's is for other workflows
             told = {k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"} | {CHAIN: watched()}
+            began = time.time()
             code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
         if code:
-            failed = [said for name in names if (said := _failure(cfg, name, killed=code > 0))]
+            failed = [said for name in names if (said := _failure(cfg, name, began if code > 0 else None))]
             raise NotebookError("\n".join(failed)) if failed else ChainError(_why_it_stopped(logs, code))
     return [name for name, at in _stamped(cfg, names).items() if before[name] != at]
 
@@ -119,10 +120,11 @@ def _stamped(cfg: Settings, names: list[str]) -> dict[str, int]:
     return {name: path.stat().st_mtime_ns if path.exists() else 0 for name, path in paths.items()}
 
 
-def _failure(cfg: Settings, name: str, killed: bool) -> str | None:
-    """Why a notebook did not end well, or None; one whose process was ``killed`` alone cannot say so itself."""
+def _failure(cfg: Settings, name: str, since: float | None) -> str | None:
+    """Why a notebook did not end well, or None; one whose process was killed alone, after ``since``, cannot say so."""
     log, error = (cfg.reports / "logs" / f"{name}.{ending}" for ending in ("ipynb", "error.txt"))
-    if killed and log.exists() and not (error.exists() or stamp_of(cfg, name).exists()):
+    here = since and log.exists() and log.stat().st_mtime >= since
+    if here and not (error.exists() or stamp_of(cfg, name).exists()):
         why = "its process was killed, as by a system without memory left"
         write_text(error, f"notebook {log.name} was not executed to its end: {why}\n  executed so far: {log}\n")
     return error.read_text(encoding="utf-8").strip() if error.exists() else None
