@@ -6,14 +6,14 @@ DATASET = synthetic
 DEVICE  =
 # "published" takes the networks of the published run instead of training
 WEIGHTS =
-# paper (00-06), lenses (07-14), systems (15-18) or practice (19-20); all of them by default
+# paper (00-06), lenses (07-14), systems (15-18) or practice (19-22); all of them by default
 PART    =
 THREADS =
 SWEEP   = workflow/sweep.toml
 WORKFLOW = local
 # the commit that `make yardstick` compares with, and where both runs live
 BASE    = cfab1e5
-YARD    = $(CURDIR)/data/derived/yardstick
+YARD    = data/derived/yardstick
 # more words for gpu-bundle, such as --limit-mib 200 or --wheels-for 3.12 --have numpy scipy
 BUNDLE  =
 
@@ -24,16 +24,15 @@ else
 PY  = .venv/bin/python
 ENV = .venv/.complete
 endif
-# an environment that was moved points to where it was made
-ifneq ($(shell cat .venv/.complete 2>/dev/null),$(CURDIR))
-MOVED = moved
-endif
+# an environment that was moved points to where it was made; the shell compares, as a folder's name may hold anything
+MOVED = $(shell [ "$$(cat .venv/.complete 2>/dev/null)" = "$$(pwd -P)" ] || echo moved)
 
 CHAIN = $(PY) -m harvis_utils.chain
 PAGES = $(PY) -m workflow.pages
 RUN   = --profile $(PROFILE) --dataset $(DATASET)
-# the chain in another folder than this one, with the data that are here
-REPRODUCE = HARVIS_DATA=$(abspath $(or $(HARVIS_DATA),data/raw)) $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY)) \
+# the chain in another folder than this one, which "$$here" names, with the data that are here
+HERE      = here="$$(pwd -P)"; mkdir -p data/raw; data="$$(cd "$${HARVIS_DATA:-data/raw}" && pwd -P)" || exit
+REPRODUCE = HARVIS_DATA="$$data" $(if $(findstring /,$(PY)),"$$here"/)$(PY) \
 	-m harvis_utils.chain reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE))
 export HARVIS_THREADS := $(or $(THREADS),$(HARVIS_THREADS))
 # idle OpenMP threads sleep instead of spinning: beside other work, spinning costs a factor of ten
@@ -51,8 +50,8 @@ help: ## show this list
 
 reproduce: $(ENV) ## execute all notebooks that are not up to date, then show where the results are
 	@$(CHAIN) reproduce $(RUN) $(if $(DEVICE),--device $(DEVICE)) $(if $(WEIGHTS),--weights $(WEIGHTS)) \
-		$(if $(PART),--part $(PART))
-	@$(PAGES) $(RUN)
+		$(if $(PART),--part $(PART)); code=$$?; \
+	case $$code in 0|3) $(PAGES) $(RUN) || exit;; esac; exit $$code
 
 sweep: $(ENV) ## many networks as many jobs (SWEEP=file.toml, WORKFLOW=local|slurm), then one table of them
 	@$(PY) -m workflow.sweep start $(SWEEP) --workflow-profile $(WORKFLOW)
@@ -70,7 +69,7 @@ test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick 
 minutes: $(ENV) ## where the minutes of a finished run went, notebook by notebook
 	@$(PY) -m workflow.minutes $(RUN)
 
-test-long: $(ENV) ## each notebook alone and twice, and runs killed at every stage; goes on where it was interrupted
+test-long: $(ENV) ## every write made to fail, files mutated, each notebook alone and twice, runs killed at every stage; goes on where it was interrupted
 	$(PY) -m pytest -v tests/long --deselect tests/long/test_mutations.py
 
 test-mutations: $(ENV) ## wrong numbers put into the package one at a time: the tests must notice each
@@ -78,7 +77,7 @@ test-mutations: $(ENV) ## wrong numbers put into the package one at a time: the 
 
 yardstick: $(ENV) $(YARD)/$(BASE)/.$(PROFILE)-$(DATASET) ## run the chain anew and compare every number with those of a commit (BASE=commit)
 	@rm -rf $(YARD)/current
-	@PYTHONPATH=$(CURDIR) HARVIS_ARTIFACTS=$(YARD)/current/derived HARVIS_REPORTS=$(YARD)/current/reports $(REPRODUCE)
+	@$(HERE); PYTHONPATH="$$here" HARVIS_ARTIFACTS=$(YARD)/current/derived HARVIS_REPORTS=$(YARD)/current/reports $(REPRODUCE)
 	@$(PY) -m workflow.yardstick $(addsuffix /reports/$(PROFILE)/$(DATASET),$(YARD)/$(BASE) $(YARD)/current) \
 	--stores $(YARD)/$(BASE)/data/derived/store $(YARD)/current/derived/store
 
@@ -86,7 +85,7 @@ yardstick: $(ENV) $(YARD)/$(BASE)/.$(PROFILE)-$(DATASET) ## run the chain anew a
 $(YARD)/$(BASE)/.$(PROFILE)-$(DATASET): | $(ENV)
 	@git worktree prune
 	@test -d $(YARD)/$(BASE) || git worktree add --quiet --detach $(YARD)/$(BASE) $(BASE)
-	@cd $(YARD)/$(BASE) && PYTHONPATH=$$PWD HARVIS_ARTIFACTS= HARVIS_REPORTS= $(REPRODUCE)
+	@$(HERE); cd $(YARD)/$(BASE) && PYTHONPATH="$$(pwd -P)" HARVIS_ARTIFACTS= HARVIS_REPORTS= $(REPRODUCE)
 	@touch $@
 
 bench: $(ENV) ## our engine beside what others would use; tables for README.md
@@ -95,7 +94,8 @@ bench: $(ENV) ## our engine beside what others would use; tables for README.md
 	@$(PY) -m workflow.readme
 
 lab: $(ENV) ## open JupyterLab on the notebooks
-	$(PY) -m jupyterlab notebooks
+	@[ "$$(id -u)" != 0 ] || echo "you are root, as in most containers: JupyterLab is started with --allow-root" >&2
+	$(PY) -m jupyterlab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
 report: $(ENV) ## executed notebooks as HTML, and reports/index.html
 	@$(PAGES)
@@ -118,4 +118,4 @@ clean: $(ENV) ## remove what runs have made (not raw data, not published results
 	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@if command -v uv >/dev/null; then uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[test]'; \
 	else .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'; fi
-	@echo '$(CURDIR)' > $@
+	@pwd -P > $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +26,24 @@ def threads() -> int:
     return int(text)
 
 
+def check_device(device) -> None:
+    """Raise :class:`SettingsError` for what is no device's name, before anything heavy is imported."""
+    if device and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
+        raise SettingsError(f"unknown device {device!r}; valid: cpu, cuda, cuda:1, mps")
+
+
 def torch_device(device: str | None = None):
-    """The one place where the device is chosen: the one asked for, else CUDA where there is one, else the CPU."""
+    """The one place where the device is chosen: the one asked for, else CUDA where there is one, else the CPU.
+
+    Raises :class:`SettingsError` for one that is not there.
+    """
     import torch  # here and below: takes a second, which what only starts notebooks need not wait for
 
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_device(device)
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if device and not there[str(device).partition(":")[0]]():
+        raise SettingsError(f"device {device!r}: torch {torch.__version__} finds none here; use cpu, or none by name")
+    return torch.device(device or ("cuda" if there["cuda"]() else "cpu"))
 
 
 def progress(iterable=None, **options):
@@ -87,7 +101,7 @@ def side_by_side(cfg: Settings, job: Callable, things: Sequence, title: str | No
 
 
 def command_line(main: Callable[[list[str] | None], object]) -> Callable[[list[str] | None], int]:
-    """``main`` with an exit code: 0, or 1 after a :class:`HarvisError`, 130 after an interrupt, both told in words."""
+    """``main`` with an exit code: 0, that of a :class:`HarvisError`, 130 after an interrupt, both told in words."""
 
     @functools.wraps(main)
     def coded(arguments: list[str] | None = None) -> int:
@@ -95,7 +109,7 @@ def command_line(main: Callable[[list[str] | None], object]) -> Callable[[list[s
             main(arguments)
         except HarvisError as error:
             print(f"\n{error}", file=sys.stderr)
-            return 1
+            return error.code
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
             return 130

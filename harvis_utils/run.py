@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import types
 import typing
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
+from IPython import get_ipython
 from IPython.display import Image
 from matplotlib.figure import Figure
 
@@ -20,8 +22,8 @@ from harvis_utils.figures import style
 from harvis_utils.metrics import embedding, motifs
 from harvis_utils.paper import people, report, widths
 from harvis_utils.paper.stages import Stages
-from harvis_utils.parallel import threads
-from harvis_utils.settings import SettingsError, load_settings
+from harvis_utils.parallel import threads, torch_device
+from harvis_utils.settings import HarvisError, SettingsError, load_settings
 from harvis_utils.store.files import replacing, write_json, write_text
 
 
@@ -130,9 +132,20 @@ def _assigned(cells: Sequence[str]) -> set[str]:
 STANDARD = {"PROFILE": str, "DATASET": str, "DEVICE": str | None, "WEIGHTS": str}
 
 
+def told(shell, kind: type, error: HarvisError, trace: types.TracebackType, tb_offset: int | None = None) -> None:
+    """Show an error that a person can put right by the cell's own line and the message alone."""
+    while trace.tb_next and "IPython" in trace.tb_frame.f_code.co_filename:
+        trace = trace.tb_next
+    of_cell = types.TracebackType(None, trace.tb_frame, trace.tb_lasti, trace.tb_lineno)
+    shell.showtraceback((kind, copy.copy(error), of_cell), tb_offset=0)  # a copy has no chain of causes
+
+
 def begin(namespace: dict, **declared) -> Run:
     """Check a notebook's parameters, ``STANDARD`` and those ``declared``, set threads and looks, and return its run."""
+    if shell := get_ipython():
+        shell.set_custom_exc((HarvisError,), told)
     check_parameters(namespace, **STANDARD, **declared)
+    torch_device(namespace["DEVICE"])
     torch.set_num_threads(threads())
     style.use_style()
     pd.set_option("display.max_colwidth", None, "display.max_rows", 200)

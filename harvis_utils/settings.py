@@ -33,6 +33,8 @@ APPROXIMATE = "-approximate"
 class HarvisError(Exception):
     """What a person can put right; the message says what is wrong and what to do."""
 
+    code = 1  # what a command ends with
+
 
 class SettingsError(HarvisError, ValueError):
     """An unknown profile, data set or notebook parameter; the message lists the valid ones."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from types import SimpleNamespace
@@ -72,7 +73,7 @@ def finished():
 
 
 def needed(run) -> list[str]:
-    return sorted({*stamps.outdated(run.cfg, run.names), *commands._edited(run.cfg, run.names)})
+    return sorted({*stamps.outdated(run.cfg, run.names), *stamps.edited(run.cfg, run.names).values()})
 
 
 def test_a_file_changed_by_hand_is_made_anew_by_who_wrote_it_last(finished):
@@ -83,6 +84,16 @@ def test_a_file_changed_by_hand_is_made_anew_by_who_wrote_it_last(finished):
         assert needed(finished) == [name]
         write_text(finished.reports / file, kept)
     assert needed(finished) == []
+
+
+def test_an_executed_notebook_changed_by_hand_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("papermill.execute_notebook", lambda notebook, log, **more: shutil.copy(notebook, log))
+    cfg = load_settings()
+    execution.run_notebook(write(tmp_path, "01_data", "1"), cfg)
+    assert stamps.edited(cfg, ["01_data"]) == {}
+    executed = cfg.reports / "01_data.ipynb"
+    executed.write_text(executed.read_text().replace("Some prose", "Better prose"))
+    assert stamps.edited(cfg, ["01_data"]) == {"01_data.ipynb": "01_data"}
 
 
 def test_damaged_results_are_not_up_to_date(finished):

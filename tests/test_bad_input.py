@@ -251,6 +251,32 @@ def test_an_archive_with_endless_names_or_backslashes_is_looked_through(raw):
     started = time.process_time()
     index = archive._index("x", names, example_files())
     assert index[MEMBER] == f"folder\\{MEMBER}" and len(index) == 6 and time.process_time() - started < 1
+    write_zip(raw / "example.zip", example_files(), prefix="folder\\")
+    assert archive.load_recordings("example", download=False).verified
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(raw, tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    monkeypatch.setenv("HARVIS_DATA", str(closed))
+
+    def forbidden(path: Path) -> bool:
+        if closed in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))  # not for whoever may do everything
+        return False
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    refused(raw, f"{closed}/", "may not be looked into; give yourself the permission to")
+
+
+def test_a_zip_that_may_not_be_read_is_named(raw, monkeypatch):
+    path = write_zip(raw / "example.zip", example_files())
+
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(zipfile, "ZipFile", forbidden)
+    refused(raw, f"{path}: may not be read; give yourself the permission to")
 
 
 def test_what_is_no_file_is_no_member(raw):

@@ -3,6 +3,7 @@
 Sources are looked at here as they stand; what only shows when they are executed is looked at in published runs.
 """
 
+import ast
 import json
 import re
 import statistics
@@ -78,6 +79,37 @@ def test_an_early_cell_draws_the_first_picture(path):
     code = cells(path, "code")[1:]  # behind the parameters
     if path.stem != APPENDIX:
         assert any("figure(" in cell for cell in code[:3]), "no figure in the first three cells"
+
+
+#: what is greater by how it is made: the best of several ascents, and the first point of one of them
+BY_CONSTRUCTION = {"maximum", "at_start"}
+
+
+def measured(side: ast.AST) -> set[str]:
+    """Names of columns that one side of a comparison asks for."""
+    if isinstance(side, ast.Set) or (isinstance(side, ast.Call) and ast.unparse(side.func) == "set"):
+        return set()  # parts of a set are compared, not values
+    keys = [node.slice for node in ast.walk(side) if isinstance(node, ast.Subscript)]
+    return {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)} - BY_CONSTRUCTION
+
+
+@named(BOOKS)
+def test_checks_are_of_arithmetic_and_not_of_findings(path):
+    """On somebody's honest data a control may win; that is told, and stops no chain."""
+    findings = []
+    for check in (node for cell in cells(path, "code") for node in ast.walk(ast.parse(cell))):
+        for compared in ast.walk(check.test) if isinstance(check, ast.Assert) else ():
+            if isinstance(compared, ast.Compare) and isinstance(compared.ops[0], ast.Lt | ast.LtE | ast.Gt | ast.GtE):
+                sides = [measured(side) for side in (compared.left, *compared.comparators)]
+                findings += [ast.unparse(check)] * (sum(map(bool, sides)) > 1)
+    assert not findings, "two measured things are compared, which may come out otherwise"
+
+
+@named(BOOKS)
+def test_prose_takes_no_number_of_axes_and_no_place_of_a_sensor_for_granted(path):
+    """What one data set has is said by its description, in a figure or a table."""
+    text = "\n".join(cells(path, "markdown"))
+    assert not re.findall(r"\b(?:six|6|both|two) (?:axes|sensors)\b|\b(?:right arm|left leg|lower arm|ankle)\b", text)
 
 
 def test_parts_hold_every_notebook_once():

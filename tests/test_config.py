@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harvis_utils import run
 from harvis_utils.data import kinds
 from harvis_utils.parallel import progress, threads, torch_device
 from harvis_utils.run import begin, check_parameters
@@ -255,6 +256,36 @@ def test_names_of_startup_files_are_no_parameters_and_mistyped_ones_are_refused_
     with pytest.raises(SettingsError, match="unknown notebook parameter 'MINE'"):  # set anew: not the startup file's
         execute(CELLS[1])
     execute("del MINE", CELLS[1])
+
+
+def test_what_a_person_can_put_right_is_told_by_the_cell_and_the_message_alone(monkeypatch, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell(user_module=types.ModuleType("__main__"), colors="nocolor")
+    monkeypatch.setattr(run, "get_ipython", lambda: shell)
+    with pytest.raises(SettingsError):
+        begin(notebook_globals(PROFILE="fast"))
+    shell.run_cell("from harvis_utils.data import archive, kinds\nx = 1\narchive.load_recordings('dsad')\ny = 2")
+    said = capsys.readouterr().out
+    assert re.search(r"-> 3 archive\.load_recordings\('dsad'\)", said) and "unknown data set 'dsad'; valid" in said
+    assert "check_name" not in said and "archive.py" not in said and len(said.splitlines()) < 15
+    shell.run_cell("def own():\n    1 / 0\nown()")
+    assert "in own()" in capsys.readouterr().out, "other errors are told in full"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "CPU", "tpu"])
+def test_an_unknown_device_is_refused_at_once(device):
+    with pytest.raises(SettingsError, match=re.escape(f"unknown device {device!r}; valid: cpu, cuda, cuda:1, mps")):
+        torch_device(device)
+    with pytest.raises(SettingsError, match="unknown device"):
+        begin(notebook_globals(DEVICE=device, WEIGHTS="trained"), UNIT=int)
+
+
+def test_a_device_that_is_not_there_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cuda:1", torch.device("cuda")):
+        with pytest.raises(SettingsError, match="finds none here; use cpu, or none by name"):
+            torch_device(device)
 
 
 def test_begin_checks_sets_threads_and_loads(one_thread, monkeypatch):

@@ -52,6 +52,19 @@ def test_a_new_data_set_is_one_short_file(raw):
     assert load_settings("quick", "example").dataset == "example"
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_digests_of_any_number_of_files_are_read_at_once(raw, packed):
+    files = {f"people/{name}": content for name, content in example_files().items()} | {"README.txt": b"hello"}
+    place = write_zip(raw / "mine.zip", files) if packed else write_folder(raw / "mine", files)
+    found = archive.digests(place, ".csv")
+    assert found == {
+        f"people/{name}": digest for name, digest in sorted(kinds.registry()["example"].archive.member_digests.items())
+    }
+    described = kinds.Archive("mine.zip", "https://example.org", tuple(found), archive.members_digest(found), found)
+    with archive.verified("mine", described, place) as open_member:
+        assert open_member("people/subject1_walking.csv") == example_files()["subject1_walking.csv"]
+
+
 # --------------------------------------------------------------------------------------------------- finding
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import re
@@ -44,6 +45,9 @@ class Handler(BaseHTTPRequestHandler):
         if behaviour == "wrong":
             body = zipped(example_files() | {"subject2_walking.csv": b"1,2,3,4,5,6\n"})
         self.send_response(200)
+        if behaviour == "packed":
+            body = gzip.compress(b"\0" * 2**24)
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if behaviour == "slow":
@@ -120,6 +124,7 @@ def test_a_failed_download_is_tried_again(mirror, server, monkeypatch):
         ("short", r"example\.zip could not be downloaded from .*: the connection broke .*get it by hand, put it into"),
         ("missing", r"could not be downloaded from http.*missing/example\.zip: the server answered 404 Not Found"),
         ("page", r"page/example\.zip \(downloaded, refused, not kept\): is an HTML page"),
+        ("packed", r"packed/example\.zip: comes packed by gzip, unasked; get it by hand or from elsewhere"),
         ("wrong", r"\(downloaded, refused, not kept\): subject2_walking\.csv: its SHA-256 starts with"),
     ],
 )

@@ -382,6 +382,11 @@ def test_peaks_spans_masks_and_motifs_are_drawn_where_they_are():
     assert np.array_equal(motif.get_ydata(), signals(6)[3, 14:27]) and motif.get_xdata()[0] == 74 / 30
 
 
+def test_sensors_that_are_not_in_g_say_their_unit():
+    axes = waves.recordings([signals(6).T], [""], SIX, 30, units={"left leg": "deg/s"}).axes
+    assert [ax.get_ylabel() for ax in axes] == ["right arm\n[G]", "left leg\n[deg/s]"]
+
+
 def test_atlas_lines_end_at_their_units_and_all_axes_are_drawn():
     positions, mixed = signals(UNITS)[:, :2].copy(), signals(UNITS, 6)
     positions[[0, 5]] = np.nan

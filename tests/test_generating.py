@@ -132,10 +132,10 @@ def test_the_unit_that_makes_a_waveform_is_found(windows):
             own(z)
         own.eval().out.weight.zero_()
         own.out.weight[1, 3] = torch.tensor([0.0, 4.0, 4.0, 0.0])  # one unit puts peaks on an axis, nothing else does
-    table, each = gan_dissection.effects(own, z, windows.rate_hz, 19)
+    table, each = gan_dissection.effects(own, z, windows, 19)
     last = each[(each["stage"] == "stage4") & (each["cost"] > 0)]
     assert set(last["unit"]) == {1} and list(table["stage"]) == list(own.stages)
-    found, shown = gan_dissection.costliest(own, windows.rate_hz, 3)
+    found, shown = gan_dissection.costliest(own, windows, 3)
     assert found["cost"] > 0 and shown["whole"].shape == (6, 3, 64)
     assert np.abs(shown["whole"] - shown["unit silenced"])[3].max() > 0.1
 

@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -332,6 +333,35 @@ def test_of_several_who_want_a_result_one_makes_it():
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(raced, [1] * 4)) == [{"x": 1}] * 4 and made == [1]
     assert results.damage(results.folder_of("raced", raced.key(1))) is None
+
+
+@kept("raced")
+def by_many(x: int) -> dict:
+    return {"x": list(range(2000))}
+
+
+def many_times(_) -> int:
+    return sum(by_many(x)["x"][-1] for x in range(20))
+
+
+def test_processes_that_make_and_read_the_same_results_never_fail():
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert pool.map(many_times, range(6), chunksize=1) == [20 * 1999] * 6
+    assert not list(results.folder_of("raced", "x").parent.glob(".*"))
+
+
+def test_where_another_machine_was_faster_its_result_stays():
+    """A lock on this machine says nothing to others that share the store."""
+    folder = results.folder_of("shared", "k")
+
+    def build(part) -> None:
+        (part / "a.txt").write_text("ours")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(results.filelock, "FileLock", lambda *_, **__: SimpleNamespace(acquire=int, release=int))
+            results.obtain("shared", "k", lambda other: (other / "a.txt").write_text("theirs"), {})
+
+    assert results.obtain("shared", "k", build, {}) == folder
+    assert (folder / "a.txt").read_text() == "theirs" and [p.name for p in folder.parent.iterdir()] == ["k"]
 
 
 def test_computing_can_be_refused_while_reading_goes_on():

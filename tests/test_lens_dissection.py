@@ -1,6 +1,7 @@
 """Dissection: every rule, threshold and overlap against a naive twin, on SF-HF and on networks of other shapes."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +25,7 @@ from harvis_utils.settings import PROFILES, DissectionSettings, ModelSettings, a
 from harvis_utils.training import supervised
 
 RATE = 30.0
+AXES = [f"{sensor} {component}" for sensor in ("arm", "leg") for component in "xyz"]
 #: readings in 1/64 G are exact in binary, so that a twin that adds in another order cannot round to another answer
 READINGS = hnp.arrays(np.float32, (2, 3, 30), elements=st.integers(-160, 160).map(lambda v: v / 64))
 SMOOTH = READINGS.map(lambda x: np.round(np.cumsum(x / 8, axis=-1) * 64).astype(np.float32) / 64)
@@ -81,7 +83,7 @@ def test_every_rule_equals_its_naive_twin(x):
 def test_every_rule_has_a_twin_and_holds_somewhere_but_not_everywhere():
     assert set(TWINS) == set(concepts.RULES)
     x = windows_like(200)
-    found, left_out = concepts.waveforms(x, RATE)
+    found, left_out = concepts.waveforms(x, RATE, AXES[:3])
     assert not left_out and len(found) == len(concepts.RULES) + len(concepts.BANDS_HZ) + 1
     assert all(0 < mask.mean() < 1 and mask.shape == x.shape and mask.dtype == bool for mask in found.values())
 
@@ -97,7 +99,7 @@ def test_bands_are_parts_of_the_fourier_sum_and_the_strongest_oscillates_where_i
                 wave = np.exp(2j * np.pi * hertz * time / RATE)
                 total += 2 * (x @ wave.conj())[..., None] / LENGTH * wave
         assert np.allclose(envelope[k], np.abs(total), atol=1e-9)
-    found, _ = concepts.waveforms(x, RATE)
+    found, _ = concepts.waveforms(x, RATE, AXES[:3])
     masks = np.stack([found[f"oscillation {name}"] for name in concepts.BANDS_HZ])
     assert masks.sum(0).max() <= 1
     for k, mask in enumerate(masks):
@@ -109,28 +111,34 @@ def test_bands_are_parts_of_the_fourier_sum_and_the_strongest_oscillates_where_i
 @pytest.mark.parametrize(("hertz", "name"), [(2, "1-2 Hz"), (4, "3-5 Hz"), (7, "6-9 Hz"), (12, "10-14 Hz")])
 def test_a_sine_oscillates_in_its_band(hertz, name):
     x = 1 + 0.4 * np.sin(2 * np.pi * hertz * np.arange(30) / RATE)[None, None]
-    found, _ = concepts.waveforms(x, RATE)
+    found, _ = concepts.waveforms(x, RATE, ["wrist x"])
     assert found[f"oscillation {name}"].all() and sum(found[f"oscillation {n}"].any() for n in concepts.BANDS_HZ) == 1
 
 
-@given(x=hnp.arrays(np.float32, (2, 6, 30), elements=st.integers(-40, 40).map(lambda v: v / 64)))
+@given(
+    x=hnp.arrays(np.float32, (2, 6, 30), elements=st.integers(-40, 40).map(lambda v: v / 64)),
+    axes=st.permutations(AXES) | st.permutations(["arm x", "leg x", "leg y", "leg z", "hip x", "hip y"]),
+)
 @some
-def test_free_fall_is_a_matter_of_whole_sensors(x):
+def test_free_fall_is_a_matter_of_whole_sensors_wherever_their_axes_stand(x, axes):
     twin = np.zeros(x.shape, bool)
-    for window, at, sensor in np.ndindex(2, 30, 2):
-        axes = x[window, 3 * sensor : 3 * sensor + 3, at].astype(float)
-        twin[window, 3 * sensor : 3 * sensor + 3, at] = sum(v * v for v in axes) ** 0.5 <= concepts.FREE_FALL_G
-    assert np.array_equal(concepts.waveforms(x, RATE)[0]["near free fall"], twin)
+    for window, at, sensor in itertools.product(range(2), range(30), {name.split()[0] for name in axes}):
+        own = [k for k, name in enumerate(axes) if name.split()[0] == sensor]
+        if len(own) == 3:
+            twin[window, own, at] = sum(float(x[window, k, at]) ** 2 for k in own) ** 0.5 <= concepts.FREE_FALL_G
+    assert np.array_equal(concepts.waveforms(x, RATE, axes)[0]["near free fall"], twin)
 
 
 def test_what_cannot_be_had_is_left_out_with_a_reason():
-    found, left_out = concepts.waveforms(windows_like(axes=4), RATE)
-    assert "near free fall" not in found and "4 axes do not make sensors of 3" in left_out["near free fall"]
+    for axes in (["arm x"], ["arm x", "arm y"], ["arm x", "arm y", "leg x"], [f"arm {k}" for k in range(4)]):
+        found, left_out = concepts.waveforms(windows_like(axes=len(axes)), RATE, axes)
+        why = "no sensor has 3 axes, over which the magnitude would be taken: " + ", ".join(axes)
+        assert "near free fall" not in found and left_out == {"near free fall": why}
     with pytest.raises(ValueError, match="NaN"):
-        concepts.waveforms(np.full((1, 3, 30), np.nan), RATE)
-    for shape in ((3, 30), (2, 3, 6)):
+        concepts.waveforms(np.full((1, 3, 30), np.nan), RATE, AXES[:3])
+    for shape in ((3, 30), (2, 3, 6), (2, 4, 30)):
         with pytest.raises(ValueError, match="7 samples or more"):
-            concepts.waveforms(np.zeros(shape), RATE)
+            concepts.waveforms(np.zeros(shape), RATE, AXES[:3])
 
 
 def test_planted_motifs_lie_where_they_were_planted_and_activities_hold_in_whole_windows():

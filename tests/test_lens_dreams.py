@@ -256,3 +256,10 @@ def test_a_class_has_its_strongest_real_window_beside_what_each_way_makes_for_it
     assert np.array_equal(found["short"].swapaxes(0, 1), real[:2]) and (scores["long"] > scores["short"]).all()
     every = visualization.scores(model, objectives.class_score(2), real)
     assert scores["strongest real window"][0] == pytest.approx(every.max(), abs=1e-5)
+
+
+def test_bisecting_stays_on_the_windows_device(monkeypatch):
+    """On "meta", which computes no number and refuses tensors of other devices, as CUDA does."""
+    monkeypatch.setattr(dreams, "_class", lambda network, x: (x.sum((1, 2)) > 0).long())
+    x, before = torch.zeros(3, 2, 5, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta")
+    assert dreams._bisected(None, x, x + 1, before).device == x.device

@@ -119,6 +119,7 @@ def test_bad_requests_are_named(make, message):
 
 def test_axes_belong_to_their_sensors():
     assert occlusion.by_sensor(["arm x", "arm y", "left leg x", "arm z"]) == {"arm": (0, 1, 3), "left leg": (2,)}
+    assert occlusion.by_sensor("xyz") == {"all axes": (0, 1, 2)}
 
 
 def test_agreement_is_high_where_a_unit_loses_what_its_projection_shows():

@@ -37,7 +37,7 @@ def made(length: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 X, Y, WHO = made()
 RECORDINGS = [X[p == WHO].transpose(0, 2, 1).reshape(-1, 6) for p in PEOPLE]
-CUT = WindowSettings(50.0, 80, 80)
+CUT = WindowSettings(50, 80, 80)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import xarray as xr
 from sample_notebooks import write
 
 from harvis_utils.settings import REPOSITORY, load_settings, report_root
-from harvis_utils.store.files import read_json, write_json, write_text
+from harvis_utils.store.files import file_digest, read_json, write_json, write_text
 from harvis_utils.training import published, supervised
 from workflow import pages, publish
 
@@ -78,6 +78,26 @@ def test_pages_are_made_once_and_linked(finished, capsys):
     (finished.run / "01_data.ipynb").unlink()
     made = pages.build_run(pages.describe(finished.run))
     assert [p.name for p in made] == ["06_report.html"] and not page.exists()
+
+
+def test_a_notebook_that_failed_has_a_page_that_says_why_and_how_far_it_came(finished):
+    stopped = finished.run / "logs" / "01_data.ipynb"
+    stopped.parent.mkdir()
+    os.replace(finished.run / "01_data.ipynb", stopped)  # an output of a job that fails is removed
+    why = "notebook 01_data.ipynb failed in cell 3: 1 / 0\n  ZeroDivisionError: <b>by zero</b>"
+    write_text(stopped.with_suffix(".error.txt"), why)
+    run = pages.describe(finished.run)
+    assert [page.failed for page in run.pages] == [why, ""] and run.facts["failed"] == "01_data"
+    assert len(pages.build_run(run)) == 2
+    shown = (finished.run / "html/01_data.html").read_text()
+    assert html.escape(why) in shown and "ok" in shown and "<b>by zero" not in shown
+    assert "failed" not in (finished.run / "html/06_report.html").read_text().partition("<main")[2][:200]
+    index = pages.build_index().read_text()
+    assert (
+        re.search(r'01_data\.html">quick · synthetic</a> failed', index) and "<dt>failed</dt><dd>01_data</dd>" in index
+    )
+    stopped.with_suffix(".error.txt").unlink()  # as where it is executed again
+    assert [page.notebook.stem for page in pages.describe(finished.run).pages] == ["06_report"]
 
 
 def test_links_of_notebooks_lead_to_pages_and_to_files(tmp_path):
@@ -229,6 +249,27 @@ def test_publish_refuses(finished, spoil, message):
     with pytest.raises(publish.PublishError, match=re.escape(message)):
         publish.publish(finished.cfg, finished.books)
     assert not (report_root() / "published").exists() or not list((report_root() / "published").rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "by"),
+    [
+        ("results.json", json.dumps(RESULTS | {"macro_f1": 1.0}), "06_report"),
+        ("tables/t.csv", "a,b\n1,3\n", "01_data"),
+        ("06_report.ipynb", None, "06_report"),
+    ],
+)
+def test_what_was_changed_after_it_was_made_is_not_published(finished, file, content, by):
+    for stamp in finished.run.glob("stamps/*.json"):
+        made = [*(about := read_json(stamp))["files"], f"{stamp.stem}.ipynb"]
+        write_json(stamp, about | {"digests": {name: file_digest(finished.run / name) for name in made}})
+    publish.publish(finished.cfg, finished.books)
+    kept = (finished.run / file).read_text()
+    write_text(finished.run / file, content or kept.replace("ok", "OK"))
+    with pytest.raises(publish.PublishError, match=rf"{re.escape(file)} is no longer what {by}\.ipynb left; run `make"):
+        publish.publish(finished.cfg, finished.books)
+    write_text(finished.run / file, kept)
+    publish.publish(finished.cfg, finished.books)
 
 
 def test_what_is_published_already_counts_nothing(finished, monkeypatch):

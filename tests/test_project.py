@@ -1,6 +1,7 @@
 """The project's own files: dependencies in step, targets listed, nothing of one machine in them."""
 
 import json
+import os
 import re
 import subprocess
 import tomllib
@@ -64,6 +65,66 @@ def test_an_old_python_gets_one_clear_message(tmp_path):
     done = make("-C", str(tmp_path), f"PYTHON={old}", "CONDA_DEFAULT_ENV=", "reproduce")
     assert done.returncode and "Python 3.11 or newer is needed" in done.stderr and "Python 3.9.2" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+STUB = """#!/bin/sh
+case "$*" in
+"-c "*) ;;
+"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+*) echo "called: $*"; case "$*" in *chain*) exit "${CHAIN_CODE:-0}";; esac ;;
+esac
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """The project's Makefile in a folder of any name, and a function that calls it with a Python that only says so."""
+    folder = tmp_path / 'it\'s a "b" $c #d, (e) 日本'
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (folder / name).write_text((ROOT / name).read_text())
+    (folder / "python-stub").write_text(STUB)
+    (folder / "python-stub").chmod(0o755)
+
+    def call(*words: str, at: Path = folder, **more) -> subprocess.CompletedProcess:
+        env = {"PATH": "/usr/bin:/bin"} | more  # without uv, whatever is installed
+        return make("-C", str(at), "PYTHON=./python-stub", "CONDA_DEFAULT_ENV=", *words, env=env)
+
+    return folder, call
+
+
+def test_an_environment_is_built_once_in_a_folder_of_any_name_and_anew_where_it_was_moved(elsewhere):
+    folder, call = elsewhere
+    said = [call("clean") for _ in range(2)]
+    assert [("building .venv" in one.stdout, one.returncode) for one in said] == [(True, 0), (False, 0)], said
+    assert "called: -m harvis_utils.chain clean" in said[1].stdout
+    moved = folder.rename(folder.with_name("it's moved"))
+    assert ["building .venv" in call("clean", at=moved).stdout for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize(("code", "pages"), [("0", True), ("3", True), ("1", False), ("130", False)])
+def test_pages_are_made_also_where_a_notebook_failed(elsewhere, code, pages):
+    done = elsewhere[1]("reproduce", CHAIN_CODE=code)
+    assert bool(done.returncode) == (code != "0") and "called: -m harvis_utils.chain reproduce" in done.stdout
+    assert ("called: -m workflow.pages --profile quick --dataset synthetic" in done.stdout) == pages
+
+
+def test_root_is_told_of_and_let_into_jupyterlab(elsewhere):
+    done = elsewhere[1]("lab")
+    root = os.getuid() == 0
+    assert ("--allow-root" in done.stdout) == root == ("you are root" in done.stderr) and not done.returncode
+
+
+def test_the_yardstick_runs_in_a_folder_of_any_name(elsewhere):
+    """Git aside, which is told by a stub."""
+    folder, call = elsewhere
+    stub = folder / "bin" / "git"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\ncase "$*" in *add*) mkdir -p "$5";; esac\n')
+    stub.chmod(0o755)
+    done = call("yardstick", "BASE=abc", PATH=f"{stub.parent}:/usr/bin:/bin")
+    assert not done.returncode and done.stdout.count("harvis_utils.chain reproduce") == 2, done
+    assert "called: -m workflow.yardstick data/derived/yardstick/abc/reports/quick/synthetic" in done.stdout
 
 
 def tracked() -> list[Path]:

@@ -97,6 +97,11 @@ def test_wrong_ones_are_refused(made, tiny_windows, tmp_path):
     ):
         with pytest.raises(published.PublishedError, match=said):
             call()
-    (folder / "trunks.safetensors").write_bytes(b"")
-    with pytest.raises(published.PublishedError, match="trunks.safetensors is missing or damaged"):
-        published.load(folder, tiny_windows, SMALL, (3,))
+    whole = bytearray((folder / "trunks.safetensors").read_bytes())
+    whole[-3] ^= 1  # one bit of one number
+    for content in (b"", bytes(whole)):
+        (folder / "trunks.safetensors").write_bytes(content)
+        with pytest.raises(published.PublishedError, match="trunks.safetensors is missing or damaged"):
+            published.load(folder, tiny_windows, SMALL, (3,))
+        with pytest.raises(published.PublishedError, match="trunks.safetensors is missing or damaged"):
+            published.without_data(folder)

@@ -1,6 +1,7 @@
 """The house: a room imports only from rooms above it, openly, without a circle; and none grows too large."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,3 +107,44 @@ def test_public_functions_have_docstrings_and_no_file_is_too_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= (
         MOST_SETTINGS if path.stem == "settings" else MOST_LINES
     )
+
+
+def named_by(path: Path) -> set[str]:
+    """Dotted names of all that a file imports or calls."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    found |= {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    found |= {ast.unparse(call.func) for call in calls if isinstance(call.func, ast.Name | ast.Attribute)}
+    return found | {f"{word.arg}={ast.unparse(word.value)}" for call in calls for word in call.keywords}
+
+
+EVERYWHERE = [*FILES, *sorted(ROOT.glob("workflow/*.py"))]
+
+
+def test_only_archives_are_fetched_and_nothing_is_sent():
+    """Who talks to other machines: one module, which asks for archives by their address."""
+    network = r"(requests|urllib|urllib3|http|socket|ssl|pooch|ftplib|smtplib|aiohttp|httpx|boto3)\b(?!\.parse)"
+    talking = {module_of(path) for path in FILES if any(re.match(network, name) for name in named_by(path))}
+    assert talking == {"data.archive"}
+    assert not [p.name for p in EVERYWHERE if p not in FILES and any(re.match(network, n) for n in named_by(p))]
+    sending = r"requests\.(post|put|patch|request)$|.*\.(sendall|sendmail|urlopen)$"
+    assert not [(path.name, name) for path in EVERYWHERE for name in named_by(path) if re.match(sending, name)]
+
+
+def test_nothing_that_is_read_is_executed():
+    """No pickle in any disguise; the only code that is imported by name are modules of data sets."""
+    pickles = (
+        r"(pickle|dill|joblib|shelve|marshal|cloudpickle)\b|(torch|joblib)\.load$|.*read_pickle$|allow_pickle=True"
+    )
+    running = r"(eval|exec|compile|__import__|os\.system|yaml\.load)$|shell=True"
+    for path in EVERYWHERE:
+        found = [name for name in named_by(path) if re.match(rf"{pickles}|{running}", name)]
+        assert not found, f"{path.name}: {found}"
+    importing = {module_of(p) for p in FILES if any(name.endswith("import_module") for name in named_by(p))}
+    assert importing == {"data.kinds"}

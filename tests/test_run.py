@@ -4,12 +4,14 @@ import base64
 import copy
 import dataclasses
 import functools
+import inspect
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from matplotlib.figure import Figure
 
 from harvis_utils.data import archive
@@ -97,6 +99,14 @@ def test_signals_cover_everything_and_score_dimensions_follow(done):
     sizes = {"seed": 2, "layer": 3, "preset": 2, "technique": 8, "unit": 6}
     assert {k: done.signals.sizes[k] for k in sizes} == {k: done.scores.sizes[k] for k in sizes} == sizes
     assert done.scores.sizes["neighbour"] == 5 and done.controls.sizes["control"] == len(similarity.CONTROLS)
+
+
+def test_no_dimension_has_the_name_of_a_parameter_of_sel(done):
+    """``.sel(method="naive")`` would choose how to look up, and return everything."""
+    own = inspect.signature(xr.Dataset.sel).parameters
+    assert "method" in own
+    for stage in STAGES:
+        assert not set(getattr(done, stage).dims) & set(own), stage
 
 
 def test_stored_signals_are_those_of_one_direct_call(done, cfg):

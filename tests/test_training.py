@@ -445,7 +445,8 @@ def test_a_damaged_checkpoint_is_named(tiny_windows, tmp_path):
     settings = tiny(epochs=1).training
     supervised.fit(model, x, y, settings, 0, checkpoint=tmp_path)
     path = tmp_path / supervised.CHECKPOINT
-    for content in (b"", b"not a checkpoint", path.read_bytes()[:-900]):
+    whole = path.read_bytes()
+    for content in (b"", b"not a checkpoint", whole[:-900], whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(content)
         with pytest.raises(supervised.TrainingError, match=r"training.safetensors is damaged .*delete it"):
             supervised.fit(model, x, y, settings, 0, checkpoint=tmp_path)

@@ -42,7 +42,10 @@ PACKAGE = REPOSITORY / "harvis_utils"
 
 @dataclass(frozen=True)
 class Page:
-    """A notebook of a run: its title, its file and its page's, how long it took, and its :func:`passages`."""
+    """A notebook of a run: its title, its file and its page's, how long it took, and its :func:`passages`.
+
+    ``failed`` says why it stopped half way, and is empty where it did not.
+    """
 
     title: str
     notebook: Path
@@ -50,6 +53,7 @@ class Page:
     seconds: float
     date: str
     passages: tuple[tuple[str, str, str], ...]
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,15 +81,20 @@ def describe(folder: Path) -> Run:
     root = report_root()
     published = folder.is_relative_to(root / "published")  # their pages stay out of the published folder
     html = root / "html" / folder.relative_to(root / "published") if published else folder / "html"
-    pages = []
-    for notebook in sorted(p for p in folder.glob("*.ipynb") if re.fullmatch(r"\d\d[a-z]?_\w+", p.stem)):
+    pages, failed = [], {path.name.split(".")[0]: path for path in folder.glob("logs/*.error.txt")}
+    halves = [of for name in failed if (of := folder / "logs" / f"{name}.ipynb").exists()]
+    whole = [of for of in folder.glob("*.ipynb") if of.stem not in failed]
+    for notebook in sorted([*whole, *halves], key=lambda path: path.stem):
+        if not re.fullmatch(r"\d\d[a-z]?_\w+", notebook.stem):
+            continue
         book = read_json(notebook)
         about = book["metadata"].get("papermill", {})
         took, date = about.get("duration") or 0.0, (about.get("end_time") or "")[:10]
         said = tuple(passages(book["cells"]))
         number, _, name = notebook.stem.partition("_")
         title = f"{number} · " + ((said and said[0][0].split(" · ")[-1]) or name.replace("_", " "))
-        pages.append(Page(title, notebook, html / f"{notebook.stem}.html", took, date, said))
+        why = failed[notebook.stem].read_text(encoding="utf-8").strip() if notebook.stem in failed else ""
+        pages.append(Page(title, notebook, html / f"{notebook.stem}.html", took, date, said, why))
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     verdicts = Counter(claim["direction"] for claim in results.get("claims", []))
     facts = {
@@ -93,6 +102,7 @@ def describe(folder: Path) -> Run:
         "claims": ", ".join(f"{verdict} {n}" for verdict, n in verdicts.most_common()),
         "executed": max((page.date for page in pages), default=""),
         "took": duration(sum(page.seconds for page in pages)),
+        "failed": ", ".join(sorted(failed)),
     }
     more = [folder / "results.json", folder / "figures", folder / "tables", *sorted(folder.glob("*.html"))]
     there = tuple(path for path in more if path.exists())
@@ -221,7 +231,7 @@ def build_run(run: Run) -> list[Path]:
         describe_pictures(book, run.caveat)
         book.metadata.title = f"{page.title} · {run.name}"
         index = os.path.relpath(report_root() / "index.html", page.path.parent)
-        about = {"run": run, "index": index, "before": names[place], "after": names[place + 2]}
+        about = {"run": run, "index": index, "before": names[place], "after": names[place + 2], "failed": page.failed}
         content, _ = exporter.from_notebook_node(book, resources=about | secured("page.js"))
         write_text(page.path, content)
         os.utime(page.path, ns=(changed, changed))

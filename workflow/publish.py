@@ -22,7 +22,7 @@ from harvis_utils.paper import report
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, load_settings, report_root
-from harvis_utils.store.files import ArtifactError, read_json, scratch, write_json
+from harvis_utils.store.files import ArtifactError, read_json, scratch, write_json, writing
 from harvis_utils.store.results import around_builds
 from harvis_utils.training import published
 
@@ -43,8 +43,9 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     What other notebooks have published there stays, so that a run can be published part by part.
     Executed notebooks, tables up to 250 kB, JSON files, the interactive pages and figures that README shows go; where
     its notebooks made networks, these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when
-    a notebook of ``notebooks`` was not executed to its end, when ``results.json`` is missing or invalid, when a file
-    contains a path of this machine, or when more than 8 MB beside the networks are new or changed.
+    a notebook of ``notebooks`` was not executed to its end, when ``results.json`` is missing or invalid, when a file is
+    no longer what its notebook left or contains a path of this machine, or when more than 8 MB beside the networks are
+    new or changed.
     """
     again = f"run `make reproduce PROFILE={cfg.profile} DATASET={cfg.dataset}` to its end first"
     made, stored = set(), set()
@@ -79,9 +80,13 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
         results = target / "results.json"
     places = {target / file: file for file in others} | {cfg.reports / file: file for file in sorted(files)}
     places[results] = Path("results.json")
+    edited = stamps.edited(cfg, [stamp.stem for stamp in cfg.reports.glob("stamps/*.json")])
+    edited = {cfg.reports / file: name for file, name in edited.items()}
     for path in places:
         if not path.exists():
             raise PublishError(f"{path} is missing; {again}")
+        if path in edited:
+            raise PublishError(f"{path} is no longer what {edited[path]}.ipynb left; {again}")
         if found := machine_paths(path):
             said = f"contains paths of this machine, as {found[0]!r}; print them relative to the project"
             raise PublishError(f"{path} {said}")
@@ -140,7 +145,7 @@ def machine_paths(path: Path) -> list[str]:
 def _replace(target: Path, files: dict[Path, Path]) -> Path:
     """Copy files, to the given places, beside ``target`` first, then let the copy take its place in two renames."""
     sources = Path(os.path.relpath(REPOSITORY / "notebooks", target)).as_posix()
-    with scratch(target) as part:
+    with writing(target), scratch(target) as part:
         part.chmod(0o755)  # a temporary folder is private
         for path, place in files.items():
             copy = part / place
@@ -158,7 +163,12 @@ def _replace(target: Path, files: dict[Path, Path]) -> Path:
         older = part.with_suffix(".old")
         if target.exists():
             os.rename(target, older)
-        os.rename(part, target)
+        try:
+            os.rename(part, target)
+        except OSError:
+            if older.exists():
+                os.rename(older, target)
+            raise
         shutil.rmtree(older, ignore_errors=True)
     return target
 

@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +15,19 @@ import time
 from pathlib import Path
 
 from harvis_utils.chain.execution import CHAIN, notebook_seconds, run_notebook, watched
-from harvis_utils.chain.stamps import NOTEBOOKS, PARTS, ChainError, find_notebooks, outdated, stamp_of
-from harvis_utils.parallel import command_line, threads
+from harvis_utils.chain.stamps import (
+    NOTEBOOKS,
+    PARTS,
+    ChainError,
+    NotebookError,
+    edited,
+    find_notebooks,
+    outdated,
+    stamp_of,
+)
+from harvis_utils.parallel import check_device, command_line, threads
 from harvis_utils.settings import PROFILES, REPOSITORY, Settings, artifact_root, load_settings, report_root
-from harvis_utils.store.files import ArtifactError, file_digest, read_json, sweep, write_text, writing
+from harvis_utils.store.files import ArtifactError, read_json, sweep, write_text, writing
 
 SNAKEFILE = REPOSITORY / "Snakefile"
 
@@ -70,25 +78,27 @@ def snakemake_command(cfg: Settings, folder: Path, part: str | None, force: list
 def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) -> list[str]:
     """Bring the notebooks of a run, or of a part of it, up to date; returns the names of those that were executed.
 
-    Raises :class:`ChainError` with the messages of those that failed, once all others are done.
+    Raises :class:`NotebookError` with the messages of those that failed, once all others are done.
     """
     names, logs = [book.stem for book in find_notebooks(folder, part)], cfg.reports / "logs"
     with alone(cfg) as lock:
         logs.mkdir(exist_ok=True)
         sweep(cfg.reports.rglob(".*.part"))
         _heal(cfg, names)
-        before, force = _stamped(cfg, names), sorted({*outdated(cfg, names), *_edited(cfg, names)})
-        for error in logs.glob("*.error.txt"):
-            error.unlink()
+        before, force = _stamped(cfg, names), sorted({*outdated(cfg, names), *edited(cfg, names).values()})
+        for name in names:
+            (logs / f"{name}.error.txt").unlink(missing_ok=True)
         with open(logs / "snakemake.log", "w", encoding="utf-8") as log:
             log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
             log.flush()
             command = snakemake_command(cfg, folder.resolve(), part, force)
             # a profile of the user's is for other workflows
             told = {k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"} | {CHAIN: watched()}
+            began = time.time()
             code = subprocess.run(command, stderr=log, cwd=REPOSITORY, pass_fds=(lock,), env=told).returncode
         if code:
-            raise ChainError(_why_it_stopped(logs, code))
+            failed = [said for name in names if (said := _failure(cfg, name, began if code > 0 else None))]
+            raise NotebookError("\n".join(failed)) if failed else ChainError(_why_it_stopped(logs, code))
     return [name for name, at in _stamped(cfg, names).items() if before[name] != at]
 
 
@@ -104,25 +114,24 @@ def _heal(cfg: Settings, names: list[str]) -> None:
             path.unlink()
 
 
-def _edited(cfg: Settings, names: list[str]) -> list[str]:
-    """Notebooks of which a file is no longer what it was when they were executed; the last one that wrote it counts."""
-    stamps, wanted = [path for name in names if (path := stamp_of(cfg, name)).exists()], {}
-    for path in sorted(stamps, key=lambda path: path.stat().st_mtime_ns):
-        wanted |= {file: (path.stem, digest) for file, digest in read_json(path).get("digests", {}).items()}
-    there = {file: of for file, of in wanted.items() if (cfg.reports / file).is_file()}
-    return [name for file, (name, digest) in there.items() if file_digest(cfg.reports / file) != digest]
-
-
 def _stamped(cfg: Settings, names: list[str]) -> dict[str, int]:
     """When each notebook was stamped, 0 where it has no stamp."""
     paths = {name: stamp_of(cfg, name) for name in names}
     return {name: path.stat().st_mtime_ns if path.exists() else 0 for name, path in paths.items()}
 
 
+def _failure(cfg: Settings, name: str, since: float | None) -> str | None:
+    """Why a notebook did not end well, or None; one whose process was killed alone, after ``since``, cannot say so."""
+    log, error = (cfg.reports / "logs" / f"{name}.{ending}" for ending in ("ipynb", "error.txt"))
+    here = since and log.exists() and log.stat().st_mtime >= since
+    if here and not (error.exists() or stamp_of(cfg, name).exists()):
+        why = "its process was killed, as by a system without memory left"
+        write_text(error, f"notebook {log.name} was not executed to its end: {why}\n  executed so far: {log}\n")
+    return error.read_text(encoding="utf-8").strip() if error.exists() else None
+
+
 def _why_it_stopped(logs: Path, code: int) -> str:
-    """The failed notebooks' own messages; without one, the end of Snakemake's log."""
-    if messages := [p.read_text(encoding="utf-8").strip() for p in sorted(logs.glob("*.error.txt"))]:
-        return "\n".join(messages)
+    """The end of Snakemake's log, where no notebook failed."""
     if code < 0:
         return f"Snakemake was stopped by signal {-code}; the same command goes on where it stopped"
     tail = "\n  ".join((logs / "snakemake.log").read_text(encoding="utf-8").strip().splitlines()[-12:])
@@ -170,6 +179,7 @@ def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
         raise ChainError(f"{notebook} does not exist")
     error = cfg.reports / "logs" / f"{notebook.stem}.error.txt"
     print(f"  {notebook.stem:<22} ...", flush=True)
+    error.unlink(missing_ok=True)
     started = time.perf_counter()
     try:
         run_notebook(notebook, cfg)
@@ -196,7 +206,7 @@ def _told_when_stopped():
 
 @command_line
 def main(arguments: list[str] | None = None) -> None:
-    """``reproduce``, ``run`` or ``clean``; 0 when it worked."""
+    """``reproduce``, ``run`` or ``clean``; 0 when it worked, 3 where notebooks failed and all others are done."""
     parser = argparse.ArgumentParser(prog="python -m harvis_utils.chain", description="Execute the notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
     of_run = argparse.ArgumentParser(add_help=False)
@@ -209,8 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands.add_parser("run", parents=[of_run]).add_argument("notebook")
     commands.add_parser("clean")
     words = parser.parse_args(arguments)
-    if (device := getattr(words, "device", None)) and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
-        raise ChainError(f"unknown device {device!r}; valid: cpu, cuda, cuda:1, mps")
+    check_device(getattr(words, "device", None))
     cfg = load_settings(words.profile, words.dataset, words.device, words.weights) if "profile" in words else None
     if words.command == "reproduce":
         folder = Path(words.notebooks).resolve()

@@ -16,7 +16,7 @@ import psutil
 
 from harvis_utils.chain.stamps import ChainError, raw_data, stamp_of
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, report_root
-from harvis_utils.store.files import file_digest, read_json, write_json, write_text, writing
+from harvis_utils.store.files import ArtifactError, file_digest, read_json, write_json, write_text, writing
 
 #: names the processes, the chain and its Snakemake, that the notebooks executed under them end with
 CHAIN = "HARVIS_CHAIN"
@@ -72,12 +72,14 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
         ) from error
     finally:
         if log.exists():
-            _write_portable(log, log)
+            with contextlib.suppress(ArtifactError):  # cut short; what cut it is told
+                _write_portable(log, log)
     executed, reports = _write_portable(log, cfg.reports / f"{notebook.stem}.ipynb"), cfg.reports.resolve()
     files = [p.relative_to(reports).as_posix() for p in map(Path, _lines(written)) if p.is_relative_to(reports)]
     archived = archived or raw_data(cfg)  # it may have been downloaded meanwhile
     about = {"files": files, "stored": _lines(journal), "archive": archived}
-    about["digests"] = {name: file_digest(reports / name) for name in files if (reports / name).is_file()}
+    made = [name for name in (*files, executed.name) if (reports / name).is_file()]
+    about["digests"] = {name: file_digest(reports / name) for name in made}
     write_json(stamp_of(cfg, notebook.stem), about)
     return executed
 
@@ -91,7 +93,7 @@ def _failure(notebook: Path, log: Path, error) -> str:
     """What is said about a failed cell: where, the line that failed, the error, and where to see all of it."""
     # papermill's own cells, the parameters it injects and its banners, are not in the reader's notebook
     own = {"injected-parameters", "papermill-error-cell-tag"}
-    cells = [cell["metadata"] for cell in json.loads(log.read_text(encoding="utf-8"))["cells"]]
+    cells = [cell["metadata"] for cell in read_json(log)["cells"]]
     cells = [cell.get("papermill", {}) for cell in cells if not own & set(cell.get("tags", []))]
     failed = next((i for i, cell in enumerate(cells, 1) if cell.get("status") == "failed"), error.cell_index)
     # IPython marks the line that it was executing in each frame, the cell's own first
@@ -162,7 +164,7 @@ def portable(text: str) -> str:
 
 def _write_portable(source: Path, target: Path) -> Path:
     """Copy an executed notebook, without absolute paths in its metadata and text outputs; images stay untouched."""
-    book = json.loads(source.read_text(encoding="utf-8"))
+    book = read_json(source)
     if "papermill" in book["metadata"]:
         book["metadata"]["papermill"] |= {"input_path": f"notebooks/{source.name}", "output_path": source.name}
     for cell in book["cells"]:

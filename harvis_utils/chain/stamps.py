@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harvis_utils.data import archive, kinds
 from harvis_utils.settings import REPOSITORY, HarvisError, Settings, artifact_root
-from harvis_utils.store.files import read_json
+from harvis_utils.store.files import file_digest, read_json
 from harvis_utils.store.results import damage, versions
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -27,6 +27,12 @@ PARTS = {"paper": range(0, 7), "lenses": range(7, 15), "systems": range(15, 19),
 
 class ChainError(HarvisError, RuntimeError):
     """A notebook failed or cannot be run; the message names it, the cell, and the file to look into."""
+
+
+class NotebookError(ChainError):
+    """Notebooks of a run failed; all that need not wait for them are done."""
+
+    code = 3
 
 
 def find_notebooks(folder: Path = NOTEBOOKS, part: str | None = None) -> list[Path]:
@@ -83,6 +89,16 @@ def raw_data(cfg: Settings) -> str | None:
 def stamp_of(cfg: Settings, name: str) -> Path:
     """The file that says what a notebook made."""
     return cfg.reports / "stamps" / f"{name}.json"
+
+
+def edited(cfg: Settings, names: list[str]) -> dict[str, str]:
+    """Files that are no longer what they were when a notebook was executed: each with the last one that wrote it."""
+    written = [path for name in names if (path := stamp_of(cfg, name)).exists()]
+    wanted: dict[str, tuple[str, str]] = {}
+    for path in sorted(written, key=lambda path: path.stat().st_mtime_ns):
+        wanted |= {file: (path.stem, digest) for file, digest in read_json(path).get("digests", {}).items()}
+    there = {file: of for file, of in wanted.items() if (cfg.reports / file).is_file()}
+    return {file: name for file, (name, digest) in there.items() if file_digest(cfg.reports / file) != digest}
 
 
 def outdated(cfg: Settings, names: list[str]) -> list[str]:

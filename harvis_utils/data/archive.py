@@ -24,7 +24,7 @@ import numpy as np
 
 from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name, registry
 from harvis_utils.settings import APPROXIMATE, anchored, data_folders
-from harvis_utils.store.files import scratch
+from harvis_utils.store.files import file_digest, scratch
 from harvis_utils.store.results import kept
 
 RETRIES = 3  # of a failed download
@@ -63,6 +63,23 @@ def members_digest(digests: Mapping[str, str]) -> str:
     """SHA-256 over the sorted lines ``<sha256>  <member>``: pins an archive whichever way it was packed."""
     lines = sorted(f"{digest}  {member}\n" for member, digest in digests.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digests(place: Path, ending: str = "") -> dict[str, str]:
+    """SHA-256 of every file of a zip file or a folder whose name ends in ``ending``, by its path there, sorted.
+
+    What a module of one's own pins: ``Archive(file, url, tuple(found), members_digest(found), found)``.
+    """
+    if place.is_dir():
+        paths = {path.relative_to(place).as_posix(): path for path in place.rglob(f"*{ending}") if path.is_file()}
+        return {member: file_digest(paths[member]) for member in sorted(paths)}
+    with zipfile.ZipFile(place) as packed:
+        names = sorted(of.filename for of in packed.infolist() if not of.is_dir() and of.filename.endswith(ending))
+        found = {}
+        for name in names:
+            with packed.open(name) as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return found
 
 
 # ------------------------------------------------------------------------------------------ finding the archive
@@ -147,6 +164,9 @@ def _download(url: str, target: Path, most: int) -> None:
     def stream(url: str, output: str, _) -> None:
         with requests.get(url, headers=plain, stream=True, timeout=60) as answer, open(output, "wb") as file:
             answer.raise_for_status()
+            if (packed := answer.headers.get("content-encoding", "identity")) != "identity":
+                # a chunk could unpack to a thousand times its size
+                raise DataError(f"{_shown(url)}: comes packed by {packed}, unasked; get it by hand or from elsewhere")
             size = int(answer.headers.get("content-length", 0)) or None
             with tqdm(total=size, unit="B", unit_scale=True, disable=not shown) as bar:
                 for chunk in answer.iter_content(2**20):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,35 @@ def from_arrays(x, y=None, subject=None, *, name: str = "own", **about) -> Windo
     """The windows of :func:`dataset`, kept as they are, or cut as its ``windows`` say."""
     described = dataset(name, x, y, subject, **about)
     return cut(generate(described), described.windows)
+
+
+def of_sessions(
+    activities: pd.DataFrame, about: pd.DataFrame, sessions: Mapping[int, pd.DataFrame], channels: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The common format of whar-datasets (Burzer et al. 2025) as a table for :func:`from_arrays`.
+
+    That is what the ``parse`` of its configurations returns: ``activities`` with ``activity_id`` and
+    ``activity_name``, ``about`` with ``session_id``, ``subject_id`` and ``activity_id``, and for each session a table
+    of a ``timestamp`` and a column for each channel, named as "lankle_acc_x"; ``channels`` are some of these. *Tried
+    against objects of this form, not against the library itself, which no package index has.* ::
+
+        table = of_sessions(*cfg.parse(folder, cfg.activity_id_col), ["lankle_acc_x", "lankle_acc_y", "lankle_acc_z"])
+        windows = from_arrays(table, "activity", "person", unit="m/s^2", windows=WindowSettings(50, 128, 64))
+
+    The tables of actipy need no more than labels: ``data.dropna()[["x", "y", "z"]]`` of each person, which are in g at
+    times, with columns for what was done and who did it, one below the other, and ``axes={"wrist": "xyz"}``.
+
+    Raises :class:`DataError` for a session, an activity or a channel that is named and not there.
+    """
+    names, found = dict(zip(activities["activity_id"], activities["activity_name"], strict=True)), []
+    for session, who, what in about[["session_id", "subject_id", "activity_id"]].itertuples(index=False):
+        if session not in sessions or what not in names:
+            raise DataError(f"session {session} or its activity {what} is named and not there")
+        table = sessions[session].set_index("timestamp")
+        if missing := [name for name in channels if name not in table.columns]:
+            raise DataError(f"session {session} has no channel {missing[0]!r}; its channels: {', '.join(table.columns)}")
+        found.append(table[list(channels or table.columns)].assign(activity=str(names[what]), person=int(who)))
+    return pd.concat(found).rename(columns={name: " ".join(name.rsplit("_", 1)) for name in found[0].columns})
 
 
 def dataset(
@@ -87,9 +117,11 @@ def dataset(
         people, number, split = _people(person, split, seed)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
-    if pieces:
-        windows = windows or WindowSettings(float(rate_hz), pieces, pieces)
-    elif not windows:
+    if windows:
+        windows = replace(windows, rate_hz=float(windows.rate_hz))  # 50 and 50.0 are the same windows
+    elif pieces:
+        windows = WindowSettings(float(rate_hz), pieces, pieces)
+    else:
         raise DataError(f"{name}: recordings need windows=WindowSettings(rate_hz, length, step): how they are cut")
 
     def read(_=None) -> Iterator[Recording]:

@@ -12,7 +12,7 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -105,12 +105,18 @@ class Dataset:
             raise SettingsError(f"data set {self.name!r}: rate_hz should be a number above 0, not {self.rate_hz!r}")
 
     @property
-    def sensors(self) -> dict[str, list[int]]:
+    def sensors(self) -> dict[str, tuple[int, ...]]:
         """The axes of each sensor, as indices."""
-        found: dict[str, list[int]] = {}
-        for axis, name in enumerate(self.axes):
-            found.setdefault(name.rpartition(" ")[0], []).append(axis)
-        return found
+        return sensors_of(self.axes)
+
+
+def sensors_of(axes: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The axes of each sensor, as indices: "<sensor> <component>" each, in any order; names of one word share one."""
+    found: dict[str, tuple[int, ...]] = {}
+    for axis, name in enumerate(axes):
+        sensor = name.rpartition(" ")[0]
+        found[sensor] = (*found.get(sensor, ()), axis)
+    return found
 
 
 @dataclass(frozen=True)
@@ -144,10 +150,11 @@ class Recordings:
         for sensor, axes in self.dataset.sensors.items():
             if sensor in self.dataset.units:
                 continue
-            largest = max(float(np.abs(item.signal[:, axes]).max()) for item in self.items)
+            of_sensor = [item.signal[:, list(axes)] for item in self.items]
+            largest = max(float(np.abs(signal).max()) for signal in of_sensor)
             if largest > LARGEST_G:
                 found.append(f"{sensor or 'the sensor'} reads up to {largest:.3g} G")
-            lengths = [np.linalg.norm(item.signal[:, axes].astype(float), axis=1) for item in self.items]
+            lengths = [np.linalg.norm(signal.astype(float), axis=1) for signal in of_sensor]
             median = float(np.median(np.concatenate(lengths)))
             if len(axes) == 3 and not PLAUSIBLE_G[0] <= median <= PLAUSIBLE_G[1]:
                 why = {9.80665: "m/s^2", 1000.0: "mg", 9806.65: "mm/s^2"}

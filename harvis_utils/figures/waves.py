@@ -51,10 +51,12 @@ def recordings(
     places: Sequence[tuple[int, int, int, str]] = (),
     first_sample: int = 0,
     title: str = "",
+    units: Mapping[str, str] | None = None,
 ) -> Figure:
     """Examples, (time, axis) in G each: sensors stacked, their components in colour.
 
-    ``axis_names`` end in the component ("right arm x"); what stands before it names the sensor. With ``places`` of
+    ``axis_names`` end in the component ("right arm x"); what stands before it names the sensor, and ``units`` those of
+    sensors that are not in G. With ``places`` of
     planted motifs, (axis, first sample, length, motif), each axis has a row and the motifs are in colour instead.
     ``first_sample`` is where signals begin in their recordings, for the time scale.
     """
@@ -75,7 +77,7 @@ def recordings(
             ax.plot(seconds, values, color=colours[component], linewidth=0.9, label=component or None)
             ax.margins(x=0)
             ax.yaxis.set_major_locator(MaxNLocator(3))
-            ax.set_ylabel("" if i % columns else f"{sensor}\n[G]", fontsize=9)
+            ax.set_ylabel("" if i % columns else f"{sensor}\n[{(units or {}).get(sensor, 'G')}]", fontsize=9)
         for axis, begin, length, motif in places:
             part, look = slice(begin, begin + length), {"color": motifs[motif], "label": motif}
             stack[axis].axvspan(*seconds[part][[0, -1]], color=motifs[motif], alpha=0.2, linewidth=0)

@@ -12,13 +12,14 @@ Choice: all thresholds, set by how often the rules hold in recordings, before an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 
+from harvis_utils.data.kinds import sensors_of
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
 
@@ -38,7 +39,7 @@ OSCILLATION_G = 0.3
 GRAVITY_REACH, GRAVITY_G = 7, 0.9
 #: near free fall: what a sensor's three axes measure together is so small
 FREE_FALL_G = 0.4
-#: consecutive axes that make one sensor
+#: axes of a sensor whose magnitude means something
 AXES_PER_SENSOR = 3
 
 ACTIVITY, WAVEFORM, MOTIF = "activity", "waveform", "motif"
@@ -140,32 +141,41 @@ def band_envelopes(x: np.ndarray, rate_hz: float) -> np.ndarray:
     return np.stack([np.abs(np.fft.ifft(2 * waves * band, axis=-1)) for band in inside])
 
 
-def free_fall(x: np.ndarray) -> np.ndarray:
-    """The magnitude over a sensor's ``AXES_PER_SENSOR`` axes is ``FREE_FALL_G`` or less; it holds on all of them."""
-    sensors = x.reshape(*x.shape[:-2], -1, AXES_PER_SENSOR, x.shape[-1])
-    small = np.sqrt((sensors.astype(np.float64) ** 2).sum(-2)) <= FREE_FALL_G
-    return np.repeat(small, AXES_PER_SENSOR, axis=-2)
+def whole_sensors(axes: Sequence[str]) -> list[list[int]]:
+    """Indices of the axes of each sensor that has ``AXES_PER_SENSOR``; what others measure has no magnitude."""
+    return [list(of) for of in sensors_of(axes).values() if len(of) == AXES_PER_SENSOR]
 
 
-def waveforms(x: np.ndarray, rate_hz: float) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def free_fall(x: np.ndarray, sensors: Sequence[Sequence[int]]) -> np.ndarray:
+    """The magnitude over the axes of one of the ``sensors`` is ``FREE_FALL_G`` or less; it holds on all of them."""
+    found = np.zeros(x.shape, bool)
+    for axes in sensors:
+        small = np.sqrt((x[..., axes, :].astype(np.float64) ** 2).sum(-2)) <= FREE_FALL_G
+        found[..., axes, :] = small[..., None, :]
+    return found
+
+
+def waveforms(x: np.ndarray, rate_hz: float, axes: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All waveform concepts of windows (window, axis, time) in G, and those left out with the reason.
 
-    A band oscillates where its envelope is ``OSCILLATION_G`` or more and higher than that of every other band. Raises
-    ``ValueError`` for windows of another shape, with values that are not finite, or too short for the rules.
+    ``axes`` are named "<sensor> <component>". A band oscillates where its envelope is ``OSCILLATION_G`` or more and
+    higher than that of every other band. Raises ``ValueError`` for windows of another shape, with values that are not
+    finite, or too short for the rules.
     """
     least = 2 * max(EDGE_REACH, PEAK_REACH, PLATEAU_REACH) + 1
-    if x.ndim != 3 or x.shape[2] < least:
-        raise ValueError(f"windows should be (window, axis, time) with {least} samples or more, not {x.shape}")
+    if x.ndim != 3 or x.shape[1] != len(axes) or x.shape[2] < least:
+        wanted = f"(window, {len(axes)}, time) with {least} samples or more"
+        raise ValueError(f"windows should be (window, axis, time), {wanted}, not {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError("windows hold NaN or infinity: concepts are not defined there; leave those windows out")
     envelopes = band_envelopes(x, rate_hz)
     strongest = np.where(envelopes.max(0) >= OSCILLATION_G, envelopes.argmax(0), -1)
     found = {name: rule(x) for name, rule in RULES.items()}
     found |= {f"oscillation {name}": strongest == k for k, name in enumerate(BANDS_HZ)}
-    if x.shape[1] % AXES_PER_SENSOR:
-        why = f"{x.shape[1]} axes do not make sensors of {AXES_PER_SENSOR}, over which the magnitude would be taken"
+    if not (sensors := whole_sensors(axes)):
+        why = f"no sensor has {AXES_PER_SENSOR} axes, over which the magnitude would be taken: {', '.join(axes)}"
         return found, {"near free fall": why}
-    return found | {"near free fall": free_fall(x)}, {}
+    return found | {"near free fall": free_fall(x, sensors)}, {}
 
 
 def of_windows(windows: Windows, split: Split) -> Concepts:
@@ -173,7 +183,7 @@ def of_windows(windows: Windows, split: Split) -> Concepts:
 
     An activity that occurs holds at every sample of its windows.
     """
-    shapes, left_out = waveforms(split.x, windows.rate_hz)
+    shapes, left_out = waveforms(split.x, windows.rate_hz, windows.axes)
     there = [k for k in range(len(windows.activities)) if k in split.activity]
     whole = [np.broadcast_to((split.activity == k)[:, None, None], split.x.shape) for k in there]
     names = (*(windows.activities[k] for k in there), *shapes)

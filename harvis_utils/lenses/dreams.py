@@ -126,7 +126,7 @@ def _towards_others(network: nn.Module, x: Tensor, found: Tensor, before: Tensor
 @torch.no_grad()
 def _bisected(network: nn.Module, x: Tensor, change: Tensor, before: Tensor) -> Tensor:
     """The point on the line from x to x + change that lies just beyond the border; x + change where that does not."""
-    low, high = torch.zeros(len(x)), torch.ones(len(x))
+    low, high = x.new_zeros(len(x)), x.new_ones(len(x))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         changed = _class(network, x + _each(middle) * change) != before
@@ -138,7 +138,7 @@ def _bisected(network: nn.Module, x: Tensor, change: Tensor, before: Tensor) -> 
 def predicted(network: nn.Module, x: np.ndarray) -> np.ndarray:
     """Class of each window, (window,)."""
     with taps.evaluating(network):
-        return _class(network, torch.tensor(x)).numpy()
+        return _class(network, torch.tensor(x)).cpu().numpy()
 
 
 def random_change(shape: tuple[int, ...], rms_g: np.ndarray, seed: int) -> np.ndarray:

@@ -84,18 +84,19 @@ def silenced(own: Generator, stage: str, unit: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def effects(own: Generator, z: Tensor, rate_hz: float, n_draws: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def effects(own: Generator, z: Tensor, windows: Windows, n_draws: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A generator's units and the waveforms of its windows: a table by stage, and one by unit and waveform.
 
-    ``z`` are latent vectors (window, latent). The first has what :func:`of_discriminator` has, "change", how far a
-    silenced unit moves windows (root mean square, G), and "correlation": do the units that overlap a waveform cost most
-    of it when they are silent, with the "p" of units that trade their effects. The second has "iou", and in "cost" the
-    share of samples at which the waveform held only while the unit was not silent.
+    ``z`` are latent vectors (window, latent); ``windows`` say the rate and the axes. The first has what
+    :func:`of_discriminator` has, "change", how far a silenced unit moves windows (root mean square, G), and
+    "correlation": do the units that overlap a waveform cost most of it when they are silent, with the "p" of units
+    that trade their effects. The second has "iou", and in "cost" the share of samples at which the waveform held only
+    while the unit was not silent.
     """
     *maps, whole = own.eval().maps(z)
 
     def holding(x: Tensor) -> dict[str, np.ndarray]:
-        return concepts.waveforms(x.numpy(), rate_hz)[0]
+        return concepts.waveforms(x.numpy(), windows.rate_hz, windows.axes)[0]
 
     there = holding(whole)
     names, masks = list(there), np.stack(list(there.values()))
@@ -124,17 +125,17 @@ def of_generator(windows: Windows, settings: GanSettings, seed: int, n: int, n_d
     """The stages of the first generator of a trained game in ``n`` of its windows, by :func:`effects`."""
     own = adversarial.read(windows, settings, adversarial.trained(windows, settings, seed)).generators[0]
     z = torch.randn(n, settings.n_latent, generator=torch.Generator().manual_seed(seed))
-    return effects(own, z, windows.rate_hz, n_draws)[0]
+    return effects(own, z, windows, n_draws)[0]
 
 
 @torch.no_grad()
-def costliest(own: Generator, rate_hz: float, n: int) -> tuple[pd.Series, dict[str, np.ndarray]]:
+def costliest(own: Generator, windows: Windows, n: int) -> tuple[pd.Series, dict[str, np.ndarray]]:
     """The unit that costs a waveform most (a row of :func:`effects`), and ``n`` windows that it changes most.
 
     These are "whole" and "unit silenced", (axis, window, time) each.
     """
     z = torch.randn(N_LOOKED, own.stage1[0].in_channels, generator=torch.Generator().manual_seed(0))
-    found = effects(own, z, rate_hz, FEWEST_DRAWS)[1].sort_values("cost").iloc[-1]
+    found = effects(own, z, windows, FEWEST_DRAWS)[1].sort_values("cost").iloc[-1]
     with silenced(own, found["stage"], int(found["unit"])):
         without = own(z)
     both = {"whole": own(z), "unit silenced": without}

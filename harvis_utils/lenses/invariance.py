@@ -6,13 +6,15 @@ layer is invariant as far as it moves less than its input, and random weights te
 means stay, because gravity differs most between windows and would make every change of a movement look small.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.lenses.concepts import AXES_PER_SENSOR
+from harvis_utils.lenses.concepts import whole_sensors
 from harvis_utils.networks import taps
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network
@@ -48,11 +50,13 @@ def surrounded(split: Split, n: int) -> np.ndarray:
     return views[split.start[chosen] - more]
 
 
-def changed(surrounded: np.ndarray, length: int, change: str, amount: float) -> np.ndarray:
+def changed(
+    surrounded: np.ndarray, length: int, change: str, amount: float, sensors: Sequence[Sequence[int]]
+) -> np.ndarray:
     """The middle ``length`` samples of windows (window, axis, time) after one of ``AMOUNTS``' changes; 0 or 1 is none.
 
-    A shift and another tempo show what the recording really has there. Turning is about each sensor's mean over the
-    window, which is mostly gravity.
+    A shift and another tempo show what the recording really has there. Each of the ``sensors``, three axes as indices,
+    is turned about its mean over the window, which is mostly gravity; other axes stay.
     """
     before = (surrounded.shape[2] - length) // 2
     x = surrounded[:, :, before : before + length]
@@ -66,12 +70,15 @@ def changed(surrounded: np.ndarray, length: int, change: str, amount: float) -> 
     mean = x.mean(2, keepdims=True)
     if change == STRENGTH:
         return mean + amount * (x - mean)
-    of_sensors = x.reshape(len(x), -1, AXES_PER_SENSOR, length)
+    of_sensors = x[:, np.array(sensors)]
     up = of_sensors.mean(3, keepdims=True)
     up = up / np.maximum(np.linalg.norm(up, axis=2, keepdims=True), 1e-9)
     along, angle = up * (up * of_sensors).sum(2, keepdims=True), np.deg2rad(amount)
-    turned = along + np.cos(angle) * (of_sensors - along) + np.sin(angle) * np.cross(up, of_sensors, axis=2)
-    return turned.reshape(x.shape)
+    turned = x.copy()
+    turned[:, np.array(sensors)] = (
+        along + np.cos(angle) * (of_sensors - along) + np.sin(angle) * np.cross(up, of_sensors, axis=2)
+    )
+    return turned
 
 
 @kept("invariance")
@@ -80,9 +87,10 @@ def distances(network: Network, windows: Windows, n: int) -> pd.DataFrame:
 
     ``distance`` is the mean Euclidean distance of a layer's output before and after, as a share of the mean distance
     to the window with the movement, what is left without the means, of the one a third of all windows further; ``input
-    distance`` that of the input; ``same class`` the share of windows whose most probable class stays.
+    distance`` that of the input; ``same class`` the share of windows whose most probable class stays. Where no
+    sensor has three axes, none is turned.
     """
-    long, length = surrounded(windows.test, n), windows.test.length
+    long, length, sensors = surrounded(windows.test, n), windows.test.length, whole_sensors(windows.axes)
 
     def outputs(x: np.ndarray) -> dict[str, Tensor]:
         x = torch.as_tensor(np.ascontiguousarray(x, dtype=np.float32))
@@ -93,11 +101,12 @@ def distances(network: Network, windows: Windows, n: int) -> pd.DataFrame:
     def moved(found: dict[str, Tensor]) -> pd.Series:
         return pd.Series({name: float((of - plain[name]).norm(dim=1).mean()) for name, of in found.items()})
 
-    x, rows = changed(long, length, SHIFT, 0), []
+    x, rows = changed(long, length, SHIFT, 0, sensors), []
     plain, mean = outputs(x), x.mean(2, keepdims=True)
     unrelated = moved(outputs(mean + np.roll(x - mean, -(-len(x) // 3), 0)))
-    for change, amount in ((change, amount) for change, amounts in AMOUNTS.items() for amount in amounts):
-        found = outputs(changed(long, length, change, amount))
+    kinds = {change: amounts for change, amounts in AMOUNTS.items() if sensors or change != TURN}
+    for change, amount in ((change, amount) for change, amounts in kinds.items() for amount in amounts):
+        found = outputs(changed(long, length, change, amount, sensors))
         shares = moved(found) / unrelated
         stays = float((found[SCORES].argmax(1) == plain[SCORES].argmax(1)).double().mean())
         about = {"change": change, "amount": amount, "input distance": shares[INPUT], "same class": stays}

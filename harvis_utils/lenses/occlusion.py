@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from harvis_utils.data.kinds import sensors_of
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import deconvnet
 from harvis_utils.metrics.intervals import with_interval
@@ -55,8 +56,7 @@ def by_axis(n_axes: int) -> dict[str, tuple[int, ...]]:
 
 def by_sensor(axes: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """All axes of a sensor covered together: "right arm x" belongs to the sensor "right arm"."""
-    sensors = [name.rsplit(" ", 1)[0] for name in axes]
-    return {sensor: tuple(i for i, of in enumerate(sensors) if of == sensor) for sensor in sensors}
+    return {sensor or "all axes": of for sensor, of in sensors_of(axes).items()}
 
 
 def covered(x: Tensor, axes: Sequence[int], centre: int, occluder: Occluder) -> Tensor:

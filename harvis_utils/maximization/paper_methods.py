@@ -143,8 +143,8 @@ def own_maps(place: Trunk | Target, layer: str, unit: np.ndarray, signals: np.nd
     """
     unit, length = torch.as_tensor(unit), signals.shape[-1]
     if isinstance(place, Trunk):
-        x = torch.tensor(np.ascontiguousarray(signals), dtype=torch.float32)
-        return xr.DataArray(unit_maps(place, layer, unit, x).numpy(), dims=("row", "time"))
+        x = torch.tensor(np.ascontiguousarray(signals), dtype=torch.float32, device=place.weights[0].device)
+        return xr.DataArray(unit_maps(place, layer, unit, x).cpu().numpy(), dims=("row", "time"))
     maps = place.seen(signals, lambda of, rows: of[torch.arange(len(of)), unit[rows]])
     seen, coords = map_dims(place, maps.shape, length)
     return xr.DataArray(maps.reshape(len(maps), *maps.shape[-len(seen) :]), coords, ("row", *seen))

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harvis_utils.data import kinds
+
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -79,17 +81,9 @@ def checked_sensors(sensors: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], 
 
 
 def sensors_of(axes: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Triples of axes named "<sensor> x", "<sensor> y", "<sensor> z": indices into ``axes``.
-
-    Raises ``ValueError`` where names do not come in such triples.
-    """
-    by_name = {name: i for i, name in enumerate(axes)}
-    places = list(dict.fromkeys(name.rpartition(" ")[0] for name in axes))
-    try:
-        triples = [[by_name[f"{place} {letter}".strip()] for letter in "xyz"] for place in places]
-    except KeyError as missing:
-        raise ValueError(f"rotation needs sensors with axes x, y and z; there is no axis {missing}") from missing
-    return checked_sensors(triples)
+    """Triples of axes named "<sensor> x", "<sensor> y", "<sensor> z", as indices; none of any other sensor."""
+    named = [{axes[axis].rpartition(" ")[2]: axis for axis in of} for of in kinds.sensors_of(axes).values()]
+    return tuple(tuple(of[letter] for letter in "xyz") for of in named if of.keys() == set("xyz"))
 
 
 def rotations(about: Tensor, angle: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def writing(path: Path):
 def note(variable: str, line: str) -> None:
     """Add a line to the file that an environment variable names, where it does: the chain asks what a notebook made."""
     if path := os.environ.get(variable):
-        with open(path, "a", encoding="utf-8") as lines:
+        with writing(Path(path)), open(path, "a", encoding="utf-8") as lines:
             lines.write(f"{line}\n")
 
 

@@ -1,6 +1,8 @@
 """States of interrupted trainings written to files and read again: nested tensors and plain values, no pickle."""
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -32,22 +34,38 @@ def save_state(path: Path, state: dict) -> None:
         return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     about = {"state": json.dumps(plain(state))}
+    about["digest"] = _digest(about["state"], tensors)
     with replacing(path) as part:
         save_file({str(number): tensor for number, tensor in enumerate(tensors)}, part, metadata=about)
 
 
+def _digest(state: str, tensors: Iterable[torch.Tensor]) -> str:
+    """SHA-256 of all that a file holds: safetensors itself notices no changed number."""
+    found = hashlib.sha256(state.encode())
+    for tensor in tensors:
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 def load_state(path: Path) -> dict:
-    """Read what :func:`save_state` wrote, on the CPU; tuples come back as lists."""
+    """Read what :func:`save_state` wrote, on the CPU; tuples come back as lists.
+
+    Raises ``ValueError`` where the content is not what was written; files from before they held a digest are believed.
+    """
     with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+        tensors = [file.get_tensor(str(number)) for number in range(len(file.keys()))]
+        if "digest" in about and about["digest"] != _digest(about["state"], tensors):
+            raise ValueError("its content is not what was written")
 
         def nested(value):
             if isinstance(value, dict) and "tensor" in value:
-                return file.get_tensor(str(value["tensor"]))
+                return tensors[value["tensor"]]
             if isinstance(value, dict):
                 return {key: nested(inner) for key, inner in value["items"]}
             return [nested(inner) for inner in value] if isinstance(value, list) else value
 
-        return nested(json.loads(file.metadata()["state"]))
+        return nested(json.loads(about["state"]))
 
 
 def load_checkpoint(folder: Path) -> dict | None:
@@ -60,7 +78,7 @@ def load_checkpoint(folder: Path) -> dict | None:
         return None
     try:
         return load_state(path)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         reason = (str(error) or "it is empty").splitlines()[0]
         raise TrainingError(f"{path} is damaged ({reason}); delete it and train again") from error
 

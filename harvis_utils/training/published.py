@@ -107,18 +107,24 @@ def save(
     return folder
 
 
-def load(folder: Path, windows: Windows, model: ModelSettings, seeds: Sequence[int]) -> list[Network]:
-    """The published networks of ``seeds``, in this order; of all but the first of the file only the trunk.
-
-    Raises :class:`PublishedError` where files are missing or damaged, where they are of other windows, and for seeds
-    that were not published.
-    """
+def _described(folder: Path) -> dict:
+    """What ``networks.json`` says; every file that it names is compared with its digest."""
     if not (folder / "networks.json").exists():
         raise PublishedError(f"no networks are published in {folder}; train them (WEIGHTS=trained)")
     about = read_json(folder / "networks.json")
     for name, digest in about["files"].items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise PublishedError(f"{folder / name} is missing or damaged; get it again, or train (WEIGHTS=trained)")
+    return about
+
+
+def load(folder: Path, windows: Windows, model: ModelSettings, seeds: Sequence[int]) -> list[Network]:
+    """The published networks of ``seeds``, in this order; of all but the first of the file only the trunk.
+
+    Raises :class:`PublishedError` where files are missing or damaged, where they are of other windows, and for seeds
+    that were not published.
+    """
+    about = _described(folder)
     if unknown := sorted(set(seeds) - set(about["seeds"])):
         raise PublishedError(
             f"networks {', '.join(map(str, unknown))} are not published in {folder}; published are "
@@ -134,9 +140,12 @@ def load(folder: Path, windows: Windows, model: ModelSettings, seeds: Sequence[i
 
 
 def without_data(folder: Path) -> tuple[dict[int, Trunk], xr.Dataset, xr.Dataset]:
-    """Trunks by seed, unit statistics and signals (:func:`save`) of a published run whose data are not at hand."""
-    tensors = load_file(folder / "trunks.safetensors")
-    trunks = {seed: _trunk(part_of(tensors, f"{seed}.")) for seed in read_json(folder / "networks.json")["seeds"]}
+    """Trunks by seed, unit statistics and signals (:func:`save`) of a published run whose data are not at hand.
+
+    Raises :class:`PublishedError` where files are missing or damaged.
+    """
+    about, tensors = _described(folder), load_file(folder / "trunks.safetensors")
+    trunks = {seed: _trunk(part_of(tensors, f"{seed}.")) for seed in about["seeds"]}
     return trunks, *(read_dataset(folder / f"{name}.nc") for name in ("statistics", "signals"))
 
 
