@@ -258,9 +258,8 @@ BAD = {
 def test_what_does_not_fit_is_one_clear_error_and_leaves_nothing(what, tmp_path):
     make, more, told = BAD[what]
     torch.manual_seed(3)
-    with pytest.raises(HarvisError, match=re.escape(told)) as error:
+    with pytest.raises(ValueError, match=re.escape(told)):
         harvis_utils.explain(*make(*subject()), tmp_path / "page", **FAST, **more)
-    assert isinstance(error.value, ValueError) or "layer" in told
     assert not (tmp_path / "page").exists()
 
 

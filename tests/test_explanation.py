@@ -10,7 +10,6 @@ from scipy.stats import rankdata, spearmanr
 
 from harvis_utils.data import synthetic
 from harvis_utils.data.windowing import Split
-from harvis_utils.lenses import triggered as averages
 from harvis_utils.lenses.triggered import REFERENCES, STRONGEST, references, triggered
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.metrics import explanation, motifs, similarity

@@ -5,11 +5,15 @@ The page is ``page.html``, a card on it ``card.html``; both are filled here.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 import numpy as np
+from matplotlib import colormaps
+from PIL import Image
 
 from harvis_utils.figures.special import largest, measured, nearest
 from harvis_utils.figures.style import ACCENT, SIGNAL, axis_colours
@@ -164,6 +168,14 @@ def _polyline(curve: np.ndarray, limit: float) -> str:
         times = np.unique([part[of(curve[part])] for part in parts for of in (np.argmin, np.argmax)])
     y = middle - (middle - 6) / limit * curve[times]
     return " ".join(f"{t},{value:.1f}" for t, value in zip(times, y, strict=True) if np.isfinite(value))
+
+
+def heat(values: np.ndarray) -> str:
+    """A picture of (row, column), a pixel each, as an address: red above zero, blue below, as far as the largest."""
+    scaled = 0.5 + 0.5 * values / (np.abs(values).max() or 1.0)
+    drawn = io.BytesIO()
+    Image.fromarray(colormaps["RdBu_r"](scaled, bytes=True)[..., :3]).save(drawn, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
 
 
 def _share(value: float, values: Mapping[str, float]) -> str:

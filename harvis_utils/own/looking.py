@@ -146,7 +146,7 @@ class Looked:
     def seen(self, units: Sequence[int], signals: np.ndarray) -> xr.Dataset:
         """Signals (unit[, axis], time) in their unit with each one's own map: ``signal`` and ``map``."""
         x = np.ascontiguousarray(signals, np.float32)
-        maps = paper_methods.own_maps(self.target, self.name, np.asarray(units), x).rename(row="unit")
+        maps = paper_methods.own_maps(self.target, self.name, np.array(units), x).rename(row="unit")
         dims = ("unit", "axis", "time") if self.target.axes > 1 else ("unit", "time")
         return xr.Dataset({"signal": (dims, x), "map": maps}, {"unit": list(units), "time": np.arange(x.shape[-1])})
 
@@ -316,9 +316,10 @@ def references(of: Looked, units: Sequence[int], th_eap: np.ndarray) -> xr.Datas
 
 @kept("explained")
 def told(of: Looked, signals: xr.DataArray, th_eap: np.ndarray) -> xr.Dataset:
-    """:func:`explanation.explained` of signals (technique, unit[, example], ...) in held-out windows."""
+    """What is kept of :func:`explanation.explained` of signals (technique, unit[, example], ...), held-out windows."""
     limits = xr.DataArray(th_eap, {"unit": np.arange(len(th_eap))}, ("unit",))
-    return explanation.explained(of.target, of.name, signals, of.some.test, limits, of.explanation, of.width)
+    found = explanation.explained(of.target, of.name, signals, of.some.test, limits, of.explanation, of.width)
+    return found[["accuracy", "accuracy of others", "specificity", "identified"]]
 
 
 @kept("explained")
@@ -331,12 +332,13 @@ def near(of: Looked, made: xr.Dataset, statistics: xr.Dataset) -> xr.Dataset:
 
 @kept("explained")
 def nearest(of: Looked, made: xr.Dataset, statistics: xr.Dataset) -> xr.Dataset:
-    """:func:`similarity.score` of the method's signals (unit, ...)."""
+    """What the atlas asks of :func:`similarity.score` of the method's signals (unit, ...)."""
     units = made["unit"].values
     statistics = statistics.sel(unit=units)
     start = of.seen(units, np.broadcast_to(of.start, made["signal"].shape))["map"]
     own, limits = (one.expand_dims(layer=[of.name]) for one in (made.assign(start_map=start), statistics))
-    return similarity.score(own, limits, of.start, of.searched, of.similarity, of.scale).isel(layer=0, drop=True)
+    found = similarity.score(own, limits, of.start, of.searched, of.similarity, of.scale).isel(layer=0, drop=True)
+    return found[["failed", "dead", "piece_start", "segment", "offset", "distance"]].isel(neighbour=slice(1))
 
 
 @kept("explained")

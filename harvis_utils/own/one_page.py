@@ -9,7 +9,6 @@ interrupts has a page of what is known so far, and the same call goes on.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import time
@@ -20,18 +19,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 from torch import nn
 
 from harvis_utils.data.windowing import SPLITS, Windows
-from harvis_utils.figures import draw, page, style, waves
+from harvis_utils.figures import page, style
 from harvis_utils.lenses import cards, triggered
 from harvis_utils.lenses.cards import Card
 from harvis_utils.maximization.starting import chosen_units
 from harvis_utils.metrics import embedding, intervals
 from harvis_utils.networks.taps import Tap
 from harvis_utils.own import looking, telling
-from harvis_utils.own.looking import CLIMBING, FLAT, VISUAL, ExplainError, Looked
+from harvis_utils.own.looking import CLIMBING, FLAT, VISUAL, ExplainError
 from harvis_utils.own.telling import METHOD, NOISE, REAL, Found
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 from harvis_utils.parallel import progress
@@ -194,7 +192,7 @@ def _write(found: Found, folder: Path) -> None:
         pictures=_pictures(found, made, axes),
         mixed=mixed,
         unit=of.unit,
-        figures=_figures(found, made),
+        covered=_covered(found),
         files=[f"tables/{name}.csv" for name in TABLES if name in made],
     )
     files.write_text(folder / PAGE, text)
@@ -334,10 +332,14 @@ MOST_ROWS = 200
 
 
 def _html(name: str, table: pd.DataFrame) -> dict:
-    """A table for the page: its columns, as many rows as are shown, and how many there are."""
+    """A table for the page: its columns, as many rows as are shown, how many there are, and what is drawn of a row."""
     rows = intervals.shown(table.head(MOST_ROWS).reset_index(), 2)
     shown = [[_cell(value) for value in row] for row in rows.to_numpy(object)]
-    return {"name": name, "columns": [str(c) for c in rows.columns], "rows": shown, "n": len(table)}
+    spans = []
+    if name == "measures" and "right answers" in table:
+        spans = table[[f"right answers{end}" for end in ("", " low", " high")]].fillna(-1).to_numpy().tolist()
+    about = {"name": name, "columns": [str(c) for c in rows.columns], "rows": shown}
+    return about | {"n": len(table), "spans": spans}
 
 
 def _cell(value) -> str:
@@ -348,37 +350,23 @@ def _cell(value) -> str:
     return "" if value is None else str(value)
 
 
-def _figures(found: Found, made: Mapping[str, pd.DataFrame]) -> list[dict]:
-    """Figures for the page, once it is finished, as data: what signals are worth, and where covering costs."""
-    figures, of = [], found.of
-    if found.waiting:
-        return figures
-    if "right answers" in made.get("measures", ()):
-        table = made["measures"].dropna(subset="right answers")
-        measured = {"right answers": "right answers (guessing: 0.5)"}
-        measured |= {"nearness": "nearness (real windows: 0.5)"} if "nearness" in table else {}
-        title = f"What signals tell of units of {of.name}, and how near to real windows they are"
-        about = {"references": {"guessing; as near as real ones": 0.5}, "title": title}
-        figures.append(("measures", draw.points(table, "signal", measured, **about)))
-    if (covered := found.part("occlusion")) is not None:
-        figures.append(("covered", _covered(of, covered)))
-    return [{"of": name, "uri": _uri(figure, of.caveat), "alt": figure.get_label()} for name, figure in figures]
-
-
-def _covered(of: Looked, covered: xr.Dataset) -> Figure:
-    """Windows, and what covering each place costs."""
-    test, chosen = of.some.test, covered["window"].values
-    x = of.in_s(test.x[chosen]) if of.scale is not None and of.target.axes > 1 else test.x[chosen].astype(float)
-    x = x - x.mean(-1, keepdims=True)
+def _covered(found: Found) -> dict:
+    """Windows to be drawn, each with what covering its parts costs: the groups of axes, and maps of (group, time)."""
+    of, covered = found.of, found.part("occlusion")
+    if covered is None:
+        return {}
+    test, names, pictures = of.some.test, of.windows.activities, []
+    x = test.x[covered["window"].values].astype(float)
+    x -= x.mean(-1, keepdims=True)
+    x /= 2 * of.windows.train.series.std(0)[:, None] if of.unit == looking.IN_S else 1.0
     axes = sorted(np.ptp(x, axis=-1).mean(0).argsort(kind="stable")[-N_DRAWN:].tolist())
-    names = [of.windows.activities[a] for a in test.activity[chosen]]
-    maps = {"log odds of the\npredicted class": covered["log_odds"].values}
-    maps["activity of the\nstrongest unit"] = np.nan_to_num(covered["activity"].values)
-    shown = x[:, axes], maps, names, [of.windows.axes[a] for a in axes], of.windows.rate_hz
-    title = "Where covering a part of a window costs (red), test windows"
-    return waves.windows(*shown, rows=covered["group"].values.tolist(), title=title)
-
-
-def _uri(figure: Figure, caveat: str) -> str:
-    style.add_caveat(figure, caveat)
-    return f"data:image/png;base64,{base64.b64encode(style.picture(figure)).decode()}"
+    for k, window in enumerate(covered["window"].values):
+        predicted = int(covered["predicted"][k])
+        said = f"{names[test.activity[window]]}, taken for {names[predicted] if predicted < len(names) else predicted}"
+        one = covered.isel(window=k).transpose("group", "time")
+        maps = {"log odds of that class": one["log_odds"], f"activity of unit {int(one['unit'])}": one["activity"]}
+        maps = {name: page.heat(np.nan_to_num(values.values)) for name, values in maps.items()}
+        about = {"caption": f"{said}; person {test.subject[window]}", "curve": x[k, axes], "maps": maps}
+        pictures.append(about | {"limit": float(np.abs(x[k, axes]).max()) or 1.0})
+    about = {"windows": pictures, "groups": covered["group"].values.tolist()}
+    return about | {"axes": style.axis_colours(x[0, axes], [of.windows.axes[axis] for axis in axes])}
