@@ -52,6 +52,8 @@ MOST_NUMBERS, MOST_LABELLED, MOST_PIECES = 20_000_000, 1_000_000, 20_000_000
 N_COVERED, N_CENTRES, N_SINGLE = 4, 60, 6
 #: Choice: windows on which units are silenced, and on which it is asked whether the network is trained
 N_SILENCED, N_JUDGED = 500, 2000
+#: Choice: by how much a trained network's share of right answers is above that with shuffled names, at least
+LEAST_ABOVE = 0.05
 #: Choice: held-out segments of each group within which they are paired, and of all where pieces are compared, at least
 PER_GROUP, FEWEST_SEGMENTS = 10, 1000
 #: what stands beside signals, with those of :data:`triggered.REFERENCES`
@@ -225,14 +227,12 @@ def _refuse_untrained(network: nn.Module, windows: Windows) -> None:
     except ValueError:
         return
     told = pd.crosstab(pd.Series(split.activity), pd.Series(predicted), normalize="index")
-    told = told.reindex(columns=range(n), fill_value=0.0)
-    rng, there = np.random.default_rng(0), told.index.to_numpy()
+    each = told.reindex(columns=range(n), fill_value=0.0).to_numpy()  # (activity that is there, class)
+    rng, rows = np.random.default_rng(0), np.arange(len(each))
     orders = list(itertools.permutations(range(n))) if n <= 6 else [rng.permutation(n) for _ in range(999)]
-    each = told.to_numpy()
-    own = each[np.arange(len(there)), there].mean()
-    shuffled = np.array([each[np.arange(len(there)), np.asarray(order)[there]].mean() for order in orders])
-    n_as_good = (shuffled >= own - 1e-9).sum() + (n > 6)  # all orders hold the one that is there
-    if n_as_good > max(1, 0.05 * len(orders)):
+    shuffled = np.array([each[rows, np.asarray(order)[told.index]].mean() for order in orders])
+    own = each[rows, told.index].mean()
+    if own < shuffled.mean() + LEAST_ABOVE or (shuffled > own + 1e-9).mean() > 0.05:
         raise ExplainError(
             f"the network tells the activities of its own training windows no better than with their names shuffled "
             f"({own:.0%} right, averaged over activities): it is not trained, or its classes are in another order than "

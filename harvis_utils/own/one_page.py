@@ -104,8 +104,8 @@ def explain(
                     print(f"A first look: {folder / PAGE}. The rest follows; if interrupted, the same call goes on.")
                 bar.set_description(f"{of.name}: {lens}")
                 try:
-                    if lens not in found.refused:
-                        found.parts.setdefault(lens, []).append(make())
+                    if lens not in found.refused and (made := make()) is not None:
+                        found.parts.setdefault(lens, []).append(made)
                 except ValueError as refusal:
                     found.refused[lens] = str(refusal)
                 bar.update()
@@ -125,25 +125,17 @@ def _steps(found: Found, settings: MaximizationSettings, visual: VisualSettings)
         yield LIKELIEST_TRIGGER, lambda some=some: looking.likeliest(of, some, th, visual)
         if number == 0:
             yield "references", lambda: looking.references(of, units, th)
-    yield "nearness", lambda: looking.near(of, found.signals, limits)
-    yield "right answers", lambda: looking.told(of, found.signals["signal"], th)
-    nine = triggered.STRONGEST
-    yield nine, lambda: looking.told(of, found.part("references")["strongest"], th).expand_dims(technique=[nine])
-    yield "nearest real windows", lambda: looking.nearest(of, _given(found, METHOD), limits)
-    yield "atlas", lambda: looking.placed(of, _given(found, METHOD), _given(found, "nearest real windows"))
+    given, nine = found.given, triggered.STRONGEST
+    yield "nearness", lambda: looking.near(of, given("signals"), limits)
+    yield "right answers", lambda: looking.told(of, given("signals")["signal"], th)
+    yield nine, lambda: looking.told(of, given("references")["strongest"], th).expand_dims(technique=[nine])
+    yield "nearest real windows", lambda: looking.nearest(of, given(METHOD), limits)
+    yield "atlas", lambda: looking.placed(of, given(METHOD), given("nearest real windows"))
     yield "deconvnet", lambda: looking.projected(of, units, "deconvnet")
-    yield "gradient", lambda: None if "deconvnet" in found.parts else looking.projected(of, units, "gradient")
+    yield "gradient", lambda: looking.projected(of, units, "gradient") if "deconvnet" in found.refused else None
     yield "concepts", lambda: looking.named(of, units)
     yield "silencing", lambda: looking.silenced(of, units)
     yield "occlusion", lambda: looking.covered(of)
-
-
-def _given(found: Found, lens: str) -> xr.Dataset:
-    """What another lens gave; raises ``ValueError`` where it refused."""
-    part = found.part(lens)
-    if part is None:
-        raise ExplainError(f"it needs what could not be had: {lens}")
-    return part
 
 
 def _claim(folder: Path, key: str) -> None:
@@ -164,7 +156,7 @@ def _write(found: Found, folder: Path) -> None:
     of, made = found.of, telling.tables(found)
     axes, deck = _drawn_axes(found), _cards(found)
     if deck:
-        made["cards"] = cards.overview(deck)
+        made["cards"] = cards.overview(deck).drop(columns=["layer", "match", "alike", "by chance"])
     for name, table in made.items():
         files.write_text(folder / "tables" / f"{name}.csv", table.to_csv(float_format="%.6g"))
     told = telling.numbers(found, made)
@@ -178,7 +170,7 @@ def _write(found: Found, folder: Path) -> None:
         colours,
         of.similarity.piece,
         of.windows.rate_hz,
-        f"What units of {of.name} respond to",
+        f"What the units of layer {of.name} respond to",
         of.caveat,
         [_as_drawn(card, found, axes) for card in deck],
         names,
@@ -317,7 +309,7 @@ def _pictures(found: Found, made: Mapping[str, pd.DataFrame], axes: Sequence[int
 
 def _said(row: pd.Series) -> str:
     """What is known of a signal, for below its picture."""
-    found = ["flat"] if row["flat"] is True or row["flat"] == 1 else []
+    found = ["flat"] if row["flat"] else []
     names = {
         "activation": "reaches {:.2f} of the threshold",
         "nearness": "nearness {:.2f}",
@@ -333,7 +325,7 @@ MOST_ROWS = 200
 
 def _html(name: str, table: pd.DataFrame) -> dict:
     """A table for the page: its columns, as many rows as are shown, how many there are, and what is drawn of a row."""
-    rows = intervals.shown(table.head(MOST_ROWS).reset_index(), 2)
+    rows = intervals.shown(table.head(MOST_ROWS if name != "covered" else 0).reset_index(), 2)
     shown = [[_cell(value) for value in row] for row in rows.to_numpy(object)]
     spans = []
     if name == "measures" and "right answers" in table:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from harvis_utils.lenses import dissection, triggered
 from harvis_utils.metrics import intervals, signal_measures
-from harvis_utils.own.looking import Looked
+from harvis_utils.own.looking import ExplainError, Looked
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 
 METHOD, REAL, NOISE = "the paper's method", "strongest real window", "spectrum noise"
@@ -48,6 +48,12 @@ class Found:
         found = self.parts.get(lens, [])
         return None if not found else found[0] if len(found) == 1 else xr.concat(found, "unit")
 
+    def given(self, lens: str) -> xr.Dataset:
+        """What another lens gave, or all "signals"; raises ``ValueError`` where that refused."""
+        if (found := self.signals if lens == "signals" else self.part(lens)) is None:
+            raise ExplainError(f"it needs what could not be had here: {lens}")
+        return found
+
     @property
     def signals(self) -> xr.Dataset | None:
         """``signal`` and ``map`` over (technique, unit, ...), of units that the method has been made for."""
@@ -80,10 +86,8 @@ def tables(found: Found) -> dict[str, pd.DataFrame]:
         made["silenced"] = lost["f1"].transpose("unit", "class").to_pandas().rename(columns=names)
         made["silenced"].columns.name = "drop of F1"
     if (covered := found.part("occlusion")) is not None:
-        made["covered"] = covered[["log_odds", "activity"]].to_dataframe().reset_index()
-        names = dict(enumerate(of.windows.activities))
-        predicted = covered["predicted"].to_series()
-        made["covered"]["predicted"] = made["covered"]["window"].map(predicted.map(lambda k: names.get(k, k)))
+        made["covered"] = covered[["log_odds", "activity"]].to_dataframe(["window", "group", "time"])
+        made["covered"].columns = ["drop of the log odds", "share of the strongest unit's activity"]
     return made
 
 
@@ -102,8 +106,8 @@ def _each_signal(found: Found, signals: xr.Dataset) -> pd.DataFrame:
         kept = told[[*names, "specificity", "identified"]].rename(names)
         table = xr.merge([table, kept], join="outer", compat="no_conflicts")
     order = [*dict.fromkeys([*signals["technique"].values.tolist(), *table["technique"].values.tolist()])]
-    frame = table.sel(technique=order).to_dataframe(["technique", "unit"]).astype({"flat": object})
-    return frame.rename_axis(index={"technique": "signal"})
+    frame = table.sel(technique=order).to_dataframe(["technique", "unit"]).rename_axis(index={"technique": "signal"})
+    return frame.assign(flat=[None if pd.isna(flat) else bool(flat) for flat in frame["flat"]])
 
 
 def _measures(found: Found, each: pd.DataFrame) -> pd.DataFrame:
@@ -168,9 +172,10 @@ def words(found: Found, told: Mapping) -> list[str]:
     if METHOD in found.refused:
         lines.append("The paper's method could not make signals here; the reason stands below.")
     if "flat" in told:
+        is_are = "is" if told["flat"] == 1 else "are"
         lines.append(
-            f"Of {told['looked at']} signals that the paper's method made, {told['flat']} are flat: they range over "
-            f"less than {flat}, and show nothing."
+            f"{told['flat']} of {told['looked at']} signals that the paper's method made {is_are} flat: they range "
+            f"over less than {flat}, and show nothing."
         )
     if "method minus noise" in told:
         difference = dict(zip(("d", "d low", "d high"), told["method minus noise"], strict=True))
@@ -188,7 +193,8 @@ def words(found: Found, told: Mapping) -> list[str]:
         )
         lines.append(
             f"Which of two held-out windows excites a unit more is told right from its picture in: {right}; guessing "
-            f"is right in 50%. The likeliest reading: {told['reading']}."
+            "is right in 50%."
         )
+        lines.append(f"The likeliest reading: {told['reading']}.")
     lines.append(f"Do not conclude {'; nor '.join(NOT_TO_CONCLUDE)}.")
     return lines
