@@ -14,14 +14,9 @@ from harvis_utils.own.looking import ExplainError, Looked
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 
 METHOD, REAL, NOISE = "the paper's method", "strongest real window", "spectrum noise"
-#: what a reading may be taken from, and how it is called
-READINGS = {
-    REAL: "read the units from the real windows that excite them most; no made signal surely tells more",
-    LIKELIEST_TRIGGER: "read the units from their likeliest triggers, which surely tell more than the strongest real "
-    "window, and beside that window",
-    METHOD: "read the units from the method's signals, which surely tell more than the strongest real window, and "
-    "beside that window",
-}
+#: what units may be read from
+READINGS = {REAL: "the real windows that excite them most", LIKELIEST_TRIGGER: "their likeliest triggers"}
+READINGS |= {METHOD: "the method's signals"}
 NO_READING = (
     "no picture here surely tells more than guessing: read none, and keep to thresholds, concepts and occlusion"
 )
@@ -155,20 +150,28 @@ def _difference(each: pd.DataFrame, first: str, second: str, column: str) -> lis
 
 
 def _reading(each: pd.DataFrame, right: Mapping[str, Sequence[float]]) -> str:
-    """What tells most of the units surely more than guessing, the real window first where nothing surely beats it."""
+    """What tells surely more of the units than guessing; the real window, where nothing tells surely more than that."""
+
+    def most(names: Sequence[str]) -> str:
+        return READINGS[max(names, key=lambda name: right[name][0])]
+
     sure = [name for name in READINGS if name in right and right[name][1] > 0.5]
     better = [name for name in sure if name != REAL and _difference(each, name, REAL, "right answers")[1] > 0]
     if not sure:
         return NO_READING
-    return READINGS[max(better or [REAL if REAL in sure else sure[0]], key=lambda name: right[name][0])]
+    if better:
+        return f"read the units from {most(better)}, which surely tell more than the strongest real window, beside it"
+    if REAL in sure:
+        return f"read the units from {READINGS[REAL]}; no made signal surely tells more"
+    return f"read the units from {most(sure)}, beside real windows, which surely tell neither less nor more"
 
 
 def words(found: Found, told: Mapping) -> list[str]:
     """The first paragraph, sentence by sentence."""
     of, flat = found.of, "0.05 G" if found.of.scale is None else "0.05 of two standard deviations of the data"
-    lines = [
-        f"Of the {told['units']} units of {of.name}, {told['silent']} are silent: no training window excites them."
-    ]
+    is_are = "is" if told["silent"] == 1 else "are"
+    silent = f"{told['silent']} of the {told['units']} units of {of.name} {is_are} silent"
+    lines = [f"{silent}: no training window excites {'it' if is_are == 'is' else 'them'}."]
     if METHOD in found.refused:
         lines.append("The paper's method could not make signals here; the reason stands below.")
     if "flat" in told:
