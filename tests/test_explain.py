@@ -79,8 +79,11 @@ def is_offline(text: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("n_axes", [3, 30])
-@pytest.mark.parametrize("name", other_networks.NAMES)
+#: all on many channels, some on few: one page takes seconds
+EVERY = [(name, 30) for name in other_networks.NAMES] + [(name, 3) for name in other_networks.NAMES[::4]]
+
+
+@pytest.mark.parametrize(("name", "n_axes"), EVERY)
 def test_every_network_of_the_matrix_gets_its_page(name, n_axes, tmp_path):
     of, windows = networks_for(n_axes).case(name), networks_for(n_axes).made_windows()
     windows = dataclasses.replace(windows, caveat=CAVEAT)
