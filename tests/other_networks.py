@@ -117,7 +117,7 @@ def made_windows() -> Windows:
     series = np.concatenate(pieces).astype(np.float32)
     columns = (number * LENGTH, activity, number // 4 // 3 % 3, number // 4, number % 4 * LENGTH)
     split = Split(series, *columns, length=LENGTH)
-    axes = tuple(f"arm {axis}" for axis in "xyz")
+    axes = tuple(f"{'arm' if k < 3 else f'place {k // 3}'} {'xyz'[k % 3]}" for k in range(N_AXES))
     return Windows(split, split, split, activities=CLASSES, axes=axes, rate_hz=30.0, caveat="made-up data")
 
 

@@ -145,6 +145,37 @@ def test_the_twin_is_the_same_unit_where_there_is_one():
     assert {c.status for c in flat} == {"dead", "flat"} and all(c.twin is None for c in flat)
 
 
+def test_what_a_lens_cannot_do_is_missing_and_units_keep_their_numbers():
+    none = deck(replace(LENSES, dissected=None, ablated=None, projected=None))
+    for card, whole in zip(none, DECK, strict=True):
+        assert card.windows == () and card.iou == card.cost == {} and card.detects == card.matters_for == ()
+        assert (card.status, card.twin and card.twin.unit) == (whole.status, whole.twin and whole.twin.unit)
+    table = cards.overview(none)
+    assert (table["concept"] == "").all() and table["IoU"].isna().all()
+    text = page_of(LENSES, none)
+    assert all(f'id="of-{card.key}"' in text for card in none)
+
+    some = [2, 5, 11]
+    of = {
+        name: getattr(LENSES, name).sel(unit=some)
+        for name in ("signals", "measured", "dissected", "ablated", "projected")
+    }
+    views = {}
+    for layer, view in LENSES.views.items():
+        own = {name: values[some] for name, values in vars(view).items() if name not in ("name", "units")}
+        views[layer] = a_layer(layer, 3, **own, units=np.array(some))
+    fewer = replace(LENSES, **of, views=views)
+    found = deck(fewer)
+    assert [card.key for card in found] == [f"{la}-{u}" for la in LAYERS for u in some]
+    for card in found:
+        whole = DECK[LAYERS.index(card.layer) * N_UNITS + card.unit]
+        assert np.array_equal(card.signal, whole.signal) and card.iou == whole.iou and card.cost == whole.cost
+        assert set(card.neighbours) <= set(some) and len(card.windows) == len(whole.windows)
+    content = json.loads(Page(page_of(fewer, found)).scripts[0])
+    assert content["cards"] == [card.key for card in found]
+    assert {u["unit"] for u in content["layers"][1]["units"]} == set(some)
+
+
 def test_another_seed_is_refused():
     with pytest.raises(KeyError, match="no network has seed 4; seeds of this run: 3, 7"):
         cards.collect(LENSES, 4, ACTIVITIES, AXES, SIMILARITY)

@@ -208,13 +208,19 @@ def test_any_place_is_explained_as_a_trunk_is():
     xr.testing.assert_allclose(*ours, atol=1e-4)
 
 
-def test_units_that_mix_axes_are_explained_by_whole_windows():
+def test_units_that_mix_axes_are_explained_by_whole_windows(monkeypatch):
     torch.manual_seed(0)
     model = SFHF(2, LENGTH, 3, ModelSettings(n_units=4, n_layers=1, n_dense=8)).eval()
     place, split = paper_methods.target_of(model, "dense", 2, LENGTH), noise_split()
     th = xr.DataArray(np.full(8, 0.5), dims="unit", coords={"unit": np.arange(8)})
     made = references(place, "dense", split, np.zeros((2, LENGTH)), SETTINGS)
     assert made["signal"].dims == ("reference", "unit", "axis", "time")
+    with monkeypatch.context() as patched:
+        patched.setattr("harvis_utils.lenses.triggered.MOST_INPUTS", 2 * LENGTH - 1)
+        patched.setattr("harvis_utils.lenses.triggered.MOST_NUMBERS", 100 * LENGTH)
+        fewer = references(place, "dense", split, np.zeros((2, LENGTH)), SETTINGS)
+    assert fewer["reference"].values.tolist() == [name for name in REFERENCES if name != "linear filter"]
+    xr.testing.assert_allclose(fewer, made.sel(reference=fewer["reference"]), atol=1e-5)
     found = explained(place, "dense", made["signal"], split, th, SETTINGS)
     assert found["identified"].sel(reference="linear filter").mean() > 0.8
 

@@ -60,6 +60,16 @@ def test_more_windows_than_one_batch_are_the_same_as_by_hand_one_by_one(name, mo
     assert np.allclose(here["log_odds"], torch.logit(p) - torch.logit(q), atol=1e-4)
 
 
+def test_a_cover_on_every_third_sample_costs_what_it_does_there():
+    name = next(iter(MODELS))
+    model, x, y = MODELS[name]().eval(), windows(3), [0, 1, 3]
+    whole, some = (occlusion.drops(model, x, y, AXES, Occluder(5), LAYERS[name], every) for every in (1, 3))
+    assert some["time"].values.tolist() == list(range(0, LENGTH, 3))
+    assert all(
+        np.allclose(whole[of].isel(time=slice(None, None, 3)), some[of], atol=1e-5) for of in ("log_odds", "activity")
+    )
+
+
 def test_a_cover_that_says_what_was_there_changes_nothing():
     straight = torch.linspace(-1, 1, LENGTH).expand(2, N_AXES, LENGTH).clone()
     inner = occlusion.drops(MODELS["sfhf"](), straight, [0, 1], AXES, Occluder(5, "line"))

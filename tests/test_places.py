@@ -865,12 +865,25 @@ def test_samples_of_maps_are_where_they_look(name):
         assert np.allclose(found, expected), dtype
 
 
+#: how many samples of the window one of the maps' sees
+SEEN = {"unpadded": 9, "strided": 5, "strided, padded": 11, "dilated": 7, "dilated, padded": 9, "a wide kernel": 21}
+SEEN |= {"to one sample": T, "gated": T, "of norm 1": T}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_sample_of_maps_sees_so_many_of_the_window(name):
+    layers, _ = PLACED[name]
+    network = of(lambda m, x: m.layers(x), layers=nn.Sequential(*layers))
+    assert taps.footprint(network, f"layers.{len(layers) - 1}", windows(4, T)) == SEEN[name]
+
+
 def test_layers_that_see_everything_are_about_the_samples_of_what_they_get():
     def forward(m, x):
         return m.d(m.r(first(m.c(x)))[0])
 
     x, parts = windows(4, T), {"r": nn.LSTM(5, 6, batch_first=True, bidirectional=True), "d": nn.Dropout()}
     assert np.array_equal(taps.positions(of(forward, c=conv(), **parts), "r", x), np.arange(T))
+    assert taps.footprint(of(forward, c=conv(), **parts), "r", x) == T
     unpadded = of(forward, c=conv(padding=0, kernel=5), **parts)
     for layer in "rd":
         assert np.array_equal(taps.positions(unpadded, layer, x), np.arange(T - 4) + 2)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "harvis_utils"
 #: from the ground up: a room may import from those before it, and from itself
 ROOMS = (
     *("settings", "parallel", "store", "data", "networks", "fast", "training", "maximization", "metrics"),
-    *("lenses", "paper", "figures", "run", "chain"),
+    *("lenses", "paper", "figures", "run", "own", "chain"),
 )
 #: rooms that may import from fewer rooms than stand before them
 ONLY = {"figures": (), "chain": ("settings", "parallel", "store", "data")}

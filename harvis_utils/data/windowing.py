@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -83,14 +83,17 @@ class Windows:
     axes: tuple[str, ...]
     rate_hz: float
     caveat: str
+    units: Mapping[str, str] = field(default_factory=dict)  # sensor -> unit, of those that are not in G
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what the windows are: all arrays of all splits, the names and the rate; the caveat does not count.
+        """SHA-256 of what the windows are: all arrays of all splits, the names and the rate; what they are called, the
+        caveat and the units, does not count.
 
         Results are addressed by it, so other windows, thinned or changed ones too, have other results.
         """
-        content = {f.name: described(getattr(self, f.name)) for f in fields(self) if f.name != "caveat"}
+        said = ("caveat", "units")
+        content = {f.name: described(getattr(self, f.name)) for f in fields(self) if f.name not in said}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def every(self, n: int) -> Windows:
@@ -150,7 +153,8 @@ def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windo
             )
     if not (dataset.made_up or dataset.archive):
         _warn(recordings, splits, settings)
-    return Windows(*splits, dataset.activities, dataset.axes, settings.rate_hz, recordings.caveat)
+    about = (dataset.activities, dataset.axes, settings.rate_hz, recordings.caveat, dataset.units)
+    return Windows(*splits, *about)
 
 
 def _warn(recordings: Recordings, splits: Sequence[Split], settings: WindowSettings) -> None:

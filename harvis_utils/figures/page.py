@@ -5,17 +5,23 @@ The page is ``page.html``, a card on it ``card.html``; both are filled here.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 import numpy as np
+from matplotlib import colormaps
+from PIL import Image
 
 from harvis_utils.figures.special import largest, measured, nearest
 from harvis_utils.figures.style import ACCENT, SIGNAL, axis_colours
 
 #: size of a small picture, in units of its own
 _WIDTH, _HEIGHT = 200, 90
+#: of a curve in it; more could not be told apart
+_MOST_POINTS = 400
 
 
 def atlas(
@@ -28,6 +34,9 @@ def atlas(
     caveat: str = "",
     cards: Sequence = (),
     axis_names: Sequence[str] = (),
+    units: str = "G",
+    template: str = "page.html",
+    **more,
 ) -> str:
     """The page's HTML: pointing at a unit shows its waveform and its nearest real window.
 
@@ -38,8 +47,10 @@ def atlas(
     can be found by becomes lists to search by. Units that mix axes have a line for each, by ``axis_names``. Raises
     ``ValueError`` when a layer's arrays do not fit together, for the card of a unit that no layer has, and for other
     than one name for each axis.
+
+    ``units`` are those of signals. A ``template`` built upon the page's has ``more`` to show around the atlas.
     """
-    known = {f"{layer.name}-{u}" for layer in layers for u in range(len(layer.positions))}
+    known = {f"{layer.name}-{u}" for layer in layers for u in _numbers(layer)}
     by_key = {card.key: card for card in cards}
     if strangers := sorted(set(by_key) - known):
         raise ValueError(f"cards of units that no layer of the page has: {', '.join(strangers[:5])}")
@@ -58,12 +69,19 @@ def atlas(
         "rate": rate_hz,
         "piece": piece,
         "axes": list(axes.values()),
+        "units": units,
         "layers": [_layer_content(layer, len(names)) for layer in layers],
         "cards": list(by_key),
         "tags": {key: _tags(card) for key, card in by_key.items()},
     }
-    page = templates.get_template("page.html")
-    return page.render(title=title, caveat=caveat, axes=axes, content=content, cards=made)
+    page, look = templates.get_template(template), _look(rate_hz) if more else {}
+    return page.render(title=title, caveat=caveat, axes=axes, content=content, cards=made, **look, **more)
+
+
+def _numbers(layer) -> np.ndarray:
+    """The numbers of a layer's units."""
+    given = getattr(layer, "units", None)
+    return np.arange(len(layer.positions)) if given is None else given
 
 
 def _layer_content(layer, n_names: int) -> dict:
@@ -74,6 +92,7 @@ def _layer_content(layer, n_names: int) -> dict:
     if np.max(layer.activities, initial=-1) >= n_names:
         raise ValueError(f"layer {layer.name}: activity {np.max(layer.activities)} has no name ({n_names} names)")
     inner = tuple(range(1, np.ndim(layer.signals)))
+    number = _numbers(layer)
     shown = np.isfinite(layer.positions).all(1) & np.isfinite(layer.signals).all(inner)
 
     def numbers(values, digits: int = 4) -> list:
@@ -82,7 +101,7 @@ def _layer_content(layer, n_names: int) -> dict:
 
     units = [
         {
-            "unit": int(u),
+            "unit": int(number[u]),
             "at": numbers(layer.positions[u]),
             "activity": int(layer.activities[u]),
             "signal": numbers(layer.signals[u]),
@@ -93,13 +112,17 @@ def _layer_content(layer, n_names: int) -> dict:
         }
         for u in np.flatnonzero(shown)
     ]
-    return {"name": layer.name, "left_out": np.flatnonzero(~shown).tolist(), "units": units}
+    return {"name": layer.name, "left_out": number[~shown].tolist(), "units": units}
 
 
 def _card_html(templates: jinja2.Environment, card, by_key: Mapping, rate_hz: float) -> str:
     """The card as one ``<article>``."""
     neighbours = [by_key[f"{card.layer}-{u}"] for u in card.neighbours]
-    facts = [f"network {card.seed}"] + ([] if card.status == "used" else [card.status]) + measured(card)
+    facts = (
+        ([] if card.seed is None else [f"network {card.seed}"])
+        + ([] if card.status == "used" else [card.status])
+        + measured(card)
+    )
     return templates.get_template("card.html").render(
         card=card,
         neighbours=neighbours,
@@ -108,13 +131,14 @@ def _card_html(templates: jinja2.Environment, card, by_key: Mapping, rate_hz: fl
         limit=largest([c.signal for c in (card, *([card.twin] if card.twin else []), *neighbours)]),
         strongest=largest([w.signal for w in card.windows]),
         back=largest([w.projection for w in card.windows]),
-        rate_hz=rate_hz,
-        accent=ACCENT,
-        colour=SIGNAL,
-        width=_WIDTH,
-        height=_HEIGHT,
-        middle=_HEIGHT / 2 - 6,
+        **_look(rate_hz),
     )
+
+
+def _look(rate_hz: float) -> dict:
+    """What small pictures are drawn with."""
+    look = {"rate_hz": rate_hz, "accent": ACCENT, "colour": SIGNAL, "width": _WIDTH, "height": _HEIGHT}
+    return look | {"middle": _HEIGHT / 2 - 6}
 
 
 def _tags(card) -> dict[str, Sequence[str]]:
@@ -133,10 +157,25 @@ def _lines(curve: np.ndarray, colour: str) -> list[tuple[np.ndarray, str]]:
 
 
 def _polyline(curve: np.ndarray, limit: float) -> str:
-    """Points of a curve (time,) between -limit and limit in a small picture, one unit wide a sample."""
-    middle = _HEIGHT / 2 - 6
-    y = middle - (middle - 6) / limit * np.asarray(curve)
-    return " ".join(f"{t},{value:.1f}" for t, value in enumerate(y) if np.isfinite(value))
+    """Points of a curve (time,) between -limit and limit in a small picture, one unit wide a sample.
+
+    Of a long one the lowest and the highest sample of each stretch, so that no peak is lost.
+    """
+    middle, curve = _HEIGHT / 2 - 6, np.asarray(curve, np.float64)
+    times = np.arange(len(curve))
+    if len(curve) > _MOST_POINTS and np.isfinite(curve).all():
+        parts = np.array_split(times, _MOST_POINTS // 2)
+        times = np.unique([part[of(curve[part])] for part in parts for of in (np.argmin, np.argmax)])
+    y = middle - (middle - 6) / limit * curve[times]
+    return " ".join(f"{t},{value:.1f}" for t, value in zip(times, y, strict=True) if np.isfinite(value))
+
+
+def heat(values: np.ndarray) -> str:
+    """A picture of (row, column), a pixel each, as an address: red above zero, blue below, as far as the largest."""
+    scaled = 0.5 + 0.5 * values / (np.abs(values).max() or 1.0)
+    drawn = io.BytesIO()
+    Image.fromarray(colormaps["RdBu_r"](scaled, bytes=True)[..., :3]).save(drawn, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
 
 
 def _share(value: float, values: Mapping[str, float]) -> str:

@@ -24,8 +24,12 @@ from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network, class_f1, of_networks
 
 
-def drops(network: nn.Module, layers: Sequence[str | Tap], split: Split, n_classes: int) -> xr.Dataset:
+def drops(
+    network: nn.Module, layers: Sequence[str | Tap], split: Split, n_classes: int, units: Sequence[int] | None = None
+) -> xr.Dataset:
     """What every class loses when one unit is silent: ``f1`` and ``probability``, (layer, unit, class).
+
+    By default every unit of the layers.
 
     ``f1`` is the drop of the class's F1 (positive: the unit helped), ``probability`` that of the mean probability of
     its own windows; NaN for a class without windows. ``f1_whole`` (class,) is the F1 of the network as it is. Layers
@@ -37,14 +41,18 @@ def drops(network: nn.Module, layers: Sequence[str | Tap], split: Split, n_class
         whole = _measured(network, split, n_classes)
         for place in progress(places, desc="ablation", leave=False):
             lost.append([])
-            for unit in range(taps.outputs(network, place, split.x[:2]).shape[1]):
+            for unit in range(taps.outputs(network, place, split.x[:2]).shape[1]) if units is None else units:
                 with taps.silenced(network, place, [unit]):
                     lost[-1].append(whole - _measured(network, split, n_classes))
     values = np.array(lost)  # (layer, unit, measure, class)
     dims = ("layer", "unit", "class")
     return xr.Dataset(
         {"f1": (dims, values[:, :, 0]), "probability": (dims, values[:, :, 1]), "f1_whole": ("class", whole[0])},
-        coords={"layer": [p.name for p in places], "unit": np.arange(values.shape[1]), "class": np.arange(n_classes)},
+        coords={
+            "layer": [p.name for p in places],
+            "unit": np.arange(values.shape[1]) if units is None else list(units),
+            "class": np.arange(n_classes),
+        },
     )
 
 

@@ -64,10 +64,10 @@ class Card:
     reaches, ``nearness`` to real exciting windows (notebook 08). ``iou`` maps the ``N_CONCEPTS`` concepts that overlap
     the unit most to their IoU, ``cost`` the ``N_ACTIVITIES`` that lose most when it is silenced to that F1;
     ``detects`` and ``matters_for`` are all above the thresholds, strongest first. ``neighbours`` are the nearest units
-    on the atlas. ``units`` are those of signals.
+    on the atlas. ``units`` are those of signals. A network that is the only one has no ``seed``.
     """
 
-    seed: int
+    seed: int | None
     layer: str
     unit: int
     status: str
@@ -97,13 +97,14 @@ class Lenses:
     ``signals`` (``signal``, ``map``, ``dead``) and ``measured`` (``activation``, ``nearness``) are the proposed
     method's; ``dissected`` has ``iou`` (..., concept), ``ablated`` ``f1`` (..., class). One network's are
     ``projected`` (:func:`deconvnet.projections`) from the windows ``searched``, and ``views``, its atlas by layer.
+    ``dissected``, ``ablated`` and ``projected`` are None where that lens can do nothing on a network.
     """
 
     signals: xr.Dataset
     measured: xr.Dataset
-    dissected: xr.Dataset
-    ablated: xr.Dataset
-    projected: xr.Dataset
+    dissected: xr.Dataset | None
+    ablated: xr.Dataset | None
+    projected: xr.Dataset | None
     searched: Split
     views: dict[str, embedding.AtlasLayer]
 
@@ -117,38 +118,43 @@ def collect(
     """
     if seed not in (seeds := lenses.signals["seed"].values):
         raise KeyError(f"no network has seed {seed}; seeds of this run: {', '.join(map(str, seeds))}")
-    costs = lenses.ablated["f1"].sel(seed=seed).to_series().unstack("class").set_axis(list(activities), axis=1)
+    units, found = lenses.signals["signal"].attrs.get("units", "G"), []
+    numbers = lenses.signals["unit"].values.tolist()
+    costs = pd.DataFrame(index=pd.MultiIndex.from_product([lenses.signals["layer"].values, numbers]))
+    if lenses.ablated is not None:
+        costs = lenses.ablated["f1"].sel(seed=seed).to_series().unstack("class").set_axis(list(activities), axis=1)
     # how many units each exceeds, class by class: F1 moves in steps, and equals do not exceed one another
     exceeded = costs.rank(method="min", na_option="top") - 1
     important = (costs > 0) & (exceeded >= MATTERS * len(costs))
-    units, found = lenses.signals["signal"].attrs.get("units", "G"), []
     for layer in map(str, lenses.signals["layer"].values):
-        own, measured, dissected = (
-            of.sel(seed=seed, layer=layer) for of in (lenses.signals, lenses.measured, lenses.dissected)
-        )
+        own, measured = (of.sel(seed=seed, layer=layer) for of in (lenses.signals, lenses.measured))
         signals, status = in_rows(own["signal"], ["unit"]), agreement.status(own, similarity)["status"]
-        overlap = dissected["iou"].transpose("unit", "concept").to_pandas()
+        overlap = pd.DataFrame(index=numbers)
+        if lenses.dissected is not None:
+            dissected = lenses.dissected["iou"].sel(seed=seed, layer=layer)
+            overlap = dissected.transpose("unit", "concept").to_pandas()
         matches, view = twins(lenses, seed, layer, similarity), lenses.views[layer]
         near = _neighbours(view.positions)
-        for u, nearest in enumerate(view.activities):
+        for k, u in enumerate(numbers):
+            nearest = view.activities[k]
             iou, cost = (_falling(of) for of in (overlap.loc[u], costs.loc[layer, u]))
             found.append(
                 Card(
                     seed=seed,
                     layer=layer,
                     unit=u,
-                    status=str(status.values[u]),
-                    signal=signals[u],
+                    status=str(status.values[k]),
+                    signal=signals[k],
                     activation=float(measured["activation"].sel(unit=u)),
                     nearness=float(measured["nearness"].sel(unit=u)),
                     nearest_activity=activities[nearest] if nearest >= 0 else "",
-                    twin=matches.get(u),
+                    twin=matches.get(k),
                     windows=_strong_windows(lenses, layer, u, activities, axes),
                     iou=iou.head(N_CONCEPTS).to_dict(),
                     cost=cost.head(N_ACTIVITIES).to_dict(),
                     detects=tuple(iou.index[iou > DETECTOR_IOU]),
                     matters_for=tuple(cost.index[important.loc[layer, u][cost.index]]),
-                    neighbours=near.get(u, ()),
+                    neighbours=tuple(numbers[i] for i in near.get(k, ())),
                     units=units,
                 )
             )
@@ -199,6 +205,8 @@ def _strong_windows(
     lenses: Lenses, layer: str, unit: int, activities: Sequence[str], axes: Sequence[str]
 ) -> tuple[StrongWindow, ...]:
     """The unit's strongest windows; without those that leave it silent."""
+    if lenses.projected is None:
+        return ()
     rule = "deconvnet" if "deconvnet" in lenses.projected["rule"] else "gradient"
     top, of = lenses.projected.sel(layer=layer, unit=unit, rule=rule), lenses.searched
     found = []
@@ -260,8 +268,8 @@ def overview(deck: Sequence[Card]) -> pd.DataFrame:
             "status": c.status,
             "activation": c.activation,
             "nearness": c.nearness,
-            "concept": next(iter(c.iou)),
-            "IoU": max(c.iou.values()),
+            "concept": next(iter(c.iou), ""),
+            "IoU": max(c.iou.values(), default=np.nan),
             "detects": "; ".join(c.detects),
             "matters for": "; ".join(c.matters_for),
             "match": c.twin.unit if c.twin else None,

@@ -162,7 +162,7 @@ def project_top(
 ) -> xr.Dataset:
     """``top`` with ``projection`` (rule, unit, rank, axis, time) and the windows that caused them, ``signal`` in G."""
     signal, dims = split.x[top["window"].values], ("unit", "rank", "input_axis", "sample")
-    x, units = signal.reshape(-1, *signal.shape[2:]), np.arange(len(signal)).repeat(signal.shape[1])
+    x, units = signal.reshape(-1, *signal.shape[2:]), top["unit"].values.repeat(signal.shape[1])
     axis, time = (top[name].values.reshape(-1) for name in ("axis", "time"))
     back = [project(network, tap, x, places(units, axis, time), rule).numpy() for rule in rules]
     projection = np.reshape(back, (len(rules), *signal.shape))

@@ -97,8 +97,11 @@ def drops(
     groups: dict[str, tuple[int, ...]],
     occluder: Occluder,
     tap: str | Tap | None = None,
+    every: int = 1,
 ) -> xr.Dataset:
     """What is lost as the occluder's centre moves over every time step and group of axes: dims (window, group, time).
+
+    Of long windows it can stand on ``every`` n-th step alone, which ``time`` says.
 
     ``log_odds`` and ``probability`` of each window's class in ``classes``; with a ``tap`` also ``unit`` (window,), the
     strongest in the whole window, and its ``activity``: the sum of its map, behind the ReLU where one follows, as a
@@ -111,13 +114,15 @@ def drops(
     classes = torch.as_tensor(np.asarray(classes), dtype=torch.int64, device=x.device)
     if len(classes) != len(x) or max(max(axes) for axes in groups.values()) >= x.shape[1]:
         raise ValueError(f"a class for each of {len(x)} windows and groups of their {x.shape[1]} axes are wanted")
-    n_at_once = max(1, BATCH // x.shape[2])
+    centres = range(0, x.shape[2], every)
+    n_at_once = max(1, BATCH // len(centres))
     with taps.evaluating(network), torch.no_grad():
         batches = zip(x.split(n_at_once), classes.split(n_at_once), strict=True)
-        parts = [_drops(network, some, wanted, groups, occluder, tap) for some, wanted in batches]
+        parts = [_drops(network, some, wanted, groups, occluder, tap, centres) for some, wanted in batches]
     found = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
     dims = ("window", "group", "time")
-    return xr.Dataset({name: (dims[: of.ndim], of) for name, of in found.items()}, {"group": list(groups)})
+    coords = {"group": list(groups)} | ({"time": list(centres)} if every > 1 else {})
+    return xr.Dataset({name: (dims[: of.ndim], of) for name, of in found.items()}, coords)
 
 
 def labels(
@@ -140,13 +145,15 @@ def labels(
     return xr.Dataset(found, {"group": list(groups)})
 
 
-def _drops(network, x: Tensor, classes: Tensor, groups, occluder: Occluder, tap) -> dict[str, Tensor]:
+def _drops(
+    network, x: Tensor, classes: Tensor, groups, occluder: Occluder, tap, centres: Sequence[int]
+) -> dict[str, Tensor]:
     """:func:`drops` of one batch of windows."""
     odds, maps = _answers(network, x, classes, tap)
     unit = None if maps is None else maps.argmax(1)
-    length, found = x.shape[2], {}
+    length, found = len(centres), {}
     for axes in groups.values():  # one batch of all centres, (time * window, axis, time)
-        covers = torch.cat([covered(x, axes, t, occluder) for t in range(length)])
+        covers = torch.cat([covered(x, axes, t, occluder) for t in centres])
         after, sums = _answers(network, covers, classes.repeat(length), tap)
         after = after.view(length, -1)
         found.setdefault("log_odds", []).append(odds - after)

@@ -18,8 +18,10 @@ from harvis_utils.metrics.explanation import SEED, Seen
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import ExplanationSettings
 
-#: segments pushed through a network at once; bounds the memory
-CHUNK = 1024
+#: segments pushed through a network at once, and numbers of their pieces; both bound the memory
+CHUNK, MOST_NUMBERS = 1024, 10_000_000
+#: Choice: of more numbers than this, axes times samples, no filter is computed: its equations would fill the memory
+MOST_INPUTS = 3000
 #: strongest windows of a unit. Choice: as in Borowski et al.
 N_STRONGEST = 9
 #: share of the pieces' mean power that is added to every direction's, without which a filter needs no limit
@@ -49,7 +51,8 @@ def triggered(
     and ``filter`` over (unit[, axis], lag), zeros for a unit that is always silent, and ``strongest`` over (unit,
     example, [axis,] time): the windows with the unit's largest outputs, no two of one recording, because neighbours
     are alike. Outputs below zero count as none. ``n_train`` segments of ``split`` are looked at, drawn at random;
-    every map sample counts that sees nothing beyond the window.
+    every map sample counts that sees nothing beyond the window; where each sees all of it, their mean does. What a
+    unit sees in more than ``MOST_INPUTS`` numbers has no ``filter``.
     """
     settings = settings or ExplanationSettings()
     seen = Seen.by(place, layer, split.length, width)
@@ -57,24 +60,33 @@ def triggered(
     segments = split.of_units(target.axes > 1)
     some = np.sort(np.random.default_rng(SEED).permutation(len(segments))[: settings.n_train])
     n_inputs = target.axes * seen.width
-    count, sum_x, sum_xx = 0, np.zeros(n_inputs), np.zeros((n_inputs, n_inputs))
+    whole, filtered = seen.width == split.length, n_inputs <= MOST_INPUTS
+    starts = seen.begin[:1] if whole else seen.begin
+    count, sum_x = 0, np.zeros(n_inputs)
+    sum_xx = np.zeros((n_inputs, n_inputs)) if filtered else None
     sum_a, sum_ax = np.zeros(target.n_units), np.zeros((target.n_units, n_inputs))
     largest = np.empty((target.n_units, len(some)))
-    for begin in range(0, len(some), CHUNK):
-        windows = segments[some[begin : begin + CHUNK]].reshape(-1, target.axes, split.length)
+    chunk = max(1, min(CHUNK, MOST_NUMBERS // (n_inputs * len(starts))))
+    for begin in range(0, len(some), chunk):
+        windows = segments[some[begin : begin + chunk]].reshape(-1, target.axes, split.length)
         maps = target.seen(windows, lambda of, _: of[..., at].amax(2)).clip(min=0).astype(np.float64)
         largest[:, begin : begin + len(windows)] = maps.max(2).T
+        maps = maps.mean(2, keepdims=True) if whole else maps
         in_s = target.scale.signals(windows.astype(np.float64)).numpy()
-        pieces = np.lib.stride_tricks.sliding_window_view(in_s, seen.width, axis=2)[:, :, seen.begin]
+        pieces = np.lib.stride_tricks.sliding_window_view(in_s, seen.width, axis=2)[:, :, starts]
         x = pieces.swapaxes(1, 2).reshape(-1, n_inputs)
         a = maps.swapaxes(1, 2).reshape(-1, target.n_units)
-        count, sum_x, sum_xx = count + len(x), sum_x + x.sum(0), sum_xx + x.T @ x
+        count, sum_x = count + len(x), sum_x + x.sum(0)
+        if filtered:
+            sum_xx += x.T @ x
         sum_a, sum_ax = sum_a + a.sum(0), sum_ax + a.T @ x
     mean = sum_x / count
     average = sum_ax / np.where(sum_a > 0, sum_a, 1)[:, None] - np.where(sum_a > 0, 1, 0)[:, None] * mean
-    covariance = sum_xx / count - np.outer(mean, mean)
-    covariance += RIDGE * np.trace(covariance) / n_inputs * np.eye(n_inputs)
-    filters = np.linalg.solve(covariance, (sum_ax / count - np.outer(sum_a / count, mean)).T).T
+    shapes = {"average": average}
+    if filtered:
+        covariance = sum_xx / count - np.outer(mean, mean)
+        covariance += RIDGE * np.trace(covariance) / n_inputs * np.eye(n_inputs)
+        shapes["filter"] = np.linalg.solve(covariance, (sum_ax / count - np.outer(sum_a / count, mean)).T).T
     recording = split.recording[some // (len(segments) // len(split))]
     inside = [np.flatnonzero(recording == r) for r in np.unique(recording)]
     best = np.stack([own[largest[:, own].argmax(1)] for own in inside])
@@ -83,9 +95,8 @@ def triggered(
     axis = ("axis",) if target.axes > 1 else ()
     windows = windows.reshape(*order.shape, target.axes, split.length)
     strongest = target.scale.signals(windows.astype(np.float64)).numpy()
-    found = {name: of.reshape(-1, target.axes, seen.width) for name, of in (("average", average), ("filter", filters))}
-    dims = {"average": ("unit", *axis, "lag"), "filter": ("unit", *axis, "lag")}
-    dims, found = dims | {"strongest": ("unit", "example", *axis, "time")}, found | {"strongest": strongest}
+    found = {name: of.reshape(-1, target.axes, seen.width) for name, of in shapes.items()} | {"strongest": strongest}
+    dims = dict.fromkeys(shapes, ("unit", *axis, "lag")) | {"strongest": ("unit", "example", *axis, "time")}
     shaped = {name: (dims[name], of if axis else of[..., 0, :]) for name, of in found.items()}
     return xr.Dataset(shaped, {"unit": np.arange(target.n_units)})
 
@@ -102,7 +113,8 @@ def references(
     """Signals of :data:`REFERENCES`, ``signal`` (reference, unit[, axis], time), and ``strongest``, in the data's unit.
 
     ``split`` are training windows, ``start`` ([axis,] time) in s; the rest is as for :func:`triggered`. Average and
-    filter have no amplitude of their own: their largest sample is 1, in the middle of zeros. ``seed`` draws the noise.
+    filter have no amplitude of their own: their largest sample is 1, in the middle of zeros; where there is no filter,
+    that reference is missing. ``seed`` draws the noise.
     """
     settings = settings or ExplanationSettings()
     target = Seen.by(place, layer, split.length, width).target
@@ -114,11 +126,13 @@ def references(
     made = {
         "strongest real window": found["strongest"].values[:, 0],
         "triggered average": _in_window(found["average"].values.reshape(*shape[:2], -1), split.length),
-        "linear filter": _in_window(found["filter"].values.reshape(*shape[:2], -1), split.length),
         "starting sine": np.broadcast_to(start, shape),
         "spectrum noise": np.stack(noise, 1),
     }
-    signals = np.stack([made[name].reshape(shape) for name in REFERENCES])
+    if "filter" in found:
+        made["linear filter"] = _in_window(found["filter"].values.reshape(*shape[:2], -1), split.length)
+    names = [name for name in REFERENCES if name in made]
+    signals = np.stack([made[name].reshape(shape) for name in names])
     strongest = found["strongest"].values.reshape(target.n_units, -1, *shape[1:])
 
     def shaped(dims: tuple[str, ...], values: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
@@ -126,7 +140,7 @@ def references(
         return ((*dims, "axis", "time"), values) if target.axes > 1 else ((*dims, "time"), values[..., 0, :])
 
     both = {"signal": shaped(("reference", "unit"), signals), "strongest": shaped(("unit", "example"), strongest)}
-    return xr.Dataset(both, {"reference": list(REFERENCES), "unit": found["unit"]})
+    return xr.Dataset(both, {"reference": names, "unit": found["unit"]})
 
 
 def _in_window(pieces: np.ndarray, length: int) -> np.ndarray:

@@ -15,7 +15,7 @@ fall below zero, so a unit is minimized on its output *before* the ReLU (``norm_
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -187,6 +187,12 @@ def in_blocks(parts: Sequence[tuple[Objective, int]]) -> Objective:
 
     places = tuple(dict.fromkeys(place for objective, _ in parts for place in objective.places))
     return Objective("; ".join(objective.name for objective, _ in parts), places, of)
+
+
+def from_output(objective: Objective) -> Objective:
+    """The same of a network whose own output are the maps of the one place that the objective listens to."""
+    (place,) = objective.places
+    return Objective(objective.name, (), lambda seen: objective.of(replace(seen, maps={_name(place): seen.out})))
 
 
 def layer(place: str | Tap) -> Objective:

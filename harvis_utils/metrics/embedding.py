@@ -125,6 +125,7 @@ class AtlasLayer:
     starts: np.ndarray  # (unit,) where the compared piece begins in the signal
     offsets: np.ndarray  # (unit,) where it begins in the window
     distances: np.ndarray  # (unit,) d(u, i) of that window, G^2
+    units: np.ndarray | None = None  # (unit,) their numbers, where they are not all of the layer's
 
 
 def view(
@@ -148,6 +149,7 @@ def view(
         starts=nearest["piece_start"].values,
         offsets=nearest["offset"].values,
         distances=nearest["distance"].values,
+        units=signals["unit"].values,
     )
 
 

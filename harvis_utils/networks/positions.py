@@ -1,6 +1,6 @@
 """Where in a window the samples of a layer's maps are: the centres of what they see."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -25,20 +25,12 @@ def positions(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor
     tap = located(network, layer, example)
     with watching(network) as watched:
         x = as_windows(watched, torch.as_tensor(example))
-        length, groups = x.shape[2], layouts.parsed(tap.layout)
-
-        def maps(windows: Tensor) -> Tensor:
-            raw = answer_of(watched, tap, tap.part)(windows)
-            return layouts.as_maps(*layouts.apart(raw, groups, sizes_of(windows), tap.name))
-
-        seeing = layouts.Watched(maps, layouts.Windows(0), x)
-        parts = [(slice(None), t) for t in range(length)]
+        length = x.shape[2]
         for summaries in (True, False):
             mode = Local(summaries)
-            each = [seeing.touched(parts[i : i + CHUNK], mode).flatten(1, 2).any(1) for i in range(0, length, CHUNK)]
-            sees = torch.cat(each).T.numpy()
+            sees = _seen(watched, tap, x, mode)
             if len(sees) == 1:  # all that it sees, the steps before the last one of a recurrent layer too
-                sees = seeing.touched(parts, nullcontext()).flatten(1, 2).any(1).T.numpy()
+                sees = _seen(watched, tap, x, nullcontext())
             found, n = _centres(sees), len(sees)
             if found is not None or not mode.met:
                 break
@@ -52,6 +44,31 @@ def positions(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor
             f"{length} samples they are about; name a layer before it"
         )
     return found
+
+
+def footprint(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) -> int:
+    """How many samples of the window, from the first to the last, one sample of a layer's maps sees at most.
+
+    Of a recurrent layer, and of attention, it is the whole window.
+    """
+    tap = located(network, layer, example)
+    with watching(network) as watched:
+        sees = _seen(watched, tap, as_windows(watched, torch.as_tensor(example)), nullcontext())
+    spans = sees.shape[1] - sees[:, ::-1].argmax(1) - sees.argmax(1)
+    return int(np.where(sees.any(1), spans, 1).max())
+
+
+def _seen(network: nn.Module, tap: Tap, x: Tensor, mode: AbstractContextManager) -> np.ndarray:
+    """What each sample of a layer's maps sees while the ``mode`` holds: (map sample, sample of the window)."""
+    groups = layouts.parsed(tap.layout)
+
+    def maps(windows: Tensor) -> Tensor:
+        raw = answer_of(network, tap, tap.part)(windows)
+        return layouts.as_maps(*layouts.apart(raw, groups, sizes_of(windows), tap.name))
+
+    seeing, parts = layouts.Watched(maps, layouts.Windows(0), x), [(slice(None), t) for t in range(x.shape[2])]
+    each = [seeing.touched(parts[i : i + CHUNK], mode).flatten(1, 2).any(1) for i in range(0, len(parts), CHUNK)]
+    return torch.cat(each).T.numpy()
 
 
 def _centres(sees: np.ndarray) -> np.ndarray | None:

@@ -43,11 +43,11 @@ from harvis_utils.networks.places import (
     watching,
     which_call,
 )
-from harvis_utils.networks.positions import positions
+from harvis_utils.networks.positions import footprint, positions
 from harvis_utils.networks.sfhf import SFHF
 
 __all__ = ["Tap", "WithChannel", "WithLayout", "as_windows", "behind", "device_of", "evaluating", "find", "located"]
-__all__ += ["positions", "run", "tensors_of"]
+__all__ += ["footprint", "positions", "run", "tensors_of"]
 
 #: windows pushed through a network at once, which bounds the memory
 CHUNK = 512

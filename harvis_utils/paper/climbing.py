@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import xarray as xr
+from torch import nn
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.fast import ascent
 from harvis_utils.maximization import coordinates, objectives, paper_methods, priors, transforms, visualization
-from harvis_utils.maximization.paper_methods import METHODS, PENALTIES, Method
+from harvis_utils.maximization.paper_methods import METHODS, PENALTIES, Method, Target
 from harvis_utils.maximization.starting import chosen_units, spectrum_noise, starting_signal
 from harvis_utils.metrics import similarity
 from harvis_utils.metrics.signal_measures import flat
+from harvis_utils.networks.taps import Tap
 from harvis_utils.networks.trunks import network_of
 from harvis_utils.paper.variants import BY_NAME, EXPLAINER, FREE, LIKELIEST_TRIGGER, PENALIZED, Variant, Visual, by_step
 from harvis_utils.parallel import progress, torch_device
@@ -181,17 +183,55 @@ def visual_signals(
     Units of SF-HF see one sensor axis, so one axis is optimized. ``th_eap`` is (layer, unit) over all units; a dead
     unit has none and is not clipped. ``denoiser`` is needed by variants with a prior.
     """
-    length, layers = windows.train.length, list(network.trunk.layers)
+    layers = list(network.trunk.layers)
     only_trunk = isinstance(network.model, NotPublished)
     view = visualization.PerAxis(network_of(network.trunk) if only_trunk else network.model, layers[-1])
+    places = [(view.tap(layer), th_eap.sel(layer=layer, unit=list(units)).values) for layer in layers]
+    signal = visualized(view, places, windows, variant, units, settings, denoiser, network.seed)[:, :, 0]
+    dims = ("layer", "unit", "time")
+    return xr.Dataset(
+        {"signal": (dims, signal), "map": (dims, similarity.own_maps(network.trunk, signal, units).values)},
+        coords={"layer": layers, "unit": list(units)},
+    )
+
+
+class Viewed(nn.Module):
+    """A place's units as a network of their own: signals in s (row, axis, time) to maps (row, unit, axis, time)."""
+
+    def __init__(self, target: Target):
+        super().__init__()
+        self.network, self.target = target.network, target
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The place's maps of signals."""
+        return self.target.maps(x)
+
+
+def visualized(
+    view: nn.Module,
+    places: Sequence[tuple[Tap | None, np.ndarray]],
+    windows: Windows,
+    variant: Visual,
+    units: Sequence[int],
+    settings: VisualSettings,
+    denoiser: priors.Denoiser | None = None,
+    seed: int = 0,
+    n_axes: int = 1,
+) -> np.ndarray:
+    """The best signal of a variant for ``units`` of each of ``places``: (place, unit, axis, time) in G.
+
+    ``view`` is a network for signals of ``n_axes`` axes (row, axis, time), one where units see single axes, such as
+    :class:`Viewed`, whose only place is None; each place comes with the units' thresholds, (unit,), NaN for none.
+    Choice: of several axes each has the same norm or spectrum, and what a unit gives out is averaged over its map's.
+    """
     each = [unit for unit in units for _ in range(variant.copies)]
-    blocks = [(_objective(view, th_eap.sel(layer=la), variant, each, windows), len(each)) for la in layers]
+    blocks = [(_objective(tap, th_eap, variant, each, windows), len(each)) for tap, th_eap in places]
     real = torch.tensor(_some_segments(windows)[:, None])
     slope = {"waking_steps": settings.n_steps, "waking_slope": variant.slope} if variant.slope else {}
     made = visualization.visualize(
         view,
         objectives.in_blocks(blocks),
-        noise_starts(windows, len(layers) * len(each), network.seed),
+        noise_starts(windows, len(places) * len(each), seed, n_axes),
         _space(variant.space, windows.train),
         transforms=[transforms.background(real, variant.background)] if variant.background else [],
         prior=denoiser if variant.prior else None,
@@ -199,17 +239,13 @@ def visual_signals(
         n_steps=settings.n_steps,
         step_size=settings.step_size,
         decay=variant.decay,
-        seed=network.seed,
+        seed=seed,
         **slope,
     )
-    shape = (len(layers), len(units), variant.copies)
+    shape = (len(places), len(units), variant.copies)
     best = made.score.reshape(shape).argmax(-1)
-    signal = np.take_along_axis(made.signal[:, 0].reshape(*shape, length), best[:, :, None, None], 2)[:, :, 0]
-    dims = ("layer", "unit", "time")
-    return xr.Dataset(
-        {"signal": (dims, signal), "map": (dims, similarity.own_maps(network.trunk, signal, units).values)},
-        coords={"layer": layers, "unit": list(units)},
-    )
+    every = made.signal.reshape(*shape, *made.signal.shape[1:])
+    return np.take_along_axis(every, best[:, :, None, None, None], 2)[:, :, 0]
 
 
 def _space(name: str, split: Split) -> coordinates.Parametrization:
@@ -223,13 +259,15 @@ def _space(name: str, split: Split) -> coordinates.Parametrization:
 
 
 def _objective(
-    view: visualization.PerAxis, th_eap: xr.DataArray, variant: Visual, units: Sequence[int], windows: Windows
+    tap: Tap | None, th_eap: np.ndarray, variant: Visual, units: Sequence[int], windows: Windows
 ) -> objectives.Objective:
-    tap = view.tap(str(th_eap["layer"].values))
-    th = torch.tensor(th_eap.sel(unit=list(units)).values, dtype=torch.float32)
+    """``th_eap`` are the different units', one after the other in ``units`` as often as there are copies."""
+    th = torch.tensor(np.repeat(th_eap, variant.copies), dtype=torch.float32)
     limit = torch.nan_to_num(th, nan=torch.inf) if variant.clip else None
     of = {"channel": objectives.channel, "neuron": objectives.neuron, "largest": objectives.largest}[variant.objective]
-    objective = of(tap, units, axis=0, at_most=limit)
+    objective = of(tap or "maps", units, at_most=limit)
+    objective = objective if tap else objectives.from_output(objective)
+    th = th.abs()  # costs stay costs for units that are never above zero
     scale = float(th.nanmedian()) if not th.isnan().all() else 1.0
     if variant.spectral:
         power = objectives.mean_power(torch.tensor(_some_segments(windows)[:, None]))
@@ -244,10 +282,10 @@ def _some_segments(windows: Windows) -> np.ndarray:
     return windows.train.segments[:: max(1, len(windows.train) // 4000)]
 
 
-def noise_starts(windows: Windows, n: int, seed: int) -> np.ndarray:
-    """Noise of the training windows' spectrum with the root mean square of the paper's sine: (window, 1, time)."""
+def noise_starts(windows: Windows, n: int, seed: int, n_axes: int = 1) -> np.ndarray:
+    """Noise of the training windows' spectrum with the root mean square of the paper's sine: (window, axis, time)."""
     sine_rms = MaximizationSettings().start_amplitude_g / 2**0.5
-    x = spectrum_noise(_some_segments(windows), n, np.random.default_rng((seed, 0)))[:, None]
+    x = spectrum_noise(_some_segments(windows), n * n_axes, np.random.default_rng((seed, 0))).reshape(n, n_axes, -1)
     return (x * sine_rms / np.sqrt((x**2).mean(2, keepdims=True))).astype(np.float32)
 
 
