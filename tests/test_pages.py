@@ -152,7 +152,9 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
     target = publish.publish(finished.cfg, finished.books)
     files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
     made = ["figures/shown.png", "found.json", "results.json", "tables/t.csv"]
-    assert files == ["01_data.ipynb", "06_report.ipynb", *made]
+    assert files == ["01_data.ipynb", "06_report.ipynb", publish.DIGESTS, *made]
+    assert read_json(target / publish.DIGESTS)["files"] == publish.digests(target)
+    assert set(publish.digests(target)) == set(files) - {publish.DIGESTS}
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
 
 
@@ -166,8 +168,9 @@ def test_notebooks_published_alone_leave_what_others_have_published(finished):
     assert publish.publish(finished.cfg, finished.books[:1]) == target
     assert {p.name for p in target.rglob("*.*")} == {
         "01_data.ipynb", "06_report.ipynb", "shown.png", "found.json", "results.json", "t.csv",
-        "06_stays.csv", "06_left.json",
+        "06_stays.csv", "06_left.json", publish.DIGESTS,
     }  # fmt: skip
+    assert read_json(target / publish.DIGESTS)["files"] == publish.digests(target)
     assert read_json(target / "results.json") == RESULTS | {"systems": {"06_left": [2], "found": [1]}}
 
 

@@ -313,7 +313,7 @@ def networks_page() -> str:
         for profile, row in comparing.protocols(name).iterrows():
             verdict = row["is it so"] + (f", {row['how much']}" if row["is it so"] != "not testable" else "")
             paper = f"{row[paper_f1]:.3f}" if row[paper_f1] else "-"
-            about = [f"{row['networks']} x {row['epochs']}", _interval(row, "macro F1", ".3f"), paper, verdict]
+            about = [f"{row['networks']} x {row['epochs']}", intervals.said(row, "macro F1", ".3f"), paper, verdict]
             reached.append([f"{profile}/{name}", *about])
     for run in runs:
         for one in judging(run / "networks"):

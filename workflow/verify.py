@@ -35,20 +35,28 @@ import xarray as xr
 from harvis_utils.data import archive, kinds, windowing
 from harvis_utils.data.kinds import DataError
 from harvis_utils.data.windowing import Windows
-from harvis_utils.fast.gradients import terms
+from harvis_utils.fast.gradients import UnitMaps, terms
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.maximization.starting import chosen_units, starting_signal
 from harvis_utils.metrics import signal_measures, similarity
 from harvis_utils.metrics.intervals import listed
+from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.paper import claims, report, verdicts
 from harvis_utils.paper.evidence import Evidence
 from harvis_utils.parallel import command_line, threads
-from harvis_utils.settings import PROFILES, HarvisError, Settings, from_json, load_settings, report_root
+from harvis_utils.settings import (
+    APPROXIMATE,
+    PROFILES,
+    HarvisError,
+    Settings,
+    from_json,
+    load_settings,
+    report_root,
+)
 from harvis_utils.store.files import file_digest, read_json, write_json
 from harvis_utils.training import published, supervised
 from harvis_utils.training.published import Published
-from harvis_utils.training.supervised import of_networks
 from workflow import publish, yardstick
 
 #: signals and weights are published in the float32 they were computed in, so that only the order of sums differs
@@ -60,12 +68,13 @@ OBJECTIVE, REST = 0.01, 0.01
 VERDICTS = ["flat", "above th"]
 #: units of each layer that are climbed again. Choice
 N_UNITS = 8
-#: a start moved by so much, G, in so many draws, tells a signal that rounding decides from a wrong one. Choice
-NUDGE_G, N_NUDGES = 1e-7, 8
+#: what is decided by rounding is found by starts moved by so much, G, and outputs by such a share, in draws. Choice
+NUDGE_G, ROUNDING, N_NUDGES = 1e-7, 1e-6, 8
 #: claims judged by weights, signals and statistics alone; with windows, and with those of the test people searched too
 OF_SIGNALS, OF_WINDOWS, OF_CONTROLS = ("C4", "C6", "C7", "C8"), ("C1", "C2", "C5"), ("C3", "C9")
+OF_DISTANCES, DECIDED = ("C5", "C9"), "rounding decides"
 SETTINGS = ("windows", "maximization", "similarity")
-MOST_SHOWN = 12
+MOST_SHOWN, AGAIN = 12, "scores, verdicts, ascents"
 
 
 class VerifyError(HarvisError, RuntimeError):
@@ -85,12 +94,9 @@ class Check:
     def compare(self, place: str, published, found, relative: float = RELATIVE) -> None:
         """Count two values, the numbers among them equal where they differ by no more than ``relative``."""
         self.n += 1
-        size = 0.0 if published == found else np.inf
-        a, b = map(_number, (published, found))
-        if size and a is not None and b is not None:
-            size = 0.0 if np.isnan(a) and np.isnan(b) else abs(a - b) / max(abs(a), abs(b))
+        size = apart(published, found)
         self.largest = max(self.largest, size)
-        if not size <= relative:  # NaN differs from every number
+        if size > relative:
             self.differing.append(f"{place}: {published!r} is published, {found!r} found")
 
     def compare_all(self, place: str, published, found, relative: float = RELATIVE) -> None:
@@ -100,8 +106,13 @@ class Check:
             self.compare(f"{place}/{path}", *(of.get(path, "nothing") for of in (before, now)), relative)
 
 
-def _number(value) -> float | None:
-    return float(value) if isinstance(value, int | float | np.number) and not isinstance(value, bool) else None
+def apart(published, found) -> float:
+    """How far apart two numbers are, as a share of the larger; of anything else 0 where equal, else infinity."""
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (published, found))
+    if published == found or (numbers and np.isnan(published) and np.isnan(found)):
+        return 0.0
+    size = abs(published - found) / max(abs(published), abs(found)) if numbers else np.inf
+    return np.inf if np.isnan(size) else size
 
 
 class PublishedRun:
@@ -134,16 +145,24 @@ class PublishedRun:
         return starting_signal(self.cfg.maximization, self.cfg.windows.length)
 
     @cached_property
-    def windows(self) -> Windows | str:
-        """Its windows; where these are not at hand, why."""
+    def at_hand(self) -> Windows | str:
+        """Windows of the data set as it is here; where it is not, why."""
         try:
-            found = windowing.cut(archive.load_recordings(self.cfg.dataset, download=False), self.cfg.windows)
+            return windowing.cut(archive.load_recordings(self.cfg.dataset, download=False), self.cfg.windows)
         except DataError as error:
             return str(error)
-        about = read_json(self.folder / "networks" / "networks.json")["provenance"]
-        if about[0]["arguments"]["windows"] != found.digest:
-            return f"the data of {self.cfg.dataset} that are at hand give other windows than those of this run"
-        return found
+
+    @cached_property
+    def windows(self) -> Windows | str:
+        """Its windows, those that its networks were trained on; where these are not at hand, why."""
+        if isinstance(self.at_hand, str) or self.at_hand.digest == self.digest:
+            return self.at_hand
+        return f"the data of {self.cfg.dataset} that are at hand give other windows than those of this run"
+
+    @property
+    def digest(self) -> str:
+        """That of the windows that its networks were trained on."""
+        return self.networks[0].provenance["arguments"]["windows"]
 
     def table(self, name: str) -> pd.DataFrame | None:
         """One of its tables, with its first column as index; None where it is not published."""
@@ -189,6 +208,16 @@ def tables(run: PublishedRun) -> Check:
             yardstick.compare_table(verdict, run.folder / "tables" / again.name, again)
             check.n += sum(map(len, verdict.values.values()))
             check.differing += [f"{verdict.file}: {said}" for _, said in verdict.differences]
+    return check
+
+
+def data(run: PublishedRun) -> Check:
+    """The windows that are at hand; those of an archive that is not verified may be others than the run's."""
+    check = Check("windows of the data, by digest")
+    if isinstance(run.windows, str) and (isinstance(run.at_hand, str) or run.cfg.dataset.endswith(APPROXIMATE)):
+        check.notes.append(f"not checked: {run.windows}")
+    else:
+        check.compare("windows", run.digest, run.at_hand.digest)
     return check
 
 
@@ -243,23 +272,59 @@ def statistics(run: PublishedRun, full: bool) -> Check:
     return check
 
 
-def scored(run: PublishedRun) -> xr.Dataset:
-    """Scores of all published signals (:func:`similarity.scores`), without the distances where windows are missing."""
-    blind = isinstance(run.windows, str)
-    nothing = SimpleNamespace(train=None, activities=(), rate_hz=run.cfg.windows.rate_hz)
-    parts = []
-    for one in run.networks:
-        signals, trunk = one.signals.transpose("preset", "technique", "layer", "unit", "time"), one.network.trunk
-        maps = [[similarity.own_maps(trunk, x).values for x in of.values] for of in signals]
-        both = xr.Dataset({"signal": signals, "map": signals.copy(data=np.array(maps))})
-        levels = one.statistics[["th_eap", "p95", "dead"]]
-        # where there is nothing to search, all units are passed over as dead ones are
-        judged_by = levels.assign(dead=xr.ones_like(levels["dead"])) if blind else levels
-        about = (nothing if blind else run.windows, both, judged_by, run.start, run.cfg.similarity)
-        found = similarity.scores_of.function(one.network, *about)
-        parts.append(found.assign(dead=levels["dead"].broadcast_like(found["dead"])))
+def outputs(trunk: Trunk, signals: xr.DataArray) -> np.ndarray:
+    """Each unit's map for its signals (layer, ..., unit, time), by the code that made it at the end of the ascent."""
+    found = []
+    for layer, of in zip(signals["layer"].values.tolist(), signals.values, strict=True):
+        rows = torch.as_tensor(of.reshape(-1, of.shape[-1]))
+        unit = torch.arange(of.shape[-2]).repeat(len(rows) // of.shape[-2])
+        with torch.inference_mode():
+            found.append(UnitMaps(trunk, layer, unit).forward(rows).numpy().reshape(of.shape))
+    return np.stack(found)
+
+
+def scored(run: PublishedRun, one: Published, nudge: np.ndarray | float = 0.0, among: xr.DataArray | None = None):
+    """Scores of a network's published signals (:func:`similarity.score`), without distances where windows are missing.
+
+    The outputs are changed by the share ``nudge``; distances of signals that are not ``among`` are not searched.
+    """
+    signals = one.signals.transpose("layer", "preset", "technique", "unit", "time")
+    maps = outputs(one.network.trunk, signals) * (1 + nudge)
+    both = xr.Dataset({"signal": signals, "map": signals.copy(data=maps.astype(np.float32))})
+    levels, windows = one.statistics[["th_eap", "p95", "dead"]], run.windows
+    if isinstance(windows, str):
+        windows, among = SimpleNamespace(train=None, activities=(), rate_hz=run.cfg.windows.rate_hz), False
+    # what is not to be searched is passed over as dead units are
+    passed = levels["dead"] if among is None else levels["dead"] | ~xr.DataArray(among)
+    about = (windows, both, levels.assign(dead=passed), run.start, run.cfg.similarity)
+    found = similarity.scores_of.function(one.network, *about)
+    return found.assign(dead=levels["dead"].broadcast_like(found["dead"]))
+
+
+def of_all(run: PublishedRun, parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """What was found of each network, under the dimension seed, with the names of activities where they are known."""
     found = xr.concat(parts, pd.Index([one.network.seed for one in run.networks], name="seed"))
-    return found if blind else similarity.with_activities(found, run.windows)
+    return found if isinstance(run.windows, str) else similarity.with_activities(found, run.windows)
+
+
+def distances_by_rounding(run: PublishedRun, found: xr.Dataset) -> list[xr.Dataset]:
+    """The smallest and the largest distance of each signal where rounding decides which of its pieces excites most.
+
+    Outputs are changed by a share of :data:`ROUNDING` in some draws; what then has another piece is searched again.
+    """
+    rng, parts = np.random.default_rng(0), []
+    for one in run.networks:
+        own = found.sel(seed=one.network.seed, drop=True)
+        lowest = highest = own["s_u"]
+        for _ in range(N_NUDGES):
+            nudge = ROUNDING * rng.standard_normal(
+                [one.signals.sizes[d] for d in ("layer", "preset", "technique", "unit", "time")]
+            )
+            other = scored(run, one, nudge, among=False)["piece_start"] != own["piece_start"]
+            drawn = scored(run, one, nudge, among=other)["s_u"]
+            lowest, highest = np.fmin(lowest, drawn), np.fmax(highest, drawn)
+        parts.append([own.assign(s_u=end) for end in (lowest, highest)])
+    return [of_all(run, ends) for ends in zip(*parts, strict=True)]
 
 
 def scored_controls(run: PublishedRun) -> xr.Dataset:
@@ -274,22 +339,35 @@ def scored_controls(run: PublishedRun) -> xr.Dataset:
         about = (made.drop_sel(control="random-weights"), levels[net.seed], run.start, run.cfg.similarity)
         return similarity.scores_of.function(net, run.windows, *about)
 
-    found = of_networks([of.network for of in run.networks], one)
-    return similarity.with_activities(found, run.windows)
+    return of_all(run, [one(of.network) for of in run.networks])
+
+
+def methods(found: xr.Dataset) -> dict[str, object]:
+    """The numbers of ``methods`` in ``results.json`` by their places there."""
+    by_preset = {str(name): report.summaries(found.sel(preset=name), "technique") for name in found["preset"].values}
+    return dict(yardstick.leaves(by_preset))
 
 
 def scores(run: PublishedRun, found: xr.Dataset, controls: xr.Dataset | None) -> Check:
     """``results.json`` and tables of signals against scores computed again."""
     check, blind = Check("scores of signals"), isinstance(run.windows, str)
-    again = {str(preset): report.summaries(found.sel(preset=preset), "technique") for preset in found["preset"].values}
-    for preset, techniques in run.results["methods"].items():
-        for technique, layers in techniques.items():
-            for layer, of in layers.items():
-                kept = {name: value for name, value in of.items() if not (blind and name.startswith("ssim"))}
-                other = {name: again[preset][technique][layer][name] for name in kept}
-                check.compare_all(f"results.json: methods/{preset}/{technique}/{layer}", kept, other)
+    known, again, unsure = dict(yardstick.leaves(run.results["methods"])), methods(found), []
     if blind:
         check.notes.append(f"Ssim: {run.windows}")
+    for place, value in known.items():
+        distance = "/ssim" in place
+        if distance and not blind and apart(value, again.get(place, "nothing")) > RELATIVE:
+            unsure.append(place)
+        elif not (distance and blind):
+            check.compare(f"results.json: methods/{place}", value, again.get(place, "nothing"))
+    if unsure:
+        low, high = map(methods, distances_by_rounding(run, found))
+        for place in unsure:
+            nearest = (
+                np.clip(known[place], low[place], high[place]) if isinstance(known[place], float) else again[place]
+            )
+            check.compare(f"results.json: methods/{place}", known[place], nearest)
+        check.notes.append(f"Ssim: in {len(unsure)} numbers {DECIDED} which pieces are compared")
     if controls is not None:
         again = report.summaries(controls, "control")
         known = {name: of for name, of in run.results["controls"].items() if name in again}
@@ -304,8 +382,11 @@ def scores(run: PublishedRun, found: xr.Dataset, controls: xr.Dataset | None) ->
     return check
 
 
-def judged(run: PublishedRun, found: xr.Dataset, controls: xr.Dataset | None) -> Check:
-    """Verdicts and their numbers against those that scores computed again give; the table of people is as published."""
+def judged(run: PublishedRun, found: xr.Dataset, controls: xr.Dataset | None, sure: bool) -> Check:
+    """Verdicts and their numbers against those that scores computed again give; the table of people is as published.
+
+    Where distances are not ``sure``, because of rounding, of claims about them only what is concluded is compared.
+    """
     check, results, blind = Check("verdicts"), run.results, isinstance(run.windows, str)
     can = OF_SIGNALS + (() if blind else OF_WINDOWS) + (() if controls is None else OF_CONTROLS)
     evidence = Evidence(
@@ -318,15 +399,16 @@ def judged(run: PublishedRun, found: xr.Dataset, controls: xr.Dataset | None) ->
         atlas=results["atlas"],
         people=run.table("06b_people"),
     )
-    drawn, names = evidence.resampled(), ("direction", "size", "value", "interval", "criteria")
+    drawn = evidence.resampled()
     of_claim = {claim.id: claim for claim in claims.CLAIMS}
     for entry in results["claims"]:
         if entry["id"] in can:
             robust = {} if entry["robust"] is None else {entry["direction"]: entry["robust"]}
             about = (of_claim[entry["id"]], claims.criteria_of(entry["id"]), evidence, drawn, robust)
             again = verdicts.judge(*about)
-            place = f"results.json: claims/{entry['id']}"
-            check.compare_all(place, *({name: of[name] for name in names} for of in (entry, again)))
+            names = ("value", "interval", "criteria") if sure or entry["id"] not in OF_DISTANCES else ()
+            both = [{name: of[name] for name in ("direction", "size", *names)} for of in (entry, again)]
+            check.compare_all(f"results.json: claims/{entry['id']}", *both)
     others = [entry["id"] for entry in results["claims"] if entry["id"] not in can]
     check.notes.append(f"not judged again: {', '.join(others)}")
     return check
@@ -390,7 +472,7 @@ def ascents(run: PublishedRun, full: bool) -> Check:
                 said = (f"{of['objective']:.6g}, {of[VERDICTS].to_dict()}" for of in (own, now.loc[unit]))
                 check.differing.append("{}: {} is published, {} found".format(place, *said))
     if decided:
-        check.notes.append(f"in {len(decided)} units rounding decides where they end: {listed(decided)}")
+        check.notes.append(f"in {len(decided)} units {DECIDED} where they end: {listed(decided)}")
     return check
 
 
@@ -399,19 +481,23 @@ def ascents(run: PublishedRun, full: bool) -> Check:
 
 def checks(run: PublishedRun, full: bool = False) -> Iterator[Check]:
     """All checks of a run, in turn."""
-    yield files(run)
+    yield (of_files := files(run))
     if run.results:
         yield tables(run)
     if not (run.folder / "networks" / "networks.json").exists():
-        yield Check("scores, verdicts, ascents", notes=["not checked: no networks are published"])
+        yield Check(AGAIN, notes=["not checked: no networks are published"])
         return
+    if damaged := [said for said in of_files.differing if said.startswith("networks/")]:
+        yield Check(AGAIN, notes=[f"not checked: {listed(damaged)}"])
+        return
+    yield data(run)
     yield training(run)
     yield statistics(run, full)
     if run.results:
-        found = scored(run)
+        found = of_all(run, [scored(run, one) for one in run.networks])
         controls = scored_controls(run) if full and not isinstance(run.windows, str) else None
-        yield scores(run, found, controls)
-        yield judged(run, found, controls)
+        yield (check := scores(run, found, controls))
+        yield judged(run, found, controls, sure=not any(DECIDED in note for note in check.notes))
     yield ascents(run, full)
 
 
