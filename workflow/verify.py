@@ -167,7 +167,7 @@ class PublishedRun:
     def table(self, name: str) -> pd.DataFrame | None:
         """One of its tables, with its first column as index; None where it is not published."""
         path = self.folder / "tables" / f"{name}.csv"
-        return pd.read_csv(path, index_col=0, float_precision="round_trip") if path.exists() else None
+        return pd.read_csv(path, index_col=0) if path.exists() else None
 
 
 # ------------------------------------------------------------------------------------------------------- the checks
@@ -202,10 +202,12 @@ def tables(run: PublishedRun) -> Check:
     made = {"claims": report.claims_table(results), "criteria": report.criteria_table(results), "scores": scores}
     with tempfile.TemporaryDirectory() as folder:
         for name, table in made.items():
-            again = Path(folder) / f"{name}.csv"
+            known, again = (Path(of) / f"{name}.csv" for of in (run.folder / "tables", folder))
+            if not known.exists():  # its digest tells
+                continue
             table.to_csv(again)
             verdict = yardstick.Verdict(f"tables/{name}.csv", yardstick.Rules())
-            yardstick.compare_table(verdict, run.folder / "tables" / again.name, again)
+            yardstick.compare_table(verdict, known, again)
             check.n += sum(map(len, verdict.values.values()))
             check.differing += [f"{verdict.file}: {said}" for _, said in verdict.differences]
     return check
