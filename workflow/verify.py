@@ -154,15 +154,17 @@ class PublishedRun:
 
     @cached_property
     def windows(self) -> Windows | str:
-        """Its windows, those that its networks were trained on; where these are not at hand, why."""
+        """Its windows; where these are not at hand, why."""
         if isinstance(self.at_hand, str) or self.at_hand.digest == self.digest:
             return self.at_hand
         return f"the data of {self.cfg.dataset} that are at hand give other windows than those of this run"
 
     @property
     def digest(self) -> str:
-        """That of the windows that its networks were trained on."""
-        return self.networks[0].provenance["arguments"]["windows"]
+        """That of its windows."""
+        return (
+            self.results["provenance"]["data"] if self.results else self.networks[0].provenance["arguments"]["windows"]
+        )
 
     def table(self, name: str) -> pd.DataFrame | None:
         """One of its tables, with its first column as index; None where it is not published."""
@@ -214,12 +216,16 @@ def tables(run: PublishedRun) -> Check:
 
 
 def data(run: PublishedRun) -> Check:
-    """The windows that are at hand; those of an archive that is not verified may be others than the run's."""
-    check = Check("windows of the data, by digest")
+    """Windows cut again; those of an archive that is not verified may be others than the run's."""
+    check = Check("windows of the data")
     if isinstance(run.windows, str) and (isinstance(run.at_hand, str) or run.cfg.dataset.endswith(APPROXIMATE)):
         check.notes.append(f"not checked: {run.windows}")
     else:
-        check.compare("windows", run.digest, run.at_hand.digest)
+        check.compare("digest of the windows", run.digest, run.at_hand.digest)
+        if run.results:
+            found = {"n_windows": run.at_hand.counts()}
+            found |= {"amplitude_threshold_g": windowing.amplitude_threshold(run.at_hand.train)}
+            check.compare_all("results.json: data", run.results["data"], found)
     return check
 
 
@@ -253,9 +259,6 @@ def training(run: PublishedRun) -> Check:
     if not isinstance(networks[0].model, published.NotPublished):
         same = supervised.predict(networks[0].model, windows.test) == networks[0].predicted["test"]
         check.compare("test windows that the whole first network takes for another activity", 0, int((~same).sum()))
-    if run.results:
-        found = {"n_windows": windows.counts(), "amplitude_threshold_g": windowing.amplitude_threshold(windows.train)}
-        check.compare_all("results.json: data", run.results["data"], found)
     return check
 
 
@@ -486,13 +489,15 @@ def checks(run: PublishedRun, full: bool = False) -> Iterator[Check]:
     yield (of_files := files(run))
     if run.results:
         yield tables(run)
+        yield data(run)
     if not (run.folder / "networks" / "networks.json").exists():
         yield Check(AGAIN, notes=["not checked: no networks are published"])
         return
     if damaged := [said for said in of_files.differing if said.startswith("networks/")]:
         yield Check(AGAIN, notes=[f"not checked: {listed(damaged)}"])
         return
-    yield data(run)
+    if not run.results:
+        yield data(run)
     yield training(run)
     yield statistics(run, full)
     if run.results:
