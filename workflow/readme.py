@@ -294,8 +294,8 @@ Training: Adam on cross entropy; what the paper leaves open (batch norm, a dense
 ## What they are for, and what not
 
 - For looking inside: activation maximization, dissection, comparisons of units, and tests of tools that do this.
-- Not for telling what a person does. The test people are few, all of them healthy volunteers who performed set
-  activities with sensors at set places; F1 differs more between people than between networks.
+- Not for telling what a person does: they know a few volunteers, who performed set activities with sensors at set
+  places.
 - Not for claims about the paper's own networks, which are not public. Seeds, splits and all that the paper does not
   state are ours.
 - What a signal shows of a unit is limited: see *What we found* in [README](../../README.md).
