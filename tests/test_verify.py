@@ -73,7 +73,7 @@ def renew(run) -> None:
 def change_weight(run) -> None:
     path = run / "networks" / "trunks.safetensors"
     tensors = load_file(path)
-    tensors["0.weights.0"][2, 0, 2] += 0.05
+    tensors["0.weights.0"][2] *= -1
     save_file(tensors, path)
 
 

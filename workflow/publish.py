@@ -124,7 +124,7 @@ def _networks(cfg: Settings, folder: Path, again: str) -> dict[Path, Path]:
     run = Stages(kinds.fitted(cfg))
     with around_builds(missing):
         about = (run.data, [*run.networks, *run.choosing.networks], run.statistics, run.signals)
-        published.save(folder, *about, whole=not run.recordings.dataset.made_up)
+        published.save(folder, *about, whole=not kinds.check_name(cfg.dataset).made_up)
     return {path: path.relative_to(folder.parent) for path in sorted(folder.iterdir())}
 
 

@@ -66,15 +66,18 @@ RELATIVE = 1e-5
 OBJECTIVE, REST = 0.01, 0.01
 #: what is said of a signal: whether it is flat, and whether it brings its unit more than 1 % above the threshold
 VERDICTS = ["flat", "above th"]
+#: share of windows whose two likeliest activities rounding may exchange. Choice
+MOST_OTHERS = 1e-3
 #: units of each layer that are climbed again. Choice
 N_UNITS = 8
-#: what is decided by rounding is found by draws: of starts moved by so much, G, of weights and of outputs moved by such
-#: shares of themselves. Choice
-N_NUDGES, NUDGE_G, ROUNDED, ROUNDING = 16, 1e-7, 1e-7, 1e-6
+#: what is decided by rounding is found by so many draws of starts, and of weights, moved by such a share of themselves;
+#: and by so many of outputs moved by such a share. Choice
+N_NUDGES, ROUNDED, N_SEARCHED, ROUNDING = 16, 1e-7, 8, 1e-6
 #: claims judged by weights, signals and statistics alone; with windows, and with those of the test people searched too
 OF_SIGNALS, OF_WINDOWS, OF_CONTROLS = ("C4", "C6", "C7", "C8"), ("C1", "C2", "C5"), ("C3", "C9")
 OF_DISTANCES, DECIDED = ("C5", "C9"), "rounding decides"
 SETTINGS = ("windows", "maximization", "similarity")
+ORDER = ("layer", "preset", "technique", "unit", "time")
 MOST_SHOWN, AGAIN = 12, "scores, verdicts, ascents"
 
 
@@ -163,9 +166,9 @@ class PublishedRun:
     @property
     def digest(self) -> str:
         """That of its windows."""
-        return (
-            self.results["provenance"]["data"] if self.results else self.networks[0].provenance["arguments"]["windows"]
-        )
+        if self.results:
+            return self.results["provenance"]["data"]
+        return self.networks[0].provenance["arguments"]["windows"]
 
     def table(self, name: str) -> pd.DataFrame | None:
         """One of its tables, with its first column as index; None where it is not published."""
@@ -258,8 +261,11 @@ def training(run: PublishedRun) -> Check:
                 again = supervised.macro_f1(getattr(windows, split), predicted[split])
                 check.compare(f"network {net.seed}, {split} F1", float(net.history[f"{split}_f1"][at]), again)
     if not isinstance(networks[0].model, published.NotPublished):
-        same = supervised.predict(networks[0].model, windows.test) == networks[0].predicted["test"]
-        check.compare("test windows that the whole first network takes for another activity", 0, int((~same).sum()))
+        others = supervised.predict(networks[0].model, windows.test) != networks[0].predicted["test"]
+        if others.mean() <= MOST_OTHERS:
+            check.notes.append(f"{others.sum()} of {len(others)} test windows are taken for another activity")
+        else:
+            check.compare("test windows that the first network takes for another activity", 0, int(others.sum()))
     return check
 
 
@@ -289,19 +295,24 @@ def outputs(trunk: Trunk, signals: xr.DataArray) -> np.ndarray:
     return np.stack(found)
 
 
-def scored(run: PublishedRun, one: Published, nudge: np.ndarray | float = 0.0, among: xr.DataArray | None = None):
+def scored(
+    run: PublishedRun, one: Published, maps: np.ndarray | None = None, among: xr.DataArray | None = None
+) -> xr.Dataset:
     """Scores of a network's published signals (:func:`similarity.score`), without distances where windows are missing.
 
-    The outputs are changed by the share ``nudge``; distances of signals that are not ``among`` are not searched.
+    ``maps`` are by default their own ``outputs``; distances of signals that are not ``among`` are not searched.
     """
-    signals = one.signals.transpose("layer", "preset", "technique", "unit", "time")
-    maps = outputs(one.network.trunk, signals) * (1 + nudge)
-    both = xr.Dataset({"signal": signals, "map": signals.copy(data=maps.astype(np.float32))})
+    signals = one.signals.transpose(*ORDER)
+    maps = outputs(one.network.trunk, signals) if maps is None else maps
+    both = xr.Dataset({"signal": signals, "map": signals.copy(data=maps)})
     levels, windows = one.statistics[["th_eap", "p95", "dead"]], run.windows
     if isinstance(windows, str):
-        windows, among = SimpleNamespace(train=None, activities=(), rate_hz=run.cfg.windows.rate_hz), False
+        windows, among = (
+            SimpleNamespace(train=None, activities=(), rate_hz=run.cfg.windows.rate_hz),
+            xr.DataArray(False),
+        )
     # what is not to be searched is passed over as dead units are
-    passed = levels["dead"] if among is None else levels["dead"] | ~xr.DataArray(among)
+    passed = levels["dead"] if among is None else levels["dead"] | ~among
     about = (windows, both, levels.assign(dead=passed), run.start, run.cfg.similarity)
     found = similarity.scores_of.function(one.network, *about)
     return found.assign(dead=levels["dead"].broadcast_like(found["dead"]))
@@ -320,14 +331,14 @@ def distances_by_rounding(run: PublishedRun, found: xr.Dataset) -> list[xr.Datas
     """
     rng, parts = np.random.default_rng(0), []
     for one in run.networks:
-        own = found.sel(seed=one.network.seed, drop=True)
+        signals, own = one.signals.transpose(*ORDER), found.sel(seed=one.network.seed, drop=True)
+        maps, start = outputs(one.network.trunk, signals), own["piece_start"].transpose(*ORDER[:-1])
         lowest = highest = own["s_u"]
-        for _ in range(N_NUDGES):
-            nudge = ROUNDING * rng.standard_normal(
-                [one.signals.sizes[d] for d in ("layer", "preset", "technique", "unit", "time")]
-            )
-            other = scored(run, one, nudge, among=False)["piece_start"] != own["piece_start"]
-            drawn = scored(run, one, nudge, among=other)["s_u"]
+        for _ in range(N_SEARCHED):
+            moved = (maps * (1 + ROUNDING * rng.standard_normal(maps.shape))).astype(np.float32)
+            rows = (of.reshape(-1, of.shape[-1]) for of in (signals.values, moved))
+            begin, _ = similarity.best_piece(*rows, run.cfg.similarity.piece)
+            drawn = scored(run, one, moved, among=start != begin.reshape(start.shape))["s_u"]
             lowest, highest = np.fmin(lowest, drawn), np.fmax(highest, drawn)
         parts.append([own.assign(s_u=end) for end in (lowest, highest)])
     return [of_all(run, ends) for ends in zip(*parts, strict=True)]
@@ -449,8 +460,9 @@ def climbed(run: PublishedRun, one: Published, layer: str, units: Sequence[int],
 def otherwise(run: PublishedRun, one: Published, layer: str, units: Sequence[int]) -> Iterator[pd.DataFrame]:
     """What units come to where rounding is another: from starts that are moved a little, then with weights that are."""
     rng = np.random.default_rng(0)
-    nudges = NUDGE_G * rng.standard_normal((N_NUDGES, 1, 1, len(run.start)))
-    for x in climbed(run, one, layer, units, (run.start + nudges).astype(np.float32)):
+    # as shares: where the start is zero it stays so, else penalties would push it to a side
+    starts = run.start * (1 + ROUNDED * rng.standard_normal((N_NUDGES, 1, 1, len(run.start))))
+    for x in climbed(run, one, layer, units, starts.astype(np.float32)):
         yield reached(run, one, layer, units, x)
     trunk = one.network.trunk
     for draw in range(N_NUDGES):
