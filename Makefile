@@ -11,6 +11,8 @@ PART    =
 THREADS =
 SWEEP   = workflow/sweep.toml
 WORKFLOW = local
+# "1" lets `make verify` do everything
+FULL    =
 # the commit that `make yardstick` compares with, and where both runs live
 BASE    = cfab1e5
 YARD    = data/derived/yardstick
@@ -42,7 +44,7 @@ export MALLOC_MMAP_THRESHOLD_ := $(or $(MALLOC_MMAP_THRESHOLD_),1073741824)
 export MALLOC_TRIM_THRESHOLD_ := $(or $(MALLOC_TRIM_THRESHOLD_),4294967296)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce sweep test test-long test-mutations minutes yardstick bench lab report publish gpu-bundle clean moved
+.PHONY: help reproduce sweep test test-long test-mutations minutes verify yardstick bench lab report publish gpu-bundle clean moved
 
 help: ## show this list
 	@echo "Targets (PROFILE=quick|desk|paper, DATASET=synthetic|dsads|mhealth|..., PART=paper|lenses|systems|practice, DEVICE=cpu|cuda, THREADS=n, WEIGHTS=published):"
@@ -74,6 +76,10 @@ test-long: $(ENV) ## every write made to fail, files mutated, each notebook alon
 
 test-mutations: $(ENV) ## wrong numbers put into the package one at a time: the tests must notice each
 	$(PY) -m pytest -v tests/long/test_mutations.py
+
+verify: $(ENV) ## published runs against their digests, and computed again from their weights and signals (FULL=1: all units)
+	@$(PY) -m workflow.verify $(if $(filter-out file,$(origin PROFILE)),--profile $(PROFILE)) \
+		$(if $(filter-out file,$(origin DATASET)),--dataset $(DATASET)) $(if $(FULL),--full)
 
 yardstick: $(ENV) $(YARD)/$(BASE)/.$(PROFILE)-$(DATASET) ## run the chain anew and compare every number with those of a commit (BASE=commit)
 	@rm -rf $(YARD)/current

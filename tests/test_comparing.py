@@ -12,7 +12,8 @@ from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.metrics import realism
 from harvis_utils.metrics.intervals import interval, paired
 from harvis_utils.paper import comparing, variants
-from harvis_utils.settings import MaximizationSettings, Settings
+from harvis_utils.settings import REPOSITORY, MaximizationSettings, Settings
+from harvis_utils.store.files import read_json
 
 LAYERS, SEEDS, UNITS = ["conv1", "conv2"], 5, 8
 
@@ -134,3 +135,14 @@ def test_what_a_measure_lacks_is_left_out_and_all_of_it_is_nan():
     found = comparing.table(made, "technique")
     missing = [f"matched Ssim, log10 G²{end}" for end in ("", " low", " high")]
     assert found.loc["a", missing].isna().all(axis=None) and found.loc["b", missing].notna().all(axis=None)
+
+
+def test_protocols_are_judged_by_their_published_networks():
+    table = comparing.protocols("dsads")
+    assert table.index.tolist() == ["desk", "paper"] and table["epochs"].tolist() == [10, 200]
+    published = read_json(REPOSITORY / "reports/published/desk/dsads/results.json")["training"]["macro_f1"]
+    desk, paper = table.loc["desk"], table.loc["paper"]
+    assert desk["macro F1"] == pytest.approx(published["mean"], rel=1e-12) and desk["networks"] == 5
+    assert desk["is it so"] == "not testable" and "these were trained for 10" in desk["why"]
+    assert paper["macro F1 low"] < paper["macro F1"] < paper["macro F1 high"] and paper["the paper's"] == 0.737
+    assert paper["is it so"] == "yes" and f"minus the paper's is {paper['macro F1'] - 0.737:+.2g} (" in paper["why"]

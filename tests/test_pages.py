@@ -172,7 +172,9 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
     target = publish.publish(finished.cfg, finished.books)
     files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
     made = ["figures/shown.png", "found.json", "results.json", "tables/t.csv"]
-    assert files == ["01_data.ipynb", "06_report.ipynb", *made]
+    assert files == ["01_data.ipynb", "06_report.ipynb", publish.DIGESTS, *made]
+    assert read_json(target / publish.DIGESTS)["files"] == publish.digests(target)
+    assert set(publish.digests(target)) == set(files) - {publish.DIGESTS}
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
 
 
@@ -186,8 +188,9 @@ def test_notebooks_published_alone_leave_what_others_have_published(finished):
     assert publish.publish(finished.cfg, finished.books[:1]) == target
     assert {p.name for p in target.rglob("*.*")} == {
         "01_data.ipynb", "06_report.ipynb", "shown.png", "found.json", "results.json", "t.csv",
-        "06_stays.csv", "06_left.json",
+        "06_stays.csv", "06_left.json", publish.DIGESTS,
     }  # fmt: skip
+    assert read_json(target / publish.DIGESTS)["files"] == publish.digests(target)
     assert read_json(target / "results.json") == RESULTS | {"systems": {"06_left": [2], "found": [1]}}
 
 
@@ -303,7 +306,8 @@ def test_networks_that_the_run_made_are_published_with_it(finished, cfg, tiny_wi
     made["choosing"] = SimpleNamespace(networks=for_choosing)
     monkeypatch.setattr(publish, "Stages", lambda _: SimpleNamespace(**made))
     folder = publish.publish(finished.cfg, finished.books) / "networks"
-    assert {p.name for p in folder.iterdir()} == {*published.FILES, "networks.json"}
+    made_up = {"network.safetensors"}  # the whole network is published of recorded data alone
+    assert {p.name for p in folder.iterdir()} == {*published.FILES, "networks.json"} - made_up
     found = published.load(folder, tiny_windows, cfg.model, (*cfg.training.seeds, 7))
     assert [net.best_epoch for net in found] == [net.best_epoch for net in (*networks, *for_choosing)]
 

@@ -1,14 +1,20 @@
 """Networks that travel: what is published is what was trained, and everything else is said."""
 
 import dataclasses
+import os
+import re
+import resource
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 
 from harvis_utils.networks import taps
-from harvis_utils.settings import ModelSettings, TrainingSettings, load_settings
+from harvis_utils.settings import REPOSITORY, ModelSettings, TrainingSettings, load_settings
 from harvis_utils.store.files import read_json
 from harvis_utils.training import published, supervised
 
@@ -105,3 +111,84 @@ def test_wrong_ones_are_refused(made, tiny_windows, tmp_path):
             published.load(folder, tiny_windows, SMALL, (3,))
         with pytest.raises(published.PublishedError, match="trunks.safetensors is missing or damaged"):
             published.without_data(folder)
+
+
+# ---------------------------------------------------------------------------------------------- without any data
+
+DSADS = REPOSITORY / "reports" / "published" / "desk" / "dsads"
+SHOWN = """
+assert isinstance(figure, __import__("matplotlib").figure.Figure) and figure.axes
+"""
+
+
+def test_three_lines_show_a_unit_in_half_a_minute_without_data(tmp_path):
+    (lines,) = re.findall("```python\n(.+?)```", (DSADS.parents[1] / "NETWORKS.md").read_text(), re.DOTALL)
+    assert len(lines.splitlines()) == 3
+    elsewhere = {name: str(tmp_path) for name in ("HARVIS_DATA", "HARVIS_ARTIFACTS", "HARVIS_REPORTS")}
+    began = resource.getrusage(resource.RUSAGE_CHILDREN)
+    told = {"env": os.environ | elsewhere, "cwd": REPOSITORY, "capture_output": True, "text": True}
+    done = subprocess.run((sys.executable, "-c", lines + SHOWN), **told)
+    assert done.returncode == 0, done.stderr
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime  # of this process, whatever runs beside it
+    assert took < 30 and not list(tmp_path.iterdir())
+
+
+def test_a_published_unit_is_the_published_signal_and_its_network_gives_the_published_activation():
+    one = published.network("dsads")
+    stored = xr.load_dataset(DSADS / "networks" / "signals.nc", engine="h5netcdf")["signal"].sel(seed=0)
+    cards = pd.read_csv(DSADS / "tables" / "14_cards.csv", index_col="unit")
+    axes = len(one.network.model.dense.weight[0]) // (30 * 64)
+    for layer, unit in (("conv1", 53), ("conv2", 45), ("conv3", 9)):
+        made, levels = one.unit(layer, unit)
+        assert made.identical(made.transpose("technique", "time")) and float(levels["th_eap"]) > 0
+        expected = stored.sel(layer=layer, unit=unit, preset="calibrated")
+        assert np.array_equal(made["signal"], expected) and list(made["technique"].values) == list(
+            expected["technique"]
+        )
+        proposed = made.sel(technique="L2+TV+EAP+clip")
+        x = torch.zeros(1, axes, 30)
+        x[0, 4] = torch.as_tensor(proposed["signal"].values)
+        with torch.no_grad():
+            whole = one.network.model.feature_maps(x, layer)[layer][0, unit, 4].numpy()
+        assert np.allclose(whole, proposed["map"], rtol=1e-4, atol=1e-5)
+        activation = min(float(whole.max() / levels["th_eap"]), 1)
+        assert activation == pytest.approx(cards["activation"][f"{layer}-{unit}"], rel=1e-4)
+    assert one.provenance["arguments"]["seed"] == 0 and one.network.seed == 0
+
+
+def test_what_is_not_published_is_refused_without_data_too(made, monkeypatch):
+    second = published.network("dsads", seed=1)
+    with pytest.raises(published.PublishedError, match="of network 1 only the trunk is published"):
+        second.network.model(torch.zeros(1, 6, 30))
+    for call, said in (
+        (lambda: published.network("dsads", seed=9), "networks 9 are not published"),
+        (lambda: published.network("dsads", seed=100), "network 100 in .* is kept for choosing, without signals"),
+        (lambda: published.network("nowhere"), "no networks are published in"),
+        (lambda: published.learning_curves("nowhere"), "no networks of nowhere are published"),
+    ):
+        with pytest.raises(published.PublishedError, match=said):
+            call()
+    with pytest.raises(ValueError, match="unknown layer 'conv4'; valid layers: conv1, conv2, conv3"):
+        second.unit("conv4", 0)
+
+
+def test_learning_curves_are_those_of_the_judging_networks():
+    curves = published.learning_curves("dsads")
+    assert curves.groupby("profile", sort=False)["epoch"].max().to_dict() == {"desk": 10, "paper": 200}
+    assert set(curves["seed"]) == {0, 1, 2, 3, 4} and curves.groupby(["profile", "seed"])["chosen"].sum().eq(1).all()
+    desk = curves[(curves["profile"] == "desk") & curves["chosen"]].set_index("seed")
+    table = pd.read_csv(DSADS / "tables" / "02_f1.csv", index_col="seed")
+    assert desk["epoch"].tolist() == table["chosen epoch"].tolist()
+    assert desk["test_f1"].tolist() == table["test F1"].tolist()
+
+
+def test_made_up_data_are_published_without_the_whole_network(cfg, tiny_windows, tmp_path):
+    networks = supervised.networks(cfg, tiny_windows)
+    nothing = xr.Dataset({"signal": (("seed", "time"), np.zeros((2, 30)))}, {"seed": [3, 5]})
+    folder = published.save(tmp_path / "few", tiny_windows, networks, nothing, nothing, whole=False)
+    assert not (folder / "network.safetensors").exists()
+    first = published.load(folder, tiny_windows, SMALL, (3,))[0]
+    assert torch.equal(first.trunk.weights[1], networks[0].trunk.weights[1])
+    with pytest.raises(published.PublishedError, match="of network 3 only the trunk"):
+        first.model(torch.as_tensor(tiny_windows.test.x))

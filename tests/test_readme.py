@@ -20,6 +20,21 @@ def test_readme_and_the_page_of_benchmarks_say_what_is_published():
     assert page.read_text(encoding="utf-8") == readme.benchmarks_page(), "run: python -m workflow.readme"
 
 
+def test_the_card_of_the_networks_says_what_their_files_and_results_say():
+    folder = REPOSITORY / "reports/published"
+    text = (folder / "NETWORKS.md").read_text(encoding="utf-8")
+    assert text == readme.networks_page(), "run: python -m workflow.readme"
+    carrying = [name for name in readme.published() if (folder / name / "networks").exists()]
+    assert {"desk/dsads", "desk/mhealth-approximate"} <= set(carrying)
+    for name in carrying:
+        of = readme.published()[name]
+        for seed, f1 in enumerate(of["results"]["training"]["macro_f1"]["per_seed"]):
+            chosen = f"{of['results']['training']['best_epoch'][seed]} of {of['results']['training']['epochs']}"
+            assert re.search(rf"^\| {name} \| {seed} \| [\d.e-]+ \| {chosen} \| {f1:.3f} \|", text, re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#:]+)[)#]", text):
+        assert (folder / target).exists(), target
+
+
 def test_readme_is_short_names_every_notebook_and_module_and_its_links_lead_somewhere():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 180

@@ -22,11 +22,13 @@ from harvis_utils.paper import report
 from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, load_settings, report_root
-from harvis_utils.store.files import ArtifactError, read_json, scratch, write_json, writing
+from harvis_utils.store.files import ArtifactError, file_digest, read_json, scratch, write_json, writing
 from harvis_utils.store.results import around_builds
 from harvis_utils.training import published
 
 README = REPOSITORY / "README.md"
+#: the digests of a published run's files, but of those that its networks/networks.json knows
+DIGESTS = "digests.json"
 
 #: what may be new or changed in a published run: pages and tables; and networks, which change seldom
 PUBLISHED_BYTES, NETWORK_BYTES = 8_000_000, 16_000_000
@@ -107,7 +109,7 @@ def _of_others(target: Path, notebooks: list[Path]) -> list[Path]:
     """Files of a published run that stay when ``notebooks`` are published: none where no other notebook is there."""
     numbers = tuple(notebook.stem.split("_")[0] + "_" for notebook in notebooks)
     there = [path.relative_to(target) for path in sorted(target.rglob("*")) if path.is_file()]
-    stay = [path for path in there if not path.name.startswith(numbers)]
+    stay = [path for path in there if not path.name.startswith((*numbers, DIGESTS))]
     return stay if any(path.suffix == ".ipynb" for path in stay) else []
 
 
@@ -126,8 +128,16 @@ def _networks(cfg: Settings, folder: Path, again: str) -> dict[Path, Path]:
 
     run = Stages(kinds.fitted(cfg))
     with around_builds(missing):
-        published.save(folder, run.data, [*run.networks, *run.choosing.networks], run.statistics, run.signals)
+        about = (run.data, [*run.networks, *run.choosing.networks], run.statistics, run.signals)
+        published.save(folder, *about, whole=not kinds.check_name(cfg.dataset).made_up)
     return {path: path.relative_to(folder.parent) for path in sorted(folder.iterdir())}
+
+
+def digests(run: Path) -> dict[str, str]:
+    """SHA-256 of the files of a published run, by their places in it: what its ``DIGESTS`` should say."""
+    beside = {DIGESTS, *(f"networks/{name}" for name in published.FILES)}
+    places = sorted(p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file())
+    return {place: file_digest(run / place) for place in places if place not in beside}
 
 
 def machine_paths(path: Path) -> list[str]:
@@ -160,6 +170,7 @@ def _replace(target: Path, files: dict[Path, Path]) -> Path:
                     f"{size / 1e6:.1f} MB of the run are new or changed; at most {most / 1e6:.0f} MB are published at "
                     "a time: publish some notebooks first, from a folder that holds these alone (--notebooks)"
                 )
+        write_json(part / DIGESTS, {"files": digests(part)})
         older = part.with_suffix(".old")
         if target.exists():
             os.rename(target, older)

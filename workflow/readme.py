@@ -1,4 +1,4 @@
-"""Published results turned into the tables of README.md, so that no number there is typed by hand.
+"""Published results turned into the tables of README.md and of the card of the networks, so that no number is typed.
 
 python -m workflow.readme            # rewrites the blocks between the markers; `make publish` does it too
 """
@@ -14,12 +14,15 @@ import pandas as pd
 
 from benchmarks import tables
 from harvis_utils.chain.execution import notebook_seconds
+from harvis_utils.data import kinds
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import intervals
 from harvis_utils.metrics.signal_measures import FLAT_G
+from harvis_utils.paper import comparing
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import read_json, write_text
+from harvis_utils.training.published import Published, judging
 from workflow import pages, sweep
 
 PUBLISHED = REPOSITORY / "reports" / "published"
@@ -251,6 +254,88 @@ def benchmarks_page() -> str:
     return "\n\n".join(["# Benchmarks", made, *map(tables.page, _benchmarks())]) + "\n"
 
 
+CARD = """# Published networks
+
+Made by workflow.readme from the files of each run, as `desk/dsads/networks/`: weights, learning curves, unit statistics
+and signals of SF-HF networks (shared filters for all sensor axes, which are mixed afterwards). In three lines, without
+any data, to the picture of a unit:
+
+```python
+from harvis_utils.figures import waves
+from harvis_utils.training import published
+figure = waves.unit_methods(*published.network("dsads", seed=0).unit("conv1", 53))
+```
+
+`make verify` compares every file with its digest, computes the published scores again from these files, and climbs some
+units again.
+
+## Data
+
+{data}
+
+Of recorded data two accelerometers, on an arm and a leg: six axes in G, 30 Hz, windows of one second that overlap by
+half. No person is in two splits. Where an archive could not be verified ("approximate"), numbers may differ from those
+of the original. The files hold no recordings; they were learned from them, and stand under the licence of their data,
+CC BY 4.0 with the citations in [data/README.md](../../data/README.md#licence-and-attribution).
+
+## How they do
+
+Macro F1 is that on the test people, at the epoch with the best one on the validation people; the interval is over
+networks, not over people.
+
+{protocols}
+
+{networks}
+
+Each run has two more networks, trained on the test people, on which open settings were chosen; they judge nothing.
+Training: Adam on cross entropy; what the paper leaves open (batch norm, a dense layer of 128, dropout 0.5, batches of
+64) was chosen on DSADS. "desk" is no protocol of the paper, but one that two cores can run.
+
+## What they are for, and what not
+
+- For looking inside: activation maximization, dissection, comparisons of units, and tests of tools that do this.
+- Not for telling what a person does: they know a few volunteers, who performed set activities with sensors at set
+  places.
+- Not for claims about the paper's own networks, which are not public. Seeds, splits and all that the paper does not
+  state are ours.
+- What a signal shows of a unit is limited: see *What we found* in [README](../../README.md).
+"""
+
+
+def networks_page() -> str:
+    """The card of all published networks: reports/published/NETWORKS.md."""
+    data, reached, rows, paper_f1 = [], [], [], "the paper's"
+    runs = [path.parent for path in sorted(PUBLISHED.glob("*/*/networks"))]
+    for name in dict.fromkeys(run.name for run in runs):
+        of = kinds.check_name(name)
+        people = [", ".join(map(str, of.split[split])) for split in ("train", "val", "test")]
+        data.append([name, of.title, f"{of.source}; {of.licence}", *people])
+        for profile, row in comparing.protocols(name).iterrows():
+            verdict = row["is it so"] + (f", {row['how much']}" if row["is it so"] != "not testable" else "")
+            paper = f"{row[paper_f1]:.3f}" if row[paper_f1] else "-"
+            about = [f"{row['networks']} x {row['epochs']}", intervals.said(row, "macro F1", ".3f"), paper, verdict]
+            reached.append([f"{profile}/{name}", *about])
+    for run in runs:
+        for one in judging(run / "networks"):
+            rows.append([f"{run.parent.name}/{run.name}", *_network(one)])
+    heads = {
+        "data": ["data", "title", "source and licence", "training people", "validation", "test"],
+        "protocols": ["run", "networks x epochs", "macro F1", "paper", "claim C1"],
+        "networks": ["run", "seed", "learning rate", "chosen epoch", "macro F1", "validation", "device", "minutes"],
+    }
+    tables_of = zip(heads.items(), (data, reached, rows), strict=True)
+    return CARD.format(**{name: tables.markdown(pd.DataFrame(of, columns=head)) for (name, head), of in tables_of})
+
+
+def _network(one: Published) -> list[str]:
+    """A row of the card's table of networks."""
+    net, how = one.network, one.provenance["arguments"]["training"]
+    f1 = [f"{net.history[split][net.best_epoch]:.3f}" for split in ("test_f1", "val_f1")]
+    chosen = f"{net.best_epoch + 1} of {how['epochs']}"
+    minutes = f"{net.wall_s / 60:.1f}"
+    return [str(net.seed), f"{how['learning_rate']:g}", chosen, *f1, one.provenance["device"], minutes]
+
+
 def updated(text: str, name: str, content: str) -> str:
     """``text`` with the block ``name`` replaced; raises ``ValueError`` where its markers are missing."""
     begin, end = f"<!-- {name}: made by workflow.readme from reports/published -->", f"<!-- end of {name} -->"
@@ -278,10 +363,11 @@ def rewritten(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrite the blocks in README.md, and the page of benchmarks."""
+    """Rewrite the blocks in README.md, the page of benchmarks and the card of the networks."""
     path = REPOSITORY / "README.md"
     write_text(path, rewritten(path.read_text(encoding="utf-8")))
     write_text(PUBLISHED / "benchmarks" / "README.md", benchmarks_page())
+    write_text(PUBLISHED / "NETWORKS.md", networks_page())
     return 0
 
 

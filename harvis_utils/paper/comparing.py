@@ -12,15 +12,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from harvis_utils.data import kinds
 from harvis_utils.data.windowing import Windows
 from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.maximization.starting import starting_points
 from harvis_utils.metrics import realism, signal_measures
 from harvis_utils.metrics.intervals import paired, with_interval
+from harvis_utils.paper import claims, verdicts
+from harvis_utils.paper.evidence import Evidence
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 from harvis_utils.parallel import torch_device
 from harvis_utils.settings import Settings
+from harvis_utils.training import published
 from harvis_utils.training.supervised import Network
 
 #: column -> how it is read from the measures; every one is (..., layer, unit)
@@ -127,3 +131,23 @@ def spreads(
         made = paper_methods.maximize(network.trunk, layer, th_eap.sel(layer=layer).values, **how)["signal"].values
         parts[layer] = pd.DataFrame(signal_measures.spread(made, starts), methods).agg(["median", "min", "max"], axis=1)
     return pd.concat(parts, names=["layer", "technique"]).set_axis(["median spread", "smallest", "largest"], axis=1)
+
+
+def protocols(dataset: str) -> pd.DataFrame:
+    """What the published networks of a data set reach by each profile's training, a row each, and what C1 is by them.
+
+    "macro F1" on the test people with its 95 % interval over "networks" of so many "epochs", "the paper's", None where
+    it has none, and the verdict: "is it so", "how much", "why". Reads no data and trains nothing; raises
+    :class:`published.PublishedError` where no networks are published.
+    """
+    rows, known = [], kinds.check_name(dataset)
+    claim = next(claim for claim in claims.CLAIMS if claim.id == "C1")
+    for profile, curves in published.learning_curves(dataset).groupby("profile", sort=False):
+        f1, epochs = curves.loc[curves["chosen"], "test_f1"].to_numpy(), int(curves["epoch"].max())
+        counted = {"seed": range(len(f1)), "layer": [0], "unit": [0], "activity": list(known.activities)}
+        evidence = Evidence(dataset, epochs, f1, np.nan, xr.Dataset(coords=counted), xr.Dataset(), {})
+        entry = verdicts.judge(claim, claims.criteria_of("C1"), evidence, evidence.resampled())
+        row = {"profile": profile, "networks": len(f1), "epochs": epochs} | with_interval("macro F1", f1)
+        row |= {"the paper's": claims.PAPER_F1.get(evidence.base), "is it so": entry["direction"]}
+        rows.append(row | {"how much": entry["size"], "why": entry["why"]})
+    return pd.DataFrame(rows).set_index("profile")

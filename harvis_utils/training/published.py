@@ -4,31 +4,35 @@ A published run carries, in ``reports/published/<profile>/<data set>/networks/``
 
 * ``trunks.safetensors``: of every network, those for choosing too, the folded trunk
   (:class:`harvis_utils.networks.sfhf.Trunk`), history and predicted classes;
-* ``network.safetensors``: all weights of the network of the first seed, float32;
+* ``network.safetensors``: all weights of the network of the first seed, float32; not of made-up data, on which anyone
+  trains it again in two minutes;
 * ``statistics.nc`` and ``signals.nc``: what its units did in training, and the signals of all methods;
 * ``networks.json``: digests of these files, and how and on which windows each network was trained.
 
-With ``WEIGHTS=published`` a run takes these networks instead of training.
+With ``WEIGHTS=published`` a run takes these networks instead of training; :func:`network` reads one without any data.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from harvis_utils.data.windowing import Windows
-from harvis_utils.networks.sfhf import Trunk
-from harvis_utils.settings import REPOSITORY, HarvisError, ModelSettings
+from harvis_utils.networks import builders
+from harvis_utils.networks.sfhf import Trunk, known
+from harvis_utils.settings import PROFILES, REPOSITORY, HarvisError, ModelSettings, from_json
 from harvis_utils.store import results
 from harvis_utils.store.files import file_digest, read_dataset, read_json, replacing, write_dataset, write_json
-from harvis_utils.training.supervised import HISTORY, Network, new_model, part_of, trained
+from harvis_utils.training.supervised import HISTORY, Network, drawing, part_of, trained
 
 #: files of a published run's folder beside networks.json
 FILES = ("trunks.safetensors", "network.safetensors", "statistics.nc", "signals.nc")
@@ -59,6 +63,34 @@ class NotPublished(nn.Module):
     forward = parameters = named_parameters = named_modules = modules = state_dict = _refuse
 
 
+@dataclass(frozen=True)
+class Published:
+    """A network of a published run, what its units did in training, and the signals that were made for them.
+
+    ``statistics`` has dims (layer, unit[, rank]), ``signals`` (layer, preset, technique, unit, time) in G;
+    ``provenance`` says how and with what it was trained, and under "caveat" what is to be said of its data.
+    """
+
+    network: Network
+    statistics: xr.Dataset
+    signals: xr.DataArray
+    provenance: dict
+
+    def unit(self, layer: str, unit: int, preset: str = "calibrated") -> tuple[xr.Dataset, xr.Dataset]:
+        """All signals of a unit with its outputs for them, ``signal`` and ``map`` (technique, time); its statistics.
+
+        These are what :func:`harvis_utils.figures.waves.unit_methods` draws. Raises ``ValueError`` for an unknown
+        layer, unit or preset.
+        """
+        asked = {"layer": layer, "unit": unit, "preset": preset}
+        for name, value in asked.items():
+            known(name, value, self.signals[name].values.tolist())
+        made, trunk = self.signals.sel(asked), self.network.trunk
+        maps = trunk.feature_map(torch.as_tensor(made.values), layer)[:, unit].numpy()
+        both = xr.Dataset({"signal": made, "map": (made.dims, maps)})
+        return both, self.statistics.sel(layer=layer, unit=unit)
+
+
 def folder_of(profile: str, dataset: str) -> Path:
     """Where the networks of a published run are or will be."""
     return REPOSITORY / "reports" / "published" / profile / dataset / "networks"
@@ -70,11 +102,12 @@ def save(
     networks: Sequence[Network],
     statistics: xr.Dataset,
     signals: xr.Dataset,
+    whole: bool = True,
 ) -> Path:
     """Write the networks of a finished run, its unit statistics and its signals; returns ``folder``.
 
     ``statistics`` has dims (seed, layer, unit[, rank]); of ``signals``, (seed, layer, preset, technique, unit, time),
-    the signals alone are kept, in float32.
+    the signals alone are kept, in float32. The ``whole`` first network goes, or its trunk alone as of the others.
     """
     tensors: dict[str, torch.Tensor] = {}
     for net in networks:
@@ -86,14 +119,16 @@ def save(
         tensors |= {f"{net.seed}.{name}": part.contiguous() for name, part in parts.items()}
     with replacing(folder / "trunks.safetensors") as part:
         save_file(tensors, part)
-    whole = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in networks[0].model.state_dict().items()}
-    with replacing(folder / "network.safetensors") as part:
-        save_file({k: v.contiguous() for k, v in whole.items()}, part)
+    if whole:
+        weights = networks[0].model.state_dict()
+        weights = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in weights.items()}
+        with replacing(folder / "network.safetensors") as part:
+            save_file({k: v.contiguous() for k, v in weights.items()}, part)
     write_dataset(folder / "statistics.nc", statistics)
     write_dataset(folder / "signals.nc", signals[["signal"]].astype(np.float32))
     trainings = [read_json(results.folder_of(trained.stage, net.key) / "manifest.json") for net in networks]
     about = {
-        "files": {name: file_digest(folder / name) for name in FILES},
+        "files": {name: file_digest(folder / name) for name in FILES if whole or name != "network.safetensors"},
         "caveat": windows.caveat,
         "seeds": [net.seed for net in networks],
         "best_epochs": [net.best_epoch for net in networks],
@@ -107,36 +142,81 @@ def save(
     return folder
 
 
-def _described(folder: Path) -> dict:
-    """What ``networks.json`` says; every file that it names is compared with its digest."""
-    if not (folder / "networks.json").exists():
-        raise PublishedError(f"no networks are published in {folder}; train them (WEIGHTS=trained)")
-    about = read_json(folder / "networks.json")
-    for name, digest in about["files"].items():
-        if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise PublishedError(f"{folder / name} is missing or damaged; get it again, or train (WEIGHTS=trained)")
-    return about
-
-
 def load(folder: Path, windows: Windows, model: ModelSettings, seeds: Sequence[int]) -> list[Network]:
     """The published networks of ``seeds``, in this order; of all but the first of the file only the trunk.
 
     Raises :class:`PublishedError` where files are missing or damaged, where they are of other windows, and for seeds
     that were not published.
     """
-    about = _described(folder)
-    if unknown := sorted(set(seeds) - set(about["seeds"])):
-        raise PublishedError(
-            f"networks {', '.join(map(str, unknown))} are not published in {folder}; published are "
-            f"{', '.join(map(str, about['seeds']))}; train the others (WEIGHTS=trained)"
-        )
+    about = _checked(folder, seeds)
     trained_on = {about["provenance"][about["seeds"].index(seed)]["arguments"]["windows"] for seed in seeds}
     if trained_on != {windows.digest}:
         raise PublishedError(
             f"the networks in {folder} were trained on other windows than these; train them (WEIGHTS=trained)"
         )
     tensors = load_file(folder / "trunks.safetensors")
-    return [_network(folder, about, tensors, windows, model, seed) for seed in seeds]
+    return [_network(folder, about, tensors, windows.train.length, model, seed) for seed in seeds]
+
+
+def _checked(folder: Path, seeds: Sequence[int]) -> dict:
+    """What ``networks.json`` says, where all files are whole and the networks of ``seeds`` among them."""
+    if not (folder / "networks.json").exists():
+        raise PublishedError(f"no networks are published in {folder}; train them (WEIGHTS=trained)")
+    about = read_json(folder / "networks.json")
+    for name, digest in about["files"].items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise PublishedError(f"{folder / name} is missing or damaged; get it again, or train (WEIGHTS=trained)")
+    if unknown := sorted(set(seeds) - set(about["seeds"])):
+        raise PublishedError(
+            f"networks {', '.join(map(str, unknown))} are not published in {folder}; published are "
+            f"{', '.join(map(str, about['seeds']))}; train the others (WEIGHTS=trained)"
+        )
+    return about
+
+
+def network(dataset: str, seed: int = 0, profile: str = "desk") -> Published:
+    """The network of ``seed`` of a published run, in three lines to the picture of a unit, without any data:
+
+        one = published.network("dsads", seed=0)
+        figure = waves.unit_methods(*one.unit("conv1", 53))
+
+    All its weights are there where it is the first of a run on recorded data, else its trunk. Raises
+    :class:`PublishedError` where it is not published, or damaged.
+    """
+    return judging(folder_of(profile, dataset), [seed])[0]
+
+
+def judging(folder: Path, seeds: Sequence[int] | None = None) -> list[Published]:
+    """The networks that a published run's verdicts stand on, those of ``seeds`` or all, whose data are not at hand."""
+    about = _checked(folder, seeds or ())
+    tensors, (_, statistics, signals) = load_file(folder / "trunks.safetensors"), without_data(folder)
+    judges, found = statistics["seed"].values.tolist(), []
+    if beside := sorted(set(seeds or ()) - set(judges)):
+        raise PublishedError(f"network {beside[0]} in {folder} is kept for choosing, without signals; judges: {judges}")
+    for seed in judges if seeds is None else seeds:
+        provenance = about["provenance"][about["seeds"].index(seed)]
+        model = from_json(provenance["arguments"]["model"], ModelSettings)
+        made = _network(folder, about, tensors, signals.sizes["time"], model, seed)
+        own = (of.sel(seed=seed, drop=True) for of in (statistics, signals["signal"]))
+        found.append(Published(made, *own, provenance))
+    return found
+
+
+def learning_curves(dataset: str) -> pd.DataFrame:
+    """What training came to in the published networks of a data set, in all profiles: a row per network and epoch.
+
+    Columns: "profile", "seed", "epoch" (from 1), those of ``HISTORY``, and "chosen", true at the epoch that was taken.
+    """
+    rows = []
+    for profile in PROFILES:
+        folder = folder_of(profile, dataset)
+        for one in judging(folder) if (folder / "networks.json").exists() else ():
+            own = pd.DataFrame(one.network.history).rename_axis("epoch").reset_index()
+            own = own.assign(chosen=own["epoch"] == one.network.best_epoch, epoch=own["epoch"] + 1)
+            rows.append(own.assign(profile=profile, seed=one.network.seed))
+    if not rows:
+        raise PublishedError(f"no networks of {dataset} are published")
+    return pd.concat(rows, ignore_index=True)
 
 
 def without_data(folder: Path) -> tuple[dict[int, Trunk], xr.Dataset, xr.Dataset]:
@@ -144,21 +224,23 @@ def without_data(folder: Path) -> tuple[dict[int, Trunk], xr.Dataset, xr.Dataset
 
     Raises :class:`PublishedError` where files are missing or damaged.
     """
-    about, tensors = _described(folder), load_file(folder / "trunks.safetensors")
+    about, tensors = _checked(folder, ()), load_file(folder / "trunks.safetensors")
     trunks = {seed: _trunk(part_of(tensors, f"{seed}.")) for seed in about["seeds"]}
     return trunks, *(read_dataset(folder / f"{name}.nc") for name in ("statistics", "signals"))
 
 
-def _network(folder: Path, about: dict, tensors: dict, windows: Windows, model: ModelSettings, seed: int) -> Network:
+def _network(folder: Path, about: dict, tensors: dict, length: int, model: ModelSettings, seed: int) -> Network:
     own = part_of(tensors, f"{seed}.")
     predicted = (part_of(own, name) for name in ("predicted.", "last_predicted."))
     best, last = ({split: classes.long().numpy() for split, classes in of.items()} for of in predicted)
     whole: nn.Module = NotPublished(seed)
     place = about["seeds"].index(seed)
-    if place == 0:
-        whole = new_model(windows, model, seed).eval()
+    if place == 0 and "network.safetensors" in about["files"]:
+        with drawing(seed):
+            whole = builders.build(len(about["axes"]), length, len(about["activities"]), model)
+        whole = whole.to(memory_format=torch.channels_last).eval()
         whole.load_state_dict(load_file(folder / "network.safetensors"))
-    content = f"{about['files']['trunks.safetensors']} {about['files']['network.safetensors']} {seed}"
+    content = f"{about['files']['trunks.safetensors']} {about['files'].get('network.safetensors')} {seed}"
     return Network(
         seed=seed,
         model=whole,
