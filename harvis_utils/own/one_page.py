@@ -214,6 +214,8 @@ def _facts(found: Found) -> dict[str, str]:
     }
     if (every := looking.every(windows.train, looking.MOST_NUMBERS)) > 1:
         facts["thinned"] = f"but for thresholds, every {every}th window is looked at, because all would fill the memory"
+    if of.target.axes > N_DRAWN:
+        facts["drawn"] = f"{N_DRAWN} axes, on which signals and strongest windows move most; all {n_axes} are measured"
     if of.scale is not None:
         whose = "all axes together" if of.by_axis else "each axis"
         facts["scale"] = f"values are not in G: two standard deviations of {whose} stand for 1 G, their mean for 0 G"

@@ -73,7 +73,11 @@ def tables(found: Found) -> dict[str, pd.DataFrame]:
         made["measures"] = _measures(found, made["signals"])
     if (named := found.part("concepts")) is not None:
         best = dissection.detectors(named)
-        columns = {"concept": best["concept"], "IoU": best["best"], "by chance, 95 % point": best["limit"].isel(rule=1)}
+        columns = {
+            "concept": best["concept"].where(best["best"] > 0, ""),
+            "IoU": best["best"],
+            "by chance, 95 % point": best["limit"].isel(rule=1),
+        }
         columns |= {"above chance": best["detector"].isel(rule=1), "share of samples in its mask": named["on"]}
         made["concepts"] = pd.DataFrame({name: one.values for name, one in columns.items()}, named["unit"].to_index())
     if (lost := found.part("silencing")) is not None:
