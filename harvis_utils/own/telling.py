@@ -29,11 +29,15 @@ NOT_TO_CONCLUDE = (
 
 @dataclass
 class Found:
-    """What is known of a place so far: parts by their lens, lenses that refused with the reason, and those to come."""
+    """What is known of a place so far: parts by their lens, lenses that refused with the reason, and those to come.
+
+    ``asked`` says what the page is of.
+    """
 
     of: Looked
     units: list[int]
     statistics: xr.Dataset
+    asked: dict
     parts: dict[str, list] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
