@@ -88,7 +88,9 @@ def test_every_network_of_the_matrix_gets_its_page(name, n_axes, tmp_path):
     of, windows = networks_for(n_axes).case(name), networks_for(n_axes).made_windows()
     windows = dataclasses.replace(windows, caveat=CAVEAT)
     before = {key: value.clone() for key, value in of.network.state_dict().items()}
-    made = harvis_utils.explain(of.network, of.tap, windows, tmp_path / "page", units=[0, 2, 3], **FAST)
+    made = harvis_utils.explain(
+        of.network, of.tap, windows, tmp_path / "page", units=[0, 2, 3], even_untrained=True, **FAST
+    )
     text, about = made.read_text(encoding="utf-8"), json.loads((made.parent / "explanation.json").read_text())
     assert about["finished"] and set(tables_of(made.parent)) == set(one_page.TABLES)
     refused = MATRIX.loc[name, "deconvnet"].startswith("refused") and "deconvnet"
