@@ -88,7 +88,9 @@ def test_every_network_of_the_matrix_gets_its_page(name, n_axes, tmp_path):
     of, windows = networks_for(n_axes).case(name), networks_for(n_axes).made_windows()
     windows = dataclasses.replace(windows, caveat=CAVEAT)
     before = {key: value.clone() for key, value in of.network.state_dict().items()}
-    made = harvis_utils.explain(of.network, of.tap, windows, tmp_path / "page", units=[0, 2, 3], **FAST)
+    made = harvis_utils.explain(
+        of.network, of.tap, windows, tmp_path / "page", units=[0, 2, 3], even_untrained=True, **FAST
+    )
     text, about = made.read_text(encoding="utf-8"), json.loads((made.parent / "explanation.json").read_text())
     assert about["finished"] and set(tables_of(made.parent)) == set(one_page.TABLES)
     refused = MATRIX.loc[name, "deconvnet"].startswith("refused") and "deconvnet"
@@ -248,13 +250,13 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
 
 
 def test_another_page_in_the_same_folder_leaves_nothing_of_the_first(tmp_path):
-    first = explained(tmp_path / "page")
-    network, windows = subject(length=20)
-    stranger = first.parent / "tables" / "mine.csv"
-    stranger.write_text("kept")
-    (first.parent / "tables" / "covered.csv").write_text("of the first")
-    looking.looked(network, "body.0", windows)
-    one_page._claim(first.parent, "another")
+    first = explained(tmp_path / "page", units=[0, 1])
+    asked = json.loads((first.parent / "explanation.json").read_text())["asked"]
+    (first.parent / "tables" / "mine.csv").write_text("kept")
+    before = sorted(first.parent.rglob("*.*"))
+    one_page._claim(first.parent, asked)
+    assert sorted(first.parent.rglob("*.*")) == before
+    one_page._claim(first.parent, asked | {"units": [0, 2]})
     assert [path.name for path in first.parent.rglob("*.*")] == ["mine.csv"]
 
 

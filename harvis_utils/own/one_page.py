@@ -35,7 +35,7 @@ from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 from harvis_utils.parallel import progress
 from harvis_utils.settings import MaximizationSettings, VisualSettings, report_root
 from harvis_utils.store import files
-from harvis_utils.store.results import provenance
+from harvis_utils.store.results import described, provenance
 
 #: Choice: units that are looked at where none are named, spread evenly over the place
 N_UNITS = 16
@@ -90,8 +90,9 @@ def explain(
     if not units or len(set(units)) < len(units) or not set(units) <= set(range(n_units)):
         raise ExplainError(f"{of.name} has units 0 to {n_units - 1}; units should be some of these, each once: {units}")
     folder = Path(folder) if folder else report_root() / "explained" / re.sub(r"[^\w.-]+", "_", of.name)
-    _claim(folder, of.key)
-    found = Found(of, units, statistics)
+    asked = {"key": of.key, "units": units, "settings": described(settings), "visual": described(visual)}
+    _claim(folder, asked)
+    found = Found(of, units, statistics, asked)
     steps, written = list(_steps(found, settings, visual)), 0.0
     with progress(total=len(steps), desc=f"explaining {of.name}", leave=False) as bar:
         try:
@@ -138,10 +139,10 @@ def _steps(found: Found, settings: MaximizationSettings, visual: VisualSettings)
     yield "occlusion", lambda: looking.covered(of)
 
 
-def _claim(folder: Path, key: str) -> None:
+def _claim(folder: Path, asked: dict) -> None:
     """Take a folder for this page: a new one, one of the same, or one of another page, which is removed."""
     if (folder / ABOUT).exists():
-        if files.read_json(folder / ABOUT).get("key") != key:
+        if files.read_json(folder / ABOUT)["asked"] != asked:
             for path in (folder / PAGE, folder / ABOUT, *(folder / "tables" / f"{name}.csv" for name in TABLES)):
                 path.unlink(missing_ok=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -188,14 +189,8 @@ def _write(found: Found, folder: Path) -> None:
         files=[f"tables/{name}.csv" for name in TABLES if name in made],
     )
     files.write_text(folder / PAGE, text)
-    about = {
-        "key": of.key,
-        "place": of.name,
-        "caveat": of.caveat,
-        "finished": not found.waiting,
-        "refused": found.refused,
-    }
-    about |= {"numbers": told, "units": found.units, "made with": provenance()["versions"]}
+    about = {"asked": found.asked, "place": of.name, "caveat": of.caveat, "finished": not found.waiting}
+    about |= {"refused": found.refused, "numbers": told, "made with": provenance()["versions"]}
     files.write_json(folder / ABOUT, about, nan_as_null=True)
 
 
@@ -214,6 +209,8 @@ def _facts(found: Found) -> dict[str, str]:
     }
     if (every := looking.every(windows.train, looking.MOST_NUMBERS)) > 1:
         facts["thinned"] = f"but for thresholds, every {every}th window is looked at, because all would fill the memory"
+    if of.target.axes > N_DRAWN:
+        facts["drawn"] = f"{N_DRAWN} axes, on which signals and strongest windows move most; all {n_axes} are measured"
     if of.scale is not None:
         whose = "all axes together" if of.by_axis else "each axis"
         facts["scale"] = f"values are not in G: two standard deviations of {whose} stand for 1 G, their mean for 0 G"

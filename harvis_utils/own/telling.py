@@ -29,11 +29,15 @@ NOT_TO_CONCLUDE = (
 
 @dataclass
 class Found:
-    """What is known of a place so far: parts by their lens, lenses that refused with the reason, and those to come."""
+    """What is known of a place so far: parts by their lens, lenses that refused with the reason, and those to come.
+
+    ``asked`` says what the page is of.
+    """
 
     of: Looked
     units: list[int]
     statistics: xr.Dataset
+    asked: dict
     parts: dict[str, list] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
@@ -73,7 +77,11 @@ def tables(found: Found) -> dict[str, pd.DataFrame]:
         made["measures"] = _measures(found, made["signals"])
     if (named := found.part("concepts")) is not None:
         best = dissection.detectors(named)
-        columns = {"concept": best["concept"], "IoU": best["best"], "by chance, 95 % point": best["limit"].isel(rule=1)}
+        columns = {
+            "concept": best["concept"].where(best["best"] > 0, ""),
+            "IoU": best["best"],
+            "by chance, 95 % point": best["limit"].isel(rule=1),
+        }
         columns |= {"above chance": best["detector"].isel(rule=1), "share of samples in its mask": named["on"]}
         made["concepts"] = pd.DataFrame({name: one.values for name, one in columns.items()}, named["unit"].to_index())
     if (lost := found.part("silencing")) is not None:
