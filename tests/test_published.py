@@ -13,6 +13,7 @@ import pytest
 import torch
 import xarray as xr
 
+from harvis_utils.figures import draw
 from harvis_utils.networks import taps
 from harvis_utils.settings import REPOSITORY, ModelSettings, TrainingSettings, load_settings
 from harvis_utils.store.files import read_json
@@ -181,6 +182,10 @@ def test_learning_curves_are_those_of_the_judging_networks():
     table = pd.read_csv(DSADS / "tables" / "02_f1.csv", index_col="seed")
     assert desk["epoch"].tolist() == table["chosen epoch"].tolist()
     assert desk["test_f1"].tolist() == table["test F1"].tolist()
+    look = {"colour": "profile", "each": "seed", "ringed": "chosen", "scale": "log"}
+    figure = draw.curves(curves, "epoch", "test_f1", label="macro F1, test people", **look)
+    drawn = [line.get_xdata() for line in figure.axes[0].lines]
+    assert sum(len(x) == 10 for x in drawn) == sum(len(x) == 200 for x in drawn) == 6, "five networks and their mean"
 
 
 def test_made_up_data_are_published_without_the_whole_network(cfg, tiny_windows, tmp_path):

@@ -95,19 +95,19 @@ class Check:
     differing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def compare(self, place: str, published, found, relative: float = RELATIVE) -> None:
-        """Count two values, the numbers among them equal where they differ by no more than ``relative``."""
+    def compare(self, place: str, published, found) -> None:
+        """Count two values, the numbers among them equal where they differ by no more than :data:`RELATIVE`."""
         self.n += 1
         size = apart(published, found)
         self.largest = max(self.largest, size)
-        if size > relative:
+        if size > RELATIVE:
             self.differing.append(f"{place}: {published!r} is published, {found!r} found")
 
-    def compare_all(self, place: str, published, found, relative: float = RELATIVE) -> None:
+    def compare_all(self, place: str, published, found) -> None:
         """The same of all values inside two nested ones."""
         before, now = (dict(yardstick.leaves(value)) for value in (published, found))
         for path in before | now:
-            self.compare(f"{place}/{path}", *(of.get(path, "nothing") for of in (before, now)), relative)
+            self.compare(f"{place}/{path}", *(of.get(path, "nothing") for of in (before, now)))
 
 
 def apart(published, found) -> float:
