@@ -467,7 +467,7 @@ def test_the_bound_is_a_quantile(tiny_windows):
 ELSEWHERE = torch.zeros(4, 3, LENGTH, device="meta")  # which refuses tensors of other devices, as CUDA does
 REAL = torch.randn(20, 3, LENGTH, generator=torch.Generator().manual_seed(0))
 MOMENT = np.cov(REAL[:, 0].numpy().T)
-AIDS = {
+TRANSFORMS = {
     "shift": transforms.shift(2),
     "scale": transforms.scale(0.2),
     "noise": transforms.noise(0.1),
@@ -489,9 +489,9 @@ COSTS = {
 }
 
 
-@pytest.mark.parametrize("name", AIDS)
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_stay_on_the_windows_device(name):
-    assert AIDS[name](ELSEWHERE, torch.Generator().manual_seed(0)).device == ELSEWHERE.device
+    assert TRANSFORMS[name](ELSEWHERE, torch.Generator().manual_seed(0)).device == ELSEWHERE.device
 
 
 @pytest.mark.parametrize("name", WAYS)

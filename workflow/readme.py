@@ -18,7 +18,7 @@ from harvis_utils.data import kinds
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
 from harvis_utils.metrics import intervals
 from harvis_utils.metrics.signal_measures import FLAT_G
-from harvis_utils.paper import comparing
+from harvis_utils.paper import claims, comparing
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import read_json, write_text
@@ -104,9 +104,19 @@ def findings(runs: dict[str, dict], root: Path = PUBLISHED) -> str:
     lines.append(
         f"**Of the paper's claims, on {name}**, so in direction: {intervals.listed(by['yes'])}; in size as well: "
         f"{intervals.listed(sized)}; not so: {intervals.listed(by['no'])}; undecided: "
-        f"{intervals.listed(by['undecided'])}. The table of claims below says why."
+        f"{intervals.listed(by['undecided'])}. The table of claims below says why.{_long(root)}"
     )
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _long(root: Path) -> str:
+    """Claim C1 by the networks that were trained for as long as the paper's."""
+    said = []
+    for folder in sorted(path.parent for path in root.glob("paper/*/networks")):
+        of = comparing.protocols(folder.name).loc["paper"]
+        said.append(f"{folder.name} {of['is it so']}, macro F1 {intervals.said(of, 'macro F1', '.3f')}")
+    after = f" C1, by networks of the paper's {claims.PAPER_EPOCHS} epochs ([which](reports/published/NETWORKS.md)): "
+    return f"{after}{'; '.join(said)}." if said else ""
 
 
 def _nearer(differences: pd.DataFrame) -> dict[str, tuple[float, float]]:
