@@ -10,6 +10,7 @@ fast, training, maximization, metrics, lenses, paper, figures (imports none of t
 Of anyone's network and windows, ``explain(network, place, windows)`` makes one page (:func:`own.one_page.explain`).
 """
 
+import importlib
 import os
 
 # Idle OpenMP threads sleep instead of spinning: on a busy machine spinning costs a factor of ten.
@@ -19,7 +20,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def __getattr__(name: str):
     """``explain``, imported when it is asked for: so that importing the package alone stays light."""
     if name == "explain":
-        from harvis_utils.own.one_page import explain
-
-        return explain
+        return importlib.import_module(f"{__name__}.own.one_page").explain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
