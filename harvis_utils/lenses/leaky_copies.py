@@ -63,7 +63,7 @@ def _by_layer(measures: dict[str, xr.DataArray], by: str, medians: Sequence[str]
 @kept("slope_gradients")
 @torch.inference_mode()
 def gradients_of(network: Network, segments: np.ndarray) -> xr.Dataset:
-    """Climb far gradients of every unit's mean map lie apart, over (layer, between, slope, unit).
+    """How far gradients of every unit's mean map lie apart, over (layer, between, slope, unit).
 
     ``difference`` is the norm of the difference over the norm of the rule's gradient, over all ``segments`` (segment,
     time) at once; NaN where a unit has no gradient. ``between`` is :data:`BETWEEN`.
