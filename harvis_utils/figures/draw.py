@@ -101,9 +101,10 @@ class _Drawing:
         self.figure, axes = wrapped(len(cells), columns, WIDTH * (1 if len(cells) > 1 else alone), height, **shared)
         self.cells, self.labels = [], []
         ticks = [textwrap.fill(name, 44 if self.across else 12, break_long_words=False) for name in self.order]
+        letters = 100 - max([0, *(len(name) - 20 for name in ticks)]) * self.across  # long names leave panels less
         for i, (ax, ((column, said), (panel, rows))) in enumerate(zip(axes.flat, cells, strict=False)):
             first, last = i % columns == 0, i + columns >= len(cells)
-            said = textwrap.fill(said, 100 // columns if self.across else 32)
+            said = textwrap.fill(said, letters // columns if self.across else 32)
             if self.across:
                 labels = {"xlabel": said, "ylabel": self.names if first else ""}
                 ax.set_yticks(range(len(ticks)), ticks)
@@ -114,7 +115,7 @@ class _Drawing:
                     ax.set_xticks(range(len(ticks)), ticks)
                     ax.set_xlim(-0.6, len(ticks) - 0.4)
             ax.grid(axis="y" if self.across else "x", visible=not ticks)
-            ax.set_title("" if matrix and i >= columns else textwrap.fill(panel, 100 // columns))
+            ax.set_title("" if matrix and i >= columns else textwrap.fill(panel, letters // columns))
             self.cells.append((ax, column, rows.copy()))
             self.labels.append(labels)
         return self.cells
