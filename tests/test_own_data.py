@@ -156,7 +156,7 @@ def test_windows_are_cut_each_by_itself_and_only_when_asked_for():
         expected += [signal[k : k + 20].T for k in range(0, len(signal) - 19, 10)]
     np.testing.assert_array_equal(found.x, expected)
     kept = archive.generate(arrays.dataset("own", X, Y, WHO, **ABOUT))
-    with pytest.raises(ValueError, match=r"a window lasts 2.13 s, the longest piece of data 1.6 s"):
+    with pytest.raises(ValueError, match=r"a window lasts 2.13 s, the longest piece 1.6 s"):
         windowing.cut(kept, WindowSettings(30.0, 64, 32))
 
 
@@ -188,6 +188,8 @@ def holed() -> np.ndarray:
         (changed(X[:0], Y[:0], WHO[:0]), r"not float32 \(0, 6, 80\)"),
         (changed(RECORDINGS, list(range(5)), PEOPLE), "recordings need windows=WindowSettings"),
         (changed([r[:, :5] for r in RECORDINGS], range(5), PEOPLE, windows=CUT), r"\(time, 6\), each recording, for 6"),
+        (changed([r.T for r in RECORDINGS], range(5), PEOPLE, windows=CUT), r"6 axes, not .*; x\.T of each puts"),
+        (lambda: arrays.dataset(X, Y, WHO, **ABOUT), "a data set begins with its name: dataset"),
         (changed(RECORDINGS, [np.zeros(3)] * 5, PEOPLE, windows=CUT), "a recording of 960 samples has 3 activities"),
         (changed(y=Y[:5]), "60 windows or recordings have 5 activities and 60 people; give one each"),
         (changed(y=None), "it needs y, an activity each, subject, a person each, and rate_hz"),

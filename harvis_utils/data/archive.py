@@ -55,7 +55,9 @@ def parse_table(
                 raise ValueError(f"row {number}, column {column + 1} is {field[:40]!r}, not a number") from None
     table = np.array(values).reshape(len(lines), len(columns))
     for row, column in np.argwhere(~(np.abs(table) <= np.finfo(np.float32).max))[:1]:
-        raise ValueError(f"row {row + 1}, column {columns[column] + 1} is {table[row, column]}, not a finite float32 number")
+        raise ValueError(
+            f"row {row + 1}, column {columns[column] + 1} is {table[row, column]}, not a finite float32 number"
+        )
     return table
 
 
@@ -171,7 +173,9 @@ def _download(url: str, target: Path, most: int) -> None:
             with tqdm(total=size, unit="B", unit_scale=True, disable=not shown) as bar:
                 for chunk in answer.iter_content(2**20):
                     if file.tell() + len(chunk) > most:
-                        raise DataError(f"{_shown(url)}: is larger than {most >> 20} MiB, which no archive is; not kept")
+                        raise DataError(
+                            f"{_shown(url)}: is larger than {most >> 20} MiB, which no archive is; not kept"
+                        )
                     bar.update(file.write(chunk))
 
     source = pooch.create(

@@ -62,7 +62,9 @@ def of_sessions(
             raise DataError(f"session {session} or its activity {what} is named and not there")
         table = sessions[session].set_index("timestamp")
         if missing := [name for name in channels if name not in table.columns]:
-            raise DataError(f"session {session} has no channel {missing[0]!r}; its channels: {', '.join(table.columns)}")
+            raise DataError(
+                f"session {session} has no channel {missing[0]!r}; its channels: {', '.join(table.columns)}"
+            )
         found.append(table[list(channels or table.columns)].assign(activity=str(names[what]), person=int(who)))
     return pd.concat(found).rename(columns={name: " ".join(name.rsplit("_", 1)) for name in found[0].columns})
 
@@ -101,6 +103,8 @@ def dataset(
 
     Raises :class:`DataError` for what does not fit together.
     """
+    if not isinstance(name, str):
+        raise DataError(f'a data set begins with its name: dataset("mine", x, ...), not {type(name).__name__}')
     try:
         if isinstance(x, str | Path):
             x = _of_folder(Path(x))
@@ -191,7 +195,9 @@ def _axes(axes, unit) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
     sensors = [axis.rpartition(" ")[0] for axis in axes]
     of = dict.fromkeys(sensors, unit) if isinstance(unit, str) else dict(unit)
     if set(of) != set(sensors):
-        raise ValueError(f"unit names {', '.join(of) or 'nothing'}; the sensors are {', '.join(dict.fromkeys(sensors))}")
+        raise ValueError(
+            f"unit names {', '.join(of) or 'nothing'}; the sensors are {', '.join(dict.fromkeys(sensors))}"
+        )
     factors = np.array([TO_G.get(of[sensor].lower(), 1.0) for sensor in sensors])
     return tuple(axes), factors, {sensor: one for sensor, one in of.items() if one.lower() not in TO_G}
 
@@ -203,8 +209,9 @@ def _parts(x, y, subject, n_axes: int) -> tuple[list[tuple[Callable, int, int]],
     shape = f"(window, {n_axes}, time)" if whole else f"(time, {n_axes}), each recording,"
     for one in given:
         if one.dtype.kind not in "fiu" or one.ndim != 2 + whole or one.shape[1] != n_axes or not one.size:
-            turned = one.ndim == 3 and one.shape[2] == n_axes
-            hint = "; x.transpose(0, 2, 1) puts channels in the middle" if turned else ""
+            turned = one.ndim == 2 + whole and one.shape[-1 if whole else 0] == n_axes
+            hint = "x.transpose(0, 2, 1) puts channels in the middle" if whole else "x.T of each puts channels last"
+            hint = f"; {hint}" if turned else ""
             raise ValueError(f"x should be numbers {shape} for {n_axes} axes, not {one.dtype} {one.shape}{hint}")
     n = len(given[0]) if whole else len(given)
     y, subject = list(y), list(subject)

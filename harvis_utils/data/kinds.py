@@ -23,7 +23,7 @@ from harvis_utils.settings import APPROXIMATE, HarvisError, Settings, SettingsEr
 #: standard gravity; dividing m/s^2 by it gives G
 STANDARD_GRAVITY = 9.80665
 
-#: Choice: outside it, the median length of a sensor's acceleration is not that of bodies that mostly rest or move evenly
+#: Choice: outside it, the median length of a sensor's acceleration is not that of bodies that rest or move evenly
 PLAUSIBLE_G = (0.7, 1.4)
 #: Choice: no accelerometer worn by people reads more
 LARGEST_G = 100.0
@@ -67,7 +67,7 @@ class Dataset:
     ``read`` turns the archive's files into recordings: it gets a function ``open_member(member) -> bytes``
     (``None`` for a data set without an archive) and yields :class:`Recording` objects. Bytes are read by
     ``archive.parse_table(content, ...)``, ``np.load(io.BytesIO(content))`` or after ``content.decode()``. It parses a
-    member before it opens the next and raises ``ValueError`` for bad content; whoever called it adds archive and member.
+    member before it opens the next and raises ``ValueError`` for bad content; who called it adds archive and member.
 
     Axes are named "<sensor> <component>": the name before the last blank says which of them belong together.
     """

@@ -149,7 +149,7 @@ def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windo
             longest = max((dataset.pieces or len(item.signal) for item in recordings.items), default=0)
             raise ValueError(
                 f"{recordings.name}: no window for the {name} subjects {dataset.split[name]}; a window lasts "
-                f"{settings.length / settings.rate_hz:.3g} s, the longest piece of data {longest / dataset.rate_hz:.3g} s"
+                f"{settings.length / settings.rate_hz:.3g} s, the longest piece {longest / dataset.rate_hz:.3g} s"
             )
     if not (dataset.made_up or dataset.archive):
         _warn(recordings, splits, settings)
