@@ -9,6 +9,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ["HARVIS_THREADS"] = "1"
 
 import dataclasses
+import shutil
 
 import hypothesis
 import numpy as np
@@ -91,3 +92,20 @@ def cfg():
         maximization=MaximizationSettings(n_steps=25),
         similarity=SimilaritySettings(n_similar=5),
     )
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium by Debian's packages chromium and chromium-driver; it keeps logs of errors and of requests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver on this machine; Debian: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    quiet = ("disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
+    for flag in ("headless=new", "no-sandbox", "window-size=1300,1800", *quiet):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as found:
+        yield found

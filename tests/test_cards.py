@@ -3,7 +3,6 @@
 import html.parser
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -325,23 +324,6 @@ def test_a_card_says_its_unit_and_the_gradient_that_stands_in_for_the_deconvnet(
 
 
 # -------------------------------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium by Debian's packages chromium and chromium-driver."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium and chromedriver on this machine; Debian: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    quiet = ("disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
-    for flag in ("headless=new", "no-sandbox", "window-size=1300,1800", *quiet):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as found:
-        yield found
 
 
 def opened(browser, path, text):

@@ -20,23 +20,6 @@ HOSTILE = f"""<img src="{OUTSIDE}/a.png"><script>document.title = "taken"; fetch
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium by Debian's packages chromium and chromium-driver; it keeps a log of its requests."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium and chromedriver on this machine; Debian: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    quiet = ("disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
-    for flag in ("headless=new", "no-sandbox", "window-size=1300,1800", *quiet):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def site(browser, tmp_path_factory):
     """A run of two notebooks made by hand and a published one, as pages; a function that opens one."""
     figure = Figure(figsize=(8, 3))
