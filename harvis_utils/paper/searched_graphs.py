@@ -95,7 +95,7 @@ def importance(own: pd.DataFrame, measure: str = "IS", n_null: int = N_NULL, see
 def foretold(trials: pd.DataFrame) -> dict[str, float]:
     """Rank correlation of what trials by chance score where a search may stop them with their scores at the end."""
     own, _ = ranked(trials, CHANCE)
-    early = [column for column in own if " at " in column]
+    early = [column for column in own if " at " in column and not column.endswith(f" {own['steps'].max()}")]
     return {name: float(spearmanr(own[name], own[name.partition(" at ")[0]]).statistic) for name in early}
 
 
@@ -143,6 +143,13 @@ def late(search: Study, kind: str = CHANCE, measure: str = "IS", edges: Sequence
     return overrepresented(*ranked(search.trials, kind, measure), edges, LATE, search.own.n_draws)
 
 
+def lateness(search: Study) -> dict[str, dict]:
+    """:func:`late` of graphs by chance, which judges, as they are drawn evenly, and of what stands beside it."""
+    from_d = [edge for edge in gate_search.EDGES if edge[0] == "D"]
+    found = {CHANCE: late(search), BY["IS"]: late(search, BY["IS"]), "by chance, by FID": late(search, measure="FID")}
+    return found | {"from the discriminator": late(search, edges=from_d)}
+
+
 def judged(search: Study) -> list[dict]:
     """The verdicts."""
     missing = too_small(search)
@@ -163,11 +170,9 @@ def judged(search: Study) -> list[dict]:
     controls |= {"the best plain seed as found": lucky / score[rivals].max(axis=1) - 1}
     found = [judge(QUESTIONS["K4"], over(score, won, rivals), controls, missing)]
 
-    own = late(search)
-    others = {"of the search": late(search, won), "by FID": late(search, measure="FID")}
-    others |= {"from the discriminator": late(search, edges=[edge for edge in gate_search.EDGES if edge[0] == "D"])}
-    controls = {f"{name} (p = {of['p']:.2g})": of["excess"] for name, of in others.items()}
-    found.append(by_permutation(QUESTIONS["K4 late"], own, controls, missing))
+    own, *others = lateness(search).items()
+    controls = {f"{name} (p = {of['p']:.2g})": of["excess"] for name, of in others}
+    found.append(by_permutation(QUESTIONS["K4 late"], own[1], controls, missing))
 
     def farther(table: pd.DataFrame, row: str, than: str, who: str) -> pd.Series:
         return (table[row] - table[than]) / search.halves[who]
