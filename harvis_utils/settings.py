@@ -171,6 +171,7 @@ class SearchSettings:
     n_steps: int = 5200  # Choice: of a trial: the source's 50 epochs of DSADS
     rungs: tuple[float, ...] = (1 / 3, 2 / 3)  # Choice: shares of the steps after which a trial may be stopped
     n_at_once: int = 2  # Choice: trials that a search asks for at a time, however many are trained side by side
+    n_scored: int = 1000  # Choice: windows of each generator of a trial; of what is trained again as in notebook 17
     n_retrained: int = 20_800  # Choice: steps of what is trained again: the source's 200 epochs of DSADS
     seeds: tuple[int, ...] = (300, 301, 302, 303, 304)  # Choice: of what is trained again; no trial has them
     n_shuffled: int = 10  # Choice: graphs with the winner's gates at other edges, trained with these seeds in turn
@@ -611,7 +612,7 @@ PROFILES: dict[str, dict] = {
             seeds=(0, 1, 2),
             choosing_seeds=(100, 101),
         ),
-        "search": SearchSettings(28, 300, n_retrained=300, seeds=(300, 301, 302)),
+        "search": SearchSettings(24, 300, n_retrained=300, seeds=(300, 301, 302)),
         "latent": LatentSettings(n_steps=100),
     },
     # the paper's own settings, on one GPU

@@ -162,8 +162,9 @@ class Study:
     """Searches, what stands beside them, and the winners trained again; each made where it is missing."""
 
     def __init__(self, study: generating.Study):
-        self.study, self.cfg, self.windows, self.n = study, study.cfg, study.windows, study.n
+        self.study, self.cfg, self.windows = study, study.cfg, study.windows
         self.own: SearchSettings = study.cfg.search
+        self.n = min(self.own.n_scored, study.n)
         self.base = replace(study.own.gan, n_steps=self.own.n_steps, stages=(1.0,))
         self.three = replace(self.base, n_generators=len(GENERATORS))
         inside = [max(1, round(share * self.own.n_steps)) for share in self.own.rungs]
@@ -291,7 +292,7 @@ class Study:
 
         def one(job: tuple) -> dict:
             name, settings, seed = job
-            about = (self.windows, settings, seed, self.n)
+            about = (self.windows, settings, seed, self.study.n)
             parts = [
                 generating.judged_windows(own, *about, device=self.cfg.device).assign(judge=who)
                 for who, own in self.study.judges.items()
@@ -309,7 +310,7 @@ class Study:
     @cached_property
     def halves(self) -> dict[str, float]:
         """By judge the FID between two halves of the training windows."""
-        judges, about = self.study.judges, (self.windows, None, 0, self.n)
+        judges, about = self.study.judges, (self.windows, None, 0, self.study.n)
         found = {who: generating.judged_windows(own, *about, device=self.cfg.device) for who, own in judges.items()}
         return {who: float(of.set_index("set").loc[HALF, "FID"]) for who, of in found.items()}
 

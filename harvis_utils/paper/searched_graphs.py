@@ -190,11 +190,11 @@ def judged(search: Study) -> list[dict]:
 def by_permutation(question: Question, found: dict, controls: dict, missing: str) -> dict:
     """A verdict on what :func:`overrepresented` found, with the direction of the permutation, not of the interval."""
     entry = judge(question, found["each"], controls, missing)
+    p = {"p": found["p"], "why": f"{entry['why'].rstrip('.')}; p = {found['p']:.2g}."}
+    if entry["direction"] == UNTESTABLE:
+        return entry | p
     told = YES if found["p"] < LEVEL else NO if found["p, less"] < LEVEL else UNDECIDED
-    told = UNTESTABLE if missing else told
-    why = entry["why"].partition(". ")[2] if not missing else entry["why"]
-    why = f"{'' if missing else told.capitalize() + '. '}{why.rstrip('.')}; p = {found['p']:.2g}."
-    return entry | {"direction": told, "why": why, "p": found["p"]}
+    return entry | p | {"direction": told, "why": f"{told.capitalize()}. {p['why'].partition('. ')[2]}"}
 
 
 #: the first sentence, by the direction of K4

@@ -233,7 +233,8 @@ class Training:
             self.done = state["done"]
         elif checkpoint and self.done:  # what led here is kept nowhere any more
             self._leave(checkpoint)
-        for number in progress(range(self.done, step), initial=self.done, total=step, desc=f"gan {self.seed}"):
+        bar = {"initial": self.done, "total": step, "desc": f"gan {self.seed}", "leave": False}
+        for number in progress(range(self.done, step), **bar):
             self.diverged = not np.isfinite(self.game.step(number)).all()
             self.done = number + 1
             if self.diverged:
