@@ -593,7 +593,7 @@ PROFILES: dict[str, dict] = {
             n_draws=19,
             n_silenced=40,
         ),
-        "search": SearchSettings(6, 12, (0.5,), n_retrained=12, seeds=(300, 301), n_shuffled=2, n_draws=400),
+        "search": SearchSettings(6, 8, (0.5,), n_retrained=8, seeds=(300, 301), n_shuffled=1, n_draws=400),
         "latent": LatentSettings(seeds=(0,), n_steps=30),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
