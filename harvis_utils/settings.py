@@ -164,6 +164,21 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
+class SearchSettings:
+    """The search for a graph of generators that teach each other (notebook 17b)."""
+
+    n_trials: int = 300  # Choice: of each search, and graphs by chance and plain seeds; the source has 1,500
+    n_steps: int = 5200  # Choice: of a trial: the source's 50 epochs of DSADS
+    rungs: tuple[float, ...] = (1 / 3, 2 / 3)  # Choice: shares of the steps after which a trial may be stopped
+    n_at_once: int = 2  # Choice: trials that a search asks for at a time, however many are trained side by side
+    n_scored: int = 1000  # Choice: windows of each generator of a trial; of what is trained again as in notebook 17
+    n_retrained: int = 20_800  # Choice: steps of what is trained again: the source's 200 epochs of DSADS
+    seeds: tuple[int, ...] = (300, 301, 302, 303, 304)  # Choice: of what is trained again; no trial has them
+    n_shuffled: int = 10  # Choice: graphs with the winner's gates at other edges, trained with these seeds in turn
+    n_draws: int = 2000  # Choice: draws of the permutation test
+
+
+@dataclass(frozen=True)
 class BranchSettings:
     """ST-ABN, SF-HF with an attention branch (:mod:`harvis_utils.networks.attention_branch`)."""
 
@@ -478,6 +493,7 @@ class Settings:
     branches: BranchStudy = BranchStudy()
     self_attention: SelfAttentionStudy = SelfAttentionStudy()
     generation: GenerationSettings = GenerationSettings()
+    search: SearchSettings = SearchSettings()
     latent: LatentSettings = LatentSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
@@ -577,6 +593,7 @@ PROFILES: dict[str, dict] = {
             n_draws=19,
             n_silenced=40,
         ),
+        "search": SearchSettings(6, 8, (0.5,), n_retrained=8, seeds=(300, 301), n_shuffled=1, n_draws=400),
         "latent": LatentSettings(seeds=(0,), n_steps=30),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
@@ -595,6 +612,7 @@ PROFILES: dict[str, dict] = {
             seeds=(0, 1, 2),
             choosing_seeds=(100, 101),
         ),
+        "search": SearchSettings(24, 300, n_retrained=300, seeds=(300, 301, 302)),
         "latent": LatentSettings(n_steps=100),
     },
     # the paper's own settings, on one GPU

@@ -10,8 +10,10 @@ and only s learns from it. The norm runs over time; written over single values, 
 is 1 and the loss 0.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +207,48 @@ def trained(
             save_state(checkpoint / CHECKPOINT, state)
     discriminator = {f"D.{name}": value for name, value in game.discriminator.state_dict().items()}
     return {"losses": torch.tensor(losses, dtype=torch.float64)} | discriminator | snapshots
+
+
+class Training:
+    """A training that goes to any step and on from there, with the bits of one go; nothing is made before it must.
+
+    What was reached can so be looked at before it is decided whether to go on. ``done`` counts the steps, ``diverged``
+    says whether a loss was no number in the last of them.
+    """
+
+    def __init__(self, windows: Windows, settings: GanSettings, seed: int, device: str | None = None):
+        self.windows, self.settings, self.seed, self.device = windows, settings, seed, device
+        self.done, self.diverged = 0, False
+
+    @cached_property
+    def game(self) -> Game:
+        """The networks as far as they are trained."""
+        return Game(self.windows.train, self.settings, self.seed, self.device)
+
+    def reach(self, step: int, checkpoint: Path | None = None) -> None:
+        """Train until ``step`` steps are done, or a loss diverges. ``checkpoint`` is for what comes after a kill."""
+        state = load_checkpoint(checkpoint) if checkpoint else None
+        if state and state["done"] > self.done:
+            self.game.load(state["game"])
+            self.done = state["done"]
+        elif checkpoint and self.done:  # what led here is kept nowhere any more
+            self._leave(checkpoint)
+        bar = {"initial": self.done, "total": step, "desc": f"gan {self.seed}", "leave": False}
+        for number in progress(range(self.done, step), **bar):
+            self.diverged = not np.isfinite(self.game.step(number)).all()
+            self.done = number + 1
+            if self.diverged:
+                break
+            if checkpoint and self.done % STEPS_KEPT == 0:
+                self._leave(checkpoint)
+
+    def _leave(self, checkpoint: Path) -> None:
+        save_state(checkpoint / CHECKPOINT, {"game": self.game.state(), "done": self.done})
+
+    def generated(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        """:func:`generated` windows of each generator by its name, of the same latent vectors."""
+        own = [copy.deepcopy(of).cpu() for of in self.game.generators]
+        return {f"G{i + 1}": generated(of, n, seed) for i, of in enumerate(own)}
 
 
 def read(windows: Windows, settings: GanSettings, found: dict[str, Tensor], share: float = 1.0) -> Game:
