@@ -48,9 +48,8 @@ def warp(share: float) -> Transform:
     def transform(x: Tensor, generator: torch.Generator) -> Tensor:
         last = x.shape[2] - 1
         t = torch.arange(last + 1).to(x)
-        at = (t + share * last * _uniform(len(x), generator, x)[:, None] * torch.sin(torch.pi * t / last)).clamp(
-            0, last
-        )
+        by = share * last * _uniform(len(x), generator, x)[:, None]
+        at = (t + by * torch.sin(torch.pi * t / last)).clamp(0, last)
         before = at.long().clamp(max=last - 1)[:, None].expand_as(x)
         first = x.gather(2, before)
         return first + (at[:, None] - before) * (x.gather(2, before + 1) - first)

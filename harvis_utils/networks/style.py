@@ -1,4 +1,4 @@
-"""Networks that give a window another style: StarGAN v2 (Choi et al. 2020) in one dimension, and a classifier of content.
+"""Networks that give a window another style, StarGAN v2 (Choi et al. 2020) in one dimension; a classifier of content.
 
 A generator takes a window's *content* and a *style* vector, and makes a window of both. Styles come from random numbers
 by the mapping network, or from another window by the style encoder; both have a branch for each domain, as has the
@@ -61,9 +61,9 @@ class Residual(nn.Module):
 
 
 class AdaIN(nn.Module):
-    """``(1 + gamma(style)) * norm(h) + beta(style)`` (Huang and Belongie 2017); the last ``plain`` units are not normed.
+    """``(1 + gamma(style)) * norm(h) + beta(style)`` (Huang and Belongie 2017).
 
-    Normed, what is constant over time would be nothing.
+    The last ``plain`` units are not normed: what is constant over time would be nothing.
     """
 
     def __init__(self, units: int, n_style: int, plain: int = 0):
@@ -146,7 +146,7 @@ class Generator(nn.Module):
 
 
 class ContentClassifier(nn.Module):
-    """Content into class scores before softmax: convolution, mean over time, linear. Choice: the source does not say."""
+    """Content into class scores before softmax. Choice: convolution, mean over time, linear; not stated."""
 
     def __init__(self, n_content: int, n_classes: int):
         super().__init__()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from scipy.stats import ks_2samp
 from sklearn.linear_model import LogisticRegression
@@ -42,11 +43,11 @@ AUGMENTED = ("jitter", "scaling", "time warp", "rotation")
 #: Paper: translations that are averaged
 N = 10
 #: Choice: the most translations that are looked at
-N_DRAWS = 20
+N_DRAWS = 15
 #: Choice: translations of a window for whether its class is kept, and for the spread of styles
-N_KEPT = 4
+N_KEPT = 3
 #: Choice: windows of each domain whose features are compared, and neighbours among them
-N_MIXED, N_NEIGHBOURS = 1000, 10
+N_MIXED, N_NEIGHBOURS = 600, 10
 MEASURES = ("macro F1", "accuracy", "wrong to right", "right to wrong")
 
 
@@ -55,18 +56,13 @@ MEASURES = ("macro F1", "accuracy", "wrong to right", "right to wrong")
 
 @dataclass(frozen=True)
 class Pair:
-    """Labelled source windows, and those of a target: ``first`` half to learn from, ``test`` half to be tested on."""
+    """Windows of a target, the first half of its recordings without labels and the second to ``test``, and a source."""
 
     name: str
-    train: Split
-    first: Split
+    target: Split
     test: Split
+    source: Split
     n_classes: int
-
-    @property
-    def target(self) -> Split:
-        """The first half without labels."""
-        return translating.unlabelled(self.first)
 
 
 def halves(split: Split) -> tuple[Split, Split]:
@@ -145,8 +141,8 @@ def without_translator(
     """``MEASURES`` of a classifier by what is done instead of translating ("kind")."""
     model, test = copy.deepcopy(own.model).to(torch_device(device)), pair.test
     p = {NONE: generative.seen(model, test.x)[1]}
-    p[ADABN] = generative.seen(with_statistics_of(model, pair.first.x), test.x)[1]
-    p[CORAL] = coral(model, pair.train.x, pair.first.x, test.x)
+    p[ADABN] = generative.seen(with_statistics_of(model, pair.target.x), test.x)[1]
+    p[CORAL] = coral(model, pair.source.x, pair.target.x, test.x)
     p[STANDARD] = generative.seen(scaled.model, standardized(test).x)[1]
     x = torch.as_tensor(np.ascontiguousarray(test.x))
     for name, aid in augmentations(axes).items():
@@ -162,8 +158,8 @@ def without_translator(
 
 def translator(pair: Pair, settings: StyleSettings, seed: int, share: float = 1.0, device: str | None = None):
     """The trained :class:`Translator` of a pair, at a stage of its training."""
-    found = translating.trained(pair.train, pair.target, pair.n_classes, settings, seed, device=device)
-    return Translator(pair.train, pair.n_classes, settings, found, share, device)
+    found = translating.trained(pair.source, pair.target, pair.n_classes, settings, seed, device=device)
+    return Translator(pair.source, pair.n_classes, settings, found, share, device)
 
 
 @kept("styles", apart=("device",))
@@ -240,7 +236,7 @@ def mixing(s: np.ndarray, t: np.ndarray, source: Split, target: Split) -> dict[s
     groups = np.concatenate([source.recording, source.recording.max() + 1 + target.recording])
     telling = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     said = cross_val_predict(telling, both, domain, groups=groups, cv=GroupKFold(4), method="decision_function")
-    gaps = [np.square(a[:, None] - b[None]).sum(-1) for a, b in ((s, s), (s, t), (t, t))]
+    gaps = [cdist(a, b, "sqeuclidean") for a, b in ((s, s), (s, t), (t, t))]
     ss, st, tt = (np.exp(-gap / np.median(gaps[0])) for gap in gaps)
     apart = []
     for k in np.intersect1d(source.activity, target.activity):
@@ -257,7 +253,7 @@ def domains_mixed(
 ) -> pd.DataFrame:
     """:func:`mixing` of a classifier's features of the source and of the target, by "kind" of translation."""
     made, model = translator(pair, settings, seed, device=device), copy.deepcopy(own.model).to(torch_device(device))
-    source, target = _evenly(pair.train, N_MIXED), _evenly(pair.test, N_MIXED)
+    source, target = _evenly(pair.source, N_MIXED), _evenly(pair.test, N_MIXED)
     x, s = target.x, generative.seen(model, source.x)[0]
     sets = {NONE: x, TRANSLATED: made.translated(x, 0), OWN_STYLE: made.reconstructed(x)}
     sets |= {WRONG: made.translated(x, 0, TARGET)}
@@ -301,7 +297,7 @@ def body_moved(
     "right motif" (chance is 1 in 9); KS distances of strength, spacing and gravity from those of the source windows, 0
     where they are alike; "spread" of the strength over translations of a window, of people where nothing is translated.
     """
-    made, source, target = translator(pair, settings, seed, device=device), _evenly(pair.train, N_MIXED), pair.test
+    made, source, target = translator(pair, settings, seed, device=device), _evenly(pair.source, N_MIXED), pair.test
     usual = planted(source.x, source.activity)
     people = usual.groupby(source.subject)["strength"].mean().std(ddof=0)
     drawn = [made.translated(target.x, draw) for draw in range(N_KEPT)]

@@ -35,11 +35,11 @@ from harvis_utils.training.supervised import EVALUATION_BATCH
 LOSSES = ("discriminator", "R1", "adversarial", "style", "diversity", "cycle", "task", "semantic")
 #: networks of which an average over the steps is kept, and used
 AVERAGED = ("G", "F", "E", "C")
-#: Choice: share of the steps without L_sem: answers of a classifier that knows nothing yet would teach it to say nothing
+#: Choice: share of the steps without L_sem: answers of a classifier that knows nothing would teach it to say nothing
 SEMANTIC_FROM = 0.15
 #: Choice: of the learning rate, for the mapping network; with 0.01 as for images styles hardly move in short trainings
 MAPPING_SHARE = 0.1
-#: Choice: what an average keeps of itself in each step; 0.999 for images
+#: Choice: what an average keeps of itself in each step, less in the first ones; 0.999 for images
 KEEPS = 0.995
 #: Choice: shares of the steps after which networks are kept
 STAGES = (0.5, 1.0)
@@ -183,13 +183,12 @@ class Translation:
             found = self.generator_losses(seen, latent, weights)
             self._descend(sum(weights[name] * of for name, of in found.items()), AVERAGED if latent else ("G", "C"))
             noted |= losses | found
+        part = 1 - min(KEEPS, (1 + number) / (10 + number))  # of the weights nobody has trained nothing is to stay
         with torch.no_grad():
-            for own, average in zip(self._averaged().parameters(), self.averages.parameters(), strict=True):
-                average.lerp_(own, 1 - KEEPS)
+            for name, own in self.averages.items():
+                for average, new in zip(own.parameters(), self.networks[name].parameters(), strict=True):
+                    average.lerp_(new, part)
         return [float(noted[name].detach()) if name in noted else 0.0 for name in LOSSES]
-
-    def _averaged(self) -> nn.ModuleDict:
-        return nn.ModuleDict({name: self.networks[name] for name in AVERAGED})
 
     def _descend(self, loss: Tensor, names: Sequence[str]) -> None:
         for optimizer in self.optimizers.values():  # losses pass through networks that do not learn from them
