@@ -615,7 +615,7 @@ PROFILES: dict[str, dict] = {
             choosing_seeds=(100, 101),
         ),
         "latent": LatentSettings(n_steps=100),
-        "styles": StyleSettings((0, 1, 2), WindowSettings(length=64, step=64), 16, alternate=True, n_steps=800),
+        "styles": StyleSettings((0, 1, 2), WindowSettings(length=64, step=64), 16, alternate=True, n_steps=700),
     },
     # the paper's own settings, on one GPU
     "paper": {

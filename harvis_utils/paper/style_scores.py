@@ -42,8 +42,6 @@ TWIN = "the same movements in the usual body"
 AUGMENTED = ("jitter", "scaling", "time warp", "rotation")
 #: Paper: translations that are averaged
 N = 10
-#: Choice: the most translations that are looked at
-N_DRAWS = 15
 #: Choice: translations of a window for whether its class is kept, and for the spread of styles
 N_KEPT = 3
 #: Choice: windows of each domain whose features are compared, and neighbours among them
@@ -183,7 +181,7 @@ def with_translator(
 
     for share in translating.STAGES:
         own, last = translator(pair, settings, seed, share, device), share == translating.STAGES[-1]
-        made = [own.translated(test.x, draw) for draw in range(N_DRAWS if last else N)]
+        made = [own.translated(test.x, draw) for draw in range(N)]
         for name, of in models.items():
             p = seen(of, made)
             add(name, TRANSLATED, 1, share, *p[:N])
@@ -195,7 +193,8 @@ def with_translator(
                 add(name, OWN_STYLE, 1, share, seen(of, [own.reconstructed(test.x)])[0])
                 wrong = [own.translated(test.x, draw, TARGET) for draw in range(N)]
                 add(name, WRONG, N, share, seen(of, wrong).mean(0))
-                add(name, ALONE, 1, share, own.classes(test.x))
+                if settings.task_weight or settings.semantic_weight:  # else nobody has taught it
+                    add(name, ALONE, 1, share, own.classes(test.x))
     return pd.DataFrame(rows)
 
 
