@@ -596,7 +596,7 @@ PROFILES: dict[str, dict] = {
             n_silenced=40,
         ),
         "latent": LatentSettings(seeds=(0,), n_steps=30),
-        "styles": StyleSettings((0,), WindowSettings(length=64, step=64), 8, alternate=True, n_steps=50),
+        "styles": StyleSettings((0,), WindowSettings(length=64, step=64), 8, alternate=True, n_steps=40),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {

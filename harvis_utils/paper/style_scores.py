@@ -182,16 +182,16 @@ def with_translator(
     for share in translating.STAGES:
         own, last = translator(pair, settings, seed, share, device), share == translating.STAGES[-1]
         made = [own.translated(test.x, draw) for draw in range(N)]
+        wrong = [own.translated(test.x, draw, TARGET) for draw in range(N)] if last else []
         for name, of in models.items():
             p = seen(of, made)
-            add(name, TRANSLATED, 1, share, *p[:N])
-            for n in range(2, len(p) + 1) if last else (N,):
+            add(name, TRANSLATED, 1, share, *p)
+            for n in range(2, N + 1) if last else (N,):
                 add(name, TRANSLATED, n, share, p[:n].mean(0))
             if last:
-                add(name, WITH_ITSELF, N, share, np.concatenate([p[:N], before[name][None]]).mean(0))
-                add(name, ONE_Z, N, share, *(np.mean([of_draw] * N, 0) for of_draw in p[:N]))
+                add(name, WITH_ITSELF, N, share, np.concatenate([p, before[name][None]]).mean(0))
+                add(name, ONE_Z, N, share, *(np.mean([of_draw] * N, 0) for of_draw in p))
                 add(name, OWN_STYLE, 1, share, seen(of, [own.reconstructed(test.x)])[0])
-                wrong = [own.translated(test.x, draw, TARGET) for draw in range(N)]
                 add(name, WRONG, N, share, seen(of, wrong).mean(0))
                 if settings.task_weight or settings.semantic_weight:  # else nobody has taught it
                     add(name, ALONE, 1, share, own.classes(test.x))

@@ -52,12 +52,12 @@ ABLATIONS = {
     "content, none first": {"content_norm": "none first"},
 }
 STRONG, WEAK = "SF-HF", "CNN"
-#: Choice: five layers and about 24,000 weights, as the source's small one
-WEAK_SETTINGS = SelfAttentionSettings(kind="convolution", n_units=64)
+#: Choice: five layers, twice as wide as the strong one's: about 24,000 weights, as the source's small network
+TIMES_AS_WIDE = 2
 #: Choice: seeds of classifiers are this one and the next ones; no other notebook uses them
 FIRST_SEED = 600
 #: Choice: epochs of the oracle, which has a tenth of the windows
-ORACLE_EPOCHS = 40
+ORACLE_EPOCHS = 30
 TARGETS = ("people", "other side")
 #: Choice: with fewer steps the study says whether the code runs, not what translators are
 FEWEST_STEPS, FEWEST_SEEDS = 500, 3
@@ -110,7 +110,9 @@ class Study:
     @cached_property
     def _trained(self) -> dict[tuple, Network]:
         """Classifiers by kind, seed, and "" or ``STANDARD``; oracles by kind, seed and the name of their pair."""
-        own, made = self.cfg.generation, {STRONG: self.cfg.generation.judge, WEAK: WEAK_SETTINGS}
+        own = self.cfg.generation
+        weak = SelfAttentionSettings(kind="convolution", n_units=TIMES_AS_WIDE * own.judge.n_units)
+        made = {STRONG: own.judge, WEAK: weak}
         splits = {name: style_scores.standardized(getattr(self.windows, name)) for name in windowing.SPLITS}
         data = {"": (self.windows, own.judging), STANDARD: (replace(self.windows, **splits), own.judging)}
         long = replace(own.judging, epochs=ORACLE_EPOCHS)
