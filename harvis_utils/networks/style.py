@@ -24,6 +24,8 @@ CONTENT_NORMS = ("instance", "none first", "moments")
 N_LATENT, N_STYLE = 16, 64
 #: Choice: width of the mapping network; 512 for images
 N_HIDDEN = 128
+#: Choice: of the generator's last weights before training; windows otherwise begin five times as large as real ones
+FIRST_SCALE = 0.2
 #: Choice: slope of all leaky rectifiers, as in DCGAN's discriminator
 SLOPE = 0.2
 #: keeps the logarithm of a standard deviation finite where an axis rests; in standard deviations of training
@@ -213,6 +215,8 @@ def networks(n_axes: int, length: int, n_classes: int, n_domains: int, settings:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        made["G"].out.weight.mul_(FIRST_SCALE)
     return made
 
 
