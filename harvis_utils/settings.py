@@ -179,6 +179,23 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
+class StyleSettings:
+    """Windows given the style of other people: class-aware StarGAN v2 (notebook 18b)."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Choice
+    windows: WindowSettings = LONG_WINDOWS  # Choice: networks halve windows of 64 samples four times
+    n_units: int = 32  # Choice: of the widest maps
+    content_norm: str = "moments"  # Choice: or "instance", "none first" (networks.style.CONTENT_NORMS)
+    task_weight: float = 1.0  # Choice: of the classes of source windows; not stated; 0 with the next: StarGAN v2
+    semantic_weight: float = 1.0  # Choice: of the classes before and after translation; not stated
+    diversity_weight: float = 1.0  # Paper: falls linearly to 0
+    alternate: bool = False  # Paper: styles of random numbers and of windows in every step; True: in turns
+    batch_size: int = 32  # Choice: half of each domain; 8 images
+    n_steps: int = 100_000  # Paper
+    learning_rate: float = 2e-4  # Choice: 1e-4 for images
+
+
+@dataclass(frozen=True)
 class BranchSettings:
     """ST-ABN, SF-HF with an attention branch (:mod:`harvis_utils.networks.attention_branch`)."""
 
@@ -495,6 +512,7 @@ class Settings:
     generation: GenerationSettings = GenerationSettings()
     search: SearchSettings = SearchSettings()
     latent: LatentSettings = LatentSettings()
+    styles: StyleSettings = StyleSettings()
     weights: str = "trained"  # or "published": the networks of the published run, instead of training
     device: str | None = None
 
@@ -595,6 +613,7 @@ PROFILES: dict[str, dict] = {
         ),
         "search": SearchSettings(6, 8, (0.5,), n_retrained=8, seeds=(300, 301), n_shuffled=1, n_draws=400),
         "latent": LatentSettings(seeds=(0,), n_steps=30),
+        "styles": StyleSettings((0,), WindowSettings(length=64, step=64), 8, alternate=True, n_steps=40),
     },
     # a real result on a desk machine: fewer epochs, larger training steps to make up for it
     "desk": {
@@ -614,6 +633,7 @@ PROFILES: dict[str, dict] = {
         ),
         "search": SearchSettings(24, 300, n_retrained=300, seeds=(300, 301, 302)),
         "latent": LatentSettings(n_steps=100),
+        "styles": StyleSettings((0, 1, 2), WindowSettings(length=64, step=64), 16, alternate=True, n_steps=700),
     },
     # the paper's own settings, on one GPU
     "paper": {

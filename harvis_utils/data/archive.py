@@ -402,16 +402,17 @@ def _check(item: Recording, dataset: Dataset) -> None:
         raise ValueError(f"activity {item.activity} is not one of {dataset.name}'s, which are counted from 0 to {last}")
 
 
-def load_recordings(name: str, *, download: bool = True) -> Recordings:
+def load_recordings(name: str, *, download: bool = True, dataset: Dataset | None = None) -> Recordings:
     """All recordings of the data set ``name``: float32 (time, axis) in G at the data set's own rate.
 
     The archive is looked for in the folders of ``settings.data_folders()``, else downloaded unless ``download`` is
     False; its members are verified, parsed once and kept as a small derived file. ``<name>-approximate`` reads an
-    archive that cannot be verified, and never downloads. Made-up data are generated.
+    archive that cannot be verified, and never downloads. Made-up data are generated. A ``dataset`` reads something else
+    out of the same archive than the registered one does.
 
     Raises :class:`SettingsError` for an unknown name and :class:`DataError` for a bad or missing archive.
     """
-    dataset, approximate = check_name(name), name.endswith(APPROXIMATE)
+    dataset, approximate = dataset or check_name(name), name.endswith(APPROXIMATE)
     archive = dataset.archive
     if not archive:
         return generate(dataset)

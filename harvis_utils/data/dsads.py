@@ -6,6 +6,7 @@ segments are consecutive pieces of one 5-minute recording, so they are joined ag
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from harvis_utils.data.kinds import STANDARD_GRAVITY, Archive, Dataset, Recordin
 N_ROWS, N_COLUMNS, N_SEGMENTS = 125, 45, 60
 SUBJECTS = range(1, 9)
 COLUMNS = (9, 10, 11, 36, 37, 38)  # Paper: accelerometers of right arm and left leg
+OTHER_COLUMNS = (18, 19, 20, 27, 28, 29)  # left arm and right leg
 
 ACTIVITIES = (
     "sitting", "standing", "lying on back", "lying on right side", "ascending stairs", "descending stairs",
@@ -31,16 +33,21 @@ def members(activity: int, subject: int) -> list[str]:
     return [f"data/a{activity + 1:02d}/p{subject}/s{s:02d}.txt" for s in range(1, N_SEGMENTS + 1)]
 
 
-def read(open_member: Callable[[str], bytes]) -> Iterator[Recording]:
+def read(open_member: Callable[[str], bytes], columns: tuple[int, ...] = COLUMNS) -> Iterator[Recording]:
     """One recording of (7500, 6) for each activity and subject."""
     for activity in range(len(ACTIVITIES)):
         for subject in SUBJECTS:
             segments = [
-                parse_table(open_member(member), COLUMNS, n_columns=N_COLUMNS, n_rows=N_ROWS)
+                parse_table(open_member(member), columns, n_columns=N_COLUMNS, n_rows=N_ROWS)
                 for member in members(activity, subject)
             ]
             # Choice: gaps (all axes exactly 0, in a few recordings) stay in; the paper does not speak of them
             yield Recording(subject, activity, (np.concatenate(segments) / STANDARD_GRAVITY).astype(np.float32))
+
+
+def read_other_side(open_member: Callable[[str], bytes]) -> Iterator[Recording]:
+    """The same of the other side of the body: left arm and right leg."""
+    return read(open_member, OTHER_COLUMNS)
 
 
 ALL = tuple(m for activity in range(len(ACTIVITIES)) for subject in SUBJECTS for m in members(activity, subject))
@@ -64,4 +71,12 @@ DATASET = Dataset(
         digest="003a4413df151e2b12d06162197e0243ac1b9e4f49326d26eb9ab4f07225cd77",
         member_digests={member: _PINNED[8 * i : 8 * i + 8] for i, member in enumerate(ALL)},
     ),
+)
+#: the same people and movements, recorded on the other side of the body
+OTHER_SIDE = dataclasses.replace(
+    DATASET,
+    name="dsads-other-side",
+    title="Daily and Sports Activities (DSADS), other side of the body",
+    axes=tuple(f"{place} {axis}" for place in ("left arm", "right leg") for axis in "xyz"),
+    read=read_other_side,
 )

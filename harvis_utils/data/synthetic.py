@@ -7,7 +7,8 @@ shape goes to which axis. All shapes have zero sum and one energy, so that neith
 activities apart: a network that recognizes them has learned the shapes.
 
 The generator is frozen: a test pins a digest of all it makes. It was settled by whether a network can learn the
-activities, before anyone looked at what Activation Maximization finds. :func:`variant` makes harder data sets of it.
+activities, before anyone looked at what Activation Maximization finds. :func:`variant` makes harder data sets of it,
+:func:`shifted` one in which the test people have another body.
 """
 
 from __future__ import annotations
@@ -69,6 +70,17 @@ class Body:
     background: np.ndarray  # (time, axis) in G
     centres: np.ndarray  # int (event, axis): the sample under a motif's middle
     scales: np.ndarray  # (event, axis): factor on the shape; 0 where an event leaves an axis out
+    stretch: float = 1.0  # how much longer than written the shapes last
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What another body does differently with the same movements."""
+
+    strength: float = 0.5  # factor on every shape
+    spacing: float = 1.25  # factor on the time between events
+    stretch: float = 1.2  # factor on the time that a shape lasts
+    turn: float = 40.0  # degrees by which both sensors are turned about the axis (1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -124,21 +136,34 @@ def _turning_gravity(rng, time_s: np.ndarray) -> np.ndarray:
     return np.cos(tilt) * up + np.sin(tilt) * (np.cos(turn) * east + np.sin(turn) * north)
 
 
-def body(subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0) -> Body:
+def _turned(gravity: np.ndarray, degrees: float) -> np.ndarray:
+    """(time, 3) seen by a sensor that was turned about (1, 1, 1), after Rodrigues."""
+    about, angle = np.full(3, 3**-0.5), np.radians(degrees)
+    along = np.outer(gravity @ about, about) * (1 - np.cos(angle))
+    return np.cos(angle) * gravity + np.sin(angle) * np.cross(about, gravity) + along
+
+
+def body(
+    subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0, shift: Shift | None = None
+) -> Body:
     """The background and the motif places of a subject's ``session``-th recording; the activity is not known here.
 
     ``noise_g`` is the standard deviation, in G, of noise added to its own ``NOISE_G``; each event of each axis is kept
     with probability ``prevalence``, dropped ones have a scale of 0. Everything else stays bit for bit, and all levels
     share what is drawn: the noise of one is that of another times a factor, and what one drops, every lower one drops.
+    With a ``shift`` it is the same subject in another body: the same events in the same order, the same sway and noise.
     """
     person = _stream(1, subject)
     spacing, strength = person.uniform(22, 28), person.uniform(0.8, 1.2)  # samples between events; factor
+    own = shift or Shift(1.0, 1.0, 1.0, 0.0)
+    spacing, strength = spacing * own.spacing, strength * own.strength
 
     rng = _stream(2, subject, session)
     time_s = np.arange(N_SAMPLES)[:, None] / RATE_HZ
     # gravity turns slowly about each sensor: were it fixed, it would be the fingerprint of a recording, and with
     # one activity a recording a network would learn fingerprints that are worth nothing on other people
-    gravity = np.hstack([_turning_gravity(rng, time_s) for _ in range(2)])
+    directions = [_turning_gravity(rng, time_s) for _ in range(2)]
+    gravity = np.hstack([_turned(of, shift.turn) if shift else of for of in directions])
     sway = _slow_waves(rng, len(AXES), 3, (0.1, 0.4), (0.01, 0.04), time_s)
     noise = NOISE_G * rng.standard_normal((N_SAMPLES, len(AXES)))
 
@@ -152,14 +177,25 @@ def body(subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1
         scales = np.where(_stream(4, subject, session).random(scales.shape) < prevalence, scales, 0.0)
     if noise_g > 0:
         background += noise_g * _stream(5, subject, session).standard_normal(background.shape)
-    return Body(background, centres, scales)
+    return Body(background, centres, scales, own.stretch)
+
+
+def stretched(shape: Sequence[float], factor: float) -> np.ndarray:
+    """A shape that lasts ``factor`` times as long, of an odd number of samples, zero sum and the same largest value."""
+    shape = np.asarray(shape)
+    if factor == 1:
+        return shape
+    n = 2 * int(factor * len(shape) / 2) + 1
+    longer = np.interp(np.linspace(0, len(shape) - 1, n), np.arange(len(shape)), shape)
+    longer -= longer.mean()
+    return longer * (np.abs(shape).max() / np.abs(longer).max())
 
 
 def plant(own: Body, activity: int) -> np.ndarray:
     """The recording (time, axis) in G, float32, of ``activity`` done by a body: background plus motifs."""
     signal = own.background.copy()
     for axis, name in enumerate(activity_motifs(activity)):
-        shape = np.array(MOTIFS[name][1])
+        shape = stretched(MOTIFS[name][1], own.stretch)
         for centre, scale in zip(own.centres[:, axis], own.scales[:, axis], strict=True):
             start = centre - len(shape) // 2
             signal[start : start + len(shape), axis] += scale * shape
@@ -235,3 +271,22 @@ def variant(noise_g: float = 0.0, prevalence: float = 1.0) -> Recordings:
     )
     made = archive.generate(dataset)
     return dataclasses.replace(made, digest=hashlib.sha256(f"{name} {made.digest}".encode()).hexdigest())
+
+
+def _read_shifted(_=None) -> Iterator[Recording]:
+    for subject in SUBJECTS:
+        shift = Shift() if subject in SPLIT["test"] else None
+        for activity, session in enumerate(np.argsort(order(subject))):
+            yield Recording(subject, activity, plant(body(subject, int(session), shift=shift), activity))
+
+
+def shifted() -> Recordings:
+    """The data set with other bodies of the test people (:class:`Shift`); all other people stay bit for bit.
+
+    Its ``digest`` is its own, and it knows no places of motifs. What the same person would have recorded in the same
+    body as all others is the plain data set's recording: an exact counterfactual.
+    """
+    title = f"{DATASET.title}, the test people in another body"
+    return archive.generate(
+        dataclasses.replace(DATASET, name=f"{DATASET.name}-shifted", title=title, read=_read_shifted, motifs=None)
+    )

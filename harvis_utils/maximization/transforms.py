@@ -42,6 +42,21 @@ def noise(std_g: float) -> Transform:
     return lambda x, generator: x + std_g * torch.randn(x.shape, generator=generator).to(x)
 
 
+def warp(share: float) -> Transform:
+    """Run through a window's middle earlier or later, by at most a ``share`` of its length; both ends stay."""
+
+    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
+        last = x.shape[2] - 1
+        t = torch.arange(last + 1).to(x)
+        by = share * last * _uniform(len(x), generator, x)[:, None]
+        at = (t + by * torch.sin(torch.pi * t / last)).clamp(0, last)
+        before = at.long().clamp(max=last - 1)[:, None].expand_as(x)
+        first = x.gather(2, before)
+        return first + (at[:, None] - before) * (x.gather(2, before + 1) - first)
+
+    return transform
+
+
 def background(windows: Tensor, share: float) -> Transform:
     """Plus ``share`` of a real window, another one for each window and step: ``windows`` (real window, axis, time).
 
