@@ -143,9 +143,7 @@ def _turned(gravity: np.ndarray, degrees: float) -> np.ndarray:
     return np.cos(angle) * gravity + np.sin(angle) * np.cross(about, gravity) + along
 
 
-def body(
-    subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0, shift: Shift | None = None
-) -> Body:
+def body(subject: int, session: int, noise_g: float = 0.0, prevalence: float = 1.0, shift: Shift | None = None) -> Body:
     """The background and the motif places of a subject's ``session``-th recording; the activity is not known here.
 
     ``noise_g`` is the standard deviation, in G, of noise added to its own ``NOISE_G``; each event of each axis is kept
