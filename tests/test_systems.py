@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from harvis_utils.networks import builders
-from harvis_utils.paper import report, systems
+from harvis_utils.paper import report, systems, verdicts
 from harvis_utils.settings import LONG_WINDOWS, ModelSettings
 from harvis_utils.store.files import read_json
 
@@ -63,3 +63,9 @@ def test_settings_of_no_network_are_refused():
     assert network.layers == ("conv1", "conv2", "conv3")
     with pytest.raises(TypeError, match="WindowSettings are the settings of no network; known: ModelSettings"):
         builders.build(3, 30, 4, LONG_WINDOWS)
+
+
+def test_shares_below_one_point_are_not_written_as_nothing():
+    assert verdicts.number(-0.0006, "share", (-0.011, 0.0), signed=True) == "-0.06 points (-1 to +0)"
+    assert verdicts.number(0.5, "share", (0.004, 0.7)) == "50 % (0.4 to 70)"
+    assert verdicts.number(12.3, "times", (1, 200)) == "12 times (1 to 200)"

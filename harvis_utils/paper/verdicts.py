@@ -148,7 +148,9 @@ def number(value: float | None, unit: str, ends: Sequence[float] | None = None, 
     after = " points" if share and signed else {"share": " %", "times": " times", "G": " G"}.get(unit, "")
 
     def form(v: float) -> str:
-        return f"{100 * v:{sign}.0f}" if share else f"{v:{sign}.2g}" if abs(v) < 100 else f"{v:{sign}.0f}"
+        v = 100 * v if share else v
+        digits = ".1g" if share and 0 < abs(v) < 0.95 else ".2g" if not share and abs(v) < 100 else ".0f"
+        return f"{v:{sign}{digits}}"
 
     sure = ends is None or ends[0] == ends[1]
     return form(value) + after + ("" if sure else f" ({form(ends[0])} to {form(ends[1])})")
