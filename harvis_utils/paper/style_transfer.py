@@ -209,7 +209,7 @@ class Study:
             stretches = np.array_split(np.mean(found, 0), min(n_bins, self.base.n_steps))
             steps = np.cumsum([len(of) for of in stretches])
             values = pd.DataFrame([of.mean(0) for of in stretches], columns=list(translating.LOSSES))
-            parts.append(values.assign(step=steps, variant=name))
+            parts.append(values.replace(0.0, np.nan).assign(step=steps, variant=name))  # exactly 0: not computed
         return pd.concat(parts, ignore_index=True)
 
     def translator(self, name: str, seed: int | None = None) -> translating.Translator:
