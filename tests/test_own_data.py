@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
 import sys
 import warnings
 
@@ -20,7 +22,7 @@ from harvis_utils.data.arrays import from_arrays
 from harvis_utils.data.kinds import DataError
 from harvis_utils.data.windowing import SPLITS
 from harvis_utils.paper.stages import Stages
-from harvis_utils.settings import SettingsError, WindowSettings, load_settings
+from harvis_utils.settings import REPOSITORY, SettingsError, WindowSettings, load_settings
 
 AXES = {"back": "xyz", "thigh": "xyz"}
 PEOPLE = ("a", "b", "c", "d", "e")
@@ -192,8 +194,9 @@ def holed() -> np.ndarray:
         (lambda: arrays.dataset(X, Y, WHO, **ABOUT), "a data set begins with its name: dataset"),
         (changed(RECORDINGS, [np.zeros(3)] * 5, PEOPLE, windows=CUT), "a recording of 960 samples has 3 activities"),
         (changed(y=Y[:5]), "60 windows or recordings have 5 activities and 60 people; give one each"),
-        (changed(y=None), "it needs y, an activity each, subject, a person each, and rate_hz"),
-        (changed(rate_hz=None), "it needs y"),
+        (changed(y=None), "it needs y, an activity each$"),
+        (changed(who=None), "it needs subject, a person each$"),
+        (changed(rate_hz=None), "it needs rate_hz, samples a second$"),
         (changed(y=np.where(Y == 2, np.nan, Y)), "activity nan is neither text nor a whole number; leave"),
         (changed(y=Y + 1, activities=("walk", "sit", "run")), r"activity 1 has no name; activities=\{1: name, ...\}"),
         (changed(activities={0: "walk", 1: "sit"}), "activity 2 has no name"),
@@ -206,7 +209,8 @@ def holed() -> np.ndarray:
         (changed(X.astype(float) * 1e40), "window 0 holds NaN, infinity or more"),
         (changed(who=np.repeat([1, 2], 30)), "2 people cannot train, validate and test; at least three are needed"),
         (changed(split={"train": "abc", "val": "d", "test": "ae"}), "person a stands in two splits"),
-        (changed(split={"train": "abc", "val": "d", "test": ""}), "person 'e' is in the split or in the data, but"),
+        (changed(split={"train": "abc", "val": "d", "test": ""}), "'e' is in the data and not in"),
+        (changed(split={"train": "abc", "val": "d", "test": [5]}), "5 is in the split and not in the data; .* 'a'"),
         (changed(split={"train": "abcd", "test": "e"}), "split should map train, val, test to people, not train, test"),
         (lambda: from_arrays("nowhere", **ABOUT), "there is no X.npy in nowhere, which should hold"),
         (lambda: from_arrays(pd.DataFrame({"w x": [1.0]}), "act", "who"), "the table has no column 'act'"),
@@ -229,6 +233,18 @@ def test_what_does_not_fit_together_is_one_clear_error(call, said):
     assert "\n" not in str(caught.value)
 
 
+def test_the_lines_of_readme_make_windows_for_the_page():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"## Your own data.*?```python\n(.*?)```", text.partition("## Your own network")[0], re.S)
+    names = {"x": X, "y": Y, "subject": WHO}
+    *before, last = ast.parse(shown).body
+    with pytest.warns(UserWarning):  # these are no accelerations in m/s^2
+        exec(compile(ast.Module(before, []), "README.md", "exec"), names)
+    assert names["windows"].axes[3] == "wrist turn x" and names["windows"].units == {"wrist turn": "rad/s"}
+    called = [ast.unparse(argument) for argument in last.value.args]
+    assert ast.unparse(last.value.func) == "harvis_utils.explain" and called == ["network", "'last conv'", "windows"]
+
+
 def test_an_array_of_python_objects_is_not_unpickled(tmp_path):
     for file, values in zip(arrays.FILES, (X, Y, WHO.astype(object)), strict=True):
         np.save(tmp_path / file, values, allow_pickle=True)
@@ -248,7 +264,8 @@ LOUD = (X[:, :, :1] + np.where(np.arange(80) % 2, 0.3, -0.3)).astype(np.float32)
             "own: back reads up to .* as if it were in mg; thigh .* Thresholds in G may mean nothing here",
         ),
         (changed(X * 9.80665), r"own: back has a median length of .* as if it were in m/s\^2"),
-        (changed(X - X.mean(2, keepdims=True)), "gravity was taken out, or the unit is another one"),
+        (changed(X - X.mean(2, keepdims=True)), r"the unit is another one: unit=\{'back': \.\.\.\}"),
+        (changed(unit={"back": "g", "thigh": "ms2"}), "unknown unit 'ms2' of thigh: its values stay as they are"),
         (
             changed(y=np.where(WHO == "a", 2, 0), activities={0: "walk", 2: "run"}),
             "no (train|val|test) window of 'run'",

@@ -26,6 +26,26 @@ from harvis_utils.settings import WindowSettings
 
 #: units of acceleration, which become G; a value in any other unit stays as it is, and pages say so
 TO_G = {"g": 1.0, "mg": 1e-3, "m/s^2": 1 / STANDARD_GRAVITY, "m/s2": 1 / STANDARD_GRAVITY, "m/s²": 1 / STANDARD_GRAVITY}
+#: units of what else is worn; a warning follows any that is in neither list, which may be a misspelt acceleration
+OTHERS = (
+    "deg/s",
+    "°/s",
+    "dps",
+    "rad/s",
+    "ut",
+    "µt",
+    "gauss",
+    "pa",
+    "hpa",
+    "c",
+    "°c",
+    "v",
+    "mv",
+    "uv",
+    "µv",
+    "%",
+    "bpm",
+)
 #: of people, without a split of one's own: so many validate and so many test
 SHARE = 0.2
 #: files of a folder: windows, their activities, their people
@@ -33,7 +53,15 @@ FILES = ("X.npy", "Y.npy", "pid.npy")
 
 
 def from_arrays(x, y=None, subject=None, *, name: str = "own", **about) -> Windows:
-    """The windows of :func:`dataset`, kept as they are, or cut as its ``windows`` say."""
+    """Windows of anyone's arrays, kept as they are, or cut as ``windows`` says. ``about`` are the arguments of
+    :func:`dataset`, which takes the same forms of data: ``rate_hz`` and ``axes``, and where they differ from what is
+    usual ``unit`` (of each sensor), ``split``, ``activities``, ``windows``.
+
+    Accelerations become G, other units stay. A network that is to be explained must have been trained on such windows:
+    if it was trained on m/s^2 or on standardized windows, let it multiply what it is given first.
+
+    Raises :class:`DataError` for what does not fit together.
+    """
     described = dataset(name, x, y, subject, **about)
     return cut(generate(described), described.windows)
 
@@ -113,8 +141,10 @@ def dataset(
         if isinstance(x, pd.DataFrame):
             axes = axes if axes is not None else [str(c) for c in x.columns if c not in (y, subject)]
             x, y, subject, rate_hz = _of_table(x, y, subject, rate_hz)
-        if y is None or subject is None or not rate_hz:
-            raise ValueError("it needs y, an activity each, subject, a person each, and rate_hz, samples a second")
+        rate_hz = rate_hz or None
+        needed = {"y, an activity each": y, "subject, a person each": subject, "rate_hz, samples a second": rate_hz}
+        if lacking := [what for what, of in needed.items() if of is None]:
+            raise ValueError(f"it needs {'; '.join(lacking)}")
         axes, factors, units = _axes(axes, unit)
         parts, label, person, pieces = _parts(x, y, subject, len(axes))
         known, activity = _activities(label, activities)
@@ -198,6 +228,9 @@ def _axes(axes, unit) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
         raise ValueError(
             f"unit names {', '.join(of) or 'nothing'}; the sensors are {', '.join(dict.fromkeys(sensors))}"
         )
+    if strange := [f"{of[s]!r} of {s}" for s in of if of[s].lower() not in (*TO_G, *OTHERS)]:
+        known = f"accelerations are in {', '.join(TO_G)}, other units are {', '.join(OTHERS)}"
+        warnings.warn(f"unknown unit {', '.join(strange)}: its values stay as they are ({known})", stacklevel=4)
     factors = np.array([TO_G.get(of[sensor].lower(), 1.0) for sensor in sensors])
     return tuple(axes), factors, {sensor: one for sensor, one in of.items() if one.lower() not in TO_G}
 
@@ -287,6 +320,7 @@ def _people(person: Sequence, split, seed: int) -> tuple[list, list[int], dict[s
     if twice := sorted({str(v) for v in named if named.count(v) > 1}):
         raise ValueError(f"person {twice[0]} stands in two splits, so that a network would be tested on who it knows")
     if strange := [*(set(named) - set(people)), *(set(people) - set(named))]:
-        raise ValueError(f"person {strange[0]!r} is in the split or in the data, but not in both")
+        where = "in the split and not in the data" if strange[0] in named else "in the data and not in the split"
+        raise ValueError(f"person {strange[0]!r} is {where}; the data have {', '.join(map(repr, people[:6]))} ...")
     parts = {part: tuple(sorted(numbers[v] for v in _plain(split[part], "person"))) for part in SPLITS}
     return people, [numbers[v] for v in person], parts

@@ -159,7 +159,8 @@ class Recordings:
             if len(axes) == 3 and not PLAUSIBLE_G[0] <= median <= PLAUSIBLE_G[1]:
                 why = {9.80665: "m/s^2", 1000.0: "mg", 9806.65: "mm/s^2"}
                 unit = next((u for factor, u in why.items() if 0.7 < median / factor < 1.4), "")
-                why = f"as if it were in {unit}" if unit else "gravity was taken out, or the unit is another one"
+                why = f"as if it were in {unit}" if unit else "gravity was taken out, or the unit is another one: unit="
+                why += "" if unit else f"{{{sensor!r}: ...}}"
                 found.append(f"{sensor or 'the sensor'} has a median length of {median:.3g} G, not about 1 G: {why}")
         return found
 
