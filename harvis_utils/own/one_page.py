@@ -29,7 +29,6 @@ from harvis_utils.lenses.cards import Card
 from harvis_utils.maximization.starting import chosen_units
 from harvis_utils.metrics import embedding, intervals
 from harvis_utils.networks import taps
-from harvis_utils.networks.taps import Tap
 from harvis_utils.own import looking, telling
 from harvis_utils.own.looking import CLIMBING, FLAT, VISUAL, ExplainError
 from harvis_utils.own.telling import AVERAGE, METHOD, NOISE, REAL, Found
@@ -60,7 +59,7 @@ SHOWN = (METHOD, LIKELIEST_TRIGGER, REAL, AVERAGE, NOISE, FLAT)
 
 def explain(
     network: nn.Module,
-    place: str | Tap,
+    place: str | taps.Tap,
     windows: Windows,
     folder: str | Path | None = None,
     *,
@@ -192,7 +191,6 @@ def _write(found: Found, folder: Path) -> None:
         waiting=[f"{x} of the other units" if x in found.parts else x for x in dict.fromkeys(found.waiting)],
         doubt=telling.doubt(found),
         worth=(cards.DETECTOR_IOU, cards.MATTERS),
-        n_axes=len(of.windows.axes),
         refused=found.refused | _left_out(found),
         tables=[_html(name, made[name]) for name in TABLES if name in made and name != "waves"],
         pictures=_pictures(found, made, axes),
