@@ -52,8 +52,9 @@ MOST_NUMBERS, MOST_LABELLED, MOST_PIECES = 20_000_000, 1_000_000, 20_000_000
 N_COVERED, N_CENTRES, N_SINGLE = 4, 60, 6
 #: Choice: windows on which units are silenced, and on which it is asked whether the network is trained
 N_SILENCED, N_JUDGED = 500, 2000
-#: Choice: by how much a trained network's share of right answers is above that with shuffled names, at least
-LEAST_ABOVE = 0.05
+#: Choice: a trained network's share of right answers is above that with shuffled names by so much at least; on training
+#: windows it is expected to go so far of the way from guessing to all right
+LEAST_ABOVE, LEAST_TRAINED = 0.05, 0.75
 #: Choice: held-out segments of each group within which they are paired, and of all where pieces are compared, at least
 PER_GROUP, FEWEST_SEGMENTS = 10, 1000
 #: what stands beside signals, with those of :data:`triggered.REFERENCES`
@@ -158,7 +159,7 @@ def every(split: Split, most: int) -> int:
     return _times(len(split) * split.length * split.series.shape[1], most)
 
 
-def looked(network: nn.Module, place: str | Tap, windows: Windows, even_untrained: bool = False) -> Looked:
+def looked(network: nn.Module, place: str | Tap, windows: Windows) -> Looked:
     """What is looked at, where everything fits together; see :func:`explain`. Raises ``ValueError`` where it does not.
 
     A place that is named, not a tap, is taken behind the rectifier that its output goes to.
@@ -171,11 +172,19 @@ def looked(network: nn.Module, place: str | Tap, windows: Windows, even_untraine
         )
     x = windows.train.x
     n_axes, length = x.shape[1:]
+    try:
+        with taps.evaluating(network), torch.no_grad():
+            taps.run(network, taps.as_windows(network, x[:2]))
+    except HarvisError:  # it says which layout fits
+        raise
+    except Exception as refusal:
+        raise ExplainError(
+            f"the network does not take windows of {n_axes} axes ({', '.join(windows.axes)}) and {length} samples "
+            f"({refusal}): give it the channels that it was trained on, in its layout (taps.WithLayout)"
+        ) from refusal
     if place == "last conv":
         place = _last_convolution(network, x[:2])
     tap = taps.located(network, place, x[:3]) if isinstance(place, Tap) else taps.behind(network, place, x[:3])
-    if not even_untrained:
-        _refuse_untrained(network, windows)
     by_axis, scale, unit = trunks.by_axis(network, tap, n_axes, length), None, "G"
     if windows.units:
         series, known = windows.train.series, set(windows.units.values())
@@ -216,42 +225,48 @@ def _last_convolution(network: nn.Module, x: np.ndarray) -> str:
     return ran[-1]
 
 
-def _refuse_untrained(network: nn.Module, windows: Windows) -> None:
-    """Raise ``ValueError`` where activities of training windows are told no better than with their names shuffled.
+def judged(network: nn.Module, windows: Windows, even_untrained: bool = False) -> dict[str, dict[str, float]]:
+    """How well activities are told in "train" and "test" windows: shares of windows and, ``mean``, over activities.
 
-    What gives no scores of these activities cannot be asked.
+    ``commonest`` and ``guessing`` are what one answer always has of the two. Output k is activity k, further outputs
+    are wrong. Nothing for a network without class scores. Raises ``ValueError``, unless ``even_untrained``, for fewer
+    outputs than activities, and where training windows are told no better than with names shuffled.
     """
-    split, n = windows.train.every(_times(len(windows.train), N_JUDGED)), len(windows.activities)
-    try:
-        predicted = _predicted(network, split, n)
-    except ValueError:
-        return
-    told = pd.crosstab(pd.Series(split.activity), pd.Series(predicted), normalize="index")
-    each = told.reindex(columns=range(n), fill_value=0.0).to_numpy()  # (activity that is there, class)
-    rng, rows = np.random.default_rng(0), np.arange(len(each))
-    orders = list(itertools.permutations(range(n))) if n <= 6 else [rng.permutation(n) for _ in range(999)]
-    shuffled = np.array([each[rows, np.asarray(order)[told.index]].mean() for order in orders])
-    own = each[rows, told.index].mean()
-    if own < shuffled.mean() + LEAST_ABOVE or (shuffled > own + 1e-9).mean() > 0.05:
-        raise ExplainError(
-            f"the network tells the activities of its own training windows no better than with their names shuffled "
-            f"({own:.0%} right, averaged over activities): it is not trained, or its classes are in another order than "
-            f"{', '.join(windows.activities)}; even_untrained=True looks at it all the same"
-        )
+    n, found, rng = len(windows.activities), {}, np.random.default_rng(0)
+    for name in ("train", "test"):
+        split = getattr(windows, name)
+        split = split.every(_times(len(split), N_JUDGED))
+        with taps.evaluating(network), torch.no_grad():
+            try:
+                parts = torch.as_tensor(split.x).split(taps.CHUNK)
+                scores = torch.cat([taps.scores_of(network, part).cpu() for part in parts])
+            except ValueError:
+                return {}
+        if (given := scores.shape[1]) < n and not even_untrained:
+            raise ExplainError(
+                f"the network has {given} outputs, the windows have {n} activities ({', '.join(windows.activities)}): "
+                "leave out windows of those it does not know; even_untrained=True looks at it all the same"
+            )
+        told = pd.crosstab(split.activity, scores.argmax(1).numpy(), normalize="index")
+        each, rows = told.reindex(columns=range(max(n, given)), fill_value=0.0).to_numpy(), np.arange(len(told))
+        share, right = np.bincount(split.activity)[told.index] / len(split), each[rows, told.index]
+        of_names = {"windows": share @ right, "commonest": share.max(), "mean": right.mean(), "guessing": 1 / len(told)}
+        found[name] = {key: float(value) for key, value in of_names.items()}
+        if name == "test" or even_untrained:
+            continue
+        orders = list(itertools.permutations(range(n))) if n <= 6 else [rng.permutation(n) for _ in range(999)]
+        shuffled = np.array([each[rows, np.asarray(order)[told.index]].mean() for order in orders])
+        if right.mean() < shuffled.mean() + LEAST_ABOVE or (shuffled > right.mean() + 1e-9).mean() > 0.05:
+            raise ExplainError(
+                "the network tells activities of training windows no better than with their names shuffled: "
+                f"{right.mean():.0%} right, averaged over activities. It is not trained, or on other units, "
+                f"or its outputs are not {', '.join(windows.activities)}; even_untrained=True looks at it all the same"
+            )
+    return found
 
 
 def _times(n: int, most: int) -> int:
     return max(1, -(-n // most))
-
-
-def _predicted(network: nn.Module, split: Split, n_classes: int) -> np.ndarray:
-    """The likeliest class of each window. Raises ``ValueError`` where the network gives no scores of so many."""
-    with taps.evaluating(network), torch.no_grad():
-        parts = torch.as_tensor(split.x).split(taps.CHUNK)
-        scores = torch.cat([taps.scores_of(network, part).cpu() for part in parts])
-    if scores.shape[1] != n_classes:
-        raise ExplainError(f"the network has scores of {scores.shape[1]} classes, the windows {n_classes} activities")
-    return scores.argmax(1).numpy()
 
 
 def _key(network: nn.Module, tap: Tap, windows: Windows, scale: Scale | None, width: int | None) -> str:

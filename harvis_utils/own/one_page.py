@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +28,10 @@ from harvis_utils.lenses import cards, triggered
 from harvis_utils.lenses.cards import Card
 from harvis_utils.maximization.starting import chosen_units
 from harvis_utils.metrics import embedding, intervals
-from harvis_utils.networks.taps import Tap
+from harvis_utils.networks import taps
 from harvis_utils.own import looking, telling
 from harvis_utils.own.looking import CLIMBING, FLAT, VISUAL, ExplainError
-from harvis_utils.own.telling import METHOD, NOISE, REAL, Found
+from harvis_utils.own.telling import AVERAGE, METHOD, NOISE, REAL, Found
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 from harvis_utils.parallel import progress
 from harvis_utils.settings import MaximizationSettings, VisualSettings, report_root
@@ -41,8 +42,9 @@ from harvis_utils.store.results import described, provenance
 N_UNITS = 16
 #: Choice: units that are climbed together: the first ones are the first look, and an interruption loses no more
 N_AT_ONCE = 4
-#: Choice: of more axes than this those are drawn on which signals and real windows move most; all are measured
-N_DRAWN = 6
+#: Choice: of more axes than this those are drawn on which made signals go farthest from zero, all are measured; a
+#: picture that goes so many times as far as most of its row has a scale of its own
+N_DRAWN, OWN_SCALE = 9, 3
 #: Choice: half of what a picture spans at least, in G or s, so that what hardly moves is drawn as flat as it is
 LEAST_SPAN = 0.25
 #: Choice: the page is written anew after so many seconds, while it grows
@@ -52,12 +54,12 @@ PAGE, ABOUT = "index.html", "explanation.json"
 TABLES = ("thresholds", "signals", "measures", "waves", "concepts", "silenced", "covered", "cards")
 
 #: what is drawn of every unit
-SHOWN = (METHOD, LIKELIEST_TRIGGER, REAL, NOISE, FLAT)
+SHOWN = (METHOD, LIKELIEST_TRIGGER, REAL, AVERAGE, NOISE, FLAT)
 
 
 def explain(
     network: nn.Module,
-    place: str | Tap,
+    place: str | taps.Tap,
     windows: Windows,
     folder: str | Path | None = None,
     *,
@@ -73,12 +75,14 @@ def explain(
     (:func:`taps.find`), which is taken as it is, or "last conv". ``units`` are looked at, by default 16 spread evenly;
     thresholds are of all. ``folder`` is by default ``explained/PLACE`` in the reports. The page is there when
     thresholds are, and grows; parts are stored, so that a call that was interrupted is gone on with by the same call.
+    Other units or settings renew the page. Output k of the network counts as activity k, further outputs are wrong.
 
-    Raises ``ValueError`` where network, place, windows and units do not fit together, where the network tells
-    activities no better than guessing (unless ``even_untrained``), where all units of the place are silent, and for a
-    folder that holds other files; then nothing is written there.
+    Warns where training windows are told worse than a trained network tells them. Raises ``ValueError`` where network,
+    place, windows and units do not fit together, where the network has fewer outputs than there are activities or tells
+    these no better than guessing (unless ``even_untrained``), where all units of the place are silent, and for a folder
+    with other files or the page of another network, place or windows; then nothing is written there.
     """
-    of = looking.looked(network, place, windows, even_untrained)
+    of, judged = looking.looked(network, place, windows), looking.judged(network, windows, even_untrained)
     statistics = looking.thresholds(of)
     n_units = statistics.sizes["unit"]
     if bool(statistics["dead"].all()):
@@ -92,7 +96,9 @@ def explain(
     folder = Path(folder) if folder else report_root() / "explained" / re.sub(r"[^\w.-]+", "_", of.name)
     asked = {"key": of.key, "units": units, "settings": described(settings), "visual": described(visual)}
     _claim(folder, asked)
-    found = Found(of, units, statistics, asked)
+    found = Found(of, units, statistics, asked, judged)
+    if not even_untrained and (doubt := telling.doubt(found)):
+        warnings.warn(doubt, stacklevel=2)
     steps, written = list(_steps(found, settings, visual)), 0.0
     with progress(total=len(steps), desc=f"explaining {of.name}", leave=False) as bar:
         try:
@@ -101,8 +107,8 @@ def explain(
                 if number < 2 or time.monotonic() - written > SECONDS:
                     _write(found, folder)
                     written = time.monotonic()
-                if number == 1:
-                    print(f"A first look: {folder / PAGE}. The rest follows; if interrupted, the same call goes on.")
+                if number == 0:
+                    print(f"The page, which grows: {folder / PAGE}. If interrupted, the same call goes on.")
                 bar.set_description(f"{of.name}: {lens}")
                 try:
                     if lens not in found.refused and (made := make()) is not None:
@@ -140,9 +146,13 @@ def _steps(found: Found, settings: MaximizationSettings, visual: VisualSettings)
 
 
 def _claim(folder: Path, asked: dict) -> None:
-    """Take a folder for this page: a new one, one of the same, or one of another page, which is removed."""
+    """Take a folder for this page: a new one, or one of the same network, place and windows, whose page is renewed."""
     if (folder / ABOUT).exists():
-        if files.read_json(folder / ABOUT)["asked"] != asked:
+        there = files.read_json(folder / ABOUT)["asked"]
+        if there["key"] != asked["key"]:
+            another = f'name another folder, as folder="{folder}-{asked["key"][:6]}"'
+            raise ExplainError(f"{folder} holds the page of another network, place or windows; {another}")
+        if there != asked:
             for path in (folder / PAGE, folder / ABOUT, *(folder / "tables" / f"{name}.csv" for name in TABLES)):
                 path.unlink(missing_ok=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -158,8 +168,6 @@ def _write(found: Found, folder: Path) -> None:
     axes, deck = _drawn_axes(found), _cards(found)
     if deck:
         made["cards"] = cards.overview(deck).drop(columns=["layer", "match", "alike", "by chance"])
-    for name, table in made.items():
-        files.write_text(folder / "tables" / f"{name}.csv", table.to_csv(float_format="%.6g"))
     told = telling.numbers(found, made)
     views = [] if not deck else [_view(found, axes)]
     names = [of.windows.axes[axis] for axis in axes] if of.target.axes > 1 else []
@@ -177,9 +185,12 @@ def _write(found: Found, folder: Path) -> None:
         names,
         of.unit,
         "explanation.html",
-        words=telling.words(found, told),
-        facts=_facts(found),
-        waiting=list(dict.fromkeys(found.waiting)),
+        told=told,
+        said={"method": METHOD, "noise": NOISE, "flat": FLAT, "readings": telling.READINGS, "of": of},
+        facts=_facts(found, axes),
+        waiting=[f"{x} of the other units" if x in found.parts else x for x in dict.fromkeys(found.waiting)],
+        doubt=telling.doubt(found),
+        worth=(cards.DETECTOR_IOU, cards.MATTERS),
         refused=found.refused | _left_out(found),
         tables=[_html(name, made[name]) for name in TABLES if name in made and name != "waves"],
         pictures=_pictures(found, made, axes),
@@ -188,32 +199,35 @@ def _write(found: Found, folder: Path) -> None:
         covered=_covered(found),
         files=[f"tables/{name}.csv" for name in TABLES if name in made],
     )
-    files.write_text(folder / PAGE, text)
     about = {"asked": found.asked, "place": of.name, "caveat": of.caveat, "finished": not found.waiting}
     about |= {"refused": found.refused, "numbers": told, "made with": provenance()["versions"]}
-    files.write_json(folder / ABOUT, about, nan_as_null=True)
+    files.write_json(folder / ABOUT, about, nan_as_null=True)  # first, so that the folder is known as its own
+    for name, table in made.items():
+        files.write_text(folder / "tables" / f"{name}.csv", table.to_csv(float_format="%.6g"))
+    files.write_text(folder / PAGE, text)
 
 
-def _facts(found: Found) -> dict[str, str]:
+def _facts(found: Found, axes: Sequence[int]) -> dict[str, str]:
     """What was looked at, in words."""
     of, windows = found.of, found.of.windows
     n_axes, length = windows.train.x.shape[1:]
     people = {name: len(np.unique(getattr(windows, name).subject)) for name in SPLITS}
     counts = [f"{n:,} of {people[name]} people ({name})" for name, n in windows.counts().items()]
+    inner = of.network.network if isinstance(of.network, taps.WithLayout) else of.network
     facts = {
-        "network": type(of.network).__name__,
+        "network": type(inner).__name__,
         "place": f"{of.name}{', behind its rectifier' if of.tap.rectified else ''}; its output is {of.tap.layout}",
         "units see": f"{'each axis by itself' if of.by_axis else f'all {n_axes} axes'}, "
         f"{f'{of.width} samples' if of.width else 'compared as whole windows'} of {length} at {windows.rate_hz:g} Hz",
-        "windows": ", ".join(counts),
+        "windows": f"{', '.join(counts)}; {telling.units_of(windows)}",
     }
     if (every := looking.every(windows.train, looking.MOST_NUMBERS)) > 1:
         facts["thinned"] = f"but for thresholds, every {every}th window is looked at, because all would fill the memory"
-    if of.target.axes > N_DRAWN:
-        facts["drawn"] = f"{N_DRAWN} axes, on which signals and strongest windows move most; all {n_axes} are measured"
+    if left := [name for axis, name in enumerate(windows.axes) if of.target.axes > 1 and axis not in axes]:
+        facts["not drawn"] = f"{', '.join(left)}: made signals stay nearest to zero there; all axes are measured"
     if of.scale is not None:
         whose = "all axes together" if of.by_axis else "each axis"
-        facts["scale"] = f"values are not in G: two standard deviations of {whose} stand for 1 G, their mean for 0 G"
+        facts["scale"] = f"two standard deviations of {whose} stand for 1 G, their mean for 0 G"
     return facts
 
 
@@ -274,17 +288,18 @@ def _as_drawn(card: Card, found: Found, axes: Sequence[int]) -> Card:
 
 
 def _drawn_axes(found: Found) -> list[int]:
-    """The axes that are drawn: where there are many, those on which signals and strongest windows move most, in s."""
+    """The axes that are drawn: where there are many, those whose level or movement in made signals is largest, in s."""
     signals, n_axes = found.signals, found.of.target.axes
     if n_axes <= N_DRAWN or signals is None:
         return list(range(min(n_axes, N_DRAWN)))
-    known = [name for name in (METHOD, REAL) if name in signals["technique"]]
-    moved = found.of.in_s(signals["signal"].sel(technique=known).transpose(..., "axis", "time").values)
-    return sorted(np.ptp(moved, axis=-1).mean((0, 1)).argsort(kind="stable")[-N_DRAWN:].tolist())
+    known = [name for name in (METHOD, LIKELIEST_TRIGGER) if name in signals["technique"]] or [AVERAGE]
+    made = found.of.in_s(signals["signal"].sel(technique=known).transpose(..., "axis", "time").values)
+    far = np.nanquantile(np.abs(made).max(-1), 0.75, (0, 1))  # of a quarter of the signals: no outlier decides
+    return sorted(far.argsort(kind="stable")[-N_DRAWN:].tolist())
 
 
 def _pictures(found: Found, made: Mapping[str, pd.DataFrame], axes: Sequence[int]) -> list[dict]:
-    """For each unit its signals to be drawn, on one scale, and what is said of each."""
+    """For each unit its signals to be drawn, on one scale but for what goes much farther, and what is said of each."""
     of, signals, rows = found.of, found.signals, []
     if signals is None:
         return rows
@@ -296,11 +311,16 @@ def _pictures(found: Found, made: Mapping[str, pd.DataFrame], axes: Sequence[int
             x = of.drawn(signals["signal"].sel(technique=name, unit=unit).values)
             curve = x[list(axes)] if of.target.axes > 1 else x.reshape(-1)
             said = _said(made["signals"].loc[(name, unit)])
-            pictures.append({"curve": curve, "caption": f"{name}{said}", "colour": colours.get(name, style.GREY)})
-        limit = max(LEAST_SPAN * one, *(float(np.nanmax(np.abs(of["curve"]), initial=0)) for of in pictures))
-        own = found.statistics.sel(unit=unit)
-        about = "silent" if bool(own["dead"]) else f"threshold {float(own['th_eap']):.3g}"
-        rows.append({"unit": unit, "about": about, "pictures": pictures, "limit": limit})
+            about = {"curve": curve, "caption": f"{name}{said}", "colour": colours.get(name, style.GREY)}
+            pictures.append(about | {"limit": float(np.nanmax(np.abs(curve), initial=LEAST_SPAN * one))})
+        far = OWN_SCALE * np.median([own["limit"] for own in pictures])
+        limit = max(own["limit"] for own in pictures if own["limit"] <= far)
+        for own in pictures:
+            own["caption"] += "; its own scale" if own["limit"] > far else ""
+            own["limit"] = max(own["limit"], limit)
+        th, dead = (found.statistics[name].sel(unit=unit).item() for name in ("th_eap", "dead"))
+        about = "silent" if dead else f"threshold {th:.3g}"
+        rows.append({"unit": unit, "about": about, "pictures": pictures})
     return rows
 
 
@@ -308,7 +328,7 @@ def _said(row: pd.Series) -> str:
     """What is known of a signal, for below its picture."""
     found = ["flat"] if row["flat"] else []
     names = {
-        "activation": "reaches {:.2f} of the threshold",
+        "reached": "reaches {:.2f} of the threshold",
         "nearness": "nearness {:.2f}",
         "right answers": "right {:.0%}",
     }
@@ -348,7 +368,7 @@ def _covered(found: Found) -> dict:
     x = test.x[covered["window"].values].astype(float)
     x -= x.mean(-1, keepdims=True)
     x /= 2 * of.windows.train.series.std(0)[:, None] if of.unit == looking.IN_S else 1.0
-    axes = sorted(np.ptp(x, axis=-1).mean(0).argsort(kind="stable")[-N_DRAWN:].tolist())
+    axes = sorted(np.median(np.ptp(x, axis=-1), 0).argsort(kind="stable")[-N_DRAWN:].tolist())
     for k, window in enumerate(covered["window"].values):
         predicted = int(covered["predicted"][k])
         said = f"{names[test.activity[window]]}, taken for {names[predicted] if predicted < len(names) else predicted}"

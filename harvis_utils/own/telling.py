@@ -5,39 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
-from harvis_utils.lenses import dissection, triggered
+from harvis_utils.data.windowing import Windows
+from harvis_utils.lenses import cards, dissection, triggered
 from harvis_utils.metrics import intervals, signal_measures
-from harvis_utils.own.looking import ExplainError, Looked
+from harvis_utils.own.looking import FLAT, LEAST_TRAINED, ExplainError, Looked
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
 
 METHOD, REAL, NOISE = "the paper's method", "strongest real window", "spectrum noise"
-#: what units may be read from
-READINGS = {REAL: "the real windows that excite them most", LIKELIEST_TRIGGER: "their likeliest triggers"}
-READINGS |= {METHOD: "the method's signals"}
-NO_READING = (
-    "no picture here surely tells more than guessing: read none, and keep to thresholds, concepts and occlusion"
-)
-NOT_TO_CONCLUDE = (
-    "that a unit means what its picture shows: without its controls a picture is no evidence",
-    "that a flat signal shows a unit that looks for rest: it shows nothing",
-    "that another network, other people or other windows would give the same: this is one network and one split",
-)
+AVERAGE, NINE = "triggered average", triggered.STRONGEST
+#: what units may be read from: what was made, and what is real
+MADE = {LIKELIEST_TRIGGER: "their likeliest triggers", METHOD: "the signals of the paper's method"}
+TRUE = {NINE: f"the nine real windows that excite each most (cards have {cards.N_WINDOWS} of them)"}
+TRUE |= {REAL: "the real window that excites each most", AVERAGE: "real windows averaged by how they excite each"}
+READINGS = TRUE | MADE
+NO_READING = "no picture here tells surely more than guessing: read none, keep to thresholds, concepts and occlusion"
+#: where noise is, by whether the method minus noise is lower or higher
+NOISE_IS = {"lower": "nearer", "higher": "farther", "not told apart": "not surely nearer or farther"}
+#: Choice: a window that is strongest for more than this share of units is named; a flat signal that reaches at most so
+#: much more of the threshold than flat zero does no better
+SHARED, NO_MORE = 0.25, 0.05
 
 
 @dataclass
 class Found:
     """What is known of a place so far: parts by their lens, lenses that refused with the reason, and those to come.
 
-    ``asked`` says what the page is of.
+    ``asked`` says what the page is of, ``judged`` how well activities are told (:func:`looking.judged`).
     """
 
     of: Looked
     units: list[int]
     statistics: xr.Dataset
     asked: dict
+    judged: dict[str, dict[str, float]] = field(default_factory=dict)
     parts: dict[str, list] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
@@ -73,7 +77,7 @@ def tables(found: Found) -> dict[str, pd.DataFrame]:
     names |= {"th_eap": "threshold", "p95": "95 % point", "maximum": "largest output", "dead": "silent"}
     made["thresholds"] = found.statistics[list(names)].to_dataframe()[list(names)].rename(columns=names)
     if (signals := found.signals) is not None:
-        made["signals"], made["waves"] = _each_signal(found, signals), _waves(signals)
+        made["signals"], made["waves"] = _each_signal(found, signals), _waves(of, signals)
         made["measures"] = _measures(found, made["signals"])
     if (named := found.part("concepts")) is not None:
         best = dissection.detectors(named)
@@ -95,10 +99,13 @@ def tables(found: Found) -> dict[str, pd.DataFrame]:
 
 
 def _each_signal(found: Found, signals: xr.Dataset) -> pd.DataFrame:
-    """One row per signal and unit: how far it ranges in s, and what is known of it."""
+    """One row per signal and unit: how far it ranges in s, the share of the threshold ``reached``, what is known."""
     x = found.of.in_s(signal_measures.in_rows(signals["signal"], ["technique", "unit"]))
     shape, dims = (signals.sizes["technique"], signals.sizes["unit"]), ("technique", "unit")
+    top = signal_measures.largest(signals["map"], ["technique", "unit"]).reshape(shape)
+    th = found.statistics["th_eap"].sel(unit=signals["unit"]).values
     values = {"range": signal_measures.ranges(x), "flat": signal_measures.flat(x)}
+    values["reached"] = signal_measures.reached(top, th)
     table = xr.Dataset({name: (dims, of.reshape(shape)) for name, of in values.items()}, signals[["technique", "unit"]])
     if (near := found.part("nearness")) is not None:
         table = table.assign(near[["activation", "nearness"]])
@@ -127,23 +134,36 @@ def _measures(found: Found, each: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows.values(), pd.Index(rows, name="signal"))
 
 
-def _waves(signals: xr.Dataset) -> pd.DataFrame:
-    """The signals themselves: a row for each signal, unit and axis, a column for each sample."""
-    x = signals["signal"]
+def _waves(of: Looked, signals: xr.Dataset) -> pd.DataFrame:
+    """The signals themselves as they are drawn: a row for each signal, unit and axis, a column for each sample."""
+    x = signals["signal"].copy(data=of.drawn(signals["signal"].values))
+    x = x.assign_coords(axis=list(of.windows.axes)) if "axis" in x.dims else x
     rows = x.stack(row=[d for d in x.dims if d != "time"]).transpose("row", "time")
     return pd.DataFrame(rows.values, rows.indexes["row"].rename({"technique": "signal"}))
 
 
 def numbers(found: Found, made: Mapping[str, pd.DataFrame]) -> dict:
-    """The numbers of the first paragraph, all out of the tables; those that are not there are missing."""
-    told = {"units": len(made["thresholds"]), "silent": int(made["thresholds"]["silent"].sum())}
+    """What the first paragraph says, all out of the tables; what is not there is missing."""
+    silent = int(made["thresholds"]["silent"].sum())
+    told = {"activities": found.judged, "units": len(made["thresholds"]), "silent": silent}
     if found.part(METHOD) is None:
         return told
     each, means = made["signals"], made["measures"]
     told |= {"looked at": len(each.loc[METHOD]), "flat": int(each.loc[METHOD, "flat"].sum())}
+    if FLAT in means.index:
+        both = each["reached"].unstack("signal").loc[each.loc[METHOD, "flat"].astype(bool), [METHOD, FLAT]].dropna()
+        told |= {"flat reach": both.median().to_dict()} if len(both) else {}
+        told["flat like zero"] = int((both[METHOD] <= both[FLAT] + NO_MORE).sum())
+        strongest = found.part("references")["signal"].sel(technique=REAL)
+        strongest = strongest.isel(unit=~found.statistics["dead"].sel(unit=strongest["unit"]).values)
+        n = np.unique(signal_measures.in_rows(strongest, ["unit"]), axis=0, return_counts=True)[1].max(initial=0)
+        told |= {"share one window": int(n)} if n > max(1, SHARED * len(found.units)) else {}
     if "nearness" in each and NOISE in means.index:
         told["nearness"] = {name: float(means.loc[name, "nearness"]) for name in (METHOD, NOISE)}
-        told["method minus noise"] = _difference(each, METHOD, NOISE, "nearness")
+        both = (each["nearness"].xs(name).to_numpy(float)[None] for name in (METHOD, NOISE))
+        own = intervals.paired(*both).row("d")
+        told |= {"method minus noise": intervals.triple(own, "d"), "by": intervals.said(own, "d")}
+        told["noise is"] = NOISE_IS[intervals.verdict(own, "d")]
     if "right answers" in each:
         right = means["right answers"].dropna()
         told["right answers"] = {name: intervals.triple(means.loc[name], "right answers") for name in right.index}
@@ -151,61 +171,36 @@ def numbers(found: Found, made: Mapping[str, pd.DataFrame]) -> dict:
     return told
 
 
-def _difference(each: pd.DataFrame, first: str, second: str, column: str) -> list[float]:
-    """Mean of what the first has more than the second, unit by unit, and the ends of its interval."""
-    both = (each[column].xs(name).to_numpy(float)[None] for name in (first, second))
-    return intervals.triple(intervals.paired(*both).row(column), column)
-
-
 def _reading(each: pd.DataFrame, right: Mapping[str, Sequence[float]]) -> str:
-    """What tells surely more of the units than guessing; the real window, where nothing tells surely more than that."""
-
-    def most(names: Sequence[str]) -> str:
-        return READINGS[max(names, key=lambda name: right[name][0])]
-
-    sure = [name for name in READINGS if name in right and right[name][1] > 0.5]
-    better = [name for name in sure if name != REAL and _difference(each, name, REAL, "right answers")[1] > 0]
-    if not sure:
+    """What tells most of the units: what was made, where it tells surely more than the best of what is real."""
+    real, made = (max((n for n in of if n in right), key=lambda n: right[n][0], default=None) for of in (TRUE, MADE))
+    surely = {name for name in (real, made) if name and right[name][1] > 0.5}
+    if not surely:
         return NO_READING
-    if better:
-        return f"read the units from {most(better)}, which surely tell more than the strongest real window, beside it"
-    if REAL in sure:
-        return f"read the units from {READINGS[REAL]}; no made signal surely tells more"
-    return f"read the units from {most(sure)}, beside real windows, which surely tell neither less nor more"
+    said = {name: f"{READINGS[name]} ({right[name][0]:.1%} right)" for name in (real, made) if name}
+    if real is None or made is None:
+        return f"read the units from {said[real or made]}"
+    both = (each["right answers"].xs(name).to_numpy(float)[None] for name in (made, real))
+    if intervals.triple(intervals.paired(*both).row("d"), "d")[1] > 0:
+        return f"read the units from {said[made]}: they tell surely more than the best that is real, {said[real]}"
+    if real in surely:
+        return f"read the units from {said[real]}: nothing made tells surely more, the best being {said[made]}"
+    return f"look at {said[made]}, surely better than guessing, beside {said[real]}: which tells more is not sure"
 
 
-def words(found: Found, told: Mapping) -> list[str]:
-    """The first paragraph, sentence by sentence."""
-    of, flat = found.of, "0.05 G" if found.of.scale is None else "0.05 of two standard deviations of the data"
-    is_are = "is" if told["silent"] == 1 else "are"
-    silent = f"{told['silent']} of the {told['units']} units of {of.name} {is_are} silent"
-    lines = [f"{silent}: no training window excites {'it' if is_are == 'is' else 'them'}."]
-    if METHOD in found.refused:
-        lines.append("The paper's method could not make signals here; the reason stands below.")
-    if "flat" in told:
-        is_are = "is" if told["flat"] == 1 else "are"
-        lines.append(
-            f"{told['flat']} of {told['looked at']} signals that the paper's method made {is_are} flat: they range "
-            f"over less than {flat}, and show nothing."
-        )
-    if "method minus noise" in told:
-        difference = dict(zip(("d", "d low", "d high"), told["method minus noise"], strict=True))
-        standing = {"lower": "is nearer", "higher": "is farther", "not told apart": "is not surely nearer or farther"}
-        method, noise = (f"{told['nearness'][name]:.2f}" for name in (METHOD, NOISE))
-        lines.append(
-            f"Noise with the training windows' spectrum, which knows nothing of the units, "
-            f"{standing[intervals.verdict(difference, 'd')]} than the method to the real windows that excite them: "
-            f"nearness {noise}, the method {method}, the method minus noise {intervals.said(difference, 'd')}; "
-            f"0.50 is as near as real windows are to one another."
-        )
-    if "reading" in told:
-        right = ", ".join(
-            f"{name} {told['right answers'][name][0]:.0%}" for name in READINGS if name in told["right answers"]
-        )
-        lines.append(
-            f"Which of two held-out windows excites a unit more is told right from its picture in: {right}; guessing "
-            "is right in 50%."
-        )
-        lines.append(f"The likeliest reading: {told['reading']}.")
-    lines.append(f"Do not conclude {'; nor '.join(NOT_TO_CONCLUDE)}.")
-    return lines
+def units_of(windows: Windows) -> str:
+    """The unit of each sensor, in words."""
+    sensors = dict.fromkeys(axis.rpartition(" ")[0] for axis in windows.axes)
+    return ", ".join(f"{sensor} in {windows.units.get(sensor, 'G')}" for sensor in sensors)
+
+
+def doubt(found: Found) -> str:
+    """What is to be checked first where training windows are told worse than a trained network tells them."""
+    own = found.judged.get("train", {"mean": 1, "guessing": 0})
+    if own["mean"] - own["guessing"] >= LEAST_TRAINED * (1 - own["guessing"]):
+        return ""
+    return (
+        f"the network tells only {own['mean']:.0%} of the training windows right (mean over activities; guessing: "
+        f"{own['guessing']:.0%}). Windows are {units_of(found.of.windows)} (m/s^2 has become G): was it trained on "
+        'm/s^2, degrees or standardized windows? from_arrays leaves values as they are with unit="as trained"'
+    )
