@@ -53,7 +53,7 @@ def study(windows):
     def new(own: SearchSettings = TINY) -> Study:
         cfg = SimpleNamespace(search=own, device="cpu")
         base = SimpleNamespace(gan=replace(BASE, n_steps=own.n_steps))
-        return Study(SimpleNamespace(cfg=cfg, own=base, windows=windows, n=24, judges=judges, alpha=2.0))
+        return Study(SimpleNamespace(cfg=cfg, own=base, windows=windows, n=24, judges=judges, alpha=2.0, unfit=""))
 
     return new
 
@@ -271,6 +271,7 @@ def finished(scores: dict, planted: bool = False, n_steps: int = 300) -> SimpleN
     trials = pd.concat([trials.assign(kind=kind) for kind in (*BY.values(), CHANCE, MAD, SPECTRAL)])
     trials["IS, second judge"] = 4.5
     own = SimpleNamespace(trials=trials.reset_index(drop=True), retrained=pd.DataFrame(table))
+    own.study = SimpleNamespace(unfit="")
     own.own, own.halves = replace(TINY, n_trials=60, n_steps=n_steps), {JUDGE: 0.5, BESIDE: 0.5}
     own.winner = lambda kind, measure: Study.winner(own, kind, measure)
     return own
@@ -291,6 +292,9 @@ def test_verdicts_follow_what_was_trained_again():
     smoke = searched_graphs.judged(finished(better, n_steps=24))
     assert {of["direction"] for of in smoke} == {"not testable"}
     assert smoke[1]["why"].startswith("Not testable: 60 trials of 24 steps are a smoke test")
+    unfit = finished(better)
+    unfit.study.unfit = "the judge's macro F1 is 0.62"
+    assert all("macro F1 is 0.62" in of["why"] for of in searched_graphs.judged(unfit))
 
 
 def test_the_answer_tells_what_wins_without_a_search():

@@ -15,7 +15,7 @@ from harvis_utils.metrics import generative, recovery
 from harvis_utils.paper import generating
 from harvis_utils.paper.generating import ALL, BESIDE, COMPARED, HALF, JUDGE, MAD, ROWS, SPECTRAL, TAUGHT
 from harvis_utils.settings import LONG_WINDOWS, GanSettings, GenerationSettings, ModelSettings
-from harvis_utils.training import adversarial
+from harvis_utils.training import adversarial, supervised
 from harvis_utils.training.adversarial import Game
 
 BASE = GanSettings(n_units=4, n_latent=8, batch_size=8, n_steps=4, stages=(0.5, 1.0))
@@ -169,7 +169,7 @@ def study_of(values: dict[str, float], n_steps: int = 1200) -> SimpleNamespace:
     judged = pd.concat([table.assign(judge=who) for who in (JUDGE, BESIDE)])
     measured = table[table["share"].ne(0.5)].drop(columns=["IS", "FID", "covered"])
     own = GenerationSettings(gan=replace(BASE, n_steps=n_steps))
-    return SimpleNamespace(tables={"judged": judged, "measured": measured}, own=own)
+    return SimpleNamespace(tables={"judged": judged, "measured": measured}, own=own, unfit="")
 
 
 def directions(study) -> dict[str, str]:
@@ -199,6 +199,23 @@ def test_a_smoke_run_judges_nothing_and_says_why():
     found = generating.judged(study_of({}, n_steps=40))
     assert {of["direction"] for of in found} == {"not testable"}
     assert found[0]["why"].startswith("Not testable: 40 steps are a smoke test")
+
+
+def test_with_a_judge_that_knows_too_little_nothing_is_judged_and_nothing_fails(windows):
+    model = supervised.new_model(windows, ModelSettings(4, n_layers=1, pool="mean", n_dense=8), 0)
+    classes = supervised.predict(model, windows.test)
+    own = generating.Study.__new__(generating.Study)
+    own.windows, own.own, own.made_up = windows, GenerationSettings(), False
+    own.judges = {JUDGE: SimpleNamespace(model=model, predicted={"test": classes})}
+    assert "below 0.65 it judges nothing" in own.unfit
+    made = study_of({(TAUGHT, ALL, "IS"): 4.4})
+    made.unfit = own.unfit
+    found = generating.judged(made)
+    assert {of["direction"] for of in found} == {"not testable"} and own.unfit in found[0]["why"]
+    assert f"No score below may be believed: {own.unfit}." in generating.answer(made, found)
+    own.judges[JUDGE].predicted["test"] = windows.test.activity
+    del own.unfit
+    assert own.unfit == ""
 
 
 def test_the_answer_tells_which_controls_win_and_of_training_that_was_too_short():

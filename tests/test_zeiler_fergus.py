@@ -98,3 +98,4 @@ def test_without_another_data_set_nothing_is_judged_and_it_is_said_why():
     found = zeiler_fergus.judged_carrying(None, "mhealth is not on this machine")
     assert {of["direction"] for of in found} == {UNTESTABLE} and len(found) == 4
     assert all("mhealth is not on this machine" in of["why"] for of in found)
+    assert zeiler_fergus.by_random(found) == ""

@@ -142,15 +142,23 @@ class Study:
 
     @cached_property
     def judges(self) -> dict[str, Network]:
-        """The judge that decides, and the one beside it. Raises :class:`generative.JudgeError` for one that cannot."""
+        """The judge that decides, and the one beside it; see :attr:`unfit`."""
         jobs = list(zip(self.own.judge_seeds, (self.own.judge, self.own.second), strict=True))
         about = (self.cfg, self.windows)
         found = side_by_side(
             self.cfg, lambda job: supervised.train(*about, job[0], None, job[1], self.own.judging), jobs
         )
-        for one in found:
-            generative.admitted(one, self.windows, self.own.least_f1[self.made_up])
         return dict(zip((JUDGE, BESIDE), found, strict=True))
+
+    @cached_property
+    def unfit(self) -> str:
+        """Why no score here may be believed: a judge that is not :func:`generative.admitted`; mostly nothing."""
+        try:
+            for one in self.judges.values():
+                generative.admitted(one, self.windows, self.own.least_f1[self.made_up])
+        except generative.JudgeError as error:
+            return str(error)
+        return ""
 
     @cached_property
     def alpha(self) -> float:
@@ -355,7 +363,7 @@ def judged(study: Study) -> list[dict]:
     found = {}
 
     def ask(name: str, values, controls: dict) -> None:
-        found[name] = judge(QUESTIONS[name], values, controls, missing=too_short(cfg.gan))
+        found[name] = judge(QUESTIONS[name], values, controls, missing=study.unfit or too_short(cfg.gan))
 
     def above(table: pd.DataFrame, name: str, others: Sequence[str]) -> pd.Series:
         return table[name] / table[list(others)].max(axis=1) - 1
@@ -407,7 +415,7 @@ _FIRST = {
     YES: "Yes, by inception score: generators that teach each other beat all that do not.",
     NO: "No: generators that teach each other have no higher inception score than the best that do not.",
     UNDECIDED: "It is open whether generators that teach each other have a higher inception score than the rest.",
-    UNTESTABLE: "Nothing can be told here: there are too few steps of training, or too few seeds.",
+    UNTESTABLE: "Nothing can be told here: too few steps of training or seeds, or the judge knows too little.",
 }
 
 
@@ -420,8 +428,9 @@ def answer(study: Study, verdicts: Sequence[dict]) -> str:
     better = [said[name] for name in mean.index if name != TAUGHT and mean["IS"][name] >= mean["IS"][TAUGHT]]
     false = [said[name] for name in generative.NO_MOVEMENT if mean["FID"][name] <= mean["FID"][HELD_OUT]]
     falling = trained_enough(table)
+    unfit = f" **No score below may be believed: {study.unfit}.**" if study.unfit else ""
     return (
-        f"**{_FIRST[told['K1']]}** Inception score (and FID) is {said[TAUGHT]}; as high or higher: "
+        f"**{_FIRST[told['K1']]}**{unfit} Inception score (and FID) is {said[TAUGHT]}; as high or higher: "
         f"{listed(better, '; ')}. By FID these, which nobody moved, are no farther than other people: "
         f"{listed(false, '; ')}. Is the taught generator better than the untaught: {told['K5']}. From half of the "
         f"training to its end FID changed by {falling.min():+.0%} to {falling.max():+.0%}."

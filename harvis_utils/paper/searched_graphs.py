@@ -130,8 +130,10 @@ def wide(search: Study, column: str) -> pd.DataFrame:
 
 
 def too_small(search: Study) -> str:
-    """Why nothing is judged, where little was trained or tried."""
+    """Why nothing is judged, where judges know too little, or little was trained or tried."""
     own = search.own
+    if search.study.unfit:
+        return search.study.unfit
     if own.n_steps < FEWEST_STEPS or own.n_trials < FEWEST_TRIALS:
         tried = f"{own.n_trials} trials of {own.n_steps} steps"
         return f"{tried} are a smoke test, {FEWEST_TRIALS} of {FEWEST_STEPS} or more would be a search"
@@ -202,7 +204,7 @@ _FIRST = {
     YES: "Yes: the searched graph, trained again, has a higher inception score than anything as dear without a search.",
     NO: "No: a search for a graph finds nothing that as many graphs by chance, or plain generators, do not have.",
     UNDECIDED: "It is open whether a search finds a graph that is better than chance and plain generators.",
-    UNTESTABLE: "Nothing can be told here: too little was trained, or tried too few times.",
+    UNTESTABLE: "Nothing can be told here: too little was trained or tried, or the judge knows too little.",
 }
 
 

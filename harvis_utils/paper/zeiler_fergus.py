@@ -123,11 +123,14 @@ def answer(verdicts: Sequence[dict], what: str) -> str:
 
 
 def by_random(verdicts: Sequence[dict]) -> str:
-    """What a random trunk gains over training from scratch, each way, beside what the carried one has above both."""
-    told = [(v, v["controls"][carrying.RANDOM]["value"]) for v in verdicts if v["id"].startswith(carrying.FROZEN)]
+    """What a random trunk gains over training from scratch, each way, beside what the carried one has above both; ""
+    where nothing was carried.
+    """
+    frozen = [v for v in verdicts if v["id"].startswith(carrying.FROZEN) and carrying.RANDOM in v["controls"]]
+    told = [(v, v["controls"][carrying.RANDOM]["value"]) for v in frozen]
     way = "{}: {} by a random trunk; the carried one has {} more than the better of the two"
     said = [
         way.format(v["id"].split(", ")[-1], *(number(of, v["unit"], signed=True) for of in (gain, v["value"])))
         for v, gain in told
     ]
-    return f"**Gained over training from scratch** {'; '.join(said)}."
+    return f" **Gained over training from scratch** {'; '.join(said)}." if said else ""
