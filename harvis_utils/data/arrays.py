@@ -27,25 +27,7 @@ from harvis_utils.settings import WindowSettings
 #: units of acceleration, which become G; a value in any other unit stays as it is, and pages say so
 TO_G = {"g": 1.0, "mg": 1e-3, "m/s^2": 1 / STANDARD_GRAVITY, "m/s2": 1 / STANDARD_GRAVITY, "m/s²": 1 / STANDARD_GRAVITY}
 #: units of what else is worn; a warning follows any that is in neither list, which may be a misspelt acceleration
-OTHERS = (
-    "deg/s",
-    "°/s",
-    "dps",
-    "rad/s",
-    "ut",
-    "µt",
-    "gauss",
-    "pa",
-    "hpa",
-    "c",
-    "°c",
-    "v",
-    "mv",
-    "uv",
-    "µv",
-    "%",
-    "bpm",
-)
+OTHERS = ("deg/s", "°/s", "dps", "rad/s", "ut", "µt", "gauss", "pa", "hpa", "°c", "v", "mv", "%", "bpm", "as trained")
 #: of people, without a split of one's own: so many validate and so many test
 SHARE = 0.2
 #: files of a folder: windows, their activities, their people
@@ -58,7 +40,7 @@ def from_arrays(x, y=None, subject=None, *, name: str = "own", **about) -> Windo
     usual ``unit`` (of each sensor), ``split``, ``activities``, ``windows``.
 
     Accelerations become G, other units stay. A network that is to be explained must have been trained on such windows:
-    if it was trained on m/s^2 or on standardized windows, let it multiply what it is given first.
+    if it was trained on m/s^2 or on standardized windows, hand these over with ``unit="as trained"``: they stay.
 
     Raises :class:`DataError` for what does not fit together.
     """
