@@ -382,19 +382,28 @@ def git(*words: str) -> str:
     return subprocess.run(("git", *words), cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
 
 
-def digest_in(folder) -> str:
-    """The digest of the rules of the package in a folder, reckoned by this Python."""
-    asked = "from harvis_utils.store.code import code_digest as of; print(of('harvis_utils.paper.claims', 'judge_all'))"
+def in_package(folder, asked: str) -> str:
+    """What an expression prints with the package that lies in a folder, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     said = subprocess.run((sys.executable, "-c", asked), cwd=folder, env=environment, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     return said.stdout.strip()
 
 
+def digest_in(folder) -> str:
+    """The digest of the rules of the package in a folder, in the way that this package reckons it."""
+    code = str(REPOSITORY / "harvis_utils/store/code.py")
+    asked = ("harvis_utils.paper.claims", "judge_all", claims.WORDING)
+    return in_package(folder, f"import runpy; print(runpy.run_path({code!r})['code_digest'](*{asked}))")
+
+
 @pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a git checkout, so that no history can be asked")
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: "/".join(path.parts[-3:-1]))
 def test_rules_were_committed_before_the_run_that_they_judge(path, tmp_path):
-    """The commit of a published run holds the very rules that its verdicts were made by, and that stand here now."""
+    """The commit of a published run holds the very rules that its verdicts were made by, and that stand here now.
+
+    Whether they still stand is asked of both in one way, because a commit may reckon its own digest in another.
+    """
     about = read_json(path)["provenance"]
     if "rule" not in about:
         pytest.skip("this run was made before results held the digest of their rules")
@@ -410,15 +419,22 @@ def test_rules_were_committed_before_the_run_that_they_judge(path, tmp_path):
         packed.extractall(tmp_path, filter="data")
     assert digest_in(tmp_path) == claims.rule(), "the rules were changed after the run"
     if about["versions"]["python"].split(".")[:2] == platform.python_version().split(".")[:2]:
-        assert about["rule"] == claims.rule(), "the run was judged by rules that its commit does not hold"
+        own = in_package(tmp_path, "from harvis_utils.paper import claims; print(claims.rule())")
+        assert about["rule"] == own, "the run was judged by rules that its commit does not hold"
 
 
 def test_any_change_of_a_rule_changes_the_digest(tmp_path):
     shutil.copytree(REPOSITORY / "harvis_utils", tmp_path / "harvis_utils")
     before = digest_in(tmp_path)
-    rules = tmp_path / "harvis_utils" / "paper" / "claims.py"
-    text = rules.read_text(encoding="utf-8")
-    for old, new, same in (("HALF = 0.5", "HALF = 0.9", False), ("#: Choice: what a person", "#: What one", True)):
+    paper = tmp_path / "harvis_utils" / "paper"
+    for file, old, new, same in (
+        ("claims.py", "HALF = 0.5", "HALF = 0.9", False),
+        ("claims.py", "#: Choice: what a person", "#: What one", True),
+        ("verdicts.py", "the same under", "found under", True),
+        ("verdicts.py", "below, above = bounds[1] <", "below, above = bounds[1] <=", False),
+    ):
+        text = (paper / file).read_text(encoding="utf-8")
         assert old in text
-        rules.write_text(text.replace(old, new), encoding="utf-8")
+        (paper / file).write_text(text.replace(old, new), encoding="utf-8")
         assert (digest_in(tmp_path) == before) == same
+        (paper / file).write_text(text, encoding="utf-8")

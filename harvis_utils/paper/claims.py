@@ -255,6 +255,10 @@ CLAIMS = (
 )  # fmt: skip
 
 
+#: what turns a verdict that is already decided into a sentence
+WORDING = ("harvis_utils.paper.verdicts.told", "harvis_utils.paper.verdicts.number")
+
+
 def criteria_of(claim: str) -> list[Criterion]:
     """The criteria of a claim, in the order of :data:`CRITERIA`."""
     return [criterion for criterion in CRITERIA if criterion.claim == claim]
@@ -271,5 +275,8 @@ def judge_all(evidence: Evidence, robust: Mapping[str, Mapping[str, float]] | No
 
 
 def rule() -> str:
-    """Digest of the code behind the verdicts: the claims, their numbers and ranges, intervals and the decision."""
-    return code_digest(__name__, "judge_all")
+    """Digest of the code behind the verdicts: the claims, their numbers and ranges, intervals and the decision.
+
+    The words that tell a verdict are no rule.
+    """
+    return code_digest(__name__, "judge_all", WORDING)
