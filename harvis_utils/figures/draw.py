@@ -147,7 +147,8 @@ class _Drawing:
         """Write "n/a" at places on the axis of names."""
         for place in places:
             at, frames = self.xy(place, 0.02), self.xy("data", "axes fraction")
-            ax.annotate("n/a", at, xycoords=frames, ha="center", va="center", fontsize=9)
+            ha, va = ("left", "center") if self.across else ("center", "bottom")  # inside the axes
+            ax.annotate("n/a", at, xycoords=frames, ha=ha, va=va, fontsize=9)
 
     def done(self, title: str, columns: int, references, across: bool, line: str | None = None, **more) -> Figure:
         """Draw levels to compare with, write labels, and legend and title outside.
