@@ -58,11 +58,11 @@ reproduce: $(ENV) ## execute all notebooks that are not up to date, then show wh
 sweep: $(ENV) ## many networks as many jobs (SWEEP=file.toml, WORKFLOW=local|slurm), then one table of them
 	@$(PY) -m workflow.sweep start $(SWEEP) --workflow-profile $(WORKFLOW)
 
-test: $(ENV) ## lint, unit tests with coverage, and every notebook in the quick profile
+test: $(ENV) ## lint, unit tests (COV=1: with coverage, nearly twice as long), and every notebook in the quick profile
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m nbstripout --verify notebooks/*.ipynb
-	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
+	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(if $(COV),--cov --cov-report=term)
 	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
 	echo "all notebooks, two at once, in an empty root" && \
 	HARVIS_ARTIFACTS="$$root/derived" HARVIS_REPORTS="$$root/reports" JUPYTER_PREFER_ENV_PATH=1 \
