@@ -35,6 +35,19 @@ def test_the_card_of_the_networks_says_what_their_files_and_results_say():
         assert (folder / target).exists(), target
 
 
+def test_what_longer_training_changes_is_told_claim_by_claim():
+    runs = {name: run for name, run in readme.published().items() if name in ("desk/dsads", "desk/synthetic")}
+    assert "not published yet" in readme.longer(runs)
+    runs["paper/dsads"] = copy.deepcopy(runs["desk/dsads"])
+    same = readme.longer(runs)
+    assert "| what changes with training | desk/dsads | paper/dsads |" in same
+    assert not re.search(r"^\| C\d", same, re.MULTILINE)
+    first = runs["paper/dsads"]["results"]["claims"][0]
+    first |= {"direction": "yes", "size": "smaller", "robust": None}
+    found = re.findall(r"^\| C\d.*$", readme.longer(runs), re.MULTILINE)
+    assert found == ["| C1 | not testable | yes, smaller |"]
+
+
 def test_readme_is_short_names_every_notebook_and_module_and_its_links_lead_somewhere():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 195

@@ -297,6 +297,8 @@ networks, not over people.
 
 {networks}
 
+{longer}
+
 Each run has two more networks, trained on the test people, on which open settings were chosen; they judge nothing.
 Training: Adam on cross entropy; what the paper leaves open (batch norm, a dense layer of 128, dropout 0.5, batches of
 64) was chosen on DSADS. "desk" is no protocol of the paper, but one that two cores can run.
@@ -310,6 +312,23 @@ Training: Adam on cross entropy; what the paper leaves open (batch norm, a dense
   state are ours.
 - What a signal shows of a unit is limited: see *What we found* in [README](../../README.md).
 """
+
+
+def longer(runs: dict[str, dict]) -> str:
+    """What changes with training: headline numbers, then verdicts that differ, of data published in both profiles."""
+    found = {name: run["results"] for name, run in runs.items()}
+    names = [name for name in found if name.replace("desk/", "paper/") in found and name.startswith("desk/")]
+    names = [name for desk in names for name in (desk, desk.replace("desk/", "paper/"))]
+    if not names:
+        return "How results change with longer training is not published yet."
+    asked = [("flat signals of the proposed method", "results", lambda r: f"{_flat(r):.0%}")]
+    asked += [(what, file, read) for what, _, file, read in ROWS if what != "data"]
+    rows = [[what, *(read(found[name]) for name in names)] for what, file, read in asked if file == "results"]
+    for of in zip(*(found[name]["claims"] for name in names), strict=True):
+        said = [_verdict(claim) for claim in of]
+        rows += [[of[0]["id"], *said]] if said[::2] != said[1::2] else []
+    table = tables.markdown(pd.DataFrame(rows, columns=["what changes with training", *names]))
+    return f"{table}\n\nClaims that are not in this table have the same verdicts in both profiles."
 
 
 def networks_page() -> str:
@@ -334,7 +353,8 @@ def networks_page() -> str:
         "networks": ["run", "seed", "learning rate", "chosen epoch", "macro F1", "validation", "device", "minutes"],
     }
     tables_of = zip(heads.items(), (data, reached, rows), strict=True)
-    return CARD.format(**{name: tables.markdown(pd.DataFrame(of, columns=head)) for (name, head), of in tables_of})
+    told = {name: tables.markdown(pd.DataFrame(of, columns=head)) for (name, head), of in tables_of}
+    return CARD.format(**told, longer=longer(published()))
 
 
 def _network(one: Published) -> list[str]:
