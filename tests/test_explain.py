@@ -174,7 +174,11 @@ def test_the_words_say_what_the_tables_say(tmp_path):
         assert f"{right.mean():.0%} of the {name} people's windows right (always the commonest activity: " in text
         assert f"activity: {commonest:.0%}), {mean:.0%} in the mean over activities (guessing: 33%)" in text
     n_silent = thresholds["silent"].sum()
-    said = f"{n_silent} of the 12 units of body.3" if n_silent else "All 12 units of body.3 answer to training windows"
+    said = (
+        f"{n_silent} of the 12 units of layer body.3"
+        if n_silent
+        else "All 12 units of layer body.3 answer to training windows"
+    )
     assert said in text and len(thresholds) == 12
     waves = tables["waves"].set_index(["signal", "unit", "axis"])
     ranges = np.ptp(waves.loc[METHOD].to_numpy(), axis=1).reshape(6, 3).max(1)

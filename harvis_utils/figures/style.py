@@ -52,6 +52,8 @@ CONTROL_LOOKS = {
     "held-out-strong": (REAL, "D"),
 }
 COMPONENT_COLOURS = ("#1b4965", "#d1495b", "#e09f3e", "#5fa8d3", "#7fb069", "#9d6fbf")
+#: of a signal's axes: three more, for more are never drawn into one frame
+AXIS_COLOURS = (*COMPONENT_COLOURS, "#111111", "#8c564b", "#3fb8a5")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -103,7 +105,7 @@ def axis_colours(signal: np.ndarray, names: Sequence[str] = ()) -> dict[str, str
     if n and len(set(names)) not in (0, n):
         raise ValueError(f"{n} axes need {n} different names, not {', '.join(names)}")
     counted = [f"axis {i}" for i in range(n)]
-    return dict(zip(names if n and len(names) else counted, colours_of(counted).values(), strict=True))
+    return dict(zip(names if n and len(names) else counted, [*AXIS_COLOURS, *CONTROL_GREYS * 9][:n], strict=True))
 
 
 def axis_entries(signal: np.ndarray, names: Sequence[str] = ()) -> dict[str, Line2D]:
