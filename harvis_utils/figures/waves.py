@@ -1,5 +1,6 @@
 """Signals over time: alone, over each other, with the unit's outputs, beside real windows, with what lenses say."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -283,7 +284,8 @@ def coloured(
         if r == 0:
             ax.set_title(titles[c], fontsize=9)
         if c == 0:
-            ax.set_ylabel(rows[r], fontsize=9)
+            lines = [textwrap.fill(line, 20) for line in rows[r].splitlines()]  # no longer than the row is high
+            ax.set_ylabel("\n".join(lines), fontsize=9)
     figure.colorbar(lines, ax=axes.ravel().tolist(), label="the unit's output")
     return finish(figure, title=title)
 
