@@ -48,11 +48,17 @@ class Run(Stages):
 
     @cached_property
     def results(self) -> dict:
-        """What ``results.json`` holds: the verdicts on the paper's claims and what they stand on."""
+        """What ``results.json`` holds: the verdicts on the paper's claims and what they stand on.
+
+        Of published networks without what takes others, which are not published: those left for choosing say how
+        robust a verdict is, those of other widths C12, those without a person how claims vary from one to another.
+        """
         found = None if self.motifs is None else self.motifs.reset_index().to_dict("records")
         atlas = embedding.measures(self.data, self.scores, self.signals)
-        robust = self.shares.rename(columns={"yes in": "yes", "no in": "no"})[["yes", "no"]].to_dict("index")
         about = (self.cfg, self.data, self.networks, self.scores, self.controls, atlas, found)
+        if self.cfg.weights == "published":
+            return report.assemble(*about)
+        robust = self.shares.rename(columns={"yes in": "yes", "no in": "no"})[["yes", "no"]].to_dict("index")
         return report.assemble(*about, robust=robust, widths=self.widths, people=self.people)
 
     def headline(self, what: str | None = None) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from harvis_utils.data import archive
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.maximization.starting import starting_signal
-from harvis_utils.metrics import similarity
+from harvis_utils.metrics import embedding, similarity
 from harvis_utils.paper import claims, report
 from harvis_utils.run import Run
 from harvis_utils.settings import load_settings
@@ -271,3 +272,15 @@ def test_triples_and_averages_leave_out_what_is_missing():
     assert found[0].tolist() == [0.5, 0.45, 0.55] and np.isnan(found[1]).all()
     assert report.average(by_layer, "ssim") == pytest.approx(0.35)
     assert np.isnan(report.average({"conv2": by_layer["conv2"]}, "ssim"))
+
+
+def test_results_of_published_networks_leave_out_what_takes_networks_that_are_not_published(monkeypatch):
+    monkeypatch.setattr(report, "assemble", lambda *about, **others: others)
+    monkeypatch.setattr(embedding, "measures", lambda *about: {})
+    shares = pd.DataFrame({"yes in": [0.5], "no in": [0.0]}, index=["C5"])
+    made = {name: None for name in ("motifs", "data", "networks", "signals", "scores", "controls")}
+    for weights, more in (("published", {}), ("trained", {"shares": shares, "widths": "wide", "people": "others"})):
+        of = object.__new__(Run)
+        of.__dict__.update(made | more, cfg=SimpleNamespace(weights=weights))
+        robust = {"robust": {"C5": {"yes": 0.5, "no": 0.0}}, "widths": "wide", "people": "others"}
+        assert of.results == (robust if more else {})
