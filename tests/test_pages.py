@@ -169,9 +169,10 @@ def test_what_an_index_says_without_runs_and_of_data_sets():
 def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished):
     older = report_root() / "published/quick/synthetic/older.txt"
     write_text(older, "x")
+    write_text(older.parent / "networks/networks.json", "{}")  # no notebook trained any: these were made with them
     target = publish.publish(finished.cfg, finished.books)
     files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
-    made = ["figures/shown.png", "found.json", "results.json", "tables/t.csv"]
+    made = ["figures/shown.png", "found.json", "networks/networks.json", "results.json", "tables/t.csv"]
     assert files == ["01_data.ipynb", "06_report.ipynb", publish.DIGESTS, *made]
     assert read_json(target / publish.DIGESTS)["files"] == publish.digests(target)
     assert set(publish.digests(target)) == set(files) - {publish.DIGESTS}

@@ -100,8 +100,10 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         del places[results]
         places[write_json(Path(folder) / "results.json", whole)] = Path("results.json")
-        if not others and any(address.startswith("networks/") for address in stored):
-            places |= _networks(cfg, Path(folder) / "networks", again)
+        if not others:
+            trained = any(address.startswith("networks/") for address in stored)
+            own = {path: path.relative_to(target) for path in (target / "networks").glob("*")}  # it was made from these
+            places |= _networks(cfg, Path(folder) / "networks", again) if trained else own
         return _replace(target, places)
 
 

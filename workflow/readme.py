@@ -325,7 +325,7 @@ def longer(runs: dict[str, dict]) -> str:
     asked += [(what, file, read) for what, _, file, read in ROWS if what != "data"]
     rows = [[what, *(read(found[name]) for name in names)] for what, file, read in asked if file == "results"]
     for of in zip(*(found[name]["claims"] for name in names), strict=True):
-        said = [_verdict(claim) for claim in of]
+        said = [_verdict(claim | {"robust": None}) for claim in of]
         rows += [[of[0]["id"], *said]] if said[::2] != said[1::2] else []
     table = tables.markdown(pd.DataFrame(rows, columns=["what changes with training", *names]))
     return f"{table}\n\nClaims that are not in this table have the same verdicts in both profiles."
