@@ -101,9 +101,7 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
         del places[results]
         places[write_json(Path(folder) / "results.json", whole)] = Path("results.json")
         if not others:
-            trained = any(address.startswith("networks/") for address in stored)
-            own = {path: path.relative_to(target) for path in (target / "networks").glob("*")}  # it was made from these
-            places |= _networks(cfg, Path(folder) / "networks", again) if trained else own
+            places |= _networks(cfg, target, Path(folder) / "networks", {of.split("/")[0] for of in stored}, again)
         return _replace(target, places)
 
 
@@ -122,17 +120,26 @@ def with_systems(files: Iterable[Path]) -> dict:
     return {"systems": judged} if judged else {}
 
 
-def _networks(cfg: Settings, folder: Path, again: str) -> dict[Path, Path]:
-    """The files of the run's published networks, written to ``folder``, and where they go in the published run."""
+def _networks(cfg: Settings, target: Path, folder: Path, stages: set[str], again: str) -> dict[Path, Path]:
+    """The files of a run's networks, written to ``folder``, and where they go in the published run.
+
+    A run that trained none, which its ``stages`` tell, was made from those that are published already: they stay, with
+    what it found of their units.
+    """
 
     def missing(stage: str, key: str):
         raise PublishError(f"its {stage} are stored no more; {again}")
 
-    run = Stages(kinds.fitted(cfg))
     with around_builds(missing):
-        about = (run.data, [*run.networks, *run.choosing.networks], run.statistics, run.signals)
-        published.save(folder, *about, whole=not kinds.check_name(cfg.dataset).made_up)
-    return {path: path.relative_to(folder.parent) for path in sorted(folder.iterdir())}
+        run = Stages(kinds.fitted(cfg)) if stages & {"networks", "signals"} else None
+        if "networks" in stages:
+            about = (run.data, [*run.networks, *run.choosing.networks], run.statistics, run.signals)
+            published.save(folder, *about, whole=not kinds.check_name(cfg.dataset).made_up)
+        elif (target / "networks").exists():
+            shutil.copytree(target / "networks", folder)
+            if run:
+                published.save_units(folder, run.statistics, run.signals)
+    return {path: path.relative_to(folder.parent) for path in sorted(folder.glob("*"))}
 
 
 def digests(run: Path) -> dict[str, str]:

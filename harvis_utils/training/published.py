@@ -124,11 +124,9 @@ def save(
         weights = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in weights.items()}
         with replacing(folder / "network.safetensors") as part:
             save_file({k: v.contiguous() for k, v in weights.items()}, part)
-    write_dataset(folder / "statistics.nc", statistics)
-    write_dataset(folder / "signals.nc", signals[["signal"]].astype(np.float32))
     trainings = [read_json(results.folder_of(trained.stage, net.key) / "manifest.json") for net in networks]
     about = {
-        "files": {name: file_digest(folder / name) for name in FILES if whole or name != "network.safetensors"},
+        "files": {},
         "caveat": windows.caveat,
         "seeds": [net.seed for net in networks],
         "best_epochs": [net.best_epoch for net in networks],
@@ -138,6 +136,16 @@ def save(
         # of the training, which may have been done on another machine than this
         "provenance": [one["provenance"] for one in trainings],
     }
+    write_json(folder / "networks.json", about)
+    return save_units(folder, statistics, signals)
+
+
+def save_units(folder: Path, statistics: xr.Dataset, signals: xr.Dataset) -> Path:
+    """Write what a run found of the units of the networks in ``folder``, as :func:`save` does; returns ``folder``."""
+    write_dataset(folder / "statistics.nc", statistics)
+    write_dataset(folder / "signals.nc", signals[["signal"]].astype(np.float32))
+    about = read_json(folder / "networks.json")
+    about["files"] = {name: file_digest(folder / name) for name in FILES if (folder / name).exists()}
     write_json(folder / "networks.json", about)
     return folder
 
