@@ -179,6 +179,18 @@ def test_publish_copies_what_the_notebooks_made_and_replaces_the_older(finished)
     assert [p.name for p in target.parent.iterdir()] == ["synthetic"], "nothing half-copied beside it"
 
 
+def test_signals_made_of_published_networks_replace_those_beside_them(finished, tmp_path, monkeypatch):
+    for name in ("trunks.safetensors", "networks.json"):
+        write_text(tmp_path / "run/networks" / name, "{}")
+    asked, made = [], xr.Dataset({"signal": ("time", np.ones(3))})
+    found = SimpleNamespace(statistics=xr.Dataset({"mean": 1.0}), signals=made)
+    monkeypatch.setattr(publish, "Stages", lambda cfg: asked.append(cfg.weights) or found)
+    places = publish._networks(finished.cfg, tmp_path / "run", tmp_path / "new/networks", {"signals"}, "again")
+    assert asked == ["published"] and len(places) == 4
+    about = read_json(tmp_path / "new/networks/networks.json")["files"]
+    assert about == {name: file_digest(tmp_path / "new/networks" / name) for name in about} and len(about) == 3
+
+
 def test_notebooks_published_alone_leave_what_others_have_published(finished):
     target = publish.publish(finished.cfg, finished.books)
     write_json(target / "06_left.json", {"judged": [2]})

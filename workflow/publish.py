@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from harvis_utils.chain import commands, stamps
@@ -131,13 +132,14 @@ def _networks(cfg: Settings, target: Path, folder: Path, stages: set[str], again
         raise PublishError(f"its {stage} are stored no more; {again}")
 
     with around_builds(missing):
-        run = Stages(kinds.fitted(cfg)) if stages & {"networks", "signals"} else None
+        own = replace(cfg, weights="trained" if "networks" in stages else "published")
+        run = Stages(kinds.fitted(own))
         if "networks" in stages:
             about = (run.data, [*run.networks, *run.choosing.networks], run.statistics, run.signals)
             published.save(folder, *about, whole=not kinds.check_name(cfg.dataset).made_up)
         elif (target / "networks").exists():
             shutil.copytree(target / "networks", folder)
-            if run:
+            if "signals" in stages:
                 published.save_units(folder, run.statistics, run.signals)
     return {path: path.relative_to(folder.parent) for path in sorted(folder.glob("*"))}
 

@@ -321,9 +321,9 @@ def longer(runs: dict[str, dict]) -> str:
     names = [name for desk in names for name in (desk, desk.replace("desk/", "paper/"))]
     if not names:
         return "How results change with longer training is not published yet."
-    asked = [("flat signals of the proposed method", "results", lambda r: f"{_flat(r):.0%}")]
-    asked += [(what, file, read) for what, _, file, read in ROWS if what != "data"]
-    rows = [[what, *(read(found[name]) for name in names)] for what, file, read in asked if file == "results"]
+    asked = [(what, read) for what, _, file, read in ROWS if file == "results" and what != "data"]
+    asked += [("flat signals of the proposed method", lambda r: f"{_flat(r):.0%}")]
+    rows = [[what, *(read(found[name]) for name in names)] for what, read in asked]
     for of in zip(*(found[name]["claims"] for name in names), strict=True):
         said = [_verdict(claim | {"robust": None}) for claim in of]
         rows += [[of[0]["id"], *said]] if said[::2] != said[1::2] else []

@@ -52,7 +52,7 @@ CONTROL_LOOKS = {
     "held-out-strong": (REAL, "D"),
 }
 COMPONENT_COLOURS = ("#1b4965", "#d1495b", "#e09f3e", "#5fa8d3", "#7fb069", "#9d6fbf")
-#: of a signal's axes: three more, for more are never drawn into one frame
+#: of a signal's axes: three more, as many as a page draws into one frame; greys follow
 AXIS_COLOURS = (*COMPONENT_COLOURS, "#111111", "#8c564b", "#3fb8a5")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 

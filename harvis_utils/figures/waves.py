@@ -284,8 +284,8 @@ def coloured(
         if r == 0:
             ax.set_title(titles[c], fontsize=9)
         if c == 0:
-            lines = [textwrap.fill(line, 20) for line in rows[r].splitlines()]  # no longer than the row is high
-            ax.set_ylabel("\n".join(lines), fontsize=9)
+            head = [textwrap.fill(line, 20) for line in rows[r].splitlines()]  # no longer than the row is high
+            ax.set_ylabel("\n".join(head), fontsize=9)
     figure.colorbar(lines, ax=axes.ravel().tolist(), label="the unit's output")
     return finish(figure, title=title)
 
