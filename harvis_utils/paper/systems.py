@@ -59,8 +59,10 @@ def judge(
     direction = UNTESTABLE if missing else direction_of(value, ends, question.margin)
     beside = {name: dict(zip(("value", "interval"), interval(of), strict=True)) for name, of in controls.items()}
     told = f"{question.difference}: {number(value if many else None, question.unit, ends, signed=True)}"
-    told += f", margin {number(question.margin, question.unit)}" if question.margin else ""
-    told += "".join(f"; {name}: {number(of['value'], question.unit, of['interval'])}" for name, of in beside.items())
+    told += f", margin {_margin(question.margin, question.unit)}" if question.margin else ""
+    told += "".join(
+        f"; {name}: {number(of['value'], question.unit, of['interval'], signed=True)}" for name, of in beside.items()
+    )
     why = f"Not testable: {missing}. {told}." if missing else f"{direction.capitalize()}. {told}."
     return as_json(
         {
@@ -81,6 +83,11 @@ def judge(
         },
         nan_as_null=True,
     )
+
+
+def _margin(margin: float, unit: str) -> str:
+    """A margin of a difference: in points, where the difference is, but without a sign."""
+    return number(margin, unit, signed=True).removeprefix("+")
 
 
 def ahead(verdict: Mapping) -> list[str]:
@@ -106,7 +113,7 @@ def table(verdicts: Sequence[Mapping]) -> pd.DataFrame:
             "the source says": f"{v['source']} ({v['where']})",
             "is it so": v["direction"],
             "number": number(v["value"], v["unit"], v["interval"], signed=True),
-            "margin": number(v["margin"], v["unit"]),
+            "margin": _margin(v["margin"], v["unit"]),
             "could fail against": v["control"],
             "why": v["why"],
         }

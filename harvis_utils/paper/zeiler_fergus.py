@@ -39,14 +39,14 @@ POOLING = (
              "most moves minus elsewhere", "random weights, no pooling", 0.05, "share"),
 )  # fmt: skip
 #: the run's data set to the other one, and back
-WAYS_OF_CARRYING, CARRIED = ("there", "back"), (carrying.FROZEN, carrying.TUNED)
+WAYS_OF_CARRYING, CARRIED = ("there", "back"), {carrying.FROZEN: "frozen", carrying.TUNED: "fine-tuned"}
 CARRYING = tuple(
-    Question(f"{arm}, {way}", "Zeiler and Fergus, section 5",
+    Question(f"{arm} {way}", "Zeiler and Fergus, section 5",
              "features of one data set serve on another with few examples",
              "macro F1 minus the better of training from scratch and a frozen random trunk, mean over "
              f"{', '.join(map(str, carrying.N_PER_CLASS))} windows a class",
              "a random trunk, minus training from scratch", 0.02, "share")
-    for way in WAYS_OF_CARRYING for arm in CARRIED
+    for way in WAYS_OF_CARRYING for arm in CARRIED.values()
 )  # fmt: skip
 _NO_MOTIFS = "no motifs are planted in these data"
 
@@ -93,8 +93,8 @@ def judged_carrying(found: pd.DataFrame | None, missing: str = "") -> list[dict]
         f1 = f1.dropna()  # seeds of the ceiling alone
         best = f1[[carrying.SCRATCH, carrying.RANDOM]].max(axis=1)
         control = (f1[carrying.RANDOM] - f1[carrying.SCRATCH]).groupby("seed").mean()
-        for arm in CARRIED:
-            values[f"{arm}, {way}"] = {arm: (f1[arm] - best).groupby("seed").mean(), carrying.RANDOM: control}
+        for arm, said in CARRIED.items():
+            values[f"{said} {way}"] = {arm: (f1[arm] - best).groupby("seed").mean(), carrying.RANDOM: control}
     return [_judged(of, values.get(of.id), missing) for of in CARRYING]
 
 
@@ -126,11 +126,11 @@ def by_random(verdicts: Sequence[dict]) -> str:
     """What a random trunk gains over training from scratch, each way, beside what the carried one has above both; ""
     where nothing was carried.
     """
-    frozen = [v for v in verdicts if v["id"].startswith(carrying.FROZEN) and carrying.RANDOM in v["controls"]]
+    frozen = [v for v in verdicts if v["id"].startswith("frozen") and carrying.RANDOM in v["controls"]]
     told = [(v, v["controls"][carrying.RANDOM]["value"]) for v in frozen]
     way = "{}: {} by a random trunk; the carried one has {} more than the better of the two"
     said = [
-        way.format(v["id"].split(", ")[-1], *(number(of, v["unit"], signed=True) for of in (gain, v["value"])))
+        way.format(v["id"].split()[-1], *(number(of, v["unit"], signed=True) for of in (gain, v["value"])))
         for v, gain in told
     ]
     return f" **Gained over training from scratch** {'; '.join(said)}." if said else ""
