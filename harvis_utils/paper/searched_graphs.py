@@ -108,7 +108,8 @@ _ASKED = (
     Question("K4", _FIGURE, "the best graph of many that were tried is better than generators without one",
              "inception score of the searched graph over the best of as many graphs by chance, MAD-GAN, DCGAN + SN, "
              f"minus 1; {_AGAIN}",
-             "gates shuffled; the source's graph; all gates open; the best plain seed as it was found", 0.05, "share"),
+             "gates shuffled; the source's graph; all gates open; the best plain seed as it was found",
+             0.05, "relative"),
     Question("K4 late", _FIGURE, "in the best graph what a generator learns from others comes late",
              "share of gates that open with training, between generators, in the best graphs by chance minus in all; "
              "direction by permutation",
@@ -119,7 +120,7 @@ _ASKED = (
              "the same of graphs by chance; FID of MAD-GAN; to people held out; the first judge", 2.0),
     Question("K6 IS", _TEXT, "a search by FID would have the lower inception score",
              f"inception score of the graph searched by IS over that of the graph searched by FID, minus 1; {_AGAIN}",
-             "the same of graphs by chance; the first judge", 0.05, "share"),
+             "the same of graphs by chance; the first judge", 0.05, "relative"),
 )  # fmt: skip
 QUESTIONS = {of.id: of for of in _ASKED}
 

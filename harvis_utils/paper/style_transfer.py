@@ -269,7 +269,7 @@ _ASKED = (
              "the same after translation into the wrong direction, and into their own style", 0.02),
     Question("S-4 classes", _MAPS, "and they do so class by class",
              "discrepancy of the domains within classes (MMD), before minus after, as a share of that before",
-             "the same after translation into the wrong direction, and into their own style", 0.1, "share"),
+             "the same after translation into the wrong direction, and into their own style", 0.1, "relative"),
     Question("S-4 purity", _MAPS, "windows come to lie among source windows of their own class",
              "share of the nearest source windows with a window's own class, after minus before",
              "the same after translation into the wrong direction, and into their own style", 0.02, "share"),

@@ -141,11 +141,14 @@ def judge(
 
 
 def number(value: float | None, unit: str, ends: Sequence[float] | None = None, signed: bool = False) -> str:
-    """A number for a sentence, as "12 times", "83 %" or "+12 points", with its interval where one is given."""
+    """A number for a sentence, as "12 times", "83 %" or "+12 points", with its interval where one is given.
+
+    A signed "share" is a difference of two; a "relative" one is a part of what it is compared with.
+    """
     if value is None:
         return "no number"
-    share, sign = unit == "share", "+" if signed else ""
-    after = " points" if share and signed else {"share": " %", "times": " times", "G": " G"}.get(unit, "")
+    share, sign = unit in ("share", "relative"), "+" if signed else ""
+    after = {"share": " points" if signed else " %", "relative": " %", "times": " times", "G": " G"}.get(unit, "")
 
     def form(v: float) -> str:
         v = 100 * v if share else v
