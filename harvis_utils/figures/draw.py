@@ -231,6 +231,7 @@ def dots(
     drawing = _Drawing(table, y, label, x, colour, panel, across=horizontal)
     reach = 0.4 * drawing.spread(0.75)
     n_beside = len(drawing.groups) if reach < 0.3 else 1
+    n_panels = len(drawing.measures) * drawing.rows[drawing.panel].nunique()
     height = 0.6 + (0.2 + 0.06 * n_beside) * len(drawing.order) if horizontal else 2.8
     for ax, column, rows in drawing.panels(height, alone=0.8, xlabel=x, **({"sharey": True} if horizontal else {})):
         by = rows.groupby(AT)[column]
@@ -242,6 +243,8 @@ def dots(
         ends = middles.index - 1.2 * reach, middles.index + 1.2 * reach
         line(middles["value"], *ends, color=drawing.colours_at(middles), linewidth=2)
         zero(0, color="black", linewidth=0.8)  # differences look as large as they are
+        if horizontal and n_panels > 2:
+            ax.locator_params("x", nbins=4)
         drawing.missing(ax, set(rows[AT]) - set(middles.index))
     legend = {middle: Line2D([], [], color=SIGNAL, linewidth=2)}
     return drawing.done(title, 6, references, horizontal, line="", **legend)
