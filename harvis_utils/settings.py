@@ -631,7 +631,7 @@ PROFILES: dict[str, dict] = {
             seeds=(0, 1, 2),
             choosing_seeds=(100, 101),
         ),
-        "search": SearchSettings(24, 300, n_retrained=300, seeds=(300, 301, 302)),
+        "search": SearchSettings(24, 300, n_retrained=1000, seeds=(300, 301, 302)),
         "latent": LatentSettings(n_steps=100),
         "styles": StyleSettings((0, 1, 2), WindowSettings(length=64, step=64), 16, alternate=True, n_steps=700),
     },

@@ -2,6 +2,7 @@
 
 import jsonschema
 import numpy as np
+import pandas as pd
 import pytest
 
 from harvis_utils.networks import builders
@@ -46,10 +47,24 @@ def test_what_is_missing_is_named():
     assert found["direction"] == "not testable" and found["why"].startswith("Not testable: smoke runs judge nothing.")
 
 
-def test_people_are_drawn_within_networks():
-    values = np.tile([0.0, 0.1], (5, 20))
-    low, high = systems.judge(ASKED, values)["interval"]
-    assert low < 0.05 < high and high - low < 0.05
+def test_an_interval_goes_over_networks_alone_however_many_people_or_units_each_has():
+    apart = np.array([0.0, 0.1, 0.2])[:, None] + np.tile([-0.5, 0.5], 10)
+    found = systems.judge(ASKED, apart, {"the same again": apart})
+    assert found["interval"] == pytest.approx([0.0, 0.2]) and found["per_network"] == pytest.approx([0, 0.1, 0.2])
+    assert found["controls"]["the same again"]["interval"] == found["interval"] and found["networks"] == 3
+
+
+def test_rows_that_are_equal_do_not_beat_each_other_by_the_luck_of_single_networks():
+    rng = np.random.default_rng(0)
+    lost = []
+    for _ in range(300):
+        table = pd.DataFrame(rng.normal(size=(3, 4)), columns=list("abcd"))
+        each = table["a"] - systems.best_rival(table, "bcd")
+        lost.append([each.mean(), (table["a"] - table[list("bcd")].max(axis=1)).mean()])
+        worst = table["a"] - systems.best_rival(table, "bcd", lowest=True)
+        assert worst.mean() == pytest.approx((table["a"].mean() - table[list("bcd")].mean()).max())
+    ours, luck = np.mean(lost, axis=0)
+    assert luck < ours - 0.2 < 0
 
 
 def test_controls_that_reach_as_much_are_named():

@@ -24,7 +24,7 @@ from harvis_utils.networks import builders, taps
 from harvis_utils.networks.attention_branch import SPATIAL, TEMPORAL, Edited
 from harvis_utils.paper import systems
 from harvis_utils.paper.stages import Stages
-from harvis_utils.paper.systems import Question, judge
+from harvis_utils.paper.systems import Question, best_rival, judge
 from harvis_utils.parallel import side_by_side
 from harvis_utils.settings import BranchSettings, MaximizationSettings, Settings, TrainingSettings
 from harvis_utils.store.results import kept
@@ -284,5 +284,5 @@ def drops(edited: pd.DataFrame, by: Sequence[str] = ("seed",)) -> pd.DataFrame:
     """
     by_edit = edited.pivot(index=list(by), columns="edit", values="macro F1")
     cost = by_edit.rsub(by_edit[ITSELF], axis=0)
-    beyond_scale = cost[INVERTED] - cost[list(SAME_SCALE)].max(axis=1)
+    beyond_scale = cost[INVERTED] - best_rival(cost, SAME_SCALE)
     return cost.assign(**{"macro F1": by_edit[ITSELF], BEYOND_SCALE: beyond_scale})

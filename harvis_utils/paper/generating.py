@@ -22,7 +22,7 @@ from harvis_utils.metrics import generative
 from harvis_utils.metrics.intervals import listed, number
 from harvis_utils.networks import generator
 from harvis_utils.paper.stages import Stages
-from harvis_utils.paper.systems import Question, judge
+from harvis_utils.paper.systems import Question, best_rival, judge
 from harvis_utils.paper.verdicts import NO, UNDECIDED, UNTESTABLE, YES
 from harvis_utils.parallel import side_by_side
 from harvis_utils.settings import GanSettings, ModelSettings
@@ -366,26 +366,25 @@ def judged(study: Study) -> list[dict]:
         found[name] = judge(QUESTIONS[name], values, controls, missing=study.unfit or too_short(cfg.gan))
 
     def above(table: pd.DataFrame, name: str, others: Sequence[str]) -> pd.Series:
-        return table[name] / table[list(others)].max(axis=1) - 1
+        return table[name] / best_rival(table, others) - 1
 
     score, beaten = wide(scores, "IS"), [name for name in COMPARED if name != TAUGHT]
     controls = {name: above(score, name, beaten) for name in ROWS if name not in COMPARED}
-    best = score[beaten].max(axis=1)
+    best = best_rival(score, beaten)
     controls |= {name: control.loc[name, ("IS", JUDGE)] / best - 1 for name in (REPEATED, HELD_OUT)}
     controls |= {BESIDE: above(wide(final(tables["judged"], BESIDE), "IS"), TAUGHT, beaten)}
     ask("K1", above(score, TAUGHT, beaten), controls)
     top = scores.groupby(["seed", "row"], sort=False)["IS"]
     top = singles.groupby(["seed", "row"], sort=False)["IS"].max().combine_first(top.max()).unstack("row")
     lucky = np.full(len(top), top[[PLAIN, SPECTRAL]].to_numpy().max())
-    controls = {MAD: top[MAD] / top[[PLAIN, SPECTRAL]].max(axis=1) - 1}
+    controls = {MAD: above(top, MAD, [PLAIN, SPECTRAL])}
     ask("K1 best generator", above(top, TAUGHT, beaten), controls | {"over DCGAN's best seed": top[TAUGHT] / lucky - 1})
 
     def leads(column: str, who: str, worst: bool) -> pd.Series:
-        table = wide(final(tables["judged"], who), column)[list(COMPARED)]
-        halves = control.loc[HALF, ("FID", who)]
-        if worst:
-            return (table[MAD] - table.drop(columns=MAD).max(axis=1)) / halves
-        return (table.drop(columns=SPECTRAL).min(axis=1) - table[SPECTRAL]) / halves
+        table, halves = wide(final(tables["judged"], who), column), control.loc[HALF, ("FID", who)]
+        first = MAD if worst else SPECTRAL
+        apart = table[first] - best_rival(table, [name for name in COMPARED if name != first], lowest=not worst)
+        return (apart if worst else -apart) / halves
 
     for name, worst in (("K2", False), ("K2 worst", True)):
         controls = {"to people held out": leads("FID, held out", JUDGE, worst), BESIDE: leads("FID", BESIDE, worst)}

@@ -24,7 +24,7 @@ from harvis_utils.metrics.signal_measures import REST_G
 from harvis_utils.paper import climbing, explaining, generating
 from harvis_utils.paper.generating import MAD, SPECTRAL, TAUGHT
 from harvis_utils.paper.stages import Stages
-from harvis_utils.paper.systems import Question, judge
+from harvis_utils.paper.systems import Question, best_rival, judge
 from harvis_utils.paper.variants import BY_NAME, LIKELIEST_TRIGGER
 from harvis_utils.paper.verdicts import NO, UNDECIDED, UNTESTABLE, YES
 from harvis_utils.parallel import side_by_side
@@ -165,8 +165,9 @@ def judged(found: xr.Dataset, missing: str = "") -> list[dict]:
         there = each[measure].notnull()
         if measure == "nearness":  # of equal activation
             there &= each["activation"] >= 1
-        mean = each[measure].where(there.all("technique")).mean(["layer", "unit"])
-        return (mean.isel(technique=0) - mean.isel(technique=slice(1, None)).max("technique")).values
+        mean = each[measure].where(there.all("technique")).mean(["layer", "unit"]).to_pandas()
+        mean = mean.T if mean.index.name == "technique" else mean
+        return mean[name] - best_rival(mean, others)
 
     best, every = SPECTRAL + RANDOM, found["technique"].values.tolist()
     linear = next(name for name in every if name.startswith("PCA"))

@@ -1,6 +1,7 @@
 """What graphs of a search have in common, and the verdicts on it (notebook 17b)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -8,10 +9,10 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from harvis_utils.metrics.intervals import listed, number
-from harvis_utils.paper import gate_search
+from harvis_utils.paper import gate_search, generating
 from harvis_utils.paper.gate_search import BETWEEN, BY, CHANCE, CHOSEN, COMPLETE, LABELS, LARGEST, PLAIN, Study
 from harvis_utils.paper.generating import BESIDE, JUDGE, MAD, THROUGH
-from harvis_utils.paper.systems import Question, judge
+from harvis_utils.paper.systems import Question, best_rival, judge
 from harvis_utils.paper.verdicts import NO, UNDECIDED, UNTESTABLE, YES
 
 LATE = "positive"
@@ -138,7 +139,7 @@ def too_small(search: Study) -> str:
     if own.n_steps < FEWEST_STEPS or own.n_trials < FEWEST_TRIALS:
         tried = f"{own.n_trials} trials of {own.n_steps} steps"
         return f"{tried} are a smoke test, {FEWEST_TRIALS} of {FEWEST_STEPS} or more would be a search"
-    return ""
+    return generating.too_short(replace(search.three, n_steps=own.n_retrained))
 
 
 def late(search: Study, kind: str = CHANCE, measure: str = "IS", edges: Sequence = BETWEEN) -> dict:
@@ -161,7 +162,7 @@ def judged(search: Study) -> list[dict]:
     won, other, rivals = BY["IS"], BY["FID"], [CHOSEN["IS"], *PLAIN]
 
     def over(table: pd.DataFrame, row: str, beaten: Sequence[str]) -> pd.Series:
-        return table[row] / table[list(beaten)].max(axis=1) - 1
+        return table[row] / best_rival(table, beaten) - 1
 
     controls = {f"over {name}": over(score, won, [name]) for name in rivals}
     beside = [name for name in (gate_search.SHUFFLED, gate_search.SOURCE, THROUGH) if name in score]
@@ -170,7 +171,7 @@ def judged(search: Study) -> list[dict]:
     lucky = max(search.winner(name, "IS")["IS, second judge"] for name in PLAIN)
     as_found = search.winner(won, "IS")["IS, second judge"]
     controls |= {"best trial as found, over the best plain seed as found": as_found / lucky - 1}
-    controls |= {"the best plain seed as found": lucky / score[rivals].max(axis=1) - 1}
+    controls |= {"the best plain seed as found": lucky / best_rival(score, rivals) - 1}
     found = [judge(QUESTIONS["K4"], over(score, won, rivals), controls, missing)]
 
     own, *others = lateness(search).items()

@@ -1,9 +1,12 @@
 """What the sources of the systems in notebooks 15 and later say, and how it is judged: a difference with its margin.
 
-Such a claim is one difference, taken network by network with the same seed on both sides, or person by person inside
-that. It is so where the interval lies above zero and the difference reaches its margin; not so where the interval lies
-below zero, or altogether within the margin: then there is no difference that matters. Else it is undecided. Controls
-stand beside it: what else would give the same number.
+Such a claim is one difference, taken network by network with the same seed on both sides. It is so where the interval
+lies above zero and the difference reaches its margin; not so where the interval lies below zero, or altogether within
+the margin: then there is no difference that matters. Else it is undecided. Controls stand beside it: what else would
+give the same number.
+
+Intervals go over networks alone: two test people are too few to be drawn from. With three networks an interval reaches
+from the smallest to the largest; where there is no difference at all, it lies on one side of zero in one case of four.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,17 +50,19 @@ def judge(
 ) -> dict:
     """The verdict as an entry of ``results.json``.
 
-    ``values`` are the differences, (seed,) or (seed, person); NaN is left out. ``controls`` maps names to the same of
-    what they replace. With ``missing`` words nothing is judged: they say what is not there. ``drawn`` are the parts
-    whose mean the values are where something else than networks is drawn first for the interval, (class, seed) say.
+    ``values`` are the differences, (seed,) or (seed, ...): then their mean in each network; NaN is left out.
+    ``controls`` maps names to the same of what they replace. With ``missing`` words nothing is judged: they say what
+    is not there. ``drawn`` are the parts whose mean the values are where something else than networks is drawn first
+    for the interval, (class, seed) say.
     """
-    values = np.atleast_1d(np.asarray(values, dtype=float))
-    many = int((~np.isnan(values.reshape(len(values), -1))).any(1).sum())
+    values = by_network(values)
+    many = int((~np.isnan(values)).sum())
     if not missing and many < FEWEST_NETWORKS:
         missing = f"{many} networks; an interval wants {FEWEST_NETWORKS}"
     value, ends = interval(values if drawn is None else drawn)
     direction = UNTESTABLE if missing else direction_of(value, ends, question.margin)
-    beside = {name: dict(zip(("value", "interval"), interval(of), strict=True)) for name, of in controls.items()}
+    others = {name: interval(by_network(of) if drawn is None else of) for name, of in controls.items()}
+    beside = {name: dict(zip(("value", "interval"), of, strict=True)) for name, of in others.items()}
     told = f"{question.difference}: {number(value if many else None, question.unit, ends, signed=True)}"
     told += f", margin {_margin(question.margin, question.unit)}" if question.margin else ""
     told += "".join(
@@ -76,13 +81,28 @@ def judge(
             "interval": ends,
             "margin": question.margin,
             "networks": many,
-            "per_network": pd.DataFrame(values.reshape(len(values), -1)).mean(axis=1).tolist(),
+            "per_network": values.tolist(),
             "control": question.control,
             "controls": beside,
             "why": why,
         },
         nan_as_null=True,
     )
+
+
+def by_network(values) -> np.ndarray:
+    """(seed, ...) values as their mean in each network, (seed,), NaN left out; a number is one network's."""
+    values = np.atleast_1d(np.asarray(values, dtype=float))
+    return pd.DataFrame(values.reshape(len(values), -1)).mean(axis=1).to_numpy()
+
+
+def best_rival(table: pd.DataFrame, names: Sequence[str], lowest: bool = False) -> pd.Series:
+    """Of the columns ``names`` of a table with a row for each network, the one that does best on average.
+
+    It is one rival for all networks: the best of each network has luck on its side, and beats equals more often.
+    """
+    mean = table[list(names)].mean()
+    return table[mean.idxmin() if lowest else mean.idxmax()]
 
 
 def _margin(margin: float, unit: str) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from harvis_utils.lenses import carrying, invariance
 from harvis_utils.lenses.locating import NO_NETWORK
 from harvis_utils.lenses.pooling import CLASS, MAX, NO_POOLING, RANDOM, RANDOM_SWITCHES, SQUARED, STRONGEST, WAYS
-from harvis_utils.paper.systems import Question, judge
+from harvis_utils.paper.systems import Question, best_rival, judge
 from harvis_utils.paper.verdicts import number
 
 _CONTROLS = "random switches, random weights, no pooling"
@@ -70,7 +70,7 @@ def judged_pooling(
     grouped = shape["likeness"] - shape["windows"]
     own = {kind: shape["resemblance"][[way for way, of in WAYS.items() if of[0] == kind]] for kind in (MAX, RANDOM)}
     values = {
-        "structure": {kind: of[kind] - of.drop(columns=kind).max(axis=1) for kind, of in own.items()},
+        "structure": {kind: of[kind] - best_rival(of, of.columns.drop(kind)) for kind, of in own.items()},
         "grouping": {way: grouped[way] - grouped[RANDOM] for way in (MAX, RANDOM_SWITCHES, NO_POOLING)},
         "exaggeration": {
             way: shares[STRONGEST][way] - np.maximum(1, shares[SQUARED][way]) for way in (MAX, *projected)
@@ -91,7 +91,7 @@ def judged_carrying(found: pd.DataFrame | None, missing: str = "") -> list[dict]
     for way, name in zip(WAYS_OF_CARRYING[: len(ways)], ways, strict=True):
         f1 = found[found["way"] == name].pivot(index=["seed", "windows a class"], columns="arm", values="F1")
         f1 = f1.dropna()  # seeds of the ceiling alone
-        best = f1[[carrying.SCRATCH, carrying.RANDOM]].max(axis=1)
+        best = best_rival(f1, [carrying.SCRATCH, carrying.RANDOM])
         control = (f1[carrying.RANDOM] - f1[carrying.SCRATCH]).groupby("seed").mean()
         for arm, said in CARRIED.items():
             values[f"{said} {way}"] = {arm: (f1[arm] - best).groupby("seed").mean(), carrying.RANDOM: control}
