@@ -258,7 +258,7 @@ def test_the_edge_that_decides_is_important_and_others_are_not():
     assert found.loc["G2 to G1", "importance"] > found.loc["G2 to G1", "by chance"]
 
 
-def finished(scores: dict, planted: bool = False, n_steps: int = 300) -> SimpleNamespace:
+def finished(scores: dict, planted: bool = False, n_steps: int = 300, n_retrained: int = 1000) -> SimpleNamespace:
     """A search whose rows, trained again, score alike but for what ``scores`` say of (row, column)."""
     rows = [*BY.values(), *CHOSEN.values(), MAD, SPECTRAL, generating.THROUGH, gate_search.SOURCE, gate_search.SHUFFLED]
     told = {"IS": 4.0, "FID": 9.0, "IS, first judge": 4.0, "FID, first judge": 9.0, "FID, held out, all": 12.0}
@@ -272,7 +272,8 @@ def finished(scores: dict, planted: bool = False, n_steps: int = 300) -> SimpleN
     trials["IS, second judge"] = 4.5
     own = SimpleNamespace(trials=trials.reset_index(drop=True), retrained=pd.DataFrame(table))
     own.study = SimpleNamespace(unfit="")
-    own.own, own.halves = replace(TINY, n_trials=60, n_steps=n_steps), {JUDGE: 0.5, BESIDE: 0.5}
+    own.own = replace(TINY, n_trials=60, n_steps=n_steps, n_retrained=n_retrained)
+    own.halves = {JUDGE: 0.5, BESIDE: 0.5}
     own.winner = lambda kind, measure: Study.winner(own, kind, measure)
     return own
 

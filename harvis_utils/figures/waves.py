@@ -33,6 +33,8 @@ COMPARED = "#f6c177"
 BANDS = ((0.9, ACCENT), (0.0, "#7fb069"))
 #: a signal's axis spans at least this much, so that what hardly moves is drawn as flat as it is. Choice
 LEAST_SPAN_G = 0.5
+#: and on a scale of its own. Choice
+LEAST_OWN_G = 0.05
 #: statistics of a unit that its outputs are compared with
 LEVELS = (("p95", ":", "95 % point"), ("th_eap", "--", "th"))
 
@@ -231,14 +233,15 @@ def waves(
     """A grid of signals: each kind is (row, column, time), drawn over the others or ``beside`` them, in its colour.
 
     ``titles`` head the columns, or are one for each (row, column). Rows share their scale; with ``own_scale`` every
-    curve is divided by its largest absolute value. Curves that are all NaN are not drawn.
+    curve is divided by its largest absolute value, or by ``LEAST_OWN_G`` where a signal in G stays below. Curves that
+    are all NaN are not drawn.
     """
     n_columns = sum(v.shape[1] for v in signals.values()) if beside else max(v.shape[1] for v in signals.values())
     figure, axes = grid(len(rows), n_columns, WIDTH, 1.2 + 0.85 * len(rows), sharex=True, sharey="row")
-    legend, first = {}, 0
+    legend, first, least = {}, 0, LEAST_OWN_G if label == "signal [G]" else np.finfo(float).tiny
     for (kind, values), colour in zip(signals.items(), (SIGNAL, ACCENT, *COMPONENT_COLOURS[2:]), strict=False):
         for (r, c), ax in np.ndenumerate(axes[:, first : first + values.shape[1]]):
-            curve = values[r, c] / (np.abs(values[r, c]).max() or 1.0) if own_scale else values[r, c]
+            curve = values[r, c] / max(np.abs(values[r, c]).max(), least) if own_scale else values[r, c]
             ax.plot(np.arange(len(curve)) / rate_hz, curve, color=colour, linewidth=1.2)
         legend[kind] = Line2D([], [], color=colour)
         first += values.shape[1] if beside else 0

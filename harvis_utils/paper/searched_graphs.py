@@ -1,7 +1,6 @@
 """What graphs of a search have in common, and the verdicts on it (notebook 17b)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -14,6 +13,7 @@ from harvis_utils.paper.gate_search import BETWEEN, BY, CHANCE, CHOSEN, COMPLETE
 from harvis_utils.paper.generating import BESIDE, JUDGE, MAD, THROUGH
 from harvis_utils.paper.systems import Question, best_rival, judge
 from harvis_utils.paper.verdicts import NO, UNDECIDED, UNTESTABLE, YES
+from harvis_utils.settings import GanSettings
 
 LATE = "positive"
 #: Choice: the best of the trials: a tenth, at least so many
@@ -139,7 +139,7 @@ def too_small(search: Study) -> str:
     if own.n_steps < FEWEST_STEPS or own.n_trials < FEWEST_TRIALS:
         tried = f"{own.n_trials} trials of {own.n_steps} steps"
         return f"{tried} are a smoke test, {FEWEST_TRIALS} of {FEWEST_STEPS} or more would be a search"
-    return generating.too_short(replace(search.three, n_steps=own.n_retrained))
+    return generating.too_short(GanSettings(n_steps=own.n_retrained))
 
 
 def late(search: Study, kind: str = CHANCE, measure: str = "IS", edges: Sequence = BETWEEN) -> dict:

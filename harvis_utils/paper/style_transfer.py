@@ -307,7 +307,7 @@ def judged(study: Study) -> list[dict]:
     own, wrong = ({v: f1(v, kind, n) for v in (AWARE, STARGAN)} for kind, n in ((OWN_STYLE, 1), (WRONG, N)))
     same = {v: f1(v, ONE_Z, N) for v in (AWARE, STARGAN)}
     ask("S-1", ten - plain_ten, {OWN_STYLE: own[AWARE] - own[STARGAN], ONE_Z: same[AWARE] - same[STARGAN]})
-    ask("S-1 one", one - plain, {WRONG: wrong[AWARE] - wrong[STARGAN]})
+    ask("S-1 one", one - plain, {f"{WRONG}, {N} translations": wrong[AWARE] - wrong[STARGAN]})
     ask("S-1 ten", ten - one, {ONE_Z: same[AWARE] - one} | {name: f1("none", name, N) - none for name in aids})
     beside = {name: f1("none", name) - none for name in (ADABN, CORAL, STANDARD, ORACLE)}
     beside |= {name: f1("none", name, N) - none for name in aids}
@@ -378,6 +378,6 @@ def answer(study: Study, verdicts: Sequence[dict]) -> str:
     return (
         f"**{_FIRST[told['S-1 any']]}** Macro F1 of both classifiers on all targets, by {N} translations: {reach}; "
         f"windows as they are {mean['none', NONE].iloc[0]:.3f}, the oracle {mean['none', ORACLE].iloc[0]:.3f}. "
-        f"As good or better without any translator: {listed(better)}. The translator's own classifier, which needs no "
-        f"translation, has {number(alone, '.3f')}."
+        f"As good or better without any translator: {listed(better, '; ')}. The translator's own "
+        f"classifier, which needs no translation, has {number(alone, '.3f')}."
     )

@@ -63,12 +63,11 @@ def judge(
     direction = UNTESTABLE if missing else direction_of(value, ends, question.margin)
     others = {name: interval(by_network(of) if drawn is None else of) for name, of in controls.items()}
     beside = {name: dict(zip(("value", "interval"), of, strict=True)) for name, of in others.items()}
-    told = f"{question.difference}: {number(value if many else None, question.unit, ends, signed=True)}"
-    told += f", margin {_margin(question.margin, question.unit)}" if question.margin else ""
-    told += "".join(
-        f"; {name}: {number(of['value'], question.unit, of['interval'], signed=True)}" for name, of in beside.items()
-    )
-    why = f"Not testable: {missing}. {told}." if missing else f"{direction.capitalize()}. {told}."
+    first = {"value": value if many else None, "interval": ends}
+    said = f"{question.difference}: {told(first, question.unit)}"
+    said += f", margin {_margin(question.margin, question.unit)}" if question.margin else ""
+    said += "".join(f"; {name}: {told(of, question.unit)}" for name, of in beside.items())
+    why = f"Not testable: {missing}. {said}." if missing else f"{direction.capitalize()}. {said}."
     return as_json(
         {
             "id": question.id,
@@ -101,8 +100,13 @@ def best_rival(table: pd.DataFrame, names: Sequence[str], lowest: bool = False) 
 
     It is one rival for all networks: the best of each network has luck on its side, and beats equals more often.
     """
-    mean = table[list(names)].mean()
-    return table[mean.idxmin() if lowest else mean.idxmax()]
+    mean = table[list(names)].mean() * (-1 if lowest else 1)
+    return table[mean.fillna(-np.inf).idxmax()]
+
+
+def told(of: Mapping, unit: str) -> str:
+    """A difference, ``value`` and ``interval`` of a verdict or one of its controls, for a sentence."""
+    return number(of["value"], unit, of["interval"], signed=True)
 
 
 def _margin(margin: float, unit: str) -> str:
@@ -132,7 +136,7 @@ def table(verdicts: Sequence[Mapping]) -> pd.DataFrame:
         v["id"]: {
             "the source says": f"{v['source']} ({v['where']})",
             "is it so": v["direction"],
-            "number": number(v["value"], v["unit"], v["interval"], signed=True),
+            "number": told(v, v["unit"]),
             "margin": _margin(v["margin"], v["unit"]),
             "could fail against": v["control"],
             "why": v["why"],
