@@ -97,6 +97,7 @@ $(YARD)/$(BASE)/.$(PROFILE)-$(DATASET): | $(ENV)
 bench: $(ENV) ## our engine beside what others would use; tables for README.md
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(PY) -m benchmarks $(RUN) $(if $(DEVICE),--device $(DEVICE))
+	@$(PY) -m benchmarks.generators
 	@$(PY) -m workflow.readme
 
 lab: $(ENV) ## open JupyterLab on the notebooks

@@ -1,18 +1,21 @@
 """Every contender of the benchmarks finds what ours finds; what is compared is the same work."""
 
 import importlib.util
+import time
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 
-from benchmarks import agreement, climbing, networks, search, tables, training
+from benchmarks import agreement, climbing, generators, networks, search, tables, training
 from harvis_utils.data.windowing import Split
 from harvis_utils.maximization import paper_methods
 from harvis_utils.networks.sfhf import SFHF, folded_trunk
-from harvis_utils.settings import REPOSITORY, ModelSettings, SimilaritySettings
+from harvis_utils.paper import generating, style_transfer
+from harvis_utils.settings import REPOSITORY, ModelSettings, SimilaritySettings, load_settings
 from harvis_utils.store.files import read_json
 
 N_AXES = 3
@@ -191,3 +194,14 @@ def test_every_part_of_the_published_benchmarks_has_its_table():
             table(result)
     del result["maximization"]
     assert "**made-up data**" in tables.page(result)
+
+
+def test_the_cost_of_generators_is_a_projection_from_their_trainings():
+    cfg = load_settings("paper")
+    table = pd.DataFrame(generators.trainings(cfg), columns=["notebook", "kind", "trainings", "steps"])
+    by = table.groupby("notebook")["trainings"].sum()
+    assert by["17"] == 45 and by["17b"] == 5 * 300 + 6 * 5 + 10 + 2 * 5 and by["18b"] == 2 * 5 * 2 + 5
+    assert set(table["kind"]) == {*generating.ROWS, *style_transfer.settings_of(cfg.styles)}
+    told = generators.told(table.assign(**{"core hours": 2.0}))
+    assert told.startswith("Projected") and "18 for notebook 17, 12 for notebook 17b, 14 for notebook 18b" in told
+    assert generators.seconds_a_step(lambda number: time.sleep(0.02 if number > 7 else 1e-3), 7, 2) >= 0.02

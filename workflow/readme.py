@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import tables
+from benchmarks import generators, tables
 from harvis_utils.chain.execution import notebook_seconds
 from harvis_utils.data import kinds
 from harvis_utils.maximization.paper_methods import BASELINE, PROPOSED
@@ -388,6 +388,8 @@ def rewritten(text: str) -> str:
     runs = published()
     measured = "\n\n".join(map(tables.summary, _benchmarks())) or "No benchmark is published yet."
     cost = sweep.cost(sweep.load(REPOSITORY / "workflow" / "two_hundred.toml"), measured=False)
+    if generators.PLACE.exists():
+        cost = cost.replace("\n\n", f" {generators.told(pd.read_csv(generators.PLACE))}\n\n", 1)
     blocks = {
         "findings": findings(runs),
         "notebooks": notebooks(list(runs)),
