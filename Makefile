@@ -6,7 +6,7 @@ DATASET = synthetic
 DEVICE  =
 # "published" takes the networks of the published run instead of training
 WEIGHTS =
-# paper (00-06), lenses (07-14), systems (15-18) or practice (19-22); all of them by default
+# paper (00-06b), lenses (07-14), systems (15-18) or practice (19-22); all of them by default
 PART    =
 THREADS =
 SWEEP   = workflow/sweep.toml

@@ -126,7 +126,10 @@ def write_evidence(folder, more_recall=None):
         "likeliest": {
             "means": {
                 name: {"accuracy": of}
-                for name, of in (("L2+TV+EAP+clip", 0.6), (LIKELIEST_TRIGGER, 0.7), ("strongest real window", 0.8))
+                for name, of in (
+                    *(("L2+TV+EAP+clip", 0.6), (LIKELIEST_TRIGGER, 0.7), ("strongest real window", 0.8)),
+                    ("starting sine", 0.55),
+                )
             },
             "more than": {
                 name: {"accuracy": dict(zip(("conv1", "conv2"), ([of, 0.0, 0.2], [0.0, -0.1, 0.1]), strict=True))}

@@ -196,7 +196,9 @@ def _replace(target: Path, files: dict[Path, Path]) -> Path:
 
 
 def _linked(path: Path, beside: set[str], sources: str) -> bytes:
-    """A file's content; a notebook's links to others that are not ``beside`` it lead to those in ``sources``."""
+    """A file's content; a notebook's links to others that are not ``beside`` it lead to those in ``sources``, and
+    links to files of the project from there.
+    """
     if path.suffix != ".ipynb":
         return path.read_bytes()
 
@@ -206,6 +208,7 @@ def _linked(path: Path, beside: set[str], sources: str) -> bytes:
             lambda m: m[1] if m[1] in beside else f"{sources}/{m[1]}",
             "".join(lines),
         )
+        text = re.sub(r"(?<=\]\()\.\./(?!\.\./)", f"{sources.removesuffix('/notebooks')}/", text)
         return text.splitlines(keepends=True)
 
     book = read_json(path)

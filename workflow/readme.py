@@ -26,6 +26,8 @@ from harvis_utils.training.published import Published, judging
 from workflow import pages, sweep
 
 PUBLISHED = REPOSITORY / "reports" / "published"
+#: the column of :func:`comparing.protocols` with the paper's macro F1
+PAPER_S = "the paper's"
 
 #: notebook -> where the paper asks its question
 PAPER = {
@@ -91,12 +93,13 @@ def findings(runs: dict[str, dict], root: Path = PUBLISHED) -> str:
     told = [name for name, run in runs.items() if "likeliest" in run]
     if told:
         means = runs[told[0]]["likeliest"]["means"]
-        mine, ours, real = (means[n]["accuracy"] for n in (PROPOSED, LIKELIEST_TRIGGER, "strongest real window"))
+        asked = (PROPOSED, LIKELIEST_TRIGGER, "strongest real window", "starting sine")
+        mine, ours, real, sine = (means[n]["accuracy"] for n in asked)
         lines.append(
             f"**What a unit prefers is told better by an ascent made for it.** From a signal alone, which of two real "
             f"windows excites the unit more is guessed right in {mine:.0%} of pairs by the proposed method, {ours:.0%} "
             f"by the {LIKELIEST_TRIGGER} ([09](notebooks/09_explaining.ipynb)), {real:.0%} by the unit's strongest "
-            f"real window ({told[0]}; chance is a half)."
+            f"real window, {sine:.0%} by the sine that ascent starts from ({told[0]}; chance is a half)."
         )
     name, claims = next((name, run["results"]["claims"]) for name, run in runs.items())
     by = {of: [claim["id"] for claim in claims if claim["direction"] == of] for of in ("yes", "no", "undecided")}
@@ -114,7 +117,8 @@ def _long(root: Path) -> str:
     said = []
     for folder in sorted(path.parent for path in root.glob("paper/*/networks")):
         of = comparing.protocols(folder.name).loc["paper"]
-        said.append(f"{folder.name} {of['is it so']}, macro F1 {intervals.said(of, 'macro F1', '.3f')}")
+        much = f"{of['is it so']}, as much as the paper's {of[PAPER_S]:.3f} {of['how much']}"
+        said.append(f"{folder.name}, above guessing: {much}, macro F1 {intervals.said(of, 'macro F1', '.3f')}")
     after = f" C1, by networks of the paper's {claims.PAPER_EPOCHS} epochs ([which](reports/published/NETWORKS.md)): "
     return f"{after}{'; '.join(said)}." if said else ""
 
@@ -327,14 +331,18 @@ def longer(runs: dict[str, dict]) -> str:
     rows = [[what, *(read(found[name]) for name in names)] for what, read in asked]
     for of in zip(*(found[name]["claims"] for name in names), strict=True):
         said = [_verdict(claim | {"robust": None}) for claim in of]
-        rows += [[of[0]["id"], *said]] if said[::2] != said[1::2] else []
+        tested = all(claim["direction"] != "not testable" for claim in of[1::2])
+        rows += [[of[0]["id"], *said]] if said[::2] != said[1::2] and tested else []
     table = tables.markdown(pd.DataFrame(rows, columns=["what changes with training", *names]))
-    return f"{table}\n\nClaims that are not in this table have the same verdicts in both profiles."
+    return (
+        f"{table}\n\nClaims that are not in this table have the same verdicts in both profiles, or are not testable in "
+        "the longer one. Learning rates differ as well as epochs."
+    )
 
 
 def networks_page() -> str:
     """The card of all published networks: reports/published/NETWORKS.md."""
-    data, reached, rows, paper_f1 = [], [], [], "the paper's"
+    data, reached, rows = [], [], []
     runs = [path.parent for path in sorted(PUBLISHED.glob("*/*/networks"))]
     for name in dict.fromkeys(run.name for run in runs):
         of = kinds.check_name(name)
@@ -342,7 +350,7 @@ def networks_page() -> str:
         data.append([name, of.title, f"{of.source}; {of.licence}", *people])
         for profile, row in comparing.protocols(name).iterrows():
             verdict = row["is it so"] + (f", {row['how much']}" if row["is it so"] != "not testable" else "")
-            paper = f"{row[paper_f1]:.3f}" if row[paper_f1] else "-"
+            paper = f"{row[PAPER_S]:.3f}" if row[PAPER_S] else "-"
             about = [f"{row['networks']} x {row['epochs']}", intervals.said(row, "macro F1", ".3f"), paper, verdict]
             reached.append([f"{profile}/{name}", *about])
     others: dict[str, list[str]] = {"the test people": [], "the same people as the others": []}
