@@ -305,13 +305,39 @@ def test_inside_the_papers_method_slope_zero_is_the_method_and_slopes_wake_units
     assert table.loc[("all", leaky_copies.best_leak(table)), "reached"] == table.loc["all", "reached"][leaks].max()
 
 
-@pytest.mark.parametrize(("reached", "flat", "is_one"), [(0.2, -0.2, True), (0.2, 0.0, False), (0.04, -0.2, False)])
-def test_a_cure_reaches_more_thresholds_and_flattens_less_by_the_margin(reached, flat, is_one):
-    row = pd.Series({"reached, more": reached, "flat, more": flat})
-    ends = {"reached, more low": reached - 0.01, "flat, more high": flat + 0.01}
-    assert leaky_copies.cures(pd.concat([row, pd.Series(ends)])) == is_one
-    wide = {"reached, more low": -0.1, "flat, more high": 0.1}
-    assert not leaky_copies.cures(pd.concat([row, pd.Series(wide)])), "an interval that holds zero says nothing"
+@pytest.mark.parametrize(
+    ("reached", "flat", "wide", "said"),
+    [
+        (0.2, -0.2, 0.01, "yes"),
+        (0.2, 0.0, 0.01, "no"),  # no fewer are flat: within the margin
+        (0.02, -0.2, 0.01, "no"),
+        (0.2, 0.2, 0.1, "no"),  # surely more are flat
+        (-0.2, -0.2, 0.1, "no"),
+        (0.04, -0.2, 0.03, "undecided"),  # more, but perhaps by less than the margin
+        (0.08, -0.08, 0.1, "undecided"),  # an interval that holds zero says nothing
+        (np.nan, np.nan, 0.1, "undecided"),
+    ],
+)
+def test_a_cure_reaches_more_thresholds_and_flattens_less_by_the_margin(reached, flat, wide, said):
+    row = {
+        f"{name}, more{end}": value + more
+        for name, value in (("reached", reached), ("flat", flat))
+        for end, more in (("", 0.0), (" low", -wide), (" high", wide))
+    }
+    assert leaky_copies.cures(pd.Series(row)) == said
+
+
+def test_units_that_are_woken_are_counted_among_living_ones_that_were_silent():
+    case, unit = [leaky_copies.PLAIN, "leak"], ("case", "unit")
+    found = xr.Dataset(
+        {
+            "inactive_at_start": (unit, [[True, True, True, False], [False] * 4]),
+            "silent": (unit, [[True, True, True, False], [False, True, False, False]]),
+            "dead": ("unit", [False, False, True, False]),
+        },
+        {"case": case},
+    )
+    assert [leaky_copies.woken(found, of) for of in case] == ["0 of 2", "1 of 2"]
 
 
 def test_a_silent_unit_is_woken_by_either_way_inside_the_papers_method():

@@ -272,11 +272,23 @@ def best_leak(table: pd.DataFrame) -> str:
     return str(reached[reached.index.str.startswith(WAYS)].idxmax())
 
 
-def cures(row: pd.Series) -> bool:
-    """Whether a row of :func:`inside_table` says that a leak cures silence: more at their threshold, and fewer flat.
+def cures(row: pd.Series) -> str:
+    """Whether a row of :func:`inside_table` says that a leak cures silence: "yes", "no" or "undecided".
 
-    Both intervals leave zero out, and both changes reach ``MARGIN``: a flat signal of a unit that is open at zero, and
-    a penalty that gives way, can have one of them without the other.
+    Yes: more come to their threshold, and fewer signals are flat, both by ``MARGIN`` at least and with intervals off
+    zero; a flat signal of a unit that is open at zero, and a penalty that gives way, can have one of them without the
+    other. No: the interval of either lies on the wrong side of zero, or altogether within the margin.
     """
-    more, less = row["reached, more"] >= MARGIN, row["flat, more"] <= -MARGIN
-    return bool(more and less and row["reached, more low"] > 0 and row["flat, more high"] < 0)
+    more = [row[f"reached, more{end}"] for end in ("", " low", " high")]
+    fewer = [-row[f"flat, more{end}"] for end in ("", " high", " low")]
+    if all(value >= MARGIN and low > 0 for value, low, _ in (more, fewer)):
+        return "yes"
+    wrong = (high <= 0 or (low > -MARGIN and high < MARGIN) for _, low, high in (more, fewer))
+    return "no" if any(wrong) else "undecided"
+
+
+def woken(found: xr.Dataset, case: str) -> str:
+    """How many of the living units that the paper's start leaves silent answer their signal of a case, "4 of 8"."""
+    left = found["inactive_at_start"].sel(case=PLAIN).astype(bool) & ~found["dead"].astype(bool)
+    answer = left & ~found["silent"].sel(case=case).astype(bool)
+    return f"{int(answer.sum())} of {int(left.sum())}"
