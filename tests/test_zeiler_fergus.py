@@ -57,6 +57,15 @@ def test_what_is_measured_decides_its_question_alone_and_what_all_have_decides_n
     assert directions(found) == none
 
 
+def test_each_kind_of_switches_is_judged_against_random_weights_with_the_same_kind():
+    found = tables()
+    way, likeness = found["structure"]["way"], {pooling.RANDOM_SWITCHES: 0.5, f"{pooling.RANDOM}, random switches": 0.4}
+    found["structure"]["likeness"] = way.map(likeness).fillna(0.0)
+    grouping = {of["id"]: of for of in zeiler_fergus.judged_pooling(**found)}["grouping"]
+    assert list(grouping["controls"]) == [pooling.RANDOM_SWITCHES]  # no untrained network without pooling is there
+    assert grouping["value"] == 0 and grouping["controls"][pooling.RANDOM_SWITCHES]["value"] == pytest.approx(0.1)
+
+
 def test_a_control_that_does_as_well_is_named():
     found = tables()
     own = found["structure"]["way"].isin([pooling.MAX, pooling.RANDOM])

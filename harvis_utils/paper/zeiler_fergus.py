@@ -23,8 +23,9 @@ POOLING = (
              "correlation of a projection with its window by its own switches, minus the better of random ones and "
              "another window's", "random weights", 0.1),
     Question("grouping", "Zeiler and Fergus, Fig. 2", "projections of a unit are alike, more than their windows",
-             "mean correlation of a unit's nine projections minus that of their windows, less the same with random "
-             "weights, because projections through any filters are alike", "random switches, no pooling", 0.05),
+             "mean correlation of a unit's strongest projections minus that of their windows, less the same with "
+             "random weights and switches of the same kind, because projections through any filters are alike",
+             "random switches", 0.05),
     Question("exaggeration", "Zeiler and Fergus, Fig. 2", "discriminative parts of a window are exaggerated",
              "share of the projection on these parts, as a multiple of that of the window's deviation from its means, "
              "minus the larger of 1 and the multiple of the squared deviation", _CONTROLS, 0.1, "times"),
@@ -71,7 +72,7 @@ def judged_pooling(
     own = {kind: shape["resemblance"][[way for way, of in WAYS.items() if of[0] == kind]] for kind in (MAX, RANDOM)}
     values = {
         "structure": {kind: of[kind] - best_rival(of, of.columns.drop(kind)) for kind, of in own.items()},
-        "grouping": {way: grouped[way] - grouped[RANDOM] for way in (MAX, RANDOM_SWITCHES, NO_POOLING)},
+        "grouping": {of: grouped[of] - grouped[of.replace(MAX, RANDOM)] for of in (MAX, RANDOM_SWITCHES)},
         "exaggeration": {
             way: shares[STRONGEST][way] - np.maximum(1, shares[SQUARED][way]) for way in (MAX, *projected)
         },
