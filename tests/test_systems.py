@@ -81,6 +81,7 @@ def test_settings_of_no_network_are_refused():
 
 
 def test_shares_below_one_point_are_not_written_as_nothing():
-    assert verdicts.number(-0.0006, "share", (-0.011, 0.0), signed=True) == "-0.06 points (-1 to +0)"
+    assert verdicts.number(-0.0006, "share", (-0.011, 0.0), signed=True) == "-0.06 points (-1.1 to +0)"
+    assert verdicts.number(0.044, "share", (0.04, 0.12), signed=True) == "+4.4 points (+4 to +12)"
     assert verdicts.number(0.5, "share", (0.004, 0.7)) == "50 % (0.4 to 70)"
     assert verdicts.number(12.3, "times", (1, 200)) == "12 times (1 to 200)"

@@ -152,7 +152,8 @@ def number(value: float | None, unit: str, ends: Sequence[float] | None = None, 
 
     def form(v: float) -> str:
         v = 100 * v if share else v
-        digits = ".1g" if share and 0 < abs(v) < 0.95 else ".2g" if not share and abs(v) < 100 else ".0f"
+        fine = (signed or not share) and abs(v) < 99.5
+        digits = ".1g" if share and 0 < abs(v) < 0.95 else ".2g" if fine else ".0f"
         return f"{v:{sign}{digits}}"
 
     sure = ends is None or ends[0] == ends[1]
