@@ -359,6 +359,12 @@ def test_waves_stand_beside_each_other_in_order():
     assert np.array_equal(shown, np.concatenate([made, strong, weak], axis=1))
 
 
+def test_a_level_to_compare_with_may_stand_beside_one_measure_alone():
+    table = pd.DataFrame({"who": list("ab"), "one": [0.0, 1.0], "two": [0.0, 1.0]})
+    figure = draw.points(table, "who", ["one", "two"], references={"all": 0.1, "chance": {"two": 0.5}})
+    assert [[line.get_xdata()[0] for line in ax.lines] for ax in figure.axes] == [[0.1], [0.1, 0.5]]
+
+
 def test_signals_have_the_colours_of_a_units_outputs_at_the_end_of_each_piece():
     outputs = random(1, 2, 30) - 0.5
     figure = waves.coloured(random(1, 2, 3, 30), outputs, ["unit"], ["high", "low"], SIX[:3], 30)

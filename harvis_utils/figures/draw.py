@@ -4,8 +4,9 @@
 columns or levels of its index, shown in the order in which they occur; a group has one colour in all figures. What is
 measured is a column, with its interval in "<column> low" and "<column> high" where the table has these, and ``label``
 for its axis. Several measures are a list of columns, or a mapping of columns to the texts at their axes: then each has
-panels with an axis of its own. ``references`` maps names to levels to compare with. Figures compute nothing but the
-middles of what they draw. All raise ``KeyError`` for a column that is not there.
+panels with an axis of its own. ``references`` maps names to levels to compare with, or to a mapping of columns to
+levels where these differ. Figures compute nothing but the middles of what they draw. All raise ``KeyError`` for a
+column that is not there.
 """
 
 import itertools
@@ -155,11 +156,13 @@ class _Drawing:
 
         Groups are in the legend as markers on a ``line`` or none; without it, as what was drawn of them.
         """
-        for (ax, _, _), labels in zip(self.cells, self.labels, strict=True):
+        for (ax, column, _), labels in zip(self.cells, self.labels, strict=True):
             ax.set(**labels)  # seaborn's functions write names of columns where there is no label
             for (name, level), style in zip((references or {}).items(), (":", "--", "-."), strict=False):
                 draw = ax.axvline if across else ax.axhline
-                draw(level, color="black", linestyle=style, linewidth=1, label=name, zorder=1)
+                at = level.get(column) if isinstance(level, Mapping) else level
+                if at is not None:
+                    draw(at, color="black", linestyle=style, linewidth=1, label=name, zorder=1)
         told = self.groups if line is not None and self.colour != ONLY else ()
         looks = {g: {"color": self.colours[g], "marker": self.markers[g], "linestyle": line} for g in told}
         legend = {group: Line2D([], [], **look) for group, look in looks.items()}
@@ -260,7 +263,8 @@ def curves(
     "levels": values at equal distances, intervals as bars. Rows true in the column ``ringed`` are ringed.
     """
     drawing = _Drawing(table, y, label, None, colour, panel)
-    shift = 0.12 * (drawing.rows[drawing.colour].map(drawing.groups.index) - (len(drawing.groups) - 1) / 2)
+    step = 0.24 / len(drawing.groups)  # bars stay apart, and curves do not look shifted
+    shift = step * (drawing.rows[drawing.colour].map(drawing.groups.index) - (len(drawing.groups) - 1) / 2)
     n_panels = len(drawing.measures) * drawing.rows[drawing.panel].nunique()
     for ax, column, rows in drawing.panels(2.9 if n_panels < 5 else 2.4, columns, 0.7, xlabel=x):
         rows = rows.dropna(subset=[column])

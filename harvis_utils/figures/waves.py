@@ -104,10 +104,11 @@ def unit_methods(
 
     ``made`` holds the ``signal`` and maybe the ``map`` as :func:`harvis_utils.maximization.paper_methods.maximize`
     gives them, (technique, [axis,] time), maps at their ``map_time`` where they have it; of several axes of a map the
-    largest output is drawn. ``levels`` are the unit's statistics: its threshold ``th_eap`` (dashed) and the 95 % point
-    ``p95`` of its training outputs (dotted). ``compared`` shades samples: where they begin in each panel, and how
-    many; panels below each other then share their scale, as what is compared are values, not shapes. Raises
-    ``ValueError`` for more than one unit, and for maps of another length that do not say their ``map_time``.
+    largest output is drawn. An ``axis`` has its coordinate's name. ``levels`` are the unit's statistics: its threshold
+    ``th_eap`` (dashed) and the 95 % point ``p95`` of its training outputs (dotted). ``compared`` shades samples: where
+    they begin in each panel, and how many; panels below each other then share their scale, as what is compared are
+    values, not shapes. Raises ``ValueError`` for more than one unit, and for maps of another length that do not say
+    their ``map_time``.
     """
     if others := set(made["signal"].dims) - {"technique", "axis", "time"}:
         raise ValueError(f"one unit's signals are drawn; select one of each {', '.join(sorted(others))}")
@@ -117,7 +118,9 @@ def unit_methods(
     n, columns = len(names), min(columns, len(names))
     label, shared = f"signal [{signals.attrs.get('units', 'G')}]", {"sharey": "col"} if compared else {}
     figure, axes = wrapped(n, columns, WIDTH * max(columns, 3) / 4, 2.3, ylabel=label, **shared)
-    legend = axis_entries(signals.values[0]) or {"signal": Line2D([], [], color=SIGNAL)}
+    legend = axis_entries(signals.values[0], made["axis"].values if "axis" in made.coords else ()) or {
+        "signal": Line2D([], [], color=SIGNAL)
+    }
     for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
         if "map" in made:
             twin = _outputs(ax, made["map"].isel(technique=i), looks, rate_hz)
@@ -269,8 +272,9 @@ def coloured(
 ) -> Figure:
     """Signals in the colours of a unit's outputs, as Karpathy et al. (2015) colour text: red is high, blue is low.
 
-    ``signals`` (row, column, axis, time) in G, axes below each other without their means, all on one scale; ``outputs``
-    (row, column, time), black where they are zero; ``titles`` head the columns.
+    ``signals`` (row, column, axis, time) in G, axes below each other without their means, all on one scale, and cut
+    where they would reach another axis, which is said with the scale below the title; ``outputs`` (row, column, time),
+    black where they are zero; ``titles`` head the columns.
     """
     moved = signals - signals.mean(-1, keepdims=True)
     n_rows, n_columns, n_axes, length = moved.shape
@@ -290,7 +294,8 @@ def coloured(
             head = [textwrap.fill(line, 20) for line in rows[r].splitlines()]  # no longer than the row is high
             ax.set_ylabel("\n".join(head), fontsize=9)
     figure.colorbar(lines, ax=axes.ravel().tolist(), label="the unit's output")
-    return finish(figure, title=title)
+    note = f"signals without their means, from row to row {step:.2g} G, cut beyond ±{0.7 * step:.2g} G"
+    return finish(figure, title="\n".join(part for part in (title, note) if part))
 
 
 def windows(
