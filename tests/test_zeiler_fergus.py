@@ -76,6 +76,12 @@ def test_a_control_that_does_as_well_is_named():
     assert zeiler_fergus.as_well(zeiler_fergus.judged_pooling(**tables())) == "No control does as well."
 
 
+def test_changes_that_the_mean_over_changes_hides_are_named():
+    found = rows("invariance", network=[pooling.MAX], change=["shift", "turn"], layer=["conv1", invariance.FEATURES])
+    found.loc[(found["change"] == "shift") & (found["layer"] == invariance.FEATURES), "invariance"] = 0.5
+    assert zeiler_fergus.changes_without(found) == ["turn"]
+
+
 def test_without_planted_motifs_there_are_no_decoys():
     found = tables()
     del found["parts"]["AUC against decoys"]

@@ -13,8 +13,9 @@ import pandas as pd
 from harvis_utils.lenses import carrying, invariance
 from harvis_utils.lenses.locating import NO_NETWORK
 from harvis_utils.lenses.pooling import CLASS, MAX, NO_POOLING, RANDOM, RANDOM_SWITCHES, SQUARED, STRONGEST, WAYS
-from harvis_utils.paper.systems import Question, best_rival, judge
-from harvis_utils.paper.verdicts import number
+from harvis_utils.metrics.intervals import interval
+from harvis_utils.paper.systems import Question, best_rival, direction_of, judge
+from harvis_utils.paper.verdicts import YES, number
 
 _CONTROLS = "random switches, random weights, no pooling"
 #: Choice: margins, fixed before any pooled network was trained, and any trunk carried, on recordings of people
@@ -84,6 +85,17 @@ def judged_pooling(
         least = np.maximum(0.5, pointed[NO_NETWORK])
         values["decoys"] = {way: pointed[CLASS][way] - least[way] for way in (MAX, *projected)}
     return [_judged(of, values.get(of.id), "" if of.id in values else _NO_MOTIFS) for of in POOLING]
+
+
+def changes_without(moved: pd.DataFrame) -> list[str]:
+    """Changes under which the question "invariance", a mean over all, is not answered by yes alone.
+
+    ``moved`` is that of :func:`invariance.invariances`.
+    """
+    margin = next(of.margin for of in POOLING if of.id == "invariance")
+    own = moved[moved["network"] == MAX].pivot(index=["change", "seed"], columns="layer", values="invariance")
+    more = (own[invariance.FEATURES] - own[moved["layer"].iloc[0]]).groupby("change", sort=False)
+    return [str(change) for change, of in more if direction_of(*interval(of), margin) != YES]
 
 
 def judged_carrying(found: pd.DataFrame | None, missing: str = "") -> list[dict]:
