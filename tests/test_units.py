@@ -157,6 +157,26 @@ def test_excess_is_counted_as_the_module_says(merged):
     assert np.allclose(found["limit"], np.max(np.max(others, axis=2), axis=0))
 
 
+def test_what_random_weights_have_too_is_taken_off_network_by_network():
+    found = pd.DataFrame(
+        [
+            {
+                "network": "GRU",
+                "weights": weights,
+                "seed": seed,
+                "layer": layer,
+                "lowest": seed / 10 + more + (layer == "b"),
+            }
+            for weights, more in (("trained", 0.2), ("random weights", 0.1))
+            for seed in range(3)
+            for layer in "ab"
+        ]
+    )
+    row = unit_concepts.beyond_random(found, "lowest").loc["GRU"]
+    expected = {"trained": 0.8, "random weights": 0.7, "more": 0.1, "more low": 0.1, "more high": 0.1}
+    assert row.to_dict() == pytest.approx(expected)
+
+
 def test_both_sides_of_units(run):
     cfg, windows, networks = run
     high, low = (

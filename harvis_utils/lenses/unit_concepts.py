@@ -221,6 +221,21 @@ def sides(highest: pd.DataFrame, lowest: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows.values(), index).reset_index()
 
 
+def beyond_random(found: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """A ``measure`` of :func:`sides`, with a column "network" (a kind), as means over layers: one row per kind.
+
+    Means of networks that are "trained" and of "random weights", and how much "more" the first have, network by
+    network, with the interval: what random weights have too is not learned.
+    """
+    own = found.groupby(["network", "seed", "weights"], sort=False)[measure].mean().unstack()
+    own = own.assign(more=own["trained"] - own["random weights"])
+    rows = {
+        kind: dict(of.mean()) | dissection.over_networks("more", of["more"], least=3)
+        for kind, of in own.groupby("network")
+    }
+    return pd.DataFrame(rows).T
+
+
 def stretches(network: Network, split: Split, units: Sequence[int], n: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Where outputs of a recurrent network's units reach highest, and lowest, along recordings.
 
