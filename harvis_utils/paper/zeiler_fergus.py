@@ -14,7 +14,7 @@ from harvis_utils.lenses import carrying, invariance
 from harvis_utils.lenses.locating import NO_NETWORK
 from harvis_utils.lenses.pooling import CLASS, MAX, NO_POOLING, RANDOM, RANDOM_SWITCHES, SQUARED, STRONGEST, WAYS
 from harvis_utils.metrics.intervals import interval
-from harvis_utils.paper.systems import Question, best_rival, direction_of, judge
+from harvis_utils.paper.systems import FEWEST_NETWORKS, Question, best_rival, direction_of, judge
 from harvis_utils.paper.verdicts import YES, number
 
 _CONTROLS = "random switches, random weights, no pooling"
@@ -88,14 +88,15 @@ def judged_pooling(
 
 
 def changes_without(moved: pd.DataFrame) -> list[str]:
-    """Changes under which the question "invariance", a mean over all, is not answered by yes alone.
+    """Changes under which the question "invariance", asked of a mean over all, is not answered by yes.
 
-    ``moved`` is that of :func:`invariance.invariances`.
+    None where networks are fewer than ``FEWEST_NETWORKS``. ``moved`` is that of :func:`invariance.invariances`.
     """
     margin = next(of.margin for of in POOLING if of.id == "invariance")
     own = moved[moved["network"] == MAX].pivot(index=["change", "seed"], columns="layer", values="invariance")
     more = (own[invariance.FEATURES] - own[moved["layer"].iloc[0]]).groupby("change", sort=False)
-    return [str(change) for change, of in more if direction_of(*interval(of), margin) != YES]
+    enough = [(str(change), of) for change, of in more if of.count() >= FEWEST_NETWORKS]
+    return [change for change, of in enough if direction_of(*interval(of), margin) != YES]
 
 
 def judged_carrying(found: pd.DataFrame | None, missing: str = "") -> list[dict]:
