@@ -52,8 +52,9 @@ EDITS: dict[str, Edit] = {
     SHUFFLED: lambda of, other, rng: shuffled(of, rng),
     OTHER: lambda of, other, rng: of[other],
 }
-#: edits with the scale of the inverted map that know nothing of the window
-SAME_SCALE = (SCALED, INVERTED_SHUFFLED, INVERTED_OTHER)
+#: Choice: edits with the scale of the inverted map that know nothing of the window; one that is shuffled in time still
+#: has what the window's own map says of its axes
+SAME_SCALE = (SCALED, INVERTED_OTHER)
 BOTH = "both"
 #: Choice: samples over which local energy is averaged, what occlusion covers, and how far windows are moved
 ENERGY_SAMPLES, OCCLUDER, MOVED = 5, Occluder(7, "mean"), 8

@@ -267,8 +267,9 @@ def answer(verdict: Mapping[str, Mapping]) -> str:
     maps = "; ".join(f"{id}: {names}" for id, names in ahead.items() if names)
     return (
         f"**Turning both maps over costs {lost[0]} of macro F1, a constant of that scale, without any map, "
-        f"{lost[1]}**, inverted maps of other windows {lost[2]}. Does it cost more than any of them: "
-        f"{told['D3 both']}, on harder made-up data {told[f'D3 both, {HARDER}']}. "
+        f"{lost[1]}**, inverted maps of other windows {lost[2]}. Does it cost more than the costlier of both, by "
+        f"{verdict['D3 both']['margin']:g} at least: {told['D3 both']}, on harder made-up data "
+        f"{told[f'D3 both, {HARDER}']}. "
         f"**Top-1 gains {gained[0]} by attention, {gained[1]} by a wider network with as many weights and {gained[2]} "
         "by the branch's loss alone.** Is "
         f"attention better than the wider network: {told['D1 equal weights']}."
@@ -279,10 +280,12 @@ def answer(verdict: Mapping[str, Mapping]) -> str:
 def drops(edited: pd.DataFrame, by: Sequence[str] = ("seed",)) -> pd.DataFrame:
     """What each edit costs in macro F1, (by, edit), from :func:`attention.edits`; "macro F1" is what it is without.
 
-    :data:`BEYOND_SCALE` is what inversion costs more than the costliest edit of the same scale: a constant has not the
-    spread of the inverted map, the others have it.
+    :data:`BEYOND_SCALE` is what inversion costs more than the costlier edit of the same scale, one for all networks:
+    a constant has not the spread of the inverted map, that of another window has it.
     """
     by_edit = edited.pivot(index=list(by), columns="edit", values="macro F1")
     cost = by_edit.rsub(by_edit[ITSELF], axis=0)
-    beyond_scale = cost[INVERTED] - best_rival(cost, SAME_SCALE)
+    among = [name for name in by if name != "seed"]
+    every = [own for _, own in cost.groupby(among, sort=False)] if among else [cost]
+    beyond_scale = pd.concat([own[INVERTED] - best_rival(own, SAME_SCALE) for own in every])
     return cost.assign(**{"macro F1": by_edit[ITSELF], BEYOND_SCALE: beyond_scale})

@@ -302,7 +302,7 @@ def verdicts(study: Study, missing: str = "") -> list[dict]:
     of, widest = study.answers, max(study.own.footprints)
     san, cnn, other = of[SAN, RAW], of[CNN, RAW], of[CNN355, RAW]
     cost = {name: gain(of[name, RAW], of[name, SPECTRA]) for name in (SAN, CNN, CNN355)}
-    beside = {name: gain(of[name, RAW], cnn) for name in (CNN355, LONGER, EVEN)}
+    beside = {name: gain(of[name, RAW], cnn) for name in (BLIND, CNN355, LONGER, EVEN)}
     beside |= {PROBE: gain(of[PROBE, SPECTRA], cnn), f"{CNN} on spectra": gain(of[CNN, SPECTRA], cnn)}
     wider = {DILATED: gain(of[DILATED, RAW], san), f"{CNN355} as wide": gain(of[wide(CNN355, widest), RAW], other)}
     wider |= {f"{SAN}, {edit}": gain(of[f"{SAN}, {edit}", RAW], san) for edit in EDITS if edit != AS_TRAINED}

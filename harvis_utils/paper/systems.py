@@ -137,6 +137,7 @@ def table(verdicts: Sequence[Mapping]) -> pd.DataFrame:
             "the source says": f"{v['source']} ({v['where']})",
             "is it so": v["direction"],
             "number": told(v, v["unit"]),
+            "networks": v["networks"],
             "margin": _margin(v["margin"], v["unit"]),
             "could fail against": v["control"],
             "why": v["why"],
