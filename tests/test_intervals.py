@@ -205,3 +205,10 @@ def test_too_few_recordings_are_refused_before_anything_is_drawn():
     with pytest.raises(ValueError, match="8 recordings can trade places within 4 groups in 16 ways only"):
         intervals.traded(np.arange(80) // 10, 19, rng, np.arange(80) // 20)
     assert len(list(intervals.traded(np.arange(100) // 10, 19, rng, np.arange(100) // 20))) == 19
+
+
+def test_rows_of_one_network_count_once_and_rows_without_a_network_keep_their_value():
+    table = pd.DataFrame({"row": list("aaaab"), "seed": [0, 0, 1, 1, np.nan], "x": [0.0, 2.0, 3.0, 3.0, 7.0]})
+    found = intervals.over_networks(table, ["row"], ["x"], least=1)
+    assert found["networks"].tolist() == [2, 0] and found["x"].tolist() == [2.0, 7.0]
+    assert found[["x low", "x high"]].iloc[0].tolist() == [1.0, 3.0]

@@ -126,14 +126,14 @@ def tabulated(values: Mapping[str, xr.DataArray], by: str, medians: Sequence[str
 def over_networks(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str], least: int = 2) -> pd.DataFrame:
     """Mean over networks and :func:`with_interval` of ``columns``, one row per group, in the order of the groups.
 
-    ``table`` has a column "seed"; of several rows of one network in a group their mean counts. ``networks`` says how
-    many there are; fewer than ``least`` with a value have no interval.
+    ``table`` has a column "seed"; of several rows of one network in a group, or of none (NaN), their mean counts.
+    ``networks`` says how many there are; fewer than ``least`` with a value have no interval.
     """
     rows = {}
     for group, own in table.groupby(list(by), sort=False):
         rows[group] = {"networks": own["seed"].nunique()}
         for name in columns:
-            rows[group] |= with_interval(name, own.groupby("seed")[name].mean(), least=least)
+            rows[group] |= with_interval(name, own.groupby("seed", dropna=False)[name].mean(), least=least)
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=by))
 
 
