@@ -15,7 +15,16 @@ from harvis_utils.data import synthetic, windowing
 from harvis_utils.data.synthetic import PlantedMotifs
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses import attention
-from harvis_utils.lenses.attention import BOTH, EDITS, INVERTED, INVERTED_OTHER, ITSELF, SAME_SCALE, SCALED
+from harvis_utils.lenses.attention import (
+    BOTH,
+    EDITS,
+    INVERTED,
+    INVERTED_OTHER,
+    INVERTED_SHUFFLED,
+    ITSELF,
+    SAME_SCALE,
+    SCALED,
+)
 from harvis_utils.maximization import paper_methods, unit_statistics
 from harvis_utils.maximization.paper_methods import PROPOSED
 from harvis_utils.metrics import intervals
@@ -259,7 +268,9 @@ def judged(
 def answer(verdict: Mapping[str, Mapping]) -> str:
     """What the verdicts, by id, say in a few sentences, controls first and foremost."""
     turned, other = verdict["D3 both"]["controls"], verdict["D1"]["controls"]
-    lost = [number(turned[f"drop, {of}"]["value"], ".3f") for of in (INVERTED, SCALED, INVERTED_OTHER)]
+    lost = [
+        number(turned[f"drop, {of}"]["value"], ".3f") for of in (INVERTED, SCALED, INVERTED_OTHER, INVERTED_SHUFFLED)
+    ]
     gained = [number(of["value"], "+.3f") for of in (verdict["D1"], other[WIDER], other[BRANCH])]
     told = {name: verdict[name]["direction"] for name in ("D3 both", f"D3 both, {HARDER}", "D1 equal weights")}
     pointing = (of for name, of in verdict.items() if name.startswith("D2"))
@@ -269,7 +280,8 @@ def answer(verdict: Mapping[str, Mapping]) -> str:
         f"**Turning both maps over costs {lost[0]} of macro F1, a constant of that scale, without any map, "
         f"{lost[1]}**, inverted maps of other windows {lost[2]}. Does it cost more than the costlier of both, by "
         f"{verdict['D3 both']['margin']:g} at least: {told['D3 both']}, on harder made-up data "
-        f"{told[f'D3 both, {HARDER}']}. "
+        f"{told[f'D3 both, {HARDER}']}. Shuffled in time, which keeps what maps say of axes, they cost {lost[3]}; a "
+        "first rule counted that as a control as well. "
         f"**Top-1 gains {gained[0]} by attention, {gained[1]} by a wider network with as many weights and {gained[2]} "
         "by the branch's loss alone.** Is "
         f"attention better than the wider network: {told['D1 equal weights']}."
