@@ -375,8 +375,13 @@ def answer(study: Study, verdicts: Sequence[dict]) -> str:
     better = [f"{kind} {of:.3f}" for (v, kind, _), of in mean.items() if v == "none" and kind in free and of >= own]
     alone = mean[AWARE, ALONE].iloc[0]
     reach = f"{AWARE} {own:.3f}, {STARGAN} {mean[STARGAN, TRANSLATED, f'{STARGAN}: N = {N}']:.3f}"
+    guessing = 1 / len(study.source.activities)
+    lost = (
+        f"**Translated windows are recognized no better than by guessing ({guessing:.3f}): these translators have not "
+        "learned to keep what a window is, and which of them is better says nothing.** "
+    )
     return (
-        f"**{_FIRST[told['S-1 any']]}** Macro F1 of both classifiers on all targets, by {N} translations: {reach}; "
+        f"{lost if own <= guessing else ''}**{_FIRST[told['S-1 any']]}** Macro F1 of both classifiers on all targets, by {N} translations: {reach}; "
         f"windows as they are {mean['none', NONE].iloc[0]:.3f}, the oracle {mean['none', ORACLE].iloc[0]:.3f}. "
         f"As good or better without any translator: {listed(better, '; ')}. The translator's own "
         f"classifier, which needs no translation, has {number(alone, '.3f')}."
