@@ -381,7 +381,8 @@ def answer(study: Study, verdicts: Sequence[dict]) -> str:
         "learned to keep what a window is, and which of them is better says nothing.** "
     )
     return (
-        f"{lost if own <= guessing else ''}**{_FIRST[told['S-1 any']]}** Macro F1 of both classifiers on all targets, by {N} translations: {reach}; "
+        f"{lost if own <= guessing else ''}**{_FIRST[told['S-1 any']]}** "
+        f"Macro F1 of both classifiers on all targets, by {N} translations: {reach}; "
         f"windows as they are {mean['none', NONE].iloc[0]:.3f}, the oracle {mean['none', ORACLE].iloc[0]:.3f}. "
         f"As good or better without any translator: {listed(better, '; ')}. The translator's own "
         f"classifier, which needs no translation, has {number(alone, '.3f')}."
