@@ -6,6 +6,7 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given, settings
@@ -240,6 +241,30 @@ def test_clusters_stand_out_from_noise_with_the_same_covariance():
     )
     shuffled = np.random.default_rng(1).permutation(kind)
     assert clustering.clusters_and_activities(signals, shuffled, n_permutations=200)["clusters_p"] > 0.05
+
+
+def test_bunching_counts_as_more_in_the_same_direction_for_every_measure():
+    own = {"hopkins_moving": 0.9, "spread_moving": 0.1, "silhouette": 0.2}
+    null = {"hopkins_moving_null": 0.8, "spread_moving_null": 0.4, "silhouette_null": 0.5}
+    column = pd.Series(own | null)
+    numbers = pd.concat({("conv1", 0): column, ("conv1", 1): column, ("conv2", 0): column + 1}, axis=1)
+    beyond = embedding.beyond_noise(numbers, "conv1")
+    assert beyond["beyond noise"].to_dict() == pytest.approx(
+        {"Hopkins statistic": 0.1, "spread": 0.3, "silhouette": -0.3}
+    )
+    assert (beyond["beyond noise low"] > 0).tolist() == [True, True, False]
+
+
+def test_deeper_is_the_difference_within_each_network_over_moving_units_alone():
+    columns = pd.MultiIndex.from_product([["conv1", "conv3"], [0, 1]], names=["layer", "seed"])
+    numbers = pd.DataFrame([[1, 2, 4, 7], [0.5, 0.5, 0.4, 0.6]], ["variety", "distinct"], columns)
+    shares = np.array([[[0.1, 0.3], [0.8, np.nan]], [[0.2, np.nan], [0.5, 0.7]]])
+    unexplained = xr.DataArray(shares, {"seed": [0, 1], "layer": ["conv1", "conv3"]}, ("seed", "layer", "unit"))
+    found = embedding.deeper(numbers, unexplained, ["conv1", "conv3"])
+    assert found["conv3"].tolist() == pytest.approx([5.5, 0.5, 0.7])
+    assert found["deeper"].tolist() == pytest.approx([4, 0, 0.5])
+    assert found.loc["variety", ["deeper low", "deeper high"]].tolist() == pytest.approx([3, 5])
+    assert found.loc["distinct", "deeper low"] < 0 < found.loc["distinct", "deeper high"]
 
 
 def test_gaussian_null_has_the_covariance_of_the_points():

@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from harvis_utils.data.windowing import Split, Windows
+from harvis_utils.metrics import intervals
 from harvis_utils.metrics.clustering import CONSTANT_G, AtlasError, measure, shaped, usable
 from harvis_utils.metrics.signal_measures import FLAT_G, flat, in_rows, ranges
 from harvis_utils.settings import AtlasSettings, Settings
@@ -201,3 +202,34 @@ def measures(windows: Windows, scores: xr.Dataset, signals: xr.Dataset) -> dict[
             rows.append(measure(of[layer, seed], activities, n_frequencies, n_equal))
         found[layer] = {name: [row[name] for row in rows] for name in rows[0]}
     return found
+
+
+#: measures of bunching: the name in :func:`clustering.measure`, and the sign that makes more of it "more bunched"
+BUNCHED = {"Hopkins statistic": ("hopkins_moving", 1), "spread": ("spread_moving", -1), "silhouette": ("silhouette", 1)}
+
+
+def beyond_noise(numbers: pd.DataFrame, layer: str) -> pd.DataFrame:
+    """How much more bunched the signals of a layer are than noise with their covariance; intervals over networks.
+
+    ``numbers`` holds :func:`measures` in rows and a network of a layer in each column, (layer, seed). One row for each
+    of :data:`BUNCHED`, with "beyond noise" and its ends: above 0 is more bunched than noise.
+    """
+    own = numbers[layer].astype(float)
+    rows = [sign * (own.loc[of] - own.loc[f"{of}_null"]).values for of, sign in BUNCHED.values()]
+    return pd.DataFrame([intervals.with_interval("beyond noise", row, least=2) for row in rows], pd.Index(BUNCHED))
+
+
+def deeper(numbers: pd.DataFrame, unexplained: xr.DataArray, layers: Sequence[str]) -> pd.DataFrame:
+    """The measures that decide whether the deeper of two ``layers`` is the more complex one (C11): means, difference.
+
+    ``numbers`` as in :func:`beyond_noise`; ``unexplained`` (seed, layer, unit) is the share of a unit's output that no
+    linear filter explains, NaN where its signal does not move. "deeper" is the difference of the two layers, with its
+    interval over networks.
+    """
+    of = {name: numbers.loc[name].unstack("layer") for name in ("variety", "distinct")}
+    of["unexplained"] = unexplained.mean("unit").to_series().unstack("layer")
+    ends = {name: by[list(layers)].astype(float) for name, by in of.items()}
+    rows = {name: dict(by.mean()) for name, by in ends.items()}
+    for name, by in ends.items():
+        rows[name] |= intervals.with_interval("deeper", (by[layers[1]] - by[layers[0]]).values, least=2)
+    return pd.DataFrame(rows).T.rename_axis("measure")
