@@ -1,8 +1,10 @@
 """Windows in another style: what is learned, what is not to be learned from, and what stands beside it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -337,3 +339,38 @@ def test_domains_that_are_one_cannot_be_told_and_those_apart_can(windows):
     assert apart["MMD"] > 10 * alike["MMD"]
     own = style_scores.mixing(s + 20 * split.activity[:, None], t + 20 * split.activity[:, None], split, split)
     assert own["purity"] == 1 and abs(alike["purity"] - 1 / 3) < 0.1
+
+
+def scored(of_aware: float) -> SimpleNamespace:
+    """Three seeds whose class-aware translations are recognized with ``of_aware``, those of StarGAN v2 half as well."""
+    aware, stargan, scores = style_transfer.AWARE, style_transfer.STARGAN, style_scores
+    free = [(kind, 1) for kind in (scores.NONE, scores.ADABN, scores.CORAL, scores.STANDARD, scores.ORACLE)]
+    free += [(kind, scores.N) for kind in scores.AUGMENTED]
+    made = [(kind, 1) for kind in (scores.TRANSLATED, scores.OWN_STYLE, scores.ALONE)]
+    made += [(kind, scores.N) for kind in (scores.TRANSLATED, scores.WRONG, scores.ONE_Z, scores.WITH_ITSELF)]
+    each = [("none", *of, 0.6) for of in free]
+    each += [(name, *of, of_aware * by) for name, by in ((aware, 1), (stargan, 0.5)) for of in made]
+    classifiers = (style_transfer.WEAK, style_transfer.STRONG)
+    rows = [(*of, seed, by) for of in each for seed in range(3) for by in classifiers]
+    table = pd.DataFrame(rows, columns=["variant", "kind", "n", "macro F1", "seed", "classifier"])
+    kinds = (scores.NONE, scores.TRANSLATED, scores.OWN_STYLE, scores.WRONG)
+    parts = pd.MultiIndex.from_product([(aware, stargan), kinds, ("all", "low"), range(3)])
+    parts = parts.to_frame(index=False, name=["variant", "kind", "energy", "seed"]).assign(target="person 1")
+    measured = parts.assign(kept=0.5, AUC=0.9, MMD=0.1, purity=0.5)
+    return SimpleNamespace(
+        base=replace(TINY, n_steps=style_transfer.FEWEST_STEPS),
+        table=table.assign(target="person 1", share=1.0),
+        kept=measured,
+        mixed=measured,
+        source=SimpleNamespace(activities=range(10)),
+    )
+
+
+@pytest.mark.parametrize(("of_aware", "lost"), [(0.09, True), (0.11, False)])
+def test_translations_no_better_than_guessing_are_not_compared_with_each_other(of_aware, lost):
+    study = scored(of_aware)
+    verdicts = {of["id"]: of for of in style_transfer.judged(study)}
+    void = {name for name, of in verdicts.items() if of["direction"] == "not testable"}
+    assert void == (set(style_transfer.AMONG_THEMSELVES) if lost else set())
+    assert verdicts["S-1 any"]["direction"] == verdicts["S-1 plain"]["direction"] == "no"
+    assert ("no better (0.090) than by guessing (0.100)" in verdicts["S-1"]["why"]) is lost

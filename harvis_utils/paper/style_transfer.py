@@ -275,6 +275,8 @@ _ASKED = (
              "the same after translation into the wrong direction, and into their own style", 0.02, "share"),
 )  # fmt: skip
 QUESTIONS = {of.id: of for of in _ASKED}
+#: questions that compare translations with each other
+AMONG_THEMSELVES = ("S-1", "S-1 one", "S-1 ten", "S-2", "S-3")
 
 
 def too_short(settings: StyleSettings) -> str:
@@ -283,21 +285,39 @@ def too_short(settings: StyleSettings) -> str:
     return f"{settings.n_steps} steps are a smoke test, {FEWEST_STEPS} or more would be training" if few else ""
 
 
+def not_learned(study: Study) -> str:
+    """Why nothing is told of differences between translations, where they are recognized no better than by guessing.
+
+    What is said is empty where they are. Guessing reaches a macro F1 of one over the number of classes.
+    """
+    own = final(study.table)
+    own = own[own["variant"].isin((AWARE, STARGAN)) & (own["kind"] == TRANSLATED) & (own["n"] == N)]
+    best, guessing = own.groupby("variant")["macro F1"].mean().max(), 1 / len(study.source.activities)
+    if best > guessing:
+        return ""
+    return f"translated windows are recognized no better ({best:.3f}) than by guessing ({guessing:.3f})"
+
+
 def final(table: pd.DataFrame) -> pd.DataFrame:
     """Scores at the end of the training."""
     return table[table["share"] == 1.0]
 
 
 def judged(study: Study) -> list[dict]:
-    """The verdicts; differences are taken seed by seed, and in a seed target by target and classifier by classifier."""
+    """The verdicts; differences are taken seed by seed, and in a seed target by target and classifier by classifier.
+
+    Translations are compared with each other only where they are better than guessing (:func:`not_learned`).
+    """
     scores, missing, found = final(study.table), too_short(study.base), {}
+    among_themselves = missing or not_learned(study)
 
     def f1(variant: str, kind: str, n: int = 1, by: Sequence[str] = ("target", "classifier")) -> pd.DataFrame:
         own = scores[(scores["variant"] == variant) & (scores["kind"] == kind) & (scores["n"] == n)]
         return own.pivot_table("macro F1", "seed", list(by), sort=False)
 
     def ask(name: str, values: pd.DataFrame, controls: dict) -> None:
-        found[name] = judge(QUESTIONS[name], values, controls, missing=missing)
+        void = among_themselves if name in AMONG_THEMSELVES else missing
+        found[name] = judge(QUESTIONS[name], values, controls, missing=void)
 
     def two(variant: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         return f1(variant, TRANSLATED), f1(variant, TRANSLATED, N)
@@ -375,13 +395,10 @@ def answer(study: Study, verdicts: Sequence[dict]) -> str:
     better = [f"{kind} {of:.3f}" for (v, kind, _), of in mean.items() if v == "none" and kind in free and of >= own]
     alone = mean[AWARE, ALONE].iloc[0]
     reach = f"{AWARE} {own:.3f}, {STARGAN} {mean[STARGAN, TRANSLATED, f'{STARGAN}: N = {N}']:.3f}"
-    guessing = 1 / len(study.source.activities)
-    lost = (
-        f"**Translated windows are recognized no better than by guessing ({guessing:.3f}): these translators have not "
-        "learned to keep what a window is, and which of them is better says nothing.** "
-    )
+    lost = not_learned(study)
+    lost = f"**These translators have not learned to keep what a window is: {lost}.** " if lost else ""
     return (
-        f"{lost if own <= guessing else ''}**{_FIRST[told['S-1 any']]}** "
+        f"{lost}**{_FIRST[told['S-1 any']]}** "
         f"Macro F1 of both classifiers on all targets, by {N} translations: {reach}; "
         f"windows as they are {mean['none', NONE].iloc[0]:.3f}, the oracle {mean['none', ORACLE].iloc[0]:.3f}. "
         f"As good or better without any translator: {listed(better, '; ')}. The translator's own "
