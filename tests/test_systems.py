@@ -1,10 +1,14 @@
 """Verdicts on what the sources of the systems say."""
 
+import importlib
+import pkgutil
+
 import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
 
+from harvis_utils import paper
 from harvis_utils.networks import builders
 from harvis_utils.paper import report, systems, verdicts
 from harvis_utils.settings import LONG_WINDOWS, ModelSettings
@@ -71,6 +75,28 @@ def test_controls_that_reach_as_much_are_named():
     controls = {"less": (0.01, 0.02, 0.03), "as much": (0.05, 0.06, 0.07), "none": (np.nan,) * 3}
     assert systems.ahead(systems.judge(ASKED, (0.05, 0.06, 0.07), controls)) == ["as much"]
     assert systems.ahead(systems.judge(ASKED, (np.nan,) * 3, controls)) == []
+
+
+def test_a_finding_says_what_was_measured_and_names_rivals_without_their_numbers():
+    controls = {"as much": (0.06,) * 3, "less": (0.01,) * 3}
+    found = systems.judge(ASKED, (0.05, 0.06, 0.07), controls)
+    assert systems.finding(found).startswith(f"Yes. {ASKED.difference}: ")
+    assert systems.finding(found).endswith(". As much or more: as much.")
+    found = systems.judge(ASKED, (0.05, 0.06, 0.07), {"less": (0.01,) * 3})
+    assert systems.finding(found).endswith(". No control reaches as much.")
+    assert "control" not in systems.finding(systems.judge(ASKED, (0.05, 0.06, 0.07)))
+    lost = systems.judge(ASKED, (0.05, 0.06, 0.07), controls, missing="nothing learned")
+    assert systems.finding(lost).startswith("Not testable: nothing learned. ") and "as much" not in systems.finding(
+        lost
+    )
+
+
+def test_what_is_measured_is_told_in_one_piece():
+    rooms = [importlib.import_module(f"harvis_utils.paper.{of.name}") for of in pkgutil.iter_modules(paper.__path__)]
+    held = [of for room in rooms for of in vars(room).values() if isinstance(of, tuple | list | dict)]
+    asked = [q for of in held for q in (of.values() if isinstance(of, dict) else of) if isinstance(q, systems.Question)]
+    assert len({of.id for of in asked}) > 30
+    assert [of.id for of in asked if "; " in of.difference] == []
 
 
 def test_settings_of_no_network_are_refused():

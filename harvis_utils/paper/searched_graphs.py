@@ -108,19 +108,19 @@ _AGAIN = "trained again with new seeds, the best generator chosen by the first j
 _ASKED = (
     Question("K4", _FIGURE, "the best graph of many that were tried is better than generators without one",
              "inception score of the searched graph over the best of as many graphs by chance, MAD-GAN, DCGAN + SN, "
-             f"minus 1; {_AGAIN}",
+             f"minus 1, {_AGAIN}",
              "gates shuffled; the source's graph; all gates open; the best plain seed as it was found",
              0.05, "relative"),
     Question("K4 late", _FIGURE, "in the best graph what a generator learns from others comes late",
-             "share of gates that open with training, between generators, in the best graphs by chance minus in all; "
+             "share of gates that open with training, between generators, in the best graphs by chance minus in all, "
              "direction by permutation",
              "the same of the search, which prefers what it tried; edges from the discriminator; FID", 0.0, "share"),
     Question("K6 FID", _TEXT, "a search by FID would have the lower FID",
              "FID of the graph searched by IS minus that of the graph searched by FID, in distances of two halves of "
-             f"the training windows; {_AGAIN}",
+             f"the training windows, {_AGAIN}",
              "the same of graphs by chance; FID of MAD-GAN; to people held out; the first judge", 2.0),
     Question("K6 IS", _TEXT, "a search by FID would have the lower inception score",
-             f"inception score of the graph searched by IS over that of the graph searched by FID, minus 1; {_AGAIN}",
+             f"inception score of the graph searched by IS over that of the graph searched by FID, minus 1, {_AGAIN}",
              "the same of graphs by chance; the first judge", 0.05, "relative"),
 )  # fmt: skip
 QUESTIONS = {of.id: of for of in _ASKED}

@@ -20,7 +20,7 @@ from harvis_utils.data import windowing
 from harvis_utils.data.windowing import Spectra, Split, Windows
 from harvis_utils.lenses import attention
 from harvis_utils.metrics import voting
-from harvis_utils.metrics.intervals import with_interval
+from harvis_utils.metrics.intervals import listed, with_interval
 from harvis_utils.networks import self_attention
 from harvis_utils.paper import systems
 from harvis_utils.paper.stages import Stages
@@ -324,8 +324,8 @@ def verdicts(study: Study, missing: str = "") -> list[dict]:
 
 def answer(verdicts: Sequence[Mapping]) -> str:
     """Whether attention is better, and the controls that reach as much; of other claims where they are true."""
-    told = [of for of in verdicts if of["id"] == "B1" or of["direction"] == YES]
-    ahead = {of["id"]: ", ".join(systems.ahead(of)) for of in told}
-    told = "; ".join(f"{id}: {names}" for id, names in ahead.items() if names)
-    controls = f"Controls reach as much as attention or more: {told}." if told else "No control reaches as much."
-    return f"**B1. {verdicts[0]['why']} {controls}**"
+    first, *rest = verdicts
+    rivals = {of["id"]: systems.ahead(of) for of in rest if of["direction"] == YES}
+    told = "; ".join(f"{id}: {listed(names)}" for id, names in rivals.items() if names)
+    others = f" Controls reach as much where another claim is true: {told}." if told else ""
+    return f"**B1, {first['source']}: {systems.finding(first)}{others}**"

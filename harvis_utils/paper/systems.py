@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from harvis_utils.metrics.intervals import interval
+from harvis_utils.metrics.intervals import interval, listed
 from harvis_utils.paper.verdicts import NO, UNDECIDED, UNSTATED, UNTESTABLE, YES, number
 from harvis_utils.settings import as_json
 
@@ -118,6 +118,17 @@ def ahead(verdict: Mapping) -> list[str]:
     """The controls of an entry that reach its own value or more."""
     least = np.inf if verdict["value"] is None else verdict["value"]
     return [name for name, of in verdict["controls"].items() if of["value"] is not None and of["value"] >= least]
+
+
+def finding(verdict: Mapping) -> str:
+    """A verdict for a list of findings: what was measured, and the names of the controls that reach as much.
+
+    What these reach is in the verdict's "why", and in :func:`table`.
+    """
+    said, rivals = f"{verdict['why'].partition('; ')[0].removesuffix('.')}.", ahead(verdict)
+    if verdict["direction"] == UNTESTABLE or not verdict["controls"]:
+        return said
+    return f"{said} As much or more: {listed(rivals)}." if rivals else f"{said} No control reaches as much."
 
 
 def direction_of(value: float, ends: Sequence[float] | None, margin: float) -> str:

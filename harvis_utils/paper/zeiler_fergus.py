@@ -37,8 +37,8 @@ POOLING = (
              "invariance of the features before the classes minus that of the first convolution, mean over changes",
              "random weights, no pooling", 0.05),
     Question("moving cover", "Zeiler and Fergus, Fig. 6", "the most probable label changes where the object is covered",
-             "share of cover positions that change the label, in motifs minus in decoys; without planted motifs where "
-             "most moves minus elsewhere", "random weights, no pooling", 0.05, "share"),
+             "share of cover positions that change the label, in motifs minus in decoys (without planted motifs: where "
+             "most moves minus elsewhere)", "random weights, no pooling", 0.05, "share"),
 )  # fmt: skip
 #: the run's data set to the other one, and back
 WAYS_OF_CARRYING, CARRIED = ("there", "back"), {carrying.FROZEN: "frozen", carrying.TUNED: "fine-tuned"}
