@@ -58,7 +58,7 @@ def judge(
     values = by_network(values)
     many = int((~np.isnan(values)).sum())
     if not missing and many < FEWEST_NETWORKS:
-        missing = f"{many} networks, an interval wants {FEWEST_NETWORKS}"
+        missing = f"{many} of the {FEWEST_NETWORKS} networks that an interval wants"
     value, ends = interval(values if drawn is None else drawn)
     direction = UNTESTABLE if missing else direction_of(value, ends, question.margin)
     others = {name: interval(by_network(of) if drawn is None else of) for name, of in controls.items()}
