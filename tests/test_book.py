@@ -115,3 +115,70 @@ def test_prose_takes_no_number_of_axes_and_no_place_of_a_sensor_for_granted(path
 def test_parts_hold_every_notebook_once():
     numbers = [int(book.stem[:2]) for book in BOOKS]
     assert all(sum(number in part for part in PARTS.values()) == 1 for number in numbers)
+
+
+# -------------------------------------------------------------------------------------------------- executed notebooks
+
+ROOT = BOOKS[0].parents[1]
+#: pages as they were executed
+PAGES = sorted((ROOT / "reports" / "published").glob("*/*/*.ipynb"))
+#: not numbers that are found: names, formulas and links, an interval behind its number, "99 %" of "the 99 % point"
+NO_FINDING = re.compile(
+    r"`[^`]*`|\$[^$]*\$|(?<!\*)\*[^*]+\*(?!\*)|\]\([^)]*\)|\([^()]* to [^()]*\)|± ?[\d.]+|made-up \d+|\d+ % (?=point)"
+)
+NUMBER = re.compile(r"(?<![\w.,])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
+
+
+def outputs(cell, kind):
+    """Outputs of an executed cell of one kind."""
+    found = (of.get("data", {}).get(kind, "") for of in cell.get("outputs", ()))
+    return [text for text in map("".join, found) if text]
+
+
+def executed(path):
+    """The cells of a page; left out is one that was made before its notebook was edited."""
+    own = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in own if cell["cell_type"] == "code"]
+    code = ["".join(of["source"]) for of in code if "injected-parameters" not in of["metadata"].get("tags", ())]
+    if code != cells(ROOT / "notebooks" / path.name, "code"):
+        pytest.skip(f"{path.parent.name}/{path.name} was executed before its notebook was edited")
+    return own
+
+
+def findings(cells):
+    """Bullets of the section "Findings", written or told by a cell."""
+    inside = False
+    for cell in cells:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and re.search("^## ", text, re.M):
+            inside = "## Findings" in text
+        for told in ([text] if cell["cell_type"] == "markdown" else outputs(cell, "text/markdown")) * inside:
+            yield from (line for line in told.splitlines() if line.startswith("- "))
+
+
+def in_pages(pages):
+    return pytest.mark.parametrize("path", pages, ids=["/".join(page.with_suffix("").parts[-3:]) for page in pages])
+
+
+@in_pages([page for page in PAGES if page.stem != APPENDIX])
+def test_a_finding_has_at_most_three_numbers(path):
+    numbers = {line: NUMBER.findall(NO_FINDING.sub(" ", line)) for line in findings(executed(path))}
+    assert {line: of for line, of in numbers.items() if len(of) > 3} == {}
+
+
+@in_pages([page for page in PAGES if page.stem != APPENDIX])
+def test_a_table_has_at_most_twelve_rows(path):
+    rows = {
+        number: table.rpartition("<tbody>")[2].count("<tr")
+        for number, cell in enumerate(executed(path))
+        for table in outputs(cell, "text/html")
+        if "<tbody>" in table
+    }
+    assert {number: n for number, n in rows.items() if n > 12} == {}
+
+
+def test_numbers_are_counted_without_names_and_intervals():
+    line = (
+        "- **B1**, `0.3 G` at *slope 0.1*: +0.42 (+0.4 to +0.46), margin 0.1; 5,600 of conv1, $p_{95}$, the 95 % point"
+    )
+    assert NUMBER.findall(NO_FINDING.sub(" ", line)) == ["+0.42", "0.1", "5,600"]
