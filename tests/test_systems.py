@@ -86,9 +86,7 @@ def test_a_finding_says_what_was_measured_and_names_rivals_without_their_numbers
     assert systems.finding(found).endswith(". No control reaches as much.")
     assert "control" not in systems.finding(systems.judge(ASKED, (0.05, 0.06, 0.07)))
     lost = systems.judge(ASKED, (0.05, 0.06, 0.07), controls, missing="nothing learned")
-    assert systems.finding(lost).startswith("Not testable: nothing learned. ") and "as much" not in systems.finding(
-        lost
-    )
+    assert systems.finding(lost) == "Not testable: nothing learned."
 
 
 def test_what_is_measured_is_told_in_one_piece():

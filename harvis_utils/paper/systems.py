@@ -125,8 +125,10 @@ def finding(verdict: Mapping) -> str:
 
     What these reach is in the verdict's "why", and in :func:`table`.
     """
+    if verdict["direction"] == UNTESTABLE:
+        return f"{verdict['why'].partition('. ')[0]}."
     said, rivals = f"{verdict['why'].partition('; ')[0].removesuffix('.')}.", ahead(verdict)
-    if verdict["direction"] == UNTESTABLE or not verdict["controls"]:
+    if not verdict["controls"]:
         return said
     return f"{said} As much or more: {listed(rivals)}." if rivals else f"{said} No control reaches as much."
 
