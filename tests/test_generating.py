@@ -218,7 +218,7 @@ def test_with_a_judge_that_knows_too_little_nothing_is_judged_and_nothing_fails(
     assert own.unfit == ""
 
 
-def test_the_answer_tells_which_controls_win_and_of_training_that_was_too_short():
+def test_the_answer_tells_which_controls_win_and_a_table_where_training_was_too_short():
     study = study_of({(generating.WIDE, ALL, "IS"): 4.1})
     falls = study.tables["judged"]["share"].eq(1.0) & study.tables["judged"]["row"].eq(MAD)
     study.tables["judged"].loc[falls, "FID"] = 6.0
@@ -227,7 +227,7 @@ def test_the_answer_tells_which_controls_win_and_of_training_that_was_too_short(
     assert "**No: generators that teach each other have no higher inception score" in said
     higher, rest = said.split("as high or higher: ")[1].split(". By the second judge")
     assert "one wide generator 4.10 (10.00)" in higher and TAUGHT + " 4.00" not in higher
-    assert "scrambled phases 6.00 (0.50)" in rest and "where nobody is taught the same two differ by +0 %" in rest
+    assert "scrambled phases 6.00 (0.50)" in rest
     study.tables["judged"].loc[study.tables["judged"]["set"] == generating.FLAT, "IS"] = 3.0
     assert generating.answer(study, generating.judged(study)).startswith("**No: generators")
-    assert "changed by -40% to +0%" in said and generating.trained_enough(study.tables["judged"])[MAD] == -0.4
+    assert generating.trained_enough(study.tables["judged"])[MAD] == -0.4

@@ -392,7 +392,7 @@ def answer(study: Study, verdicts: Sequence[dict]) -> str:
     mean = table.groupby(["variant", "kind", "way"], sort=False)["macro F1"].mean()
     own = mean[AWARE, TRANSLATED, f"{AWARE}: N = {N}"]
     free = [NONE, ADABN, CORAL, STANDARD, *style_scores.AUGMENTED]
-    better = [f"{kind} {of:.3f}" for (v, kind, _), of in mean.items() if v == "none" and kind in free and of >= own]
+    better = [kind for (v, kind, _), of in mean.items() if v == "none" and kind in free and of >= own]
     alone = mean[AWARE, ALONE].iloc[0]
     reach = f"{AWARE} {own:.3f}, {STARGAN} {mean[STARGAN, TRANSLATED, f'{STARGAN}: N = {N}']:.3f}"
     lost = not_learned(study)
@@ -401,6 +401,6 @@ def answer(study: Study, verdicts: Sequence[dict]) -> str:
         f"{lost}**{_FIRST[told['S-1 any']]}** "
         f"Macro F1 of both classifiers on all targets, by {N} translations: {reach}; "
         f"windows as they are {mean['none', NONE].iloc[0]:.3f}, the oracle {mean['none', ORACLE].iloc[0]:.3f}. "
-        f"As good or better without any translator: {listed(better, '; ')}. The translator's own "
+        f"As good or better without any translator: {listed(better)}. The translator's own "
         f"classifier, which needs no translation, has {number(alone, '.3f')}."
     )
