@@ -72,7 +72,8 @@ _ASKED = (
              0.02, "share"),
     Question("B5", "Fig. 3", "accumulating the answers of shifted windows helps", "F1 of all windows of a segment "
              "minus F1 of its first one, SAN", "the same of the CNN", 0.02, "share"),
-    Question("B6", "text", "it relates instants that are far apart", "F1 of the widest footprint minus that of 3 to 5",
+    Question("B6", "text", "it relates instants that are far apart",
+             "F1 of the widest footprint minus that of the source's footprints",
              "the dilated footprint; filters as wide; attention made equal or shuffled in the trained network",
              0.02, "share"),
 )  # fmt: skip

@@ -286,9 +286,9 @@ def too_short(settings: StyleSettings) -> str:
 
 
 def not_learned(study: Study) -> str:
-    """Why nothing is told of differences between translations, where they are recognized no better than by guessing.
+    """Why nothing is told of differences between translations; empty where these are better than guessing.
 
-    What is said is empty where they are. Guessing reaches a macro F1 of one over the number of classes.
+    Guessing reaches a macro F1 of one over the number of classes.
     """
     own = final(study.table)
     own = own[own["variant"].isin((AWARE, STARGAN)) & (own["kind"] == TRANSLATED) & (own["n"] == N)]
