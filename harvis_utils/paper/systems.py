@@ -64,7 +64,7 @@ def judge(
     others = {name: interval(by_network(of) if drawn is None else of) for name, of in controls.items()}
     beside = {name: dict(zip(("value", "interval"), of, strict=True)) for name, of in others.items()}
     first = {"value": value if many else None, "interval": ends}
-    said = f"{question.difference}: {told(first, question.unit)}"
+    said = f"{question.difference[0].upper()}{question.difference[1:]}: {told(first, question.unit)}"
     said += f", margin {_margin(question.margin, question.unit)}" if question.margin else ""
     said += "".join(f"; {name}: {told(of, question.unit)}" for name, of in beside.items())
     why = f"Not testable: {missing}. {said}." if missing else f"{direction.capitalize()}. {said}."
