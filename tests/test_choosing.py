@@ -83,7 +83,7 @@ def test_a_parameter_decides_by_what_it_alone_changes():
     what = [("a", 1, "sum", 0.1, 1), ("a", 1, "sum", 0.3, 1), ("b", 1, "mean", 0.1, 1), ("b", 1, "mean", 1.0, 1)]
     rows = pd.DataFrame(what, columns=choosing.OPEN).assign(score=[0.2, 0.5, 0.8, 0.7])
     found = choosing.deciding(rows, ("score",))["score"]
-    assert found["weight"] == pytest.approx(0.2) and found.drop("weight").isna().all()
+    assert found["weight"] == pytest.approx((0.15 + 0.05) / 2) and found.drop("weight").isna().all()
 
 
 def test_the_table_tells_flat_shares_and_how_far_the_printed_numbers_are():

@@ -135,6 +135,12 @@ def test_a_difference_is_told_apart_when_its_interval_leaves_zero_out(low, width
     assert intervals.verdict(row, "x") == expected
 
 
+def test_verdicts_of_several_rows_are_told_in_one_line():
+    ends = {"x low": [0.1, -0.1, 0.2, np.nan], "x high": [0.3, 0.1, 0.4, np.nan]}
+    rows = pd.DataFrame({"x": 0.2} | ends, ["conv1", "conv2", "conv3", "conv4"])
+    assert intervals.verdicts(rows, "x") == "higher in conv1, conv3; not told apart in conv2, conv4"
+
+
 def test_names_are_listed_and_none_is_said():
     assert intervals.listed(["a", 1]) == "a, 1" and intervals.listed(pd.Index(["a", "b"]), "; ") == "a; b"
     assert intervals.listed([]) == "none" and intervals.listed([], nothing="no layer") == "no layer"

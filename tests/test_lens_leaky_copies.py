@@ -333,7 +333,7 @@ def test_units_that_are_woken_are_counted_among_living_ones_that_were_silent():
         {
             "inactive_at_start": (unit, [[True, True, True, False], [False] * 4]),
             "silent": (unit, [[True, True, True, False], [False, True, False, False]]),
-            "dead": ("unit", [False, False, True, False]),
+            "dead": (unit, [[False, False, True, False]] * 2),  # as similarity.score gives it, of each case
         },
         {"case": case},
     )

@@ -267,6 +267,8 @@ def test_every_claim_is_judged_with_its_controls(study):
         assert of["networks"] == 3 and of["controls"] and of["direction"] != "not testable"
     f1 = {of: float(macro(counts).mean()) for of, counts in study.answers.items()}
     assert judged[0]["value"] == pytest.approx(f1[SAN, RAW] - f1[CNN, RAW])
+    cost = {name: f1[name, RAW] - f1[name, SPECTRA] for name in (SAN, CNN)}  # costs of those seeds that saw spectra
+    assert judged[3]["value"] == pytest.approx(cost[SAN] - max(cost[CNN], 0))
     assert judged[0]["controls"][PROBE]["value"] == pytest.approx(f1[PROBE, SPECTRA] - f1[CNN, RAW])
     assert verdicts(study, missing="too small")[0]["why"].startswith("Not testable: too small.")
 

@@ -72,7 +72,7 @@ def test_rows_that_are_equal_do_not_beat_each_other_by_the_luck_of_single_networ
 
 
 def test_controls_that_reach_as_much_are_named():
-    controls = {"less": (0.01, 0.02, 0.03), "as much": (0.05, 0.06, 0.07), "none": (np.nan,) * 3}
+    controls = {"less": (0.01, 0.02, 0.03), "as much": (0.06 - 0.9 * ASKED.margin,) * 3, "none": (np.nan,) * 3}
     assert systems.ahead(systems.judge(ASKED, (0.05, 0.06, 0.07), controls)) == ["as much"]
     assert systems.ahead(systems.judge(ASKED, (np.nan,) * 3, controls)) == []
 
@@ -81,9 +81,9 @@ def test_a_finding_says_what_was_measured_and_names_rivals_without_their_numbers
     controls = {"as much": (0.06,) * 3, "less": (0.01,) * 3}
     found = systems.judge(ASKED, (0.05, 0.06, 0.07), controls)
     assert systems.finding(found).startswith(f"Yes. {ASKED.difference}: ")
-    assert systems.finding(found).endswith(". As much or more: as much.")
+    assert systems.finding(found).endswith(". As much, within the margin: as much.")
     found = systems.judge(ASKED, (0.05, 0.06, 0.07), {"less": (0.01,) * 3})
-    assert systems.finding(found).endswith(". No control reaches as much.")
+    assert systems.finding(found).endswith(". No control reaches as much, within the margin.")
     assert "control" not in systems.finding(systems.judge(ASKED, (0.05, 0.06, 0.07)))
     lost = systems.judge(ASKED, (0.05, 0.06, 0.07), controls, missing="nothing learned")
     assert systems.finding(lost) == "Not testable: nothing learned."

@@ -109,8 +109,18 @@ def test_a_carried_trunk_has_to_be_better_than_a_random_one_and_than_none():
         assert {of["direction"] for of in found} == {NO}
 
 
+def test_numbers_of_windows_that_the_mean_over_them_hides_are_named():
+    table = carried(FROZEN=0.5, RANDOM=0.4, SCRATCH=0.3)
+    most = carrying.N_PER_CLASS[-1]
+    table.loc[(table["arm"] == carrying.FROZEN) & (table["windows a class"] == most), "F1"] = 0.41
+    told = zeiler_fergus.numbers_without(table, zeiler_fergus.judged_carrying(table))
+    assert told == f" Alone it is not so for: frozen there with {most}; frozen back with {most} windows a class."
+    table = carried(FROZEN=0.5, RANDOM=0.4, SCRATCH=0.3)
+    assert zeiler_fergus.numbers_without(table, zeiler_fergus.judged_carrying(table)) == ""
+
+
 def test_without_another_data_set_nothing_is_judged_and_it_is_said_why():
     found = zeiler_fergus.judged_carrying(None, "mhealth is not on this machine")
     assert {of["direction"] for of in found} == {UNTESTABLE} and len(found) == 4
     assert all("mhealth is not on this machine" in of["why"] for of in found)
-    assert zeiler_fergus.by_random(found) == ""
+    assert zeiler_fergus.by_random(found) == zeiler_fergus.numbers_without(None, found) == ""

@@ -289,6 +289,7 @@ def cures(row: pd.Series) -> str:
 
 def woken(found: xr.Dataset, case: str) -> str:
     """How many of the living units that the paper's start leaves silent answer their signal of a case, "4 of 8"."""
-    left = found["inactive_at_start"].sel(case=PLAIN).astype(bool) & ~found["dead"].astype(bool)
+    plain = found.sel(case=PLAIN, drop=True)  # "dead" is of each case as well, and would count units once for each
+    left = plain["inactive_at_start"].astype(bool) & ~plain["dead"].astype(bool)
     answer = left & ~found["silent"].sel(case=case).astype(bool)
     return f"{int(answer.sum())} of {int(left.sum())}"

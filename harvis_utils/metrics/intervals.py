@@ -228,6 +228,12 @@ def verdict(row: Mapping, name: str) -> str:
     return "higher" if low > 0 else "lower" if high < 0 else "not told apart"
 
 
+def verdicts(rows: pd.DataFrame, name: str) -> str:
+    """:func:`verdict` of all rows in one line, as "higher in conv1; not told apart in conv2, conv3"."""
+    each = rows.apply(verdict, axis=1, name=name)
+    return "; ".join(f"{word} in {listed(each.index[each == word])}" for word in each.unique())
+
+
 def listed(names: Iterable, joint: str = ", ", nothing: str = "none") -> str:
     """Names in one line, ``nothing`` where there is none."""
     return joint.join(str(n) for n in names) or nothing

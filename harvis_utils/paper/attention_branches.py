@@ -221,7 +221,7 @@ _ASKED = (
                "largest deviation, without any network", 0.05) for kind, said in _MOVING.items()),
     *(Question(id, "ST-ABN, Tab. 2", _LOWER.format(kind), "drop of macro F1 by inversion minus the largest by what "
                "has its scale and no map of the window", "a constant of the inverted map's mean; the inverted map "
-               "shuffled in time; that of another window", 0.02, "share") for (_, kind), id in ASKED.items()),
+               "of another window", 0.02, "share") for (_, kind), id in ASKED.items()),
 )  # fmt: skip
 QUESTIONS: dict[str, Question] = {of.id: of for of in _ASKED}
 
@@ -285,7 +285,7 @@ def answer(verdict: Mapping[str, Mapping]) -> str:
         f"**Top-1 gains {gained[0]} by attention, {gained[1]} by a wider network with as many weights and {gained[2]} "
         "by the branch's loss alone.** Is "
         f"attention better than the wider network: {told['D1 equal weights']}."
-        + (f" Maps that point at least as well as attention: {maps}." if maps else "")
+        + (f" Maps that point as well as attention, within the margin: {maps}." if maps else "")
     )
 
 

@@ -208,12 +208,13 @@ def table(readings: Sequence[Variant], found: Facts, drawn: np.ndarray) -> pd.Da
 def deciding(rows: pd.DataFrame, what: Sequence[str] = ("score", "flat", "off")) -> pd.DataFrame:
     """How far each of :data:`OPEN` alone moves ``what``: one row per parameter.
 
-    Largest minus smallest value among readings that differ in this parameter only, mean over all such groups.
+    Standard deviation among readings that differ in this parameter only, mean over all such groups; largest minus
+    smallest would favour a parameter of which many values were tried.
     """
     moved = {}
     for name in OPEN:
         groups = rows.groupby([other for other in OPEN if other != name])[[*what]]
-        moved[name] = (groups.max() - groups.min())[groups.size() > 1].mean()
+        moved[name] = groups.std(ddof=0)[groups.size() > 1].mean()
     return pd.DataFrame(moved).T.rename_axis("parameter")
 
 

@@ -115,8 +115,8 @@ def _margin(margin: float, unit: str) -> str:
 
 
 def ahead(verdict: Mapping) -> list[str]:
-    """The controls of an entry that reach its own value or more."""
-    least = np.inf if verdict["value"] is None else verdict["value"]
+    """The controls of an entry that reach its own value, or come within its margin."""
+    least = np.inf if verdict["value"] is None else verdict["value"] - verdict["margin"]
     return [name for name, of in verdict["controls"].items() if of["value"] is not None and of["value"] >= least]
 
 
@@ -130,7 +130,8 @@ def finding(verdict: Mapping) -> str:
     said, rivals = f"{verdict['why'].partition('; ')[0].removesuffix('.')}.", ahead(verdict)
     if not verdict["controls"]:
         return said
-    return f"{said} As much or more: {listed(rivals)}." if rivals else f"{said} No control reaches as much."
+    much = "as much, within the margin" if verdict["margin"] else "as much"
+    return f"{said} {much.capitalize()}: {listed(rivals)}." if rivals else f"{said} No control reaches {much}."
 
 
 def direction_of(value: float, ends: Sequence[float] | None, margin: float) -> str:

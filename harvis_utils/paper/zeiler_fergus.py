@@ -14,7 +14,7 @@ from harvis_utils.lenses import carrying, invariance
 from harvis_utils.lenses.locating import NO_NETWORK
 from harvis_utils.lenses.pooling import CLASS, MAX, NO_POOLING, RANDOM, RANDOM_SWITCHES, SQUARED, STRONGEST, WAYS
 from harvis_utils.metrics.intervals import interval
-from harvis_utils.paper.systems import FEWEST_NETWORKS, Question, best_rival, direction_of, judge
+from harvis_utils.paper.systems import FEWEST_NETWORKS, Question, ahead, best_rival, direction_of, judge
 from harvis_utils.paper.verdicts import YES, number
 
 _CONTROLS = "random switches, random weights, no pooling"
@@ -101,15 +101,38 @@ def changes_without(moved: pd.DataFrame) -> list[str]:
 
 def judged_carrying(found: pd.DataFrame | None, missing: str = "") -> list[dict]:
     """Verdicts on ``CARRYING`` from :func:`carrying.carrying`, or what is ``missing``."""
+    values = {}
+    for id, (own, control) in _carried(found).items():
+        values[id] = {"carried": own.groupby("seed").mean(), carrying.RANDOM: control.groupby("seed").mean()}
+    return [_judged(of, values.get(of.id), missing) for of in CARRYING]
+
+
+def _carried(found: pd.DataFrame | None) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """By question, over (seed, windows a class): a carried trunk's F1 minus that of the better of training from scratch
+    and a random trunk, and the random trunk's minus that of training from scratch.
+    """
     values, ways = {}, [] if found is None else found["way"].unique()
     for way, name in zip(WAYS_OF_CARRYING[: len(ways)], ways, strict=True):
         f1 = found[found["way"] == name].pivot(index=["seed", "windows a class"], columns="arm", values="F1")
         f1 = f1.dropna()  # seeds of the ceiling alone
         best = best_rival(f1, [carrying.SCRATCH, carrying.RANDOM])
-        control = (f1[carrying.RANDOM] - f1[carrying.SCRATCH]).groupby("seed").mean()
         for arm, said in CARRIED.items():
-            values[f"{said} {way}"] = {arm: (f1[arm] - best).groupby("seed").mean(), carrying.RANDOM: control}
-    return [_judged(of, values.get(of.id), missing) for of in CARRYING]
+            values[f"{said} {way}"] = f1[arm] - best, f1[carrying.RANDOM] - f1[carrying.SCRATCH]
+    return values
+
+
+def numbers_without(found: pd.DataFrame | None, verdicts: Sequence[dict]) -> str:
+    """Of ``CARRYING`` answered by yes, a mean over numbers of windows a class: those that alone are not; "" for none.
+
+    ``found`` is that of :func:`carrying.carrying`, ``verdicts`` that of :func:`judged_carrying`.
+    """
+    so, told = {v["id"] for v in verdicts if v["direction"] == YES}, []
+    margin = {of.id: of.margin for of in CARRYING}
+    for id, (own, _) in _carried(found).items():
+        by_number = own.groupby("windows a class")
+        less = [str(n) for n, of in by_number if direction_of(*interval(of), margin[id]) != YES]
+        told += [f"{id} with {', '.join(less)}"] if id in so and less else []
+    return f" Alone it is not so for: {'; '.join(told)} windows a class." if told else ""
 
 
 def _judged(question: Question, values: dict | None, missing: str = "") -> dict:
@@ -119,14 +142,15 @@ def _judged(question: Question, values: dict | None, missing: str = "") -> dict:
 
 
 def as_well(verdicts: Sequence[dict]) -> str:
-    """Which controls reach a difference above zero within its margin, in one sentence."""
+    """Which controls reach a difference above zero, by the rule of :func:`systems.ahead`, in one sentence."""
     found = []
     for v in verdicts:
-        for name, of in v["controls"].items():
-            if None not in (of["value"], v["value"]) and 0 < v["value"] < of["value"] + v["margin"]:
-                theirs, own = (number(value, v["unit"], signed=True) for value in (of["value"], v["value"]))
-                found.append(f"{v['id']} ({name} {theirs}, against {own})")
-    return f"**Controls do as well in {'; '.join(found)}.**" if found else "No control does as well."
+        for name in ahead(v) if (v["value"] or 0) > 0 else ():
+            theirs, own = (number(of["value"], v["unit"], signed=True) for of in (v["controls"][name], v))
+            found.append(f"{v['id']} ({name} {theirs}, against {own})")
+    return (
+        f"**Controls do as well, within the margin, in {'; '.join(found)}.**" if found else "No control does as well."
+    )
 
 
 def answer(verdicts: Sequence[dict], what: str) -> str:
