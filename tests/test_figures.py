@@ -233,12 +233,13 @@ def test_groups_stand_beside_each_other_only_where_they_share_a_row():
         draw.points(tidy("F1", lens=["x", "y"]), "lens", "F2")
 
 
-def test_points_without_a_value_are_hollow_at_the_edge_of_a_log_axis():
+def test_on_a_log_axis_a_missing_value_is_said_and_zero_is_hollow_at_the_edge():
     given = tidy("Ssim", technique=METHODS, layer=["conv1"])
     given.loc[:1, "Ssim"] = [np.nan, 0]
     ax = draw.points(given, "technique", "Ssim", "layer", log=True).axes[0]
     assert len(drawn_at(ax)) == len(METHODS) - 2
-    assert drawn_at(ax, 2).tolist() == [[ax.get_xlim()[0], 0], [ax.get_xlim()[0], 1]]
+    assert drawn_at(ax, 2).tolist() == [[ax.get_xlim()[0], 1]]
+    assert [(t.get_text(), t.xy[1]) for t in ax.texts] == [("n/a", 0)]
 
 
 def test_bars_show_values_intervals_and_what_is_missing():

@@ -265,13 +265,14 @@ def test_choices_table_covers_every_setting_and_says_who_fixed_it():
     assert "start" in table.loc["maximization.start_amplitude_g", "note"]
 
 
-def test_triples_and_averages_leave_out_what_is_missing():
+def test_an_average_over_layers_is_of_all_of_them_or_none():
     values = {"conv1": (0.5, 0.45, 0.55), "conv2": (None, None, None), "conv3": (0.2, 0.1, 0.3)}
     by_layer = {la: {"ssim": dict(zip(("mean", "min", "max"), of, strict=True))} for la, of in values.items()}
     found = report.triples(by_layer, "ssim")
     assert found[0].tolist() == [0.5, 0.45, 0.55] and np.isnan(found[1]).all()
+    assert np.isnan(report.average(by_layer, "ssim")) and np.isnan(report.average({"conv2": by_layer["conv2"]}, "ssim"))
+    del by_layer["conv2"]
     assert report.average(by_layer, "ssim") == pytest.approx(0.35)
-    assert np.isnan(report.average({"conv2": by_layer["conv2"]}, "ssim"))
 
 
 def test_results_of_published_networks_leave_out_what_takes_networks_that_are_not_published(monkeypatch):

@@ -172,26 +172,26 @@ class _Drawing:
 def points(table, y, x, colour=None, panel=None, label=None, references=None, log=False, columns=4, title="") -> Figure:
     """Values ``x`` with their intervals, the names ``y`` downwards; the legend has at most so many ``columns``.
 
-    A value that is missing is "n/a"; on a ``log`` axis it is a hollow marker at the edge, as is one that is zero or
-    far below all others.
+    A value that is missing is "n/a"; on a ``log`` axis one that is zero or far below all others is a hollow marker at
+    the edge.
     """
     drawing = _Drawing(table, x, label, y, colour, panel, across=True)
     row = 0.33 if drawing.spread(0.66) < 0.66 else 0.25
     lost = {}
     for ax, column, rows in drawing.panels(0.7 + row * len(drawing.order), alone=0.85, sharey=True):
         floor, top = _log_limits(drawing.rows[column]) if log else (-np.inf, np.inf)
-        shown, hidden = rows[rows[column] >= floor], rows[~(rows[column] >= floor)]
+        shown, hidden = rows[rows[column] >= floor], rows[rows[column] < floor]
         drawing.marks(ax, shown, column, s=36)
         drawing.intervals(ax, shown, column)
+        drawing.missing(ax, rows.loc[rows[column].isna(), AT])
         if not log:
-            drawing.missing(ax, hidden[AT])
             continue
         ax.set(xscale="log", xlim=(floor, top))
         style = {"marker": "<", "facecolor": "none", "clip_on": False}
         ax.scatter([floor] * len(hidden), hidden[AT], 25, edgecolor=drawing.colours_at(hidden), **style)
         if len(hidden):
             hollow = {"color": "#555555", "marker": "<", "markerfacecolor": "none", "linestyle": ""}
-            lost = {"0 or none left": Line2D([], [], **hollow)}
+            lost = {"0, or far below the axis": Line2D([], [], **hollow)}
     return drawing.done(title, columns, references, across=True, line="", **lost)
 
 

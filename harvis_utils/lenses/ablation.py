@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from torch import nn
 
 from harvis_utils.data.windowing import Split, Windows
-from harvis_utils.metrics.intervals import bounds
+from harvis_utils.metrics.intervals import bounds, listed
 from harvis_utils.networks import taps
 from harvis_utils.networks.taps import CHUNK, Tap
 from harvis_utils.parallel import progress, torch_device
@@ -127,6 +127,14 @@ def costs(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str]) -> pd.
     fifth = every.groupby("layer")[x].transform(pd.qcut, 5, labels=False, duplicates="drop").rename("fifth")
     means = every.groupby(["layer", fifth])[[x, y]].mean().reset_index("layer")
     return pd.concat({"a unit and an activity": every, "mean of a fifth of them": means}, names=["dot"])
+
+
+def beyond_chance(explained: pd.DataFrame) -> tuple[str, str]:
+    """Of :func:`explanations`: where units that overlap more cost more than by chance, and where they cost less."""
+    rows = explained.reset_index()
+    where = rows["question"] + " in " + rows["layer"]
+    more, less = rows["correlation"] > rows["chance high"], rows["correlation"] < rows["chance low"]
+    return listed(where[more], "; "), listed(where[less], "; ")
 
 
 def explanations(found: xr.Dataset, lost: xr.Dataset, activities: Sequence[str], n_draws: int) -> pd.DataFrame:

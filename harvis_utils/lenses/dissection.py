@@ -27,7 +27,7 @@ from torch import Tensor
 
 from harvis_utils.data.windowing import Split, Windows
 from harvis_utils.lenses.concepts import Concepts
-from harvis_utils.metrics.intervals import ENOUGH_SEEDS, traded, with_interval
+from harvis_utils.metrics.intervals import ENOUGH_SEEDS, traded, verdict, with_interval
 from harvis_utils.metrics.recovery import chance_point
 from harvis_utils.networks import taps
 from harvis_utils.parallel import torch_device
@@ -321,6 +321,16 @@ def unique(found: xr.Dataset) -> xr.DataArray:
     """How many different concepts the units detect: what :func:`detectors` has but units."""
     each = [(found["detector"] & (found["concept"] == name)).any("unit") for name in np.unique(found["concept"].values)]
     return sum(each)
+
+
+def standing(measured: pd.DataFrame) -> pd.DataFrame:
+    """Of :func:`summary`: in how many measures and layers trained networks are surely "ahead" or "behind"."""
+    words = measured.apply(verdict, axis=1, name="trained minus this").drop("trained", level="units")
+    counts = words.groupby(level="units").value_counts().unstack(fill_value=0)
+    counts = counts.rename(columns={"higher": "ahead", "lower": "behind"}).reindex(
+        columns=["ahead", "behind"], fill_value=0
+    )
+    return counts.assign(of=words.groupby(level="units").size())
 
 
 def detected(labels: xr.Dataset) -> pd.DataFrame:

@@ -37,6 +37,16 @@ def flat(signals: np.ndarray) -> np.ndarray:
     return ranges(signals) < FLAT_G
 
 
+def movement(signals: xr.DataArray) -> xr.Dataset:
+    """ "range" and "peak" over time of single-axis signals in G, whether they are "flat", and flat "at zero".
+
+    A flat one at another level shows no shape either, but may be what excites a unit that answers to gravity.
+    """
+    found = xr.Dataset({"range": signals.max("time") - signals.min("time"), "peak": np.abs(signals).max("time")})
+    found["flat"] = found["range"] < FLAT_G
+    return found.assign({"at zero": found["flat"] & (found["peak"] < FLAT_G)})
+
+
 def in_rows(values: xr.DataArray, dims: Sequence[str]) -> np.ndarray:
     """Signals or maps one below the other: (row[, axis], time), a row for each place in ``dims``."""
     inner = [d for d in ("axis", "time") if d in values.dims]

@@ -24,12 +24,14 @@ from harvis_utils.maximization.coordinates import Scale
 from harvis_utils.maximization.paper_methods import Target
 from harvis_utils.maximization.starting import spectrum_noise, starting_signal
 from harvis_utils.metrics import nearest
-from harvis_utils.metrics.signal_measures import in_rows, in_time, largest, ranges
+from harvis_utils.metrics.signal_measures import FLAT_G, in_rows, in_time, largest, ranges
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import Settings, SimilaritySettings
 from harvis_utils.store.results import kept
 from harvis_utils.training.supervised import Network, of_networks
 
+#: names of :func:`shape_names`
+SHAPES = ("rising edge", "falling edge", "peak", "valley", "other")
 #: what is measured with the same fields as the methods, so that a score can be read at all
 CONTROLS = {
     "starting-sine": "the untouched start of every signal",
@@ -400,6 +402,21 @@ def summaries(scores: xr.Dataset, controls: xr.Dataset) -> pd.DataFrame:
                 ends = row[quantity]
                 row |= {quantity: ends["mean"], f"{quantity} low": ends["min"], f"{quantity} high": ends["max"]}
     return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["method", "layer"]))
+
+
+def over_layers(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over layers of :func:`summaries`, a row per method; NaN where a layer has none: all units failed."""
+    return table.groupby(level="method", sort=False).agg(lambda values: values.mean(skipna=False))
+
+
+def near_activities(scores: xr.Dataset, activities: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """How often activities are near signals of a shape, times chance, (activity, shape), and how many such signals are.
+
+    ``scores`` are those of one method. Flat signals are left out: their shape is that of what is left of rounding.
+    """
+    near, shape = scores["nearest_share"] / scores["activity_share"], scores["shape"].where(scores["range_g"] >= FLAT_G)
+    found = {name: near.where(shape == name).mean(shape.dims).values for name in SHAPES}
+    return pd.DataFrame(found, index=list(activities)), {name: int((shape == name).sum()) for name in SHAPES}
 
 
 def best_examples(scores: xr.Dataset, shapes: tuple[str, ...]) -> list[tuple[str, int, str]]:

@@ -18,7 +18,7 @@ from harvis_utils.maximization import paper_methods
 from harvis_utils.maximization.paper_methods import METHODS, PROPOSED
 from harvis_utils.maximization.starting import starting_points
 from harvis_utils.metrics import realism, signal_measures
-from harvis_utils.metrics.intervals import paired, with_interval
+from harvis_utils.metrics.intervals import listed, paired, with_interval
 from harvis_utils.paper import claims, verdicts
 from harvis_utils.paper.evidence import Evidence
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
@@ -91,6 +91,17 @@ def against(measured: xr.Dataset, controls: xr.Dataset) -> pd.DataFrame:
     pairs = [(PROPOSED, name) for name in METHODS if name != PROPOSED] + [(LIKELIEST_TRIGGER, PROPOSED)]
     pairs += [(PROPOSED, name) for name in beside["technique"].values.tolist()]
     return differences(joined(measured, beside, "technique"), "technique", pairs)
+
+
+def nearer(differences: pd.DataFrame, than: str) -> tuple[str, str]:
+    """Layers in which the proposed method is surely nearer to real windows ``than`` a control, and the other way round.
+
+    ``differences`` is that of :func:`against`.
+    """
+    rows = differences[(differences["measure"] == "nearness") & (differences["second"] == than)]
+    rows = rows[rows["first"] == PROPOSED].set_index("layer")["better"]
+    won, lost = (listed(rows.index[rows == name], nothing="no layer") for name in (PROPOSED, than))
+    return won, lost
 
 
 def joined(first: xr.Dataset, second: xr.Dataset, dimension: str) -> xr.Dataset:

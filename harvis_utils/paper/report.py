@@ -194,9 +194,8 @@ def triples(by_layer: Mapping[str, dict], quantity: str) -> np.ndarray:
 
 
 def average(by_layer: Mapping[str, dict], quantity: str) -> float:
-    """Mean over layers of a quantity's means, of the layers that have one; NaN where none has."""
-    means = triples(by_layer, quantity)[:, 0]
-    return float(np.nanmean(means)) if np.isfinite(means).any() else float("nan")
+    """Mean over layers of a quantity's means; NaN where a layer has none, as the rest would be other layers' mean."""
+    return float(triples(by_layer, quantity)[:, 0].mean())
 
 
 def scores_table(results: dict, preset: str = "calibrated") -> pd.DataFrame:
