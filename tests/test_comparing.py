@@ -146,3 +146,11 @@ def test_protocols_are_judged_by_their_published_networks():
     assert desk["is it so"] == "not testable" and "these were trained for 10" in desk["why"]
     assert paper["macro F1 low"] < paper["macro F1"] < paper["macro F1 high"] and paper["the paper's"] == 0.737
     assert paper["is it so"] == "yes" and f"minus the paper's is {paper['macro F1'] - 0.737:+.2g} (" in paper["why"]
+
+
+def test_layers_in_which_a_control_is_nearer_are_named():
+    rows = [("conv1", PROPOSED), ("conv2", "sine"), ("conv3", ""), ("conv4", "sine")]
+    table = pd.DataFrame(rows, columns=["layer", "better"]).assign(first=PROPOSED, second="sine", measure="nearness")
+    others = table.assign(better=PROPOSED, second="noise"), table.assign(better=PROPOSED, measure="activation")
+    found = comparing.nearer(pd.concat([table, *others]), "sine")
+    assert found == ("conv1", "conv2, conv4") and comparing.nearer(others[0][:0], "sine") == ("no layer",) * 2

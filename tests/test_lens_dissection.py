@@ -5,6 +5,7 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -522,3 +523,21 @@ def test_factors_compare_small_networks(tiny):
     assert rows["mean best IoU, random weights"].tolist() == pytest.approx(untrained.values)
     gap = rows["unique detectors, base minus this"]
     assert gap["3 units"] == pytest.approx(rows["unique detectors"].iloc[0] - rows.loc["3 units", "unique detectors"])
+
+
+def test_measures_in_which_trained_networks_are_surely_ahead_or_behind_are_counted():
+    ends = [(0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1), (0.1, 0.2)]
+    at = pd.MultiIndex.from_product([["rule"], ["conv1", "conv2"], ["rotated", "random weights"]])
+    rows = pd.DataFrame(
+        ends, at.set_names(["measure", "layer", "units"]), ["trained minus this low", "trained minus this high"]
+    )
+    rows.loc[("rule", "conv1", "trained"), :] = np.nan
+    found = dissection.standing(rows.assign(**{"trained minus this": rows.mean(axis=1)}))
+    assert found.loc["rotated"].to_dict() == {"ahead": 1, "behind": 0, "of": 2}
+    assert found.loc["random weights"].to_dict() == {"ahead": 1, "behind": 1, "of": 2}
+
+
+def test_correlations_beyond_chance_are_named_by_their_side():
+    rows = pd.DataFrame({"correlation": [0.3, -0.3, 0.1], "chance low": -0.2, "chance high": 0.2})
+    rows.index = pd.MultiIndex.from_product([["F1"], ["conv1", "conv2", "conv3"]], names=["question", "layer"])
+    assert ablation.beyond_chance(rows) == ("F1 in conv1", "F1 in conv2")

@@ -412,3 +412,12 @@ def test_measures_are_read_back_and_other_methods_are_another_question(run, cfg,
     assert realism.controls(*asked, run["random_signals"]).equals(run["controls"])
     with pytest.raises(pytest.fail.Exception):
         realism.realism(*asked, run["signals"].isel(technique=[0]))
+
+
+def test_lines_at_zero_are_told_from_lines_at_a_level():
+    ramp, dims = np.linspace(0, 1, 30), ("unit", "time")
+    found = signal_measures.movement(xr.DataArray(np.stack([ramp, 0 * ramp, 0 * ramp + 1, 0.04 * ramp]), dims=dims))
+    assert found["range"].values == pytest.approx([1, 0, 0, 0.04])
+    assert found["peak"].values == pytest.approx([1, 0, 1, 0.04])
+    assert found["flat"].values.tolist() == [False, True, True, True]
+    assert found["at zero"].values.tolist() == [False, True, False, True]

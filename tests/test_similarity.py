@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -252,3 +253,23 @@ def test_another_unit_changes_nothing_that_is_measured_in_s(name):
             if name in expected:
                 close = pytest.approx(expected[name].values, rel=5e-3, abs=1e-4, nan_ok=True)
                 assert found[name].values == close, name
+
+
+def test_means_over_layers_are_of_all_layers():
+    rows = {("a", "conv1"): 1.0, ("a", "conv2"): 3.0, ("b", "conv1"): np.nan, ("b", "conv2"): 3.0}
+    table = pd.DataFrame({"ssim": rows}).rename_axis(["method", "layer"])
+    found = similarity.over_layers(table)["ssim"]
+    assert found["a"] == 2 and np.isnan(found["b"])
+
+
+def test_activities_near_a_shape_are_those_of_moving_signals():
+    dims, near = ("unit", "activity"), [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
+    scores = {
+        "nearest_share": (dims, near),
+        "activity_share": ("activity", [0.25, 0.75]),
+        "range_g": ("unit", [1, 0.01, 1]),
+    }
+    scores = xr.Dataset(scores | {"shape": ("unit", ["peak", "peak", "valley"])})
+    lift, n = similarity.near_activities(scores, ["sitting", "running"])
+    assert lift["peak"].tolist() == [4, 0] and lift["valley"].tolist() == pytest.approx([2, 2 / 3])
+    assert n == {"rising edge": 0, "falling edge": 0, "peak": 1, "valley": 1, "other": 0} and lift["other"].isna().all()
