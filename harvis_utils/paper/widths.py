@@ -187,7 +187,7 @@ def evidence(table: pd.DataFrame, merging: pd.DataFrame) -> dict[str, np.ndarray
 
     From :func:`measured`, of the full width: ``near_duplicates`` and ``near_duplicates_null`` (seed, layer), shares of
     the moving units, and ``f1_change`` (seed,), half the width minus the full one, for the seeds that both have. From
-    :func:`merging_table`: ``merging`` (seed, layer), the macro F1 with near-duplicates merged minus with others merged.
+    :func:`merging_table`: ``merging`` (seed, layer), the macro F1 with near-duplicates merged minus with random groups.
     Raises ``KeyError`` where half the width was not tried.
     """
     width = table["units"].max()
