@@ -275,6 +275,7 @@ def finished(scores: dict, planted: bool = False, n_steps: int = 300, n_retraine
     own.own = replace(TINY, n_trials=60, n_steps=n_steps, n_retrained=n_retrained)
     own.halves = {JUDGE: 0.5, BESIDE: 0.5}
     own.winner = lambda kind, measure: Study.winner(own, kind, measure)
+    own.graph = lambda kind, measure: Study.graph(own, kind, measure)
     return own
 
 
@@ -302,8 +303,11 @@ def test_the_answer_tells_what_wins_without_a_search():
     own = finished({(gate_search.SHUFFLED, "IS"): 4.6, (MAD, "IS"): 3.0})
     found = searched_graphs.judged(own)
     said = searched_graphs.answer(own, found)
-    higher = said.split("as high or higher: ")[1].split(". While")[0]
+    higher = said.split("as high or higher: ")[1].split(". The best graph of the search is that of chance")[0]
     assert said.startswith("**No: a search for a graph finds nothing") and "gates shuffled 4.60 (9.00)" in higher
     assert MAD not in higher and f"best of as many plain seeds, {MAD}" in said
+    worst = own.trials["kind"].eq(CHANCE) & own.trials["IS"].eq(own.winner(CHANCE, "IS")["IS"])
+    own.trials = own.trials[~worst]
+    assert "is that of chance" not in searched_graphs.answer(own, found)
     late = next(of for of in found if of["id"] == "K4 late")
     assert late["why"].startswith("Undecided. ") and f"p = {late['p']:.2g}." in late["why"]

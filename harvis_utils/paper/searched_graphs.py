@@ -216,10 +216,14 @@ def answer(search: Study, verdicts: Sequence[dict]) -> str:
     said = {name: f"{name} {number(of['IS'])} ({number(of['FID'])})" for name, of in mean.iterrows()}
     won = BY["IS"]
     better = [said[name] for name in mean.index if name != won and mean["IS"][name] >= mean["IS"][won]]
+    same = search.graph(won, "IS") == search.graph(CHANCE, "IS")
+    shared = (
+        " The best graph of the search is that of chance: one of the first, which both have in common." if same else ""
+    )
     best, lucky = search.winner(won, "IS"), max((search.winner(n, "IS") for n in PLAIN), key=lambda of: of["IS"])
     return (
         f"**{_FIRST[told['K4']]}** Inception score (and FID) trained again is {said[won]}; as high or higher: "
-        f"{listed(better, '; ')}. While it was searched, in {search.own.n_steps} steps, the best trial had "
+        f"{listed(better, '; ')}.{shared} While it was searched, in {search.own.n_steps} steps, the best trial had "
         f"{number(best['IS'])} by the judge that chose it; the best of as many plain seeds, {lucky['kind']}, had "
         f"{number(lucky['IS'])}. Do gates that open late belong to good graphs: {told['K4 late']}."
     )
