@@ -271,6 +271,7 @@ def answer(verdict: Mapping[str, Mapping]) -> str:
     lost = [
         number(turned[f"drop, {of}"]["value"], ".3f") for of in (INVERTED, SCALED, INVERTED_OTHER, INVERTED_SHUFFLED)
     ]
+    beyond = number(turned[f"drop, {INVERTED}"]["value"] - turned[f"drop, {INVERTED_SHUFFLED}"]["value"], "+.3f")
     gained = [number(of["value"], "+.3f") for of in (verdict["D1"], other[WIDER], other[BRANCH])]
     told = {name: verdict[name]["direction"] for name in ("D3 both", f"D3 both, {HARDER}", "D1 equal weights")}
     pointing = (of for name, of in verdict.items() if name.startswith("D2"))
@@ -281,7 +282,7 @@ def answer(verdict: Mapping[str, Mapping]) -> str:
         f"{lost[1]}**, inverted maps of other windows {lost[2]}. Does it cost more than the costlier of both, by "
         f"{verdict['D3 both']['margin']:g} at least: {told['D3 both']}, on harder made-up data "
         f"{told[f'D3 both, {HARDER}']}. Shuffled in time, which keeps what maps say of axes, they cost {lost[3]}; a "
-        "first rule counted that as a control as well. "
+        f"first rule counted that as a control as well, and inversion costs {beyond} more than it. "
         f"**Top-1 gains {gained[0]} by attention, {gained[1]} by a wider network with as many weights and {gained[2]} "
         "by the branch's loss alone.** Is "
         f"attention better than the wider network: {told['D1 equal weights']}."
