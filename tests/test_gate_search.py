@@ -6,6 +6,7 @@ import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ import torch
 from optuna.distributions import CategoricalDistribution
 
 from harvis_utils.data import windowing
-from harvis_utils.paper import gate_search, generating, searched_graphs
+from harvis_utils.paper import gate_search, generating, report, searched_graphs
 from harvis_utils.paper.gate_search import (
     BY,
     CHANCE,
@@ -30,6 +31,7 @@ from harvis_utils.paper.gate_search import (
 )
 from harvis_utils.paper.generating import BESIDE, JUDGE, MAD, SPECTRAL
 from harvis_utils.settings import LONG_WINDOWS, GanSettings, HarvisError, ModelSettings, SearchSettings
+from harvis_utils.store.files import read_json
 from harvis_utils.training import adversarial, supervised
 from harvis_utils.training.adversarial import Game, Training
 
@@ -302,6 +304,9 @@ def test_verdicts_follow_what_was_trained_again():
 def test_the_answer_tells_what_wins_without_a_search():
     own = finished({(gate_search.SHUFFLED, "IS"): 4.6, (MAD, "IS"): 3.0})
     found = searched_graphs.judged(own)
+    schema = {"$defs": read_json(report.SCHEMA)["$defs"], "$ref": "#/$defs/question"}
+    for of in (*found, *searched_graphs.judged(finished({}, n_steps=8))):
+        jsonschema.validate(of, schema)
     said = searched_graphs.answer(own, found)
     higher = said.split("as high or higher: ")[1].split(". The best graph of the search is that of chance")[0]
     assert said.startswith("**No: a search for a graph finds nothing") and "gates shuffled 4.60 (9.00)" in higher
