@@ -81,7 +81,7 @@ def test_a_finding_says_what_was_measured_and_names_rivals_without_their_numbers
     controls = {"as much": (0.06,) * 3, "less": (0.01,) * 3}
     found = systems.judge(ASKED, (0.05, 0.06, 0.07), controls)
     assert systems.finding(found).startswith(f"Yes. {ASKED.difference}: ")
-    assert systems.finding(found).endswith(". As much, within the margin: as much.")
+    assert systems.finding(found).endswith(". As much, within the margin: *as much*.")
     found = systems.judge(ASKED, (0.05, 0.06, 0.07), {"less": (0.01,) * 3})
     assert systems.finding(found).endswith(". No control reaches as much, within the margin.")
     assert "control" not in systems.finding(systems.judge(ASKED, (0.05, 0.06, 0.07)))

@@ -127,7 +127,7 @@ def finding(verdict: Mapping) -> str:
     """
     if verdict["direction"] == UNTESTABLE:
         return f"{verdict['why'].partition('. ')[0]}."
-    said, rivals = f"{verdict['why'].partition('; ')[0].removesuffix('.')}.", ahead(verdict)
+    said, rivals = f"{verdict['why'].partition('; ')[0].removesuffix('.')}.", [f"*{of}*" for of in ahead(verdict)]
     if not verdict["controls"]:
         return said
     much = "as much, within the margin" if verdict["margin"] else "as much"
