@@ -72,15 +72,13 @@ def made(tmp_path, monkeypatch):
         for name, source in MODULES.items():
             (folder / f"{name}.py").write_text(source.replace(before, after) if name == module else source)
         importlib.invalidate_caches()
-        code._definitions.cache_clear()
-        code.code_digest.cache_clear()
+        code.forget()
         return code.code_digest("made.top", "first")
 
     yield digest
     for name in [m for m in sys.modules if m.partition(".")[0] == "made"]:
         del sys.modules[name]
-    code._definitions.cache_clear()
-    code.code_digest.cache_clear()
+    code.forget()
 
 
 @pytest.mark.parametrize(
@@ -90,6 +88,8 @@ def made(tmp_path, monkeypatch):
         ("middle", "return third(x)", "return third(x + 0)", False),
         ("deep", "FACTOR * x", "x * FACTOR", False),
         ("deep", "FACTOR = 2", "FACTOR = 3", False),
+        ("deep", "FACTOR = 2", "FACTOR = 1\nFACTOR = 2", False),
+        ("deep", "FACTOR = 2", "FACTOR = 2\nFACTOR += 1", False),
         ("middle", "third(1)", "third(2)", False),  # a method of a class that only an annotation names
         ("deep", "Three calls deep.", "Edited.", True),
         ("deep", '    """Three calls deep."""\n', "", True),
@@ -110,6 +110,26 @@ def test_what_is_reached_can_be_listed_and_the_store_is_not_followed(made):
     names = {"top.first", "middle.Shape", "middle.second", "deep.third", "deep.FACTOR"}
     assert code.reachable("made.top", "first").keys() == {f"made.{name}" for name in names}
     assert not any(name.startswith("harvis_utils.store") for name in code.reachable(__name__, "counted"))
+
+
+def test_code_counts_as_it_was_imported_whatever_its_file_says_since(tmp_path, monkeypatch):
+    """An edited file changes nothing until it is imported again, and then all."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "from harvis_utils.store.results import kept\n\nFACTOR = {}\n\n"
+    source += "@kept('made')\ndef of(x):\n    return {{'v': FACTOR * x}}\n"
+    path = tmp_path / "edited.py"
+    path.write_text(source.format(2))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two versions within a second would be taken for one
+    module = importlib.import_module("edited")
+    path.write_text(source.format(300))
+    before = module.of.key(1)
+    assert module.of(1) == {"v": 2}
+    module = importlib.reload(module)
+    assert module.of(1) == {"v": 300} and module.of.key(1) != before
+    path.write_text(source.format(2))
+    module = importlib.reload(module)
+    assert module.of.key(1) == before
+    monkeypatch.delitem(sys.modules, "edited")
 
 
 # -------------------------------------------------------------------------------------------------- arguments

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
@@ -20,6 +21,7 @@ _GROUND = ("store", "parallel")
 _Place = ast.AST | tuple[str, str]
 
 
+@lru_cache
 def _is_module(dotted: str) -> bool:
     try:
         return importlib.util.find_spec(dotted) is not None
@@ -27,17 +29,45 @@ def _is_module(dotted: str) -> bool:
         return False
 
 
+#: source of each module and what it was imported by, which is another one after it was imported again
+_SOURCES: dict[str, tuple[object, str]] = {}
+
+
+def remember(package: str) -> None:
+    """Keep the sources of a package's modules as they are imported: their files may be edited while they live."""
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        if name.partition(".")[0] != package or not getattr(spec, "has_location", False):
+            continue
+        if _SOURCES.get(name, (None,))[0] is not spec:
+            if name in _SOURCES:
+                forget()
+            _SOURCES[name] = spec, Path(spec.origin).read_text(encoding="utf-8")
+
+
+def forget() -> None:
+    """Let digests be computed anew."""
+    for cached in (_definitions, _defined, code_digest):
+        cached.cache_clear()
+
+
 @lru_cache
-def _definitions(module: str) -> dict[str, _Place]:
-    """What the top level of a module binds, by name, without docstrings."""
-    source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+def _definitions(module: str) -> dict[str, list[_Place]]:
+    """What the top level of a module binds, by name and in turn, without docstrings."""
+    if module in _SOURCES:
+        source = _SOURCES[module][1]
+    else:
+        source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
     with _PARSING:
         tree = ast.parse(source)
     for node in ast.walk(tree):
         match getattr(node, "body", None):
             case [ast.Expr(value=ast.Constant()), *_]:
                 del node.body[0]
-    return dict(_bound(tree))
+    found: dict[str, list[_Place]] = {}
+    for name, place in _bound(tree):
+        found.setdefault(name, []).append(place)
+    return found
 
 
 def _bound(tree: ast.AST) -> Iterator[tuple[str, _Place]]:
@@ -47,7 +77,7 @@ def _bound(tree: ast.AST) -> Iterator[tuple[str, _Place]]:
                 yield from ((alias.asname or alias.name, (origin, alias.name)) for alias in node.names)
             case ast.FunctionDef() | ast.ClassDef():
                 yield node.name, node
-            case ast.Assign() | ast.AnnAssign():
+            case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 yield from ((n.id, node) for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
             case ast.If() | ast.Try():
@@ -56,17 +86,39 @@ def _bound(tree: ast.AST) -> Iterator[tuple[str, _Place]]:
 
 def _named(module: str, node: ast.AST) -> Iterator[tuple[str, str]]:
     """Module and name of everything of the same package that a definition in ``module`` names."""
-    places = dict(_definitions(module))
-    for inner in ast.walk(node):
+    nodes = [*ast.walk(node)]
+    own = _definitions(module).keys()
+    origins = {name: places[-1] for name, places in _definitions(module).items() if isinstance(places[-1], tuple)}
+    for inner in nodes:
         if isinstance(inner, ast.ImportFrom):  # inside a function
-            places |= {alias.asname or alias.name: (inner.module, alias.name) for alias in inner.names}
-    for inner in ast.walk(node):
+            origins |= {alias.asname or alias.name: (inner.module, alias.name) for alias in inner.names}
+    for inner in nodes:
         match inner:
-            case ast.Name(id=name) if name in places:
-                place = places[name]
-                yield place if isinstance(place, tuple) else (module, name)
-            case ast.Attribute(value=ast.Name(id=name), attr=attribute) if isinstance(places.get(name), tuple):
-                yield ".".join(places[name]), attribute
+            case ast.Name(id=name) if name in origins or name in own:
+                yield origins.get(name, (module, name))
+            case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name in origins:
+                yield ".".join(origins[name]), attribute
+
+
+@lru_cache
+def _defined(module: str, name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Digest of the syntax tree of ``module.name``, and where what it names in its own package is defined.
+
+    No digest where it is only imported there, or stands for settings.
+    """
+    package, _, inside = module.partition(".")
+    dumps, named = [], []
+    for place in _definitions(module).get(name, ()):
+        match place:
+            case (str(origin), str(original)):
+                named.append((origin, original))
+            case ast.ClassDef() if inside == "settings":
+                pass
+            case node:
+                dumps.append(ast.dump(node))
+                named.extend(_named(module, node))
+    digest = hashlib.sha256("\n".join(dumps).encode()).hexdigest()[:16] if dumps else ""
+    return digest, tuple(dict.fromkeys(place for place in named if place[0].split(".")[0] == package))
 
 
 def reachable(module: str, name: str, found: dict[str, str] | None = None) -> dict[str, str]:
@@ -76,22 +128,14 @@ def reachable(module: str, name: str, found: dict[str, str] | None = None) -> di
     and comments do not count. Classes of settings are left out, because their values are part of every address.
     """
     found = {} if found is None else found
-    package, _, inside = module.partition(".")
+    inside = module.partition(".")[2]
     if f"{module}.{name}" in found or inside.split(".")[0] in _GROUND or not _is_module(module):
         return found
-    match _definitions(module).get(name):
-        case None:
-            pass
-        case (str(origin), str(original)):
-            if origin.split(".")[0] == package:
-                reachable(origin, original, found)
-        case ast.ClassDef() if inside == "settings":
-            pass
-        case node:
-            found[f"{module}.{name}"] = hashlib.sha256(ast.dump(node).encode()).hexdigest()[:16]
-            for place in _named(module, node):
-                if place[0].split(".")[0] == package:
-                    reachable(*place, found)
+    digest, named = _defined(module, name)
+    if digest:
+        found[f"{module}.{name}"] = digest
+    for place in named:
+        reachable(*place, found)
     return found
 
 

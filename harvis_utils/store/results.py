@@ -34,7 +34,7 @@ import filelock
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.settings import REPOSITORY, artifact_root, keys_file
 from harvis_utils.store import files
-from harvis_utils.store.code import code_digest
+from harvis_utils.store.code import code_digest, remember
 
 #: libraries whose version can change a number
 VERSIONED = ("numpy", "scipy", "torch", "scikit-learn")
@@ -88,6 +88,7 @@ def _code(module: str, name: str) -> str:
     known = packed()
     if known and known["package"] == package_digest():
         return known["code"][f"{module}.{name}"]
+    remember(module.partition(".")[0])
     return code_digest(module, name)
 
 
@@ -270,6 +271,7 @@ class Kept:
         self.signature = inspect.signature(function)
         update_wrapper(self, function)
         KEPT.append(self)
+        remember(function.__module__.partition(".")[0])
 
     def __call__(self, *args, **kwargs):
         bound, about, key = self._addressed(args, kwargs)
