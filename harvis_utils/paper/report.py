@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import fastjsonschema
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -36,14 +37,11 @@ class ResultsError(HarvisError, ValueError):
 
 def validate(results: dict) -> None:
     """Raise :class:`ResultsError` unless ``results`` follows ``results.schema.json`` and holds no NaN."""
-    import jsonschema
-
     try:
         json.dumps(results, allow_nan=False)
-        schema = read_json(SCHEMA)
-        jsonschema.validate(results, schema, cls=jsonschema.Draft202012Validator)
-    except jsonschema.ValidationError as error:
-        where = "/".join(map(str, error.absolute_path)) or "the top level"
+        fastjsonschema.validate(read_json(SCHEMA), results)
+    except fastjsonschema.JsonSchemaValueException as error:
+        where = "/".join(error.path[1:]) or "the top level"
         said = error.message if len(error.message) <= 300 else f"{error.message[:120]} ... {error.message[-160:]}"
         raise ResultsError(f"results.json is not valid at {where}: {said}") from None
     except (TypeError, ValueError) as error:
