@@ -128,6 +128,24 @@ def test_a_table_is_cut_where_samples_or_labels_are_missing():
     ]  # fmt: skip
 
 
+def test_labels_are_the_same_in_whatever_column_they_come():
+    """Missing ones are missing in every type of column, and text is never taken for a number."""
+    table = pd.concat(
+        pd.DataFrame(r, columns=[f"{s} {c}" for s in AXES for c in "xyz"]).assign(act=np.repeat(Y[p == WHO], 80), who=p)
+        for r, p in zip(RECORDINGS, PEOPLE, strict=True)
+    ).set_index(np.tile(np.arange(960) / 50, 5))
+    gaps = {"float": table.act.where(table.act != 1), "Int64": table.act.astype("Int64").where(table.act != 1)}
+    gaps["string"] = table.act.astype("string").where(table.act != 1)
+    found = [from_arrays(table.assign(act=of), "act", "who", windows=CUT) for of in gaps.values()]
+    assert {(of.activities, len(of.train)) for of in found} == {(("0", "2"), 24)}
+    assert len({of.digest for of in found}) == 1
+    expected = from_arrays(X, Y, WHO, **ABOUT).digest
+    assert from_arrays(X, Y[:, None], pd.DataFrame({"who": WHO}), **ABOUT).digest == expected
+    assert from_arrays(X, torch.tensor(Y * 1.0, requires_grad=True), WHO, **ABOUT).digest == expected
+    many = arrays.dataset("own", X, np.zeros(60, int), [1] * 12 + ["1"] * 12 + [2**70] * 36, **ABOUT)
+    assert [(item.subject, len(item.signal)) for item in many.read()] == [(1, 960), (3, 960), (2, 2880)]
+
+
 def test_units_of_acceleration_become_g_and_others_are_labelled():
     expected = from_arrays(X, Y, WHO, **ABOUT).train.x
     for unit, factor in {"g": 1, "mg": 1000, "m/s^2": 9.80665, "m/s²": 9.80665}.items():
@@ -198,6 +216,12 @@ def holed() -> np.ndarray:
         (changed(who=None), "it needs subject, a person each$"),
         (changed(rate_hz=None), "it needs rate_hz, samples a second$"),
         (changed(y=np.where(Y == 2, np.nan, Y)), "activity nan is neither text nor a whole number; leave"),
+        (changed(y=pd.array([None, *Y[1:]], dtype="Int64")), "activity <NA> is neither text nor a whole number; leave"),
+        (changed(y=np.ma.masked_equal(Y, 2)), "activity None is neither text nor a whole number; leave"),
+        (changed(y=list(np.ma.masked_equal(Y, 2))), "activity masked is neither text nor a whole number; leave"),
+        (changed(y=np.eye(3)[Y]), r"activity: an array \(60, 3\); give one label each, as y.argmax\(1\) of"),
+        (changed(y=3), "activity: give one label each, in a list or an array, not int"),
+        (changed(who=set(range(60))), "person: give one label each, in a list or an array, not set"),
         (changed(y=Y + 1, activities=("walk", "sit", "run")), r"activity 1 has no name; activities=\{1: name, ...\}"),
         (changed(activities={0: "walk", 1: "sit"}), "activity 2 has no name"),
         (changed(axes="xyzxyz"), r"axes should be \{sensor: components\}"),

@@ -12,7 +12,7 @@ Nothing is cut, resampled or left out unasked, and nobody stands in two splits. 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def dataset(
     ``axes`` names the channels, as {sensor: components}, or "<sensor> <component>" each; ``unit`` is that of all, or of
     each sensor: accelerations become G. ``activities`` maps ``y`` to names, in their order; ``split`` maps "train",
     "val" and "test" to people. Without it, people are drawn by ``seed``: a fifth, at least one, tests, as many
-    validate. People that are no whole numbers are numbered from 1, sorted.
+    validate. People that are no whole numbers of 64 bits are numbered from 1, sorted.
 
     Raises :class:`DataError` for what does not fit together.
     """
@@ -130,7 +130,7 @@ def dataset(
         axes, factors, units = _axes(axes, unit)
         parts, label, person, pieces = _parts(x, y, subject, len(axes))
         known, activity = _activities(label, activities)
-        people, number, split = _people(person, split, seed)
+        numbered, number, split = _people(person, split, seed)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
     if windows:
@@ -149,8 +149,8 @@ def dataset(
                 raise DataError(f"{name}: {what} holds NaN, infinity or more than float32 can; leave it out or fill it")
             yield Recording(int(number[k]), int(activity[k]), signal)
 
-    if not all(isinstance(one, int) for one in people):
-        source += f"; people in turn: {', '.join(map(str, people))}"
+    if numbered:
+        source += f"; people in turn: {', '.join(map(str, numbered))}"
     return Dataset(
         *(name, title, source, licence, float(rate_hz), known, axes, split, read),
         windows=windows,
@@ -185,14 +185,14 @@ def _of_table(frame: pd.DataFrame, label: str, subject: str, rate_hz: float | No
     else:
         steps = np.diff(index.to_numpy()) / (np.timedelta64(1, "s") if index.dtype.kind in "mM" else 1.0)
     step = 1 / rate_hz if rate_hz else float(np.median(steps))
-    keys = frame[[subject, label]]
-    other = np.array((keys != keys.shift()).any(axis=1))
+    keys, codes = frame[[subject, label]], _codes(frame[subject], frame[label])
+    other = np.append(True, (np.diff(codes, axis=0) != 0).any(axis=1))[: len(frame)]
     other[1:] |= ~(np.abs(steps - step) < step / 2)
     uneven = (np.abs(steps - step) > step / 10) & ~other[1:]
     if not step > 0 or uneven.sum() > 0.05 * len(frame):
         raise ValueError(f"samples are not evenly spaced by {step:.4g} s; resample the table before")
     starts = np.flatnonzero(other)
-    rows = [(a, b) for a, b in zip(starts, [*starts[1:], len(frame)], strict=True) if keys.iloc[a].notna().all()]
+    rows = [(a, b) for a, b in zip(starts, [*starts[1:], len(frame)], strict=True) if (codes[a] >= 0).all()]
     values = frame.drop(columns=[label, subject]).to_numpy()
     about = [keys.iloc[[a for a, _ in rows]][column].tolist() for column in (label, subject)]
     return [values[a:b] for a, b in rows], *about, rate_hz or float(f"{1 / step:.6g}")
@@ -229,20 +229,21 @@ def _parts(x, y, subject, n_axes: int) -> tuple[list[tuple[Callable, int, int]],
             hint = f"; {hint}" if turned else ""
             raise ValueError(f"x should be numbers {shape} for {n_axes} axes, not {one.dtype} {one.shape}{hint}")
     n = len(given[0]) if whole else len(given)
-    y, subject = list(y), list(subject)
+    y = _labels(y, "activity") if whole else list(y)
+    subject = _labels(subject, "person")
     if len(y) != n or len(subject) != n:
         raise ValueError(f"{n} windows or recordings have {len(y)} activities and {len(subject)} people; give one each")
     if not whole:
         parts, label, person = [], [], []
         for one, what, who in zip(given, y, subject, strict=True):
-            what = np.full(len(one), what) if np.ndim(what) == 0 else np.asarray(what)
-            if len(what) != len(one):
+            what = _labels([what] if np.ndim(what) == 0 else what, "activity")
+            if len(what) not in (1, len(one)):
                 raise ValueError(f"a recording of {len(one)} samples has {len(what)} activities; give one, or one each")
-            for a, b in _runs(what):
+            for a, b in _runs(what) if len(what) > 1 else [(0, len(one))]:
                 parts.append((lambda first, last, one=one: one[first:last], a, b))
                 label.append(what[a]), person.append(who)
         return parts, label, person, None
-    runs = _runs(np.asarray(y), np.asarray(subject))
+    runs = _runs(y, subject)
     if len(runs) > n / 2 > 1:
         warnings.warn(
             "windows of one person and activity do not stand together; in the order in which they were recorded, "
@@ -254,25 +255,36 @@ def _parts(x, y, subject, n_axes: int) -> tuple[list[tuple[Callable, int, int]],
     return parts, [y[a] for a, _ in runs], [subject[a] for a, _ in runs], rows.shape[2]
 
 
-def _runs(*columns: np.ndarray) -> list[tuple[int, int]]:
+def _codes(*columns) -> np.ndarray:
+    """Columns of labels as numbers (row, column): 1 and "1" are two, all that is missing is -1."""
+    return np.stack([pd.factorize(np.asarray(of, dtype=object))[0] for of in columns], axis=1)
+
+
+def _runs(*columns) -> list[tuple[int, int]]:
     """First and last of each stretch in which nothing changes."""
-    change = np.any([of[1:] != of[:-1] for of in columns], axis=0)
+    change = (np.diff(_codes(*columns), axis=0) != 0).any(axis=1)
     starts = [0, *np.flatnonzero(change) + 1]
     return list(zip(map(int, starts), [*map(int, starts[1:]), len(columns[0])], strict=True))
 
 
-def _plain(values: Sequence, what: str) -> list:
-    """Labels as whole numbers or text, of whatever array they came."""
-    found = [v.item() if hasattr(v, "item") else v for v in values]
-    found = [int(v) if isinstance(v, float) and v.is_integer() else v for v in found]
-    if strange := [v for v in found if not isinstance(v, int | str) or v == ""]:
-        raise ValueError(f"{what} {strange[0]!r} is neither text nor a whole number; leave those rows out")
-    return found
+def _labels(values, what: str) -> list:
+    """Labels as whole numbers or text, one each, of whatever list, array or column they came in; raises ValueError."""
+    if isinstance(values, str | Mapping | Set) or not isinstance(values, Iterable):
+        raise ValueError(f"{what}: give one label each, in a list or an array, not {type(values).__name__}")
+    values = values.detach().cpu() if hasattr(values, "detach") else values
+    values = values.tolist() if isinstance(values, np.ma.MaskedArray) else values  # what is masked becomes None
+    found = np.asarray(values if hasattr(values, "__len__") else list(values), dtype=object)
+    if found.ndim != 1 and found.shape[1:] != (1,):
+        raise ValueError(f"{what}: an array {found.shape}; give one label each, as y.argmax(1) of one-hot rows")
+    plain = [v.item() if getattr(v, "ndim", None) == 0 and v is not np.ma.masked else v for v in found.ravel()]
+    plain = [int(v) if isinstance(v, float) and v.is_integer() else v for v in plain]
+    if strange := [v for v in plain if not isinstance(v, int | str) or v == ""]:
+        raise ValueError(f"{what} {strange[0]!r:.60} is neither text nor a whole number; leave those rows out")
+    return plain
 
 
 def _activities(label: Sequence, names) -> tuple[tuple[str, ...], list[int]]:
     """Names of the activities and the index of each label."""
-    label = _plain(label, "activity")
     there = sorted(set(label), key=lambda v: (isinstance(v, str), v))
     if names is None:
         names = {v: str(v) for v in there}
@@ -285,10 +297,9 @@ def _activities(label: Sequence, names) -> tuple[tuple[str, ...], list[int]]:
 
 
 def _people(person: Sequence, split, seed: int) -> tuple[list, list[int], dict[str, tuple[int, ...]]]:
-    """People, the number of each recording's, and who trains, validates and tests."""
-    person = _plain(person, "person")
+    """People where they are numbered, the number of each recording's, and who trains, validates and tests."""
     people = sorted(set(person), key=lambda v: (isinstance(v, str), v))
-    whole = all(isinstance(v, int) for v in people)
+    whole = all(isinstance(v, int) and -(2**63) <= v < 2**63 for v in people)  # what windows can hold
     numbers = {v: v if whole else k for k, v in enumerate(people, 1)}
     if split is None:
         if len(people) < 3:
@@ -298,11 +309,11 @@ def _people(person: Sequence, split, seed: int) -> tuple[list, list[int], dict[s
         split = {"train": drawn[2 * each :], "val": drawn[each : 2 * each], "test": drawn[:each]}
     if set(split) != set(SPLITS):
         raise ValueError(f"split should map {', '.join(SPLITS)} to people, not {', '.join(map(str, split))}")
-    named = [v for part in SPLITS for v in _plain(split[part], "person")]
+    named = [v for part in SPLITS for v in _labels(list(split[part]), "person")]
     if twice := sorted({str(v) for v in named if named.count(v) > 1}):
         raise ValueError(f"person {twice[0]} stands in two splits, so that a network would be tested on who it knows")
     if strange := [*(set(named) - set(people)), *(set(people) - set(named))]:
         where = "in the split and not in the data" if strange[0] in named else "in the data and not in the split"
         raise ValueError(f"person {strange[0]!r} is {where}; the data have {', '.join(map(repr, people[:6]))} ...")
-    parts = {part: tuple(sorted(numbers[v] for v in _plain(split[part], "person"))) for part in SPLITS}
-    return people, [numbers[v] for v in person], parts
+    parts = {part: tuple(sorted(numbers[v] for v in _labels(list(split[part]), "person"))) for part in SPLITS}
+    return [] if whole else people, [numbers[v] for v in person], parts
