@@ -128,12 +128,21 @@ def test_a_table_is_cut_where_samples_or_labels_are_missing():
     ]  # fmt: skip
 
 
+COLUMNS = [f"{sensor} {component}" for sensor in AXES for component in "xyz"]
+TABLES = [pd.DataFrame(recording, columns=COLUMNS) for recording in RECORDINGS]
+
+
+def tabled(rates: dict | None = None) -> pd.DataFrame:
+    """The same as a table with seconds as its index, recorded at 50 Hz or as ``rates`` says of people."""
+    return pd.concat(
+        table.assign(act=np.repeat(Y[p == WHO], 80), who=p).set_index(np.arange(960) / (rates or {}).get(p, 50))
+        for table, p in zip(TABLES, PEOPLE, strict=True)
+    )
+
+
 def test_labels_are_the_same_in_whatever_column_they_come():
     """Missing ones are missing in every type of column, and text is never taken for a number."""
-    table = pd.concat(
-        pd.DataFrame(r, columns=[f"{s} {c}" for s in AXES for c in "xyz"]).assign(act=np.repeat(Y[p == WHO], 80), who=p)
-        for r, p in zip(RECORDINGS, PEOPLE, strict=True)
-    ).set_index(np.tile(np.arange(960) / 50, 5))
+    table = tabled()
     gaps = {"float": table.act.where(table.act != 1), "Int64": table.act.astype("Int64").where(table.act != 1)}
     gaps["string"] = table.act.astype("string").where(table.act != 1)
     found = [from_arrays(table.assign(act=of), "act", "who", windows=CUT) for of in gaps.values()]
@@ -144,6 +153,26 @@ def test_labels_are_the_same_in_whatever_column_they_come():
     assert from_arrays(X, torch.tensor(Y * 1.0, requires_grad=True), WHO, **ABOUT).digest == expected
     many = arrays.dataset("own", X, np.zeros(60, int), [1] * 12 + ["1"] * 12 + [2**70] * 36, **ABOUT)
     assert [(item.subject, len(item.signal)) for item in many.read()] == [(1, 960), (3, 960), (2, 2880)]
+
+
+def test_columns_are_taken_by_their_names():
+    expected, about = from_arrays(X, Y, WHO, **ABOUT).digest, {"axes": AXES, "windows": CUT}
+    turned, labels = tabled()[["who", *COLUMNS[::-1], "act"]], [np.repeat(Y[p == WHO], 80) for p in PEOPLE]
+    assert from_arrays(turned, "act", "who", **about).digest == expected
+    assert from_arrays(turned.convert_dtypes().assign(extra="text"), "act", "who", **about).digest == expected
+    mixed = [table[COLUMNS[:: (-1) ** k]] for k, table in enumerate(TABLES)]
+    assert from_arrays(mixed, labels, PEOPLE, rate_hz=50, **about).digest == expected
+    for names in ({"back x": "a"}, {name: name.replace(" ", "_") for name in COLUMNS}):
+        with pytest.raises(DataError, match="axes say 'thigh z' where the|tables of recordings have other columns"):
+            from_arrays([table.rename(columns=names) for table in mixed], labels, PEOPLE, rate_hz=50, **about)
+    with pytest.raises(DataError, match="axes say 'back x' where the table has another of them; its columns: "):
+        from_arrays(turned.rename(columns={"back x": "a"}), "act", "who", **about)
+
+
+@pytest.mark.parametrize("kind", [lambda x: x.requires_grad_(), torch.Tensor.bfloat16], ids=["gradient", "bfloat16"])
+def test_tensors_of_any_kind_are_arrays(kind):
+    found = from_arrays(kind(torch.tensor(X)), Y, WHO, rate_hz=50, axes=np.array(COLUMNS))
+    np.testing.assert_array_equal(found.test.x, kind(torch.tensor(X)).detach().float()[WHO == "c"])
 
 
 def test_units_of_acceleration_become_g_and_others_are_labelled():
@@ -230,6 +259,16 @@ def holed() -> np.ndarray:
         (changed(axes=("arm x",) * 6), "axes should be names, each once"),
         (changed(unit={"back": "g"}), "unit names back; the sensors are back, thigh"),
         (changed(holed()), "window 7 holds NaN, infinity or more than float32 can; leave it out or fill it"),
+        (changed(np.ma.masked_array(X, np.isnan(holed()))), "window 7 holds NaN"),
+        (changed(np.ma.masked_array(X * 100, np.isnan(holed())).astype(int)), "window 7 holds NaN"),
+        (
+            changed(tabled().assign(**{"back x": pd.array([None] * 4800, "Float64")}), "act", "who", windows=CUT),
+            "recording 0, row 0 holds NaN",
+        ),
+        (changed(torch.tensor(X, device="meta")), "x is no array of numbers .*; make it one"),
+        (changed(None), "x should be an array, a list of recordings, a table or a folder, not NoneType"),
+        (changed(tabled(), Y, "who"), "y and subject name two columns, and are no ndarray; assign it"),
+        (changed(pd.concat([tabled(), tabled()["act"]], axis=1), "act", "who"), "the table has 2 columns 'act'"),
         (changed(X.astype(float) * 1e40), "window 0 holds NaN, infinity or more"),
         (changed(who=np.repeat([1, 2], 30)), "2 people cannot train, validate and test; at least three are needed"),
         (changed(split={"train": "abc", "val": "d", "test": "ae"}), "person a stands in two splits"),

@@ -103,7 +103,8 @@ def dataset(
     - a list of recordings (time, channel), with an activity for each, or for each sample, and a person for each;
       ``windows`` must say how they are cut;
     - a table with a column for each channel, ``y`` and ``subject`` naming two more, and time as its index, in seconds
-      or as dates. It is cut into recordings where activity or person change, or samples are missing;
+      or as dates. It is cut into recordings where activity or person change, or samples are missing. Columns called as
+      ``axes`` are taken by name, else all in their order, of tables in a list too;
     - a folder that holds ``FILES``, or the three arrays as a tuple.
 
     ``axes`` names the channels, as {sensor: components}, or "<sensor> <component>" each; ``unit`` is that of all, or of
@@ -120,15 +121,18 @@ def dataset(
             x = _of_folder(Path(x))
         if isinstance(x, tuple) and len(x) == 3 and y is None and subject is None:
             x, y, subject = x
-        if isinstance(x, pd.DataFrame):
+        of_table = isinstance(x, pd.DataFrame)
+        if of_table:
+            _one_column_each(x, y, subject)
             axes = axes if axes is not None else [str(c) for c in x.columns if c not in (y, subject)]
-            x, y, subject, rate_hz = _of_table(x, y, subject, rate_hz)
+        axes, factors, units = _axes(axes, unit)
+        if of_table:
+            x, y, subject, rate_hz = _of_table(x, y, subject, rate_hz, axes)
         rate_hz = rate_hz or None
         needed = {"y, an activity each": y, "subject, a person each": subject, "rate_hz, samples a second": rate_hz}
         if lacking := [what for what, of in needed.items() if of is None]:
             raise ValueError(f"it needs {'; '.join(lacking)}")
-        axes, factors, units = _axes(axes, unit)
-        parts, label, person, pieces = _parts(x, y, subject, len(axes))
+        parts, label, person, pieces = _parts(x, y, subject, axes)
         known, activity = _activities(label, activities)
         numbered, number, split = _people(person, split, seed)
     except ValueError as error:
@@ -172,10 +176,45 @@ def _of_folder(folder: Path) -> tuple[np.ndarray, ...]:
     return tuple(found)
 
 
-def _of_table(frame: pd.DataFrame, label: str, subject: str, rate_hz: float | None) -> tuple:
+def _one_column_each(frame: pd.DataFrame, *names) -> None:
+    """Raise ValueError where activities and people are not named as one column each."""
+    for name in names:
+        if np.ndim(name) and not isinstance(name, tuple):
+            raise ValueError(f"of a table, y and subject name two columns, and are no {type(name).__name__}; assign it")
+        if (n := list(frame.columns).count(name)) != 1:
+            what = f"{n or 'no'} column{'s' * (n > 1)} {name!r}"
+            raise ValueError(f"the table has {what}; y and subject name two of {list(frame.columns)}, each there once")
+
+
+def _array(values, axes: Sequence[str] = ()) -> np.ndarray:
+    """An array of whatever holds numbers: what is masked or NA becomes NaN; a table's columns are those called as
+    ``axes``, else all in their order.
+
+    Raises ValueError for what is no array, and where a column is called as an axis at another place.
+    """
+    try:
+        if isinstance(values, pd.DataFrame):
+            names = {str(column): column for column in values.columns}
+            if set(axes) <= set(names):
+                values = values[[names[axis] for axis in axes]]
+            elif moved := [a for a, name in zip(axes, names, strict=False) if name in axes and name != a]:
+                raise ValueError(f"axes say {moved[0]!r} where the table has another of them; its columns: {[*names]}")
+            of_pandas = any(isinstance(of, pd.api.extensions.ExtensionDtype) for of in values.dtypes)
+            if of_pandas and all(of.kind in "fiu" for of in values.dtypes):
+                return values.to_numpy(float, na_value=np.nan)
+            return values.to_numpy()
+        if hasattr(values, "detach"):
+            values = values.detach().cpu()
+            values = values.float() if "bfloat16" in str(values.dtype) else values
+        if np.ma.is_masked(values) and values.dtype.kind in "fiu":
+            values = values.astype(float).filled(np.nan)
+        return np.asarray(values)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"x is no array of numbers ({error}); make it one") from error
+
+
+def _of_table(frame: pd.DataFrame, label: str, subject: str, rate_hz: float | None, axes: Sequence[str]) -> tuple:
     """A table's recordings, their activities and people, and its rate; rows without an activity belong to none."""
-    if missing := [name for name in (label, subject) if name not in frame.columns]:
-        raise ValueError(f"the table has no column {missing[0]!r}; y and subject name two of {list(frame.columns)}")
     index = frame.index
     of_time = index.dtype.kind in "mMif" and not isinstance(index, pd.RangeIndex)
     if not of_time and not rate_hz:
@@ -193,7 +232,7 @@ def _of_table(frame: pd.DataFrame, label: str, subject: str, rate_hz: float | No
         raise ValueError(f"samples are not evenly spaced by {step:.4g} s; resample the table before")
     starts = np.flatnonzero(other)
     rows = [(a, b) for a, b in zip(starts, [*starts[1:], len(frame)], strict=True) if (codes[a] >= 0).all()]
-    values = frame.drop(columns=[label, subject]).to_numpy()
+    values = _array(frame.drop(columns=[label, subject]), axes)
     about = [keys.iloc[[a for a, _ in rows]][column].tolist() for column in (label, subject)]
     return [values[a:b] for a, b in rows], *about, rate_hz or float(f"{1 / step:.6g}")
 
@@ -202,7 +241,8 @@ def _axes(axes, unit) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
     """Names of the axes, what each is multiplied by, and the units of sensors that stay as they are."""
     if isinstance(axes, Mapping):
         axes = [f"{sensor} {component}" for sensor, components in axes.items() for component in components]
-    if not axes or isinstance(axes, str) or not all(" " in str(axis).strip() for axis in axes):
+    axes = [] if axes is None or isinstance(axes, str) else [str(axis) for axis in axes]
+    if not axes or not all(" " in axis.strip() for axis in axes):
         raise ValueError("axes should be {sensor: components}, as {'wrist': 'xyz'}, or '<sensor> <component>' each")
     sensors = [axis.rpartition(" ")[0] for axis in axes]
     of = dict.fromkeys(sensors, unit) if isinstance(unit, str) else dict(unit)
@@ -217,10 +257,16 @@ def _axes(axes, unit) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
     return tuple(axes), factors, {sensor: one for sensor, one in of.items() if one.lower() not in TO_G}
 
 
-def _parts(x, y, subject, n_axes: int) -> tuple[list[tuple[Callable, int, int]], list, list, int | None]:
+def _parts(x, y, subject, axes: Sequence[str]) -> tuple[list[tuple[Callable, int, int]], list, list, int | None]:
     """Recordings as (function of rows, first, last), what they show, who, and the length of windows in them."""
-    whole = isinstance(x, np.ndarray) or hasattr(x, "detach")
-    given = [np.asarray(x)] if whole else [np.asarray(one) for one in x]
+    whole, n_axes = isinstance(x, np.ndarray) or hasattr(x, "detach"), len(axes)
+    if not whole and not isinstance(x, Iterable):
+        raise ValueError(f"x should be an array, a list of recordings, a table or a folder, not {type(x).__name__}")
+    x = [x] if whole else list(x)
+    orders = {tuple(map(str, one.columns)) for one in x if isinstance(one, pd.DataFrame)}
+    if len(orders) > 1 and not all(set(axes) <= set(order) for order in orders):
+        raise ValueError("tables of recordings have other columns, or in another order; call their columns as the axes")
+    given = [_array(one, axes) for one in x]
     shape = f"(window, {n_axes}, time)" if whole else f"(time, {n_axes}), each recording,"
     for one in given:
         if one.dtype.kind not in "fiu" or one.ndim != 2 + whole or one.shape[1] != n_axes or not one.size:
