@@ -193,6 +193,16 @@ def test_people_are_split_by_a_seeded_rule_or_as_asked_for():
     asked = arrays.dataset("own", X, Y, WHO, split={"train": "ace", "val": "b", "test": "d"}, **ABOUT)
     assert asked.split == {"train": (1, 3, 5), "val": (2,), "test": (4,)}
     assert arrays.dataset("own", X, Y, np.repeat([9, 7, 5, 3, 1], 12), **ABOUT).split.keys() == set(SPLITS)
+    for who, part in [((1, 2, 3, 4, 5), 4), ((1, 2, 3, 4, 5), {4.0}), (("p1", "p2", "p3", "p4", "p5"), "p4")]:
+        alone = {"train": who[:3], "val": part, "test": who[4]}
+        assert arrays.dataset("own", X, Y, np.repeat(who, 12), split=alone, **ABOUT).split["val"] == (4,)
+
+
+def test_activities_are_named_in_order_or_are_the_labels_themselves():
+    found = arrays.dataset("own", X, Y, WHO, activities=[2, 0, 1], **ABOUT)
+    assert found.activities == ("2", "0", "1") and [item.activity for item in found.read()][:3] == [1, 2, 0]
+    found = arrays.dataset("own", X, Y, WHO, activities=np.array(["walk", "sit", "run"]), **ABOUT)
+    assert found.activities == ("walk", "sit", "run") and [item.activity for item in found.read()][:3] == [0, 1, 2]
 
 
 def test_windows_are_cut_each_by_itself_and_only_when_asked_for():
@@ -205,7 +215,7 @@ def test_windows_are_cut_each_by_itself_and_only_when_asked_for():
         expected += [signal[k : k + 20].T for k in range(0, len(signal) - 19, 10)]
     np.testing.assert_array_equal(found.x, expected)
     kept = archive.generate(arrays.dataset("own", X, Y, WHO, **ABOUT))
-    with pytest.raises(ValueError, match=r"a window lasts 2.13 s, the longest piece 1.6 s"):
+    with pytest.raises(DataError, match=r"a window lasts 2.13 s, the longest piece 1.6 s"):
         windowing.cut(kept, WindowSettings(30.0, 64, 32))
 
 
@@ -253,6 +263,21 @@ def holed() -> np.ndarray:
         (changed(who=set(range(60))), "person: give one label each, in a list or an array, not set"),
         (changed(y=Y + 1, activities=("walk", "sit", "run")), r"activity 1 has no name; activities=\{1: name, ...\}"),
         (changed(activities={0: "walk", 1: "sit"}), "activity 2 has no name"),
+        (changed(activities=[1, 2, 3]), "activity 0 has no name"),
+        (changed(activities={"walk", "sit", "run"}), r"activities should be names in order, or \{label: .* not set"),
+        (changed(activities=3), r"activities should be names in order, or \{label: name\}, not int"),
+        (changed(activities="wsr"), r"activities should be names in order, or \{label: name\}, not str"),
+        (changed(unit=None), r"unit should be text, or \{sensor: text\}, not None"),
+        (changed(unit={"back": "g", "thigh": None}), r"unit should be text, or \{sensor: text\}, not None"),
+        (changed(rate_hz=[50]), r"rate_hz should be a number above 0, not \[50\]"),
+        (changed(rate_hz=-50), r"rate_hz should be a number above 0, not -50"),
+        (changed(windows=(50, 80, 80)), r"windows should be WindowSettings\(rate_hz, length, step\), not tuple"),
+        (changed(windows=WindowSettings(50, 80, 0)), "step of windows should be a whole number above 0, not 0"),
+        (changed(windows=WindowSettings(50, -80, 8)), "length of windows should be a whole number above 0, not -80"),
+        (changed(windows=WindowSettings(50, 40.0, 8)), r"length of windows should be a whole number .* 40\.0"),
+        (changed(windows=WindowSettings("50", 40, 8)), "rate_hz of windows should be a number above 0, not '50'"),
+        (changed(windows=WindowSettings(50, 81, 8)), "no window for the train subjects .*; a window lasts 1.62 s"),
+        (changed(axes={"back": 3, "thigh": 3}), r"axes should be \{sensor: components\}"),
         (changed(axes="xyzxyz"), r"axes should be \{sensor: components\}"),
         (changed(axes=None), r"axes should be \{sensor: components\}"),
         (changed(axes=("x", "y", "z") * 2), r"axes should be \{sensor: components\}"),
@@ -274,6 +299,9 @@ def holed() -> np.ndarray:
         (changed(split={"train": "abc", "val": "d", "test": "ae"}), "person a stands in two splits"),
         (changed(split={"train": "abc", "val": "d", "test": ""}), "'e' is in the data and not in"),
         (changed(split={"train": "abc", "val": "d", "test": [5]}), "5 is in the split and not in the data; .* 'a'"),
+        (changed(split={"train": "abc", "val": "d", "test": None}), "test: person: give one label each, .* NoneType"),
+        (changed(split={"train": "abc", "val": "d", "test": "p5"}), "person 'p5' is in the split and not in the data"),
+        (changed(split=0.2), "split should map train, val, test to people, not float"),
         (changed(split={"train": "abcd", "test": "e"}), "split should map train, val, test to people, not train, test"),
         (lambda: from_arrays("nowhere", **ABOUT), "there is no X.npy in nowhere, which should hold"),
         (lambda: from_arrays(pd.DataFrame({"w x": [1.0]}), "act", "who"), "the table has no column 'act'"),
@@ -308,10 +336,13 @@ def test_the_lines_of_readme_make_windows_for_the_page():
     assert ast.unparse(last.value.func) == "harvis_utils.explain" and called == ["network", "'last conv'", "windows"]
 
 
-def test_an_array_of_python_objects_is_not_unpickled(tmp_path):
+def test_an_array_of_python_objects_is_not_unpickled_and_an_empty_file_is_none(tmp_path):
     for file, values in zip(arrays.FILES, (X, Y, WHO.astype(object)), strict=True):
         np.save(tmp_path / file, values, allow_pickle=True)
     with pytest.raises(DataError, match=r"pid\.npy is no array of numbers or text .*; save it as one"):
+        from_arrays(tmp_path, **ABOUT)
+    (tmp_path / "X.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"X\.npy is no array of numbers or text .*; save it as one"):
         from_arrays(tmp_path, **ABOUT)
 
 

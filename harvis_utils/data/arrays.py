@@ -21,7 +21,7 @@ import pandas as pd
 
 from harvis_utils.data.archive import generate
 from harvis_utils.data.kinds import STANDARD_GRAVITY, DataError, Dataset, Recording
-from harvis_utils.data.windowing import SPLITS, Windows, cut
+from harvis_utils.data.windowing import SPLITS, Windows, checked, cut
 from harvis_utils.settings import WindowSettings
 
 #: units of acceleration, which become G; a value in any other unit stays as it is, and pages say so
@@ -121,14 +121,13 @@ def dataset(
             x = _of_folder(Path(x))
         if isinstance(x, tuple) and len(x) == 3 and y is None and subject is None:
             x, y, subject = x
-        of_table = isinstance(x, pd.DataFrame)
+        rate_hz, of_table = _rate(rate_hz), isinstance(x, pd.DataFrame)
         if of_table:
             _one_column_each(x, y, subject)
             axes = axes if axes is not None else [str(c) for c in x.columns if c not in (y, subject)]
         axes, factors, units = _axes(axes, unit)
         if of_table:
             x, y, subject, rate_hz = _of_table(x, y, subject, rate_hz, axes)
-        rate_hz = rate_hz or None
         needed = {"y, an activity each": y, "subject, a person each": subject, "rate_hz, samples a second": rate_hz}
         if lacking := [what for what, of in needed.items() if of is None]:
             raise ValueError(f"it needs {'; '.join(lacking)}")
@@ -137,8 +136,8 @@ def dataset(
         numbered, number, split = _people(person, split, seed)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
-    if windows:
-        windows = replace(windows, rate_hz=float(windows.rate_hz))  # 50 and 50.0 are the same windows
+    if windows is not None:
+        windows = replace(checked(windows, name), rate_hz=float(windows.rate_hz))  # 50 and 50.0 are the same windows
     elif pieces:
         windows = WindowSettings(float(rate_hz), pieces, pieces)
     else:
@@ -163,6 +162,17 @@ def dataset(
     )
 
 
+def _rate(rate_hz) -> float | None:
+    """Samples a second, where they are given."""
+    try:
+        rate = float(rate_hz or 0)
+    except (TypeError, ValueError):
+        rate = np.nan
+    if not 0 <= rate < np.inf:
+        raise ValueError(f"rate_hz should be a number above 0, not {rate_hz!r:.60}")
+    return rate or None
+
+
 def _of_folder(folder: Path) -> tuple[np.ndarray, ...]:
     """The arrays of a folder; large ones are read when they are needed."""
     if missing := [file for file in FILES if not (folder / file).is_file()]:
@@ -171,7 +181,7 @@ def _of_folder(folder: Path) -> tuple[np.ndarray, ...]:
     for file in FILES:
         try:
             found.append(np.load(folder / file, mmap_mode="r"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError) as error:
             raise ValueError(f"{folder / file} is no array of numbers or text ({error}); save it as one") from error
     return tuple(found)
 
@@ -239,13 +249,15 @@ def _of_table(frame: pd.DataFrame, label: str, subject: str, rate_hz: float | No
 
 def _axes(axes, unit) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
     """Names of the axes, what each is multiplied by, and the units of sensors that stay as they are."""
-    if isinstance(axes, Mapping):
+    if isinstance(axes, Mapping) and all(isinstance(of, Iterable) for of in axes.values()):
         axes = [f"{sensor} {component}" for sensor, components in axes.items() for component in components]
     axes = [] if axes is None or isinstance(axes, str) else [str(axis) for axis in axes]
     if not axes or not all(" " in axis.strip() for axis in axes):
         raise ValueError("axes should be {sensor: components}, as {'wrist': 'xyz'}, or '<sensor> <component>' each")
     sensors = [axis.rpartition(" ")[0] for axis in axes]
-    of = dict.fromkeys(sensors, unit) if isinstance(unit, str) else dict(unit)
+    of = dict(unit) if isinstance(unit, Mapping) else dict.fromkeys(sensors, unit)
+    if strange := [one for one in of.values() if not isinstance(one, str)]:
+        raise ValueError(f"unit should be text, or {{sensor: text}}, not {strange[0]!r:.60}")
     if set(of) != set(sensors):
         raise ValueError(
             f"unit names {', '.join(of) or 'nothing'}; the sensors are {', '.join(dict.fromkeys(sensors))}"
@@ -335,7 +347,11 @@ def _activities(label: Sequence, names) -> tuple[tuple[str, ...], list[int]]:
     if names is None:
         names = {v: str(v) for v in there}
     elif not isinstance(names, Mapping):
-        names = dict(zip(range(len(names)) if there == [*range(len(names))] else names, names, strict=True))
+        if isinstance(names, str | Set) or not isinstance(names, Iterable):
+            raise ValueError(f"activities should be names in order, or {{label: name}}, not {type(names).__name__}")
+        names = list(names)
+        by_place = there == [*range(len(names))] and not set(there) & set(names)  # names may be the labels themselves
+        names = dict(zip(range(len(names)) if by_place else names, names, strict=True))
     if unknown := [v for v in there if v not in names]:
         raise ValueError(f"activity {unknown[0]!r} has no name; activities={{{unknown[0]!r}: name, ...}} gives one")
     index = {value: k for k, value in enumerate(names)}
@@ -353,13 +369,23 @@ def _people(person: Sequence, split, seed: int) -> tuple[list, list[int], dict[s
         drawn, n = [people[k] for k in np.random.default_rng(seed).permutation(len(people))], len(people)
         each = max(1, round(SHARE * n))
         split = {"train": drawn[2 * each :], "val": drawn[each : 2 * each], "test": drawn[:each]}
-    if set(split) != set(SPLITS):
-        raise ValueError(f"split should map {', '.join(SPLITS)} to people, not {', '.join(map(str, split))}")
-    named = [v for part in SPLITS for v in _labels(list(split[part]), "person")]
+    if not isinstance(split, Mapping) or set(split) != set(SPLITS):
+        others = ", ".join(map(str, split)) if isinstance(split, Mapping) else type(split).__name__
+        raise ValueError(f"split should map {', '.join(SPLITS)} to people, not {others}")
+    parts = {part: _labels(_of_part(split[part], people), f"{part}: person") for part in SPLITS}
+    named = [v for part in SPLITS for v in parts[part]]
     if twice := sorted({str(v) for v in named if named.count(v) > 1}):
         raise ValueError(f"person {twice[0]} stands in two splits, so that a network would be tested on who it knows")
     if strange := [*(set(named) - set(people)), *(set(people) - set(named))]:
         where = "in the split and not in the data" if strange[0] in named else "in the data and not in the split"
         raise ValueError(f"person {strange[0]!r} is {where}; the data have {', '.join(map(repr, people[:6]))} ...")
-    parts = {part: tuple(sorted(numbers[v] for v in _labels(list(split[part]), "person"))) for part in SPLITS}
+    parts = {part: tuple(sorted(numbers[v] for v in parts[part])) for part in SPLITS}
     return [] if whole else people, [numbers[v] for v in person], parts
+
+
+def _of_part(named, people: Sequence):
+    """The people of one split: a single one may be named without a list, and text of one letter each may be a list."""
+    letters = isinstance(named, str) and named not in people and set(named) <= set(people)
+    if letters or isinstance(named, Set):
+        return list(named)
+    return [named] if isinstance(named, str | int | float | np.number) else named

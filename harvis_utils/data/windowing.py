@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from harvis_utils.data.kinds import Recordings
+from harvis_utils.data.kinds import DataError, Recordings
 from harvis_utils.settings import WindowSettings
 from harvis_utils.store.results import described
 
@@ -132,22 +132,35 @@ def resample(signal: np.ndarray, rate_hz: float, to_hz: float) -> np.ndarray:
     return np.stack([np.interp(at, seen, axis) for axis in signal.T], axis=1).astype(np.float32)
 
 
+def checked(settings: WindowSettings | None, name: str) -> WindowSettings:
+    """The same settings, or the usual ones; :class:`DataError` about data set ``name`` for such that cut nothing."""
+    settings = WindowSettings() if settings is None else settings
+    if not isinstance(settings, WindowSettings):
+        what = f"not {type(settings).__name__}"
+        raise DataError(f"{name}: windows should be WindowSettings(rate_hz, length, step), {what}")
+    for of, kind in {"rate_hz": int | float | np.number, "length": int | np.integer, "step": int | np.integer}.items():
+        if not isinstance(value := getattr(settings, of), kind) or not 0 < value < np.inf:
+            what = "a number" if of == "rate_hz" else "a whole number"
+            raise DataError(f"{name}: {of} of windows should be {what} above 0, not {value!r}")
+    return settings
+
+
 def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windows:
     """Resample every recording and cut it into windows, subjects split as the data set says.
 
-    Raises ``ValueError`` when a subject stands in two splits or a split has no window. Of somebody's own data it warns
-    where a split lacks an activity, or where resampling folds frequencies.
+    Raises :class:`DataError` when a subject stands in two splits or a split has no window. Of somebody's own data it
+    warns where a split lacks an activity, or where resampling folds frequencies.
     """
-    settings = settings or WindowSettings()
+    settings = checked(settings, recordings.name)
     dataset = recordings.dataset
     subjects = [s for name in SPLITS for s in dataset.split[name]]
     if len(set(subjects)) != len(subjects):
-        raise ValueError(f"{recordings.name}: a subject stands in two splits: {dict(dataset.split)}")
+        raise DataError(f"{recordings.name}: a subject stands in two splits: {dict(dataset.split)}")
     splits = [_cut_split(recordings, dataset.split[name], settings) for name in SPLITS]
     for name, split in zip(SPLITS, splits, strict=True):
         if not len(split):
             longest = max((dataset.pieces or len(item.signal) for item in recordings.items), default=0)
-            raise ValueError(
+            raise DataError(
                 f"{recordings.name}: no window for the {name} subjects {dataset.split[name]}; a window lasts "
                 f"{settings.length / settings.rate_hz:.3g} s, the longest piece {longest / dataset.rate_hz:.3g} s"
             )
