@@ -155,6 +155,13 @@ def test_labels_are_the_same_in_whatever_column_they_come():
     assert [(item.subject, len(item.signal)) for item in many.read()] == [(1, 960), (3, 960), (2, 2880)]
 
 
+def test_whole_numbers_count_samples_where_the_rate_is_given():
+    table = tabled().reset_index(drop=True)
+    expected = from_arrays(table, "act", "who", windows=CUT, rate_hz=50)
+    found = from_arrays(table.drop(index=range(80, 160)), "act", "who", windows=CUT, rate_hz=50)
+    assert found.rate_hz == 50 and len(found.train) == len(expected.train) - 1
+
+
 def test_columns_are_taken_by_their_names():
     expected, about = from_arrays(X, Y, WHO, **ABOUT).digest, {"axes": AXES, "windows": CUT}
     turned, labels = tabled()[["who", *COLUMNS[::-1], "act"]], [np.repeat(Y[p == WHO], 80) for p in PEOPLE]
@@ -230,6 +237,13 @@ def test_windows_of_one_person_and_activity_are_one_recording():
 
 def changed(x=X, y=Y, who=WHO, **about):
     return lambda: from_arrays(x, y, who, **(ABOUT | about))
+
+
+def timed(index=None, rate_hz=None, rates=None):
+    """The table with another index of each person, or at other rates, read."""
+    table = tabled(rates)
+    table = table if index is None else table.set_index(np.tile(index, 5))
+    return lambda: from_arrays(table, "act", "who", windows=CUT, rate_hz=rate_hz)
 
 
 def holed() -> np.ndarray:
@@ -310,9 +324,19 @@ def holed() -> np.ndarray:
             "the table's index is no time; give rate_hz, or seconds or dates",
         ),
         (
-            lambda: from_arrays(pd.DataFrame({"w x": 1.0, "a": 0, "p": 0}, np.arange(99) ** 1.5), "a", "p"),
+            lambda: from_arrays(pd.DataFrame({"w x": 1.0, "a": 0, "p": 0}, np.arange(99) ** 1.5 / 99), "a", "p"),
             "samples are not evenly spaced by .* s; resample the table before",
         ),
+        (timed(np.arange(960)), "says 1 s from sample to sample, as if .*; give rate_hz for sample numbers"),
+        (timed(np.arange(960) * 20), r"says 20 s from sample to sample, as if .* x\.index / 1000 as index for milli"),
+        (timed(np.arange(960) * 20.0), "says 20 s from sample to sample"),
+        (timed(np.arange(960) * 20_000_000), r"says 2e\+07 s from sample to sample"),
+        (timed(pd.to_datetime(np.arange(960) * 20)), "says 2e-08 s from sample to sample"),
+        (timed(np.arange(960) * 20, 50), "who a, act 0: its samples are 20 s apart, not 0.02 s as rate_hz says; resam"),
+        (timed(np.arange(960) / 50, 100), "who a, act 0: its samples are 0.02 s apart, not 0.01 s as rate_hz says"),
+        (timed(rates={"a": 25, "b": 25}), "who a, act 0: its samples are 0.04 s apart, not 0.02 s apart as most are"),
+        (timed(rates={"c": 100}), "who c, act 0: its samples are 0.01 s apart, not 0.02 s apart"),
+        (timed(rates={"e": 54}), "who e, act 0: its samples are 0.01852 s apart, not 0.02 s apart"),
         (changed(title="<img src=x>"), "title: '<img src=x>' is no plain text of one line"),
         (changed(name="../x"), "its name becomes a folder's; use letters, digits, - and _"),
         (changed(name="x-approximate"), "its name becomes a folder's"),
@@ -347,6 +371,7 @@ def test_an_array_of_python_objects_is_not_unpickled_and_an_empty_file_is_none(t
 
 
 ORDER = np.random.default_rng(0).permutation(60)
+LONG = WindowSettings(50, 800, 80)
 LOUD = (X[:, :, :1] + np.where(np.arange(80) % 2, 0.3, -0.3)).astype(np.float32)
 
 
@@ -366,6 +391,18 @@ LOUD = (X[:, :, :1] + np.where(np.arange(80) % 2, 0.3, -0.3)).astype(np.float32)
         ),
         (changed(LOUD, windows=WindowSettings(30.0, 20, 20)), "own: 100% of the power lies above 15 Hz and folds"),
         (changed(X[ORDER], Y[ORDER], WHO[ORDER]), "windows of one person and activity do not stand together"),
+        (
+            changed(rate_hz=20, windows=WindowSettings(50, 80, 80)),
+            "from 20 to 50 Hz, most samples are made up by inter",
+        ),
+        (
+            changed([RECORDINGS[0][:550], *RECORDINGS], ["r"] * 6, [*"fabcde"], windows=LONG),
+            "1 of 6 recordings are too short for one window; with them 10% of .* lost, all of people 6",
+        ),
+        (
+            changed([r[:550] for r in RECORDINGS] + RECORDINGS, ["r"] * 10, [*PEOPLE * 2], windows=LONG),
+            "5 of 10 recordings are too short for one window; with them 36% of all samples are lost$",
+        ),
         (changed(X[:, :, :10]), r"people with less than 10 s of recordings: 1 \(2.4 s\), 2"),
     ],
 )

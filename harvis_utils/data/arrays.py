@@ -30,6 +30,11 @@ TO_G = {"g": 1.0, "mg": 1e-3, "m/s^2": 1 / STANDARD_GRAVITY, "m/s2": 1 / STANDAR
 OTHERS = ("deg/s", "°/s", "dps", "rad/s", "ut", "µt", "gauss", "pa", "hpa", "°c", "v", "mv", "%", "bpm", "as trained")
 #: of people, without a split of one's own: so many validate and so many test
 SHARE = 0.2
+#: Choice: seconds from sample to sample below which an index was not in seconds
+SHORTEST_STEP = 1e-4
+#: Choice: samples of a recording from which on it has a rate of its own
+FEWEST = 20
+AS_IT_SHOULD_BE = "resample the table before to one rate, in seconds or dates, sorted by person and time"
 #: files of a folder: windows, their activities, their people
 FILES = ("X.npy", "Y.npy", "pid.npy")
 
@@ -103,8 +108,9 @@ def dataset(
     - a list of recordings (time, channel), with an activity for each, or for each sample, and a person for each;
       ``windows`` must say how they are cut;
     - a table with a column for each channel, ``y`` and ``subject`` naming two more, and time as its index, in seconds
-      or as dates. It is cut into recordings where activity or person change, or samples are missing. Columns called as
-      ``axes`` are taken by name, else all in their order, of tables in a list too;
+      or as dates; with ``rate_hz`` the index may count samples, or be none. It is cut into recordings where activity or
+      person change, or samples are missing. Columns called as ``axes`` are taken by name, else all in their order, of
+      tables in a list too;
     - a folder that holds ``FILES``, or the three arrays as a tuple.
 
     ``axes`` names the channels, as {sensor: components}, or "<sensor> <component>" each; ``unit`` is that of all, or of
@@ -223,23 +229,45 @@ def _array(values, axes: Sequence[str] = ()) -> np.ndarray:
         raise ValueError(f"x is no array of numbers ({error}); make it one") from error
 
 
+def _steps(index: pd.Index, rate_hz: float | None, same: np.ndarray) -> np.ndarray:
+    """Seconds between samples, ``same`` where they are of one recording; whole numbers count samples where ``rate_hz``
+    is given. Raises ValueError for an index that is no time, or in no seconds.
+    """
+    if isinstance(index, pd.RangeIndex) or index.dtype.kind not in "mMif":
+        if not rate_hz:
+            raise ValueError("the table's index is no time; give rate_hz, or seconds or dates as its index")
+        return np.full(max(0, len(index) - 1), 1 / rate_hz)
+    dates = index.dtype.kind in "mM"
+    steps = (np.diff(index.to_numpy()) / (np.timedelta64(1, "s") if dates else 1.0)).astype(float)
+    median = np.median(steps[same]) if same.any() else np.nan
+    if rate_hz and median == 1:
+        return steps if dates else steps / rate_hz
+    if not rate_hz and (0 < median < SHORTEST_STEP or (median >= 1 and not dates)):
+        raise ValueError(
+            f"the index says {median:.4g} s from sample to sample, as if it were sample numbers or no seconds; give "
+            "rate_hz for sample numbers, x.index / 1000 as index for milliseconds, or dates"
+        )
+    return steps
+
+
 def _of_table(frame: pd.DataFrame, label: str, subject: str, rate_hz: float | None, axes: Sequence[str]) -> tuple:
     """A table's recordings, their activities and people, and its rate; rows without an activity belong to none."""
-    index = frame.index
-    of_time = index.dtype.kind in "mMif" and not isinstance(index, pd.RangeIndex)
-    if not of_time and not rate_hz:
-        raise ValueError("the table's index is no time; give rate_hz, or seconds or dates as its index")
-    if not of_time:
-        steps = np.full(len(frame) - 1, 1 / rate_hz)
-    else:
-        steps = np.diff(index.to_numpy()) / (np.timedelta64(1, "s") if index.dtype.kind in "mM" else 1.0)
-    step = 1 / rate_hz if rate_hz else float(np.median(steps))
     keys, codes = frame[[subject, label]], _codes(frame[subject], frame[label])
     other = np.append(True, (np.diff(codes, axis=0) != 0).any(axis=1))[: len(frame)]
+    same, recording = ~other[1:], np.cumsum(other)
+    steps = _steps(frame.index, rate_hz, same)
+    step = 1 / rate_hz if rate_hz else float(np.median(steps[same] if same.any() else steps))
+    if not step > 0:
+        raise ValueError(f"samples are not evenly spaced by {step:.4g} s; {AS_IT_SHOULD_BE}")
+    found = pd.Series(steps[same]).groupby(recording[1:][same]).agg(["median", "size"])
+    for k, of in found[(found["size"] >= FEWEST) & ~((found["median"] - step).abs() <= step / 20)].iterrows():
+        where = ", ".join(f"{column} {value}" for column, value in keys.iloc[np.searchsorted(recording, k)].items())
+        usual = f"{step:.4g} s {'as rate_hz says' if rate_hz else 'apart as most are'}"
+        raise ValueError(f"{where}: its samples are {of['median']:.4g} s apart, not {usual}; {AS_IT_SHOULD_BE}")
     other[1:] |= ~(np.abs(steps - step) < step / 2)
     uneven = (np.abs(steps - step) > step / 10) & ~other[1:]
-    if not step > 0 or uneven.sum() > 0.05 * len(frame):
-        raise ValueError(f"samples are not evenly spaced by {step:.4g} s; resample the table before")
+    if uneven.sum() > 0.05 * len(frame):
+        raise ValueError(f"samples are not evenly spaced by {step:.4g} s; {AS_IT_SHOULD_BE}")
     starts = np.flatnonzero(other)
     rows = [(a, b) for a, b in zip(starts, [*starts[1:], len(frame)], strict=True) if (codes[a] >= 0).all()]
     values = _array(frame.drop(columns=[label, subject]), axes)

@@ -26,6 +26,10 @@ SPLITS = ("train", "val", "test")
 SHORTEST_DROPOUT = 10
 #: Choice: of the power of movement; linear interpolation leaves it at wrong frequencies
 MOST_FOLDED = 0.02
+#: Choice: times its own rate; beyond it most samples are made up by interpolation
+MOST_UPSAMPLED = 2.0
+#: Choice: of all samples, in recordings that are too short for one window
+MOST_LOST = 0.05
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windo
     """Resample every recording and cut it into windows, subjects split as the data set says.
 
     Raises :class:`DataError` when a subject stands in two splits or a split has no window. Of somebody's own data it
-    warns where a split lacks an activity, or where resampling folds frequencies.
+    warns where a split lacks an activity, samples are lost or made up, or resampling folds frequencies.
     """
     settings = checked(settings, recordings.name)
     dataset = recordings.dataset
@@ -171,11 +175,23 @@ def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windo
 
 
 def _warn(recordings: Recordings, splits: Sequence[Split], settings: WindowSettings) -> None:
-    """Say of somebody's own data where a split lacks an activity, and where resampling folds frequencies."""
+    """Say of somebody's own data where a split lacks an activity, where samples are lost or made up by interpolation,
+    and where resampling folds frequencies.
+    """
     dataset, found = recordings.dataset, []
     for name, split in zip(SPLITS, splits, strict=True):
         if lacking := [of for k, of in enumerate(dataset.activities) if k not in split.activity]:
             found.append(f"no {name} window of {', '.join(map(repr, lacking))}, on which nothing is measured there")
+    kept = set(np.concatenate([split.recording for split in splits]))
+    short = [item for k, item in enumerate(recordings.items) if k not in kept]
+    lost = sum(len(item.signal) for item in short) / sum(len(item.signal) for item in recordings.items)
+    gone = sorted({item.subject for item in short} - set(np.concatenate([split.subject for split in splits])))
+    if lost > MOST_LOST or gone:
+        of = f", all of people {', '.join(map(str, gone))}" if gone else ""
+        what = f"{len(short)} of {len(recordings.items)} recordings are too short for one window"
+        found.append(f"{what}; with them {lost:.0%} of all samples are lost{of}")
+    if settings.rate_hz > MOST_UPSAMPLED * dataset.rate_hz:
+        found.append(f"from {dataset.rate_hz:g} to {settings.rate_hz:g} Hz, most samples are made up by interpolation")
     if (share := folded(recordings, settings.rate_hz)) > MOST_FOLDED:
         found.append(f"{share:.0%} of the power lies above {settings.rate_hz / 2:g} Hz and folds; low-pass it before")
     if found:
