@@ -337,6 +337,7 @@ def holed() -> np.ndarray:
         (timed(rates={"a": 25, "b": 25}), "who a, act 0: its samples are 0.04 s apart, not 0.02 s apart as most are"),
         (timed(rates={"c": 100}), "who c, act 0: its samples are 0.01 s apart, not 0.02 s apart"),
         (timed(rates={"e": 54}), "who e, act 0: its samples are 0.01852 s apart, not 0.02 s apart"),
+        (lambda: from_arrays(tabled()[:0], "act", "who"), "not evenly spaced by nan s"),
         (changed(title="<img src=x>"), "title: '<img src=x>' is no plain text of one line"),
         (changed(name="../x"), "its name becomes a folder's; use letters, digits, - and _"),
         (changed(name="x-approximate"), "its name becomes a folder's"),
@@ -368,6 +369,37 @@ def test_an_array_of_python_objects_is_not_unpickled_and_an_empty_file_is_none(t
     (tmp_path / "X.npy").write_bytes(b"")
     with pytest.raises(DataError, match=r"X\.npy is no array of numbers or text .*; save it as one"):
         from_arrays(tmp_path, **ABOUT)
+
+
+def test_sessions_that_are_not_what_they_should_be_are_refused_and_people_stay_apart():
+    activities = pd.DataFrame({"activity_id": [0, 1], "activity_name": ["walk", "sit"]})
+    about = pd.DataFrame({"session_id": range(5), "subject_id": [*PEOPLE], "activity_id": [0, 1, 0, 1, 0]})
+    sessions = dict(enumerate(table.assign(timestamp=np.arange(960) / 50) for table in TABLES))
+    table = arrays.of_sessions(activities, about, sessions)
+    assert dict.fromkeys(table.person) == dict.fromkeys(PEOPLE)
+    for people, said in {
+        (1, 1.2, 1.7, 3, 4): "person 1.2 is neither",
+        (np.nan, 1, 2, 3, 4): "its person nan is",
+    }.items():
+        with pytest.raises(DataError, match=said):
+            table = arrays.of_sessions(activities, about.assign(subject_id=people), sessions)
+            from_arrays(table, "activity", "person", windows=CUT)
+    for three, said in [
+        (
+            (activities.replace("sit", np.nan), about, sessions),
+            "session 1, its activity 1 or its person b is na",
+        ),
+        (
+            (activities, about.drop(columns="subject_id"), sessions),
+            "about has no column 'subject_id'; its columns: ",
+        ),
+        ((activities, about[:0], sessions), "about names no session"),
+        ((activities, about, list(sessions.values())), "sessions should map each session_id to a table, not list"),
+        ((activities, about, sessions | {2: TABLES[2]}), "session 2 has no column 'timestamp'; its columns: back x"),
+        ((activities, about, sessions | {2: TABLES[2].to_numpy()}), "session 2 has no column 'timestamp'"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            arrays.of_sessions(*three)
 
 
 ORDER = np.random.default_rng(0).permutation(60)

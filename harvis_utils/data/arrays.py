@@ -69,19 +69,29 @@ def of_sessions(
     The tables of actipy need no more than labels: ``data.dropna()[["x", "y", "z"]]`` of each person, which are in g at
     times, with columns for what was done and who did it, one below the other, and ``axes={"wrist": "xyz"}``.
 
-    Raises :class:`DataError` for a session, an activity or a channel that is named and not there.
+    Raises :class:`DataError` for a session, an activity, a person or a column that is named and not there.
     """
-    names, found = dict(zip(activities["activity_id"], activities["activity_name"], strict=True)), []
-    for session, who, what in about[["session_id", "subject_id", "activity_id"]].itertuples(index=False):
-        if session not in sessions or what not in names:
-            raise DataError(f"session {session} or its activity {what} is named and not there")
-        table = sessions[session].set_index("timestamp")
-        if missing := [name for name in channels if name not in table.columns]:
-            raise DataError(
-                f"session {session} has no channel {missing[0]!r}; its channels: {', '.join(table.columns)}"
-            )
-        found.append(table[list(channels or table.columns)].assign(activity=str(names[what]), person=int(who)))
+    if not isinstance(sessions, Mapping):
+        raise DataError(f"sessions should map each session_id to a table, not {type(sessions).__name__}")
+    activities = _columns(activities, ["activity_id", "activity_name"], "activities")
+    names, found = dict(activities.dropna().itertuples(index=False)), []
+    about = _columns(about, ["session_id", "subject_id", "activity_id"], "about")
+    for session, who, what in about.itertuples(index=False):
+        if session not in sessions or what not in names or pd.isna(who):
+            raise DataError(f"session {session}, its activity {what} or its person {who} is named and not there")
+        table = _columns(sessions[session], ["timestamp", *channels], f"session {session}", more=not channels)
+        found.append(table.set_index("timestamp").assign(activity=str(names[what]), person=who))
+    if not found:
+        raise DataError("about names no session; it should have a row for each")
     return pd.concat(found).rename(columns={name: " ".join(name.rsplit("_", 1)) for name in found[0].columns})
+
+
+def _columns(table: pd.DataFrame, needed: Sequence[str], what: str, more: bool = False) -> pd.DataFrame:
+    """These columns of a table, or with ``more`` all; DataError where it lacks one."""
+    there = list(getattr(table, "columns", []))
+    if missing := [name for name in needed if name not in there]:
+        raise DataError(f"{what} has no column {missing[0]!r}; its columns: {', '.join(map(str, there))}")
+    return table if more else table[list(needed)]
 
 
 def dataset(
@@ -256,7 +266,7 @@ def _of_table(frame: pd.DataFrame, label: str, subject: str, rate_hz: float | No
     other = np.append(True, (np.diff(codes, axis=0) != 0).any(axis=1))[: len(frame)]
     same, recording = ~other[1:], np.cumsum(other)
     steps = _steps(frame.index, rate_hz, same)
-    step = 1 / rate_hz if rate_hz else float(np.median(steps[same] if same.any() else steps))
+    step = 1 / rate_hz if rate_hz else float(np.median(steps[same])) if same.any() else np.nan
     if not step > 0:
         raise ValueError(f"samples are not evenly spaced by {step:.4g} s; {AS_IT_SHOULD_BE}")
     found = pd.Series(steps[same]).groupby(recording[1:][same]).agg(["median", "size"])
