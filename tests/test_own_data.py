@@ -191,6 +191,12 @@ def test_units_of_acceleration_become_g_and_others_are_labelled():
     np.testing.assert_allclose(mixed.train.x, expected * np.repeat([1, 1000], 3)[:, None], rtol=1e-6)
 
 
+@pytest.mark.parametrize("axes", [[0], [2], [0, 1], [0, 1, 2, 3, 4, 5]])
+def test_any_number_of_axes_in_g_is_plausible(axes):
+    from_arrays(X[:, axes], Y, WHO, rate_hz=50, axes=[f"back {axis}" for axis in axes])
+    from_arrays(NORMED, Y, WHO, rate_hz=50, axes={"back": "xyzn"})
+
+
 def test_people_are_split_by_a_seeded_rule_or_as_asked_for():
     drawn = [arrays.dataset("own", X, Y, WHO, seed=seed, **ABOUT) for seed in (0, 0, 1, 2, 3)]
     splits = [of.split for of in drawn]
@@ -403,6 +409,7 @@ def test_sessions_that_are_not_what_they_should_be_are_refused_and_people_stay_a
 
 
 ORDER = np.random.default_rng(0).permutation(60)
+NORMED = np.concatenate([X[:, :3], np.linalg.norm(X[:, :3], axis=1, keepdims=True)], 1)
 LONG = WindowSettings(50, 800, 80)
 LOUD = (X[:, :, :1] + np.where(np.arange(80) % 2, 0.3, -0.3)).astype(np.float32)
 
@@ -415,6 +422,9 @@ LOUD = (X[:, :, :1] + np.where(np.arange(80) % 2, 0.3, -0.3)).astype(np.float32)
             "own: back reads up to .* as if it were in mg; thigh .* Thresholds in G may mean nothing here",
         ),
         (changed(X * 9.80665), r"own: back has a median length of .* as if it were in m/s\^2"),
+        (changed(X * 9.80665, axes=[f"back {c}" for c in "abcdef"]), r"own: back has .* as if it were in m/s\^2"),
+        (changed(X[:, 2:3] * 9.80665, axes={"back": "z"}), r"own: back has .* as if it were in m/s\^2"),
+        (changed(NORMED * 9.80665, axes={"back": "xyzn"}), r"own: back has .* as if it were in m/s\^2"),
         (changed(X - X.mean(2, keepdims=True)), r"the unit is another one: unit=\{'back': \.\.\.\}"),
         (changed(unit={"back": "g", "thigh": "ms2"}), "unknown unit 'ms2' of thigh: its values stay as they are"),
         (
