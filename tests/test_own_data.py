@@ -515,12 +515,14 @@ def test_the_chain_depends_on_the_module_and_on_the_arrays(mine):
 
 def test_a_module_that_cannot_be_used_stops_no_other_and_is_named_when_asked_for(own, mine, monkeypatch):
     own("broken", "import no_such_package")
+    own("leaves", "import sys; sys.exit(1)")
     own("other", "DATASET = 3")
     own("archive", "DATASET = None")
     own("twin", MODULE.format(name="mine", folder=str(mine[1])))
     assert kinds.check_name("synthetic").made_up
     for name, said in {
         "broken": "data set 'broken' cannot be used: broken.py: ModuleNotFoundError: No module named 'no_such_package'",
+        "leaves": "data set 'leaves' cannot be used: leaves.py: SystemExit: 1",
         "other": "other.py: DATASET is a int, not a kinds.Dataset",
         "archive": "archive.py has the name of a module of the package; call it otherwise",
         "mine": "twin.py defines 'mine' once more; call one of the two otherwise",

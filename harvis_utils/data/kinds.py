@@ -198,7 +198,7 @@ def registry(unusable: dict[str, str] | None = None) -> dict[str, Dataset]:
     for name in names:
         try:
             module = importlib.import_module(f"{__package__}.{name}")
-        except Exception as error:  # anything may be wrong with somebody's module
+        except (Exception, SystemExit) as error:  # anything may be wrong with somebody's module
             unusable[name] = f"{name}.py: {type(error).__name__}: {error}"
             continue
         dataset = getattr(module, "DATASET", None)
