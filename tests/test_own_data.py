@@ -280,6 +280,7 @@ def holed() -> np.ndarray:
         (changed(y=list(np.ma.masked_equal(Y, 2))), "activity masked is neither text nor a whole number; leave"),
         (changed(y=np.eye(3)[Y]), r"activity: an array \(60, 3\); give one label each, as y.argmax\(1\) of"),
         (changed(y=3), "activity: give one label each, in a list or an array, not int"),
+        (changed(RECORDINGS, 3, PEOPLE, windows=CUT), "activity: give one label each, in a list or an array, not int"),
         (changed(who=set(range(60))), "person: give one label each, in a list or an array, not set"),
         (changed(y=Y + 1, activities=("walk", "sit", "run")), r"activity 1 has no name; activities=\{1: name, ...\}"),
         (changed(activities={0: "walk", 1: "sit"}), "activity 2 has no name"),
@@ -290,7 +291,6 @@ def holed() -> np.ndarray:
         (changed(unit=None), r"unit should be text, or \{sensor: text\}, not None"),
         (changed(unit={"back": "g", "thigh": None}), r"unit should be text, or \{sensor: text\}, not None"),
         (changed(rate_hz=[50]), r"rate_hz should be a number above 0, not \[50\]"),
-        (changed(rate_hz=-50), r"rate_hz should be a number above 0, not -50"),
         (changed(windows=(50, 80, 80)), r"windows should be WindowSettings\(rate_hz, length, step\), not tuple"),
         (changed(windows=WindowSettings(50, 80, 0)), "step of windows should be a whole number above 0, not 0"),
         (changed(windows=WindowSettings(50, -80, 8)), "length of windows should be a whole number above 0, not -80"),
@@ -335,8 +335,6 @@ def holed() -> np.ndarray:
         ),
         (timed(np.arange(960)), "says 1 s from sample to sample, as if .*; give rate_hz for sample numbers"),
         (timed(np.arange(960) * 20), r"says 20 s from sample to sample, as if .* x\.index / 1000 as index for milli"),
-        (timed(np.arange(960) * 20.0), "says 20 s from sample to sample"),
-        (timed(np.arange(960) * 20_000_000), r"says 2e\+07 s from sample to sample"),
         (timed(pd.to_datetime(np.arange(960) * 20)), "says 2e-08 s from sample to sample"),
         (timed(np.arange(960) * 20, 50), "who a, act 0: its samples are 20 s apart, not 0.02 s as rate_hz says; resam"),
         (timed(np.arange(960) / 50, 100), "who a, act 0: its samples are 0.02 s apart, not 0.01 s as rate_hz says"),
@@ -391,14 +389,8 @@ def test_sessions_that_are_not_what_they_should_be_are_refused_and_people_stay_a
             table = arrays.of_sessions(activities, about.assign(subject_id=people), sessions)
             from_arrays(table, "activity", "person", windows=CUT)
     for three, said in [
-        (
-            (activities.replace("sit", np.nan), about, sessions),
-            "session 1, its activity 1 or its person b is na",
-        ),
-        (
-            (activities, about.drop(columns="subject_id"), sessions),
-            "about has no column 'subject_id'; its columns: ",
-        ),
+        ((activities.replace("sit", np.nan), about, sessions), "session 1, its activity 1 or its person b is n"),
+        ((activities, about.drop(columns="subject_id"), sessions), "about has no column 'subject_id'; its columns"),
         ((activities, about[:0], sessions), "about names no session"),
         ((activities, about, list(sessions.values())), "sessions should map each session_id to a table, not list"),
         ((activities, about, sessions | {2: TABLES[2]}), "session 2 has no column 'timestamp'; its columns: back x"),

@@ -325,7 +325,8 @@ def _parts(x, y, subject, axes: Sequence[str]) -> tuple[list[tuple[Callable, int
             hint = f"; {hint}" if turned else ""
             raise ValueError(f"x should be numbers {shape} for {n_axes} axes, not {one.dtype} {one.shape}{hint}")
     n = len(given[0]) if whole else len(given)
-    y = _labels(y, "activity") if whole else list(y)
+    several = not whole and isinstance(y, Iterable) and not isinstance(y, str | Mapping | Set)
+    y = list(y) if several else _labels(y, "activity")
     subject = _labels(subject, "person")
     if len(y) != n or len(subject) != n:
         raise ValueError(f"{n} windows or recordings have {len(y)} activities and {len(subject)} people; give one each")
