@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
+import unicodedata
+import zipfile
 
 import numpy as np
 import pytest
@@ -77,6 +80,35 @@ def test_archives_with_or_without_prefix_zipped_or_extracted(raw, prefix, packed
     else:
         write_folder(raw, files)
     assert_example(archive.load_recordings("example", download=False))
+
+
+NAMES = ("Müller/gehen.csv", "日本/gehen.csv")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "unmarked", "folder NFC", "folder NFD"])
+def test_names_with_accents_are_found_however_they_were_packed(tmp_path, form):
+    files = {name: name.encode() for name in NAMES}
+    packed = {unicodedata.normalize(form[-3:] if "NF" in form else "NFC", name): of for name, of in files.items()}
+    place = write_folder(tmp_path, packed) if "folder" in form else write_zip(tmp_path / "mine.zip", packed)
+    if form == "unmarked":
+        raw = place.read_bytes()
+        for name in packed:  # the flag of UTF-8 stands before the name, in the file's own header and in the directory
+            raw = re.sub(b"(PK\x03\x04..)..(?=.{22}%b)" % name.encode(), rb"\1\0\0", raw, flags=re.S)
+            raw = re.sub(b"(PK\x01\x02....)..(?=.{36}%b)" % name.encode(), rb"\1\0\0", raw, flags=re.S)
+        place.write_bytes(raw)
+        assert NAMES[0] not in zipfile.ZipFile(place).namelist()
+    for members in (NAMES, tuple(archive.digests(str(place)))):
+        described = kinds.Archive("mine.zip", "https://example.org", members, "")
+        assert archive._extracted(tmp_path, described) == (tmp_path if "folder" in form else None)
+        with archive.opened(place, described) as open_member:
+            assert [open_member(member) for member in sorted(members)] == [files[name] for name in NAMES]
+
+
+def test_digests_of_what_is_no_archive_are_refused(tmp_path):
+    (tmp_path / "page.zip").write_text("<html>")
+    for place, said in {"page.zip": "is an HTML page", "none.zip": "is not there"}.items():
+        with pytest.raises(kinds.DataError, match=f"{place}: {said}.*; name a zip file or a folder"):
+            archive.digests(tmp_path / place)
 
 
 def test_harvis_data_comes_before_data_raw_where_it_holds_the_archive(raw, tmp_path, monkeypatch):

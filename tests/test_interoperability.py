@@ -163,9 +163,9 @@ def test_sessions_of_whar_datasets_come_in_as_recordings():
     assert len(np.unique(found.test.recording)) == 2
     assert np.allclose(found.test.series, np.concatenate(expected), atol=1e-5)
     assert arrays.of_sessions(activities, about, sessions).columns[3] == "ecg 1"
-    with pytest.raises(DataError, match="session 0 has no channel 'chest_acc_x'; its channels: lankle_acc_x, "):
+    with pytest.raises(DataError, match="session 0 has no column 'chest_acc_x'; its columns: lankle_acc_x, "):
         arrays.of_sessions(activities, about, sessions, ["chest_acc_x"])
-    with pytest.raises(DataError, match="session 7 or its activity 1 is named and not there"):
+    with pytest.raises(DataError, match="session 7, its activity 1 or its person .* is named and not there"):
         arrays.of_sessions(activities, about, {k: sessions[k] for k in range(7)})
 
 

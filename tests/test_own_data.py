@@ -128,6 +128,60 @@ def test_a_table_is_cut_where_samples_or_labels_are_missing():
     ]  # fmt: skip
 
 
+COLUMNS = [f"{sensor} {component}" for sensor in AXES for component in "xyz"]
+TABLES = [pd.DataFrame(recording, columns=COLUMNS) for recording in RECORDINGS]
+
+
+def tabled(rates: dict | None = None) -> pd.DataFrame:
+    """The same as a table with seconds as its index, recorded at 50 Hz or as ``rates`` says of people."""
+    return pd.concat(
+        table.assign(act=np.repeat(Y[p == WHO], 80), who=p).set_index(np.arange(960) / (rates or {}).get(p, 50))
+        for table, p in zip(TABLES, PEOPLE, strict=True)
+    )
+
+
+def test_labels_are_the_same_in_whatever_column_they_come():
+    """Missing ones are missing in every type of column, and text is never taken for a number."""
+    table = tabled()
+    gaps = {"float": table.act.where(table.act != 1), "Int64": table.act.astype("Int64").where(table.act != 1)}
+    gaps["string"] = table.act.astype("string").where(table.act != 1)
+    found = [from_arrays(table.assign(act=of), "act", "who", windows=CUT) for of in gaps.values()]
+    assert {(of.activities, len(of.train)) for of in found} == {(("0", "2"), 24)}
+    assert len({of.digest for of in found}) == 1
+    expected = from_arrays(X, Y, WHO, **ABOUT).digest
+    assert from_arrays(X, Y[:, None], pd.DataFrame({"who": WHO}), **ABOUT).digest == expected
+    assert from_arrays(X, torch.tensor(Y * 1.0, requires_grad=True), WHO, **ABOUT).digest == expected
+    many = arrays.dataset("own", X, np.zeros(60, int), [1] * 12 + ["1"] * 12 + [2**70] * 36, **ABOUT)
+    assert [(item.subject, len(item.signal)) for item in many.read()] == [(1, 960), (3, 960), (2, 2880)]
+
+
+def test_whole_numbers_count_samples_where_the_rate_is_given():
+    table = tabled().reset_index(drop=True)
+    expected = from_arrays(table, "act", "who", windows=CUT, rate_hz=50)
+    found = from_arrays(table.drop(index=range(80, 160)), "act", "who", windows=CUT, rate_hz=50)
+    assert found.rate_hz == 50 and len(found.train) == len(expected.train) - 1
+
+
+def test_columns_are_taken_by_their_names():
+    expected, about = from_arrays(X, Y, WHO, **ABOUT).digest, {"axes": AXES, "windows": CUT}
+    turned, labels = tabled()[["who", *COLUMNS[::-1], "act"]], [np.repeat(Y[p == WHO], 80) for p in PEOPLE]
+    assert from_arrays(turned, "act", "who", **about).digest == expected
+    assert from_arrays(turned.convert_dtypes().assign(extra="text"), "act", "who", **about).digest == expected
+    mixed = [table[COLUMNS[:: (-1) ** k]] for k, table in enumerate(TABLES)]
+    assert from_arrays(mixed, labels, PEOPLE, rate_hz=50, **about).digest == expected
+    for names in ({"back x": "a"}, {name: name.replace(" ", "_") for name in COLUMNS}):
+        with pytest.raises(DataError, match="axes say 'thigh z' where the|tables of recordings have other columns"):
+            from_arrays([table.rename(columns=names) for table in mixed], labels, PEOPLE, rate_hz=50, **about)
+    with pytest.raises(DataError, match="axes say 'back x' where the table has another of them; its columns: "):
+        from_arrays(turned.rename(columns={"back x": "a"}), "act", "who", **about)
+
+
+@pytest.mark.parametrize("kind", [lambda x: x.requires_grad_(), torch.Tensor.bfloat16], ids=["gradient", "bfloat16"])
+def test_tensors_of_any_kind_are_arrays(kind):
+    found = from_arrays(kind(torch.tensor(X)), Y, WHO, rate_hz=50, axes=np.array(COLUMNS))
+    np.testing.assert_array_equal(found.test.x, kind(torch.tensor(X)).detach().float()[WHO == "c"])
+
+
 def test_units_of_acceleration_become_g_and_others_are_labelled():
     expected = from_arrays(X, Y, WHO, **ABOUT).train.x
     for unit, factor in {"g": 1, "mg": 1000, "m/s^2": 9.80665, "m/s²": 9.80665}.items():
@@ -135,6 +189,12 @@ def test_units_of_acceleration_become_g_and_others_are_labelled():
     mixed = from_arrays(X * 1000, Y, WHO, unit={"back": "mg", "thigh": "deg/s"}, **ABOUT)
     assert mixed.caveat == "own data, not verified; thigh in deg/s, not G"
     np.testing.assert_allclose(mixed.train.x, expected * np.repeat([1, 1000], 3)[:, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [[0], [2], [0, 1], [0, 1, 2, 3, 4, 5]])
+def test_any_number_of_axes_in_g_is_plausible(axes):
+    from_arrays(X[:, axes], Y, WHO, rate_hz=50, axes=[f"back {axis}" for axis in axes])
+    from_arrays(NORMED, Y, WHO, rate_hz=50, axes={"back": "xyzn"})
 
 
 def test_people_are_split_by_a_seeded_rule_or_as_asked_for():
@@ -146,6 +206,16 @@ def test_people_are_split_by_a_seeded_rule_or_as_asked_for():
     asked = arrays.dataset("own", X, Y, WHO, split={"train": "ace", "val": "b", "test": "d"}, **ABOUT)
     assert asked.split == {"train": (1, 3, 5), "val": (2,), "test": (4,)}
     assert arrays.dataset("own", X, Y, np.repeat([9, 7, 5, 3, 1], 12), **ABOUT).split.keys() == set(SPLITS)
+    for who, part in [((1, 2, 3, 4, 5), 4), ((1, 2, 3, 4, 5), {4.0}), (("p1", "p2", "p3", "p4", "p5"), "p4")]:
+        alone = {"train": who[:3], "val": part, "test": who[4]}
+        assert arrays.dataset("own", X, Y, np.repeat(who, 12), split=alone, **ABOUT).split["val"] == (4,)
+
+
+def test_activities_are_named_in_order_or_are_the_labels_themselves():
+    found = arrays.dataset("own", X, Y, WHO, activities=[2, 0, 1], **ABOUT)
+    assert found.activities == ("2", "0", "1") and [item.activity for item in found.read()][:3] == [1, 2, 0]
+    found = arrays.dataset("own", X, Y, WHO, activities=np.array(["walk", "sit", "run"]), **ABOUT)
+    assert found.activities == ("walk", "sit", "run") and [item.activity for item in found.read()][:3] == [0, 1, 2]
 
 
 def test_windows_are_cut_each_by_itself_and_only_when_asked_for():
@@ -158,7 +228,7 @@ def test_windows_are_cut_each_by_itself_and_only_when_asked_for():
         expected += [signal[k : k + 20].T for k in range(0, len(signal) - 19, 10)]
     np.testing.assert_array_equal(found.x, expected)
     kept = archive.generate(arrays.dataset("own", X, Y, WHO, **ABOUT))
-    with pytest.raises(ValueError, match=r"a window lasts 2.13 s, the longest piece 1.6 s"):
+    with pytest.raises(DataError, match=r"a window lasts 2.13 s, the longest piece 1.6 s"):
         windowing.cut(kept, WindowSettings(30.0, 64, 32))
 
 
@@ -173,6 +243,13 @@ def test_windows_of_one_person_and_activity_are_one_recording():
 
 def changed(x=X, y=Y, who=WHO, **about):
     return lambda: from_arrays(x, y, who, **(ABOUT | about))
+
+
+def timed(index=None, rate_hz=None, rates=None):
+    """The table with another index of each person, or at other rates, read."""
+    table = tabled(rates)
+    table = table if index is None else table.set_index(np.tile(index, 5))
+    return lambda: from_arrays(table, "act", "who", windows=CUT, rate_hz=rate_hz)
 
 
 def holed() -> np.ndarray:
@@ -198,19 +275,53 @@ def holed() -> np.ndarray:
         (changed(who=None), "it needs subject, a person each$"),
         (changed(rate_hz=None), "it needs rate_hz, samples a second$"),
         (changed(y=np.where(Y == 2, np.nan, Y)), "activity nan is neither text nor a whole number; leave"),
+        (changed(y=pd.array([None, *Y[1:]], dtype="Int64")), "activity <NA> is neither text nor a whole number; leave"),
+        (changed(y=np.ma.masked_equal(Y, 2)), "activity None is neither text nor a whole number; leave"),
+        (changed(y=list(np.ma.masked_equal(Y, 2))), "activity masked is neither text nor a whole number; leave"),
+        (changed(y=np.eye(3)[Y]), r"activity: an array \(60, 3\); give one label each, as y.argmax\(1\) of"),
+        (changed(y=3), "activity: give one label each, in a list or an array, not int"),
+        (changed(RECORDINGS, 3, PEOPLE, windows=CUT), "activity: give one label each, in a list or an array, not int"),
+        (changed(who=set(range(60))), "person: give one label each, in a list or an array, not set"),
         (changed(y=Y + 1, activities=("walk", "sit", "run")), r"activity 1 has no name; activities=\{1: name, ...\}"),
         (changed(activities={0: "walk", 1: "sit"}), "activity 2 has no name"),
+        (changed(activities=[1, 2, 3]), "activity 0 has no name"),
+        (changed(activities={"walk", "sit", "run"}), r"activities should be names in order, or \{label: .* not set"),
+        (changed(activities=3), r"activities should be names in order, or \{label: name\}, not int"),
+        (changed(activities="wsr"), r"activities should be names in order, or \{label: name\}, not str"),
+        (changed(unit=None), r"unit should be text, or \{sensor: text\}, not None"),
+        (changed(unit={"back": "g", "thigh": None}), r"unit should be text, or \{sensor: text\}, not None"),
+        (changed(rate_hz=[50]), r"rate_hz should be a number above 0, not \[50\]"),
+        (changed(windows=(50, 80, 80)), r"windows should be WindowSettings\(rate_hz, length, step\), not tuple"),
+        (changed(windows=WindowSettings(50, 80, 0)), "step of windows should be a whole number above 0, not 0"),
+        (changed(windows=WindowSettings(50, -80, 8)), "length of windows should be a whole number above 0, not -80"),
+        (changed(windows=WindowSettings(50, 40.0, 8)), r"length of windows should be a whole number .* 40\.0"),
+        (changed(windows=WindowSettings("50", 40, 8)), "rate_hz of windows should be a number above 0, not '50'"),
+        (changed(windows=WindowSettings(50, 81, 8)), "no window for the train subjects .*; a window lasts 1.62 s"),
+        (changed(axes={"back": 3, "thigh": 3}), r"axes should be \{sensor: components\}"),
         (changed(axes="xyzxyz"), r"axes should be \{sensor: components\}"),
         (changed(axes=None), r"axes should be \{sensor: components\}"),
         (changed(axes=("x", "y", "z") * 2), r"axes should be \{sensor: components\}"),
         (changed(axes=("arm x",) * 6), "axes should be names, each once"),
         (changed(unit={"back": "g"}), "unit names back; the sensors are back, thigh"),
         (changed(holed()), "window 7 holds NaN, infinity or more than float32 can; leave it out or fill it"),
+        (changed(np.ma.masked_array(X, np.isnan(holed()))), "window 7 holds NaN"),
+        (changed(np.ma.masked_array(X * 100, np.isnan(holed())).astype(int)), "window 7 holds NaN"),
+        (
+            changed(tabled().assign(**{"back x": pd.array([None] * 4800, "Float64")}), "act", "who", windows=CUT),
+            "recording 0, row 0 holds NaN",
+        ),
+        (changed(torch.tensor(X, device="meta")), "x is no array of numbers .*; make it one"),
+        (changed(None), "x should be an array, a list of recordings, a table or a folder, not NoneType"),
+        (changed(tabled(), Y, "who"), "y and subject name two columns, and are no ndarray; assign it"),
+        (changed(pd.concat([tabled(), tabled()["act"]], axis=1), "act", "who"), "the table has 2 columns 'act'"),
         (changed(X.astype(float) * 1e40), "window 0 holds NaN, infinity or more"),
         (changed(who=np.repeat([1, 2], 30)), "2 people cannot train, validate and test; at least three are needed"),
         (changed(split={"train": "abc", "val": "d", "test": "ae"}), "person a stands in two splits"),
         (changed(split={"train": "abc", "val": "d", "test": ""}), "'e' is in the data and not in"),
         (changed(split={"train": "abc", "val": "d", "test": [5]}), "5 is in the split and not in the data; .* 'a'"),
+        (changed(split={"train": "abc", "val": "d", "test": None}), "test: person: give one label each, .* NoneType"),
+        (changed(split={"train": "abc", "val": "d", "test": "p5"}), "person 'p5' is in the split and not in the data"),
+        (changed(split=0.2), "split should map train, val, test to people, not float"),
         (changed(split={"train": "abcd", "test": "e"}), "split should map train, val, test to people, not train, test"),
         (lambda: from_arrays("nowhere", **ABOUT), "there is no X.npy in nowhere, which should hold"),
         (lambda: from_arrays(pd.DataFrame({"w x": [1.0]}), "act", "who"), "the table has no column 'act'"),
@@ -219,9 +330,18 @@ def holed() -> np.ndarray:
             "the table's index is no time; give rate_hz, or seconds or dates",
         ),
         (
-            lambda: from_arrays(pd.DataFrame({"w x": 1.0, "a": 0, "p": 0}, np.arange(99) ** 1.5), "a", "p"),
+            lambda: from_arrays(pd.DataFrame({"w x": 1.0, "a": 0, "p": 0}, np.arange(99) ** 1.5 / 99), "a", "p"),
             "samples are not evenly spaced by .* s; resample the table before",
         ),
+        (timed(np.arange(960)), "says 1 s from sample to sample, as if .*; give rate_hz for sample numbers"),
+        (timed(np.arange(960) * 20), r"says 20 s from sample to sample, as if .* x\.index / 1000 as index for milli"),
+        (timed(pd.to_datetime(np.arange(960) * 20)), "says 2e-08 s from sample to sample"),
+        (timed(np.arange(960) * 20, 50), "who a, act 0: its samples are 20 s apart, not 0.02 s as rate_hz says; resam"),
+        (timed(np.arange(960) / 50, 100), "who a, act 0: its samples are 0.02 s apart, not 0.01 s as rate_hz says"),
+        (timed(rates={"a": 25, "b": 25}), "who a, act 0: its samples are 0.04 s apart, not 0.02 s apart as most are"),
+        (timed(rates={"c": 100}), "who c, act 0: its samples are 0.01 s apart, not 0.02 s apart"),
+        (timed(rates={"e": 54}), "who e, act 0: its samples are 0.01852 s apart, not 0.02 s apart"),
+        (lambda: from_arrays(tabled()[:0], "act", "who"), "not evenly spaced by nan s"),
         (changed(title="<img src=x>"), "title: '<img src=x>' is no plain text of one line"),
         (changed(name="../x"), "its name becomes a folder's; use letters, digits, - and _"),
         (changed(name="x-approximate"), "its name becomes a folder's"),
@@ -245,14 +365,44 @@ def test_the_lines_of_readme_make_windows_for_the_page():
     assert ast.unparse(last.value.func) == "harvis_utils.explain" and called == ["network", "'last conv'", "windows"]
 
 
-def test_an_array_of_python_objects_is_not_unpickled(tmp_path):
+def test_an_array_of_python_objects_is_not_unpickled_and_an_empty_file_is_none(tmp_path):
     for file, values in zip(arrays.FILES, (X, Y, WHO.astype(object)), strict=True):
         np.save(tmp_path / file, values, allow_pickle=True)
     with pytest.raises(DataError, match=r"pid\.npy is no array of numbers or text .*; save it as one"):
         from_arrays(tmp_path, **ABOUT)
+    (tmp_path / "X.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"X\.npy is no array of numbers or text .*; save it as one"):
+        from_arrays(tmp_path, **ABOUT)
+
+
+def test_sessions_that_are_not_what_they_should_be_are_refused_and_people_stay_apart():
+    activities = pd.DataFrame({"activity_id": [0, 1], "activity_name": ["walk", "sit"]})
+    about = pd.DataFrame({"session_id": range(5), "subject_id": [*PEOPLE], "activity_id": [0, 1, 0, 1, 0]})
+    sessions = dict(enumerate(table.assign(timestamp=np.arange(960) / 50) for table in TABLES))
+    table = arrays.of_sessions(activities, about, sessions)
+    assert dict.fromkeys(table.person) == dict.fromkeys(PEOPLE)
+    for people, said in {
+        (1, 1.2, 1.7, 3, 4): "person 1.2 is neither",
+        (np.nan, 1, 2, 3, 4): "its person nan is",
+    }.items():
+        with pytest.raises(DataError, match=said):
+            table = arrays.of_sessions(activities, about.assign(subject_id=people), sessions)
+            from_arrays(table, "activity", "person", windows=CUT)
+    for three, said in [
+        ((activities.replace("sit", np.nan), about, sessions), "session 1, its activity 1 or its person b is n"),
+        ((activities, about.drop(columns="subject_id"), sessions), "about has no column 'subject_id'; its columns"),
+        ((activities, about[:0], sessions), "about names no session"),
+        ((activities, about, list(sessions.values())), "sessions should map each session_id to a table, not list"),
+        ((activities, about, sessions | {2: TABLES[2]}), "session 2 has no column 'timestamp'; its columns: back x"),
+        ((activities, about, sessions | {2: TABLES[2].to_numpy()}), "session 2 has no column 'timestamp'"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            arrays.of_sessions(*three)
 
 
 ORDER = np.random.default_rng(0).permutation(60)
+NORMED = np.concatenate([X[:, :3], np.linalg.norm(X[:, :3], axis=1, keepdims=True)], 1)
+LONG = WindowSettings(50, 800, 80)
 LOUD = (X[:, :, :1] + np.where(np.arange(80) % 2, 0.3, -0.3)).astype(np.float32)
 
 
@@ -264,6 +414,9 @@ LOUD = (X[:, :, :1] + np.where(np.arange(80) % 2, 0.3, -0.3)).astype(np.float32)
             "own: back reads up to .* as if it were in mg; thigh .* Thresholds in G may mean nothing here",
         ),
         (changed(X * 9.80665), r"own: back has a median length of .* as if it were in m/s\^2"),
+        (changed(X * 9.80665, axes=[f"back {c}" for c in "abcdef"]), r"own: back has .* as if it were in m/s\^2"),
+        (changed(X[:, 2:3] * 9.80665, axes={"back": "z"}), r"own: back has .* as if it were in m/s\^2"),
+        (changed(NORMED * 9.80665, axes={"back": "xyzn"}), r"own: back has .* as if it were in m/s\^2"),
         (changed(X - X.mean(2, keepdims=True)), r"the unit is another one: unit=\{'back': \.\.\.\}"),
         (changed(unit={"back": "g", "thigh": "ms2"}), "unknown unit 'ms2' of thigh: its values stay as they are"),
         (
@@ -272,6 +425,18 @@ LOUD = (X[:, :, :1] + np.where(np.arange(80) % 2, 0.3, -0.3)).astype(np.float32)
         ),
         (changed(LOUD, windows=WindowSettings(30.0, 20, 20)), "own: 100% of the power lies above 15 Hz and folds"),
         (changed(X[ORDER], Y[ORDER], WHO[ORDER]), "windows of one person and activity do not stand together"),
+        (
+            changed(rate_hz=20, windows=WindowSettings(50, 80, 80)),
+            "from 20 to 50 Hz, most samples are made up by inter",
+        ),
+        (
+            changed([RECORDINGS[0][:550], *RECORDINGS], ["r"] * 6, [*"fabcde"], windows=LONG),
+            "1 of 6 recordings are too short for one window; with them 10% of .* lost, all of people 6",
+        ),
+        (
+            changed([r[:550] for r in RECORDINGS] + RECORDINGS, ["r"] * 10, [*PEOPLE * 2], windows=LONG),
+            "5 of 10 recordings are too short for one window; with them 36% of all samples are lost$",
+        ),
         (changed(X[:, :, :10]), r"people with less than 10 s of recordings: 1 \(2.4 s\), 2"),
     ],
 )
@@ -342,12 +507,14 @@ def test_the_chain_depends_on_the_module_and_on_the_arrays(mine):
 
 def test_a_module_that_cannot_be_used_stops_no_other_and_is_named_when_asked_for(own, mine, monkeypatch):
     own("broken", "import no_such_package")
+    own("leaves", "import sys; sys.exit(1)")
     own("other", "DATASET = 3")
     own("archive", "DATASET = None")
     own("twin", MODULE.format(name="mine", folder=str(mine[1])))
     assert kinds.check_name("synthetic").made_up
     for name, said in {
         "broken": "data set 'broken' cannot be used: broken.py: ModuleNotFoundError: No module named 'no_such_package'",
+        "leaves": "data set 'leaves' cannot be used: leaves.py: SystemExit: 1",
         "other": "other.py: DATASET is a int, not a kinds.Dataset",
         "archive": "archive.py has the name of a module of the package; call it otherwise",
         "mine": "twin.py defines 'mine' once more; call one of the two otherwise",

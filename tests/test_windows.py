@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvis_utils.data import dsads, windowing
+from harvis_utils.data.kinds import DataError
 from harvis_utils.data.windowing import SPLITS
 from harvis_utils.settings import WindowSettings
 
@@ -106,7 +107,7 @@ def test_what_windows_say_about_themselves(make_recordings, tiny_windows):
 
 def test_a_subject_in_two_splits_is_refused(make_recordings):
     recordings = make_recordings({(s, 0): 40 for s in (1, 2, 3)}, split={"train": (1, 2), "val": (3,), "test": (2,)})
-    with pytest.raises(ValueError, match="made: a subject stands in two splits: .*'test': \\(2,\\)"):
+    with pytest.raises(DataError, match="made: a subject stands in two splits: .*'test': \\(2,\\)"):
         windowing.cut(recordings)
 
 
@@ -115,7 +116,7 @@ def test_a_subject_in_two_splits_is_refused(make_recordings):
 def test_an_empty_split_is_refused(make_recordings, empty, how):
     of = {"train": (1, 2), "val": (3,), "test": (4,)}
     lengths = {(s, 0): 29 if s in of[empty] else 60 for s in (1, 2, 3, 4) if how == "too short" or s not in of[empty]}
-    with pytest.raises(ValueError, match=f"made: no window for the {empty} subjects "):
+    with pytest.raises(DataError, match=f"made: no window for the {empty} subjects "):
         windowing.cut(make_recordings(lengths))
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from harvis_utils.data.kinds import Archive, DataError, Dataset, Recording, Recordings, check_name, registry
 from harvis_utils.settings import APPROXIMATE, anchored, data_folders
-from harvis_utils.store.files import file_digest, scratch
+from harvis_utils.store.files import composed, file_digest, member_file, scratch
 from harvis_utils.store.results import kept
 
 RETRIES = 3  # of a failed download
@@ -70,18 +70,18 @@ def members_digest(digests: Mapping[str, str]) -> str:
 def digests(place: Path, ending: str = "") -> dict[str, str]:
     """SHA-256 of every file of a zip file or a folder whose name ends in ``ending``, by its path there, sorted.
 
-    What a module of one's own pins: ``Archive(file, url, tuple(found), members_digest(found), found)``.
+    What a module of one's own pins: ``Archive(file, url, tuple(found), members_digest(found), found)``. Raises
+    :class:`DataError` for what is neither.
     """
-    if place.is_dir():
-        paths = {path.relative_to(place).as_posix(): path for path in place.rglob(f"*{ending}") if path.is_file()}
-        return {member: file_digest(paths[member]) for member in sorted(paths)}
-    with zipfile.ZipFile(place) as packed:
-        names = sorted(of.filename for of in packed.infolist() if not of.is_dir() and of.filename.endswith(ending))
-        found = {}
-        for name in names:
+    place, found = Path(place), {}
+    with _container(place, str(place), "name a zip file or a folder") as packed:
+        if not packed:
+            paths = {path.relative_to(place).as_posix(): path for path in place.rglob(f"*{ending}") if path.is_file()}
+            return {member: file_digest(paths[member]) for member in sorted(paths)}
+        for name in sorted(of.filename for of in packed.infolist() if not of.is_dir() and of.filename.endswith(ending)):
             with packed.open(name) as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return found
+    return found
 
 
 # ------------------------------------------------------------------------------------------ finding the archive
@@ -113,7 +113,7 @@ def _extracted(folder: Path, archive: Archive) -> Path | None:
     # a sample of the members, so that a folder where some are missing is still recognized, and its gaps reported
     sample = archive.members[:: max(1, len(archive.members) // 16)]
     below = (root for pattern in ("*/", "*/*/") for root in sorted(folder.glob(pattern)))
-    return next((root for root in chain([folder], below) if any((root / member).is_file() for member in sample)), None)
+    return next((root for root in chain([folder], below) if any(member_file(root, member) for member in sample)), None)
 
 
 def fetch(name: str, archive: Archive) -> Path:
@@ -211,16 +211,9 @@ def opened(path: Path, archive: Archive, title: str | None = None) -> Iterator[C
     ``title`` is what errors call the archive. Raises :class:`DataError` for anything that is no whole zip file, for
     paths that leave the folder, and for missing or damaged members.
     """
-    title = title or str(path)
-    again = f"get the archive again from {archive.url}"
-    try:
-        container = nullcontext() if path.is_dir() else zipfile.ZipFile(path)
-    except PermissionError as error:
-        raise DataError(f"{title}: may not be read; give yourself the permission to") from error
-    except Exception as error:  # zipfile raises many kinds for damaged files; each is the same news
-        raise DataError(f"{title}: {_not_a_zip(path)}; {again}") from error
-    with container as packed:
-        names = packed.namelist() if packed else [m for m in archive.members if (path / m).is_file()]
+    title, again = title or str(path), f"get the archive again from {archive.url}"
+    with _container(path, title, again) as packed:
+        names = packed.namelist() if packed else [m for m in archive.members if member_file(path, m)]
         for name in (*archive.members, *names):
             inside = PurePosixPath(name.replace("\\", "/"))
             if inside.is_absolute() or ".." in inside.parts or "".join(inside.parts[:1]).endswith(":"):
@@ -232,17 +225,27 @@ def opened(path: Path, archive: Archive, title: str | None = None) -> Iterator[C
 
         def open_member(member: str) -> bytes:
             try:
-                size = packed.getinfo(index[member]).file_size if packed else (path / member).stat().st_size
+                size = packed.getinfo(index[member]).file_size if packed else member_file(path, member).stat().st_size
                 if size > archive.most_bytes:
                     most = f"at most {archive.most_bytes >> 20} MiB of a file are read"
                     raise DataError(f"{title}: {member}: holds {size >> 20} MiB, and {most}; {again}")
-                return packed.read(index[member]) if packed else (path / member).read_bytes()
+                return packed.read(index[member]) if packed else member_file(path, member).read_bytes()
             except DataError:
                 raise
             except Exception as error:
                 raise DataError(f"{title}: {member}: damaged or unreadable ({error}); {again}") from error
 
         yield open_member
+
+
+def _container(path: Path, title: str, again: str):
+    """A zip file, opened, or a context of None for a folder; :class:`DataError` for anything else, with what to do."""
+    try:
+        return nullcontext() if path.is_dir() else zipfile.ZipFile(path)
+    except PermissionError as error:
+        raise DataError(f"{title}: may not be read; give yourself the permission to") from error
+    except Exception as error:  # zipfile raises many kinds for damaged files; each is the same news
+        raise DataError(f"{title}: {_not_a_zip(path) if path.exists() else 'is not there'}; {again}") from error
 
 
 def _foreign(head: bytes) -> str | None:
@@ -263,12 +266,12 @@ def _not_a_zip(path: Path) -> str:
 
 def _index(title: str, names: Iterable[str], members: Iterable[str]) -> dict[str, str]:
     """Members to the names they bear in a zip file, which may have put folders before them."""
-    wanted, index = set(members), {}
+    wanted, index = {composed(member): member for member in members}, {}
     deepest = max(member.count("/") for member in wanted)  # a name may have any number of folders before that
     for name in names:
         # some packers of Windows separate folders by backslashes
-        parts = name.replace("\\", "/").rsplit("/", deepest + 1)[-deepest - 1 :]
-        for member in wanted.intersection("/".join(parts[start:]) for start in range(len(parts))):
+        parts = composed(name).replace("\\", "/").rsplit("/", deepest + 1)[-deepest - 1 :]
+        for member in map(wanted.get, wanted.keys() & {"/".join(parts[start:]) for start in range(len(parts))}):
             if member in index:
                 raise DataError(f"{title}: {member}: found twice ({index[member]}, {name}); keep one of them")
             index[member] = name

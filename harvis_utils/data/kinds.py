@@ -156,9 +156,11 @@ class Recordings:
                 found.append(f"{sensor or 'the sensor'} reads up to {largest:.3g} G")
             lengths = [np.linalg.norm(signal.astype(float), axis=1) for signal in of_sensor]
             median = float(np.median(np.concatenate(lengths)))
-            if len(axes) == 3 and not PLAUSIBLE_G[0] <= median <= PLAUSIBLE_G[1]:
+            # fewer than three axes may lie across gravity; of more, some say it again
+            least, most = PLAUSIBLE_G[0] * (len(axes) >= 3), PLAUSIBLE_G[1] * max(1, len(axes) / 3) ** 0.5
+            if not least <= median <= most:
                 why = {9.80665: "m/s^2", 1000.0: "mg", 9806.65: "mm/s^2"}
-                unit = next((u for factor, u in why.items() if 0.7 < median / factor < 1.4), "")
+                unit = next((u for factor, u in why.items() if PLAUSIBLE_G[0] < median / factor < most), "")
                 why = f"as if it were in {unit}" if unit else "gravity was taken out, or the unit is another one: unit="
                 why += "" if unit else f"{{{sensor!r}: ...}}"
                 found.append(f"{sensor or 'the sensor'} has a median length of {median:.3g} G, not about 1 G: {why}")
@@ -196,7 +198,7 @@ def registry(unusable: dict[str, str] | None = None) -> dict[str, Dataset]:
     for name in names:
         try:
             module = importlib.import_module(f"{__package__}.{name}")
-        except Exception as error:  # anything may be wrong with somebody's module
+        except (Exception, SystemExit) as error:  # anything may be wrong with somebody's module
             unusable[name] = f"{name}.py: {type(error).__name__}: {error}"
             continue
         dataset = getattr(module, "DATASET", None)

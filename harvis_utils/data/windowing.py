@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from harvis_utils.data.kinds import Recordings
+from harvis_utils.data.kinds import DataError, Recordings
 from harvis_utils.settings import WindowSettings
 from harvis_utils.store.results import described
 
@@ -26,6 +26,10 @@ SPLITS = ("train", "val", "test")
 SHORTEST_DROPOUT = 10
 #: Choice: of the power of movement; linear interpolation leaves it at wrong frequencies
 MOST_FOLDED = 0.02
+#: Choice: times its own rate; beyond it most samples are made up by interpolation
+MOST_UPSAMPLED = 2.0
+#: Choice: of all samples, in recordings that are too short for one window
+MOST_LOST = 0.05
 
 
 @dataclass(frozen=True)
@@ -132,22 +136,35 @@ def resample(signal: np.ndarray, rate_hz: float, to_hz: float) -> np.ndarray:
     return np.stack([np.interp(at, seen, axis) for axis in signal.T], axis=1).astype(np.float32)
 
 
+def checked(settings: WindowSettings | None, name: str) -> WindowSettings:
+    """The same settings, or the usual ones; :class:`DataError` about data set ``name`` for such that cut nothing."""
+    settings = WindowSettings() if settings is None else settings
+    if not isinstance(settings, WindowSettings):
+        what = f"not {type(settings).__name__}"
+        raise DataError(f"{name}: windows should be WindowSettings(rate_hz, length, step), {what}")
+    for of, kind in {"rate_hz": int | float | np.number, "length": int | np.integer, "step": int | np.integer}.items():
+        if not isinstance(value := getattr(settings, of), kind) or not 0 < value < np.inf:
+            what = "a number" if of == "rate_hz" else "a whole number"
+            raise DataError(f"{name}: {of} of windows should be {what} above 0, not {value!r}")
+    return settings
+
+
 def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windows:
     """Resample every recording and cut it into windows, subjects split as the data set says.
 
-    Raises ``ValueError`` when a subject stands in two splits or a split has no window. Of somebody's own data it warns
-    where a split lacks an activity, or where resampling folds frequencies.
+    Raises :class:`DataError` when a subject stands in two splits or a split has no window. Of somebody's own data it
+    warns where a split lacks an activity, samples are lost or made up, or resampling folds frequencies.
     """
-    settings = settings or WindowSettings()
+    settings = checked(settings, recordings.name)
     dataset = recordings.dataset
     subjects = [s for name in SPLITS for s in dataset.split[name]]
     if len(set(subjects)) != len(subjects):
-        raise ValueError(f"{recordings.name}: a subject stands in two splits: {dict(dataset.split)}")
+        raise DataError(f"{recordings.name}: a subject stands in two splits: {dict(dataset.split)}")
     splits = [_cut_split(recordings, dataset.split[name], settings) for name in SPLITS]
     for name, split in zip(SPLITS, splits, strict=True):
         if not len(split):
             longest = max((dataset.pieces or len(item.signal) for item in recordings.items), default=0)
-            raise ValueError(
+            raise DataError(
                 f"{recordings.name}: no window for the {name} subjects {dataset.split[name]}; a window lasts "
                 f"{settings.length / settings.rate_hz:.3g} s, the longest piece {longest / dataset.rate_hz:.3g} s"
             )
@@ -158,11 +175,23 @@ def cut(recordings: Recordings, settings: WindowSettings | None = None) -> Windo
 
 
 def _warn(recordings: Recordings, splits: Sequence[Split], settings: WindowSettings) -> None:
-    """Say of somebody's own data where a split lacks an activity, and where resampling folds frequencies."""
+    """Say of somebody's own data where a split lacks an activity, where samples are lost or made up by interpolation,
+    and where resampling folds frequencies.
+    """
     dataset, found = recordings.dataset, []
     for name, split in zip(SPLITS, splits, strict=True):
         if lacking := [of for k, of in enumerate(dataset.activities) if k not in split.activity]:
             found.append(f"no {name} window of {', '.join(map(repr, lacking))}, on which nothing is measured there")
+    kept = set(np.concatenate([split.recording for split in splits]))
+    short = [item for k, item in enumerate(recordings.items) if k not in kept]
+    lost = sum(len(item.signal) for item in short) / sum(len(item.signal) for item in recordings.items)
+    gone = sorted({item.subject for item in short} - set(np.concatenate([split.subject for split in splits])))
+    if lost > MOST_LOST or gone:
+        of = f", all of people {', '.join(map(str, gone))}" if gone else ""
+        what = f"{len(short)} of {len(recordings.items)} recordings are too short for one window"
+        found.append(f"{what}; with them {lost:.0%} of all samples are lost{of}")
+    if settings.rate_hz > MOST_UPSAMPLED * dataset.rate_hz:
+        found.append(f"from {dataset.rate_hz:g} to {settings.rate_hz:g} Hz, most samples are made up by interpolation")
     if (share := folded(recordings, settings.rate_hz)) > MOST_FOLDED:
         found.append(f"{share:.0%} of the power lies above {settings.rate_hz / 2:g} Hz and folds; low-pass it before")
     if found:

@@ -9,6 +9,7 @@ import platform
 import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,3 +135,16 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def composed(name: str) -> str:
+    """A packed file's name as it was meant: UTF-8 that was not marked so is read as cp437, and accents stand apart."""
+    with suppress(UnicodeError):
+        name = name.encode("cp437").decode("utf-8")
+    return unicodedata.normalize("NFC", name)
+
+
+def member_file(folder: Path, member: str) -> Path | None:
+    """A file in a folder, whose name may have its accents composed, or apart as on macOS; None where none is."""
+    names = (member, *(unicodedata.normalize(form, member) for form in ("NFC", "NFD")))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
