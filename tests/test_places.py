@@ -796,6 +796,21 @@ def test_windows_of_any_number_type_go_into_networks_of_any(network_type, window
     assert (climbed.maximum > climbed.curve[:, 0]).any()
 
 
+def test_windows_in_any_order_of_bytes_and_samples_are_the_same_windows():
+    network, x = two_convs(F.relu), windows().numpy()
+    expected = taps.outputs(network, "c2", x)
+    for same in (x.astype(">f4"), x[..., ::-1].copy()[..., ::-1], x.astype(np.longdouble), np.ma.array(x)):
+        assert torch.equal(taps.outputs(network, "c2", same), expected)
+        assert taps.places(network, same)["refused"].eq("").all() and taps.scores_of(network, same).isfinite().all()
+        assert taps.footprint(network, "c2", same) == 5 and taps.behind(network, "c1", same).rectified
+    masked = np.ma.masked_greater(x, 1.2)
+    assert taps.as_windows(network, masked).isnan().numpy().tolist() == masked.mask.tolist()
+    with pytest.raises(ValueError, match="c2 is NaN or infinite for some windows"):
+        unit_statistics.collect(network, masked, place="c2")
+    with pytest.raises(ValueError, match="windows should be numbers, not object"):
+        taps.places(network, x.astype(object))
+
+
 # --------------------------------------------------------------------------------------------------- foreign layouts
 
 #: layout of windows that a network wants: their shape, its layers, layout of its first layer's output

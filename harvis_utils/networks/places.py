@@ -127,11 +127,24 @@ def device_of(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
+def as_tensor(x: np.ndarray | Tensor) -> Tensor:
+    """Numbers in any order of bytes and samples as a tensor, masked ones as NaN. Raises ``ValueError`` for others."""
+    if isinstance(x, np.ma.MaskedArray):
+        x = x.astype(np.promote_types(x.dtype, np.float32)).filled(np.nan)
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, ValueError) as error:  # such as torch does not take
+        x = np.asarray(x)
+        if x.dtype.kind not in "fiu":
+            raise PlaceError(f"windows should be numbers, not {x.dtype}") from error
+        return torch.as_tensor(np.ascontiguousarray(x, f"{x.dtype.kind}{min(x.itemsize, 8)}"))
+
+
 def as_windows(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
     """Windows on the network's device and of its floating type; float32 for a network without numbers of its own."""
     own = (t for of in (network.parameters(), network.buffers()) for t in of if t.is_floating_point())
     first = next(own, None)
-    x = torch.as_tensor(x)
+    x = as_tensor(x)
     if first is None:
         return x if x.is_floating_point() else x.float()
     return x.to(first.device, first.dtype)
@@ -355,7 +368,7 @@ def located(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) 
     other windows, and where the network does not take windows (window, axis, time).
     """
     tap = find(network, layer)
-    place = place_of(network, tap, torch.as_tensor(example))
+    place = place_of(network, tap, as_tensor(example))
     return replace(tap, layout=place.layout, part=place.part)
 
 
@@ -365,4 +378,4 @@ def behind(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) -
     Other activations, which let negative outputs through, leave the place where it is.
     """
     tap = located(network, layer, example)
-    return replace(tap, rectified=place_of(network, tap, torch.as_tensor(example)).activation in RECTIFYING)
+    return replace(tap, rectified=place_of(network, tap, as_tensor(example)).activation in RECTIFYING)

@@ -28,6 +28,7 @@ from harvis_utils.networks.places import (
     Tap,
     WithChannel,
     WithLayout,
+    as_tensor,
     as_windows,
     behind,
     device_of,
@@ -277,7 +278,7 @@ def chunks(network: nn.Module, layers: Sequence[str | Tap], x: np.ndarray | Tens
     float32, which holds the same numbers.
     """
     places = [find(network, layer) for layer in layers]
-    for batch in torch.as_tensor(x).split(CHUNK):
+    for batch in as_tensor(x).split(CHUNK):
         with evaluating(network), torch.no_grad():
             maps = _maps(network, places, batch)
         yield {name: of.float() if of.element_size() < 4 else of for name, of in maps.items()}
@@ -346,7 +347,7 @@ def settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
     if key not in cache:
         refuse_compiled(network)
         with watching(network) as watched:
-            example = as_windows(watched, torch.as_tensor(x)).detach()
+            example = as_windows(watched, x).detach()
             try:
                 with torch.enable_grad():
                     output = run(watched, layouts.made_windows(example, 2).requires_grad_())
