@@ -5,12 +5,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import count
+from itertools import chain, count
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from harvis_utils.networks import layouts
 from harvis_utils.networks.following import Follower
@@ -86,6 +87,20 @@ def refuse_compiled(network: nn.Module) -> None:
             f"the network cannot be looked into, because {what} is {how}, whose layers are not called one by one: pass "
             "the network as it was before"
         )
+
+
+def refuse_empty(network: nn.Module) -> None:
+    """Raise ``ValueError`` for a network whose weights hold no numbers."""
+    for name, value in chain(network.named_parameters(), network.named_buffers()):
+        if is_lazy(value):
+            fault = "have no shape yet: call the network once with windows, and train it"
+        elif value.is_meta:
+            fault = 'hold no numbers, because they are on the device "meta": load them, or make the network on the CPU'
+        elif isinstance(value, nn.Parameter) and value.isnan().any():
+            fault = "hold NaN, as where training diverged: load others"
+        else:
+            continue
+        raise PlaceError(f"the network's weights cannot be used: those of {name!r} {fault}")
 
 
 def find(
@@ -219,7 +234,11 @@ def tensors_of(output) -> list[Tensor]:
 
 @contextmanager
 def watching(network: nn.Module) -> Iterator[nn.Module]:
-    """The network to be watched, with nothing left of that: its buffers, its mode, the state of chance."""
+    """The network to be watched, with nothing left of that: its buffers, its mode, the state of chance.
+
+    Raises ``ValueError`` for a network without numbers: lazy layers that have seen no windows, the meta device, NaN.
+    """
+    refuse_empty(network)
     half = any(parameter.element_size() < 4 for parameter in network.parameters())
     if half or device_of(network).type != "cpu":  # where convolutions may spread what they read over a block
         network = copy.deepcopy(network).cpu()
