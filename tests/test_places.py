@@ -766,6 +766,46 @@ def test_scores_that_depend_on_chance_or_on_other_windows_are_refused():
                 look(network)
 
 
+def diverged(network):
+    network.c2.weight.data[0, 0, 0] = torch.nan
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: two_convs(F.relu).to("meta"), "'c1.weight' hold no numbers, because they are on the device \"meta\""),
+        (lambda: of(lambda m, x: m.c2(x).mean(2), c2=nn.LazyConv1d(5, 3)), "'c2.weight' have no shape yet: call the"),
+        (lambda: diverged(two_convs(F.relu)), "'c2.weight' hold NaN, as where training diverged"),
+    ],
+)
+def test_networks_without_numbers_are_said_so(make, said):
+    for look in (
+        lambda net: taps.places(net, windows()),
+        lambda net: taps.scores_of(net, windows()),
+        lambda net: unit_statistics.collect(net, windows().numpy(), place="c2"),
+        lambda net: maximized(net, "c2", 6),
+    ):
+        with pytest.raises(ValueError, match=said):
+            look(make())
+
+
+def test_buffers_that_a_network_assigns_anew_are_as_they_were():
+    def forward(m, x):
+        m.level, m.n = m.level + x.mean().detach(), None
+        m.register_buffer("more", torch.ones(1))
+        return m.c(x).mean(2)
+
+    network = of(forward, c=conv())
+    network.register_buffer("level", torch.zeros(1))
+    network.register_buffer("n", torch.ones(1))
+    level = network.level
+    with taps.watching(network):
+        network(windows())
+    assert network.level is level and float(level) == 0 and float(network.n) == 1
+    assert [name for name, _ in network.named_buffers()] == ["level", "n"]
+
+
 @pytest.mark.parametrize(
     ("network_type", "window_type"),
     [

@@ -244,12 +244,16 @@ def watching(network: nn.Module) -> Iterator[nn.Module]:
         network = copy.deepcopy(network).cpu()
         network = network.float() if half else network
     before, buffers = getattr(WATCHING, "on", False), [(b, b.clone()) for b in network.buffers()]
+    registered = [(module._buffers, dict(module._buffers)) for module in network.modules()]
     WATCHING.on = True
     try:
         with torch.random.fork_rng(devices=[]), evaluating(network), torch.no_grad():
             yield network
     finally:
         WATCHING.on = before
+        for now, own in registered:  # where the network puts new tensors in the place of its buffers
+            now.clear()
+            now.update(own)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
