@@ -4,7 +4,9 @@ The tables hold a network as a function of its parts ``m`` and the windows ``x``
 """
 
 import copy
+import gc
 import re
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -355,6 +357,31 @@ def test_a_layer_in_the_place_of_another_is_looked_at_anew():
         network.look = Of(lambda m, h: first(h))
         assert taps.located(network, "look", x).layout == "window time unit"
         network.look = nn.Identity()
+
+
+def test_what_lies_behind_a_place_is_looked_at_anew():
+    network, x = of(lambda m, x: m.act(m.n(m.look(x))).mean(2), look=conv(), n=nn.Identity(), act=nn.ReLU()), windows()
+    for act, rectified in ((nn.ReLU(), True), (nn.Tanh(), False), (Of(lambda m, h: m.f(h)), True)):
+        network.act, act.f = act, F.relu
+        assert taps.behind(network, "look", x).rectified == rectified
+    network.act.f = torch.tanh
+    assert not taps.behind(network, "look", x).rectified
+    assert taps.scores_of(network, x).shape == (4, 5)
+    network.n = nn.BatchNorm1d(5, track_running_stats=False)
+    with pytest.raises(ValueError, match="other windows of the batch"):
+        taps.scores_of(network, x)
+    network.n, network.answer = nn.Identity(), lambda m, x: (h := m.look(x).mean(2)) - h.mean(0)
+    with pytest.raises(ValueError, match="other windows of the batch"):
+        taps.scores_of(network, x)
+
+
+def test_what_was_found_of_a_network_does_not_keep_it():
+    network = of(lambda m, x: m.act(m.look(x)).mean(2), look=conv(), act=nn.ReLU())
+    taps.behind(network, "look", windows()), taps.scores_of(network, windows())
+    gone = weakref.ref(network.look)
+    del network
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_layer_of_which_the_first_output_is_meant_has_no_other():

@@ -5,8 +5,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from itertools import chain, count
-from weakref import WeakKeyDictionary
+from types import BuiltinFunctionType, FunctionType
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -214,6 +216,9 @@ class Place:
 #: threshold, or of means over the outputs
 RECTIFYING = ("relu", "bounded")
 
+#: types of what decides how a module computes, and what of that is changed by looking itself
+_SWITCHES = {bool, str, FunctionType, BuiltinFunctionType, partial}
+_CHANGING = ("training", "use_nested_tensor", "_is_full_backward_hook")
 #: what was found, by network and then by place and shape of the windows
 FOUND: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 #: whether this thread is watching a network, so that listeners do not take that for use
@@ -325,12 +330,25 @@ def which_call(tap: Tap, n_calls: int) -> int:
     return tap.call or 0
 
 
+def made_of(network: nn.Module) -> tuple:
+    """What decides how a network computes, beside its numbers: its modules, with their switches and functions.
+
+    What was found holds for these; where one is exchanged, behind a place too, it is looked at anew. References are
+    weak, so that nothing is kept alive, and no other gets the address of one that is gone.
+    """
+    return tuple(
+        (ref(module), type(module), name, value if isinstance(value, bool | str) else ref(value))
+        for module in network.modules()
+        for name, value in [("", ""), *vars(module).items()]
+        if type(value) in _SWITCHES and name not in _CHANGING
+    )
+
+
 def place_of(network: nn.Module, tap: Tap, x: Tensor) -> Place:
     """What there is to know of a tap; found out with windows like ``x`` where it is new."""
     if _is_known(network, tap):
         return Place(tap.layout, tap.part, "relu")
-    # what was found holds for this module; another one in its place is looked at anew
-    key = (network.get_submodule(tap.module), tap.call, tap.part, tap.layout, tuple(x.shape[1:]))
+    key = (made_of(network), tap.module, tap.call, tap.part, tap.layout, tuple(x.shape[1:]))
     cache = FOUND.setdefault(network, {})
     if key not in cache:
         with watching(network) as watched:

@@ -35,6 +35,7 @@ from harvis_utils.networks.places import (
     evaluating,
     find,
     located,
+    made_of,
     place_of,
     refuse_compiled,
     run,
@@ -343,7 +344,7 @@ def settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
     """Raise ``ValueError`` where a network's output are no class scores that stand for each window by itself."""
     if isinstance(network, SFHF):
         return
-    cache, key = FOUND.setdefault(network, {}), tuple(x.shape[1:])
+    cache, key = FOUND.setdefault(network, {}), (made_of(network), tuple(x.shape[1:]))
     if key not in cache:
         refuse_compiled(network)
         with watching(network) as watched:
