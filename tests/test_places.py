@@ -654,6 +654,49 @@ def test_behind_means_there_are_the_rectified_means(norm):
     assert torch.allclose(maps[:, :, 0], network(x), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [
+        (np.arange(6) == 2, r"True, False, False, False\]; np.flatnonzero\(mask\) gives those of a mask"),
+        ([True, False], "of a mask"),
+        ([1.9], r"each once, not \[1.9\]"),
+        ([np.nan], "each once"),
+        (["1"], "each once"),
+        ("1", "each once"),
+        ([1, 1], "each once"),
+        (None, "each once"),
+        ([[1], [2]], "each once"),
+        ([6], "c2 has units 0 to 5; units should be"),
+        ([-1], "c2 has units 0 to 5; units should be"),
+        ([], "one or more"),
+    ],
+)
+def test_units_are_numbers_each_once(units, said):
+    network, x = two_convs(F.relu), windows()
+    with pytest.raises(ValueError, match=said):
+        taps.unit_numbers(units, 6, "c2")
+    if units is not None:
+        with pytest.raises(ValueError, match=said):
+            maximized(network, "c2", 6, units=units)
+    if units is not None and len(units):
+        with pytest.raises(ValueError, match="units should be"), taps.silenced(network, "c2", units):
+            network(x)
+
+
+def test_units_may_be_of_any_whole_type():
+    for units in (
+        (2, 0),
+        np.array([2, 0]),
+        torch.tensor([2, 0]),
+        [np.int8(2), 0],
+        {2: "a", 0: "b"}.keys(),
+        iter([2, 0]),
+    ):
+        assert taps.unit_numbers(units, 3) == [2, 0]
+    assert taps.unit_numbers(1) == [1] and taps.unit_numbers(range(3), 3) == [0, 1, 2]
+    assert taps.unit_numbers([], none=True) == []
+
+
 def test_a_unit_that_goes_two_ways_is_silent_on_both():
     def forward(m, x):
         h = m.c(x)

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -125,6 +125,22 @@ def find(
     known("layer", layer, [name for name, _ in network.named_modules() if name])
     name = layer if call is None else f"{layer}, call {call}"
     return Tap(name, layer, rectified, layout or _known_layout(network, layer), call)
+
+
+def unit_numbers(units: Sequence[int], n: int | None = None, where: str = "", none: bool = False) -> list[int]:
+    """Units as a list of whole numbers, of the ``n`` that there are where that is known.
+
+    Raises ``ValueError`` for what does not give each unit once by its number, as a mask, and, unless ``none``, for no
+    unit.
+    """
+    given = units if isinstance(units, Iterable) and getattr(units, "ndim", 1) else [units]
+    found = [unit.item() if getattr(unit, "ndim", 1) == 0 else unit for unit in given]
+    whole = all(type(unit) is int for unit in found) and bool(found or none)
+    if not whole or len(set(found)) < len(found) or (n and not set(found) <= set(range(n))):
+        said = f"{where} has units 0 to {n - 1}; " if n else ""
+        hint = "; np.flatnonzero(mask) gives those of a mask" if any(isinstance(u, bool) for u in found) else ""
+        raise PlaceError(f"{said}units should be a list of numbers, one or more, each once, not {found}{hint}")
+    return found
 
 
 def _known_layout(network: nn.Module, module: str) -> str | None:

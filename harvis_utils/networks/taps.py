@@ -41,6 +41,7 @@ from harvis_utils.networks.places import (
     run,
     sizes_of,
     tensors_of,
+    unit_numbers,
     unnested,
     watching,
     which_call,
@@ -49,7 +50,7 @@ from harvis_utils.networks.positions import footprint, positions
 from harvis_utils.networks.sfhf import SFHF
 
 __all__ = ["Tap", "WithChannel", "WithLayout", "as_windows", "behind", "device_of", "evaluating", "find", "located"]
-__all__ += ["footprint", "positions", "run", "tensors_of"]
+__all__ += ["footprint", "positions", "run", "tensors_of", "unit_numbers"]
 
 #: windows pushed through a network at once, which bounds the memory
 CHUNK = 512
@@ -194,16 +195,15 @@ def silenced(network: nn.Module, tap: str | Tap, units: Sequence[int]) -> Iterat
 
     Where the rest of the network sees them as they are through a norm alone, they are zero behind the norm, and behind
     the activation after that. Of recurrent layers the last states are silent too. Calls raise ``ValueError`` as
-    :func:`located` does, and for a unit that the layer does not have.
+    :func:`located` does, and for a unit that the layer does not have; it does so itself as :func:`unit_numbers`.
     """
     place = find(network, tap)
-    index = torch.as_tensor(list(units), dtype=torch.int64)
+    index = torch.as_tensor(unit_numbers(units, none=True), dtype=torch.int64)
 
     def act(output: Tensor, groups: layouts.Groups, sizes: dict[str, int], where: str) -> Tensor:
         view, words = layouts.apart(output, groups, sizes, place.name)
         dim = words.index("unit")
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < view.shape[dim]:
-            raise PlaceError(f"{place.name} has units 0 to {view.shape[dim] - 1}, not {sorted(index.tolist())}")
+        unit_numbers(index, view.shape[dim], place.name, none=True)
         return view.index_fill(dim, index.to(view.device), 0.0).reshape(output.shape)
 
     def states(module: nn.RNNBase, args, output):
