@@ -241,16 +241,17 @@ FOUND: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 WATCHING = threading.local()
 
 
-def tensors_of(output) -> list[Tensor]:
-    """All dense tensors of floating type with two or more dimensions in what a module returned, in their order."""
+def tensors_of(output, every: bool = False) -> list[Tensor]:
+    """All dense tensors of floating type with two or more dimensions in what a module returned, in their order; with
+    ``every`` dense ones of any type and shape."""
     if isinstance(output, Tensor):
         plain = output.layout == torch.strided and not output.is_nested
-        return [output] if plain and output.is_floating_point() and output.ndim > 1 else []
+        return [output] if plain and (every or (output.is_floating_point() and output.ndim > 1)) else []
     if isinstance(output, dict):
         output = list(output.values())
     elif is_dataclass(output):
         output = [getattr(output, field.name) for field in fields(output)]
-    return [tensor for one in output for tensor in tensors_of(one)] if isinstance(output, list | tuple) else []
+    return [tensor for one in output for tensor in tensors_of(one, every)] if isinstance(output, list | tuple) else []
 
 
 @contextmanager

@@ -50,7 +50,7 @@ from harvis_utils.networks.positions import footprint, positions
 from harvis_utils.networks.sfhf import SFHF
 
 __all__ = ["Tap", "WithChannel", "WithLayout", "as_windows", "behind", "device_of", "evaluating", "find", "located"]
-__all__ += ["footprint", "positions", "run", "tensors_of", "unit_numbers"]
+__all__ += ["footprint", "positions", "run", "tensors_of", "unit_numbers", "watching"]
 
 #: windows pushed through a network at once, which bounds the memory
 CHUNK = 512
