@@ -310,7 +310,7 @@ def test_the_sine_and_other_starts_are_what_is_begun_with():
     [
         ({"layer": "conv9"}, "unknown layer 'conv9'; valid layers: conv1, conv2, conv3"),
         ({"methods": ["L3"]}, "unknown method 'L3'; valid methods: naive, L2.TV"),
-        ({"units": [4]}, "unknown unit 4; valid units: 0, 1, 2, 3"),
+        ({"units": [4]}, "conv1 has units 0 to 3; units should be"),
         ({"preset": "guess"}, "unknown preset 'guess'; valid presets: literal, calibrated"),
         ({"preset": Step("newton", 0.1, 0.9)}, "unknown optimizer 'newton'; valid optimizers: ascent, momentum, adam"),
     ],

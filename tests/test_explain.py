@@ -502,6 +502,29 @@ def test_the_address_holds_weights_place_and_windows():
     assert looking.looked(network, "body.0", windows.every(2)).key != key
 
 
+class Behind(nn.Module):
+    """A network's scores as another one's, by what is done behind its convolutions."""
+
+    def __init__(self, network: nn.Module, change):
+        super().__init__()
+        self.of, self._change = network, change
+
+    def forward(self, x):
+        return self._change(self.of(x))
+
+
+def test_the_address_holds_what_the_network_does_behind_the_place():
+    network, windows = subject()
+    mask = torch.tensor([1.0, 0.0, 1.0])
+    changes = [lambda y: y, lambda y: y * mask, lambda y: y.roll(1, 1), lambda y: y * 1.001, lambda y: (y, y.argmax(1))]
+    changes += [lambda y: {"scores": y, "told": y.argmin(1)}, lambda y: y + torch.randn_like(y)]
+    keys = [looking.looked(Behind(network, change), "of.body.0", windows).key for change in changes]
+    assert len(set(keys)) == len(changes)
+    assert keys[-1] == looking.looked(Behind(network, changes[-1]), "of.body.0", windows).key, "chance is no change"
+    rounded = Behind(network, lambda y: y * (1 + 1e-7))
+    assert looking.looked(rounded, "of.body.0", windows).key == keys[0]
+
+
 def test_the_package_alone_stays_light():
     asked = (
         "import sys, harvis_utils; print('torch' in sys.modules, 'numpy' in sys.modules, harvis_utils.explain.__name__)"

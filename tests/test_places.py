@@ -4,7 +4,9 @@ The tables hold a network as a function of its parts ``m`` and the windows ``x``
 """
 
 import copy
+import gc
 import re
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -357,6 +359,31 @@ def test_a_layer_in_the_place_of_another_is_looked_at_anew():
         network.look = nn.Identity()
 
 
+def test_what_lies_behind_a_place_is_looked_at_anew():
+    network, x = of(lambda m, x: m.act(m.n(m.look(x))).mean(2), look=conv(), n=nn.Identity(), act=nn.ReLU()), windows()
+    for act, rectified in ((nn.ReLU(), True), (nn.Tanh(), False), (Of(lambda m, h: m.f(h)), True)):
+        network.act, act.f = act, F.relu
+        assert taps.behind(network, "look", x).rectified == rectified
+    network.act.f = torch.tanh
+    assert not taps.behind(network, "look", x).rectified
+    assert taps.scores_of(network, x).shape == (4, 5)
+    network.n = nn.BatchNorm1d(5, track_running_stats=False)
+    with pytest.raises(ValueError, match="other windows of the batch"):
+        taps.scores_of(network, x)
+    network.n, network.answer = nn.Identity(), lambda m, x: (h := m.look(x).mean(2)) - h.mean(0)
+    with pytest.raises(ValueError, match="other windows of the batch"):
+        taps.scores_of(network, x)
+
+
+def test_what_was_found_of_a_network_does_not_keep_it():
+    network = of(lambda m, x: m.act(m.look(x)).mean(2), look=conv(), act=nn.ReLU())
+    taps.behind(network, "look", windows()), taps.scores_of(network, windows())
+    gone = weakref.ref(network.look)
+    del network
+    gc.collect()
+    assert gone() is None
+
+
 def test_a_layer_of_which_the_first_output_is_meant_has_no_other():
     """A recurrent layer's last states are none of its places, attention's weights neither."""
     network = of(lambda m, x: m.look(first(x))[1], look=nn.GRU(N_AXES, 5, batch_first=True))
@@ -627,6 +654,49 @@ def test_behind_means_there_are_the_rectified_means(norm):
     assert torch.allclose(maps[:, :, 0], network(x), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [
+        (np.arange(6) == 2, r"True, False, False, False\]; np.flatnonzero\(mask\) gives those of a mask"),
+        ([True, False], "of a mask"),
+        ([1.9], r"each once, not \[1.9\]"),
+        ([np.nan], "each once"),
+        (["1"], "each once"),
+        ("1", "each once"),
+        ([1, 1], "each once"),
+        (None, "each once"),
+        ([[1], [2]], "each once"),
+        ([6], "c2 has units 0 to 5; units should be"),
+        ([-1], "c2 has units 0 to 5; units should be"),
+        ([], "one or more"),
+    ],
+)
+def test_units_are_numbers_each_once(units, said):
+    network, x = two_convs(F.relu), windows()
+    with pytest.raises(ValueError, match=said):
+        taps.unit_numbers(units, 6, "c2")
+    if units is not None:
+        with pytest.raises(ValueError, match=said):
+            maximized(network, "c2", 6, units=units)
+    if units is not None and len(units):
+        with pytest.raises(ValueError, match="units should be"), taps.silenced(network, "c2", units):
+            network(x)
+
+
+def test_units_may_be_of_any_whole_type():
+    for units in (
+        (2, 0),
+        np.array([2, 0]),
+        torch.tensor([2, 0]),
+        [np.int8(2), 0],
+        {2: "a", 0: "b"}.keys(),
+        iter([2, 0]),
+    ):
+        assert taps.unit_numbers(units, 3) == [2, 0]
+    assert taps.unit_numbers(1) == [1] and taps.unit_numbers(range(3), 3) == [0, 1, 2]
+    assert taps.unit_numbers([], none=True) == []
+
+
 def test_a_unit_that_goes_two_ways_is_silent_on_both():
     def forward(m, x):
         h = m.c(x)
@@ -766,6 +836,46 @@ def test_scores_that_depend_on_chance_or_on_other_windows_are_refused():
                 look(network)
 
 
+def diverged(network):
+    network.c2.weight.data[0, 0, 0] = torch.nan
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: two_convs(F.relu).to("meta"), "'c1.weight' hold no numbers, because they are on the device \"meta\""),
+        (lambda: of(lambda m, x: m.c2(x).mean(2), c2=nn.LazyConv1d(5, 3)), "'c2.weight' have no shape yet: call the"),
+        (lambda: diverged(two_convs(F.relu)), "'c2.weight' hold NaN, as where training diverged"),
+    ],
+)
+def test_networks_without_numbers_are_said_so(make, said):
+    for look in (
+        lambda net: taps.places(net, windows()),
+        lambda net: taps.scores_of(net, windows()),
+        lambda net: unit_statistics.collect(net, windows().numpy(), place="c2"),
+        lambda net: maximized(net, "c2", 6),
+    ):
+        with pytest.raises(ValueError, match=said):
+            look(make())
+
+
+def test_buffers_that_a_network_assigns_anew_are_as_they_were():
+    def forward(m, x):
+        m.level, m.n = m.level + x.mean().detach(), None
+        m.register_buffer("more", torch.ones(1))
+        return m.c(x).mean(2)
+
+    network = of(forward, c=conv())
+    network.register_buffer("level", torch.zeros(1))
+    network.register_buffer("n", torch.ones(1))
+    level = network.level
+    with taps.watching(network):
+        network(windows())
+    assert network.level is level and float(level) == 0 and float(network.n) == 1
+    assert [name for name, _ in network.named_buffers()] == ["level", "n"]
+
+
 @pytest.mark.parametrize(
     ("network_type", "window_type"),
     [
@@ -794,6 +904,21 @@ def test_windows_of_any_number_type_go_into_networks_of_any(network_type, window
         assert np.allclose(one, two, **near), name
     climbed = slopes.ascend_units(network, "c2", [0, 1], x, ADAM, 3, 0.3)
     assert (climbed.maximum > climbed.curve[:, 0]).any()
+
+
+def test_windows_in_any_order_of_bytes_and_samples_are_the_same_windows():
+    network, x = two_convs(F.relu), windows().numpy()
+    expected = taps.outputs(network, "c2", x)
+    for same in (x.astype(">f4"), x[..., ::-1].copy()[..., ::-1], x.astype(np.longdouble), np.ma.array(x)):
+        assert torch.equal(taps.outputs(network, "c2", same), expected)
+        assert taps.places(network, same)["refused"].eq("").all() and taps.scores_of(network, same).isfinite().all()
+        assert taps.footprint(network, "c2", same) == 5 and taps.behind(network, "c1", same).rectified
+    masked = np.ma.masked_greater(x, 1.2)
+    assert taps.as_windows(network, masked).isnan().numpy().tolist() == masked.mask.tolist()
+    with pytest.raises(ValueError, match="c2 is NaN or infinite for some windows"):
+        unit_statistics.collect(network, masked, place="c2")
+    with pytest.raises(ValueError, match="windows should be numbers, not object"):
+        taps.places(network, x.astype(object))
 
 
 # --------------------------------------------------------------------------------------------------- foreign layouts

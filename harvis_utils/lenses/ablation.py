@@ -37,6 +37,7 @@ def drops(
     classes, or of fewer than there are windows of.
     """
     places, lost = [taps.find(network, layer) for layer in layers], []
+    units = units if units is None else taps.unit_numbers(units)
     with taps.evaluating(network), torch.no_grad():
         whole = _measured(network, split, n_classes)
         for place in progress(places, desc="ablation", leave=False):

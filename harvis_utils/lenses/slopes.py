@@ -133,14 +133,12 @@ def ascend_units(
     a network like any other.
     """
     place = taps.find(network, tap)
-    unit = torch.as_tensor(list(units), dtype=torch.int64)
     start = torch.as_tensor(start).to(taps.device_of(network))
     start = start if start.dtype in (torch.float32, torch.float64) else start.float()
     with taps.evaluating(network):
         with torch.no_grad():
             n_units = taps.maps_of(network, place, start[:1]).shape[1]
-        if not len(unit) or not 0 <= int(unit.min()) <= int(unit.max()) < n_units:
-            raise ValueError(f"{place.name} has units 0 to {n_units - 1}, not {unit.tolist()}")
+        unit = torch.tensor(taps.unit_numbers(units, n_units, place.name))
         rows = unit.repeat_interleave(len(start))
         x = start.repeat(len(unit), *[1] * (start.ndim - 1))
         return ascend(unit_field(network, place, rows, slope, way), x, step, n_steps, bound)

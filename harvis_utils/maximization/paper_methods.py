@@ -252,7 +252,8 @@ def maximize(
     else:
         device = taps.device_of(network)
     target = target_of(network, layer, n_axes, length, scale, at)
-    units = range(target.n_units) if units is None else [known("unit", u, range(target.n_units)) for u in units]
+    units = range(target.n_units) if units is None else units
+    units = taps.unit_numbers(units, target.n_units, getattr(layer, "name", layer))
     recipes = [METHODS[known("method", m, METHODS)] for m in methods]
     if np.shape(th_eap)[-1:] != (target.n_units,):
         raise ValueError(f"th_eap should be (unit,) of all {target.n_units} units of {layer}, not {np.shape(th_eap)}")

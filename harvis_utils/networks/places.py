@@ -2,15 +2,18 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import count
-from weakref import WeakKeyDictionary
+from functools import partial
+from itertools import chain, count
+from types import BuiltinFunctionType, FunctionType
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from harvis_utils.networks import layouts
 from harvis_utils.networks.following import Follower
@@ -88,6 +91,20 @@ def refuse_compiled(network: nn.Module) -> None:
         )
 
 
+def refuse_empty(network: nn.Module) -> None:
+    """Raise ``ValueError`` for a network whose weights hold no numbers."""
+    for name, value in chain(network.named_parameters(), network.named_buffers()):
+        if is_lazy(value):
+            fault = "have no shape yet: call the network once with windows, and train it"
+        elif value.is_meta:
+            fault = 'hold no numbers, because they are on the device "meta": load them, or make the network on the CPU'
+        elif isinstance(value, nn.Parameter) and value.isnan().any():
+            fault = "hold NaN, as where training diverged: load others"
+        else:
+            continue
+        raise PlaceError(f"the network's weights cannot be used: those of {name!r} {fault}")
+
+
 def find(
     network: nn.Module, layer: str | Tap, rectified: bool = False, layout: str | None = None, call: int | None = None
 ) -> Tap:
@@ -110,6 +127,22 @@ def find(
     return Tap(name, layer, rectified, layout or _known_layout(network, layer), call)
 
 
+def unit_numbers(units: Sequence[int], n: int | None = None, where: str = "", none: bool = False) -> list[int]:
+    """Units as a list of whole numbers, of the ``n`` that there are where that is known.
+
+    Raises ``ValueError`` for what does not give each unit once by its number, as a mask, and, unless ``none``, for no
+    unit.
+    """
+    given = units if isinstance(units, Iterable) and getattr(units, "ndim", 1) else [units]
+    found = [unit.item() if getattr(unit, "ndim", 1) == 0 else unit for unit in given]
+    whole = all(type(unit) is int for unit in found) and bool(found or none)
+    if not whole or len(set(found)) < len(found) or (n and not set(found) <= set(range(n))):
+        said = f"{where} has units 0 to {n - 1}; " if n else ""
+        hint = "; np.flatnonzero(mask) gives those of a mask" if any(isinstance(u, bool) for u in found) else ""
+        raise PlaceError(f"{said}units should be a list of numbers, one or more, each once, not {found}{hint}")
+    return found
+
+
 def _known_layout(network: nn.Module, module: str) -> str | None:
     if not isinstance(network, SFHF):
         return None
@@ -127,11 +160,24 @@ def device_of(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
+def as_tensor(x: np.ndarray | Tensor) -> Tensor:
+    """Numbers in any order of bytes and samples as a tensor, masked ones as NaN. Raises ``ValueError`` for others."""
+    if isinstance(x, np.ma.MaskedArray):
+        x = x.astype(np.promote_types(x.dtype, np.float32)).filled(np.nan)
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, ValueError) as error:  # such as torch does not take
+        x = np.asarray(x)
+        if x.dtype.kind not in "fiu":
+            raise PlaceError(f"windows should be numbers, not {x.dtype}") from error
+        return torch.as_tensor(np.ascontiguousarray(x, f"{x.dtype.kind}{min(x.itemsize, 8)}"))
+
+
 def as_windows(network: nn.Module, x: np.ndarray | Tensor) -> Tensor:
     """Windows on the network's device and of its floating type; float32 for a network without numbers of its own."""
     own = (t for of in (network.parameters(), network.buffers()) for t in of if t.is_floating_point())
     first = next(own, None)
-    x = torch.as_tensor(x)
+    x = as_tensor(x)
     if first is None:
         return x if x.is_floating_point() else x.float()
     return x.to(first.device, first.dtype)
@@ -186,38 +232,50 @@ class Place:
 #: threshold, or of means over the outputs
 RECTIFYING = ("relu", "bounded")
 
+#: types of what decides how a module computes, and what of that is changed by looking itself
+_SWITCHES = {bool, str, FunctionType, BuiltinFunctionType, partial}
+_CHANGING = ("training", "use_nested_tensor", "_is_full_backward_hook")
 #: what was found, by network and then by place and shape of the windows
 FOUND: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 #: whether this thread is watching a network, so that listeners do not take that for use
 WATCHING = threading.local()
 
 
-def tensors_of(output) -> list[Tensor]:
-    """All dense tensors of floating type with two or more dimensions in what a module returned, in their order."""
+def tensors_of(output, every: bool = False) -> list[Tensor]:
+    """All dense tensors of floating type with two or more dimensions in what a module returned, in their order; with
+    ``every`` dense ones of any type and shape."""
     if isinstance(output, Tensor):
         plain = output.layout == torch.strided and not output.is_nested
-        return [output] if plain and output.is_floating_point() and output.ndim > 1 else []
+        return [output] if plain and (every or (output.is_floating_point() and output.ndim > 1)) else []
     if isinstance(output, dict):
         output = list(output.values())
     elif is_dataclass(output):
         output = [getattr(output, field.name) for field in fields(output)]
-    return [tensor for one in output for tensor in tensors_of(one)] if isinstance(output, list | tuple) else []
+    return [tensor for one in output for tensor in tensors_of(one, every)] if isinstance(output, list | tuple) else []
 
 
 @contextmanager
 def watching(network: nn.Module) -> Iterator[nn.Module]:
-    """The network to be watched, with nothing left of that: its buffers, its mode, the state of chance."""
+    """The network to be watched, with nothing left of that: its buffers, its mode, the state of chance.
+
+    Raises ``ValueError`` for a network without numbers: lazy layers that have seen no windows, the meta device, NaN.
+    """
+    refuse_empty(network)
     half = any(parameter.element_size() < 4 for parameter in network.parameters())
     if half or device_of(network).type != "cpu":  # where convolutions may spread what they read over a block
         network = copy.deepcopy(network).cpu()
         network = network.float() if half else network
     before, buffers = getattr(WATCHING, "on", False), [(b, b.clone()) for b in network.buffers()]
+    registered = [(module._buffers, dict(module._buffers)) for module in network.modules()]
     WATCHING.on = True
     try:
         with torch.random.fork_rng(devices=[]), evaluating(network), torch.no_grad():
             yield network
     finally:
         WATCHING.on = before
+        for now, own in registered:  # where the network puts new tensors in the place of its buffers
+            now.clear()
+            now.update(own)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -289,12 +347,25 @@ def which_call(tap: Tap, n_calls: int) -> int:
     return tap.call or 0
 
 
+def made_of(network: nn.Module) -> tuple:
+    """What decides how a network computes, beside its numbers: its modules, with their switches and functions.
+
+    What was found holds for these; where one is exchanged, behind a place too, it is looked at anew. References are
+    weak, so that nothing is kept alive, and no other gets the address of one that is gone.
+    """
+    return tuple(
+        (ref(module), type(module), name, value if isinstance(value, bool | str) else ref(value))
+        for module in network.modules()
+        for name, value in [("", ""), *vars(module).items()]
+        if type(value) in _SWITCHES and name not in _CHANGING
+    )
+
+
 def place_of(network: nn.Module, tap: Tap, x: Tensor) -> Place:
     """What there is to know of a tap; found out with windows like ``x`` where it is new."""
     if _is_known(network, tap):
         return Place(tap.layout, tap.part, "relu")
-    # what was found holds for this module; another one in its place is looked at anew
-    key = (network.get_submodule(tap.module), tap.call, tap.part, tap.layout, tuple(x.shape[1:]))
+    key = (made_of(network), tap.module, tap.call, tap.part, tap.layout, tuple(x.shape[1:]))
     cache = FOUND.setdefault(network, {})
     if key not in cache:
         with watching(network) as watched:
@@ -355,7 +426,7 @@ def located(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) 
     other windows, and where the network does not take windows (window, axis, time).
     """
     tap = find(network, layer)
-    place = place_of(network, tap, torch.as_tensor(example))
+    place = place_of(network, tap, as_tensor(example))
     return replace(tap, layout=place.layout, part=place.part)
 
 
@@ -365,4 +436,4 @@ def behind(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor) -
     Other activations, which let negative outputs through, leave the place where it is.
     """
     tap = located(network, layer, example)
-    return replace(tap, rectified=place_of(network, tap, torch.as_tensor(example)).activation in RECTIFYING)
+    return replace(tap, rectified=place_of(network, tap, as_tensor(example)).activation in RECTIFYING)

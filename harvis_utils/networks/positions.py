@@ -24,7 +24,7 @@ def positions(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor
     """
     tap = located(network, layer, example)
     with watching(network) as watched:
-        x = as_windows(watched, torch.as_tensor(example))
+        x = as_windows(watched, example)
         length = x.shape[2]
         for summaries in (True, False):
             mode = Local(summaries)
@@ -53,7 +53,7 @@ def footprint(network: nn.Module, layer: str | Tap, example: np.ndarray | Tensor
     """
     tap = located(network, layer, example)
     with watching(network) as watched:
-        sees = _seen(watched, tap, as_windows(watched, torch.as_tensor(example)), nullcontext())
+        sees = _seen(watched, tap, as_windows(watched, example), nullcontext())
     spans = sees.shape[1] - sees[:, ::-1].argmax(1) - sees.argmax(1)
     return int(np.where(sees.any(1), spans, 1).max())
 

@@ -28,17 +28,20 @@ from harvis_utils.networks.places import (
     Tap,
     WithChannel,
     WithLayout,
+    as_tensor,
     as_windows,
     behind,
     device_of,
     evaluating,
     find,
     located,
+    made_of,
     place_of,
     refuse_compiled,
     run,
     sizes_of,
     tensors_of,
+    unit_numbers,
     unnested,
     watching,
     which_call,
@@ -47,7 +50,7 @@ from harvis_utils.networks.positions import footprint, positions
 from harvis_utils.networks.sfhf import SFHF
 
 __all__ = ["Tap", "WithChannel", "WithLayout", "as_windows", "behind", "device_of", "evaluating", "find", "located"]
-__all__ += ["footprint", "positions", "run", "tensors_of"]
+__all__ += ["footprint", "positions", "run", "tensors_of", "unit_numbers", "watching"]
 
 #: windows pushed through a network at once, which bounds the memory
 CHUNK = 512
@@ -192,16 +195,15 @@ def silenced(network: nn.Module, tap: str | Tap, units: Sequence[int]) -> Iterat
 
     Where the rest of the network sees them as they are through a norm alone, they are zero behind the norm, and behind
     the activation after that. Of recurrent layers the last states are silent too. Calls raise ``ValueError`` as
-    :func:`located` does, and for a unit that the layer does not have.
+    :func:`located` does, and for a unit that the layer does not have; it does so itself as :func:`unit_numbers`.
     """
     place = find(network, tap)
-    index = torch.as_tensor(list(units), dtype=torch.int64)
+    index = torch.as_tensor(unit_numbers(units, none=True), dtype=torch.int64)
 
     def act(output: Tensor, groups: layouts.Groups, sizes: dict[str, int], where: str) -> Tensor:
         view, words = layouts.apart(output, groups, sizes, place.name)
         dim = words.index("unit")
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < view.shape[dim]:
-            raise PlaceError(f"{place.name} has units 0 to {view.shape[dim] - 1}, not {sorted(index.tolist())}")
+        unit_numbers(index, view.shape[dim], place.name, none=True)
         return view.index_fill(dim, index.to(view.device), 0.0).reshape(output.shape)
 
     def states(module: nn.RNNBase, args, output):
@@ -277,7 +279,7 @@ def chunks(network: nn.Module, layers: Sequence[str | Tap], x: np.ndarray | Tens
     float32, which holds the same numbers.
     """
     places = [find(network, layer) for layer in layers]
-    for batch in torch.as_tensor(x).split(CHUNK):
+    for batch in as_tensor(x).split(CHUNK):
         with evaluating(network), torch.no_grad():
             maps = _maps(network, places, batch)
         yield {name: of.float() if of.element_size() < 4 else of for name, of in maps.items()}
@@ -342,11 +344,11 @@ def settle(network: nn.Module, x: np.ndarray | Tensor) -> None:
     """Raise ``ValueError`` where a network's output are no class scores that stand for each window by itself."""
     if isinstance(network, SFHF):
         return
-    cache, key = FOUND.setdefault(network, {}), tuple(x.shape[1:])
+    cache, key = FOUND.setdefault(network, {}), (made_of(network), tuple(x.shape[1:]))
     if key not in cache:
         refuse_compiled(network)
         with watching(network) as watched:
-            example = as_windows(watched, torch.as_tensor(x)).detach()
+            example = as_windows(watched, x).detach()
             try:
                 with torch.enable_grad():
                     output = run(watched, layouts.made_windows(example, 2).requires_grad_())

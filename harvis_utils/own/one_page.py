@@ -90,9 +90,7 @@ def explain(
             f"{of.name}: all {n_units} units give the same for every training window, so there is nothing to explain; "
             "name another place, or look whether the network has been trained and its weights loaded"
         )
-    units = chosen_units(n_units, N_UNITS) if units is None else [int(unit) for unit in units]
-    if not units or len(set(units)) < len(units) or not set(units) <= set(range(n_units)):
-        raise ExplainError(f"{of.name} has units 0 to {n_units - 1}; units should be some of these, each once: {units}")
+    units = chosen_units(n_units, N_UNITS) if units is None else taps.unit_numbers(units, n_units, of.name)
     folder = Path(folder) if folder else report_root() / "explained" / re.sub(r"[^\w.-]+", "_", of.name)
     asked = {"key": of.key, "units": units, "settings": described(settings), "visual": described(visual)}
     _claim(folder, asked)
