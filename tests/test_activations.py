@@ -106,3 +106,19 @@ def test_a_unit_that_is_never_rectified_is_linear_and_a_dead_one_has_no_share():
     bias = torch.tensor([100.0, 0.0, -1e3])
     found = unit_statistics.unexplained(Trunk(trunk.weights[:1], (bias,)), segments).values[0]
     assert found[0] < 1e-6 and 0.1 < found[1] < 1 and np.isnan(found[2])
+
+
+def test_segments_come_in_any_form_of_numbers_and_are_refused_where_they_are_none():
+    trunk = Trunk((torch.randn(2, 1, 3),), (torch.zeros(2),))
+    segments = np.random.default_rng(0).normal(size=(9, 12)).astype("float32")
+    plain = unit_statistics.collect(trunk, segments)
+    for other in (segments.astype(">f4"), segments.astype(float), torch.tensor(segments), segments[::-1].copy()[::-1]):
+        assert unit_statistics.collect(trunk, other).equals(plain)
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="segments 0 to 8 hold NaN or infinity"):
+            unit_statistics.collect(trunk, np.where(segments == segments[3, 4], wrong, segments))
+    uneven = Trunk((torch.randn(2, 1, 3), torch.randn(4, 2, 3)), (torch.zeros(2), torch.zeros(4)))
+    with pytest.raises(ValueError, match="layers of this trunk differ in units"):
+        unit_statistics.collect(uneven, segments)
+    with pytest.raises(ValueError, match="needs a place and windows .window, axis, time., not object"):
+        unit_statistics.collect(torch.nn.Conv1d(1, 2, 3), object(), place="")

@@ -8,6 +8,7 @@ linear layer, GELU) has no such value: its mean, deviation and threshold are tho
 they are all the same.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -132,18 +133,24 @@ def collect(
     ``p95``, ``maximum``, ``dead`` (never non-zero; ``th_eap`` is NaN then), and ``top_segment``, ``top_output``: the
     segments with the largest mean output. Where units see single axes, segment i is axis i % n of window i // n, of n
     axes; where they mix them, ``top_window`` are whole windows, and outputs of all axes of a map count as one unit's.
-    Raises ``ValueError`` for an unknown place.
+    Raises ``ValueError`` for an unknown place, windows that hold no finite numbers, and a trunk of uneven layers.
     """
     if isinstance(network, Trunk):
         trunk = network.to(device)
-        layers = [_Layer(len(b), windows.size, n_top, device) for b in trunk.biases]
+        if len({len(b) for b in trunk.biases}) > 1:
+            raise ValueError("layers of this trunk differ in units; give the network itself and a place, one at a time")
+        layers = [_Layer(len(b), math.prod(windows.shape), n_top, device) for b in trunk.biases]
         for begin in progress(range(0, len(windows), CHUNK), desc="statistics", leave=False):
-            x = torch.as_tensor(windows[begin : begin + CHUNK], device=device)
+            x = taps.as_tensor(windows[begin : begin + CHUNK]).to(device, trunk.biases[0].dtype)
+            if not x.isfinite().all():
+                raise ValueError(
+                    f"segments {begin} to {begin + len(x) - 1} hold NaN or infinity; leave such windows out"
+                )
             for layer, maps in zip(layers, trunk.feature_maps(x), strict=True):
                 layer.add(begin, maps)
         return xr.concat([layer.found() for layer in layers], pd.Index(trunk.layers, name="layer"))
-    if place is None or windows.ndim != 3 or not len(windows):
-        shape = tuple(windows.shape)
+    if place is None or np.ndim(windows) != 3 or not len(windows):
+        shape = tuple(np.shape(windows)) or type(windows).__name__
         raise ValueError(f"a network other than a trunk needs a place and windows (window, axis, time), not {shape}")
     (n_windows, n_axes, length), tap = windows.shape, taps.located(network, place, windows[:3])
     alone, layer = trunks.by_axis(network, tap, n_axes, length), None
