@@ -325,3 +325,25 @@ def test_unknown_names_list_the_valid_ones(wrong, message):
 def test_cuda_takes_the_same_step():
     cpu, gpu = (maximize(made_trunk(), "conv3", np.ones(4), settings=ONE, device=d) for d in ("cpu", "cuda"))
     assert np.abs(cpu["signal"] - gpu["signal"]).max() < 1e-5
+
+
+def test_what_no_signal_can_begin_with_is_refused_and_lost_ones_are_told():
+    trunk = made_trunk()
+    th = np.full(len(trunk.biases[0]), 1.0)
+    for start in (np.where(SINE > 0, np.nan, SINE), SINE[:-1]):
+        with pytest.raises(ValueError, match="start should be finite signals of 30 samples"):
+            maximize(trunk, "conv1", th, methods=["naive"], settings=ONE, start=start)
+    for wrong in ({"dtype": torch.float16}, {"settings": dataclasses.replace(ONE, weight=np.nan)}):
+        with pytest.raises(ValueError, match="signals need a finite weight and float32 or float64"):
+            maximize(trunk, "conv1", th, methods=["naive"], **({"settings": ONE} | wrong))
+    with pytest.raises(ValueError, match="a low-pass filter at 5 Hz needs a rate above 10 Hz, not 8"):
+        maximize(trunk, "conv1", th, methods=["lowpass"], settings=ONE, rate_hz=8.0)
+
+    class Standardizing(torch.nn.Module):
+        def forward(self, x):
+            return ((x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True)).relu()
+
+    network = torch.nn.Sequential(Standardizing(), torch.nn.Conv1d(1, 2, 3))
+    about = {"methods": ["naive"], "settings": ONE, "n_axes": 1, "length": LENGTH}
+    with pytest.warns(UserWarning, match="2 of 2 signals are NaN"):
+        maximize(network, "1", np.ones(2), start=np.zeros((1, LENGTH)), **about)

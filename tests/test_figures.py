@@ -338,6 +338,12 @@ def test_methods_are_drawn_with_all_axes_and_maps_where_they_look():
     )
     with pytest.raises(ValueError, match="select one of each seed, unit"):
         waves.unit_methods(made.expand_dims(seed=[0, 1], unit=[3]))
+    with pytest.raises(ValueError, match="levels are those of unit 2, the signals those of 3"):
+        waves.unit_methods(made.assign_coords(unit=3), LEVELS.assign_coords(unit=2))
+    with pytest.raises(ValueError, match="levels should be those of one unit; select one of each unit"):
+        waves.unit_methods(made, LEVELS.expand_dims(unit=[2]))
+    with pytest.raises(ValueError, match="rate_hz should be above 0 Hz and columns at least 1, not nan and 4"):
+        waves.unit_methods(made, rate_hz=np.nan)
     with pytest.raises(ValueError, match="a map of 11 samples does not say which"):
         waves.unit_methods(made.drop_vars("map_time"))
 

@@ -1,5 +1,6 @@
 """Signals over time: alone, over each other, with the unit's outputs, beside real windows, with what lenses say."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -107,11 +108,18 @@ def unit_methods(
     largest output is drawn. An ``axis`` has its coordinate's name. ``levels`` are the unit's statistics: its threshold
     ``th_eap`` (dashed) and the 95 % point ``p95`` of its training outputs (dotted). ``compared`` shades samples: where
     they begin in each panel, and how many; panels below each other then share their scale, as what is compared are
-    values, not shapes. Raises ``ValueError`` for more than one unit, and for maps of another length that do not say
-    their ``map_time``.
+    values, not shapes. Raises ``ValueError`` for more than one unit, levels of another one, a rate that is none, and
+    for maps of another length that do not say their ``map_time``.
     """
     if others := set(made["signal"].dims) - {"technique", "axis", "time"}:
         raise ValueError(f"one unit's signals are drawn; select one of each {', '.join(sorted(others))}")
+    if levels is not None and (several := [str(dim) for dim in levels["th_eap"].dims]):
+        raise ValueError(f"levels should be those of one unit; select one of each {', '.join(several)}")
+    for of in ("layer", "unit") if levels is not None else ():
+        if of in made.coords and of in levels.coords and made[of].item() != levels[of].item():
+            raise ValueError(f"levels are those of {of} {levels[of].item()}, the signals those of {made[of].item()}")
+    if not (rate_hz and 0 < rate_hz < math.inf) or columns < 1:
+        raise ValueError(f"rate_hz should be above 0 Hz and columns at least 1, not {rate_hz} and {columns}")
     signals = made["signal"].transpose("technique", ..., "time")
     names, length = [str(name) for name in signals["technique"].values], signals.sizes["time"]
     looks = [(float(levels[of]), *look) for of, *look in LEVELS] if levels is not None else []

@@ -11,6 +11,7 @@ per-axis trunks, sooner.
 import copy
 import math
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -79,6 +80,9 @@ def lowpass_matrix(length: int, cutoff_hz: float, order: int, rate_hz: float) ->
 
     Raises ``ValueError`` for a cut-off that is not below half the rate, and for too few samples.
     """
+    if not 0 < cutoff_hz < rate_hz / 2:
+        said = f"a low-pass filter at {cutoff_hz:g} Hz needs a rate above {2 * cutoff_hz:g} Hz, not {rate_hz:g}"
+        raise ValueError(f"{said}; give another lowpass_hz, or leave that method out")
     sections = scipy.signal.butter(order, cutoff_hz, fs=rate_hz, output="sos")
     try:
         return scipy.signal.sosfiltfilt(sections, np.eye(length), axis=0)
@@ -267,6 +271,10 @@ def maximize(
     start = np.asarray(start)
     starts = (len(start),) if start.ndim == len(inner) + 3 else ()
     shape = (*starts, len(recipes), len(units), *inner)
+    if not np.isfinite(start).all() or start.shape[-1:] not in ((), (1,), (length,)):
+        raise ValueError(f"start should be finite signals of {length} samples, as {shape} or what broadcasts to it")
+    if dtype not in (torch.float32, torch.float64) or not math.isfinite(settings.weight):
+        raise ValueError(f"signals need a finite weight and float32 or float64, not {settings.weight} and {dtype}")
     weights = penalty_weights(settings.weight, settings.reduction, length)
     rows = climbing_rows(recipes, list(units), np.asarray(th_eap), weights, math.prod(starts))
     x = np.broadcast_to(start, shape).reshape(len(rows), *inner)
@@ -295,6 +303,11 @@ def maximize(
                 others = [target_of(of, layer, n_axes, length, scale, at) for of in _copies(network, n_copies)]
                 found = climb([of.maps for of in (target, *others)], rows, begin, preset, **how, **aids)
     signal, outputs = found.signal, found.map
+    if lost := int(np.isnan(signal).reshape(len(rows), -1).any(1).sum()):
+        said = (
+            f"{lost} of {len(rows)} signals are NaN: so are gradients where a network divides by a window's own spread"
+        )
+        warnings.warn(said, stacklevel=2)
     if scale is not None:
         signal = target.scale.windows(torch.as_tensor(signal)).numpy()
     dims = (*(("start",) if starts else ()), "technique", "unit")

@@ -170,7 +170,7 @@ def score(
     each = signals["signal"].isel(axis=0, time=0, missing_dims="ignore").transpose(*dims)
     dead = statistics["dead"].broadcast_like(each).transpose(*dims).values.reshape(-1)
     amplitude = np.abs(x).reshape(n, -1).max(1)
-    failed = amplitude > settings.fail_amplitude_g
+    failed = ~(amplitude <= settings.fail_amplitude_g)  # so do signals of NaN
     begin, pieces = best_piece(x, in_rows(in_time(signals["map"], length), dims), settings.piece)
     flat = {
         "failed": failed,
