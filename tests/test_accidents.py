@@ -8,6 +8,7 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+import torch
 from sample_notebooks import write
 
 from harvis_utils.chain import commands, execution, stamps
@@ -15,6 +16,7 @@ from harvis_utils.parallel import threads
 from harvis_utils.settings import load_settings
 from harvis_utils.store import results
 from harvis_utils.store.files import ArtifactError, file_digest, write_json, write_text
+from harvis_utils.training.checkpoints import save_state
 
 
 @pytest.fixture
@@ -45,10 +47,12 @@ def test_a_temporary_folder_that_cannot_be_written_is_named(monkeypatch, tmp_pat
 def test_others_may_read_what_is_stored():
     before = os.umask(0o027)
     try:
-        folder = results.obtain("made", "k", lambda folder: (folder / "a").write_text("1"), {})
+        folder = results.obtain("made", "k", lambda folder: results.write_result(folder, {"a": torch.ones(1)}), {})
+        save_state(folder / "state.safetensors", {"a": torch.ones(1)})
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
 
 
 # ------------------------------------------------------------------------------------------- changed by others

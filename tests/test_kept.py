@@ -1,13 +1,16 @@
 """Kept functions: an address that follows the code, results that are whole or not there."""
 
+import errno
 import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -291,6 +294,71 @@ def test_a_damaged_result_is_made_anew_and_said(how):
     assert len(CALLS) == 1 and (folder / "result.nc").read_bytes() == expected and results.damage(folder) is None
 
 
+def test_a_damaged_result_behind_a_link_is_made_anew_and_what_the_link_leads_to_stays(tmp_path):
+    folder = stored()
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(elsewhere)
+    (elsewhere / "result.nc").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"result.nc is damaged; made anew"):
+        counted(Made())
+    assert len(CALLS) == 1 and not folder.is_symlink() and (elsewhere / "result.nc").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("of", [shutil, results.files])
+def test_what_belongs_to_somebody_else_is_one_error(of, monkeypatch):
+    """As root may do everything, the system's refusal is made up."""
+    folder = stored()
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    if of is shutil:
+        (folder / "result.nc").write_bytes(b"x")
+    else:
+        monkeypatch.setattr(files, "file_digest", refuse)
+        assert results.damage(folder) == "result.nc cannot be read (Permission denied)"
+    with (
+        pytest.warns(UserWarning, match="result.nc"),
+        pytest.raises(files.ArtifactError, match=f"{folder}: could not be removed .Permission denied.; remove it"),
+    ):
+        counted(Made())
+
+
+def heal_at_once(gate, n: int, failed) -> None:
+    for _ in range(n):
+        gate.wait()
+        with suppress(OSError):
+            (results.folder_of("raced", by_many.key(0)) / "result.json").write_text("[]")
+        gate.wait()
+        try:
+            assert by_many(0)["x"][-1] == 1999
+        except BaseException as error:
+            failed.put(repr(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*made anew")
+def test_processes_that_heal_one_result_do_not_collide():
+    by_many(0)
+    fork = multiprocessing.get_context("fork")
+    failed, gate = fork.SimpleQueue(), fork.Barrier(3)
+    processes = [fork.Process(target=heal_at_once, args=(gate, 25, failed)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert failed.empty(), failed.get()
+
+
+def test_a_file_that_a_computation_lacks_is_not_blamed_on_the_store():
+    @kept("lacking")
+    def lacking(path: str) -> str:
+        return open(path).read()
+
+    with pytest.raises(FileNotFoundError, match="/nowhere/data.txt"):
+        lacking("/nowhere/data.txt")
+
+
 def test_a_failing_computation_leaves_nothing():
     @kept("failing")
     def failing(x: int) -> int:
@@ -317,8 +385,10 @@ def test_what_killed_computations_left_is_swept_but_not_what_living_ones_or_othe
     for name in (living, elsewhere):
         (place / name).mkdir()
     (place / f".t.csv.{process.pid}@{files.node()}.part").write_text("a file half written")
-    counted(Made())
-    assert {path.name for path in place.iterdir()} == {living, elsewhere, counted.key(Made())}
+    (place / (contained := f".c.{process.pid}@{files.node()}.part")).mkdir()
+    with files.owning(place / contained):  # by a process of that number in a container of the same name
+        counted(Made())
+    assert {path.name for path in place.iterdir()} == {living, elsewhere, contained, counted.key(Made())}
 
 
 def test_of_several_who_want_a_result_one_makes_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -25,12 +26,19 @@ class ArtifactError(HarvisError, RuntimeError):
 
 @contextmanager
 def writing(path: Path):
-    """Turn what a failed write raises into one error that names the file; safetensors has an error of its own."""
+    """Turn what a failed write raises into one error that names the file; safetensors has an error of its own.
+
+    An error that names a file elsewhere is of what was read for it, and stays as it is.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, SafetensorError) and "deserializ" in str(error):
             raise  # a damaged file was read
+        if isinstance(named := getattr(error, "filename", None), str):
+            there, place = Path(named).absolute(), Path(path).absolute()
+            if not (there.is_relative_to(place.parent) or place.is_relative_to(there)):
+                raise
         reason = getattr(error, "strerror", None) or error
         raise ArtifactError(f"{path}: could not be written ({reason}); nothing was left behind") from error
 
@@ -42,6 +50,22 @@ def note(variable: str, line: str) -> None:
             lines.write(f"{line}\n")
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder; nothing is no error.
+
+    Raises :class:`ArtifactError` where that fails.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: could not be removed ({error.strerror}); remove it, or let its owner do so"
+        ) from error
+
+
 @contextmanager
 def replacing(path: Path):
     """Yield a temporary sibling of ``path`` to write to; it takes the name when the block ends without error."""
@@ -50,9 +74,12 @@ def replacing(path: Path):
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield part
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+            with owning(part, os.O_CREAT | os.O_RDWR):
+                mode = part.stat().st_mode & 0o777
+                yield part
+                part.chmod(mode)  # safetensors' files are private: others may share the place
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
             os.replace(part, path)
         note("HARVIS_WRITTEN", str(path.resolve()))
     finally:
@@ -65,12 +92,32 @@ def node() -> str:
     return platform.node().replace(".", "-")
 
 
+@contextmanager
+def owning(part: Path, flags: int = os.O_RDONLY) -> Iterator[bool]:
+    """While the block runs nobody :func:`sweep`-s this unfinished file or folder; yields whether somebody else owns it.
+
+    Numbers of processes tell less: containers of one name share folders, and number their processes apart.
+    """
+    handle = os.open(part, flags, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = False
+    except OSError as error:
+        taken = isinstance(error, BlockingIOError)  # else a file system without locks
+    try:
+        yield taken
+    finally:
+        os.close(handle)
+
+
 def sweep(parts: Iterable[Path]) -> None:
     """Remove those unfinished files and folders that killed processes of this machine left."""
     for part in list(parts):
         owner = re.search(r"\.(\d+)@([^.]+)\.(\w+\.)?part$", part.name)
         if owner and owner[2] == node() and not psutil.pid_exists(int(owner[1])):
-            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+            with suppress(OSError, ArtifactError), owning(part) as taken:  # another's, or gone
+                if not taken:
+                    remove(part)
 
 
 @contextmanager
@@ -85,7 +132,8 @@ def scratch(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}@{node()}.{secrets.token_hex(8)}.part")
     part.mkdir()
     try:
-        yield part
+        with owning(part):
+            yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -103,12 +151,12 @@ def write_json(path: Path, value, nan_as_null: bool = False) -> Path:
 
 
 def read_json(path: Path):
-    """Read a JSON file; a missing or broken one raises :class:`ArtifactError` naming it."""
+    """Read a JSON file; a missing or broken one, or a folder, raises :class:`ArtifactError` naming it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is not readable as JSON ({error}); delete it and run its notebook again"
         ) from error

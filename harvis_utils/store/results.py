@@ -191,11 +191,14 @@ def damage(folder: Path) -> str | None:
         return "manifest.json is not readable"
     if about[:2] != (folder.parent.name, folder.name):
         return "manifest.json belongs to another result"
-    if expected.keys() != {path.name for path in folder.iterdir()} - {"manifest.json"}:
-        return "files are missing, or do not belong to it"
-    for name, digest in expected.items():
-        if not (folder / name).is_file() or files.file_digest(folder / name) != digest:
-            return f"{name} is damaged"
+    try:
+        if expected.keys() != {path.name for path in folder.iterdir()} - {"manifest.json"}:
+            return "files are missing, or do not belong to it"
+        for name, digest in expected.items():
+            if not (folder / name).is_file() or files.file_digest(folder / name) != digest:
+                return f"{name} is damaged"
+    except OSError as error:  # of another user, or removed meanwhile
+        return f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
     return None
 
 
@@ -203,15 +206,16 @@ def obtain(stage: str, key: str, build: Callable[[Path], object], about: Mapping
     """Folder of the result of ``stage`` with ``key``, filled by ``build(folder)`` unless it is there already.
 
     ``about`` is its provenance. A build that fails or is killed leaves nothing under the final name; a damaged result
-    is made anew, with a warning.
+    is made anew, with a warning. Raises :class:`~harvis_utils.store.files.ArtifactError` where it cannot be written, or
+    a damaged one not be removed.
     """
     folder = folder_of(stage, key)
     files.note("HARVIS_JOURNAL", f"{stage}/{key}")
-    if folder.exists() and (wrong := damage(folder)):
-        warnings.warn(f"{folder}: {wrong}; made anew", stacklevel=3)
-        shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
-    if not folder.exists():
-        with _alone(folder):
+    if damage(folder):
+        with _alone(folder):  # looked at again: another process may have made it, or made it anew, meanwhile
+            if os.path.lexists(folder) and (wrong := damage(folder)):
+                warnings.warn(f"{folder}: {wrong}; made anew", stacklevel=3)
+                files.remove(folder)
             if not folder.exists():
                 _fill(folder, build, about)
     _opened[stage, key] = files.read_json(folder / "manifest.json")["wall_s"]
@@ -224,7 +228,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
     The system frees the lock however its holder ends.
     """
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:20]
+    name = hashlib.sha256(str(folder.parent.resolve() / folder.name).encode()).hexdigest()[:20]
     lock = Path(tempfile.gettempdir()) / f"harvis-{name}.lock"
     with files.writing(lock):
         # others may build here too, who are not the owner of what lies in a folder for all
@@ -320,7 +324,8 @@ def write_result(folder: Path, result) -> None:
 
         # cloned, because tensors in a file may not share their memory
         tensors = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in result.items()}
-        save_file(tensors, folder / "result.safetensors")
+        with files.replacing(folder / "result.safetensors") as part:
+            save_file(tensors, part)
     else:
         files.write_json(folder / "result.json", result)
 
