@@ -185,6 +185,29 @@ def test_only_what_is_needed_is_executed_again_even_where_the_run_was_moved(firs
     assert made_by(cfg, "01_data") == before, "the same was made"
 
 
+def test_what_was_saved_while_it_ran_or_has_an_older_time_is_executed_again(root, capsys):
+    book = root / "books/01_data.ipynb"
+    write(root / "books", "01_data", f"p = {str(book)!r}\ns = open(p).read()\nopen(p, 'w').write(s.replace('Some', 'x'))")
+
+    def executed() -> bool:
+        assert commands.main(["reproduce", "--notebooks", str(root / "books")]) == 0
+        return "01_data" in re.findall(r"^  (\w+) .*executed$", capsys.readouterr().out, re.M)
+
+    assert [executed() for _ in range(3)] == [True, True, False]
+    write(root / "books", "01_data", "1")
+    os.utime(book, (1, 1))
+    assert executed() and not executed()
+
+
+def test_the_content_of_files_is_told_by_their_bytes(root):
+    (root / "a").write_text("1")
+    before = stamps.content([root / "a"])
+    os.utime(root / "a", (1, 1))
+    assert stamps.content([root / "a"]) == before
+    (root / "a").write_text("2")
+    assert stamps.content([root / "a"]) != before
+
+
 def test_run_says_when_it_starts_and_ends(root, capsys):
     notebook = write(root, "01_data", "assert DEVICE == 'cpu'")
     assert commands.main(["run", str(notebook), "--device", "cpu"]) == 0

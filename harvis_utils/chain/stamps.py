@@ -55,6 +55,11 @@ def package_files() -> list[Path]:
     return sorted([*(p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc"), *kinds.own_modules()])
 
 
+def content(paths: list[Path]) -> str:
+    """One digest of what files hold."""
+    return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
+
+
 def settings_digest(cfg: Settings) -> str:
     """What tells a run's settings and library versions from others."""
     return " ".join([cfg.digest(), *(f"{library}={number}" for library, number in versions().items())])
