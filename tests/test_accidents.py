@@ -165,6 +165,16 @@ def test_an_unknown_device_is_refused_at_once(capsys):
         assert "valid: cpu, cuda, cuda:1, mps" in capsys.readouterr().err
 
 
+def test_neither_start_up_files_of_the_user_nor_optimizing_change_a_notebook(tmp_path, monkeypatch):
+    write_text(tmp_path / "profile_default" / "startup" / "00.py", "strange = 1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    notebook = write(tmp_path, "01_data", 'print("strange" in globals())', "assert False, 'checked'")
+    with pytest.raises(stamps.ChainError, match="failed in cell 5.*\n.*checked"):
+        execution.run_notebook(notebook, load_settings())
+    assert "False" in (load_settings().reports / "logs/01_data.ipynb").read_text().split("strange")[1]
+
+
 def test_a_notebook_with_a_shell_cell_runs_quietly_in_a_folder_of_any_name(tmp_path, monkeypatch, capfd):
     root = tmp_path / "a {x} 'b' \"c\" #d $e"
     monkeypatch.setenv("HARVIS_REPORTS", str(root / "reports"))

@@ -51,7 +51,8 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
     # progress is to be watched with tail -f
     noted = {"HARVIS_JOURNAL": journal, "HARVIS_WRITTEN": written, "HARVIS_PROGRESS": progress}
     place = BEFORE_STARTING | os.environ | {name: str(path) for name, path in noted.items()}
-    place |= {"JUPYTER_PREFER_ENV_PATH": "1"}
+    # without it no `assert` of a notebook would check anything
+    place |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONOPTIMIZE": ""}
     place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     how = {"kernel_name": "python3", "language": "python", "progress_bar": False, "start_timeout": 180}
     # kernels warn of every connection without encryption, here of those inside this machine
@@ -60,7 +61,12 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, log)]
     try:
         # for the kernel, and put back afterwards
-        with mock.patch.dict(os.environ, place), _stopping_with_the_chain():
+        with (
+            # start-up files of the user are for other notebooks
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty,
+            mock.patch.dict(os.environ, place | {"IPYTHONDIR": empty}),
+            _stopping_with_the_chain(),
+        ):
             papermill.execute_notebook(*paths, parameters=given, cwd=notebook.parent, **how)
     except papermill.exceptions.PapermillExecutionError as error:
         raise ChainError(_failure(notebook, log, error)) from None
@@ -133,19 +139,27 @@ def _stopping_with_the_chain():
 
 def watched() -> str:
     """The value of :data:`CHAIN` for what this process starts: what stands there already, and this process."""
-    own = psutil.Process()
-    return f"{os.environ.get(CHAIN, '')} {own.pid}@{own.create_time()}"  # numbers of processes are used again
+    return f"{os.environ.get(CHAIN, '')} {os.getpid()}@{began(os.getpid())}"  # numbers of processes are used again
+
+
+def began(pid: int) -> str | None:
+    """When a process began, None where it runs no more; since the start of the machine, as clocks are set right."""
+    try:
+        process, stat = psutil.Process(pid), Path(f"/proc/{pid}/stat")
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        # its name, in brackets, may hold anything
+        return (
+            stat.read_bytes().rpartition(b")")[2].split()[19].decode() if stat.exists() else str(process.create_time())
+        )
+    except (psutil.NoSuchProcess, OSError):
+        return None
 
 
 def runs(name: str) -> bool:
     """Whether the process that :func:`watched` called so, by its number and when it began, still runs."""
-    pid, began = name.split("@")
-    try:
-        process = psutil.Process(int(pid))
-        # a clock that is set right meanwhile moves the time at which it began
-        return abs(process.create_time() - float(began)) < 60 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    pid, _, when = name.partition("@")
+    return began(int(pid)) == when
 
 
 def portable(text: str) -> str:
