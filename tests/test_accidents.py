@@ -15,7 +15,7 @@ from harvis_utils.chain import commands, execution, stamps
 from harvis_utils.parallel import threads
 from harvis_utils.settings import load_settings
 from harvis_utils.store import results
-from harvis_utils.store.files import ArtifactError, file_digest, write_json, write_text
+from harvis_utils.store.files import ArtifactError, file_digest, remove, write_json, write_text
 from harvis_utils.training.checkpoints import save_state
 
 
@@ -114,6 +114,37 @@ def test_what_cannot_be_read_is_removed_and_said(finished, content, capsys):
     assert not any(path.exists() for path in broken) and needed(finished) == []
     assert stamps.stamp_of(finished.cfg, "02_model").exists() and (finished.reports / "01_data.ipynb").exists()
     assert capsys.readouterr().err.count("cannot be read; made anew") == 2
+
+
+ODD = (
+    {"stored": []},
+    {"stored": None, "files": []},
+    {"stored": [], "files": [1]},
+    {"stored": [], "files": [], "digests": []},
+)
+
+
+@pytest.mark.parametrize("about", ODD)
+def test_a_stamp_of_another_form_says_nothing(finished, about):
+    write_json(stamps.stamp_of(finished.cfg, "01_data"), about)
+    assert needed(finished) == ["01_data"]
+
+
+@pytest.mark.parametrize("place", ["stamps/01_data.json", "01_data.ipynb", "logs/01_data.error.txt", "01_data.json"])
+def test_a_folder_in_the_place_of_a_file_is_made_anew(finished, place, monkeypatch):
+    seen = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: seen.append(command) or SimpleNamespace(returncode=0))
+    path = finished.reports / place
+    remove(path)
+    path.mkdir(parents=True)
+    commands.reproduce(finished.cfg)
+    assert not path.exists() or "n01_data" in seen[0]
+
+
+def test_logs_that_are_no_folder_are_named(finished, capsys):
+    (finished.reports / "logs").write_text("x")
+    assert commands.main(["reproduce"]) == 1
+    assert "logs: could not be written (File exists)" in capsys.readouterr().err
 
 
 def test_nothing_is_removed_under_a_run(finished, capsys):

@@ -92,12 +92,13 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) 
     """
     names, logs = [book.stem for book in find_notebooks(folder, part)], cfg.reports / "logs"
     with alone(cfg) as lock:
-        logs.mkdir(exist_ok=True)
+        with writing(logs):
+            logs.mkdir(exist_ok=True)
         sweep(cfg.reports.rglob(".*.part"))
         _heal(cfg, names)
         before, force = _stamped(cfg, names), sorted({*outdated(cfg, names), *edited(cfg, names).values()})
         for name in names:
-            (logs / f"{name}.error.txt").unlink(missing_ok=True)
+            remove(logs / f"{name}.error.txt")
         with open(logs / "snakemake.log", "w", encoding="utf-8") as log:
             log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
             log.flush()
@@ -117,11 +118,11 @@ def _heal(cfg: Settings, names: list[str]) -> None:
     for path in (p for name in names for p in (stamp_of(cfg, name), cfg.reports / f"{name}.ipynb") if p.exists()):
         try:
             whole = isinstance(read_json(path), dict)
-        except (ArtifactError, OSError, RecursionError):
+        except ArtifactError:
             whole = False
         if not whole:
             print(f"{near(path)}: cannot be read; made anew", file=sys.stderr)
-            path.unlink()
+            remove(path)
 
 
 def _stamped(cfg: Settings, names: list[str]) -> dict[str, int]:
@@ -197,7 +198,7 @@ def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
         raise ChainError(f"{notebook} does not exist")
     error = cfg.reports / "logs" / f"{notebook.stem}.error.txt"
     print(f"  {notebook.stem:<22} ...", flush=True)
-    error.unlink(missing_ok=True)
+    remove(error)
     started = time.perf_counter()
     try:
         run_notebook(notebook, cfg)

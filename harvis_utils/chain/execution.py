@@ -16,7 +16,7 @@ import psutil
 
 from harvis_utils.chain.stamps import ChainError, raw_data, stamp_of
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, report_root
-from harvis_utils.store.files import ArtifactError, file_digest, read_json, write_json, write_text, writing
+from harvis_utils.store.files import ArtifactError, file_digest, read_json, remove, write_json, write_text, writing
 
 #: names the processes, the chain and its Snakemake, that the notebooks executed under them end with
 CHAIN = "HARVIS_CHAIN"
@@ -44,7 +44,7 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
     with writing(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         for old in (log, journal, written, progress):
-            old.unlink(missing_ok=True)
+            remove(old)
     archived = raw_data(cfg)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
     given |= {"WEIGHTS": cfg.weights} if cfg.weights != "trained" else {}

@@ -43,6 +43,19 @@ def writing(path: Path):
         raise ArtifactError(f"{path}: could not be written ({reason}); nothing was left behind") from error
 
 
+@contextmanager
+def reading(path: Path):
+    """Turn what content of another form raises, where it is used, into one error that names the file."""
+    try:
+        yield
+    except HarvisError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise ArtifactError(
+            f"{path} does not hold what it should ({type(error).__name__}: {error}); remove it, or make it anew"
+        ) from error
+
+
 def note(variable: str, line: str) -> None:
     """Add a line to the file that an environment variable names, where it does: the chain asks what a notebook made."""
     if path := os.environ.get(variable):
