@@ -11,12 +11,14 @@ import pytest
 import torch
 from sample_notebooks import write
 
+from benchmarks import __main__ as benchmarks
 from harvis_utils.chain import commands, execution, stamps
-from harvis_utils.parallel import threads
+from harvis_utils.parallel import command_line, threads, workers
 from harvis_utils.settings import load_settings
 from harvis_utils.store import results
-from harvis_utils.store.files import ArtifactError, file_digest, remove, write_json, write_text
+from harvis_utils.store.files import ArtifactError, file_digest, read_json, remove, write_json, write_text
 from harvis_utils.training.checkpoints import save_state
+from workflow import readme
 
 
 @pytest.fixture
@@ -181,6 +183,21 @@ def test_a_termination_is_told(capsys):
         signal.pause()
     assert ended.value.code == 143 and "stopped; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_every_command_tells_an_error_in_words(monkeypatch, capsys):
+    monkeypatch.setattr(readme, "rewritten", lambda text: read_json("nowhere.json"))
+    assert readme.main() == 1 and benchmarks.main(["--device", "gpu"]) == 1
+    said = capsys.readouterr().err
+    assert "nowhere.json does not exist" in said and "unknown device 'gpu'" in said
+    assert command_line(lambda _: 3)() == 3
+
+
+def test_what_an_interrupt_waits_for_is_told(capsys):
+    with pytest.raises(KeyboardInterrupt), workers(1) as pool:
+        pool.submit(int)
+        raise KeyboardInterrupt
+    assert "interrupted: what is not begun is left out" in capsys.readouterr().err
 
 
 def test_threads_without_affinity(monkeypatch):

@@ -56,6 +56,8 @@ def finished(tmp_path, monkeypatch):
 
 
 def test_pages_are_made_once_and_linked(finished, capsys):
+    assert publish.main(["--notebooks", str(finished.books[0].parent)]) == 0
+    assert "read reports/published: copy it there" in capsys.readouterr().out
     published = publish.publish(finished.cfg, finished.books)
     assert pages.main([]) == 0 and "index.html" in capsys.readouterr().out
     index = (report_root() / "index.html").read_text()
