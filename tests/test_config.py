@@ -207,6 +207,10 @@ def test_an_unknown_parameter_is_refused_by_name(value):
     message = "unknown notebook parameter 'PROFIEL'; valid parameters: DATASET, DEVICE, PROFILE, UNIT$"
     with pytest.raises(SettingsError, match=message):
         check_parameters(notebook_globals(PROFIEL=value), **DECLARED)
+    beside_magic = notebook_globals() | {"PROFIEL": value}
+    beside_magic["In"] += [f"%time\nPROFIEL = {value!r}\n!ls"]
+    with pytest.raises(SettingsError, match=message):
+        check_parameters(beside_magic, **DECLARED)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,9 @@ X = xr.Dataset({"a": ("x", [1.0])})
         (X, X.rename(x="y"), False),
         (X.assign_coords(x=[0]), X.assign_coords(x=[1]), False),
         (as_json, load_settings, False),
+        (np.array([1], ">i4"), np.array([1], "<i4"), True),
+        (np.array([1], ">i4"), np.array([1 << 24], "<i4"), False),
+        (np.array([1], "M8[s]"), np.array([1], "M8[D]"), False),
     ],
 )
 def test_equal_arguments_and_only_these_are_described_alike(one, other, alike):
@@ -163,6 +166,20 @@ def test_equal_arguments_and_only_these_are_described_alike(one, other, alike):
 def test_what_has_no_description_is_refused():
     with pytest.raises(TypeError, match="object has neither key nor digest"):
         described(object())
+
+
+@pytest.mark.parametrize("value", [lambda x: x, np.sin, torch.relu, Made.__eq__, Data().digest.join])
+def test_a_function_whose_code_cannot_be_read_is_refused(value):
+    with pytest.raises(TypeError, match="cannot be part of an address"):
+        described(value)
+
+
+def test_a_function_of_a_notebook_cannot_be_kept(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    space = {"__name__": "__main__", "kept": kept}
+    exec("@kept('cell')\ndef of_a_cell(x: int) -> int:\n    return x", space)
+    with pytest.raises(TypeError, match="__main__.of_a_cell cannot be read: move it from the notebook to a module"):
+        space["of_a_cell"](1)
 
 
 # ---------------------------------------------------------------------------------------------------- results
@@ -216,10 +233,11 @@ def test_the_key_holds_arguments_code_and_versions_and_not_what_is_apart(monkeyp
     [
         xr.Dataset({"a": ("x", [1.0, np.nan], {"units": "G"}), "b": ("x", [True, False])}, {"x": ["short", "longer"]}),
         pd.DataFrame({"name": ["a", "b"], "value": [0.1 + 0.2, np.nan], "n": [1, 2]}),
+        pd.DataFrame({"name": ["None", "NA"], "value": ["null", "nan"]}),
         {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor([3])},
         {"nested": [1, 2.5, None, "x"]},
     ],
-    ids=["dataset", "table", "tensors", "json"],
+    ids=["dataset", "table", "words", "tensors", "json"],
 )
 def test_every_kind_comes_back_as_it_went_in(value, tmp_path):
     results.write_result(tmp_path, value)

@@ -25,7 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import lru_cache, update_wrapper
+from functools import lru_cache, partial, update_wrapper
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +34,7 @@ import filelock
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.settings import REPOSITORY, artifact_root, keys_file
 from harvis_utils.store import files
-from harvis_utils.store.code import code_digest
+from harvis_utils.store.code import code_digest, reachable
 
 #: libraries whose version can change a number
 VERSIONED = ("numpy", "scipy", "torch", "scikit-learn")
@@ -88,7 +88,16 @@ def _code(module: str, name: str) -> str:
     known = packed()
     if known and known["package"] == package_digest():
         return known["code"][f"{module}.{name}"]
-    return code_digest(module, name)
+    try:
+        return code_digest(module, name)
+    except ValueError:  # there is no file
+        raise TypeError(f"the code of {module}.{name} cannot be read: move it from the notebook to a module") from None
+
+
+@lru_cache
+def _reached(module: str, name: str) -> bool:
+    """Whether there is code that an address can hold: any two lambdas, methods or foreign functions share none."""
+    return bool(reachable(module, name))
 
 
 @lru_cache
@@ -127,10 +136,14 @@ def described(value):
         value = value.detach().cpu().numpy()
     if hasattr(value, "dtype") and getattr(value, "ndim", 0):
         values = value.astype(str) if value.dtype.kind in "OU" else value
+        values = values.astype(values.dtype.newbyteorder("="))
         content = hashlib.sha256(values.tobytes()).hexdigest()
-        return [list(value.shape), value.dtype.kind, content]
+        return [list(value.shape), values.dtype.str if values.dtype.kind in "mM" else value.dtype.kind, content]
     if callable(value) and hasattr(value, "__qualname__"):
-        return _code(value.__module__, value.__qualname__)
+        place = (str(value.__module__), value.__qualname__)
+        if (found := _code(*place)) and _reached(*place):
+            return found
+        raise TypeError(f"{'.'.join(place)} is no function or class of a module's own and cannot be part of an address")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if hasattr(value, "item"):
@@ -337,7 +350,8 @@ def read_result(folder: Path):
 
     readers = {
         "result.nc": files.read_dataset,
-        "result.csv": pd.read_csv,  # exact from pandas 3.1
+        # exact from pandas 3.1; "None" and "NA" are words, and only what is empty is missing
+        "result.csv": partial(pd.read_csv, keep_default_na=False, na_values=[""]),
         "result.safetensors": load_file,
         "result.json": files.read_json,
     }
