@@ -36,6 +36,8 @@ def near(path):
 
 
 PACKAGE = [near(path) for path in harvis_stamps.package_files()]
+# times alone do not tell a file saved while it was executed, or replaced by one with an older time
+CONTENT = harvis_stamps.content(harvis_stamps.package_files())
 
 
 rule all:
@@ -60,6 +62,8 @@ for place, book in enumerate(NOTEBOOKS):
             notebook=f"logs/{book.stem}.ipynb",
         params:
             settings=harvis_stamps.settings_digest(RUN),
+            package=CONTENT,
+            notebook=harvis_stamps.content([book]),
         threads: THREADS
         # No notebook is an input of another: what they share are stored results, made by whoever comes first.
         priority: len(NOTEBOOKS) - place

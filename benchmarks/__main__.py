@@ -20,7 +20,7 @@ from benchmarks import agreement, climbing, measure, networks, search, tables, t
 from harvis_utils.chain import execution
 from harvis_utils.data import archive, windowing
 from harvis_utils.maximization import unit_statistics
-from harvis_utils.parallel import threads, torch_device
+from harvis_utils.parallel import command_line, threads, torch_device
 from harvis_utils.settings import REPOSITORY, Settings, load_settings, report_root
 from harvis_utils.store.files import write_json
 from harvis_utils.training import supervised
@@ -68,21 +68,21 @@ def collect(cfg: Settings, device: str, rounds: int) -> tuple[dict, Path]:
     return result, path
 
 
-def main() -> int:
-    """Measure, write, and show the tables."""
+@command_line
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, write, and show the tables; 0 when it worked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--device", default=None, help="cpu or cuda; by default CUDA where there is one")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender; the median counts")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     device = torch_device(given.device).type
     torch.set_num_threads(threads())
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # so that first calls compile
         result, path = collect(load_settings(given.profile, given.dataset, device), device, given.rounds)
     print(f"\n{tables.page(result)}\n\nwritten to {path}")
-    return 0
 
 
 def as_notebooks_run() -> None:

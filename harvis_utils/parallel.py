@@ -86,6 +86,9 @@ def workers(n: int | None = None) -> Iterator[ThreadPoolExecutor]:
     with threads_inside(1), ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             yield pool
+        except KeyboardInterrupt:
+            print("interrupted: what is not begun is left out, what is being computed ends first", file=sys.stderr)
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -101,18 +104,18 @@ def side_by_side(cfg: Settings, job: Callable, things: Sequence, title: str | No
 
 
 def command_line(main: Callable[[list[str] | None], object]) -> Callable[[list[str] | None], int]:
-    """``main`` with an exit code: 0, that of a :class:`HarvisError`, 130 after an interrupt, both told in words."""
+    """``main`` with an exit code: its own, 0, that of a :class:`HarvisError`, 130 after an interrupt; told in words."""
 
     @functools.wraps(main)
     def coded(arguments: list[str] | None = None) -> int:
         try:
-            main(arguments)
+            code = main(arguments)
         except HarvisError as error:
             print(f"\n{error}", file=sys.stderr)
             return error.code
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
             return 130
-        return 0
+        return code if isinstance(code, int) else 0
 
     return coded

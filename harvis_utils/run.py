@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython import get_ipython
+from IPython.core.inputtransformer2 import TransformerManager
 from IPython.display import Image
 from matplotlib.figure import Figure
 
@@ -128,7 +129,8 @@ def _assigned(cells: Sequence[str]) -> set[str]:
     found = set()
     for cell in cells:
         with suppress(SyntaxError):  # a cell that was refused
-            statements = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign | ast.AnnAssign)]
+            tree = ast.parse(TransformerManager().transform_cell(cell))  # magic lines as calls
+            statements = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
             names = [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Name)]
             found |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
     return found

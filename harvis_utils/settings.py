@@ -709,9 +709,15 @@ def from_json(values: dict, kind: type = Settings) -> Settings:
 
 
 def anchored(variable: str, default: str = "") -> Path | None:
-    """A path from the environment; a relative one counts from the repository wherever the kernel runs."""
+    """A path from the environment; a relative one counts from the repository wherever the kernel runs.
+
+    Raises :class:`SettingsError` for one that leads nowhere, as links do that lead to each other.
+    """
     path = os.environ.get(variable) or default
-    return (REPOSITORY / path).resolve() if path else None
+    try:
+        return (REPOSITORY / Path(path).expanduser()).resolve() if path else None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"{variable}={path} is no usable path ({error}); name another folder") from None
 
 
 def artifact_root() -> Path:

@@ -8,13 +8,17 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+import torch
 from sample_notebooks import write
 
+from benchmarks import __main__ as benchmarks
 from harvis_utils.chain import commands, execution, stamps
-from harvis_utils.parallel import threads
+from harvis_utils.parallel import command_line, threads, workers
 from harvis_utils.settings import load_settings
 from harvis_utils.store import results
-from harvis_utils.store.files import ArtifactError, file_digest, write_json, write_text
+from harvis_utils.store.files import ArtifactError, file_digest, read_json, remove, write_json, write_text
+from harvis_utils.training.checkpoints import save_state
+from workflow import readme
 
 
 @pytest.fixture
@@ -45,10 +49,12 @@ def test_a_temporary_folder_that_cannot_be_written_is_named(monkeypatch, tmp_pat
 def test_others_may_read_what_is_stored():
     before = os.umask(0o027)
     try:
-        folder = results.obtain("made", "k", lambda folder: (folder / "a").write_text("1"), {})
+        folder = results.obtain("made", "k", lambda folder: results.write_result(folder, {"a": torch.ones(1)}), {})
+        save_state(folder / "state.safetensors", {"a": torch.ones(1)})
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
 
 
 # ------------------------------------------------------------------------------------------- changed by others
@@ -112,6 +118,37 @@ def test_what_cannot_be_read_is_removed_and_said(finished, content, capsys):
     assert capsys.readouterr().err.count("cannot be read; made anew") == 2
 
 
+ODD = (
+    {"stored": []},
+    {"stored": None, "files": []},
+    {"stored": [], "files": [1]},
+    {"stored": [], "files": [], "digests": []},
+)
+
+
+@pytest.mark.parametrize("about", ODD)
+def test_a_stamp_of_another_form_says_nothing(finished, about):
+    write_json(stamps.stamp_of(finished.cfg, "01_data"), about)
+    assert needed(finished) == ["01_data"]
+
+
+@pytest.mark.parametrize("place", ["stamps/01_data.json", "01_data.ipynb", "logs/01_data.error.txt", "01_data.json"])
+def test_a_folder_in_the_place_of_a_file_is_made_anew(finished, place, monkeypatch):
+    seen = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: seen.append(command) or SimpleNamespace(returncode=0))
+    path = finished.reports / place
+    remove(path)
+    path.mkdir(parents=True)
+    commands.reproduce(finished.cfg)
+    assert not path.exists() or "n01_data" in seen[0]
+
+
+def test_logs_that_are_no_folder_are_named(finished, capsys):
+    (finished.reports / "logs").write_text("x")
+    assert commands.main(["reproduce"]) == 1
+    assert "logs: could not be written (File exists)" in capsys.readouterr().err
+
+
 def test_nothing_is_removed_under_a_run(finished, capsys):
     with commands.alone(finished.cfg):
         assert commands.main(["clean"]) == 1
@@ -148,6 +185,21 @@ def test_a_termination_is_told(capsys):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_every_command_tells_an_error_in_words(monkeypatch, capsys):
+    monkeypatch.setattr(readme, "rewritten", lambda text: read_json("nowhere.json"))
+    assert readme.main() == 1 and benchmarks.main(["--device", "gpu"]) == 1
+    said = capsys.readouterr().err
+    assert "nowhere.json does not exist" in said and "unknown device 'gpu'" in said
+    assert command_line(lambda _: 3)() == 3
+
+
+def test_what_an_interrupt_waits_for_is_told(capsys):
+    with pytest.raises(KeyboardInterrupt), workers(1) as pool:
+        pool.submit(int)
+        raise KeyboardInterrupt
+    assert "interrupted: what is not begun is left out" in capsys.readouterr().err
+
+
 def test_threads_without_affinity(monkeypatch):
     """As on macOS and Windows."""
     monkeypatch.delenv("HARVIS_THREADS")
@@ -159,6 +211,16 @@ def test_an_unknown_device_is_refused_at_once(capsys):
     for device in ("gpu", "cuda:x", ""):
         assert commands.main(["run", "01_a.ipynb", "--device", device or "0"]) == 1
         assert "valid: cpu, cuda, cuda:1, mps" in capsys.readouterr().err
+
+
+def test_neither_start_up_files_of_the_user_nor_optimizing_change_a_notebook(tmp_path, monkeypatch):
+    write_text(tmp_path / "profile_default" / "startup" / "00.py", "strange = 1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    notebook = write(tmp_path, "01_data", 'print("strange" in globals())', "assert False, 'checked'")
+    with pytest.raises(stamps.ChainError, match="failed in cell 5.*\n.*checked"):
+        execution.run_notebook(notebook, load_settings())
+    assert "False" in (load_settings().reports / "logs/01_data.ipynb").read_text().split("strange")[1]
 
 
 def test_a_notebook_with_a_shell_cell_runs_quietly_in_a_folder_of_any_name(tmp_path, monkeypatch, capfd):

@@ -22,6 +22,7 @@ from sample_notebooks import write
 
 from harvis_utils.chain import commands, execution, stamps
 from harvis_utils.settings import REPOSITORY, data_folders, load_settings
+from harvis_utils.store import results
 from harvis_utils.store.files import read_json
 
 
@@ -185,6 +186,31 @@ def test_only_what_is_needed_is_executed_again_even_where_the_run_was_moved(firs
     assert made_by(cfg, "01_data") == before, "the same was made"
 
 
+def test_what_was_saved_while_it_ran_or_has_an_older_time_is_executed_again(root, capsys):
+    book = root / "books/01_data.ipynb"
+    write(
+        root / "books", "01_data", f"p = {str(book)!r}\ns = open(p).read()\nopen(p, 'w').write(s.replace('Some', 'x'))"
+    )
+
+    def executed() -> bool:
+        assert commands.main(["reproduce", "--notebooks", str(root / "books")]) == 0
+        return "01_data" in re.findall(r"^  (\w+) .*executed$", capsys.readouterr().out, re.M)
+
+    assert [executed() for _ in range(3)] == [True, True, False]
+    write(root / "books", "01_data", "1")
+    os.utime(book, (1, 1))
+    assert executed() and not executed()
+
+
+def test_the_content_of_files_is_told_by_their_bytes(root):
+    (root / "a").write_text("1")
+    before = stamps.content([root / "a"])
+    os.utime(root / "a", (1, 1))
+    assert stamps.content([root / "a"]) == before
+    (root / "a").write_text("2")
+    assert stamps.content([root / "a"]) != before
+
+
 def test_run_says_when_it_starts_and_ends(root, capsys):
     notebook = write(root, "01_data", "assert DEVICE == 'cpu'")
     assert commands.main(["run", str(notebook), "--device", "cpu"]) == 0
@@ -211,6 +237,8 @@ def test_unknown_names_and_missing_files_end_with_one_message(root, capsys):
     assert "01_no.ipynb does not exist" in capsys.readouterr().err
     assert commands.main(["reproduce", "--profile", "quik"]) == 1
     assert "valid profiles: quick, desk, paper" in capsys.readouterr().err
+    assert commands.main(["reproduce", "--dataset", "../../../escaped"]) == 1
+    assert "unknown data set '../../../escaped'" in capsys.readouterr().err and not list(root.rglob("escaped"))
 
 
 # -------------------------------------------------------------------------------------------------------- kills
@@ -226,9 +254,12 @@ def wait_for(condition, seconds: float = 60) -> None:
 def test_a_notebook_ends_with_its_chain_even_one_that_was_killed_before_it_began(root, monkeypatch):
     """A kill in the seconds in which a job starts: Snakemake lives on, and who was above can be asked no more."""
     gone = subprocess.Popen(["sleep", "60"])
-    began = psutil.Process(gone.pid).create_time()
+    began = execution.began(gone.pid)
+    with monkeypatch.context() as patched:
+        moved = psutil.Process(gone.pid).create_time() + 3600  # which is reckoned from the clock
+        patched.setattr(psutil.Process, "create_time", lambda process: moved)
+        assert execution.runs(f"{gone.pid}@{began}"), "the clock was set right"
     assert execution.runs(f"{gone.pid}@{began}") and not execution.runs(f"{gone.pid}@1.5")
-    assert execution.runs(f"{gone.pid}@{began + 1}"), "the clock was set right"
     gone.kill()
     wait_for(lambda: not execution.runs(f"{gone.pid}@{began}"))  # a zombie does not run
     gone.wait()
@@ -271,14 +302,33 @@ def test_a_kill_leaves_no_process_and_no_lock(root, victim):
         pass
 
 
-def test_clean_removes_runs_and_nothing_else(root, capsys):
-    kept = {"reports/published/desk/x", "derived/notes"}
-    for name in ("reports/quick/synthetic/a", "derived/store/networks/k", *kept):
+def test_clean_waits_for_a_notebook_executed_alone(root, monkeypatch, capsys):
+    book = write(root, "01_data", "1")
+    monkeypatch.setattr(commands, "run_notebook", lambda *_: said.append(commands.main(["clean"])))
+    said = []
+    assert commands.main(["run", str(book)]) == 0 and said == [1]
+    assert "another run of profile quick on synthetic is in progress" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("together", ["derived", "reports"])
+def test_clean_removes_runs_and_nothing_else(root, monkeypatch, capsys, together):
+    monkeypatch.setenv("HARVIS_ARTIFACTS", str(root / together))
+    kept = {"reports/published/desk/x", f"{together}/notes", "reports/paper/mine", "reports/html/mine/a", "elsewhere"}
+    kept |= {f"{together}/store/own/things"}
+    key = f"{together}/store/networks/0123456789abcdef0123"
+    for name in ("reports/quick/synthetic/stamps", f"{key}.checkpoint", "reports/html/desk/dsads", *kept):
         (root / name).mkdir(parents=True)
-    (root / "reports/index.html").write_text("x")
+    results.obtain("made", "0" * 20, lambda folder: None, {})
+    (root / "far/synthetic/stamps").mkdir(parents=True)
+    (root / "reports/desk").symlink_to(root / "far")
+    (root / f"{together}/store/linked").symlink_to(root / "elsewhere")
+    (root / "reports/html/desk/dsads/01_data.html").write_text("x")
+    (root / "reports/index.html").write_text("<title>harvis: results</title>")
     assert commands.main(["clean"]) == 0
-    assert capsys.readouterr().out.count("removed") == 3
+    assert capsys.readouterr().out.count("removed") == 5
+    (root / "reports/desk").unlink(), (root / "far").rmdir(), (root / f"{together}/store/linked").unlink()
     assert {p.relative_to(root).as_posix() for p in root.rglob("*") if not any(p.iterdir())} == kept
+    (root / "reports/index.html").write_text("of the user's own")
     assert commands.main(["clean"]) == 0 and "nothing to remove" in capsys.readouterr().out
 
 

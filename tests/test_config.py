@@ -141,6 +141,13 @@ def test_paths_are_anchored_at_the_repository_whatever_the_working_directory(tmp
     assert data_folders() == [root.parent / "there" / "data", root / "data" / "raw"]
     assert artifact_root() == root / "elsewhere"
     assert load_settings().reports == tmp_path / "pages" / "quick" / "synthetic"
+    monkeypatch.setenv("HARVIS_ARTIFACTS", "~/x")
+    assert artifact_root() == Path.home() / "x"
+    monkeypatch.setenv("HARVIS_ARTIFACTS", "~nobody-of-this-name/x")
+    with pytest.raises(
+        SettingsError, match="HARVIS_ARTIFACTS=~nobody-of-this-name/x is no usable path .*; name another"
+    ):
+        artifact_root()
 
 
 def test_an_installed_package_counts_paths_from_the_current_folder(tmp_path, monkeypatch):
@@ -200,6 +207,10 @@ def test_an_unknown_parameter_is_refused_by_name(value):
     message = "unknown notebook parameter 'PROFIEL'; valid parameters: DATASET, DEVICE, PROFILE, UNIT$"
     with pytest.raises(SettingsError, match=message):
         check_parameters(notebook_globals(PROFIEL=value), **DECLARED)
+    beside_magic = notebook_globals() | {"PROFIEL": value}
+    beside_magic["In"] += [f"%time\nPROFIEL = {value!r}\n!ls"]
+    with pytest.raises(SettingsError, match=message):
+        check_parameters(beside_magic, **DECLARED)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Kept functions: an address that follows the code, results that are whole or not there."""
 
+import errno
 import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -171,6 +174,9 @@ X = xr.Dataset({"a": ("x", [1.0])})
         (X, X.rename(x="y"), False),
         (X.assign_coords(x=[0]), X.assign_coords(x=[1]), False),
         (as_json, load_settings, False),
+        (np.array([1], ">i4"), np.array([1], "<i4"), True),
+        (np.array([1], ">i4"), np.array([1 << 24], "<i4"), False),
+        (np.array([1], "M8[s]"), np.array([1], "M8[D]"), False),
     ],
 )
 def test_equal_arguments_and_only_these_are_described_alike(one, other, alike):
@@ -180,6 +186,20 @@ def test_equal_arguments_and_only_these_are_described_alike(one, other, alike):
 def test_what_has_no_description_is_refused():
     with pytest.raises(TypeError, match="object has neither key nor digest"):
         described(object())
+
+
+@pytest.mark.parametrize("value", [lambda x: x, np.sin, torch.relu, Made.__eq__, Data().digest.join])
+def test_a_function_whose_code_cannot_be_read_is_refused(value):
+    with pytest.raises(TypeError, match="cannot be part of an address"):
+        described(value)
+
+
+def test_a_function_of_a_notebook_cannot_be_kept(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    space = {"__name__": "__main__", "kept": kept}
+    exec("@kept('cell')\ndef of_a_cell(x: int) -> int:\n    return x", space)
+    with pytest.raises(TypeError, match="__main__.of_a_cell cannot be read: move it from the notebook to a module"):
+        space["of_a_cell"](1)
 
 
 # ---------------------------------------------------------------------------------------------------- results
@@ -233,10 +253,11 @@ def test_the_key_holds_arguments_code_and_versions_and_not_what_is_apart(monkeyp
     [
         xr.Dataset({"a": ("x", [1.0, np.nan], {"units": "G"}), "b": ("x", [True, False])}, {"x": ["short", "longer"]}),
         pd.DataFrame({"name": ["a", "b"], "value": [0.1 + 0.2, np.nan], "n": [1, 2]}),
+        pd.DataFrame({"name": ["None", "NA"], "value": ["null", "nan"]}),
         {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor([3])},
         {"nested": [1, 2.5, None, "x"]},
     ],
-    ids=["dataset", "table", "tensors", "json"],
+    ids=["dataset", "table", "words", "tensors", "json"],
 )
 def test_every_kind_comes_back_as_it_went_in(value, tmp_path):
     results.write_result(tmp_path, value)
@@ -311,6 +332,71 @@ def test_a_damaged_result_is_made_anew_and_said(how):
     assert len(CALLS) == 1 and (folder / "result.nc").read_bytes() == expected and results.damage(folder) is None
 
 
+def test_a_damaged_result_behind_a_link_is_made_anew_and_what_the_link_leads_to_stays(tmp_path):
+    folder = stored()
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(elsewhere)
+    (elsewhere / "result.nc").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"result.nc is damaged; made anew"):
+        counted(Made())
+    assert len(CALLS) == 1 and not folder.is_symlink() and (elsewhere / "result.nc").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("of", [shutil, results.files])
+def test_what_belongs_to_somebody_else_is_one_error(of, monkeypatch):
+    """As root may do everything, the system's refusal is made up."""
+    folder = stored()
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    if of is shutil:
+        (folder / "result.nc").write_bytes(b"x")
+    else:
+        monkeypatch.setattr(files, "file_digest", refuse)
+        assert results.damage(folder) == "result.nc cannot be read (Permission denied)"
+    with (
+        pytest.warns(UserWarning, match="result.nc"),
+        pytest.raises(files.ArtifactError, match=f"{folder}: could not be removed .Permission denied.; remove it"),
+    ):
+        counted(Made())
+
+
+def heal_at_once(gate, n: int, failed) -> None:
+    for _ in range(n):
+        gate.wait()
+        with suppress(OSError):
+            (results.folder_of("raced", by_many.key(0)) / "result.json").write_text("[]")
+        gate.wait()
+        try:
+            assert by_many(0)["x"][-1] == 1999
+        except BaseException as error:
+            failed.put(repr(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*made anew")
+def test_processes_that_heal_one_result_do_not_collide():
+    by_many(0)
+    fork = multiprocessing.get_context("fork")
+    failed, gate = fork.SimpleQueue(), fork.Barrier(3)
+    processes = [fork.Process(target=heal_at_once, args=(gate, 25, failed)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert failed.empty(), failed.get()
+
+
+def test_a_file_that_a_computation_lacks_is_not_blamed_on_the_store():
+    @kept("lacking")
+    def lacking(path: str) -> str:
+        return open(path).read()
+
+    with pytest.raises(FileNotFoundError, match="/nowhere/data.txt"):
+        lacking("/nowhere/data.txt")
+
+
 def test_a_failing_computation_leaves_nothing():
     @kept("failing")
     def failing(x: int) -> int:
@@ -337,8 +423,10 @@ def test_what_killed_computations_left_is_swept_but_not_what_living_ones_or_othe
     for name in (living, elsewhere):
         (place / name).mkdir()
     (place / f".t.csv.{process.pid}@{files.node()}.part").write_text("a file half written")
-    counted(Made())
-    assert {path.name for path in place.iterdir()} == {living, elsewhere, counted.key(Made())}
+    (place / (contained := f".c.{process.pid}@{files.node()}.part")).mkdir()
+    with files.owning(place / contained):  # by a process of that number in a container of the same name
+        counted(Made())
+    assert {path.name for path in place.iterdir()} == {living, elsewhere, contained, counted.key(Made())}
 
 
 def test_of_several_who_want_a_result_one_makes_it():

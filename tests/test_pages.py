@@ -16,7 +16,7 @@ from sample_notebooks import write
 from harvis_utils.settings import REPOSITORY, load_settings, report_root
 from harvis_utils.store.files import file_digest, read_json, write_json, write_text
 from harvis_utils.training import published, supervised
-from workflow import pages, publish
+from workflow import minutes, pages, publish
 
 RESULTS = {"training": {"macro_f1": {"mean": 0.5, "std": 0.1}}, "claims": [{"direction": "yes"}]}
 
@@ -56,6 +56,8 @@ def finished(tmp_path, monkeypatch):
 
 
 def test_pages_are_made_once_and_linked(finished, capsys):
+    assert publish.main(["--notebooks", str(finished.books[0].parent)]) == 0
+    assert "read reports/published: copy it there" in capsys.readouterr().out
     published = publish.publish(finished.cfg, finished.books)
     assert pages.main([]) == 0 and "index.html" in capsys.readouterr().out
     index = (report_root() / "index.html").read_text()
@@ -78,6 +80,24 @@ def test_pages_are_made_once_and_linked(finished, capsys):
     (finished.run / "01_data.ipynb").unlink()
     made = pages.build_run(pages.describe(finished.run))
     assert [p.name for p in made] == ["06_report.html"] and not page.exists()
+
+
+@pytest.mark.parametrize(("file", "content"), [("01_data.ipynb", {}), ("results.json", {"claims": []})])
+def test_one_odd_run_does_not_stop_the_others(finished, capsys, file, content):
+    odd = finished.run.with_name("dsads")
+    write_json(odd / file, content)
+    write_json(odd / "06_report.ipynb", {"cells": [], "metadata": {}})
+    assert pages.main([]) == 0 and "quick · synthetic" in (report_root() / "index.html").read_text()
+    assert f"{odd / file} does not hold what it should (KeyError: " in capsys.readouterr().err
+    assert pages.main(["--profile", "quick", "--dataset", "dsads"]) == 1
+
+
+def test_the_minutes_of_a_notebook_that_the_chain_did_not_execute_are_not_known(finished, capsys):
+    assert minutes.main([]) == 1
+    assert (
+        f"{finished.run / '01_data.ipynb'} does not hold what it should (KeyError: 'papermill')"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_notebook_that_failed_has_a_page_that_says_why_and_how_far_it_came(finished):

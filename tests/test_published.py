@@ -15,8 +15,8 @@ import xarray as xr
 
 from harvis_utils.figures import draw
 from harvis_utils.networks import taps
-from harvis_utils.settings import REPOSITORY, ModelSettings, TrainingSettings, load_settings
-from harvis_utils.store.files import read_json
+from harvis_utils.settings import REPOSITORY, HarvisError, ModelSettings, TrainingSettings, load_settings
+from harvis_utils.store.files import file_digest, read_json, write_json
 from harvis_utils.training import published, supervised
 
 SMALL = ModelSettings(n_units=4, n_dense=8)
@@ -112,6 +112,36 @@ def test_wrong_ones_are_refused(made, tiny_windows, tmp_path):
             published.load(folder, tiny_windows, SMALL, (3,))
         with pytest.raises(published.PublishedError, match="trunks.safetensors is missing or damaged"):
             published.without_data(folder)
+
+
+def test_another_model_is_refused(made, tiny_windows):
+    with pytest.raises(published.PublishedError, match="on other settings of the model than these; train them"):
+        published.load(made[0], tiny_windows, dataclasses.replace(SMALL, n_units=5), (3,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"best_epochs": [9, 9]}, "networks.json is missing or damaged"),
+        ({"seeds": [5, 3]}, "networks.json is missing or damaged"),
+        ({"files": {}}, "signals.nc is missing or damaged|trunks.safetensors is missing or damaged"),
+        (None, "networks.json does not hold what it should .KeyError: 'files'"),
+    ],
+)
+def test_what_the_list_says_is_checked_too(made, changes, said):
+    path = made[0] / "networks.json"
+    about = read_json(path)
+    if changes and "files" not in changes:
+        write_json(made[0].parent / "digests.json", {"files": {"networks/networks.json": file_digest(path)}})
+    write_json(path, {} if changes is None else about | changes)
+    with pytest.raises(HarvisError, match=said):
+        published.judging(made[0], [3])
+
+
+@pytest.mark.parametrize("seed", [True, 0.0, [0], "0"])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(published.PublishedError, match=f"networks {re.escape(repr(seed))} are not published"):
+        published.network("dsads", seed=seed)
 
 
 # ---------------------------------------------------------------------------------------------- without any data

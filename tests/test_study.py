@@ -98,6 +98,8 @@ def test_the_command_publishes_every_setting(make_recordings, tmp_path, monkeypa
     columns = ["val_f1", "val_f1_best_epoch", "test_f1", "test_f1_min", "test_f1_max"]
     assert table.loc[variant, columns].astype(float).tolist() == pytest.approx(expected, abs=1e-4)
 
+    monkeypatch.setenv("HARVIS_THREADS", "none")
+    assert study.main(["dsads"]) == 1 and "HARVIS_THREADS='none' is not a number" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["study", "nothing"])
     with pytest.raises(SystemExit):
         study.main()

@@ -119,6 +119,14 @@ def at_single(single, monkeypatch):
         ("model.n_units = 2", "training.seeds = [1]", "architectures.narrow.training: unknown: seeds"),
         ("model.n_units = 2", 'model.pool = "max9"', "architectures.narrow: pool 'max9' must be one of"),
         ("model.n_units = 2, training.batch_size = 32", "", "narrow is the same as architectures.default"),
+        ("epochs = 1", 'schedule = "cos"', "settings.training.schedule: Input should be 'constant' or 'cosine'"),
+        ("epochs = 1", "weight_decay = inf", "settings.training.weight_decay: Input should be a finite number"),
+        ("n_dense = 4", "dropout = 1.5", "settings.model.dropout: Input should be less than 1"),
+        ("windows.step = 240", "windows.rate_hz = 0", "settings.windows.rate_hz: Input should be greater than 0"),
+        ("n_steps = 5", 'reduction = "avg"', "settings.maximization.reduction: Input should be 'sum' or 'mean'"),
+        ("n_steps = 5", "lowpass_hz = 0", "settings.maximization.lowpass_hz: Input should be greater than 0"),
+        ("n_steps = 5", "lowpass_hz = 15", r"maximization.lowpass_hz should be below half of windows.rate_hz \(30\)"),
+        ("seeds = 2", "seeds = true", "seeds: Input should be a valid list"),
         ("epochs = 1", "epochs = 0", "settings.training.epochs: Input should be greater than 0"),
     ],
 )
@@ -260,6 +268,23 @@ def test_only_what_is_missing_is_computed_again_also_where_the_project_was_moved
     shutil.rmtree(artifact_root() / "store" / next(s for s in stored if s.startswith("networks/")))
     after = [f"stamps/{kind}.txt" for kind in (f"networks/{part}", f"scores/{part}", f"signals/{part}.calibrated")]
     assert wanted() == sorted(["sweep.csv", *after])
+
+
+def test_a_table_changed_by_hand_and_a_damaged_network_are_made_anew(fanned, tmp_path, monkeypatch, capfd):
+    for name in ("derived", "reports"):
+        shutil.copytree(fanned / name, tmp_path / name)
+        monkeypatch.setenv({"derived": "HARVIS_ARTIFACTS", "reports": "HARVIS_REPORTS"}[name], str(tmp_path / name))
+    found = sweep.load(write(tmp_path, HALF))
+    table, stamps = found.place.reports / "sweep.csv", found.place.reports / "stamps/networks"
+    table.write_text(table.read_text().replace("narrow", "wide", 1))
+    stored = next(s for s in next(iter(stamps.iterdir())).read_text().split() if s.startswith("networks/"))
+    network = artifact_root() / "store" / stored / "result.safetensors"
+    network.write_bytes(network.read_bytes()[:-1] + b"x")
+    sweep.start(found, "local", "--dry-run", "--cores", "1", "--quiet", "progress")
+    assert not table.exists() and len(list(stamps.iterdir())) == 1
+    again = write(tmp_path / "elsewhere", HALF)
+    with pytest.raises(SweepError, match=f"{again}: .* is of {tmp_path}/tiny.toml; give one of them another name"):
+        sweep.start(sweep.load(again), "local", "--dry-run")
 
 
 # ---------------------------------------------------------------------------------------------------- the table

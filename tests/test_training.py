@@ -439,6 +439,18 @@ def test_a_diverging_loss_is_told_at_once(tiny_windows):
         supervised.train(cfg, tiny_windows, 0)
 
 
+def test_a_checkpoint_of_other_settings_is_not_taken_for_ones_own(tiny_windows, tmp_path):
+    x, y = torch.as_tensor(tiny_windows.train.x), torch.as_tensor(tiny_windows.train.activity)
+    mine, other = tmp_path / "a.checkpoint", tmp_path / "b.checkpoint"
+    for rate, folder in ((0.1, other), (0.001, mine)):
+        settings = TrainingSettings(epochs=1, learning_rate=rate)
+        model = supervised.new_model(tiny_windows, ModelSettings(n_units=2, n_dense=2), 0)
+        supervised.fit(model, x, y, settings, 0, checkpoint=folder)
+    (other / supervised.CHECKPOINT).replace(mine / supervised.CHECKPOINT)
+    with pytest.raises(supervised.TrainingError, match=f"{mine}.*of another training: b.checkpoint.; delete it"):
+        supervised.fit(model, x, y, settings, 0, checkpoint=mine)
+
+
 def test_a_damaged_checkpoint_is_named(tiny_windows, tmp_path):
     model = supervised.new_model(tiny_windows, tiny().model, 0)
     x, y = torch.as_tensor(tiny_windows.train.x), torch.as_tensor(tiny_windows.train.activity)

@@ -16,25 +16,26 @@ import pandas as pd
 from harvis_utils.chain.stamps import find_notebooks
 from harvis_utils.parallel import command_line
 from harvis_utils.settings import Settings, load_settings
-from harvis_utils.store.files import ArtifactError, read_json
+from harvis_utils.store.files import ArtifactError, read_json, reading
 
 
 def of_notebooks(cfg: Settings) -> pd.DataFrame:
     """Seconds of each executed notebook: all, beginning, setup, the longest cell and its first line.
 
-    Raises :class:`ArtifactError` where none has been executed.
+    Raises :class:`ArtifactError` where none has been executed, or one not by the chain.
     """
     rows = []
     for path in (cfg.reports / book.name for book in find_notebooks() if (cfg.reports / book.name).exists()):
-        book = read_json(path)
-        code = [(c, "".join(c["source"]).strip()) for c in book["cells"] if c["cell_type"] == "code"]
-        cells = [(c["metadata"]["papermill"]["duration"] or 0.0, text) for c, text in code if text]
-        setup = next(cell for cell in cells if "import " in cell[1])
-        longest = max(cell for cell in cells if cell is not setup)
-        whole = book["metadata"]["papermill"]["duration"]
-        row = {"notebook": path.stem, "all": whole, "beginning": whole - sum(took for took, _ in cells)}
-        row |= {"setup": setup[0], "longest cell": longest[0], "which begins": longest[1].splitlines()[0][:60]}
-        rows.append(row)
+        with reading(path):
+            book = read_json(path)
+            code = [(c, "".join(c["source"]).strip()) for c in book["cells"] if c["cell_type"] == "code"]
+            cells = [(c["metadata"]["papermill"]["duration"] or 0.0, text) for c, text in code if text]
+            setup = next(cell for cell in cells if "import " in cell[1])
+            longest = max(cell for cell in cells if cell is not setup)
+            whole = book["metadata"]["papermill"]["duration"]
+            row = {"notebook": path.stem, "all": whole, "beginning": whole - sum(took for took, _ in cells)}
+            row |= {"setup": setup[0], "longest cell": longest[0], "which begins": longest[1].splitlines()[0][:60]}
+            rows.append(row)
     if not rows:
         raise ArtifactError(f"{cfg.reports} holds no executed notebook; run `make reproduce` first")
     return pd.DataFrame(rows)

@@ -34,7 +34,7 @@ from harvis_utils.chain.stamps import NOTEBOOKS, PARTS
 from harvis_utils.data import kinds
 from harvis_utils.parallel import command_line
 from harvis_utils.settings import APPROXIMATE, PROFILES, REPOSITORY, load_settings, report_root
-from harvis_utils.store.files import read_json, write_text
+from harvis_utils.store.files import ArtifactError, read_json, reading, write_text
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 PACKAGE = REPOSITORY / "harvis_utils"
@@ -77,7 +77,10 @@ def caveat(dataset: str) -> str:
 
 
 def describe(folder: Path) -> Run:
-    """Read what the index shows from a run's executed notebooks and its ``results.json``."""
+    """Read what the index shows from a run's executed notebooks and its ``results.json``.
+
+    Raises :class:`ArtifactError` where one of them is of another form.
+    """
     root = report_root()
     published = folder.is_relative_to(root / "published")  # their pages stay out of the published folder
     html = root / "html" / folder.relative_to(root / "published") if published else folder / "html"
@@ -87,23 +90,25 @@ def describe(folder: Path) -> Run:
     for notebook in sorted([*whole, *halves], key=lambda path: path.stem):
         if not re.fullmatch(r"\d\d[a-z]?_\w+", notebook.stem):
             continue
-        book = read_json(notebook)
-        about = book["metadata"].get("papermill", {})
-        took, date = about.get("duration") or 0.0, (about.get("end_time") or "")[:10]
-        said = tuple(passages(book["cells"]))
-        number, _, name = notebook.stem.partition("_")
-        title = f"{number} · " + ((said and said[0][0].split(" · ")[-1]) or name.replace("_", " "))
-        why = failed[notebook.stem].read_text(encoding="utf-8").strip() if notebook.stem in failed else ""
-        pages.append(Page(title, notebook, html / f"{notebook.stem}.html", took, date, said, why))
+        with reading(notebook):
+            book = read_json(notebook)
+            about = book["metadata"].get("papermill", {})
+            took, date = about.get("duration") or 0.0, (about.get("end_time") or "")[:10]
+            said = tuple(passages(book["cells"]))
+            number, _, name = notebook.stem.partition("_")
+            title = f"{number} · " + ((said and said[0][0].split(" · ")[-1]) or name.replace("_", " "))
+            why = failed[notebook.stem].read_text(encoding="utf-8").strip() if notebook.stem in failed else ""
+            pages.append(Page(title, notebook, html / f"{notebook.stem}.html", took, date, said, why))
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    verdicts = Counter(claim["direction"] for claim in results.get("claims", []))
-    facts = {
-        "macro F1": spread(results["training"]["macro_f1"]) if results else "",
-        "claims": ", ".join(f"{verdict} {n}" for verdict, n in verdicts.most_common()),
-        "executed": max((page.date for page in pages), default=""),
-        "took": duration(sum(page.seconds for page in pages)),
-        "failed": ", ".join(sorted(failed)),
-    }
+    with reading(folder / "results.json"):
+        verdicts = Counter(claim["direction"] for claim in results.get("claims", []))
+        facts = {
+            "macro F1": spread(results["training"]["macro_f1"]) if results else "",
+            "claims": ", ".join(f"{verdict} {n}" for verdict, n in verdicts.most_common()),
+            "executed": max((page.date for page in pages), default=""),
+            "took": duration(sum(page.seconds for page in pages)),
+            "failed": ", ".join(sorted(failed)),
+        }
     more = [folder / "results.json", folder / "figures", folder / "tables", *sorted(folder.glob("*.html"))]
     there = tuple(path for path in more if path.exists())
     return Run(folder, f"{folder.parent.name} · {folder.name}", caveat(folder.name), facts, tuple(pages), there)
@@ -121,7 +126,12 @@ def duration(seconds: float) -> str:
 
 def find_runs(root: Path) -> list[Run]:
     """Runs under ``<root>/<profile>/<dataset>`` that have executed notebooks, known profiles in their order."""
-    runs = [describe(folder) for profile in PROFILES for folder in sorted(root.glob(f"{profile}/*"))]
+    runs = []
+    for folder in (folder for profile in PROFILES for folder in sorted(root.glob(f"{profile}/*"))):
+        try:
+            runs.append(describe(folder))
+        except ArtifactError as error:
+            print(f"left out: {error}", file=sys.stderr)  # the others are shown all the same
     return [run for run in runs if run.pages]
 
 

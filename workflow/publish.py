@@ -232,6 +232,8 @@ def main(arguments: list[str] | None = None) -> None:
     kinds.check_name(words.dataset)
     cfg = load_settings(words.profile, words.dataset)
     print(f"published: {commands.near(publish(cfg, stamps.find_notebooks(words.notebooks)))}")
+    if report_root() != REPOSITORY / "reports":
+        print("README.md and WEIGHTS=published read reports/published: copy it there, or unset HARVIS_REPORTS")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from harvis_utils.metrics import intervals
 from harvis_utils.metrics.signal_measures import FLAT_G
 from harvis_utils.paper import claims, comparing
 from harvis_utils.paper.variants import LIKELIEST_TRIGGER
+from harvis_utils.parallel import command_line
 from harvis_utils.settings import REPOSITORY
 from harvis_utils.store.files import read_json, write_text
 from harvis_utils.training.published import Published, judging
@@ -410,13 +411,13 @@ def rewritten(text: str) -> str:
     return text
 
 
-def main() -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> None:
     """Rewrite the blocks in README.md, the page of benchmarks and the card of the networks."""
     path = REPOSITORY / "README.md"
     write_text(path, rewritten(path.read_text(encoding="utf-8")))
     write_text(PUBLISHED / "benchmarks" / "README.md", benchmarks_page())
     write_text(PUBLISHED / "NETWORKS.md", networks_page())
-    return 0
 
 
 if __name__ == "__main__":

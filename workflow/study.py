@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pandas as pd
 import torch
 
 from harvis_utils.data import archive, kinds, windowing
-from harvis_utils.parallel import threads
+from harvis_utils.parallel import command_line, threads
 from harvis_utils.settings import REPOSITORY, ModelSettings, Settings, TrainingSettings, load_settings
 from harvis_utils.store.files import write_text
 from harvis_utils.training import supervised
@@ -108,14 +109,15 @@ def table_path(dataset: str) -> Path:
     return REPOSITORY / "reports" / "published" / "study" / dataset / "f1.csv"
 
 
-def main() -> None:
-    """Run the study from the command line."""
+@command_line
+def main(arguments: list[str] | None = None) -> None:
+    """Run the study from the command line; 0 when it worked."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset", choices=sorted(kinds.registry()))
-    dataset = parser.parse_args().dataset
+    dataset = parser.parse_args(arguments).dataset
     torch.set_num_threads(threads())
     write_text(table_path(dataset), run(dataset).round(4).to_csv())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -47,13 +48,15 @@ from harvis_utils.settings import (
     load_settings,
 )
 from harvis_utils.store import results
-from harvis_utils.store.files import read_json, write_text
+from harvis_utils.store.files import file_digest, read_json, write_text
 from harvis_utils.training import supervised
 
 T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 PUBLISHED = REPOSITORY / "reports" / "published"
 KINDS = ("networks", "signals", "scores")
+#: holds the digest of the table as it was collected
+DIGEST = "sweep.csv.sha256"
 #: what of a published run's times a sweep would spend again
 STAGES = ("networks", "statistics", "signals", "scores")
 
@@ -79,7 +82,14 @@ class Section(pydantic.BaseModel, strict=True, frozen=True):
 
 def _changes(*sections: str) -> type[Section]:
     """Sections of the settings with any of their fields; types are read from their classes."""
-    within = {"n_dense": NonNegativeInt, int: PositiveInt, float: NonNegativeFloat}
+    within = {
+        "n_dense": NonNegativeInt,
+        int: PositiveInt,
+        float: Annotated[NonNegativeFloat, Field(allow_inf_nan=False)],
+    }
+    within |= {"dropout": Annotated[float, Field(ge=0, lt=1)]}
+    within |= dict.fromkeys(("rate_hz", "lowpass_hz"), Annotated[float, Field(gt=0, allow_inf_nan=False)])
+    within |= {"schedule": Literal[supervised.SCHEDULES], "reduction": Literal[paper_methods.REDUCTIONS]}
     found = {}
     for name in sections:
         hints = typing.get_type_hints(typing.get_type_hints(Settings)[name])
@@ -129,7 +139,7 @@ class Sweep(Section):
         """From a number of networks, or the profile's own."""
         if seeds is None:
             return list(load_settings(given.data.get("profile", "quick")).training.seeds)
-        return list(range(seeds)) if isinstance(seeds, int) else seeds
+        return list(range(seeds)) if type(seeds) is int else seeds
 
     @property
     def place(self) -> Settings:
@@ -169,6 +179,9 @@ def load(path: Path | str) -> Sweep:
                 SFHF(1, cfg.windows.length, 2, cfg.model)
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             raise SweepError(f"{path}: architectures.{name}: {error}") from None
+        if cfg.maximization.lowpass_hz >= cfg.windows.rate_hz / 2:
+            limit = f"below half of windows.rate_hz ({cfg.windows.rate_hz:g})"
+            raise SweepError(f"{path}: settings.maximization.lowpass_hz should be {limit}")
         other = seen.setdefault((cfg.model, cfg.training), name)
         if other != name:  # their jobs would write the same results at the same time
             raise SweepError(f"{path}: architectures.{name} is the same as architectures.{other}")
@@ -241,7 +254,9 @@ def collect(sweep: Sweep) -> Path:
             about["macro_f1"] = supervised.macro_f1(run.data.test, run.networks[0].predicted["test"])
             for kind, table in tables.items():
                 rows += [about | row for row in summaries(table, kind)]
-    return write_text(sweep.place.reports / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+    table = write_text(sweep.place.reports / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_text(table.with_name(DIGEST), file_digest(table))
+    return table
 
 
 def summaries(scores: xr.Dataset, kind: str) -> Iterator[dict]:
@@ -326,15 +341,23 @@ def start(sweep: Sweep, workflow_profile: str, *options: str) -> Path:
         raise SweepError(f"unknown workflow profile {workflow_profile!r}; {valid}")
     folder = sweep.place.reports
     with commands.alone(sweep.place) as lock:
+        own, other = os.path.relpath(sweep.path.resolve(), folder), folder / "file.txt"
+        last = other.read_text(encoding="utf-8") if other.is_file() else own
+        if last != own and (folder / last).exists():
+            raise SweepError(f"{sweep.path}: {folder} is of {(folder / last).resolve()}; give one of them another name")
+        write_text(other, own)
+        damaged = functools.cache(lambda address: results.damage(artifact_root() / "store" / address))
         for stamp in folder.glob("stamps/*/*.txt"):  # the stored results that a job answers for
-            stored = stamp.read_text(encoding="utf-8").split()
-            if not all((artifact_root() / "store" / s / "manifest.json").exists() for s in stored):
+            if any(map(damaged, stamp.read_text(encoding="utf-8").split())):
                 stamp.unlink()
+        table, digest = folder / "sweep.csv", folder / DIGEST
+        if table.is_file() and not (digest.is_file() and digest.read_text(encoding="utf-8") == file_digest(table)):
+            table.unlink()  # changed since it was collected
         write_text(folder / "parts.csv", parts(sweep).to_csv(index=False))
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "sweep.smk")]
         command += ["--workflow-profile", str(profile), "--rerun-incomplete", "--nolock", "--show-failed-logs"]
         command += ["--rerun-triggers", "mtime", "params", "input", *options]
-        told = {"sweep": os.path.relpath(sweep.path.resolve(), folder), "presets": " ".join(sweep.presets)}
+        told = {"sweep": own, "presets": " ".join(sweep.presets)}
         # Snakemake does not undo escapes
         command += ["--config", *(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in told.items())]
         code = subprocess.run(command, cwd=folder, pass_fds=(lock,)).returncode

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import itertools
 import json
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -25,9 +26,18 @@ from harvis_utils.chain.stamps import (
     outdated,
     stamp_of,
 )
+from harvis_utils.data import kinds
 from harvis_utils.parallel import check_device, command_line, threads
-from harvis_utils.settings import PROFILES, REPOSITORY, Settings, artifact_root, load_settings, report_root
-from harvis_utils.store.files import ArtifactError, read_json, sweep, write_text, writing
+from harvis_utils.settings import (
+    APPROXIMATE,
+    PROFILES,
+    REPOSITORY,
+    Settings,
+    artifact_root,
+    load_settings,
+    report_root,
+)
+from harvis_utils.store.files import ArtifactError, read_json, remove, sweep, write_text, writing
 
 SNAKEFILE = REPOSITORY / "Snakefile"
 
@@ -36,8 +46,8 @@ AT_ONCE = 2
 
 
 @contextlib.contextmanager
-def alone(cfg: Settings, wait_s: float = 20.0):
-    """Hold the run's lock and yield its file descriptor. The system frees it however its holders end.
+def alone(cfg: Settings, wait_s: float = 20.0, how: int = fcntl.LOCK_EX):
+    """Hold the run's lock, alone or shared, and yield its file descriptor. The system frees it however its holders end.
 
     Waits a moment for what a killed run may have left behind to end; then says that another run is in progress.
     """
@@ -48,7 +58,7 @@ def alone(cfg: Settings, wait_s: float = 20.0):
         until = time.monotonic() + wait_s
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, how | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
@@ -82,12 +92,13 @@ def reproduce(cfg: Settings, folder: Path = NOTEBOOKS, part: str | None = None) 
     """
     names, logs = [book.stem for book in find_notebooks(folder, part)], cfg.reports / "logs"
     with alone(cfg) as lock:
-        logs.mkdir(exist_ok=True)
+        with writing(logs):
+            logs.mkdir(exist_ok=True)
         sweep(cfg.reports.rglob(".*.part"))
         _heal(cfg, names)
         before, force = _stamped(cfg, names), sorted({*outdated(cfg, names), *edited(cfg, names).values()})
         for name in names:
-            (logs / f"{name}.error.txt").unlink(missing_ok=True)
+            remove(logs / f"{name}.error.txt")
         with open(logs / "snakemake.log", "w", encoding="utf-8") as log:
             log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.profile} {cfg.dataset} forced: {force}\n")
             log.flush()
@@ -107,11 +118,11 @@ def _heal(cfg: Settings, names: list[str]) -> None:
     for path in (p for name in names for p in (stamp_of(cfg, name), cfg.reports / f"{name}.ipynb") if p.exists()):
         try:
             whole = isinstance(read_json(path), dict)
-        except (ArtifactError, OSError, RecursionError):
+        except ArtifactError:
             whole = False
         if not whole:
             print(f"{near(path)}: cannot be read; made anew", file=sys.stderr)
-            path.unlink()
+            remove(path)
 
 
 def _stamped(cfg: Settings, names: list[str]) -> dict[str, int]:
@@ -156,20 +167,28 @@ def near(path: Path) -> Path:
 def clean() -> list[Path]:
     """Remove what runs have made, and nothing else: runs, sweeps, pages, stored results; returns what was removed.
 
-    Raises :class:`ChainError` where a run is in progress.
+    A run bears its lock, or the name of a data set and what notebooks leave; a result its address.
+    Raises :class:`ChainError` where a run is in progress, and :class:`ArtifactError` where something cannot be removed.
     """
-    reports, store = report_root(), artifact_root()
-    folders = [root / profile for root in (reports, store) for profile in (*PROFILES, "sweep")]
-    found = [p for p in [*folders, reports / "html", reports / "index.html", store / "store"] if p.exists()]
+    reports, store = report_root(), artifact_root() / "store"
+
+    def of_a_run(place: Path) -> bool:
+        left = any((place / name).exists() for name in ("stamps", "logs", "figures", "tables", "results.json"))
+        return (place / ".lock").is_file() or left and place.name.removesuffix(APPROXIMATE) in kinds.registry()
+
+    runs = [p for name in (*PROFILES, "sweep") for p in sorted((reports / name).glob("*")) if of_a_run(p)]
+    pages, index = sorted((reports / "html").glob("*/*/[0-9][0-9]*_*.html")), reports / "index.html"
+    ours = index.is_file() and "<title>harvis: results</title>" in index.read_text(encoding="utf-8", errors="replace")
+    results = [path for path in store.glob("*/*") if re.match(r"\.?[0-9a-f]{20}\b", path.name)]
     with contextlib.ExitStack() as held:
-        for place in (lock.parent for folder in folders for lock in sorted(folder.glob("*/.lock"))):
+        for place in runs:
             held.enter_context(alone(Settings(place.parent.name, place.name), wait_s=0))
-        for path in found:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    return found
+        for path in (*runs, *pages, *[index] * ours, *results):
+            remove(path)
+            for folder in itertools.takewhile(lambda parent: parent not in (reports, store.parent), path.parents):
+                with contextlib.suppress(OSError):  # where something else is left in it
+                    folder.rmdir()
+    return [*runs, *[reports / "html"] * bool(pages), *[index] * ours, *[store] * bool(results)]
 
 
 def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
@@ -179,7 +198,7 @@ def _run_command(words: argparse.Namespace, cfg: Settings) -> None:
         raise ChainError(f"{notebook} does not exist")
     error = cfg.reports / "logs" / f"{notebook.stem}.error.txt"
     print(f"  {notebook.stem:<22} ...", flush=True)
-    error.unlink(missing_ok=True)
+    remove(error)
     started = time.perf_counter()
     try:
         run_notebook(notebook, cfg)
@@ -221,13 +240,17 @@ def main(arguments: list[str] | None = None) -> None:
     words = parser.parse_args(arguments)
     check_device(getattr(words, "device", None))
     cfg = load_settings(words.profile, words.dataset, words.device, words.weights) if "profile" in words else None
+    if cfg:
+        kinds.check_name(cfg.dataset)  # before it names a folder
     if words.command == "reproduce":
         folder = Path(words.notebooks).resolve()
         with _told_when_stopped():
             executed = reproduce(cfg, folder, words.part)
         print(summary(cfg, [j.stem for j in find_notebooks(folder, words.part)], executed))
     elif words.command == "run":
-        _run_command(words, cfg)
+        # the chain holds the lock for its own notebooks
+        with contextlib.nullcontext() if CHAIN in os.environ else alone(cfg, how=fcntl.LOCK_SH):
+            _run_command(words, cfg)
     else:
         for path in clean() or [None]:
             print(f"removed {near(path)}" if path else "nothing to remove")

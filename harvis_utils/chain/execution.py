@@ -16,7 +16,7 @@ import psutil
 
 from harvis_utils.chain.stamps import ChainError, raw_data, stamp_of
 from harvis_utils.settings import REPOSITORY, Settings, artifact_root, data_folders, report_root
-from harvis_utils.store.files import ArtifactError, file_digest, read_json, write_json, write_text, writing
+from harvis_utils.store.files import ArtifactError, file_digest, read_json, remove, write_json, write_text, writing
 
 #: names the processes, the chain and its Snakemake, that the notebooks executed under them end with
 CHAIN = "HARVIS_CHAIN"
@@ -44,14 +44,15 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
     with writing(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         for old in (log, journal, written, progress):
-            old.unlink(missing_ok=True)
+            remove(old)
     archived = raw_data(cfg)
     given = {"PROFILE": cfg.profile, "DATASET": cfg.dataset} | ({"DEVICE": cfg.device} if cfg.device else {})
     given |= {"WEIGHTS": cfg.weights} if cfg.weights != "trained" else {}
     # progress is to be watched with tail -f
     noted = {"HARVIS_JOURNAL": journal, "HARVIS_WRITTEN": written, "HARVIS_PROGRESS": progress}
     place = BEFORE_STARTING | os.environ | {name: str(path) for name, path in noted.items()}
-    place |= {"JUPYTER_PREFER_ENV_PATH": "1"}
+    # without it no `assert` of a notebook would check anything
+    place |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONOPTIMIZE": ""}
     place["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     how = {"kernel_name": "python3", "language": "python", "progress_bar": False, "start_timeout": 180}
     # kernels warn of every connection without encryption, here of those inside this machine
@@ -60,7 +61,12 @@ def run_notebook(notebook: Path, cfg: Settings) -> Path:
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, log)]
     try:
         # for the kernel, and put back afterwards
-        with mock.patch.dict(os.environ, place), _stopping_with_the_chain():
+        with (
+            # start-up files of the user are for other notebooks
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty,
+            mock.patch.dict(os.environ, place | {"IPYTHONDIR": empty}),
+            _stopping_with_the_chain(),
+        ):
             papermill.execute_notebook(*paths, parameters=given, cwd=notebook.parent, **how)
     except papermill.exceptions.PapermillExecutionError as error:
         raise ChainError(_failure(notebook, log, error)) from None
@@ -133,19 +139,27 @@ def _stopping_with_the_chain():
 
 def watched() -> str:
     """The value of :data:`CHAIN` for what this process starts: what stands there already, and this process."""
-    own = psutil.Process()
-    return f"{os.environ.get(CHAIN, '')} {own.pid}@{own.create_time()}"  # numbers of processes are used again
+    return f"{os.environ.get(CHAIN, '')} {os.getpid()}@{began(os.getpid())}"  # numbers of processes are used again
+
+
+def began(pid: int) -> str | None:
+    """When a process began, None where it runs no more; since the start of the machine, as clocks are set right."""
+    try:
+        process, stat = psutil.Process(pid), Path(f"/proc/{pid}/stat")
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        # its name, in brackets, may hold anything
+        return (
+            stat.read_bytes().rpartition(b")")[2].split()[19].decode() if stat.exists() else str(process.create_time())
+        )
+    except (psutil.NoSuchProcess, OSError):
+        return None
 
 
 def runs(name: str) -> bool:
     """Whether the process that :func:`watched` called so, by its number and when it began, still runs."""
-    pid, began = name.split("@")
-    try:
-        process = psutil.Process(int(pid))
-        # a clock that is set right meanwhile moves the time at which it began
-        return abs(process.create_time() - float(began)) < 60 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    pid, _, when = name.partition("@")
+    return began(int(pid)) == when
 
 
 def portable(text: str) -> str:

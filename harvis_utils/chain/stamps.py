@@ -9,12 +9,13 @@ import hashlib
 import json
 import re
 import zipfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from harvis_utils.data import archive, kinds
 from harvis_utils.settings import REPOSITORY, HarvisError, Settings, artifact_root
-from harvis_utils.store.files import file_digest, read_json
+from harvis_utils.store.files import ArtifactError, file_digest, read_json
 from harvis_utils.store.results import damage, versions
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -55,6 +56,11 @@ def package_files() -> list[Path]:
     return sorted([*(p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc"), *kinds.own_modules()])
 
 
+def content(paths: list[Path]) -> str:
+    """One digest of what files hold."""
+    return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
+
+
 def settings_digest(cfg: Settings) -> str:
     """What tells a run's settings and library versions from others."""
     return " ".join([cfg.digest(), *(f"{library}={number}" for library, number in versions().items())])
@@ -91,12 +97,21 @@ def stamp_of(cfg: Settings, name: str) -> Path:
     return cfg.reports / "stamps" / f"{name}.json"
 
 
+def read_stamp(cfg: Settings, name: str) -> dict | None:
+    """What a notebook's stamp says; None where there is none, or one of another form, as before results were kept."""
+    with suppress(ArtifactError, LookupError, TypeError, AttributeError):
+        stamp = read_json(stamp_of(cfg, name))
+        said = [*stamp["files"], *stamp["stored"], *stamp.get("digests", {}).values()]
+        return stamp if all(isinstance(one, str) for one in said) else None
+
+
 def edited(cfg: Settings, names: list[str]) -> dict[str, str]:
     """Files that are no longer what they were when a notebook was executed: each with the last one that wrote it."""
     written = [path for name in names if (path := stamp_of(cfg, name)).exists()]
     wanted: dict[str, tuple[str, str]] = {}
     for path in sorted(written, key=lambda path: path.stat().st_mtime_ns):
-        wanted |= {file: (path.stem, digest) for file, digest in read_json(path).get("digests", {}).items()}
+        stamp = read_stamp(cfg, path.stem) or {}
+        wanted |= {file: (path.stem, digest) for file, digest in stamp.get("digests", {}).items()}
     there = {file: of for file, of in wanted.items() if (cfg.reports / file).is_file()}
     return {file: name for file, (name, digest) in there.items() if file_digest(cfg.reports / file) != digest}
 
@@ -110,12 +125,11 @@ def outdated(cfg: Settings, names: list[str]) -> list[str]:
     store, archived = artifact_root() / "store", raw_data(cfg)
     found, claimed, damaged = [], set(), cache(lambda address: damage(store / address) is not None)
     for name in (name for name in names if stamp_of(cfg, name).exists()):
-        stamp = read_json(stamp_of(cfg, name))
-        if "stored" not in stamp:  # written before results were kept by content
+        if (stamp := read_stamp(cfg, name)) is None:
             found.append(name)
             continue
         gone = {s for s in stamp["stored"] if damaged(s)} - claimed
-        gone |= {f for f in stamp["files"] if not (cfg.reports / f).exists()}
+        gone |= {f for f in stamp["files"] if not (cfg.reports / f).is_file()}
         replaced = archived is not None and archived != stamp.get("archive")  # without one, what is stored counts
         if gone or replaced:
             found.append(name)

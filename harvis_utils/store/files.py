@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from harvis_utils.settings import HarvisError, as_json
 
@@ -26,14 +27,34 @@ class ArtifactError(HarvisError, RuntimeError):
 
 @contextmanager
 def writing(path: Path):
-    """Turn what a failed write raises into one error that names the file; safetensors has an error of its own."""
+    """Turn what a failed write raises into one error that names the file; safetensors has an error of its own.
+
+    An error that names a file elsewhere is of what was read for it, and stays as it is.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, SafetensorError) and "deserializ" in str(error):
             raise  # a damaged file was read
+        if isinstance(named := getattr(error, "filename", None), str):
+            there, place = Path(named).absolute(), Path(path).absolute()
+            if not (there.is_relative_to(place.parent) or place.is_relative_to(there)):
+                raise
         reason = getattr(error, "strerror", None) or error
         raise ArtifactError(f"{path}: could not be written ({reason}); nothing was left behind") from error
+
+
+@contextmanager
+def reading(path: Path):
+    """Turn what content of another form raises, where it is used, into one error that names the file."""
+    try:
+        yield
+    except HarvisError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise ArtifactError(
+            f"{path} does not hold what it should ({type(error).__name__}: {error}); remove it, or make it anew"
+        ) from error
 
 
 def note(variable: str, line: str) -> None:
@@ -41,6 +62,22 @@ def note(variable: str, line: str) -> None:
     if path := os.environ.get(variable):
         with writing(Path(path)), open(path, "a", encoding="utf-8") as lines:
             lines.write(f"{line}\n")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder; nothing is no error.
+
+    Raises :class:`ArtifactError` where that fails.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: could not be removed ({error.strerror}); remove it, or let its owner do so"
+        ) from error
 
 
 @contextmanager
@@ -51,9 +88,12 @@ def replacing(path: Path):
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield part
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+            with owning(part, os.O_CREAT | os.O_RDWR):
+                mode = part.stat().st_mode & 0o777
+                yield part
+                part.chmod(mode)  # safetensors' files are private: others may share the place
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
             os.replace(part, path)
         note("HARVIS_WRITTEN", str(path.resolve()))
     finally:
@@ -66,12 +106,32 @@ def node() -> str:
     return platform.node().replace(".", "-")
 
 
+@contextmanager
+def owning(part: Path, flags: int = os.O_RDONLY) -> Iterator[bool]:
+    """While the block runs nobody :func:`sweep`-s this unfinished file or folder; yields whether somebody else owns it.
+
+    Numbers of processes tell less: containers of one name share folders, and number their processes apart.
+    """
+    handle = os.open(part, flags, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = False
+    except OSError as error:
+        taken = isinstance(error, BlockingIOError)  # else a file system without locks
+    try:
+        yield taken
+    finally:
+        os.close(handle)
+
+
 def sweep(parts: Iterable[Path]) -> None:
     """Remove those unfinished files and folders that killed processes of this machine left."""
     for part in list(parts):
         owner = re.search(r"\.(\d+)@([^.]+)\.(\w+\.)?part$", part.name)
         if owner and owner[2] == node() and not psutil.pid_exists(int(owner[1])):
-            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+            with suppress(OSError, ArtifactError), owning(part) as taken:  # another's, or gone
+                if not taken:
+                    remove(part)
 
 
 @contextmanager
@@ -86,7 +146,8 @@ def scratch(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}@{node()}.{secrets.token_hex(8)}.part")
     part.mkdir()
     try:
-        yield part
+        with owning(part):
+            yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -104,12 +165,12 @@ def write_json(path: Path, value, nan_as_null: bool = False) -> Path:
 
 
 def read_json(path: Path):
-    """Read a JSON file; a missing or broken one raises :class:`ArtifactError` naming it."""
+    """Read a JSON file; a missing or broken one, or a folder, raises :class:`ArtifactError` naming it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is not readable as JSON ({error}); delete it and run its notebook again"
         ) from error
@@ -129,6 +190,23 @@ def read_dataset(path: Path):
     import xarray as xr
 
     return xr.load_dataset(path, engine="h5netcdf")
+
+
+def save_checkpoint(tensors: dict, path: Path, metadata: dict[str, str]) -> None:
+    """``save_file`` for what an interrupted computation leaves; notes for which result that is."""
+    from safetensors.torch import save_file  # a second, which what only starts notebooks need not wait for
+
+    save_file(tensors, path, metadata | {"of": path.parent.name})
+
+
+@contextmanager
+def open_checkpoint(path: Path, framework: str):
+    """``safe_open`` for what :func:`save_checkpoint` wrote; ``ValueError`` where it was left for another result."""
+    with safe_open(path, framework=framework) as file:
+        left, here = (file.metadata() or {}).get("of", ""), path.parent.name
+        if left != here and left.endswith(".checkpoint") and here.endswith(".checkpoint"):
+            raise ValueError(f"it is of another training: {left}")
+        yield file
 
 
 def file_digest(path: Path) -> str:

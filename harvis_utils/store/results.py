@@ -25,7 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import lru_cache, update_wrapper
+from functools import lru_cache, partial, update_wrapper
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +34,7 @@ import filelock
 from harvis_utils.parallel import threads, torch_device
 from harvis_utils.settings import REPOSITORY, artifact_root, keys_file
 from harvis_utils.store import files
-from harvis_utils.store.code import code_digest, remember
+from harvis_utils.store.code import code_digest, reachable, remember
 
 #: libraries whose version can change a number
 VERSIONED = ("numpy", "scipy", "torch", "scikit-learn")
@@ -89,7 +89,16 @@ def _code(module: str, name: str) -> str:
     if known and known["package"] == package_digest():
         return known["code"][f"{module}.{name}"]
     remember(module.partition(".")[0])
-    return code_digest(module, name)
+    try:
+        return code_digest(module, name)
+    except ValueError:  # there is no file
+        raise TypeError(f"the code of {module}.{name} cannot be read: move it from the notebook to a module") from None
+
+
+@lru_cache
+def _reached(module: str, name: str) -> bool:
+    """Whether there is code that an address can hold: any two lambdas, methods or foreign functions share none."""
+    return bool(reachable(module, name))
 
 
 @lru_cache
@@ -128,10 +137,14 @@ def described(value):
         value = value.detach().cpu().numpy()
     if hasattr(value, "dtype") and getattr(value, "ndim", 0):
         values = value.astype(str) if value.dtype.kind in "OU" else value
+        values = values.astype(values.dtype.newbyteorder("="))
         content = hashlib.sha256(values.tobytes()).hexdigest()
-        return [list(value.shape), value.dtype.kind, content]
+        return [list(value.shape), values.dtype.str if values.dtype.kind in "mM" else value.dtype.kind, content]
     if callable(value) and hasattr(value, "__qualname__"):
-        return _code(value.__module__, value.__qualname__)
+        place = (str(value.__module__), value.__qualname__)
+        if (found := _code(*place)) and _reached(*place):
+            return found
+        raise TypeError(f"{'.'.join(place)} is no function or class of a module's own and cannot be part of an address")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if hasattr(value, "item"):
@@ -192,11 +205,14 @@ def damage(folder: Path) -> str | None:
         return "manifest.json is not readable"
     if about[:2] != (folder.parent.name, folder.name):
         return "manifest.json belongs to another result"
-    if expected.keys() != {path.name for path in folder.iterdir()} - {"manifest.json"}:
-        return "files are missing, or do not belong to it"
-    for name, digest in expected.items():
-        if not (folder / name).is_file() or files.file_digest(folder / name) != digest:
-            return f"{name} is damaged"
+    try:
+        if expected.keys() != {path.name for path in folder.iterdir()} - {"manifest.json"}:
+            return "files are missing, or do not belong to it"
+        for name, digest in expected.items():
+            if not (folder / name).is_file() or files.file_digest(folder / name) != digest:
+                return f"{name} is damaged"
+    except OSError as error:  # of another user, or removed meanwhile
+        return f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
     return None
 
 
@@ -204,15 +220,16 @@ def obtain(stage: str, key: str, build: Callable[[Path], object], about: Mapping
     """Folder of the result of ``stage`` with ``key``, filled by ``build(folder)`` unless it is there already.
 
     ``about`` is its provenance. A build that fails or is killed leaves nothing under the final name; a damaged result
-    is made anew, with a warning.
+    is made anew, with a warning. Raises :class:`~harvis_utils.store.files.ArtifactError` where it cannot be written, or
+    a damaged one not be removed.
     """
     folder = folder_of(stage, key)
     files.note("HARVIS_JOURNAL", f"{stage}/{key}")
-    if folder.exists() and (wrong := damage(folder)):
-        warnings.warn(f"{folder}: {wrong}; made anew", stacklevel=3)
-        shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
-    if not folder.exists():
-        with _alone(folder):
+    if damage(folder):
+        with _alone(folder):  # looked at again: another process may have made it, or made it anew, meanwhile
+            if os.path.lexists(folder) and (wrong := damage(folder)):
+                warnings.warn(f"{folder}: {wrong}; made anew", stacklevel=3)
+                files.remove(folder)
             if not folder.exists():
                 _fill(folder, build, about)
     _opened[stage, key] = files.read_json(folder / "manifest.json")["wall_s"]
@@ -225,7 +242,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
     The system frees the lock however its holder ends.
     """
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:20]
+    name = hashlib.sha256(str(folder.parent.resolve() / folder.name).encode()).hexdigest()[:20]
     lock = Path(tempfile.gettempdir()) / f"harvis-{name}.lock"
     with files.writing(lock):
         # others may build here too, who are not the owner of what lies in a folder for all
@@ -322,7 +339,8 @@ def write_result(folder: Path, result) -> None:
 
         # cloned, because tensors in a file may not share their memory
         tensors = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in result.items()}
-        save_file(tensors, folder / "result.safetensors")
+        with files.replacing(folder / "result.safetensors") as part:
+            save_file(tensors, part)
     else:
         files.write_json(folder / "result.json", result)
 
@@ -334,7 +352,8 @@ def read_result(folder: Path):
 
     readers = {
         "result.nc": files.read_dataset,
-        "result.csv": pd.read_csv,  # exact from pandas 3.1
+        # exact from pandas 3.1; "None" and "NA" are words, and only what is empty is missing
+        "result.csv": partial(pd.read_csv, keep_default_na=False, na_values=[""]),
         "result.safetensors": load_file,
         "result.json": files.read_json,
     }

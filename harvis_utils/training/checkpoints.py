@@ -6,19 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import nn
 
 from harvis_utils.settings import HarvisError
+from harvis_utils.store.files import open_checkpoint as safe_open
 from harvis_utils.store.files import replacing
+from harvis_utils.store.files import save_checkpoint as save_file
 
 #: the file in a checkpoint's folder
 CHECKPOINT = "training.safetensors"
 
 
 class TrainingError(HarvisError, RuntimeError):
-    """Training diverged or its checkpoint is damaged; the message says what to do."""
+    """Training diverged, or its checkpoint is damaged or another's; the message says what to do."""
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -71,7 +72,7 @@ def load_state(path: Path) -> dict:
 def load_checkpoint(folder: Path) -> dict | None:
     """The state that an interrupted training left; None where there is none.
 
-    Raises :class:`TrainingError` for a damaged one.
+    Raises :class:`TrainingError` for a damaged one, and for one of other settings.
     """
     path = folder / CHECKPOINT
     if not path.exists():

@@ -31,7 +31,7 @@ from harvis_utils.networks import builders
 from harvis_utils.networks.sfhf import Trunk, known
 from harvis_utils.settings import PROFILES, REPOSITORY, HarvisError, ModelSettings, from_json
 from harvis_utils.store import results
-from harvis_utils.store.files import file_digest, read_dataset, read_json, replacing, write_dataset, write_json
+from harvis_utils.store.files import file_digest, read_dataset, read_json, reading, replacing, write_dataset, write_json
 from harvis_utils.training.supervised import HISTORY, Network, drawing, part_of, trained
 
 #: files of a published run's folder beside networks.json
@@ -157,10 +157,13 @@ def load(folder: Path, windows: Windows, model: ModelSettings, seeds: Sequence[i
     that were not published.
     """
     about = _checked(folder, seeds)
-    trained_on = {about["provenance"][about["seeds"].index(seed)]["arguments"]["windows"] for seed in seeds}
-    if trained_on != {windows.digest}:
+    with reading(folder / "networks.json"):
+        trainings = [about["provenance"][about["seeds"].index(seed)]["arguments"] for seed in seeds]
+        same = {"windows": all(of["windows"] == windows.digest for of in trainings)}
+        same["settings of the model"] = all(from_json(of["model"], ModelSettings) == model for of in trainings)
+    for what in (name for name, ok in same.items() if not ok):
         raise PublishedError(
-            f"the networks in {folder} were trained on other windows than these; train them (WEIGHTS=trained)"
+            f"the networks in {folder} were trained on other {what} than these; train them (WEIGHTS=trained)"
         )
     tensors = load_file(folder / "trunks.safetensors")
     return [_network(folder, about, tensors, windows.train.length, model, seed) for seed in seeds]
@@ -170,15 +173,21 @@ def _checked(folder: Path, seeds: Sequence[int]) -> dict:
     """What ``networks.json`` says, where all files are whole and the networks of ``seeds`` among them."""
     if not (folder / "networks.json").exists():
         raise PublishedError(f"no networks are published in {folder}; train them (WEIGHTS=trained)")
-    about = read_json(folder / "networks.json")
-    for name, digest in about["files"].items():
-        if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise PublishedError(f"{folder / name} is missing or damaged; get it again, or train (WEIGHTS=trained)")
-    if unknown := sorted(set(seeds) - set(about["seeds"])):
-        raise PublishedError(
-            f"networks {', '.join(map(str, unknown))} are not published in {folder}; published are "
-            f"{', '.join(map(str, about['seeds']))}; train the others (WEIGHTS=trained)"
-        )
+    about, listed = read_json(folder / "networks.json"), folder.parent / "digests.json"
+    with reading(folder / "networks.json"):
+        # nothing but the published run's digests can say whether it is as it was published
+        beside = read_json(listed)["files"] if listed.exists() else {}
+        wanted = {Path(name).name: digest for name, digest in beside.items() if name.startswith("networks/")}
+        needed = (name for name in FILES if name != "network.safetensors" or (folder / name).exists())
+        wanted |= dict.fromkeys(needed) | about["files"]
+        for name, digest in wanted.items():
+            if not (folder / name).is_file() or file_digest(folder / name) != digest:
+                raise PublishedError(f"{folder / name} is missing or damaged; get it again, or train (WEIGHTS=trained)")
+        if unknown := [seed for seed in seeds if type(seed) is not int or seed not in about["seeds"]]:
+            raise PublishedError(
+                f"networks {', '.join(map(repr, unknown))} are not published in {folder}; published are "
+                f"{', '.join(map(str, about['seeds']))}; train the others (WEIGHTS=trained)"
+            )
     return about
 
 
