@@ -37,7 +37,7 @@ def remember(package: str) -> None:
     """Keep the sources of a package's modules as they are imported: their files may be edited while they live."""
     for name, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
-        if name.partition(".")[0] != package or not getattr(spec, "has_location", False):
+        if name.partition(".")[0] != package or not str(getattr(spec, "origin", "")).endswith(".py"):
             continue
         if _SOURCES.get(name, (None,))[0] is not spec:
             if name in _SOURCES:
