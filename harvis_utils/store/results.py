@@ -136,7 +136,8 @@ def described(value):
         value = value.detach().cpu().numpy()
     if hasattr(value, "dtype") and getattr(value, "ndim", 0):
         values = value.astype(str) if value.dtype.kind in "OU" else value
-        values = values.astype(values.dtype.newbyteorder("="))
+        if not values.dtype.isnative:
+            values = values.astype(values.dtype.newbyteorder("="))
         content = hashlib.sha256(values.tobytes()).hexdigest()
         return [list(value.shape), values.dtype.str if values.dtype.kind in "mM" else value.dtype.kind, content]
     if callable(value) and hasattr(value, "__qualname__"):
