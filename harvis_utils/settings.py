@@ -709,10 +709,7 @@ def from_json(values: dict, kind: type = Settings) -> Settings:
 
 
 def anchored(variable: str, default: str = "") -> Path | None:
-    """A path from the environment; a relative one counts from the repository wherever the kernel runs.
-
-    Raises :class:`SettingsError` for one that leads nowhere, as links do that lead to each other.
-    """
+    """A path from the environment, a relative one from the repository; :class:`SettingsError` where it is none."""
     path = os.environ.get(variable) or default
     try:
         return (REPOSITORY / Path(path).expanduser()).resolve() if path else None

@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from safetensors import SafetensorError, safe_open
+import safetensors
+from safetensors import SafetensorError
 
 from harvis_utils.settings import HarvisError, as_json
 
@@ -191,17 +192,17 @@ def read_dataset(path: Path):
     return xr.load_dataset(path, engine="h5netcdf")
 
 
-def save_checkpoint(tensors: dict, path: Path, metadata: dict[str, str]) -> None:
-    """``save_file`` for what an interrupted computation leaves; notes for which result that is."""
-    from safetensors.torch import save_file  # a second, which what only starts notebooks need not wait for
+def save_file(tensors: dict, path: Path, metadata: dict[str, str]) -> None:
+    """Safetensors' ``save_file`` for what an interrupted computation leaves; notes for which result that is."""
+    import safetensors.torch  # a second, which what only starts notebooks need not wait for
 
-    save_file(tensors, path, metadata | {"of": path.parent.name})
+    safetensors.torch.save_file(tensors, path, metadata | {"of": path.parent.name})
 
 
 @contextmanager
-def open_checkpoint(path: Path, framework: str):
-    """``safe_open`` for what :func:`save_checkpoint` wrote; ``ValueError`` where it was left for another result."""
-    with safe_open(path, framework=framework) as file:
+def safe_open(path: Path, framework: str):
+    """Safetensors' ``safe_open`` of what :func:`save_file` wrote; ``ValueError`` for what another result left."""
+    with safetensors.safe_open(path, framework=framework) as file:
         left, here = (file.metadata() or {}).get("of", ""), path.parent.name
         if left != here and left.endswith(".checkpoint") and here.endswith(".checkpoint"):
             raise ValueError(f"it is of another training: {left}")

@@ -10,9 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from harvis_utils.settings import HarvisError
-from harvis_utils.store.files import open_checkpoint as safe_open
-from harvis_utils.store.files import replacing
-from harvis_utils.store.files import save_checkpoint as save_file
+from harvis_utils.store.files import replacing, safe_open, save_file
 
 #: the file in a checkpoint's folder
 CHECKPOINT = "training.safetensors"
