@@ -175,6 +175,8 @@ X = xr.Dataset({"a": ("x", [1.0])})
         (X.assign_coords(x=[0]), X.assign_coords(x=[1]), False),
         (as_json, load_settings, False),
         (np.array(["a"], np.dtypes.StringDType()), np.array(["a"]), True),
+        (np.array(["a"], np.dtypes.StringDType()), np.array(["b"], np.dtypes.StringDType()), False),
+        (np.array(["a" * 40], np.dtypes.StringDType()), np.array(["b" * 40], np.dtypes.StringDType()), False),
         (np.array([1], ">i4"), np.array([1], "<i4"), True),
         (np.array([1], ">i4"), np.array([1 << 24], "<i4"), False),
         (np.array([1], "M8[s]"), np.array([1], "M8[D]"), False),

@@ -136,7 +136,8 @@ def described(value):
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     if hasattr(value, "dtype") and getattr(value, "ndim", 0):
-        values = value.astype(str) if value.dtype.kind in "OUT" else value
+        # text of any kind by its letters: arrays of numpy's own text hold where they stand, not what they are
+        values = value.astype(object).astype(str) if value.dtype.kind in "OUT" else value
         if not values.dtype.isnative:
             values = values.astype(values.dtype.newbyteorder("="))
         content = hashlib.sha256(values.tobytes()).hexdigest()
