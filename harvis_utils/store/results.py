@@ -141,7 +141,11 @@ def described(value):
         if not values.dtype.isnative:
             values = values.astype(values.dtype.newbyteorder("="))
         content = hashlib.sha256(values.tobytes()).hexdigest()
-        return [list(value.shape), values.dtype.str if values.dtype.kind in "mM" else value.dtype.kind, content]
+        return [
+            list(value.shape),
+            values.dtype.str if values.dtype.kind in "mM" else value.dtype.kind.replace("T", "U"),
+            content,
+        ]
     if callable(value) and hasattr(value, "__qualname__"):
         place = (str(value.__module__), value.__qualname__)
         if (found := _code(*place)) and _reached(*place):
