@@ -418,6 +418,16 @@ def test_a_module_that_runs_twice_is_two_places():
         network(x)
     h[:, 2] = 0
     assert torch.allclose(maps[late.name][:, :, 0], F.relu(network.c2(h)), atol=1e-6)
+def test_what_is_asked_of_a_tap_is_applied_to_it():
+    tap = taps.find(of(lambda m, x: m.c(m.c(x)), c=conv(3, 3)), "c")
+    network = of(lambda m, x: m.c(m.c(x)), c=conv(3, 3))
+    changed = taps.find(network, tap, rectified=True, layout="window unit time", call=1)
+    assert changed == taps.Tap("c, call 1", "c", True, "window unit time", 1)
+    assert taps.find(network, changed) == changed and taps.find(network, changed, call=1) == changed
+    with pytest.raises(ValueError, match="should name each dimension"):
+        taps.find(network, tap, layout="unit")
+
+
     with pytest.raises(ValueError, match="no call 2"):
         taps.maps_of(network, taps.find(network, "look", call=2), x)
 

@@ -111,13 +111,15 @@ def find(
     """The tap of a layer by name: ``conv1`` ... of SF-HF after batch norm and ReLU, else the submodule of that name.
 
     ``rectified`` says that the network rectifies this submodule's output by a function of its own, not by a submodule
-    that could be named instead; ``layout`` and ``call`` are as in :class:`Tap`. Raises ``ValueError`` listing the valid
-    names for an unknown one, and for a network that is compiled.
+    that could be named instead; ``layout`` and ``call`` are as in :class:`Tap`, and change one that is given. Raises
+    ``ValueError`` listing the valid names for an unknown one, and for a network that is compiled.
     """
     refuse_compiled(network)
     if isinstance(layer, Tap):
-        find(network, layer.module, layout=layer.layout)
-        return layer
+        find(network, layer.module, layout=layout or layer.layout)
+        name = layer.name if call in (None, layer.call) else f"{layer.module}, call {call}"
+        asked = {"rectified": rectified or None, "layout": layout, "call": call}
+        return replace(layer, name=name, **{key: value for key, value in asked.items() if value is not None})
     if layout is not None:
         layouts.parsed(layout)
     if isinstance(network, SFHF) and layer in network.layers and call is None:
