@@ -123,7 +123,7 @@ def find(
     if layout is not None:
         layouts.parsed(layout)
     if isinstance(network, SFHF) and layer in network.layers and call is None:
-        return Tap(layer, f"norm_{layer}", True, _known_layout(network, layer))
+        return Tap(layer, f"norm_{layer}", True, layout or _known_layout(network, layer))
     known("layer", layer, [name for name, _ in network.named_modules() if name])
     name = layer if call is None else f"{layer}, call {call}"
     return Tap(name, layer, rectified, layout or _known_layout(network, layer), call)
@@ -154,7 +154,8 @@ def _known_layout(network: nn.Module, module: str) -> str | None:
 def _is_known(network: nn.Module, tap: Tap) -> bool:
     """Whether a place needs no look at the network: SF-HF's convolutions, also in a view of it that declares them."""
     owner, _, name = tap.module.rpartition(".")
-    return tap.layout is not None and name.startswith("norm_conv") and isinstance(network.get_submodule(owner), SFHF)
+    own = name.startswith("norm_conv") and isinstance(network.get_submodule(owner), SFHF)
+    return own and tap.layout == "window unit axis time"
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -403,7 +404,7 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
             raise faults[0]
         part, layout, answer = tap.part, tap.layout, answer_of(network, tap, tap.part)
         layouts.of_windows(answer, example)
-        layouts.apart(answer(windows), layouts.parsed(layout), sizes_of(windows), tap.name)
+        layouts.refuse_contradiction(answer(windows), layouts.parsed(layout), sizes_of(windows), tap.name, module)
     follower, number = Follower(layouts.parsed(layout)), count()
 
     def met(module, args, output) -> None:
