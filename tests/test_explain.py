@@ -398,6 +398,25 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("content", ["null", "[]", "{}", '{"asked": null}'])
+def test_a_folder_whose_description_is_of_no_page_is_left_alone(content, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "explanation.json").write_text(content)
+    with pytest.raises(HarvisError, match=re.escape(f"{tmp_path / 'page' / 'explanation.json'} is that of no page")):
+        explained("~/page")
+    assert (tmp_path / "page" / "explanation.json").read_text() == content
+
+
+def test_a_channel_without_movement_is_named():
+    network, windows = subject(3, 40, 1.0, "V")
+    series = windows.train.series.copy()
+    series[:, 1] = 2.0
+    still = dataclasses.replace(windows, train=dataclasses.replace(windows.train, series=series))
+    with pytest.raises(ValueError, match="no scale without movement: place 0 y constant or NaN; leave that out"):
+        looking.looked(network, "body.0", still)
+
+
 def test_a_place_that_no_gradient_reaches_is_told_and_the_rest_is_there(tmp_path):
     network, windows = subject()
 

@@ -344,6 +344,10 @@ def test_methods_are_drawn_with_all_axes_and_maps_where_they_look():
         waves.unit_methods(made, LEVELS.expand_dims(unit=[2]))
     with pytest.raises(ValueError, match="rate_hz should be above 0 Hz and columns at least 1, not nan and 4"):
         waves.unit_methods(made, rate_hz=np.nan)
+    for chosen in (made.sel(technique="naive"), made.sel(technique="naive", drop=True)):
+        assert waves.unit_methods(chosen).axes[0].get_title() == ("naive" if "technique" in chosen.coords else "")
+    with pytest.raises(ValueError, match="infinity in signal cannot be drawn"):
+        waves.unit_methods(made.assign(signal=made["signal"].where(made["time"] != 4, np.inf)))
     with pytest.raises(ValueError, match="a map of 11 samples does not say which"):
         waves.unit_methods(made.drop_vars("map_time"))
 

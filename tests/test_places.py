@@ -401,10 +401,31 @@ def test_layouts_are_checked():
         taps.maps_of(network, taps.find(network, "look", layout="window unit axis time"), x)
     with pytest.raises(ValueError, match="windows have no such layout"):
         taps.WithLayout(network, "window unit axis time")
+    for layout, said in (
+        ("window time unit", r"units in dimension 2 of \(3, 5, 16\), but a Conv1d has its 5 units in dimension 1"),
+        ("window unit axis", r"16 axes in \(3, 5, 16\), but windows have 3"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            unit_statistics.collect(network, x.numpy(), place=taps.find(network, "look", layout=layout))
+    recurrent = of(lambda m, x: m.look(first(x))[0], look=nn.GRU(N_AXES, 5, batch_first=True))
+    with pytest.raises(ValueError, match="a GRU has its 5 units in dimension 2: declare that, or no layout"):
+        taps.located(recurrent, taps.find(recurrent, "look", layout="window unit time"), x)
+    over_time = of(lambda m, x: m.look(m.c(x)), c=conv(), look=nn.Linear(LENGTH, 8))
+    assert taps.outputs(over_time, taps.find(over_time, "look", layout="window unit time"), x).shape == (4, 5, 1, 8)
     flattened, _ = refused("flattened")
     assert taps.outputs(flattened, taps.find(flattened, "look", layout="window unit"), x).shape == (4, 80, 1, 1)
     with pytest.raises(ValueError, match="units 0 to 4"):
         slopes.ascend_units(network, "look", [12], windows(1), ADAM, 1)
+
+
+def test_what_is_asked_of_a_tap_is_applied_to_it():
+    tap = taps.find(of(lambda m, x: m.c(m.c(x)), c=conv(3, 3)), "c")
+    network = of(lambda m, x: m.c(m.c(x)), c=conv(3, 3))
+    changed = taps.find(network, tap, rectified=True, layout="window unit time", call=1)
+    assert changed == taps.Tap("c, call 1", "c", True, "window unit time", 1)
+    assert taps.find(network, changed) == changed and taps.find(network, changed, call=1) == changed
+    with pytest.raises(ValueError, match="should name each dimension"):
+        taps.find(network, tap, layout="unit")
 
 
 def test_a_module_that_runs_twice_is_two_places():

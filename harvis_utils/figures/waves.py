@@ -108,9 +108,13 @@ def unit_methods(
     largest output is drawn. An ``axis`` has its coordinate's name. ``levels`` are the unit's statistics: its threshold
     ``th_eap`` (dashed) and the 95 % point ``p95`` of its training outputs (dotted). ``compared`` shades samples: where
     they begin in each panel, and how many; panels below each other then share their scale, as what is compared are
-    values, not shapes. Raises ``ValueError`` for more than one unit, levels of another one, a rate that is none, and
-    for maps of another length that do not say their ``map_time``.
+    values, not shapes. Raises ``ValueError`` for more than one unit, levels of another one, a rate that is none,
+    infinity, and for maps of another length that do not say their ``map_time``.
     """
+    if "technique" not in made["signal"].dims:  # one was selected
+        made = made.expand_dims(technique=[str(made["technique"].item()) if "technique" in made.coords else ""])
+    if infinite := [of for of in ("signal", "map") if of in made and np.isinf(made[of]).any()]:
+        raise ValueError(f"infinity in {' and '.join(infinite)} cannot be drawn; select others")
     if others := set(made["signal"].dims) - {"technique", "axis", "time"}:
         raise ValueError(f"one unit's signals are drawn; select one of each {', '.join(sorted(others))}")
     if levels is not None and (several := [str(dim) for dim in levels["th_eap"].dims]):

@@ -7,7 +7,7 @@ and so it does along real windows' own principal directions. Phases alone leave 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,12 +119,14 @@ class Scale:
     unit: str = "G"
 
     @classmethod
-    def of(cls, series: np.ndarray, unit: str = "unit of the data") -> Scale:
-        """The scale of training data (sample, axis). Raises ``ValueError`` for an axis that is constant."""
+    def of(cls, series: np.ndarray, unit: str = "unit of the data", names: Sequence[str] = ()) -> Scale:
+        """The scale of training data (sample, axis). Raises ``ValueError`` for an axis that is constant, by name."""
         data = torch.as_tensor(np.asarray(series, np.float64))
         sigma = data.std(0, correction=0)
-        if data.ndim != 2 or not (sigma > 0).all():
-            raise ValueError(f"a scale needs data (sample, axis), none of them constant; shape {tuple(data.shape)}")
+        if data.ndim != 2 or not len(data):
+            raise ValueError(f"a scale needs data (sample, axis), not of shape {tuple(data.shape)}")
+        if constant := [names[i] if len(names) else f"axis {i}" for i in np.flatnonzero(~(sigma > 0))]:
+            raise ValueError(f"no scale without movement: {', '.join(constant)} constant or NaN; leave that out")
         return cls(data.mean(0)[:, None], 2 * sigma[:, None], unit)
 
     def windows(self, signals: Tensor) -> Tensor:

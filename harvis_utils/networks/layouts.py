@@ -84,6 +84,23 @@ def apart(output: Tensor, groups: Groups, sizes: dict[str, int], where: str) -> 
     )
 
 
+def refuse_contradiction(output: Tensor, groups: Groups, sizes: dict[str, int], where: str, module: nn.Module) -> None:
+    """Raise ``ValueError`` where a declared layout does not fit an output, or contradicts the layer that gave it."""
+    view, words = apart(output, groups, sizes, where)
+    shape, at = tuple(output.shape), next(dim for dim, group in enumerate(groups) if "unit" in group)
+    # channels of these are units, whatever they get; norms and linear layers may as well run over times
+    if isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase):
+        dim, n = declared(module)
+        if shape[dim] == n and at != dim % len(shape):
+            raise PlaceError(
+                f"the declared layout puts units in dimension {at} of {shape}, but a {type(module).__name__} has its "
+                f"{n} units in dimension {dim % len(shape)}: declare that, or no layout"
+            )
+    n_axes = dict(zip(words, view.shape, strict=True)).get("axis", 1)
+    if n_axes > 1 and n_axes >= 2 * sizes["axis"]:  # padding adds a few
+        raise PlaceError(f"the declared layout has {n_axes} axes in {shape}, but windows have {sizes['axis']}")
+
+
 def as_maps(view: Tensor, words: Sequence[str]) -> Tensor:
     """What :func:`apart` gave as (window, unit, axis, time), with one axis or one sample where there are none."""
     kept = [dim for dim, word in enumerate(words) if word != "1"]

@@ -111,17 +111,19 @@ def find(
     """The tap of a layer by name: ``conv1`` ... of SF-HF after batch norm and ReLU, else the submodule of that name.
 
     ``rectified`` says that the network rectifies this submodule's output by a function of its own, not by a submodule
-    that could be named instead; ``layout`` and ``call`` are as in :class:`Tap`. Raises ``ValueError`` listing the valid
-    names for an unknown one, and for a network that is compiled.
+    that could be named instead; ``layout`` and ``call`` are as in :class:`Tap`, and change one that is given. Raises
+    ``ValueError`` listing the valid names for an unknown one, and for a network that is compiled.
     """
     refuse_compiled(network)
     if isinstance(layer, Tap):
-        find(network, layer.module, layout=layer.layout)
-        return layer
+        find(network, layer.module, layout=layout or layer.layout)
+        name = layer.name if call in (None, layer.call) else f"{layer.module}, call {call}"
+        asked = {"rectified": rectified or None, "layout": layout, "call": call}
+        return replace(layer, name=name, **{key: value for key, value in asked.items() if value is not None})
     if layout is not None:
         layouts.parsed(layout)
     if isinstance(network, SFHF) and layer in network.layers and call is None:
-        return Tap(layer, f"norm_{layer}", True, _known_layout(network, layer))
+        return Tap(layer, f"norm_{layer}", True, layout or _known_layout(network, layer))
     known("layer", layer, [name for name, _ in network.named_modules() if name])
     name = layer if call is None else f"{layer}, call {call}"
     return Tap(name, layer, rectified, layout or _known_layout(network, layer), call)
@@ -152,7 +154,8 @@ def _known_layout(network: nn.Module, module: str) -> str | None:
 def _is_known(network: nn.Module, tap: Tap) -> bool:
     """Whether a place needs no look at the network: SF-HF's convolutions, also in a view of it that declares them."""
     owner, _, name = tap.module.rpartition(".")
-    return tap.layout is not None and name.startswith("norm_conv") and isinstance(network.get_submodule(owner), SFHF)
+    own = name.startswith("norm_conv") and isinstance(network.get_submodule(owner), SFHF)
+    return own and tap.layout == "window unit axis time"
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -401,7 +404,7 @@ def _looked(network: nn.Module, tap: Tap, example: Tensor) -> Place:
             raise faults[0]
         part, layout, answer = tap.part, tap.layout, answer_of(network, tap, tap.part)
         layouts.of_windows(answer, example)
-        layouts.apart(answer(windows), layouts.parsed(layout), sizes_of(windows), tap.name)
+        layouts.refuse_contradiction(answer(windows), layouts.parsed(layout), sizes_of(windows), tap.name, module)
     follower, number = Follower(layouts.parsed(layout)), count()
 
     def met(module, args, output) -> None:

@@ -192,7 +192,7 @@ def looked(network: nn.Module, place: str | Tap, windows: Windows) -> Looked:
         series, known = windows.train.series, set(windows.units.values())
         same = set(windows.units) == {name.rpartition(" ")[0] for name in windows.axes} and len(known) == 1
         unit = known.pop() if same else IN_S
-        scale = Scale.of(series.reshape(-1, 1) if by_axis else series, unit)
+        scale = Scale.of(series.reshape(-1, 1), unit) if by_axis else Scale.of(series, unit, windows.axes)
     try:
         trunk = trunks.trunk_of(network, tap, x[:50]) if by_axis and scale is None else None
     except ValueError:  # then its network is climbed itself

@@ -91,7 +91,7 @@ def explain(
             "name another place, or look whether the network has been trained and its weights loaded"
         )
     units = chosen_units(n_units, N_UNITS) if units is None else taps.unit_numbers(units, n_units, of.name)
-    folder = Path(folder) if folder else report_root() / "explained" / re.sub(r"[^\w.-]+", "_", of.name)
+    folder = Path(folder).expanduser() if folder else report_root() / "explained" / re.sub(r"[^\w.-]+", "_", of.name)
     asked = {"key": of.key, "units": units, "settings": described(settings), "visual": described(visual)}
     _claim(folder, asked)
     found = Found(of, units, statistics, asked, judged)
@@ -146,8 +146,12 @@ def _steps(found: Found, settings: MaximizationSettings, visual: VisualSettings)
 def _claim(folder: Path, asked: dict) -> None:
     """Take a folder for this page: a new one, or one of the same network, place and windows, whose page is renewed."""
     if (folder / ABOUT).exists():
-        there = files.read_json(folder / ABOUT)["asked"]
-        if there["key"] != asked["key"]:
+        try:
+            there = files.read_json(folder / ABOUT)["asked"]
+            key = there["key"]
+        except (KeyError, TypeError):
+            raise ExplainError(f"{folder / ABOUT} is that of no page; name a new folder, or remove it") from None
+        if key != asked["key"]:
             another = f'name another folder, as folder="{folder}-{asked["key"][:6]}"'
             raise ExplainError(f"{folder} holds the page of another network, place or windows; {another}")
         if there != asked:
