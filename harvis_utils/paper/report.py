@@ -42,7 +42,10 @@ def validate(results: dict) -> None:
         fastjsonschema.validate(read_json(SCHEMA), results)
     except fastjsonschema.JsonSchemaValueException as error:
         where = "/".join(error.path[1:]) or "the top level"
-        said = error.message if len(error.message) <= 300 else f"{error.message[:120]} ... {error.message[-160:]}"
+        said = error.message.removeprefix(f"{error.name} ")
+        if not isinstance(error.value, dict | list):
+            said = f"{said}, not {error.value!r}"
+        said = said if len(said) <= 300 else f"{said[:120]} ... {said[-160:]}"
         raise ResultsError(f"results.json is not valid at {where}: {said}") from None
     except (TypeError, ValueError) as error:
         raise ResultsError(f"results.json holds a value that JSON has not ({error}); use null and a reason") from None
