@@ -75,21 +75,24 @@ def live_units(layer: str, th: xr.DataArray, n_steps: int, n_units: int | None =
 def engine(network: Trunk | nn.Module, task: Task, **windows: int) -> Tensor:
     """Signals (signal, time), or (signal, axis, time) of units that mix the axes, by our engine.
 
-    ``windows`` are ``n_axes`` and ``length`` of those that a module takes which is no trunk.
+    ``windows`` are ``n_axes`` and ``length`` of those that a module takes which is no trunk. Units that repeat as a
+    whole are climbed from as many starts.
     """
+    units = list(dict.fromkeys(task.units.tolist()))
     found = paper_methods.maximize(
         network,
         task.layer,
         task.th.cpu().numpy(),
         methods=[task.technique],
-        units=task.units.tolist(),
+        units=units,
+        start=task.start.cpu().numpy().reshape(-1, 1, len(units), *task.start.shape[1:]),
         preset=task.preset,
         settings=replace(SETTINGS, n_steps=task.n_steps),
         device=task.th.device,
         dtype=task.th.dtype,
         **windows,
     )
-    return torch.tensor(found["signal"].values[0])
+    return torch.tensor(found["signal"].values).view(task.start.shape)
 
 
 # ------------------------------------------------------------------------------------- what others would write

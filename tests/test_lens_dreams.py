@@ -137,7 +137,7 @@ def made(tiny_windows, tmp_path_factory):
         load_settings("quick", "synthetic", "cpu"),
         model=ModelSettings(n_units=6, n_dense=8),
         training=TrainingSettings(seeds=(0, 1), epochs=12, learning_rate=1e-2, batch_size=8),
-        dreams=DreamSettings(n_windows=4, n_steps=20),
+        dreams=DreamSettings(n_windows=4, n_steps=60),
         prior=PriorSettings(n_hidden=16, n_code=8, n_steps=20),
     )
     with pytest.MonkeyPatch.context() as patched:
