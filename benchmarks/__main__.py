@@ -18,12 +18,10 @@ import torch
 
 from benchmarks import agreement, climbing, measure, networks, search, tables, training
 from harvis_utils.chain import execution
-from harvis_utils.data import archive, windowing
-from harvis_utils.maximization import unit_statistics
+from harvis_utils.paper.stages import Stages
 from harvis_utils.parallel import command_line, threads, torch_device
 from harvis_utils.settings import REPOSITORY, Settings, load_settings, report_root
 from harvis_utils.store.files import write_json
-from harvis_utils.training import supervised
 
 
 def target(caveat: str, device: str) -> Path:
@@ -34,9 +32,8 @@ def target(caveat: str, device: str) -> Path:
 
 def collect(cfg: Settings, device: str, rounds: int) -> tuple[dict, Path]:
     """All measurements of one machine, and where they are; written after each part, so that none is lost."""
-    data = windowing.cut(archive.load_recordings(cfg.dataset), cfg.windows)
-    trained = supervised.networks(cfg, data)
-    th = unit_statistics.statistics(cfg, data, trained)["th_eap"]
+    stages = Stages(cfg)
+    data, trained, th = stages.data, stages.networks, stages.statistics["th_eap"]
     first, n_axes = trained[0], len(data.axes)
     mine, machine = th.sel(seed=first.seed), measure.machine(device)
     result = {
@@ -57,7 +54,7 @@ def collect(cfg: Settings, device: str, rounds: int) -> tuple[dict, Path]:
         "training": lambda: training.compare(cfg, data, rounds, machine),
         "ideas": lambda: climbing.ideas(first, mine, rounds),
         "full_runs": lambda: agreement.full_runs(first, mine),
-        "grid": lambda: climbing.grid(trained, th),
+        "grid": lambda: climbing.grid(trained, th, device),
     }
     path = target(data.caveat, device)
     for name, run in parts.items():
@@ -75,13 +72,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--dataset", default="synthetic")
     parser.add_argument("--device", default=None, help="cpu or cuda; by default CUDA where there is one")
+    parser.add_argument("--weights", default="trained", help="published: of the published run, not trained here")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender; the median counts")
     given = parser.parse_args(arguments)
     device = torch_device(given.device).type
     torch.set_num_threads(threads())
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # so that first calls compile
-        result, path = collect(load_settings(given.profile, given.dataset, device), device, given.rounds)
+        result, path = collect(load_settings(given.profile, given.dataset, device, given.weights), device, given.rounds)
     print(f"\n{tables.page(result)}\n\nwritten to {path}")
 
 

@@ -389,14 +389,14 @@ def ideas(network: Network, th: xr.DataArray, rounds: int) -> dict:
     }
 
 
-def grid(networks: list[Network], th: xr.DataArray) -> dict:
+def grid(networks: list[Network], th: xr.DataArray, device: str = "cpu") -> dict:
     """The paper's whole grid for one data set, as `signals` computes it: every network, layer, method and preset."""
     layers, settings = networks[0].trunk.layers, MaximizationSettings()
 
     def run():
         for net, layer, preset in product(networks, layers, PRESETS):
             values = th.sel(seed=net.seed, layer=layer).values
-            paper_methods.maximize(net.trunk, layer, values, preset=preset, settings=settings)
+            paper_methods.maximize(net.trunk, layer, values, preset=preset, settings=settings, device=device)
 
     return {
         "networks": len(networks),
