@@ -346,4 +346,6 @@ def test_paths_are_written_relative(root, monkeypatch):
     monkeypatch.setenv("HARVIS_DATA", str(root / "archives"))
     text = f"{REPOSITORY}/Makefile {root}/reports/quick {root}/derived/x {root}/archives/a.zip {REPOSITORY}"
     assert execution.portable(text) == "Makefile reports/quick data/derived/x HARVIS_DATA/a.zip ."
-    assert execution.portable(f"{REPOSITORY}-other x{REPOSITORY}/y").count(str(REPOSITORY)) == 2
+    # one beside it may be in another folder that has a name of its own
+    assert execution.portable(f"{REPOSITORY}-other/y").endswith(f"/{REPOSITORY.name}-other/y")
+    assert execution.portable(f"x{REPOSITORY}/y") == f"x{REPOSITORY}/y"
