@@ -23,6 +23,9 @@ from harvis_utils.parallel import command_line, threads, torch_device
 from harvis_utils.settings import REPOSITORY, Settings, load_settings, report_root
 from harvis_utils.store.files import write_json
 
+#: parts that compute on the device; the others are measured on a CPU alone
+ON_GPU = ("maximization", "floors", "training", "grid")
+
 
 def target(caveat: str, device: str) -> Path:
     """Published when the data are real; beside the other reports when they are made up."""
@@ -54,14 +57,13 @@ def collect(cfg: Settings, device: str, rounds: int) -> tuple[dict, Path]:
         "training": lambda: training.compare(cfg, data, rounds, machine),
         "ideas": lambda: climbing.ideas(first, mine, rounds),
         "full_runs": lambda: agreement.full_runs(first, mine),
-        "grid": lambda: climbing.grid(trained, th, device),
+        "grid": lambda: climbing.grid(trained if device == "cpu" else trained[:1], th, device),
     }
     path = target(data.caveat, device)
-    for name, run in parts.items():
-        if device == "cpu" or name not in ("ideas", "networks", "search"):
-            print(f"{name} ...", flush=True)
-            result[name] = run()
-            write_json(path, result)
+    for name in parts if device == "cpu" else ON_GPU:
+        print(f"{name} ...", flush=True)
+        result[name] = parts[name]()
+        write_json(path, result)
     return result, path
 
 

@@ -347,3 +347,14 @@ def test_what_no_signal_can_begin_with_is_refused_and_lost_ones_are_told():
     about = {"methods": ["naive"], "settings": ONE, "n_axes": 1, "length": LENGTH}
     with pytest.warns(UserWarning, match="2 of 2 signals are NaN"):
         maximize(network, "1", np.ones(2), start=np.zeros((1, LENGTH)), **about)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.sampled_from([1, 3, 5, 9]), st.booleans())
+def test_a_convolution_by_products_is_the_same(n, channels, units, kernel, biased):
+    generator = torch.Generator().manual_seed(n + channels + units + kernel)
+    h = torch.randn(n, 30, channels, generator=generator, dtype=torch.float64)
+    w = torch.randn(units, channels, 1, kernel, generator=generator, dtype=torch.float64)
+    b = torch.randn(units, generator=generator, dtype=torch.float64) if biased else None
+    same = torch.nn.functional.conv1d(h.transpose(1, 2), w[:, :, 0], b, padding=kernel // 2).transpose(1, 2)
+    for way in (gradients._convolve, gradients._by_products):
+        assert torch.allclose(way(h, w.contiguous(memory_format=torch.channels_last), b), same, atol=1e-12)
