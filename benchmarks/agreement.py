@@ -7,13 +7,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
+from scipy.stats import ks_2samp
 from torch import Tensor
 
 from benchmarks import climbing
 from harvis_utils.fast import ascent
 from harvis_utils.maximization import paper_methods
+from harvis_utils.metrics.signal_measures import flat, ranges
 from harvis_utils.networks.sfhf import Trunk
 from harvis_utils.settings import PRESETS
 from harvis_utils.training.supervised import Network
@@ -115,3 +119,22 @@ def full_runs(network: Network, th: xr.DataArray, n_steps: int = 5000) -> dict:
             for name, x in both.items()
         }
     return found
+
+
+def by_device(trunk: Trunk, layer: str, one: xr.DataArray, other: xr.DataArray, live: np.ndarray) -> pd.DataFrame:
+    """Signals (technique, unit, time) in G of the same network from two devices: a row for each technique.
+
+    ``differ`` is the share of ``live`` units (unit,) whose signals differ by more than 0.01 G at any sample,
+    ``largest`` that difference in G; then the share of flat ones on both, and p-values of two-sample
+    Kolmogorov-Smirnov tests over units: of how far signals move (max - min), and of the mean outputs that they reach.
+    """
+    rows, units = [], np.flatnonzero(live)
+    for technique in one["technique"].values:
+        pair = [np.asarray(of.sel(technique=technique).values[units], np.float32) for of in (one, other)]
+        moved = [ranges(x) for x in pair]
+        reached = [trunk.feature_map(torch.tensor(x), layer)[range(len(x)), units].mean(1).numpy() for x in pair]
+        apart = np.abs(pair[0] - pair[1]).max(1)
+        row = {"technique": technique, "units": len(units), "differ": (apart > 0.01).mean(), "largest": apart.max()}
+        row |= {f"flat, {name}": flat(x).mean() for name, x in zip(("first", "second"), pair, strict=True)}
+        rows.append(row | {"p of movement": ks_2samp(*moved).pvalue, "p of output": ks_2samp(*reached).pvalue})
+    return pd.DataFrame(rows)

@@ -205,3 +205,19 @@ def test_the_cost_of_generators_is_a_projection_from_their_trainings():
     told = generators.told(table.assign(**{"core hours": 2.0}))
     assert told.startswith("Projected") and "18 for notebook 17, 12 for notebook 17b, 14 for notebook 18b" in told
     assert generators.seconds_a_step(lambda number: time.sleep(0.02 if number > 7 else 1e-3), 7, 2) >= 0.02
+
+
+def test_signals_of_two_devices_are_compared_unit_by_unit_and_as_a_whole():
+    trunk, rng = folded_trunk(made_model(batch_norm=False)), np.random.default_rng(0)
+    one = xr.DataArray(
+        rng.normal(size=(2, 6, 30)), dims=("technique", "unit", "time"), coords={"technique": ["a", "b"]}
+    )
+    other = one.copy()
+    other[0, 1, 3] += 1.0
+    other[1, 2:4] = 0.0
+    table = agreement.by_device(trunk, "conv1", one, other, np.array([True] * 5 + [False])).set_index("technique")
+    assert table["units"].tolist() == [5, 5] and table["differ"].tolist() == [0.2, 0.4]
+    assert table.loc["a", "largest"] == pytest.approx(1.0, abs=1e-6)
+    assert table["flat, first"].tolist() == [0, 0] and table["flat, second"].tolist() == [0, 0.4]
+    same = agreement.by_device(trunk, "conv1", one, one, np.ones(6, bool))
+    assert (same[["p of movement", "p of output"]].to_numpy() == 1).all()

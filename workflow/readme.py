@@ -267,7 +267,9 @@ def _benchmarks() -> list[dict]:
 def benchmarks_page() -> str:
     """All published benchmark tables: reports/published/benchmarks/README.md."""
     made = "Made by workflow.readme from the files beside this one, which hold more: every part of a measurement."
-    return "\n\n".join(["# Benchmarks", made, *map(tables.page, _benchmarks())]) + "\n"
+    devices = PUBLISHED / "benchmarks" / "devices.csv"
+    said = [tables.devices(pd.read_csv(devices))] if devices.exists() else []
+    return "\n\n".join(["# Benchmarks", made, *map(tables.page, _benchmarks()), *said]) + "\n"
 
 
 CARD = """# Published networks
