@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import generators, tables
@@ -45,7 +46,9 @@ PAPER = {
 def published(root: Path = PUBLISHED) -> dict[str, dict[str, dict]]:
     """Published runs, real data first: "<profile>/<data set>" -> file ("results", "evidence" ...) -> content."""
     found = {
-        path.parent.relative_to(root).as_posix(): {p.stem: read_json(p) for p in path.parent.glob("*.json")}
+        path.parent.relative_to(root).as_posix(): {
+            p.stem: read_json(p) for p in (*path.parent.glob("*.json"), *path.parent.glob("networks/networks.json"))
+        }
         for path in sorted(root.glob("*/*/results.json"))
     }
     return dict(sorted(found.items(), key=lambda item: (not item[1]["results"]["verified_data"], item[0])))
@@ -152,6 +155,10 @@ def _size(results: dict) -> str:
     return f"{results['n_seeds']} x {epochs}, {pages.duration(sum(timings.values()))}{apart}"
 
 
+def _devices(about: dict) -> str:
+    return intervals.listed(sorted({of["device"] for of in about["provenance"]}))
+
+
 def _number(value: dict) -> str:
     return "-" if value["mean"] is None else f"{value['mean']:.3g}"
 
@@ -190,6 +197,7 @@ def _explains(judged: dict) -> str:
 ROWS: list[tuple[str, str, str, Callable[[dict], str]]] = [
     ("data", "DSADS, MHEALTH", "results", lambda r: r["caveat"] or "verified"),
     ("networks x epochs, computing of all stages", "5 x 200", "results", _size),
+    ("training, hours a network", "-", "networks", lambda n: f"{np.mean(n['wall_s']) / 3600:.2f} on {_devices(n)}"),
     ("macro F1, test subjects", "0.737, 0.955", "results", lambda r: pages.spread(r["training"]["macro_f1"])),
     ("2-sigma amplitude [G]", "1.37, 1.57", "results", lambda r: f"{r['data']['amplitude_threshold_g']:.3f}"),
     (f"Ssim, {BASELINE} / proposed, Conv1, 2, 3 [G²]", "(bars)", "results", partial(_layers, "ssim")),
