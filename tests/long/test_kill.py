@@ -22,6 +22,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from harvis_utils.chain.execution import notebook_seconds
+
 ROOT = Path(__file__).resolve().parents[2]
 #: another folder of notebooks can be named to try these tests themselves
 NOTEBOOKS = os.environ.get("HARVIS_KILL_NOTEBOOKS", str(ROOT / "notebooks"))
@@ -32,7 +34,8 @@ TIMES = ("provenance", "timings_s", "cpu_s")
 
 SEED = 0
 TARGETS = ("snakemake", "group")
-KILLS = 30
+KILLS = 50
+RUN = Path("reports/quick/synthetic")
 
 
 def start(root: Path) -> subprocess.Popen:
@@ -60,7 +63,7 @@ def finish(root: Path) -> dict:
 def made(root: Path) -> dict:
     """What a run stored and reported: path -> the digest of a file, or what JSON and CSV files say but for times."""
     found = {}
-    for path in [*root.glob("derived/store/*/*/**/*"), *root.glob("reports/quick/synthetic/*.json")]:
+    for path in [*root.glob("derived/store/*/*/**/*"), *(root / RUN).glob("*.json")]:
         name = str(path.relative_to(root))
         if path.is_file() and path.name != "manifest.json" and "/." not in name:  # what is under way has a dot in front
             data = path.read_bytes()
@@ -142,7 +145,7 @@ def forget(root: Path, names: set[str]) -> None:
     """Remove the results of these stages, and what says that their notebooks are up to date."""
     for name in names:
         shutil.rmtree(root / "derived/store" / name)
-    for stamp in root.glob("reports/quick/synthetic/stamps/*.json"):
+    for stamp in (root / RUN).glob("stamps/*.json"):
         if {address.split("/")[0] for address in json.loads(stamp.read_text())["stored"]} & names:
             stamp.unlink()
 
@@ -169,11 +172,27 @@ def test_killed_while_each_stage_is_written(undisturbed, tmp_path):
     assert not list(tmp_path.glob("derived/store/*/.*.part")), "half-written results are swept"
 
 
-def test_killed_at_random_moments(undisturbed, tmp_path):
-    """One run, killed again and again; what each start needs to get further is in the store."""
+def test_killed_at_a_random_moment_of_every_notebook(undisturbed, tmp_path):
+    """One run, killed while each notebook runs, the longest ones twice; what a start needs to go on is in the store."""
     moments = random.Random(SEED)
-    for number in range(KILLS):
-        until = time.monotonic() + moments.uniform(2, 40)
-        if not kill_when(tmp_path, lambda until=until: time.monotonic() > until, TARGETS[number % 2]):
-            forget(tmp_path, {moments.choice(sorted(stages(tmp_path)))})  # it had ended before
+    took = {path.stem: notebook_seconds(path) for path in (undisturbed.root / RUN).glob("*.ipynb")}
+    longest = sorted(took, key=lambda name: -took[name])
+    for number, name in enumerate(sorted(longest[i % len(longest)] for i in range(KILLS))):
+        moment = moment_of(tmp_path, name, moments.uniform(0, took[name]))
+        assert kill_when(tmp_path, moment, TARGETS[number % 2]) == name
     assert finish(tmp_path) == undisturbed.results
+
+
+def moment_of(root: Path, notebook: str, after: float):
+    """When ``notebook`` has run for ``after`` seconds, or has ended sooner; it runs even where it had ended before."""
+    log, stamp = root / RUN / "logs" / f"{notebook}.ipynb", root / RUN / "stamps" / f"{notebook}.json"
+    log.unlink(missing_ok=True)
+    stamp.unlink(missing_ok=True)
+    begun = []
+
+    def moment() -> str | None:
+        if not begun and log.exists():
+            begun.append(time.monotonic())
+        return notebook if begun and (time.monotonic() >= begun[0] + after or stamp.exists()) else None
+
+    return moment
