@@ -71,8 +71,8 @@ test: $(ENV) ## lint, unit tests (COV=1: with coverage, nearly twice as long), a
 minutes: $(ENV) ## where the minutes of a finished run went, notebook by notebook
 	@$(PY) -m workflow.minutes $(RUN)
 
-test-long: $(ENV) ## every write made to fail, files mutated, each notebook alone and twice, runs killed at every stage; goes on where it was interrupted
-	$(PY) -m pytest -v tests/long --deselect tests/long/test_mutations.py
+test-long: $(ENV) ## every write made to fail, files mutated, each notebook alone and twice, runs killed in every stage and notebook; goes on where it was interrupted
+	$(PY) -m pytest -v -n 2 --dist loadfile tests/long --deselect tests/long/test_mutations.py
 
 test-mutations: $(ENV) ## wrong numbers put into the package one at a time: the tests must notice each
 	$(PY) -m pytest -v tests/long/test_mutations.py

@@ -82,7 +82,8 @@ def test_on_a_linear_network_the_smallest_change_is_the_distance_to_the_nearest_
     weight, scores = model[1].weight.detach(), model(x)
     for i, score in enumerate(scores.detach()):
         own = int(score.argmax())
-        far = [(score[own] - score[k]) / (weight[own] - weight[k]).norm() for k in range(n_classes) if k != own]
+        lead = score[own] - score + dreams.MARGIN * score.abs().max()
+        far = [lead[k] / (weight[own] - weight[k]).norm() for k in range(n_classes) if k != own]
         expected = float(min(far)) / (N_AXES * LENGTH) ** 0.5
         assert found.rms_g[i] == pytest.approx(expected, rel=2e-3, abs=1e-6)
         assert found.before[i] == own != found.after[i]
@@ -99,6 +100,9 @@ def test_a_flip_lies_just_beyond_the_border(name):
     assert (found.before != found.after).tolist() == flipped.tolist()
     change = found.signal - x.numpy()
     assert np.allclose(dreams.rms(change)[flipped], found.rms_g[flipped], rtol=1e-5)
+    rounded = found.signal * np.random.default_rng(0).choice([1 - 1e-6, 1, 1 + 1e-6], (20, *found.signal.shape))
+    for signal in rounded.astype(np.float32):
+        assert np.array_equal(dreams.predicted(model, signal), found.after), "clear of rounding"
     less = (x.numpy() + 0.99 * change).astype(np.float32)
     assert np.array_equal(dreams.predicted(model, less)[flipped], found.before[flipped])
     only_deepfool = dreams.smallest_change(model, x, n_along=0)
@@ -260,6 +264,6 @@ def test_a_class_has_its_strongest_real_window_beside_what_each_way_makes_for_it
 
 def test_bisecting_stays_on_the_windows_device(monkeypatch):
     """On "meta", which computes no number and refuses tensors of other devices, as CUDA does."""
-    monkeypatch.setattr(dreams, "_class", lambda network, x: (x.sum((1, 2)) > 0).long())
+    monkeypatch.setattr(dreams, "_beyond", lambda network, x, before: (x.sum((1, 2)) > 0).long() != before)
     x, before = torch.zeros(3, 2, 5, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta")
     assert dreams._bisected(None, x, x + 1, before).device == x.device

@@ -32,6 +32,9 @@ from harvis_utils.training.supervised import Network, of_networks
 #: DeepFool goes a little beyond the linearized border
 OVERSHOOT = 0.02
 BISECTIONS = 20
+#: Choice: how far another class must lead, as a share of the largest score, to be beyond the border: a hundred times
+#: what rounding makes of a score, which other threads, batches and machines round otherwise
+MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,11 @@ def smallest_change(network: nn.Module, x: np.ndarray | Tensor, n_steps: int = 3
             along = normal / _each(normal.flatten(1).norm(dim=1).clamp(min=1e-12))
             # to where the plane of the border is nearest to x, and as far again, so that a bent border is crossed
             tried = _bisected(network, x, 2 * _each(((best - x) * along).sum((1, 2))) * along, before)
-            nearer = (rms(tried - x) < rms(best - x)) & (_class(network, tried) != before)
+            nearer = (rms(tried - x) < rms(best - x)) & _beyond(network, tried, before)
             best = torch.where(_each(nearer), tried, best)
-        after = _class(network, best)
-    x, best, before, after = (of.cpu() for of in (x, best, before, after))
-    flipped = after != before
+        flipped = _beyond(network, best, before)
+        after = torch.where(flipped, _class(network, best), before)
+    x, best, before, after, flipped = (of.cpu() for of in (x, best, before, after, flipped))
     signal = torch.where(_each(flipped), best, x)
     return Flips(signal.numpy(), before.numpy(), after.numpy(), rms(signal - x).where(flipped, torch.nan).numpy())
 
@@ -88,22 +91,35 @@ def _class(network: nn.Module, x: Tensor) -> Tensor:
     return taps.scores_of(network, x).argmax(1)
 
 
+@torch.no_grad()
+def _beyond(network: nn.Module, x: Tensor, before: Tensor) -> Tensor:
+    """Whether another class than ``before`` leads by more than :data:`MARGIN`, (window,)."""
+    scores = taps.scores_of(network, x)
+    lead = scores.gather(1, before[:, None]) - scores
+    return lead.amin(1) < -_least(scores)
+
+
+def _least(scores: Tensor) -> Tensor:
+    """What another class must lead by, (window,)."""
+    return MARGIN * scores.detach().abs().amax(1)
+
+
 def _nearest_border(network: nn.Module, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Lead of ``before`` over the class whose linearized border is nearest, (window,), and minus its gradient."""
+    """How far the class whose linearized border is nearest is from leading by enough, (window,), and its gradient."""
     x = x.detach().requires_grad_()
     scores = taps.scores_of(network, x)
     lead = scores.gather(1, before[:, None]) - scores  # (window, class)
     slopes = torch.stack([gradient_of(lead[:, k].sum(), x, keep=True) for k in range(lead.shape[1])], 1)
     far = lead.detach().abs() / slopes.flatten(2).norm(dim=2).clamp(min=1e-12)
     every, nearest = torch.arange(len(x)), far.scatter(1, before[:, None], torch.inf).argmin(1)
-    return lead.detach()[every, nearest], -slopes[every, nearest]
+    return lead.detach()[every, nearest] + _least(scores), -slopes[every, nearest]
 
 
 def _deepfool(network: nn.Module, x: Tensor, before: Tensor, n_steps: int) -> Tensor:
     """Windows whose class has changed, as far as that was reached; those go no farther."""
     found = x.clone()
     for _ in range(n_steps):
-        there = _class(network, found) == before
+        there = ~_beyond(network, found, before)
         if not there.any():
             break
         lead, down = _nearest_border(network, found[there], before[there])
@@ -115,7 +131,7 @@ def _deepfool(network: nn.Module, x: Tensor, before: Tensor, n_steps: int) -> Te
 def _towards_others(network: nn.Module, x: Tensor, found: Tensor, before: Tensor) -> Tensor:
     """``found``, where that has not changed its class the nearest border on the lines to windows of other classes."""
     found = found.clone()
-    for i in torch.nonzero(_class(network, found) == before)[:, 0].tolist():
+    for i in torch.nonzero(~_beyond(network, found, before))[:, 0].tolist():
         others = x[before != before[i]]
         if len(others):
             tried = _bisected(network, x[[i]].expand_as(others), others - x[i], before[[i]].expand(len(others)))
@@ -129,7 +145,7 @@ def _bisected(network: nn.Module, x: Tensor, change: Tensor, before: Tensor) -> 
     low, high = x.new_zeros(len(x)), x.new_ones(len(x))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        changed = _class(network, x + _each(middle) * change) != before
+        changed = _beyond(network, x + _each(middle) * change, before)
         low, high = torch.where(changed, low, middle), torch.where(changed, middle, high)
     return x + _each(high) * change
 
