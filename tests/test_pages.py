@@ -324,10 +324,8 @@ def test_what_is_published_already_counts_nothing(finished, monkeypatch):
 
 
 def test_networks_that_the_run_made_are_published_with_it(finished, cfg, tiny_windows, monkeypatch):
-    stamp = finished.run / "stamps/01_data.json"
-    about = read_json(stamp)
-    about["stored"] = ["networks/x"]
-    write_json(stamp, about)
+    for stamp in finished.run.glob("stamps/*.json"):
+        write_json(stamp, read_json(stamp) | {"stored": ["networks/x"]})
     with pytest.raises(publish.PublishError, match="its networks are stored no more; run `make reproduce"):
         publish.publish(finished.cfg, finished.books)
     networks, for_choosing = (
@@ -343,6 +341,13 @@ def test_networks_that_the_run_made_are_published_with_it(finished, cfg, tiny_wi
     assert {p.name for p in folder.iterdir()} == {*published.FILES, "networks.json"} - made_up
     found = published.load(folder, tiny_windows, cfg.model, (*cfg.training.seeds, 7))
     assert [net.best_epoch for net in found] == [net.best_epoch for net in (*networks, *for_choosing)]
+
+    assert publish.publish(finished.cfg, finished.books[1:]) == folder.parent, "the same networks, half of the pages"
+    made["networks"] = networks[:1]
+    before = publish.digests(folder.parent)
+    with pytest.raises(publish.PublishError, match="not those of .* with which 01 were made; execute these too"):
+        publish.publish(finished.cfg, finished.books[1:])
+    assert publish.digests(folder.parent) == before
 
 
 def test_unknown_data_sets_are_said(capsys):

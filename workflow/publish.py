@@ -46,9 +46,9 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     What other notebooks have published there stays, so that a run can be published part by part.
     Executed notebooks, tables up to 250 kB, JSON files, the interactive pages and figures that README shows go; where
     its notebooks made networks, these too (:mod:`harvis_utils.training.published`). Raises :class:`PublishError` when
-    a notebook of ``notebooks`` was not executed to its end, when ``results.json`` is missing or invalid, when a file is
-    no longer what its notebook left or contains a path of this machine, or when more than 8 MB beside the networks are
-    new or changed.
+    a notebook of ``notebooks`` was not executed to its end, when other networks made what stays published, when
+    ``results.json`` is missing or invalid, when a file is no longer what its notebook left or contains a path of this
+    machine, or when more than 8 MB beside the networks are new or changed.
     """
     again = f"run `make reproduce PROFILE={cfg.profile} DATASET={cfg.dataset}` to its end first"
     made, stored = set(), set()
@@ -101,8 +101,11 @@ def publish(cfg: Settings, notebooks: list[Path]) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         del places[results]
         places[write_json(Path(folder) / "results.json", whole)] = Path("results.json")
-        if not others:
-            places |= _networks(cfg, target, Path(folder) / "networks", {of.split("/")[0] for of in stored}, again)
+        if not others or Path("results.json") in made:
+            stages = {of.split("/")[0] for of in stored}
+            networks = _networks(cfg, target, Path(folder) / "networks", stages, again)
+            _refuse_other_networks(target, networks, [path for path in others if path.suffix == ".ipynb"])
+            places = {path: place for path, place in places.items() if place not in networks.values()} | networks
         return _replace(target, places)
 
 
@@ -112,6 +115,18 @@ def _of_others(target: Path, notebooks: list[Path]) -> list[Path]:
     there = [path.relative_to(target) for path in sorted(target.rglob("*")) if path.is_file()]
     stay = [path for path in there if not path.name.startswith((*numbers, DIGESTS))]
     return stay if any(path.suffix == ".ipynb" for path in stay) else []
+
+
+def _refuse_other_networks(target: Path, networks: dict[Path, Path], others: list[Path]) -> None:
+    """Raise where results of newly trained networks would stand beside pages made with those that are published."""
+    for file, place in networks.items():
+        there = target / place
+        if others and place.name == "trunks.safetensors" and there.exists() and file_digest(file) != file_digest(there):
+            names = ", ".join(sorted(path.stem.split("_")[0] for path in others))
+            raise PublishError(
+                f"its networks are not those of {target}, with which {names} were made; execute these too and publish "
+                "all of them at once, or execute with WEIGHTS=published"
+            )
 
 
 def with_systems(files: Iterable[Path]) -> dict:
