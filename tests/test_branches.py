@@ -185,6 +185,8 @@ def test_lenses_are_compared_with_one_another(level, network):
     for kind in (SPATIAL, TEMPORAL):
         lenses = own.loc[kind].index.get_level_values("lens").unique()
         assert {"attention", "untrained branch", "occlusion", "local energy"} < set(lenses)
+        pairs = [(one, other) for one in lenses for other in lenses if one != other]
+        assert own.loc[kind].index.tolist() == pairs, "in one order, whatever the process"
         both = [own[(kind, *pair)] for pair in (("attention", "occlusion"), ("occlusion", "attention"))]
         assert both[0] == pytest.approx(both[1])
     assert own.abs().max() <= 1

@@ -143,7 +143,7 @@ def agreement(network: Network, windows: Windows, n: int) -> pd.DataFrame:
     for kind, lenses in looked.items():
         lenses["occlusion"] = occlusion.drops(network.model, x, y, groups[kind], OCCLUDER)["log_odds"].values
         for name, of in lenses.items():
-            for against in lenses.keys() - {name}:
+            for against in [lens for lens in lenses if lens != name]:
                 values = rank_correlation(of, lenses[against]), rank_correlation(of[other], lenses[against])
                 row = {"attention": kind, "lens": name, "beside": against}
                 rows.append(row | dict(zip(("own", "other"), np.nanmean(values, 1), strict=True)))
