@@ -124,8 +124,8 @@ def _refuse_other_networks(target: Path, networks: dict[Path, Path], others: lis
         if others and place.name == "trunks.safetensors" and there.exists() and file_digest(file) != file_digest(there):
             names = ", ".join(sorted(path.stem.split("_")[0] for path in others))
             raise PublishError(
-                f"its networks are not those of {target}, with which {names} were made; execute these too and publish "
-                "all of them at once, or execute with WEIGHTS=published"
+                f"its networks are not those of {target}, with which {names} were made; execute these too, remove that "
+                "folder and publish all, in parts where they are large, or execute with WEIGHTS=published"
             )
 
 
